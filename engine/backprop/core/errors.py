@@ -1,0 +1,240 @@
+"""Every error a person can meet: one hierarchy, each with a stable code, a hint and an exit code.
+
+The engine process sends errors as ``run_failed`` events, the command line prints them, ``--json``
+answers carry them as ``{"error": {...}}``. Codes are an interface: scripts match on them, so a code
+is never renamed. ``backprop info --error-codes`` prints the table below (``ERROR_CODES``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+EXIT_OK = 0
+EXIT_USER = 1
+"""Bad arguments, configuration or data: the person can fix it and nothing was harmed."""
+EXIT_RUNTIME = 2
+"""Model, GPU, export or IO failed while working."""
+EXIT_PARTIAL = 3
+"""Some parts of a batch succeeded and some failed."""
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl+C or SIGTERM."""
+
+ERROR_CODES: dict[str, str] = {
+    "INPUT_VALIDATION_FAILED": "an argument or a row of data is not usable",
+    "INPUT_AUTH_REQUIRED": "the web interface was asked to listen beyond this machine without a password",
+    "CONFIG_INVALID": "the configuration as a whole does not make sense",
+    "CONFIG_INVALID_SETTING": "one setting has a value outside its range, or an unknown name",
+    "DATASET_NOT_FOUND": "the dataset path does not exist or cannot be read",
+    "DATASET_PARSE_FAILED": "the file is not what its ending says, or is broken",
+    "DATASET_EMPTY": "the dataset holds no row",
+    "DATASET_FORMAT_UNKNOWN": "no known row format was recognised, or several are mixed",
+    "DATASET_NOTHING_TO_TRAIN": "no row has a token that would be trained",
+    "DATASET_ROWS_UNUSABLE": "some rows would train nothing and --skip-bad was not given",
+    "DEP_MISSING": "an optional package is needed for this and is not installed",
+    "DEP_GPU_NOT_AVAILABLE": "a GPU was asked for and none can be used",
+    "DEP_GPU_MONITORING_FAILED": "the GPU's sensors cannot be read",
+    "DEP_MODEL_LOAD_FAILED": "the model or its tokenizer could not be loaded",
+    "DEP_MODEL_DOWNLOAD_FAILED": "the model could not be fetched",
+    "DEP_OLLAMA_REGISTRATION_FAILED": "Ollama did not take the model",
+    "RUN_NOT_FOUND": "no run has this id, or a prefix fits more than one",
+    "RUN_ALREADY_ACTIVE": "another process is working on this run directory",
+    "RUN_NOT_ACTIVE": "the run is not running, so it cannot take commands",
+    "RUN_DAMAGED": "the run directory is incomplete or was altered",
+    "RUNTIME_ENGINE_CRASHED": "the engine process ended without saying why",
+    "RUNTIME_TRAINING_FAILED": "training stopped on an error",
+    "RUNTIME_TRAINING_ABORTED": "training was aborted on request",
+    "RUNTIME_NOTHING_IS_TRAINING": "no weight changed, or every gradient was zero",
+    "RUNTIME_NOT_FINITE": "too many optimizer steps in a row had a loss or gradient that is not finite",
+    "RUNTIME_GPU_OOM": "the GPU's memory is not enough even after the batch was halved",
+    "RUNTIME_GPU_TEMPERATURE_CRITICAL": "the GPU is too hot to go on",
+    "RUNTIME_FULL_FT_MODEL_TOO_LARGE": "full fine-tuning of this model does not fit",
+    "RUNTIME_EXPORT_FAILED": "the result could not be exported",
+    "RUNTIME_GGUF_EXPORT_FAILED": "the GGUF file could not be written or does not agree with the model",
+    "RUNTIME_MERGE_FAILED": "adapters could not be merged",
+    "RUNTIME_IO_FAILED": "reading or writing a file failed",
+    "RUNTIME_UI_AUTH_NOT_ENFORCED": "the web server would not enforce the password",
+    "RUNTIME_INTERNAL": "a defect in this program",
+    "STATE_CHECKPOINT_INVALID": "no checkpoint of the run passes verification",
+    "STATE_IDENTITY_MISMATCH": "model, data or configuration differ from what the checkpoint was made with",
+    "UI_OUTPUT_DIR_FORBIDDEN": "writing to this directory is not allowed from the web interface",
+}
+
+
+class BackpropError(Exception):
+    """Base of every error that is meant for a person.
+
+    Args:
+        message: what is wrong, with the place (file, line, field) where there is one.
+        hint: the next thing to do.
+        code: stable code from ``ERROR_CODES``; each class has a default.
+        retryable: whether doing the same again can help.
+        details: machine-readable facts about the place (``path``, ``line``, ``field`` …).
+
+    The cause is the exception it was raised ``from``.
+    """
+
+    code = "RUNTIME_INTERNAL"
+    exit_code = EXIT_RUNTIME
+    retryable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        code: str | None = None,
+        retryable: bool | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = details or {}
+        if code is not None:
+            if code not in ERROR_CODES:
+                raise ValueError(f"{code} is not in ERROR_CODES")
+            self.code = code
+        if retryable is not None:
+            self.retryable = retryable
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``error`` object of a ``--json`` answer (SPEC section 13)."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "retryable": self.retryable,
+            **({"details": self.details} if self.details else {}),
+        }
+
+
+class InputError(BackpropError):
+    """An argument on the command line, or of the library, is not usable."""
+
+    code = "INPUT_VALIDATION_FAILED"
+    exit_code = EXIT_USER
+
+
+class ConfigurationError(BackpropError):
+    code = "CONFIG_INVALID"
+    exit_code = EXIT_USER
+
+
+class InvalidSettingError(ConfigurationError):
+    code = "CONFIG_INVALID_SETTING"
+
+
+class DependencyError(BackpropError):
+    """An optional package is missing; the hint is the command that installs it."""
+
+    code = "DEP_MISSING"
+
+
+class DatasetError(BackpropError):
+    code = "INPUT_VALIDATION_FAILED"
+    exit_code = EXIT_USER
+
+
+class DatasetNotFoundError(DatasetError):
+    code = "DATASET_NOT_FOUND"
+
+
+class DatasetParseError(DatasetError):
+    code = "DATASET_PARSE_FAILED"
+
+
+class DatasetValidationError(DatasetError):
+    code = "DATASET_ROWS_UNUSABLE"
+
+
+class DatasetFormatError(DatasetError):
+    code = "DATASET_FORMAT_UNKNOWN"
+
+
+class RunError(BackpropError):
+    """A run directory or run id cannot be used as asked."""
+
+    code = "RUN_NOT_FOUND"
+    exit_code = EXIT_USER
+
+
+class TrainingError(BackpropError):
+    code = "RUNTIME_TRAINING_FAILED"
+
+
+class ModelLoadError(TrainingError):
+    code = "DEP_MODEL_LOAD_FAILED"
+
+
+class TrainingAbortedError(TrainingError):
+    code = "RUNTIME_TRAINING_ABORTED"
+
+
+class CheckpointError(TrainingError):
+    code = "STATE_CHECKPOINT_INVALID"
+
+
+class EngineCrashedError(TrainingError):
+    """The engine process is gone and left no end event; the message has its last words."""
+
+    code = "RUNTIME_ENGINE_CRASHED"
+
+
+class ExportError(BackpropError):
+    code = "RUNTIME_EXPORT_FAILED"
+
+
+class LoRAExportError(ExportError):
+    pass
+
+
+class GGUFExportError(ExportError):
+    code = "RUNTIME_GGUF_EXPORT_FAILED"
+
+
+class MergeExportError(ExportError):
+    code = "RUNTIME_MERGE_FAILED"
+
+
+class OllamaRegistrationError(ExportError):
+    code = "DEP_OLLAMA_REGISTRATION_FAILED"
+
+
+class GPUError(BackpropError):
+    code = "DEP_GPU_NOT_AVAILABLE"
+
+
+class GPUNotAvailableError(GPUError):
+    code = "DEP_GPU_NOT_AVAILABLE"
+
+
+class GPUMemoryError(GPUError):
+    code = "RUNTIME_GPU_OOM"
+
+
+class GPUTemperatureError(GPUError):
+    code = "RUNTIME_GPU_TEMPERATURE_CRITICAL"
+    retryable = True
+
+
+class GPUMonitoringError(GPUError):
+    code = "DEP_GPU_MONITORING_FAILED"
+
+
+class SLAOError(BackpropError):
+    code = "RUNTIME_MERGE_FAILED"
+
+
+class SLAOMergeError(SLAOError):
+    pass
+
+
+class SLAOCheckpointError(SLAOError):
+    code = "STATE_CHECKPOINT_INVALID"
+
+
+class BatchOperationError(BackpropError):
+    """Some parts of a batch failed; ``details`` says which."""
+
+    code = "RUNTIME_EXPORT_FAILED"
+    exit_code = EXIT_PARTIAL

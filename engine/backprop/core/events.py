@@ -1,0 +1,387 @@
+"""The contract between the engine process and everything that looks at a run.
+
+An engine says what happens as events, one JSON object a line: first into the run's journal
+(``events.jsonl``), then to its standard output. It listens to commands, one JSON object a line. The application,
+the plain output, the history, library callbacks and trackers know a run by these messages alone.
+
+Every event has:
+
+``type``     the tag: the class name in snake_case
+``schema``   version of this contract (``SCHEMA``); a reader ignores types and keys that it does not know
+``run_id``   the run
+``seq``      1, 2, 3 … without gaps within a run, across resumes
+``time``     seconds since the Unix epoch (UTC)
+
+Units are SI or named in the field: seconds, bytes, tokens, degrees Celsius, watts. A loss or norm that is not finite is
+``null``. Keys are added over time, never renamed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct, field
+
+SCHEMA = 1
+
+Phase = Literal[
+    "importing",
+    "loading_model",
+    "preparing_data",
+    "sampling",
+    "training",
+    "evaluating",
+    "saving",
+    "cooling",
+    "finishing",
+]
+EndStatus = Literal["done", "stopped", "interrupted"]
+"""How a run that ended in order ended: all steps, on request, or by a signal. A failed run has ``run_failed``."""
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Event(Struct, kw_only=True, tag_field="type", tag=_snake):
+    """Fields of every event. The engine's writer stamps them; whoever creates an event leaves them out."""
+
+    schema: int = SCHEMA
+    run_id: str = ""
+    seq: int = 0
+    time: float = 0.0
+
+    @property
+    def type(self) -> str:
+        """The tag, as in JSON."""
+        return str(self.__struct_config__.tag)
+
+
+class RunStarted(Event):
+    """First event of a run, and of each continuation (then with ``resumed_from``)."""
+
+    config: dict[str, Any]
+    """Every setting as resolved (``core.settings.RunConfig``)."""
+    output_dir: str
+    pid: int
+    kind: str = "train"
+    resumed_from: int | None = None
+    """Step of the checkpoint that this continuation starts from. Steps after it are taken again."""
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+class PhaseChanged(Event):
+    phase: Phase
+    detail: str = ""
+
+
+class ModelLoading(Event):
+    """Progress of getting the weights: ``done`` of ``total`` bytes (``total`` 0 when not known)."""
+
+    model: str
+    stage: Literal["download", "convert", "load"]
+    done: int = 0
+    total: int = 0
+
+
+class ModelLoaded(Event):
+    """What is really in memory, measured on the loaded weights."""
+
+    model: str
+    path: str
+    device: str
+    mode: str
+    dtype: str
+    parameters: int
+    trainable_parameters: int
+    targets: list[str] = field(default_factory=list)
+    """Kinds of layer that carry an adapter, such as ``q_proj``."""
+    notes: list[str] = field(default_factory=list)
+
+
+class TokenSpan(Struct):
+    """A piece of a rendered row; ``trained`` when its tokens are in the loss."""
+
+    text: str
+    trained: bool
+
+
+class Problem(Struct, kw_only=True):
+    """One finding about one row of the data (SPEC section 13, ``validate``)."""
+
+    line: int
+    code: str
+    message: str
+    field: str = ""
+    severity: Literal["error", "warning", "info"] = "error"
+    excerpt: str = ""
+
+
+class DatasetPrepared(Event):
+    """The counted pre-flight: what will be trained, before the first step."""
+
+    path: str
+    format: str
+    rows: int
+    kept: int
+    cut: int = 0
+    """Kept rows whose beginning was cut to fit ``max_length``."""
+    answer_lost: int = 0
+    """Rows whose answer could not be kept whole within ``max_length``."""
+    dropped: int = 0
+    """Rows that are not trained; the reasons are in ``problems`` and ``problem_counts``."""
+    duplicated: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+    max_length: int = 0
+    p50: int = 0
+    p90: int = 0
+    p99: int = 0
+    longest: int = 0
+    held_out: int = 0
+    problem_counts: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    """The first findings; ``backprop validate`` lists all."""
+    first_row: list[TokenSpan] = field(default_factory=list)
+    cached: bool = False
+    notes: list[str] = field(default_factory=list)
+    """Choices made for the person, each with its reason: a field mapping that was found, for instance."""
+
+
+class Step(Event):
+    """One optimizer step. ``loss`` is the mean over the supervised tokens of the whole step."""
+
+    step: int
+    total_steps: int
+    loss: float | None
+    learning_rate: float
+    grad_norm: float | None
+    tokens_per_second: float
+    """Tokens that went through the model (padding not counted) per second of this step."""
+    tokens_seen: int
+    epoch: float
+    trained_tokens: int = 0
+    """Supervised tokens of this step."""
+    samples_seen: int = 0
+    seconds: float = 0.0
+    memory: int = 0
+    """Peak bytes so far: of the GPU where one is used, else of the process."""
+
+
+class Evaluated(Event):
+    """Loss on held-out rows, weighted by supervised tokens."""
+
+    step: int
+    loss: float | None
+    tokens: int
+    rows: int
+    seconds: float
+    best: bool = False
+
+
+class Sample(Event):
+    """The model's answer to a fixed prompt, decoded greedily."""
+
+    step: int
+    prompt: str
+    text: str
+    tuned: bool
+    """False for the untouched base model."""
+
+
+class Gpu(Event):
+    """One reading of one card. ``None`` where the sensor is missing or failed: unknown, never assumed safe."""
+
+    index: int
+    name: str
+    level: Literal["safe", "warm", "warning", "critical", "emergency", "unknown"] = "unknown"
+    temperature: float | None = None
+    utilization: float | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    fan: float | None = None
+    clock: float | None = None
+    """Streaming-multiprocessor clock in MHz."""
+    throttle: list[str] = field(default_factory=list)
+    other_processes: int | None = None
+    energy: float | None = None
+    """Watt-hours used since the run started."""
+
+
+class CheckpointSaved(Event):
+    step: int
+    path: str
+    seconds_blocked: float
+    """How long the step loop stood still for it."""
+    bytes: int
+    reason: str = ""
+    seconds: float = 0.0
+    """How long until it was safe on disk."""
+
+
+class CheckpointFailed(Event):
+    """A save did not succeed; training goes on and the previous checkpoint stands."""
+
+    step: int
+    code: str
+    message: str
+    hint: str = ""
+
+
+class CheckpointPruned(Event):
+    path: str
+    step: int
+
+
+class Warning(Event):
+    code: str
+    message: str
+    hint: str = ""
+
+
+class BatchHalved(Event):
+    """Out of memory: the micro-batch was halved and accumulation doubled; the effective batch stays."""
+
+    step: int
+    batch_size: int
+    gradient_accumulation: int
+    message: str = ""
+    where: Literal["training", "evaluation"] = "training"
+
+
+class StepSkipped(Event):
+    """The step's loss or gradient was not finite: the weights were left as they were."""
+
+    step: int
+    reason: str
+    in_a_row: int
+
+
+class Paused(Event):
+    step: int
+    reason: str = "requested"
+
+
+class Resumed(Event):
+    step: int
+    reason: str = "requested"
+
+
+class Pacing(Event):
+    """Rests between steps to hold the temperature: ``rest`` seconds after each step, 0 when it ended."""
+
+    step: int
+    rest: float
+    reason: str
+
+
+class Heartbeat(Event):
+    """The engine is alive; sent when nothing else was for ten seconds."""
+
+    step: int = 0
+
+
+class RunFinished(Event):
+    status: EndStatus
+    steps: int
+    final_loss: float | None
+    output_path: str
+    duration_seconds: float
+    samples_seen: int
+    tokens_seen: int = 0
+    energy: float | None = None
+    """Watt-hours, where the card reports power."""
+
+
+class RunFailed(Event):
+    code: str
+    message: str
+    hint: str
+    retryable: bool
+    traceback: str = ""
+    """For ``--verbose``; secrets blacked out."""
+
+
+AnyEvent: TypeAlias = (
+    RunStarted
+    | PhaseChanged
+    | ModelLoading
+    | ModelLoaded
+    | DatasetPrepared
+    | Step
+    | Evaluated
+    | Sample
+    | Gpu
+    | CheckpointSaved
+    | CheckpointFailed
+    | CheckpointPruned
+    | Warning
+    | BatchHalved
+    | StepSkipped
+    | Paused
+    | Resumed
+    | Pacing
+    | Heartbeat
+    | RunFinished
+    | RunFailed
+)
+
+
+class Command(Struct, kw_only=True, tag_field="type", tag=_snake):
+    """What a person asks of a running engine. Its answer is the event that follows."""
+
+
+class Pause(Command):
+    """Hold after the step in progress; answered by ``paused``."""
+
+
+class Resume(Command):
+    """Go on after a pause; answered by ``resumed``."""
+
+
+class Checkpoint(Command):
+    """Save after the step in progress; answered by ``checkpoint_saved`` or ``checkpoint_failed``."""
+
+
+class Stop(Command):
+    """Finish the step, save, end with status ``stopped``."""
+
+
+class Abort(Command):
+    """End now, without saving; answered by ``run_failed`` with ``RUNTIME_TRAINING_ABORTED``."""
+
+
+class SampleNow(Command):
+    """Answer the configured prompts with the model as it is; answered by ``sample`` events."""
+
+
+AnyCommand: TypeAlias = Pause | Resume | Checkpoint | Stop | Abort | SampleNow
+
+_encoder = msgspec.json.Encoder()
+_event_decoder = msgspec.json.Decoder(AnyEvent)
+_command_decoder = msgspec.json.Decoder(AnyCommand)
+
+
+def encode(message: Event | Command) -> bytes:
+    """One JSON line, newline included. Characters that break lines are escaped by JSON itself."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_event(line: bytes) -> AnyEvent | None:
+    """The event in ``line``, or ``None`` where the line is torn, foreign or of a type this version does not know."""
+    try:
+        return _event_decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def decode_command(line: bytes) -> AnyCommand | None:
+    """The command in ``line``, or ``None`` where it is none."""
+    try:
+        return _command_decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
