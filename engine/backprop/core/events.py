@@ -210,6 +210,10 @@ class Gpu(Event):
     other_processes: int | None = None
     energy: float | None = None
     """Watt-hours used since the run started."""
+    shutdown_temperature: float | None = None
+    """Degrees at which the card turns itself off, where it says so."""
+    detail: str = ""
+    """Why the card cannot be read, in words; empty while it answers."""
 
 
 class CheckpointSaved(Event):
@@ -348,7 +352,9 @@ class Checkpoint(Command):
 
 
 class Stop(Command):
-    """Finish the step, save, end with status ``stopped``."""
+    """Finish the step, save, end with status ``stopped``, or ``interrupted`` where a signal asked for it."""
+
+    by: Literal["person", "signal"] = "person"
 
 
 class Abort(Command):
@@ -362,8 +368,8 @@ class SampleNow(Command):
 AnyCommand: TypeAlias = Pause | Resume | Checkpoint | Stop | Abort | SampleNow
 
 _encoder = msgspec.json.Encoder()
-_event_decoder = msgspec.json.Decoder(AnyEvent)
-_command_decoder = msgspec.json.Decoder(AnyCommand)
+_event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_command_decoder: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand)
 
 
 def encode(message: Event | Command) -> bytes:

@@ -43,7 +43,9 @@ MODEL_PRESETS = {
         "Qwen/Qwen2.5-3B-Instruct", "~8 GB", "Qwen-Research", "research licence: no commercial use without reading it"
     ),
     "llama-3.2-3b": ModelPreset("meta-llama/Llama-3.2-3B-Instruct", "~8 GB", "Llama Community", "fast, good"),
-    "llama-3.2-1b": ModelPreset("meta-llama/Llama-3.2-1B-Instruct", "~6 GB", "Llama Community", "small cards, quick tries"),
+    "llama-3.2-1b": ModelPreset(
+        "meta-llama/Llama-3.2-1B-Instruct", "~6 GB", "Llama Community", "small cards, quick tries"
+    ),
     "mistral-7b": ModelPreset("mistralai/Mistral-7B-Instruct-v0.3", "~12 GB", "Apache-2.0", "another chat template"),
     EMBEDDED_MODEL: ModelPreset("", "CPU", "Apache-2.0", "the embedded small model"),
 }

@@ -23,38 +23,55 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     data: Annotated[str, Meta(description="dataset: a file")]
     model: Annotated[str, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
-    mode: Annotated[
-        Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")
-    ] = "auto"
-    backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = "auto"
+    mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
+    backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
+        "auto"
+    )
 
-    steps: Annotated[int, Meta(ge=1, description="optimizer steps; given neither steps nor epochs: one epoch")] | None = None
+    steps: (
+        Annotated[int, Meta(ge=1, description="optimizer steps; given neither steps nor epochs: one epoch")] | None
+    ) = None
     epochs: Annotated[float, Meta(gt=0, description="passes over the data, instead of steps")] | None = None
     samples: Annotated[int, Meta(ge=1, description="train on the first N usable rows only")] | None = None
-    batch_size: Annotated[int, Meta(ge=1, description="rows per forward pass; auto: from free memory")] | Literal["auto"] = "auto"
+    batch_size: (
+        Annotated[int, Meta(ge=1, description="rows per forward pass; auto: from free memory")] | Literal["auto"]
+    ) = "auto"
     gradient_accumulation: Annotated[int, Meta(ge=1, description="forward passes per optimizer step")] = 4
     learning_rate: Annotated[float, Meta(gt=0, le=1, description="peak learning rate")] = 2e-4
     scheduler: Annotated[
         Literal["cosine", "linear", "constant"], Meta(description="learning-rate curve after warm-up")
     ] = "cosine"
-    warmup_steps: Annotated[int, Meta(ge=0, description="steps of linear warm-up; open: 5 % of the steps, at most 100")] | None = None
+    warmup_steps: (
+        Annotated[int, Meta(ge=0, description="steps of linear warm-up; open: 5 % of the steps, at most 100")] | None
+    ) = None
     weight_decay: Annotated[float, Meta(ge=0, le=1, description="AdamW weight decay")] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0, description="gradients are clipped to this norm")] = 1.0
     max_seq_length: Annotated[int, Meta(ge=16, description="longest row in tokens")] = 2048
     train_on_responses: Annotated[bool, Meta(description="loss on the assistant's turns alone")] = True
     packing: Annotated[bool, Meta(description="several rows share one sequence, kept apart by a block mask")] = True
-    gradient_checkpointing: Annotated[bool, Meta(description="recompute activations: less memory, about a third slower")] | None = None
+    gradient_checkpointing: (
+        Annotated[bool, Meta(description="recompute activations: less memory, about a third slower")] | None
+    ) = None
 
-    lora_preset: Annotated[Literal["quality", "balanced", "fast"], Meta(description="rank, alpha and layers at once")] = "balanced"
+    lora_preset: Annotated[
+        Literal["quality", "balanced", "fast"], Meta(description="rank, alpha and layers at once")
+    ] = "balanced"
     lora_r: Annotated[int, Meta(ge=1, le=4096, description="rank; open: the preset's")] | None = None
-    lora_alpha: Annotated[float, Meta(gt=0, description="scale times rank; open: the preset's, twice the rank if that is given")] | None = None
+    lora_alpha: (
+        Annotated[
+            float, Meta(gt=0, description="scale times rank; open: the preset's, twice the rank if that is given")
+        ]
+        | None
+    ) = None
     lora_dropout: Annotated[float, Meta(ge=0, lt=1, description="dropout before the adapter")] = 0.05
     target_modules: Annotated[list[str], Meta(min_length=1, description="layers that get an adapter")] | None = None
 
     seed: Annotated[int, Meta(ge=0, lt=2**32, description="same seed, data and machine: same run")] = 42
     output_dir: Annotated[str, Meta(description="run directories are made in here")] = "./output"
     run_name: Annotated[str, Meta(description="a name for people; the run id stays")] | None = None
-    mapping: Annotated[dict[str, str], Meta(description="which field of a row holds what, as instruction=question")] = {}
+    mapping: Annotated[
+        dict[str, str], Meta(description="which field of a row holds what, as instruction=question")
+    ] = {}
     skip_bad: Annotated[bool, Meta(description="train on although some rows cannot be used")] = False
     sample_prompts: Annotated[list[str], Meta(description="answered before the first step and after the last")] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096, description="longest sample, in tokens")] = 96

@@ -1,0 +1,137 @@
+"""Events as lines for people: one wording for the application's log, plain output and the history."""
+
+from __future__ import annotations
+
+from backprop.core import events as ev
+
+PHASES = {
+    "importing": "starting the engine",
+    "loading_model": "loading the model",
+    "preparing_data": "preparing the data",
+    "sampling": "answering the sample prompts",
+    "training": "training",
+    "evaluating": "evaluating",
+    "saving": "saving",
+    "cooling": "cooling down",
+    "finishing": "finishing",
+}
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A loss or norm for people; a value that was not finite says so."""
+    return "not finite" if value is None else f"{value:.{digits}f}"
+
+
+def bytes_text(count: float) -> str:
+    """``1_500_000`` as ``1.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """``3725`` as ``1 h 02 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "none"
+
+
+def describe(event: ev.Event) -> str:
+    """One line about ``event``; empty for events that are no news (readings, heartbeats)."""
+    match event:
+        case ev.RunStarted():
+            again = f" resumed_from=step {event.resumed_from}" if event.resumed_from is not None else ""
+            return f"run_started run_id={event.run_id}{again} output={event.output_dir}"
+        case ev.PhaseChanged():
+            return PHASES[event.phase] + (f": {event.detail}" if event.detail else "")
+        case ev.ModelLoading():
+            verb = {"download": "fetching", "convert": "converting", "load": "loading"}[event.stage]
+            amount = f" {bytes_text(event.done)}" if event.done else ""
+            return f"{verb} {event.model}{amount}" + (f" of {bytes_text(event.total)}" if event.total else "")
+        case ev.ModelLoaded():
+            return (
+                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {event.dtype} on {event.device}, "
+                f"{event.trainable_parameters / 1e6:.2f}M trained ({event.mode}: {', '.join(event.targets)})"
+            )
+        case ev.DatasetPrepared():
+            return describe_dataset(event)
+        case ev.Step():
+            return (
+                f"step {event.step}/{event.total_steps} loss {number(event.loss)} lr {event.learning_rate:.2e} "
+                f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s"
+            )
+        case ev.Evaluated():
+            best = ", the best so far" if event.best else ""
+            return f"step {event.step}: held-out loss {number(event.loss)} over {event.rows} rows{best}"
+        case ev.Sample():
+            who = "tuned" if event.tuned else "base"
+            return f"[{who}] {event.prompt} -> {' '.join(event.text.split())}"
+        case ev.CheckpointSaved():
+            why = f" ({event.reason})" if event.reason else ""
+            blocked = f"blocked {event.seconds_blocked:.2f} s"
+            return f"checkpoint of step {event.step}{why}: {bytes_text(event.bytes)}, {blocked}"
+        case ev.CheckpointFailed():
+            return f"checkpoint of step {event.step} failed: {event.message}; training goes on"
+        case ev.CheckpointPruned():
+            return f"checkpoint of step {event.step} removed by the keep policy"
+        case ev.Warning():
+            return event.message + (f" ({event.hint})" if event.hint else "")
+        case ev.BatchHalved():
+            return (
+                f"out of memory in {event.where}: batch {event.batch_size}, accumulation {event.gradient_accumulation} "
+                "from here, the same effective batch"
+            )
+        case ev.StepSkipped():
+            return f"step {event.step} skipped: {event.reason} ({event.in_a_row} in a row)"
+        case ev.Paused():
+            return f"paused after step {event.step}: {event.reason}"
+        case ev.Resumed():
+            return f"resumed after step {event.step}: {event.reason}"
+        case ev.Pacing():
+            if event.rest == 0:
+                return f"pacing ended: {event.reason}"
+            return f"pacing, {event.rest:.1f} s rest after each step: {event.reason}"
+        case ev.RunFinished():
+            loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
+            return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}"
+        case ev.RunFailed():
+            return f"run failed: [{event.code}] {event.message}"
+        case _:
+            return ""
+
+
+def describe_dataset(event: ev.DatasetPrepared) -> str:
+    """The pre-flight in one line: what is kept, cut, lost, dropped, and how much of it is trained."""
+    parts = [
+        f"{event.kept} of {event.rows} rows kept",
+        f"{event.cut} cut",
+        f"{event.answer_lost} answers lost",
+        f"{event.dropped} dropped",
+        f"{event.duplicated} duplicated",
+    ]
+    return (
+        f"{event.format}: {', '.join(parts)}; {share(event.trained_tokens, event.tokens)} of {event.tokens} tokens are "
+        f"trained; longest {event.longest}, limit {event.max_length}"
+    )
+
+
+def level(event: ev.Event) -> str:
+    """``error``, ``warning`` or ``info``: how a log line is coloured."""
+    match event:
+        case ev.RunFailed():
+            return "error"
+        case ev.Warning() | ev.CheckpointFailed() | ev.BatchHalved() | ev.StepSkipped() | ev.Pacing():
+            return "warning"
+        case ev.Paused() if event.reason != "requested":
+            return "warning"
+        case _:
+            return "info"

@@ -1,0 +1,272 @@
+"""What is known of a run: the fold of its events.
+
+Live screens, attached ones, ``show-run``, plain output and the library's result all look at a ``RunState``; a live run
+and a finished one therefore cannot disagree.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from math import isnan
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from backprop.core import events as ev
+from backprop.core.errors import RunError
+from backprop.runs import journal
+from backprop.runs.directory import RunDirectory, RunRecord
+
+Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
+ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})
+_RECENT = 20
+"""Steps whose mean duration the remaining time is estimated from."""
+
+
+class Curves(Struct):
+    """One value a step, in columns. A value that was not finite is NaN."""
+
+    step: array[int] = field(default_factory=lambda: array("q"))
+    loss: array[float] = field(default_factory=lambda: array("d"))
+    learning_rate: array[float] = field(default_factory=lambda: array("d"))
+    grad_norm: array[float] = field(default_factory=lambda: array("d"))
+    tokens_per_second: array[float] = field(default_factory=lambda: array("d"))
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+
+    def append(self, event: ev.Step) -> None:
+        nan = float("nan")
+        self.step.append(event.step)
+        self.loss.append(nan if event.loss is None else event.loss)
+        self.learning_rate.append(event.learning_rate)
+        self.grad_norm.append(nan if event.grad_norm is None else event.grad_norm)
+        self.tokens_per_second.append(event.tokens_per_second)
+        self.seconds.append(event.seconds)
+
+    def truncate(self, last_step: int) -> None:
+        """Forget the steps after ``last_step``: a resume takes them again."""
+        keep = bisect_right(self.step, last_step)
+        for column in (self.step, self.loss, self.learning_rate, self.grad_norm, self.tokens_per_second, self.seconds):
+            del column[keep:]
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+class RunState(Struct, kw_only=True):
+    """Everything that screens and answers show of one run. Times are seconds since the epoch."""
+
+    run_id: str = ""
+    kind: str = "train"
+    path: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    pid: int = 0
+
+    told_status: Status = "starting"
+    """Status by the journal alone; ``status`` also looks at whether the engine lives."""
+    alive: bool = False
+    """Whether an engine held the run's lock when last looked at."""
+    phase: str = ""
+    phase_detail: str = ""
+    loading: ev.ModelLoading | None = None
+    model: ev.ModelLoaded | None = None
+    dataset: ev.DatasetPrepared | None = None
+
+    step: int = 0
+    total_steps: int = 0
+    last_step: ev.Step | None = None
+    curves: Curves = field(default_factory=Curves)
+    evaluations: list[ev.Evaluated] = field(default_factory=list)
+    samples: list[ev.Sample] = field(default_factory=list)
+    gpus: dict[int, ev.Gpu] = field(default_factory=dict)
+    checkpoints: list[ev.CheckpointSaved] = field(default_factory=list)
+    notable: list[ev.AnyEvent] = field(default_factory=list)
+    """Events for the log and the timeline: all but steps, readings and heartbeats."""
+    paused_for: str = ""
+    pacing_rest: float = 0.0
+    samples_seen: int = 0
+    tokens_seen: int = 0
+
+    started_at: float = 0.0
+    last_event_at: float = 0.0
+    ended_at: float = 0.0
+    seconds_before: float = 0.0
+    """Working time of earlier stretches, before a resume."""
+    stretch_started_at: float = 0.0
+    finished: ev.RunFinished | None = None
+    failed: ev.RunFailed | None = None
+    last_seq: int = 0
+    missing: int = 0
+    """Events that the journal should have and has not."""
+    damage: list[str] = field(default_factory=list)
+    """What is wrong with the run's directory, in words."""
+    resumes: int = 0
+    version: int = 0
+    """Grows with each event, so that a screen knows whether to look again."""
+
+    @property
+    def status(self) -> Status:
+        """A run without an end whose engine is gone has crashed; what was never written to is damaged."""
+        if self.told_status in ENDED or self.alive:
+            return self.told_status
+        if self.last_seq == 0 and self.damage:
+            return "damaged"
+        return "crashed"
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+    @property
+    def final_loss(self) -> float | None:
+        """Training loss of the last step, ``None`` before the first and where it was not finite."""
+        if not len(self.curves):
+            return None
+        loss = self.curves.loss[-1]
+        return None if isnan(loss) else loss
+
+    @property
+    def duration_seconds(self) -> float:
+        """Working time of all stretches of the run, up to its last event."""
+        if self.stretch_started_at == 0:
+            return 0.0
+        return self.seconds_before + max(0.0, (self.ended_at or self.last_event_at) - self.stretch_started_at)
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Remaining seconds of training at the pace of the last steps; ``None`` when it cannot be known."""
+        left = self.total_steps - self.step
+        recent = self.curves.seconds[-_RECENT:]
+        if left <= 0 or not recent or self.status in ENDED:
+            return None
+        return (sum(recent) / len(recent) + self.pacing_rest) * left
+
+    @property
+    def output_path(self) -> str:
+        return self.finished.output_path if self.finished else ""
+
+    def apply(self, event: ev.AnyEvent) -> None:
+        """Take in one event. Events come in order; one already taken is ignored."""
+        if event.seq <= self.last_seq:
+            return
+        self.missing += event.seq - self.last_seq - 1
+        self.last_seq = event.seq
+        self.last_event_at = event.time
+        self.version += 1
+        match event:
+            case ev.Step():
+                self._step(event)
+            case ev.Gpu():
+                self.gpus[event.index] = event
+            case ev.Heartbeat():
+                pass
+            case _:
+                self.notable.append(event)
+                self._notable(event)
+
+    def _step(self, event: ev.Step) -> None:
+        self.told_status = "running"
+        self.phase = "training"
+        self.step, self.total_steps = event.step, event.total_steps
+        self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen
+        self.last_step = event
+        self.curves.append(event)
+
+    def _notable(self, event: ev.AnyEvent) -> None:
+        match event:
+            case ev.RunStarted():
+                self._start(event)
+            case ev.PhaseChanged(phase=phase, detail=detail):
+                self.phase, self.phase_detail = phase, detail
+            case ev.ModelLoading():
+                self.loading = event
+                self.notable.pop()  # progress, shown where it happens and not as a log of its own
+            case ev.ModelLoaded():
+                self.model = event
+            case ev.DatasetPrepared():
+                self.dataset = event
+            case ev.Evaluated():
+                self.evaluations.append(event)
+            case ev.Sample():
+                self.samples.append(event)
+            case ev.CheckpointSaved():
+                self.checkpoints.append(event)
+            case ev.CheckpointPruned(path=path):
+                self.checkpoints = [c for c in self.checkpoints if c.path != path]
+            case ev.Paused(reason=reason):
+                self.told_status, self.paused_for = "paused", reason
+            case ev.Resumed():
+                self.told_status, self.paused_for = "running", ""
+            case ev.Pacing(rest=rest):
+                self.pacing_rest = rest
+            case ev.RunFinished():
+                self.finished = event
+                self._end(event.status, event.time)
+            case ev.RunFailed():
+                self.failed = event
+                self._end("failed", event.time)
+            case _:
+                pass
+
+    def _start(self, event: ev.RunStarted) -> None:
+        self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
+        self.config, self.environment = event.config, event.environment
+        if self.stretch_started_at:
+            self.seconds_before = self.duration_seconds
+            self.resumes += 1
+        self.started_at = self.started_at or event.time
+        self.stretch_started_at = event.time
+        self.ended_at = 0.0
+        self.finished = self.failed = None
+        self.told_status, self.paused_for, self.pacing_rest = "running", "", 0.0
+        if event.resumed_from is not None:
+            self._take_back(event.resumed_from)
+
+    def _take_back(self, step: int) -> None:
+        self.curves.truncate(step)
+        self.step = step
+        self.evaluations = [e for e in self.evaluations if e.step <= step]
+        self.samples = [s for s in self.samples if s.step <= step]
+
+    def _end(self, status: Status, time: float) -> None:
+        self.told_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
+
+
+def read_run(path: Path) -> RunState:
+    """The state of the run in ``path`` from what is on disk, however damaged.
+
+    Raises:
+        RunError: nothing there can be read as a run.
+    """
+    directory = RunDirectory(path)
+    recorded = journal.read(directory.journal)
+    state = RunState(run_id=directory.run_id, path=str(directory.path), alive=directory.is_locked())
+    for event in recorded.events:
+        state.apply(event)
+    state.run_id = state.run_id or directory.run_id
+    if recorded.damaged:
+        lines = ", ".join(map(str, recorded.damaged[:5]))
+        state.damage.append(f"{directory.journal.name}: line {lines} is no whole event")
+    if state.missing:
+        state.damage.append(f"{directory.journal.name}: {state.missing} events are missing")
+    try:
+        fill_from_record(state, directory.read_record())
+    except RunError as error:
+        state.damage.append(error.message)
+        if not recorded.events:
+            if not directory.path.is_dir():
+                raise RunError(f"{path} is no run directory", hint="`backprop list-runs` shows the runs") from None
+            state.told_status = "damaged"
+    return state
+
+
+def fill_from_record(state: RunState, record: RunRecord) -> None:
+    """Take from ``run.json`` what the journal has not said yet."""
+    import msgspec
+
+    if not state.config:
+        state.config = msgspec.to_builtins(record.config)
+        state.kind = record.kind
+    state.started_at = state.started_at or record.created

@@ -1,0 +1,68 @@
+"""What a person or a signal asks of a running engine, handed to the training loop between two steps."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from types import FrameType
+
+from backprop.core.events import AnyCommand, Stop, decode_command
+from backprop.runs.directory import RunDirectory
+
+
+class Control:
+    """A queue of commands. The training loop takes from it between steps; nothing interrupts a step."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
+        self._signals = 0
+        self.stepping = False
+        """True while the training loop looks here between steps, so that a signal can wait for the step to end."""
+
+    def put(self, command: AnyCommand) -> None:
+        self._queue.put(command)
+
+    def take(self) -> list[AnyCommand]:
+        """Everything that was asked since the last look; does not wait."""
+        taken = []
+        while True:
+            try:
+                taken.append(self._queue.get_nowait())
+            except queue.Empty:
+                return taken
+
+    def wait(self, timeout: float | None = None) -> AnyCommand | None:
+        """The next command, waiting for it; ``None`` after ``timeout`` seconds without one."""
+        try:
+            return self._queue.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def listen(self, directory: RunDirectory) -> None:
+        """Read commands from the run's named pipe in a thread, from whoever writes to it."""
+        directory.ensure_control()
+        # Open for writing too: the pipe then never reaches its end when a sender leaves.
+        descriptor = os.open(directory.control, os.O_RDWR | os.O_CLOEXEC)
+        threading.Thread(target=self._read, args=(descriptor,), name="commands", daemon=True).start()
+
+    def _read(self, descriptor: int) -> None:
+        rest = b""
+        while chunk := os.read(descriptor, 4096):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if (command := decode_command(line)) is not None:
+                    self.put(command)
+
+    def catch_signals(self) -> None:
+        """SIGINT and SIGTERM end the run after the step in progress, a second one at once. A hang-up is nothing."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1 or not self.stepping:
+            raise KeyboardInterrupt
+        self.put(Stop(by="signal"))

@@ -1,0 +1,146 @@
+"""The engine process: ``python -P -m backprop.train.process RUN_DIRECTORY``.
+
+It takes over its descriptors, holds the run's lock, says ``run_started`` and only then imports the heavy libraries.
+It ends with ``run_finished`` or ``run_failed`` in the journal, whatever happens short of being killed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
+from backprop.core.events import Event, PhaseChanged, RunFailed, RunFinished, RunStarted, Step
+from backprop.core.redaction import redact
+from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.journal import JournalWriter
+from backprop.train.control import Control
+from backprop.train.stream import EventPipe, EventWriter, take_stdout
+
+_LIBRARIES = ("backprop-tui", "torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
+
+
+def environment() -> dict[str, Any]:
+    """What the result depends on beside data and configuration: versions and the machine."""
+    facts: dict[str, Any] = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
+    for name in _LIBRARIES:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = None
+    return facts
+
+
+def quiet_libraries() -> None:
+    """Nothing is sent anywhere, and no progress bars: set before the libraries are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class Progress:
+    """Remembers what an interrupted run must say at its end."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        self._writer = writer
+        self.started = time.monotonic()
+        self.last: Step | None = None
+        self.finished = False
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self.last = event
+        self.finished = self.finished or isinstance(event, RunFinished)
+        self._writer.emit(event)
+
+    def interrupted(self) -> RunFinished:
+        return RunFinished(
+            status="interrupted",
+            steps=self.last.step if self.last else 0,
+            final_loss=self.last.loss if self.last else None,
+            output_path="",
+            duration_seconds=time.monotonic() - self.started,
+            samples_seen=self.last.samples_seen if self.last else 0,
+            tokens_seen=self.last.tokens_seen if self.last else 0,
+        )
+
+
+def failure(error: BaseException) -> RunFailed:
+    """The event for ``error``; secrets in it are blacked out."""
+    trace = redact("".join(traceback.format_exception(error)))
+    if isinstance(error, BackpropError):
+        return RunFailed(
+            code=error.code,
+            message=redact(error.message),
+            hint=redact(error.hint),
+            retryable=error.retryable,
+            traceback=trace,
+        )
+    text = redact(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):
+        hint = "look at the disk and the permissions of the path"
+        return RunFailed(code="RUNTIME_IO_FAILED", message=text, hint=hint, retryable=True, traceback=trace)
+    hint = "--verbose shows the traceback; the run's engine.log has the rest"
+    return RunFailed(code="RUNTIME_TRAINING_FAILED", message=text, hint=hint, retryable=False, traceback=trace)
+
+
+def work(directory: RunDirectory, record: RunRecord, control: Control, progress: Progress) -> int:
+    """Do the run and say how it ended; the process's exit status."""
+    try:
+        started = RunStarted(
+            config=msgspec.to_builtins(record.config),
+            output_dir=str(directory.path),
+            pid=os.getpid(),
+            kind=record.kind,
+            environment=environment(),
+        )
+        progress.emit(started)
+        progress.emit(PhaseChanged(phase="importing"))
+        quiet_libraries()
+        # Five seconds of imports: run_started is out before them.
+        from backprop.train import session
+
+        session.run(record.config, directory, progress.emit, control)
+        return EXIT_OK
+    except KeyboardInterrupt:
+        if not progress.finished:
+            progress.emit(progress.interrupted())
+        return EXIT_INTERRUPTED
+    except BaseException as error:
+        traceback.print_exc()
+        progress.emit(failure(error))
+        return error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME
+
+
+def main() -> int:
+    directory = RunDirectory(Path(sys.argv[1]))
+    pipe = EventPipe(take_stdout(directory.log))
+    control = Control()
+    control.catch_signals()
+    try:
+        record = directory.read_record()
+        with directory.hold_lock():
+            writer = EventWriter(JournalWriter(directory.journal), pipe, record.run_id)
+            control.listen(directory)
+            status = work(directory, record, control, Progress(writer))
+            writer.close()
+    except RunError as error:
+        print(f"[{error.code}] {error.message}", file=sys.stderr)
+        return error.exit_code
+    return status
+
+
+if __name__ == "__main__":
+    # Libraries leave threads and at-exit hooks behind that can hang or crash an engine whose work is done.
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
