@@ -31,6 +31,8 @@ from backprop.core.errors import ConfigurationError, RunError
 from backprop.core.settings import RunConfig
 
 SCHEMA = 1
+START_PATIENCE = 30.0
+"""Seconds that a new run may take until its engine holds the lock."""
 LOCK_PATIENCE = 2.0
 """Seconds to wait for a lock: somebody who merely looks whether it is held takes it for an instant."""
 
@@ -130,6 +132,16 @@ class RunDirectory:
         finally:
             os.close(descriptor)
         return False
+
+    def is_alive(self) -> bool:
+        """Whether an engine works here, or was started a moment ago and has yet to take the lock."""
+        if self.is_locked():
+            return True
+        try:
+            age = time.time() - self.record.stat().st_mtime
+            return age < START_PATIENCE and not self.journal.exists()
+        except OSError:
+            return False
 
     def lock_holder(self) -> dict[str, Any]:
         """What the last engine wrote about itself: ``pid`` and ``time``. Empty where unknown."""

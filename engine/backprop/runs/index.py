@@ -188,4 +188,4 @@ def _stamp(path: Path) -> str:
             parts.append(f"{status.st_size}:{status.st_mtime_ns}")
         except OSError:
             parts.append("-")
-    return " ".join([*parts, "held" if directory.is_locked() else "free"])
+    return " ".join([*parts, "alive" if directory.is_alive() else "gone"])

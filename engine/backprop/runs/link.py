@@ -52,7 +52,7 @@ class Link:
         """Whether the engine lives."""
         if self._process is not None:
             return self._process.poll() is None
-        return self.directory.is_locked()
+        return self.directory.is_alive()
 
     @property
     def over(self) -> bool:

@@ -67,7 +67,7 @@ class RunState(Struct, kw_only=True):
     told_status: Status = "starting"
     """Status by the journal alone; ``status`` also looks at whether the engine lives."""
     alive: bool = False
-    """Whether an engine held the run's lock when last looked at."""
+    """Whether an engine worked on the run when last looked at."""
     phase: str = ""
     phase_detail: str = ""
     loading: ev.ModelLoading | None = None
@@ -242,7 +242,7 @@ def read_run(path: Path) -> RunState:
     """
     directory = RunDirectory(path)
     recorded = journal.read(directory.journal)
-    state = RunState(run_id=directory.run_id, path=str(directory.path), alive=directory.is_locked())
+    state = RunState(run_id=directory.run_id, path=str(directory.path), alive=directory.is_alive())
     for event in recorded.events:
         state.apply(event)
     state.run_id = state.run_id or directory.run_id

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from backprop.core.redaction import MASK, redact
+
+
+@pytest.mark.parametrize(
+    ("text", "secret"),
+    [
+        ("Authorization: Bearer abc.DEF-123", "abc.DEF-123"),
+        ("key sk-proj-abcdefgh12345678", "sk-proj-abcdefgh12345678"),
+        ("hf_AbCdEfGhIjKlMnOp is mine", "hf_AbCdEfGhIjKlMnOp"),
+        ("id AKIAIOSFODNN7EXAMPLE", "AKIAIOSFODNN7EXAMPLE"),
+        ("https://user:pw@host/x", "user:pw"),
+        ("password=hunter2", "hunter2"),
+        ("token=abcdefgh", "abcdefgh"),
+        ("api_key: 'x1'", "x1"),
+        ('{"password": "p"}', '"p"'),
+        ("WANDB_API_KEY=0123abc", "0123abc"),
+        ("HF_TOKEN=zz", "zz"),
+    ],
+)
+def test_secrets_are_masked_whatever_their_length(text: str, secret: str) -> None:
+    assert secret not in redact(text)
+    assert MASK in redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["max_tokens=5", "tokens: 512", "a token of thanks", "the password is needed", "http://host/path", "skip-bad"],
+)
+def test_prose_and_counts_are_untouched(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_a_json_line_stays_json() -> None:
+    line = json.dumps({"message": "x", "api_key": "abc", "list": ["token=zz"]})
+    assert json.loads(redact(line))["message"] == "x"
+
+
+def test_masking_twice_changes_nothing() -> None:
+    once = redact("password=hunter2 Bearer abc")
+    assert redact(once) == once

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from backprop.core import events as ev
+from backprop.core.errors import RunError
+from backprop.runs.directory import RunDirectory
+from backprop.runs.state import RunState, read_run
+from made_events import finished, started, step
+
+
+def fold(*events: ev.Event) -> RunState:
+    state = RunState(alive=True)
+    for number, event in enumerate(events, 1):
+        event.seq, event.time = number, 1000.0 + number
+        state.apply(event)
+    return state
+
+
+def test_a_finished_run_is_done_with_its_curve() -> None:
+    state = fold(started(), step(1, loss=2.0), step(2, loss=1.5), finished(2))
+    assert (state.status, state.step, state.final_loss) == ("done", 2, 1.5)
+    assert list(state.curves.loss) == [2.0, 1.5]
+    assert state.duration_seconds == 3.0
+
+
+def test_a_step_that_was_not_finite_is_a_gap_in_the_curve() -> None:
+    state = fold(started(), step(1), step(2, loss=None))
+    assert math.isnan(state.curves.loss[1])
+    assert state.final_loss is None
+
+
+def test_a_resume_takes_back_the_steps_after_its_checkpoint() -> None:
+    state = fold(
+        started(), step(1, loss=4.0), step(2, loss=3.0), step(3, loss=2.0), started(resumed_from=2), step(3, loss=2.5)
+    )
+    assert list(state.curves.step) == [1, 2, 3]
+    assert state.curves.loss[2] == 2.5
+    assert state.resumes == 1
+    assert state.status == "running"
+
+
+def test_the_same_event_twice_counts_once() -> None:
+    state = fold(started(), step(1))
+    again = step(1)
+    again.seq = 2
+    state.apply(again)
+    assert len(state.curves) == 1
+
+
+def test_remaining_time_follows_the_pace_of_the_last_steps() -> None:
+    state = fold(started(), step(1, total=11))
+    assert state.eta_seconds == pytest.approx(20.0)
+
+
+def test_pausing_and_resuming_show_in_the_status() -> None:
+    state = fold(started(), step(1), ev.Paused(step=1))
+    assert state.status == "paused"
+    again = ev.Resumed(step=1)
+    again.seq, again.time = 4, 1004.0
+    state.apply(again)
+    assert state.status == "running"
+
+
+def test_a_run_without_end_whose_engine_is_gone_has_crashed(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    story(started(), step(1))
+    assert read_run(directory.path).status == "crashed"
+    with directory.hold_lock():
+        assert read_run(directory.path).status == "running"
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_is_read_up_to_there(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    story(started(), step(1), step(2))
+    directory.journal.write_bytes(directory.journal.read_bytes()[:-30])
+    state = read_run(directory.path)
+    assert (state.status, state.step) == ("crashed", 1)
+
+
+def test_a_missing_record_is_named_and_the_journal_still_tells(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    story(started(), step(1), finished(1))
+    directory.record.unlink()
+    state = read_run(directory.path)
+    assert state.status == "done"
+    assert any("run.json" in words for words in state.damage)
+    assert state.config["model"] == "m"
+
+
+def test_lost_lines_are_counted_as_damage(directory: RunDirectory, story: Callable[..., None]) -> None:
+    story(started(), step(1), step(2), finished(2))
+    lines = directory.journal.read_bytes().splitlines(keepends=True)
+    directory.journal.write_bytes(b"".join([lines[0], *lines[2:]]))
+    assert any("1 events are missing" in words for words in read_run(directory.path).damage)
+
+
+def test_a_directory_with_neither_record_nor_journal_is_damaged(directory: RunDirectory) -> None:
+    directory.record.unlink()
+    assert read_run(directory.path).status == "damaged"
+
+
+def test_a_path_that_is_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError):
+        read_run(tmp_path / "nothing")
