@@ -53,6 +53,7 @@ ERROR_CODES: dict[str, str] = {
     "RUNTIME_MERGE_FAILED": "adapters could not be merged",
     "RUNTIME_IO_FAILED": "reading or writing a file failed",
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "the web server would not enforce the password",
+    "RUNTIME_CANCELLED": "stopped on request before it was done",
     "RUNTIME_INTERNAL": "a defect in this program",
     "STATE_CHECKPOINT_INVALID": "no checkpoint of the run passes verification",
     "STATE_IDENTITY_MISMATCH": "model, data or configuration differ from what the checkpoint was made with",
@@ -156,6 +157,13 @@ class RunError(BackpropError):
 
     code = "RUN_NOT_FOUND"
     exit_code = EXIT_USER
+
+
+class OperationCancelledError(BackpropError):
+    """The person stopped a piece of work that had begun (unpacking, downloading …); nothing half-made is left."""
+
+    code = "RUNTIME_CANCELLED"
+    exit_code = EXIT_INTERRUPTED
 
 
 class TrainingError(BackpropError):

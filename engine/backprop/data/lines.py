@@ -1,0 +1,115 @@
+"""The index of a file in which each line is a row (JSON Lines, plain text)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
+
+_NEWLINE = 10
+_WHITESPACE = np.zeros(256, dtype=bool)
+_WHITESPACE[list(b" \t\r\n\v\f")] = True
+
+
+class LineIndex(RowIndex):
+    """Rows are the lines that hold more than white space; line numbers count every line, from 1."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        super().__init__(path, start)
+        self._buffer = bytearray(CHUNK)
+        self._position = start
+        """Offset up to which bytes were looked at."""
+        self._line = 1
+        """Number of the line that begins at ``_scanned``."""
+        self._blank_so_far = True
+        """Whether the unfinished line at the end of the last piece holds white space only."""
+        self._last_row = start
+        """Offset of the last row found."""
+
+    def _advance(self) -> None:
+        self._scan.seek(self._position)
+        count = self._scan.readinto(self._buffer)
+        if not count:
+            if self._position > self._scanned:
+                last = int(not self._blank_so_far)
+                if last:
+                    self._add_entries(np.array([self._scanned]), np.array([self._line]))
+                self._scanned = self._position
+                self.known += last
+            self.complete = True
+            return
+        piece = np.frombuffer(self._buffer, dtype=np.uint8, count=count)
+        ends = np.flatnonzero(piece == _NEWLINE)
+        if len(ends):
+            self._add_lines(piece, ends)
+        tail = int(ends[-1]) + 1 if len(ends) else 0
+        fresh = len(ends) > 0 or self._scanned == self._position
+        rest_blank = bool(_WHITESPACE[piece[tail:]].all())
+        self._blank_so_far = rest_blank and (fresh or self._blank_so_far)
+        self._position += count
+
+    def _add_lines(self, piece: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
+        """Add the rows among the lines that end at ``ends`` (positions within ``piece``)."""
+        base = self._position
+        starts = np.empty(len(ends), dtype=np.int64)
+        starts[0] = self._scanned - base
+        starts[1:] = ends[:-1] + 1
+        keep = np.ones(len(ends), dtype=bool)
+        inside = starts >= 0
+        suspects = np.flatnonzero(_WHITESPACE[piece[np.where(inside, starts, 0)]] & inside)
+        for i in suspects.tolist():
+            keep[i] = not _WHITESPACE[piece[starts[i] : ends[i]]].all()
+        if not inside[0]:
+            keep[0] = not (self._blank_so_far and _WHITESPACE[piece[: ends[0]]].all())
+        lines = np.arange(self._line, self._line + len(ends))
+        self._add_entries(starts[keep] + base, lines[keep])
+        self._line += len(ends)
+        self._scanned = base + int(ends[-1]) + 1
+        self.known += int(keep.sum())
+
+    def _add_entries(self, offsets: npt.NDArray[np.int64], lines: npt.NDArray[np.int64]) -> None:
+        """Index the new rows at ``offsets``: every sixteenth, and each that follows a long one."""
+        if not len(offsets):
+            return
+        rows = np.arange(self.known, self.known + len(offsets))
+        chosen = rows % ROWS_PER_ENTRY == 0
+        chosen |= np.diff(offsets, prepend=self._last_row) > LONG_ROW
+        self._rows.frombytes(rows[chosen].astype(np.uint64).tobytes())
+        self._lines.frombytes(lines[chosen].astype(np.uint64).tobytes())
+        self._offsets.frombytes(offsets[chosen].astype(np.uint64).tobytes())
+        self._last_row = int(offsets[-1])
+
+    def _split(self, block: bytes, line: int, offset: int) -> list[Place]:
+        places = []
+        for number, raw in enumerate(block.split(b"\n"), line):
+            if raw and not raw.isspace():
+                places.append((number, offset, raw.removesuffix(b"\r")))
+            offset += len(raw) + 1
+        return places
+
+    def stream(self) -> Iterator[list[Place]]:
+        """All rows in order, read straight through: no index is needed for it."""
+        for line, offset, block in self.pieces():
+            yield self._split(block, line, offset)
+
+    def pieces(self) -> Iterator[tuple[int, int, bytes]]:
+        """The file in pieces of whole lines: number of the first line, offset, bytes."""
+        position, line, unfinished = self.start_offset, 1, []
+        start = position
+        while piece := self.read_at(position, CHUNK // 4):
+            position += len(piece)
+            cut = piece.rfind(b"\n") + 1
+            if not cut:
+                unfinished.append(piece)
+                continue
+            block = b"".join([*unfinished, piece[:cut]])
+            yield line, start, block
+            line += block.count(b"\n")
+            start += len(block)
+            unfinished = [piece[cut:]] if cut < len(piece) else []
+        if unfinished:
+            yield line, start, b"".join(unfinished)
