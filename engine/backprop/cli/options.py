@@ -1,0 +1,261 @@
+"""Settings as command-line flags, and a configuration as the command line that gives it.
+
+The flags are made from the fields of ``RunConfig``: a new setting is a new flag without a line here. ``NAMES`` holds
+the few whose established name is another one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, inspect
+
+from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError
+from backprop.core.presets import MODEL_PRESETS
+from backprop.core.settings import RunConfig, config_from, setting_help
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "data": ("--data", "-d"),
+    "model": ("--model", "-m"),
+    "learning_rate": ("--lr",),
+    "output_dir": ("--output", "-o"),
+    "mapping": ("--map",),
+    "sample_prompts": ("--sample-prompt",),
+    "use_unsloth": ("--unsloth",),
+}
+
+Kind = Literal["switch", "value", "list", "repeated", "pairs"]
+
+
+class Flag(Struct, frozen=True):
+    """How one setting is written on a command line.
+
+    ``switch`` takes no value; ``value`` one; ``list`` a comma-separated one; ``repeated`` and ``pairs`` (``a=b``) may
+    be given several times. ``off`` is the name that turns a switch off, empty for one that can only be turned on.
+    """
+
+    setting: str
+    names: tuple[str, ...]
+    kind: Kind
+    choices: tuple[str, ...]
+    numbers: tuple[type, ...]
+    default: Any
+    help: str
+    on: bool = True
+    """Whether the switch has a name that turns it on."""
+
+    @property
+    def off(self) -> str:
+        return f"--no-{self.names[0][2:]}" if self.kind == "switch" and self.default is not False else ""
+
+    @property
+    def metavar(self) -> str:
+        shown = [*("N" if t is int else "X" for t in self.numbers), *self.choices]
+        return {"pairs": "FIELD=COLUMN", "list": "A,B,…"}.get(self.kind) or "|".join(shown) or "TEXT"
+
+
+@functools.cache
+def flags() -> dict[str, Flag]:
+    """Every setting's flag, by the setting's name and in the order of ``RunConfig``."""
+    info = inspect.type_info(RunConfig)
+    assert isinstance(info, inspect.StructType)
+    return {field.name: _flag(field) for field in info.fields}
+
+
+def _flag(field: inspect.Field) -> Flag:
+    parts = [_bare(part) for part in getattr(_bare(field.type), "types", (field.type,))]
+    default = None if field.required else field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    kind: Kind = "value"
+    if any(isinstance(part, inspect.BoolType) for part in parts):
+        kind = "switch"
+    elif any(isinstance(part, inspect.DictType) for part in parts):
+        kind = "pairs"
+    elif any(isinstance(part, inspect.ListType) for part in parts):
+        # A list that is empty unless given holds sentences; one that is open (None) holds names.
+        kind = "list" if default is None else "repeated"
+    numbers = {inspect.IntType: int, inspect.FloatType: float}
+    return Flag(
+        setting=field.name,
+        names=NAMES.get(field.name, ("--" + field.name.replace("_", "-"),)),
+        kind=kind,
+        choices=tuple(str(v) for part in parts if isinstance(part, inspect.LiteralType) for v in part.values),
+        numbers=tuple(numbers[type(part)] for part in parts if type(part) in numbers),
+        default=default,
+        help=setting_help(field.name),
+        on=default is not True,
+    )
+
+
+def _bare(kind: inspect.Type) -> inspect.Type:
+    return _bare(kind.type) if isinstance(kind, inspect.Metadata) else kind
+
+
+def flag_name(setting: str) -> str:
+    """The flag that a message should name for a setting: ``--lr`` for ``learning_rate``."""
+    flag = flags()[setting]
+    return flag.names[0] if flag.on else flag.off
+
+
+def parse(setting: str, given: Any) -> Any:
+    """The plain value of what was written for ``setting``; ranges are checked when the configuration is built.
+
+    Args:
+        given: text, a tuple of texts for a flag that may be repeated, or a bool for a switch.
+
+    Raises:
+        InvalidSettingError: the text is none of the setting's choices and no number where one is needed.
+    """
+    flag = flags()[setting]
+    match flag.kind:
+        case "switch":
+            return given
+        case "list":
+            return [part.strip() for part in given.split(",") if part.strip()]
+        case "repeated":
+            return list(given)
+        case "pairs":
+            return dict(_pair(flag, text) for text in given)
+    for number in flag.numbers:
+        try:
+            return number(given)
+        except ValueError:
+            continue
+    if given in flag.choices or not (flag.choices or flag.numbers):
+        return given
+    near = difflib.get_close_matches(given, flag.choices, n=1)
+    wanted = " or ".join([*("a whole number" if n is int else "a number" for n in flag.numbers), *flag.choices])
+    raise InvalidSettingError(
+        f"{flag.names[0]} takes {wanted}, not {given!r}",
+        hint=f"did you mean {near[0]}?" if near else f"{flag.names[0]}: {flag.help}",
+        details={"field": setting},
+    )
+
+
+def _pair(flag: Flag, text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if not (equals and name.strip() and column.strip()):
+        raise InvalidSettingError(
+            f"{flag.names[0]} takes FIELD=COLUMN, not {text!r}",
+            hint=f"for instance {flag.names[0]} instruction=question",
+            details={"field": flag.setting},
+        )
+    return name.strip(), column.strip()
+
+
+def config_from_flags(given: dict[str, Any], file: str | None = None) -> RunConfig:
+    """The configuration of a command line.
+
+    Args:
+        given: setting name to what click parsed; ``None`` and ``()`` where the flag was not given.
+        file: a JSON or TOML file of settings; flags win over it.
+
+    Raises:
+        InputError: no data was given.
+        InvalidSettingError: a value is out of its range; the message names the flag.
+        DatasetNotFoundError: the data file does not exist.
+    """
+    values = read_settings(Path(file)) if file else {}
+    values.update({name: parse(name, value) for name, value in given.items() if value is not None and value != ()})
+    if not values.get("data"):
+        raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
+    try:
+        config = config_from(values)
+    except InvalidSettingError as error:
+        raise _naming_the_flag(error) from None
+    return locate(config)
+
+
+def _naming_the_flag(error: InvalidSettingError) -> InvalidSettingError:
+    setting = error.details.get("field", "")
+    if setting not in flags() or not error.message.startswith(f"{setting}:"):
+        return error
+    name = flag_name(setting)
+    return InvalidSettingError(
+        error.message.replace(setting, name, 1), hint=error.hint.replace(setting, name, 1), details=error.details
+    )
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Settings from a JSON or TOML file, by its ending.
+
+    Raises:
+        InputError: the file is missing, not readable, or holds no table of settings.
+    """
+    try:
+        if file.suffix == ".toml":
+            import tomllib
+
+            return tomllib.loads(file.read_text())
+        values = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"there is no settings file {file}", hint="look at the path after --config") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}", hint="--config takes a JSON or TOML file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no settings", hint='a JSON object such as {"steps": 100}')
+    return values
+
+
+def locate(config: RunConfig) -> RunConfig:
+    """Make paths absolute: the engine and whoever looks at the run later may stand elsewhere.
+
+    Raises:
+        DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
+    """
+    data = Path(config.data).expanduser().absolute()
+    if not data.is_file():
+        raise _no_data(data)
+    changes = {"data": str(data), "output_dir": str(Path(config.output_dir).expanduser().absolute())}
+    model = Path(config.model).expanduser()
+    if config.model not in MODEL_PRESETS and model.is_dir():
+        changes["model"] = str(model.absolute())
+    return msgspec.structs.replace(config, **changes)
+
+
+def _no_data(data: Path) -> DatasetNotFoundError:
+    details = {"path": str(data), "field": "data"}
+    if data.is_dir():
+        hint = "--data takes a file: .jsonl, .json, .csv, .parquet or .txt"
+        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
+    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
+    near = difflib.get_close_matches(data.name, beside, n=1)
+    hint = f"did you mean {data.parent / near[0]}?" if near else "look at the path after --data"
+    return DatasetNotFoundError(f"there is no dataset {data}", hint=hint, details=details)
+
+
+def arguments(config: RunConfig) -> list[str]:
+    """The flags that give ``config``: model, data and what differs from the defaults, in the order of the settings."""
+    words = []
+    for flag in flags().values():
+        value = getattr(config, flag.setting)
+        # Which model is taken when none is named depends on the machine.
+        if value != flag.default or flag.setting == "model":
+            words += _written(flag, value)
+    return words
+
+
+def _written(flag: Flag, value: Any) -> list[str]:
+    name = flag.names[0]
+    match flag.kind:
+        case "switch":
+            return [name if value else flag.off]
+        case "list":
+            return [name, ",".join(value)]
+        case "repeated":
+            return [word for text in value for word in (name, text)]
+        case "pairs":
+            return [word for key, column in value.items() for word in (name, f"{key}={column}")]
+    return [name, str(value)]
+
+
+def command_line(config: RunConfig, command: str = "backprop train") -> str:
+    """The command that starts a run with this configuration, quoted for a shell."""
+    return " ".join([command, shlex.join(arguments(config))])
