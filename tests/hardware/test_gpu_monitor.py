@@ -93,10 +93,16 @@ def test_a_driver_that_stays_away_is_looked_for_a_bounded_number_of_times(play):
     assert problem["cause"] == "driver_not_loaded"
 
 
-def test_a_card_that_fails_again_at_once_after_coming_back_uses_up_its_attempts(play):
-    script = "cards 2\n70\n" + "gone=1 70\n" * 60
-    readings, problem = read(play, script, 30, seconds=31)
-    assert [[c["level"] for c in r] for r in readings] == [["warm", "warm"]] + [["warm", "unknown"]] * 29
+def test_a_driver_that_comes_back_only_to_fail_again_uses_up_its_attempts(play):
+    # Each attempt to open plays a 60, each reading after it the next "gone"; a sixth attempt would reach the 72.
+    readings, problem = read(play, "70\n" + "gone\n60\n" * 6 + "72\n", 20, seconds=31)
+    assert [r[0]["level"] for r in readings] == ["warm"] + ["unknown"] * 19
+    assert problem["cause"] == "gone"
+
+
+def test_one_lost_card_leaves_the_other_one_readable(play):
+    readings, problem = read(play, "cards 2\n70\ngone=1 70\n", 4, seconds=31)
+    assert [[card["level"] for card in r] for r in readings] == [["warm", "warm"]] + [["warm", "unknown"]] * 3
     assert problem["cause"] == "gone"
     assert "GPU 1" in problem["message"]
 
