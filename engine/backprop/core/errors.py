@@ -52,6 +52,7 @@ ERROR_CODES: dict[str, str] = {
     "RUNTIME_GGUF_EXPORT_FAILED": "the GGUF file could not be written or does not agree with the model",
     "RUNTIME_MERGE_FAILED": "adapters could not be merged",
     "RUNTIME_IO_FAILED": "reading or writing a file failed",
+    "RUNTIME_DISK_FULL": "the disk has no room for what is to be written",
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "the web server would not enforce the password",
     "RUNTIME_CANCELLED": "stopped on request before it was done",
     "RUNTIME_INTERNAL": "a defect in this program",

@@ -1,0 +1,224 @@
+"""Which checkpoints are kept: the policy, the choice it makes, and a register of checkpoints for library users.
+
+``chosen`` is the one place where a policy is applied. The store of a run's checkpoints (``runs.checkpoints``) and
+``CheckpointManager`` both ask it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from backprop.core.errors import CheckpointError
+from backprop.runs.directory import flush_folder, write_atomically
+
+SCHEMA = 1
+REGISTER = "checkpoints.json"
+
+
+class CheckpointPolicy(Struct, frozen=True):
+    """What to keep. Everything else may be pruned.
+
+    Losses rank lowest first, the older one first among equals. A checkpoint without a loss ranks after those with
+    one, the newest first, so that without any losses the newest ``keep_best_n`` stay. One whose loss is not finite
+    ranks last: it diverged.
+    """
+
+    keep_best_n: Annotated[int, Meta(ge=0)] = 3
+    keep_final: bool = True
+    """The newest one stays, whatever its loss."""
+    keep_last: Annotated[int, Meta(ge=0)] = 0
+    """This many of the newest stay, whatever their loss."""
+    keep_boundaries: bool = False
+    """Those at the end of a run of a multi-run stay."""
+    max_total: Annotated[int, Meta(ge=1)] | None = None
+    """At most this many. The best, the final and protected ones stay even so."""
+
+
+class Candidate(Struct, frozen=True):
+    """What a policy looks at. Candidates are given oldest first."""
+
+    val_loss: float | None = None
+    boundary: bool = False
+    protected: bool = False
+    """In use: resumed from, for example."""
+
+
+def chosen(policy: CheckpointPolicy, candidates: Sequence[Candidate]) -> list[int]:
+    """Positions of the candidates that stay, in ascending order."""
+    count = len(candidates)
+    ranking = sorted(range(count), key=lambda index: _rank(candidates[index], index))
+    newest = max(policy.keep_last, int(policy.keep_final))
+    keep = set(ranking[: policy.keep_best_n]) | set(range(max(0, count - newest), count))
+    fixed = {index for index, candidate in enumerate(candidates) if candidate.protected}
+    fixed |= set(ranking[: min(1, policy.keep_best_n)])
+    if policy.keep_final and count:
+        fixed.add(count - 1)
+    if policy.keep_boundaries:
+        keep |= {index for index, candidate in enumerate(candidates) if candidate.boundary}
+    keep |= fixed
+    if policy.max_total is not None:
+        for index in reversed(ranking):
+            if len(keep) <= policy.max_total:
+                break
+            if index not in fixed:
+                keep.discard(index)
+    return sorted(keep)
+
+
+def _rank(candidate: Candidate, index: int) -> tuple[int, float, int]:
+    if candidate.val_loss is None:
+        return 1, 0.0, -index
+    if not math.isfinite(candidate.val_loss):
+        return 2, 0.0, -index
+    return 0, candidate.val_loss, index
+
+
+def loss_to_json(val_loss: float | None) -> float | str | None:
+    """JSON has no number for a loss that is not finite: it is written as text."""
+    return val_loss if val_loss is None or math.isfinite(val_loss) else str(val_loss)
+
+
+def loss_from_json(val_loss: float | str | None) -> float | None:
+    return float(val_loss) if isinstance(val_loss, str) else val_loss
+
+
+class RegisteredCheckpoint(Struct, kw_only=True):
+    """One line of the register. ``path`` is relative to the directory."""
+
+    run_index: int
+    path: str
+    val_loss: float | str | None = None
+    boundary: bool = False
+
+
+class _Register(Struct, kw_only=True):
+    schema: int = SCHEMA
+    checkpoints: list[RegisteredCheckpoint] = field(default_factory=list)
+
+
+class CheckpointManager:
+    """Keep a register of checkpoints in a directory and prune them by a policy.
+
+    Several processes may register in one directory: the register is locked while it is changed, and replaced whole.
+    Only paths inside the directory can be registered, because pruning deletes what is registered.
+    """
+
+    def __init__(self, directory: str | Path, policy: CheckpointPolicy | None = None) -> None:
+        self.directory = Path(directory).expanduser().absolute()
+        self.policy = policy or CheckpointPolicy()
+
+    def register(
+        self, run_index: int, path: str | Path, val_loss: float | None = None, *, boundary: bool = False
+    ) -> None:
+        """Enter a checkpoint. The same path again replaces its entry.
+
+        Args:
+            run_index: number of the run; the order in which checkpoints count as older or newer.
+            path: folder or file inside the directory.
+            val_loss: loss on held-out data.
+            boundary: whether it is the end of a run.
+
+        Raises:
+            CheckpointError: the path lies outside the directory, or the register cannot be read or written.
+        """
+        relative = self._inside(Path(path).expanduser())
+        with self._changing() as register:
+            entries = [entry for entry in register.checkpoints if entry.path != relative]
+            entries.append(
+                RegisteredCheckpoint(
+                    run_index=run_index, path=relative, val_loss=loss_to_json(val_loss), boundary=boundary
+                )
+            )
+            register.checkpoints = sorted(entries, key=lambda entry: entry.run_index)
+
+    def checkpoints(self) -> list[RegisteredCheckpoint]:
+        """The register, oldest first. Empty where there is none."""
+        return self._read().checkpoints
+
+    def prune(self, dry_run: bool = False) -> list[Path]:
+        """Delete what the policy does not keep and return it; ``dry_run`` only says what would go.
+
+        Entries whose files are gone already do not count, and leave the register.
+
+        Raises:
+            CheckpointError: the register cannot be read or written, or files cannot be deleted.
+        """
+        if not self.directory.is_dir():
+            return []
+        if dry_run:
+            return self._doomed(self._read())[1]
+        with self._changing() as register:
+            register.checkpoints, doomed = self._doomed(register)
+            for path in doomed:
+                _delete(path)
+        return doomed
+
+    def _doomed(self, register: _Register) -> tuple[list[RegisteredCheckpoint], list[Path]]:
+        present = [entry for entry in register.checkpoints if (self.directory / entry.path).exists()]
+        candidates = [Candidate(loss_from_json(entry.val_loss), entry.boundary) for entry in present]
+        keep = set(chosen(self.policy, candidates))
+        kept = [entry for index, entry in enumerate(present) if index in keep]
+        return kept, [self.directory / entry.path for index, entry in enumerate(present) if index not in keep]
+
+    def _inside(self, path: Path) -> str:
+        full = Path(os.path.normpath(path if path.is_absolute() else self.directory / path))
+        if self.directory not in full.parents:
+            raise CheckpointError(
+                f"{path} is not inside {self.directory}",
+                hint="register checkpoints that lie in the manager's directory",
+                code="INPUT_VALIDATION_FAILED",
+            )
+        return full.relative_to(self.directory).as_posix()
+
+    def _read(self) -> _Register:
+        try:
+            return msgspec.json.decode((self.directory / REGISTER).read_bytes(), type=_Register)
+        except FileNotFoundError:
+            return _Register()
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{self.directory / REGISTER} cannot be read: {error}",
+                hint="move it aside; checkpoints themselves are not touched",
+            ) from error
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[_Register]:
+        """Hold the register, and write it back if the block ends well."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.directory / f".{REGISTER}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                register = self._read()
+                yield register
+                write_atomically(
+                    self.directory / REGISTER, msgspec.json.format(msgspec.json.encode(register), indent=2)
+                )
+            finally:
+                os.close(lock)
+        except OSError as error:
+            raise CheckpointError(
+                f"the register of checkpoints in {self.directory} cannot be changed: {error.strerror or error}",
+                code="RUNTIME_IO_FAILED",
+            ) from error
+
+
+def _delete(path: Path) -> None:
+    """Hide first, so that a crash in between leaves nothing that looks like a checkpoint."""
+    hidden = path.with_name(f".{path.name}.deleting")
+    path.replace(hidden)
+    flush_folder(hidden.parent)
+    if hidden.is_dir():
+        shutil.rmtree(hidden)
+    else:
+        hidden.unlink()
