@@ -150,20 +150,30 @@ def _pair(flag: Flag, text: str) -> tuple[str, str]:
     return name.strip(), column.strip()
 
 
-def config_from_flags(given: dict[str, Any], file: str | None = None) -> RunConfig:
-    """The configuration of a command line.
+def gather(given: dict[str, Any], file: str | None = None) -> dict[str, Any]:
+    """The settings that a command line names, as plain values.
 
     Args:
         given: setting name to what click parsed; ``None`` and ``()`` where the flag was not given.
         file: a JSON or TOML file of settings; flags win over it.
 
     Raises:
+        InputError: the file is not usable.
+        InvalidSettingError: a flag's text cannot be its value.
+    """
+    values = read_settings(Path(file)) if file else {}
+    values.update({name: parse(name, value) for name, value in given.items() if value is not None and value != ()})
+    return values
+
+
+def configure(values: dict[str, Any]) -> RunConfig:
+    """The configuration of named settings, its paths absolute.
+
+    Raises:
         InputError: no data was given.
         InvalidSettingError: a value is out of its range; the message names the flag.
         DatasetNotFoundError: the data file does not exist.
     """
-    values = read_settings(Path(file)) if file else {}
-    values.update({name: parse(name, value) for name, value in given.items() if value is not None and value != ()})
     if not values.get("data"):
         raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
     try:

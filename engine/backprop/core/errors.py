@@ -247,3 +247,32 @@ class BatchOperationError(BackpropError):
 
     code = "RUNTIME_EXPORT_FAILED"
     exit_code = EXIT_PARTIAL
+
+
+_FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
+    ("INPUT_", InputError),
+    ("CONFIG_", ConfigurationError),
+    ("DATASET_", DatasetError),
+    ("RUN_", RunError),
+    ("DEP_MODEL_", ModelLoadError),
+    ("DEP_GPU_", GPUError),
+    ("STATE_", CheckpointError),
+    ("RUNTIME_", TrainingError),
+)
+
+
+def error_for(code: str, message: str, hint: str = "", retryable: bool = False) -> BackpropError:
+    """The error that an engine process reported, as the class that raises its code here.
+
+    A code that is the default of a class gives that class, another one the class of its family; one that this
+    version does not know is kept in the message.
+    """
+    if code not in ERROR_CODES:
+        return BackpropError(f"[{code}] {message}", hint=hint, retryable=retryable)
+    waiting = BackpropError.__subclasses__()
+    for known in waiting:
+        if known.code == code:
+            return known(message, hint=hint, code=code, retryable=retryable)
+        waiting += known.__subclasses__()
+    family = next((error for prefix, error in _FAMILIES if code.startswith(prefix)), BackpropError)
+    return family(message, hint=hint, code=code, retryable=retryable)

@@ -125,14 +125,21 @@ class Link:
 
     def kill(self) -> None:
         """End the engine at once, losing what came after its last checkpoint."""
-        if self._process is not None:
-            pid = self._process.pid
-        elif self.directory.is_locked():
-            pid = int(self.directory.lock_holder().get("pid", 0))
-        else:
-            return
+        pid = self._pid()
         if pid > 0 and self.alive():
             os.killpg(pid, signal.SIGKILL)
+
+    def interrupt(self) -> None:
+        """Pass a Ctrl+C on to the engine: it finishes the step and saves; the second time it ends at once."""
+        pid = self._pid()
+        if pid > 0 and self.alive():
+            os.kill(pid, signal.SIGINT)
+
+    def _pid(self) -> int:
+        """Process id of the living engine, 0 where there is none."""
+        if self._process is not None:
+            return self._process.pid
+        return int(self.directory.lock_holder().get("pid", 0)) if self.directory.is_locked() else 0
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for an engine that this link started; its exit status, ``None`` for one that was attached to."""

@@ -1,0 +1,121 @@
+"""``backprop``: the headless command line. Commands are imported when they are used, so that ``--help`` costs nothing.
+
+Standard output carries answers, standard error the narration. However a command ends, it ends here: with an exit code
+and, where something went wrong, one error with its code and the next thing to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import NamedTuple
+
+import click
+
+from backprop import __version__
+from backprop.cli import output
+from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, BackpropError, InputError
+
+
+class Lazy(NamedTuple):
+    """Where a command is defined, and its line in ``--help``."""
+
+    module: str
+    name: str
+    help: str
+
+
+COMMANDS = {
+    "train": Lazy("backprop.cli.train", "train", "one training run"),
+    "demo": Lazy("backprop.cli.demo", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
+    "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
+    "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
+    "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
+    "list-runs": Lazy("backprop.cli.history", "list_runs", "the runs so far, the newest first"),
+    "show-run": Lazy("backprop.cli.history", "show_run", "one run in detail"),
+    "info": Lazy("backprop.cli.info", "info", "this machine: versions, GPUs, extras; the error codes"),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported only when one of them is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        lazy = COMMANDS.get(cmd_name)
+        return getattr(importlib.import_module(lazy.module), lazy.name) if lazy else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            raise InputError(
+                f"there is no command {name!r}",
+                hint=f"did you mean `backprop {near[0]}`?" if near else "`backprop --help` lists the commands",
+            )
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="backprop")
+@click.pass_context
+def backprop(ctx: click.Context) -> None:
+    """Fine-tune language models on one GPU, without the screen. `backprop-tui` is the application."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line; the process's exit code (SPEC section 2)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    output.prepare_streams()
+    as_json = "--json" in arguments
+    verbose = "--verbose" in arguments or "-v" in arguments
+    try:
+        return backprop.main(arguments, prog_name="backprop", standalone_mode=False) or EXIT_OK
+    except (KeyboardInterrupt, click.Abort):
+        output.narrate("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has left; the interpreter's last flush must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except click.ClickException as usage:
+        error: BackpropError = _usage_error(usage)
+        cause: BaseException = usage
+    except BackpropError as known:
+        error = cause = known
+    except Exception as unexpected:
+        hint = "this is a defect in the program; --verbose shows where"
+        error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
+    trace = "".join(traceback.format_exception(cause)) if verbose else ""
+    output.show_error(error, as_json, trace)
+    return error.exit_code
+
+
+def _usage_error(usage: click.ClickException) -> InputError:
+    hint = ""
+    if isinstance(usage, click.NoSuchOption) and usage.possibilities:
+        import difflib
+
+        near = difflib.get_close_matches(usage.option_name, usage.possibilities, n=1, cutoff=0)
+        return InputError(f"there is no option {usage.option_name}", hint=f"did you mean {near[0]}?")
+    if isinstance(usage, click.UsageError) and usage.ctx is not None:
+        hint = f"`{usage.ctx.command_path} --help` lists the options"
+    return InputError(usage.format_message(), hint=hint)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Everything that the command line prints: answers to standard output, narration to standard error.
+
+Secrets are blacked out of each text, and control characters that came from data, models or libraries are made visible,
+so that no row can drive the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from typing import Any, TextIO
+
+from backprop.core.errors import BackpropError
+from backprop.core.redaction import redact
+
+COLOURS = {"error": "31", "warning": "33", "head": "1", "quiet": "2"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """``text`` fit for a terminal: no secrets, control characters as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", redact(text))
+
+
+def prepare_streams() -> None:
+    """A character that the terminal's encoding lacks, or half a surrogate pair, is shown as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def coloured(text: str, kind: str, stream: TextIO) -> str:
+    """``text`` in the colour of its kind where the stream is a terminal that wants colour (https://no-color.org)."""
+    if kind not in COLOURS or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty():
+        return text
+    return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
+
+
+def line(text: str = "", kind: str = "info") -> None:
+    """A line of the answer for people, to standard output."""
+    print(coloured(clean(text), kind, sys.stdout), flush=True)
+
+
+def narrate(text: str, kind: str = "info") -> None:
+    """A line about what goes on, to standard error."""
+    print(coloured(clean(text), kind, sys.stderr), file=sys.stderr, flush=True)
+
+
+def without_secrets(value: Any) -> Any:
+    """Plain values with every secret blacked out of their texts."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    return value
+
+
+def document(value: Any) -> None:
+    """The one JSON document of a ``--json`` answer. A number that is not finite is ``null``."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(without_secrets(value)), indent=2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def json_line(encoded: bytes) -> None:
+    """One event as it came, unless it holds a secret."""
+    text = encoded.decode()
+    if redact(text) != text:
+        text = json.dumps(without_secrets(json.loads(text)), ensure_ascii=False) + "\n"
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def show_error(error: BackpropError, as_json: bool, trace: str = "") -> None:
+    """An error for people on standard error, or as the JSON answer on standard output."""
+    if trace:
+        narrate(trace.rstrip())
+    if as_json:
+        json_line(json.dumps({"error": error.to_dict()}, ensure_ascii=False, default=str).encode() + b"\n")
+        return
+    narrate(f"error [{error.code}] {error.message}", "error")
+    if error.hint:
+        narrate(f"hint: {error.hint}")
+
+
+def table(head: list[str], rows: list[list[str]], right: frozenset[int] = frozenset()) -> None:
+    """Columns as wide as their widest cell; those in ``right`` are aligned to the right."""
+    cells = [head, *([clean(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    for number, row in enumerate(cells):
+        padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        line("  ".join(padded).rstrip(), "head" if number == 0 else "info")
+
+
+def width(most: int = 100) -> int:
+    """Columns to write in: the terminal's, 80 where there is none, at most ``most``."""
+    import shutil
+
+    return max(40, min(most, shutil.get_terminal_size().columns))

@@ -1,0 +1,100 @@
+"""``backprop train``: one run, from flags or a settings file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import msgspec
+
+from backprop.cli import options, output
+from backprop.core.settings import DEFAULT_MODEL, EMBEDDED_MODEL, RunConfig
+
+
+def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the flags of the named settings, of all where none is named."""
+    chosen = [options.flags()[name] for name in names] if names else list(options.flags().values())
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for flag in reversed(chosen):
+            function = _option(flag)(function)
+        return function
+
+    return decorate
+
+
+def _option(flag: options.Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    # Which model is taken when none is named depends on the machine.
+    open_ended = flag.default in (None, [], {}) or flag.setting == "model"
+    shown = "" if open_ended else f"  [default: {flag.default}]"
+    if flag.kind == "switch":
+        parts = [*(flag.names if flag.on else ()), *([flag.off] if flag.off else ())]
+        if flag.on:
+            return click.option("/".join(parts), flag.setting, is_flag=True, default=None, help=flag.help)
+        return click.option(
+            flag.off, flag.setting, flag_value=False, default=None, type=bool, help=f"turn off: {flag.help}"
+        )
+    return click.option(
+        *flag.names,
+        flag.setting,
+        metavar=flag.metavar,
+        multiple=flag.kind in ("repeated", "pairs"),
+        help=flag.help + shown,
+    )
+
+
+def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json`` and ``--verbose``, as on every command."""
+    for option in (
+        click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error"),
+        click.option("--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"),
+    ):
+        function = option(function)
+    return function
+
+
+def choose_model(config: RunConfig, named: bool) -> RunConfig:
+    """The model to take when none was named: the default one on a GPU, the embedded one elsewhere; says which."""
+    if named:
+        return config
+    from backprop.hardware.devices import info
+
+    problem = info().gpu_problem
+    model = EMBEDDED_MODEL if problem is not None or config.backend == "cpu" else DEFAULT_MODEL
+    why = "no GPU can be used here" if model == EMBEDDED_MODEL else "the default on a GPU"
+    output.narrate(f"no model was named: taking {model} ({why}); --model names another")
+    return msgspec.structs.replace(config, model=model)
+
+
+@click.command
+@setting_options()
+@click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
+@click.option("--dry-run", is_flag=True, help="show the configuration and its command line, start nothing")
+@common_options
+def train(file: str | None, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
+    """Train a model on a dataset.
+
+    Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
+    """
+    values = options.gather(given, file)
+    config = choose_model(options.configure(values), named="model" in values)
+    if dry_run:
+        return show_plan(config, as_json)
+    from backprop.cli import follow
+
+    return follow.run(config, "train", as_json, verbose)
+
+
+def show_plan(config: RunConfig, as_json: bool) -> int:
+    """The answer of ``--dry-run``."""
+    values = msgspec.to_builtins(config)
+    command = options.command_line(config)
+    if as_json:
+        output.document({"config": values, "command": command})
+        return 0
+    for name, value in values.items():
+        output.line(f"{name:<24} {'open' if value is None else value}")
+    output.line()
+    output.line(command)
+    return 0

@@ -1,0 +1,154 @@
+"""Three ways to show a run while it goes on: a live line under a log, log lines alone, and events as JSON Lines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import Protocol
+
+from backprop.cli import lines, output
+from backprop.core import events as ev
+from backprop.runs.describe import describe, duration, level, number
+from backprop.runs.state import RunState
+
+_BAR = 24
+_PAINT_EVERY = 0.1
+_LOADING_EVERY = 5.0
+_STEP_LINES = 200
+"""About how many step lines a long run gets off a terminal; a short one gets at most one a second."""
+
+
+class View(Protocol):
+    """Shows events as they come."""
+
+    def show(self, event: ev.AnyEvent, state: RunState) -> None:
+        """``state`` has taken in ``event`` already."""
+
+    def close(self, state: RunState) -> None:
+        """The run is over, or is left."""
+
+
+class JsonLines:
+    """Every event as its JSON line on standard output."""
+
+    def show(self, event: ev.AnyEvent, state: RunState) -> None:
+        output.json_line(ev.encode(event))
+
+    def close(self, state: RunState) -> None:
+        pass
+
+
+class PlainLines:
+    """A line for each thing that happens; steps and progress thinned."""
+
+    def __init__(self) -> None:
+        self._last_step = 0
+        self._last_step_time = 0.0
+        self._loading = ("", 0.0)
+
+    def show(self, event: ev.AnyEvent, state: RunState) -> None:
+        match event:
+            case ev.Step() if not self._is_due(event):
+                return
+            case ev.ModelLoading():
+                stage, since = self._loading
+                if stage == event.stage and event.time - since < _LOADING_EVERY:
+                    return
+                self._loading = (event.stage, event.time)
+            case _:
+                pass
+        show_event(event)
+
+    def _is_due(self, event: ev.Step) -> bool:
+        first_or_last = self._last_step == 0 or event.step == event.total_steps
+        rested = event.time - self._last_step_time >= 1.0
+        spaced = event.step - self._last_step >= event.total_steps / _STEP_LINES
+        if not (first_or_last or (rested and spaced)):
+            return False
+        self._last_step, self._last_step_time = event.step, event.time
+        return True
+
+    def close(self, state: RunState) -> None:
+        show_ending(state)
+
+
+class LiveLine:
+    """Log lines, and below them one line that is written over."""
+
+    def __init__(self) -> None:
+        self._painted = 0.0
+        self._shown = False
+
+    def show(self, event: ev.AnyEvent, state: RunState) -> None:
+        if not isinstance(event, ev.Step | ev.ModelLoading | ev.Heartbeat | ev.Gpu):
+            self._wipe()
+            show_event(event)
+        now = time.monotonic()
+        last = isinstance(event, ev.Step) and event.step == event.total_steps
+        if not state.ended and (last or now - self._painted >= _PAINT_EVERY):
+            self._painted = now
+            self._paint(progress_line(state, event))
+
+    def _paint(self, text: str) -> None:
+        columns = shutil.get_terminal_size().columns
+        sys.stdout.write(f"\r\x1b[2K{output.clean(text)[: columns - 1]}")
+        sys.stdout.flush()
+        self._shown = True
+
+    def _wipe(self) -> None:
+        if self._shown:
+            sys.stdout.write("\r\x1b[2K")
+            self._shown = False
+
+    def close(self, state: RunState) -> None:
+        self._wipe()
+        show_ending(state)
+
+
+def progress_line(state: RunState, event: ev.AnyEvent) -> str:
+    """What the run does now: a bar with step, loss, speed and remaining time, or the phase."""
+    if isinstance(event, ev.ModelLoading):
+        return describe(event)
+    if state.last_step is None or state.phase != "training":
+        return describe(ev.PhaseChanged(phase=state.phase, detail=state.phase_detail)) if state.phase else "starting"  # type: ignore[arg-type]
+    done = round(_BAR * state.step / max(1, state.total_steps))
+    eta = "" if state.eta_seconds is None else f" {duration(state.eta_seconds)} left"
+    held = f" paused: {state.paused_for}" if state.status == "paused" else ""
+    return (
+        f"[{'#' * done}{'.' * (_BAR - done)}] {state.step}/{state.total_steps} loss {number(state.last_step.loss)} "
+        f"{state.last_step.tokens_per_second:.0f} tokens/s{eta}{held}"
+    )
+
+
+def show_event(event: ev.AnyEvent) -> None:
+    """Print what an event says, in the colour of its weight."""
+    if isinstance(event, ev.DatasetPrepared):
+        for text in lines.dataset(event):
+            output.line(text)
+        return
+    text = describe(event)
+    if text:
+        output.line(text, level(event))
+
+
+def show_ending(state: RunState) -> None:
+    """Print the samples side by side and the run's last numbers."""
+    if not state.ended:
+        return
+    if state.samples:
+        for text in lines.before_and_after(state.samples, output.width()):
+            output.line(text)
+        output.line()
+    for text in lines.ending(state):
+        output.line(text)
+
+
+def choose_view(as_json: bool) -> View:
+    """JSON where it was asked for; a live line on a terminal that can wipe a line; else log lines."""
+    if as_json:
+        return JsonLines()
+    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return LiveLine()
+    return PlainLines()
