@@ -5,14 +5,15 @@ from __future__ import annotations
 import click
 
 from backprop.cli import follow
-from backprop.cli.train import common_options, setting_options
+from backprop.cli.shared_options import json_and_verbose
+from backprop.cli.train import setting_options
 from backprop.core.settings import RunConfig
 from backprop.demo import demo_config
 
 
 @click.command
 @setting_options("output_dir")
-@common_options
+@json_and_verbose
 def demo(output_dir: str | None, as_json: bool, verbose: bool) -> int:
     """Teach the small model to answer like an old sea captain, and see the difference.
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from backprop.cli import options, output
+from backprop.cli.shared_options import json_and_verbose
 from backprop.core.settings import DEFAULT_MODEL, EMBEDDED_MODEL, RunConfig
 
 
@@ -44,16 +45,6 @@ def _option(flag: options.Flag) -> Callable[[Callable[..., Any]], Callable[..., 
     )
 
 
-def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--json`` and ``--verbose``, as on every command."""
-    for option in (
-        click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error"),
-        click.option("--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"),
-    ):
-        function = option(function)
-    return function
-
-
 def choose_model(config: RunConfig, named: bool) -> RunConfig:
     """The model to take when none was named: the default one on a GPU, the embedded one elsewhere; says which."""
     if named:
@@ -71,7 +62,7 @@ def choose_model(config: RunConfig, named: bool) -> RunConfig:
 @setting_options()
 @click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
 @click.option("--dry-run", is_flag=True, help="show the configuration and its command line, start nothing")
-@common_options
+@json_and_verbose
 def train(file: str | None, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
     """Train a model on a dataset.
 

@@ -1,0 +1,142 @@
+"""``backprop list-runs`` and ``show-run``: what ran, how it went, and where the result is."""
+
+from __future__ import annotations
+
+import time
+from math import isnan
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+import msgspec
+
+from backprop.cli import lines, output
+from backprop.cli.shared_options import json_and_verbose
+from backprop.core.errors import InputError, RunError
+from backprop.runs.describe import bytes_text, describe, duration, level, number
+from backprop.runs.index import RunIndex, RunSummary, summarise
+from backprop.runs.state import RunState, Status, read_run
+
+_STATUSES = get_args(Status)
+
+
+@click.command
+@click.option("--status", metavar="STATUS", help="only runs with this status: " + ", ".join(_STATUSES))
+@click.option("--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="at most so many")
+@click.option("--output", "-o", "output_dir", metavar="DIR", help="also look for runs in this output directory")
+@json_and_verbose
+def list_runs(status: str | None, limit: int, output_dir: str | None, as_json: bool, verbose: bool) -> int:
+    """List the runs so far, the newest first."""
+    if status is not None and status not in _STATUSES:
+        raise InputError(f"no run has the status {status!r}", hint="one of " + ", ".join(_STATUSES))
+    with RunIndex() as index:
+        index.scan(Path(output_dir or "./output").expanduser().absolute())
+        runs = index.summaries(status, limit)
+    if as_json:
+        output.document([answer(run) for run in runs])
+    elif runs:
+        _show_table(runs)
+    else:
+        output.narrate("no runs" + (f" with status {status}" if status else " yet; `backprop demo` makes one"))
+    return 0
+
+
+def answer(run: RunSummary) -> dict[str, Any]:
+    """One run as ``list-runs --json`` says it (SPEC section 13)."""
+    plain: dict[str, Any] = msgspec.to_builtins(run)
+    del plain["losses"]
+    return plain
+
+
+def _show_table(runs: list[RunSummary]) -> None:
+    rows = [
+        [
+            run.run_id,
+            run.status + (" !" if run.damage else ""),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_at)) if run.started_at else "unknown",
+            Path(run.model).name or "unknown",
+            f"{run.steps}/{run.total_steps}" if run.total_steps else str(run.steps),
+            "-" if run.final_loss is None else number(run.final_loss),
+            duration(run.duration_seconds),
+            run.name or Path(run.dataset).name,
+        ]
+        for run in runs
+    ]
+    output.table(["run", "status", "started", "model", "steps", "loss", "time", "name"], rows, frozenset({4, 5, 6}))
+    if any(run.damage for run in runs):
+        output.narrate("! something of the run's directory is damaged: `backprop show-run RUN` says what")
+
+
+@click.command
+@click.argument("run")
+@json_and_verbose
+def show_run(run: str, as_json: bool, verbose: bool) -> int:
+    """Show one run: RUN is its id, the beginning of its id, or its directory."""
+    path = find_run(run)
+    state = read_run(path)
+    if as_json:
+        output.document(details(state))
+        return 0
+    for text, kind in _story(state):
+        output.line(text, kind)
+    return 0
+
+
+def find_run(run: str) -> Path:
+    """The directory of a run, by id, beginning of an id, or path.
+
+    Raises:
+        RunError: none or several fit.
+    """
+    with RunIndex() as index:
+        try:
+            return index.find(run)
+        except RunError:
+            # Runs of this place that the index has not seen: made on another machine, or before it was deleted.
+            index.scan(Path("./output").absolute())
+            return index.find(run)
+
+
+def details(state: RunState) -> dict[str, Any]:
+    """One run as ``show-run --json`` says it (SPEC section 13)."""
+    failed = state.failed
+    error = None
+    if failed is not None:
+        error = {name: getattr(failed, name) for name in ("code", "message", "hint", "retryable")}
+    return {
+        **answer(summarise(state)),
+        "config": state.config,
+        "environment": state.environment,
+        "loss_history": [None if isnan(loss) else loss for loss in state.curves.loss],
+        "checkpoints": msgspec.to_builtins(state.checkpoints),
+        "merges": [],
+        "error": error,
+        "samples": msgspec.to_builtins(state.samples),
+        "evaluations": msgspec.to_builtins(state.evaluations),
+        "dataset_prepared": msgspec.to_builtins(state.dataset),
+    }
+
+
+def _story(state: RunState) -> list[tuple[str, str]]:
+    """A run's page: head, what is damaged, what happened, how it ended."""
+    name = state.config.get("run_name")
+    told: list[tuple[str, str]] = [
+        (f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}", "head"),
+        (f"directory: {state.path}", "info"),
+    ]
+    told += [(f"damaged: {what}", "warning") for what in state.damage]
+    if state.status == "crashed":
+        told.append(("the engine ended without saying why; its engine.log has its last words", "error"))
+    for setting in ("model", "data"):
+        if state.config.get(setting):
+            told.append((f"{setting}: {state.config[setting]}", "info"))
+    for event in state.notable:
+        text = describe(event)
+        if text and event.type not in ("sample", "run_started", "phase_changed"):
+            told.append((text, level(event)))
+    if state.checkpoints:
+        size = sum(checkpoint.bytes for checkpoint in state.checkpoints)
+        told.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
+    if state.samples:
+        told += [(text, "info") for text in lines.before_and_after(state.samples, output.width())] + [("", "info")]
+    return told + [(text, "info") for text in lines.ending(state)]
