@@ -1,0 +1,167 @@
+"""Tokenised datasets on disk: flat arrays that are mapped, not read, and the summary that goes with them.
+
+A folder per key; it is written aside and renamed, and believed only when sizes and checksums agree with its summary.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zlib
+from array import array
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from backprop.core.events import DatasetPrepared
+
+Ids = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+Longs = npt.NDArray[np.int64]
+
+_ARRAYS: dict[str, type[np.generic]] = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64, "lines": np.int64}
+
+
+class Prepared:
+    """Tokenised rows, as they are trained.
+
+    Attributes:
+        ids: token ids of all samples, flat, int32.
+        trained: for each token, whether predicting it is in the loss, flat, bool.
+        offsets: sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; int64, ``len + 1`` values.
+        lines: the file's line (or row number, from 1) that each sample comes from, int64.
+        summary: the counted pre-flight, not yet stamped with run, sequence number and time.
+        key: names data, tokenizer, template, code and options together; hexadecimal.
+    """
+
+    def __init__(self, folder: Path, summary: DatasetPrepared, key: str) -> None:
+        self.folder = folder
+        self.summary = summary
+        self.key = key
+        self.ids: Ids = _map(folder, "ids")
+        self.trained: Flags = _map(folder, "trained")
+        self.offsets: Longs = _map(folder, "offsets")
+        self.lines: Longs = _map(folder, "lines")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def row(self, index: int) -> tuple[Ids, Flags]:
+        """Ids and trained flags of one sample, as views."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        return self.ids[start:end], self.trained[start:end]
+
+
+class _Record(Struct):
+    """``summary.json``: what the folder holds, and what its files must be."""
+
+    summary: DatasetPrepared
+    sizes: dict[str, int]
+    checksums: dict[str, int]
+
+
+def _map(folder: Path, name: str) -> npt.NDArray[Any]:
+    path = folder / f"{name}.bin"
+    kind = _ARRAYS[name]
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype=kind)
+    return np.memmap(path, dtype=kind, mode="r")
+
+
+class Writer:
+    """Takes samples one by one and keeps nothing but their offsets in memory."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._final = root / key
+        self._key = key
+        self._folder = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.", suffix=".partial", dir=root))
+        self._files: dict[str, BinaryIO] = {
+            name: (self._folder / f"{name}.bin").open("wb") for name in ("ids", "trained")
+        }
+        self._checksums = dict.fromkeys(_ARRAYS, 0)
+        self._offsets = array("q", [0])
+        self._lines = array("q")
+
+    def add(self, line: int, ids: Ids, trained: Flags) -> None:
+        for name, data in (("ids", ids.tobytes()), ("trained", trained.tobytes())):
+            self._files[name].write(data)
+            self._checksums[name] = zlib.crc32(data, self._checksums[name])
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._lines.append(line)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def lengths(self) -> Longs:
+        offsets: Longs = np.array(self._offsets, dtype=np.int64)
+        return offsets[1:] - offsets[:-1]
+
+    def finish(self, summary: DatasetPrepared) -> Prepared:
+        """Write the rest, flush everything and give the folder its name."""
+        for name, values in (("offsets", self._offsets), ("lines", self._lines)):
+            data = values.tobytes()
+            self._checksums[name] = zlib.crc32(data)
+            self._files[name] = (self._folder / f"{name}.bin").open("wb")
+            self._files[name].write(data)
+        sizes = {}
+        for name, file in self._files.items():
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[name] = file.tell()
+            file.close()
+        record = _Record(summary, sizes, self._checksums)
+        with (self._folder / "summary.json").open("wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        self._promote()
+        return Prepared(self._final, summary, self._key)
+
+    def _promote(self) -> None:
+        """Rename into place. Another process may have finished the same work: its result is as good."""
+        try:
+            self._folder.rename(self._final)
+        except OSError:
+            if load(self._final.parent, self._key) is None:
+                shutil.rmtree(self._final, ignore_errors=True)
+                self._folder.rename(self._final)
+            else:
+                self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        for file in self._files.values():
+            file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def load(root: Path, key: str) -> Prepared | None:
+    """The cached dataset of this key; ``None`` where there is none, or what is there is broken."""
+    folder = root / key
+    try:
+        record = msgspec.json.decode((folder / "summary.json").read_bytes(), type=_Record)
+        for name in _ARRAYS:
+            path = folder / f"{name}.bin"
+            if path.stat().st_size != record.sizes[name] or _checksum(path) != record.checksums[name]:
+                return None
+        prepared = Prepared(folder, record.summary, key)
+    except (OSError, msgspec.DecodeError, KeyError):
+        return None
+    prepared.summary.cached = True
+    return prepared
+
+
+def _checksum(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
