@@ -1,0 +1,66 @@
+"""What the Data screen's threads tell it. Threads touch no widget: they post these."""
+
+from __future__ import annotations
+
+from array import array
+
+from backprop.core.errors import BackpropError
+from textual.message import Message
+
+from backprop_tui.screens.data_work import OpenFile
+from backprop_tui.widgets.row_table import RowSummary
+from backprop_tui.widgets.styled import Line
+
+
+class Opened(Message):
+    """A file is open and its first rows are known."""
+
+    def __init__(self, opened: OpenFile) -> None:
+        super().__init__()
+        self.opened = opened
+
+
+class Failed(Message):
+    """A piece of work ended with an error that is meant for a person."""
+
+    def __init__(self, work: str, error: BackpropError) -> None:
+        super().__init__()
+        self.work = work
+        self.error = error
+
+
+class RowsRead(Message):
+    """Summaries of rows that the table asked for."""
+
+    def __init__(self, opened: OpenFile, rows: list[tuple[int, RowSummary]]) -> None:
+        super().__init__()
+        self.opened = opened
+        self.rows = rows
+
+
+class DetailMade(Message):
+    """One row as lines, wrapped to ``width``."""
+
+    def __init__(self, row: int, lines: list[Line], width: int) -> None:
+        super().__init__()
+        self.row = row
+        self.lines = lines
+        self.width = width
+
+
+class LineFound(Message):
+    """The row (index from 0) of a line that was asked for."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__()
+        self.row = row
+
+
+class ScanEnded(Message):
+    """A search or a filter has looked at the file: all of it, or until it was stopped."""
+
+    def __init__(self, kind: str, hits: array[int], *, whole: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.hits = hits
+        self.whole = whole

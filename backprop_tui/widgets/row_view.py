@@ -1,0 +1,96 @@
+"""Styled text of any length to scroll through: a row as a chat, as JSON, as tokens; the statistics of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.binding import Binding
+from textual.events import Resize
+from textual.geometry import Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from backprop_tui.widgets.styled import Line, wrap
+
+CHAT_STYLES = ("system", "user", "assistant", "tool", "other")
+JSON_STYLES = ("key", "string", "number", "literal")
+STYLES = ("heading", "dim", "error", "warning", "trained", "special", *CHAT_STYLES, *JSON_STYLES)
+
+
+class RowView(ScrollView, can_focus=True):
+    """Lines of pieces, wrapped to the width, drawn one by one. Style names are those in ``STYLES``."""
+
+    DEFAULT_CSS = "RowView { overflow-x: hidden; overflow-y: scroll; scrollbar-size-vertical: 1; }"
+    COMPONENT_CLASSES = {f"row-view--{name}" for name in STYLES}
+    BINDINGS = [
+        Binding("up,k", "scroll_up", "Up", show=False),
+        Binding("down,j", "scroll_down", "Down", show=False),
+        Binding("pageup", "page_up", "Page up", show=False),
+        Binding("pagedown,space", "page_down", "Page down", show=False),
+        Binding("home", "scroll_home", "Top", show=False),
+        Binding("end", "scroll_end", "End", show=False),
+    ]
+
+    class WidthChanged(Message):
+        """The lines shown were wrapped for another width."""
+
+        def __init__(self, view: RowView) -> None:
+            super().__init__()
+            self.view = view
+
+        @property
+        def control(self) -> RowView:
+            return self.view
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._lines: Sequence[Line] = ()
+        self._wrapped_at = 0
+
+    @property
+    def width(self) -> int:
+        """Cells of one line."""
+        return self.scrollable_content_region.width
+
+    def show(self, lines: Sequence[Line], width: int) -> None:
+        """Show lines that were wrapped for ``width``, from the top."""
+        self._lines = lines
+        self._wrapped_at = width
+        self.virtual_size = Size(0, len(lines))
+        self.scroll_to(y=0, animate=False)
+        self.refresh()
+        self._compare_width()
+
+    def show_wrapped(self, lines: Sequence[Line]) -> None:
+        """Wrap a few lines here and show them. For long texts wrap in a thread and use ``show``."""
+        width = max(self.width, 20)
+        self.show([part for line in lines for part in wrap(line, width)], width)
+
+    @property
+    def text(self) -> str:
+        """Everything shown, without styles."""
+        return "\n".join("".join(text for text, _ in line) for line in self._lines)
+
+    def on_resize(self, event: Resize) -> None:
+        del event
+        self._compare_width()
+
+    def _compare_width(self) -> None:
+        if self._lines and self.width and self.width != self._wrapped_at:
+            self._wrapped_at = self.width
+            self.post_message(self.WidthChanged(self))
+
+    def render_line(self, y: int) -> Strip:
+        index = y + self.scroll_offset.y
+        base = self.rich_style
+        width = self.width
+        if index >= len(self._lines):
+            return Strip.blank(width, base)
+        segments = [Segment(text, base + self._style(name)) for text, name in self._lines[index]]
+        return Strip(segments).adjust_cell_length(width, base)
+
+    def _style(self, name: str) -> Style:
+        return self.get_component_rich_style(f"row-view--{name}", partial=True) if name else Style.null()
