@@ -142,7 +142,7 @@ class ArrayIndex(RowIndex):
         self._scanned = end
         self.known += len(starts)
 
-    def _split(self, block: bytes, line: int, offset: int) -> list[Place]:
+    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
         if not self.is_array or (self.after_end is not None and offset >= self.after_end):
             return [(line, offset, block.strip(_SPACE))]
         ends = _boundaries(np.frombuffer(block, dtype=np.uint8), _State(depth=1)).tolist()

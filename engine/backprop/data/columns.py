@@ -87,13 +87,13 @@ class CsvIndex(RowIndex):
         self._scanned = self._position
         self.known += found
 
-    def _split(self, block: bytes, line: int, offset: int) -> list[Place]:
+    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
         places: list[Place] = []
         position, number = 0, line
 
         def lines() -> Iterator[str]:
             nonlocal position, number
-            for text in block.splitlines(keepends=True) if b"\r" not in block else _newline_split(block):
+            for text in _newline_split(block):
                 position += len(text)
                 number += 1
                 yield text.decode("latin-1")
@@ -121,7 +121,7 @@ class CsvIndex(RowIndex):
         except UnicodeDecodeError as error:
             return None, not_utf8(raw, offset, error)
         try:
-            cells = next(csv.reader(text.splitlines(keepends=True), delimiter=self.delimiter), [])
+            cells = next(csv.reader(_lines(text), delimiter=self.delimiter), [])
         except csv.Error as error:
             return None, RowError("broken_csv", "", f"not a CSV record: {error}")
         if len(cells) != len(self.columns):
@@ -137,6 +137,11 @@ def _newline_split(block: bytes) -> Iterator[bytes]:
         end = block.find(b"\n", start) + 1 or len(block)
         yield block[start:end]
         start = end
+
+
+def _lines(text: str) -> list[str]:
+    """As ``_newline_split``: the other characters that ``str.splitlines`` knows are text."""
+    return [line + "\n" for line in text.split("\n")]
 
 
 def _cell(name: str, cell: str) -> object:

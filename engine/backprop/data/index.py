@@ -66,7 +66,7 @@ class RowIndex(ABC):
         """
 
     @abstractmethod
-    def _split(self, block: bytes, line: int, offset: int) -> list[Place]:
+    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
         """The rows of ``block``, which starts with the row of ``line`` at ``offset``."""
 
     def read_at(self, offset: int, size: int) -> bytes:
@@ -114,7 +114,7 @@ class RowIndex(ABC):
         block = self._blocks.get((entry, end))
         if block is None:
             offset = self._offsets[entry]
-            block = self._split(self.read_at(offset, end - offset), self._lines[entry], offset)
+            block = self.split(self.read_at(offset, end - offset), self._lines[entry], offset)
             with self._read_lock:
                 self._blocks[entry, end] = block
                 while len(self._blocks) > _CACHED_BLOCKS:
@@ -152,7 +152,7 @@ class RowIndex(ABC):
                 last += 1
             start = self._offsets[entry]
             end = self._offsets[last] if last < len(self._offsets) else self._scanned
-            yield self._split(self.read_at(start, end - start), self._lines[entry], start)
+            yield self.split(self.read_at(start, end - start), self._lines[entry], start)
             entry = last
 
     def _entry_known(self, entry: int) -> bool:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 
+PIECE = 256 * 1024
+"""Small enough that the values decoded from it stay in the processor's cache while they are looked at."""
 _NEWLINE = 10
 _WHITESPACE = np.zeros(256, dtype=bool)
 _WHITESPACE[list(b" \t\r\n\v\f")] = True
@@ -83,7 +85,7 @@ class LineIndex(RowIndex):
         self._offsets.frombytes(offsets[chosen].astype(np.uint64).tobytes())
         self._last_row = int(offsets[-1])
 
-    def _split(self, block: bytes, line: int, offset: int) -> list[Place]:
+    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
         places = []
         for number, raw in enumerate(block.split(b"\n"), line):
             if raw and not raw.isspace():
@@ -93,23 +95,20 @@ class LineIndex(RowIndex):
 
     def stream(self) -> Iterator[list[Place]]:
         """All rows in order, read straight through: no index is needed for it."""
-        for line, offset, block in self.pieces():
-            yield self._split(block, line, offset)
+        line = 1
+        for offset, piece in self.pieces():
+            yield self.split(piece, line, offset)
+            line += piece.count(b"\n")
 
-    def pieces(self) -> Iterator[tuple[int, int, bytes]]:
-        """The file in pieces of whole lines: number of the first line, offset, bytes."""
-        position, line, unfinished = self.start_offset, 1, []
-        start = position
-        while piece := self.read_at(position, CHUNK // 4):
-            position += len(piece)
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, bytes]]:
+        """The file in pieces of whole lines, of about ``size`` bytes: offset and bytes."""
+        start, wanted = self.start_offset, size
+        while piece := self.read_at(start, wanted):
             cut = piece.rfind(b"\n") + 1
-            if not cut:
-                unfinished.append(piece)
+            if not cut and len(piece) == wanted:
+                wanted *= 4
                 continue
-            block = b"".join([*unfinished, piece[:cut]])
-            yield line, start, block
-            line += block.count(b"\n")
+            block = piece[:cut] if cut else piece
+            yield start, block
             start += len(block)
-            unfinished = [piece[cut:]] if cut < len(piece) else []
-        if unfinished:
-            yield line, start, b"".join(unfinished)
+            wanted = size

@@ -62,6 +62,11 @@ class Source:
         self._parse = _parser(index, kind)
 
     @property
+    def unit(self) -> str:
+        """What ``Row.line`` counts, in a word."""
+        return "row" if self.kind in ("json", "parquet") else "line"
+
+    @property
     def known(self) -> int:
         return self.index.known
 
@@ -83,7 +88,7 @@ class Source:
         Raises:
             IndexError: there is no such row.
         """
-        return self._make(self.index.place(index))
+        return self.made(self.index.place(index))
 
     def find(self, line: int) -> int:
         """The index (from 0) of the row with this ``line``: what ``row`` takes.
@@ -100,9 +105,10 @@ class Source:
     def __iter__(self) -> Iterator[Row]:
         for places in self.index.stream():
             for place in places:
-                yield self._make(place)
+                yield self.made(place)
 
-    def _make(self, place: Place) -> Row:
+    def made(self, place: Place) -> Row:
+        """Parse what the index found."""
         line, offset, raw = place
         value, error = self._parse(raw, offset)
         return Row(line, raw, value, error)

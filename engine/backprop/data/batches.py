@@ -1,0 +1,169 @@
+"""Rows in batches of about a quarter of a megabyte, decoded together where every one is good."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from backprop.data.arrays import ArrayIndex
+from backprop.data.index import Place
+from backprop.data.lines import LineIndex
+from backprop.data.scan import scan
+from backprop.data.source import Row, Source
+from backprop.data.typed import QuickLook
+
+_ROWS = 1_000
+
+
+class Batch:
+    """Some rows of a source, in order.
+
+    ``data`` holds them between line breaks; ``ends`` are the positions in it where rows end, ``marks`` those that
+    ``scan`` found odd.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: bytes,
+        end: int,
+        *,
+        line: int = 1,
+        offset: int = 0,
+        ends: npt.NDArray[np.int64] | None = None,
+        marks: npt.NDArray[np.int64] | None = None,
+        places: list[Place] | None = None,
+        rows: list[Row] | None = None,
+    ) -> None:
+        self._source = source
+        self._data = data
+        self.end = end
+        """Bytes of the file that are read with this batch."""
+        self._line = line
+        self._offset = offset
+        self._ends = ends
+        self._marks = marks
+        self._places = places
+        self._rows = rows
+
+    def __len__(self) -> int:
+        if self._rows is not None:
+            return len(self._rows)
+        if self._places is not None:
+            return len(self._places)
+        return len(self._ends) if self._ends is not None else 0
+
+    @property
+    def raws_are_json(self) -> bool:
+        return self._rows is None
+
+    def _place(self, i: int) -> Place:
+        if self._places is not None:
+            return self._places[i]
+        assert self._ends is not None
+        start = int(self._ends[i - 1]) + 1 if i else 0
+        return self._line + i, self._offset + start, self._data[start : self._ends[i]].removesuffix(b"\r")
+
+    def row(self, i: int) -> Row:
+        """Row ``i`` of the batch, parsed."""
+        if self._rows is not None:
+            return self._rows[i]
+        return self._source.made(self._place(i))
+
+    def doubtful(self, quick: QuickLook, prints: list[int], labels: set[bool]) -> list[int]:
+        """Positions of the rows that need the slow look; ``prints`` gets a fingerprint for every row."""
+        if self._places is None:
+            try:
+                decoded: Sequence[object] = quick.decoder.decode_lines(self._data)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                decoded = ()
+            if len(decoded) == len(self):
+                odd = set(quick.check(decoded, prints))
+                self._take_labels(quick, decoded, labels)
+                return sorted(odd | self._suspicious())
+        return self._one_by_one(quick, prints, labels)
+
+    def _one_by_one(self, quick: QuickLook, prints: list[int], labels: set[bool]) -> list[int]:
+        decode = quick.decoder.decode
+        good, decoded, doubtful = [], [], []
+        for i in range(len(self)):
+            try:
+                decoded.append(decode(self._place(i)[2]))
+                good.append(i)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                doubtful.append(i)
+        found: list[int] = []
+        doubtful += [good[at] for at in quick.check(decoded, found)]
+        self._take_labels(quick, decoded, labels)
+        prints.extend([0] * len(self))
+        for i, value in zip(good, found, strict=True):
+            prints[i] = value
+        return sorted(set(doubtful) | self._suspicious())
+
+    @staticmethod
+    def _take_labels(quick: QuickLook, decoded: Sequence[object], labels: set[bool]) -> None:
+        if quick.format == "kto" and len(labels) < 2:
+            labels.update(row.label for row in decoded)  # type: ignore[attr-defined]
+
+    def _suspicious(self) -> set[int]:
+        ends, marks = self._ends, self._marks
+        if ends is None or marks is None:
+            assert self._places is not None
+            ends = np.cumsum([len(raw) + 1 for _, _, raw in self._places]) - 1
+            marks = scan(b"\n".join(raw for _, _, raw in self._places))[1]
+        return set(np.searchsorted(ends, marks).tolist()) if len(marks) else set()
+
+
+def batches(source: Source) -> Iterator[Batch]:
+    """All rows of a source."""
+    index = getattr(source, "index", None)
+    if isinstance(index, LineIndex) and source.kind == "jsonl":
+        yield from _line_batches(source, index)
+    elif isinstance(index, ArrayIndex):
+        for places in index.stream():
+            end = places[-1][1] + len(places[-1][2])
+            if index.after_end is not None and places[0][1] >= index.after_end:
+                yield Batch(source, b"", end, rows=[source.made(place) for place in places])
+            else:
+                yield Batch(source, b"", end, places=places)
+    else:
+        rows: list[Row] = []
+        done = 0
+        for row in source:
+            rows.append(row)
+            done += len(row.raw) + 1
+            if len(rows) == _ROWS:
+                yield Batch(source, b"", min(done, source.bytes), rows=rows)
+                rows = []
+        if rows:
+            yield Batch(source, b"", source.bytes, rows=rows)
+
+
+def _line_batches(source: Source, index: LineIndex) -> Iterator[Batch]:
+    line = 1
+    for offset, data in index.pieces():
+        ends, marks = scan(data)
+        if not len(ends) or ends[-1] != len(data) - 1:
+            ends = np.append(ends, len(data))
+        if _each_line_an_object(np.frombuffer(data, dtype=np.uint8), ends):
+            yield Batch(source, data, offset + len(data), line=line, offset=offset, ends=ends, marks=marks)
+        elif places := index.split(data, line, offset):
+            yield Batch(source, b"", offset + len(data), places=places)
+        line += len(ends)
+
+
+def _each_line_an_object(piece: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> bool:
+    """Whether every line begins with ``{`` and ends with ``}``.
+
+    Then no value can reach over a line break, so that values decoded in one go are the lines' when their number agrees.
+    """
+    if ends[0] == 0:
+        return False
+    last = piece[ends - 1]
+    returns = last == 13
+    if returns.any():
+        last = np.where(returns, piece[ends - 2], last)
+    return bool((last == 0x7D).all() and piece[0] == 0x7B and (piece[ends[:-1] + 1] == 0x7B).all())

@@ -1,0 +1,226 @@
+"""The quick look at rows: decoded into the types of a good row, which checks them while parsing.
+
+What passes is a good row by construction; what does not, or looks odd, is left to ``formats.convert``, which says why.
+The types here are therefore narrower than the formats: tool calls, content parts or unusual keys are not wrong,
+only not quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from backprop.data.content import _TAIL
+from backprop.data.mapping import ABSENT, Fields
+from backprop.data.messages import check_turns
+from backprop.data.turns import Format, RowError, Turn
+
+_Never = Literal["\0a value that no field has"]
+Prints = list[int]
+Check = Callable[[Sequence[Any], Prints], list[int]]
+"""Rows → appends each one's fingerprint; returns the positions of those that need the slow look."""
+
+
+class Said(Struct, gc=False, forbid_unknown_fields=True):
+    """A message: its type says who speaks."""
+
+    content: str
+
+
+def _speakers(tag_field: str, text: str, roles: dict[str, str]) -> dict[type, str]:
+    """A type per role as the row writes it → the role."""
+    return {
+        msgspec.defstruct(
+            f"Said_{tag}",
+            [],
+            bases=(Said,),
+            tag_field=tag_field,
+            tag=tag,
+            rename={"content": text},
+            gc=False,
+            forbid_unknown_fields=True,
+        ): role
+        for tag, role in roles.items()
+    }
+
+
+_OPENAI = _speakers("role", "content", {role: role for role in ("system", "user", "assistant", "tool")})
+_SHAREGPT = _speakers(
+    "from", "value", {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+)
+_ROLE_OF = _OPENAI | _SHAREGPT
+_OpenAITurn: Any = reduce(or_, _OPENAI)
+_ShareGPTTurn: Any = reduce(or_, _SHAREGPT)
+_FIELDS: dict[Format, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "openai": ({"messages": list[_OpenAITurn]}, ("system", "tools", "functions", "chosen", "rejected", "completion")),
+    "sharegpt": (
+        {"messages": list[_ShareGPTTurn]},
+        ("system", "tools", "functions", "chosen", "rejected", "completion"),
+    ),
+    "alpaca": (
+        {"instruction": str, "output": str, "input": (str | None, None)},
+        ("system", "history", "tools", "functions", "chosen", "rejected", "completion", "messages", "conversations"),
+    ),
+    "prompt_completion": (
+        {"prompt": str, "completion": str},
+        ("system", "tools", "functions", "chosen", "rejected", "label", "messages", "conversations", "instruction"),
+    ),
+    "preference": (
+        {"prompt": str, "chosen": str, "rejected": str},
+        ("system", "tools", "functions", "completion", "label", "messages", "conversations"),
+    ),
+    "kto": (
+        {"prompt": str, "completion": str, "label": bool},
+        ("system", "tools", "functions", "messages", "conversations"),
+    ),
+    "text": (
+        {"text": str},
+        ("chosen", "rejected", "completion", "messages", "conversations", "instruction", "prompt"),
+    ),
+}
+"""Per format: the fields of a good row, and the fields whose presence means that another look is needed."""
+
+
+class QuickLook:
+    """Decodes and checks rows of one format.
+
+    Args:
+        format: what the rows are.
+        names: the field names in use.
+    """
+
+    def __init__(self, format: Format, names: Fields) -> None:
+        wanted, absent = _FIELDS[format]
+        fields: list[Any] = []
+        renamed = {}
+        for part, kind in wanted.items():
+            fields.append((part, *kind) if isinstance(kind, tuple) else (part, kind))
+            renamed[part] = getattr(names, "conversations" if format == "sharegpt" else part)
+        for part in absent:
+            if getattr(names, part) not in (ABSENT, *renamed.values()):
+                fields.append((part, _Never, ""))
+                renamed[part] = getattr(names, part)
+        fields.sort(key=len)
+        row_type = msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False)
+        self.decoder = msgspec.json.Decoder(row_type)
+        self.check: Check = _CHECKS[format]() if format in ("openai", "sharegpt") else _CHECKS[format]
+        self.format = format
+
+
+def supports(format: Format | None) -> bool:
+    return format in _FIELDS
+
+
+_PAIRS = {
+    (one, two)
+    for kinds in (_OPENAI, _SHAREGPT)
+    for one in kinds
+    for two in kinds
+    if (_ROLE_OF[one], _ROLE_OF[two]) == ("user", "assistant")
+}
+
+
+def _blank(text: str) -> bool:
+    """Whether a text is blank. Callers ask only where ``"!" <= text < "\\x7f"`` does not hold: the others are not."""
+    return not text.strip()
+
+
+class _ChatCheck:
+    """Roles in order, no turn blank. Chats of two turns, the most common ones, have a way of their own."""
+
+    def __init__(self) -> None:
+        self._orders: dict[tuple[type, ...], bool] = {}
+
+    def __call__(self, rows: Sequence[Any], prints: Prints) -> list[int]:
+        odd: list[int] = []
+        add = prints.append
+        for i, row in enumerate(rows):
+            turns = row.messages
+            if len(turns) == 2:
+                one, two = turns
+                first, last = one.content, two.content
+                plain = "!" <= first < "\x7f" and "!" <= last < "\x7f" and (type(one), type(two)) in _PAIRS
+                if not plain and not self._good(turns):
+                    odd.append(i)
+            else:
+                if not self._good(turns):
+                    odd.append(i)
+                first, last = (turns[0].content, turns[-1].content) if turns else ("", "")
+            add(hash((len(turns), len(first), len(last), last[_TAIL:])))
+        return odd
+
+    def _good(self, turns: Sequence[Said]) -> bool:
+        for turn in turns:
+            text = turn.content
+            if not "!" <= text < "\x7f" and _blank(text):
+                return False
+        order = tuple(map(type, turns))
+        good = self._orders.get(order)
+        if good is None:
+            good = self._orders[order] = _in_order([_ROLE_OF[kind] for kind in order])
+        return good
+
+
+def _in_order(roles: list[str]) -> bool:
+    warnings: list[RowError] = []
+    try:
+        check_turns([Turn(role, "text") for role in roles], "", warnings)
+    except RowError:
+        return False
+    return not warnings
+
+
+def _check_alpaca(rows: Sequence[Any], prints: Prints) -> list[int]:
+    odd = []
+    for i, row in enumerate(rows):
+        asked, answer = row.instruction, row.output
+        if (not "!" <= asked < "\x7f" and _blank(asked)) or (not "!" <= answer < "\x7f" and _blank(answer)):
+            odd.append(i)
+        prints.append(hash((0, len(asked), len(answer), answer[_TAIL:])))
+    return odd
+
+
+def _check_prompt(rows: Sequence[Any], prints: Prints) -> list[int]:
+    odd = []
+    for i, row in enumerate(rows):
+        asked, answer = row.prompt, row.completion
+        if (not "!" <= asked < "\x7f" and _blank(asked)) or (not "!" <= answer < "\x7f" and _blank(answer)):
+            odd.append(i)
+        prints.append(hash((0, len(asked), len(answer), answer[_TAIL:])))
+    return odd
+
+
+def _check_preference(rows: Sequence[Any], prints: Prints) -> list[int]:
+    odd = []
+    for i, row in enumerate(rows):
+        good, bad = row.chosen, row.rejected
+        if _blank(row.prompt) or _blank(good) or _blank(bad) or good == bad:
+            odd.append(i)
+        prints.append(hash((0, len(good), len(bad), bad[_TAIL:])))
+    return odd
+
+
+def _check_text(rows: Sequence[Any], prints: Prints) -> list[int]:
+    odd = []
+    for i, row in enumerate(rows):
+        text = row.text
+        if not "!" <= text < "\x7f" and _blank(text):
+            odd.append(i)
+        prints.append(hash((0, 0, len(text), text[_TAIL:])))
+    return odd
+
+
+_CHECKS: dict[Format, Any] = {
+    "openai": _ChatCheck,
+    "sharegpt": _ChatCheck,
+    "alpaca": _check_alpaca,
+    "prompt_completion": _check_prompt,
+    "kto": _check_prompt,
+    "preference": _check_preference,
+    "text": _check_text,
+}
