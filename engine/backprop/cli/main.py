@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import click
 
-from backprop import __version__
 from backprop.cli import output
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, BackpropError, InputError
 
@@ -69,7 +68,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="backprop")
+@click.version_option(package_name="backprop-tui", prog_name="backprop")
 @click.pass_context
 def backprop(ctx: click.Context) -> None:
     """Fine-tune language models on one GPU, without the screen. `backprop-tui` is the application."""

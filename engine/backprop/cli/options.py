@@ -16,8 +16,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, inspect
 
-from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError
-from backprop.core.presets import MODEL_PRESETS
+from backprop.core.errors import InputError, InvalidSettingError
+from backprop.core.location import locate
 from backprop.core.settings import RunConfig, config_from, setting_help
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -212,33 +212,6 @@ def read_settings(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no settings", hint='a JSON object such as {"steps": 100}')
     return values
-
-
-def locate(config: RunConfig) -> RunConfig:
-    """Make paths absolute: the engine and whoever looks at the run later may stand elsewhere.
-
-    Raises:
-        DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
-    """
-    data = Path(config.data).expanduser().absolute()
-    if not data.is_file():
-        raise _no_data(data)
-    changes = {"data": str(data), "output_dir": str(Path(config.output_dir).expanduser().absolute())}
-    model = Path(config.model).expanduser()
-    if config.model not in MODEL_PRESETS and model.is_dir():
-        changes["model"] = str(model.absolute())
-    return msgspec.structs.replace(config, **changes)
-
-
-def _no_data(data: Path) -> DatasetNotFoundError:
-    details = {"path": str(data), "field": "data"}
-    if data.is_dir():
-        hint = "--data takes a file: .jsonl, .json, .csv, .parquet or .txt"
-        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
-    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
-    near = difflib.get_close_matches(data.name, beside, n=1)
-    hint = f"did you mean {data.parent / near[0]}?" if near else "look at the path after --data"
-    return DatasetNotFoundError(f"there is no dataset {data}", hint=hint, details=details)
 
 
 def arguments(config: RunConfig) -> list[str]:

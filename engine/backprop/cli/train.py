@@ -10,7 +10,8 @@ import msgspec
 
 from backprop.cli import options, output
 from backprop.cli.shared_options import json_and_verbose
-from backprop.core.settings import DEFAULT_MODEL, EMBEDDED_MODEL, RunConfig
+from backprop.core.location import default_model
+from backprop.core.settings import RunConfig
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -51,9 +52,7 @@ def choose_model(config: RunConfig, named: bool) -> RunConfig:
         return config
     from backprop.hardware.devices import info
 
-    problem = info().gpu_problem
-    model = EMBEDDED_MODEL if problem is not None or config.backend == "cpu" else DEFAULT_MODEL
-    why = "no GPU can be used here" if model == EMBEDDED_MODEL else "the default on a GPU"
+    model, why = default_model(config.backend, gpu=info().gpu_problem is None)
     output.narrate(f"no model was named: taking {model} ({why}); --model names another")
     return msgspec.structs.replace(config, model=model)
 

@@ -14,10 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from backprop.core.errors import EngineCrashedError, RunError
+import msgspec
+
+from backprop.core.errors import EngineCrashedError, RunError, error_for
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
+from backprop.core.jobs import Message, decode_message
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import Follower
@@ -173,6 +177,58 @@ def last_words(directory: RunDirectory) -> str:
     except OSError:
         return ""
     return "\n".join(text.strip().splitlines()[-_LAST_LINES:])
+
+
+class Job:
+    """A short piece of work in an engine process. It ends with whoever asked for it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
+        self._process = process
+        self._directory = directory
+
+    def messages(self) -> Iterator[Message]:
+        """What the job says, as it says it; waits for each message.
+
+        Raises:
+            BackpropError: the job failed, as the error's own class.
+            EngineCrashedError: the process went without a word.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message = decode_message(line)
+            if isinstance(message, RunFailed):
+                error = error_for(message.code, message.message, message.hint, message.retryable)
+                raise error from RuntimeError(message.traceback)
+            yield message
+        status = self._process.wait()
+        if status != 0:
+            raise EngineCrashedError(
+                f"the engine process is gone (exit status {status}); its last lines:\n{last_words(self._directory)}",
+                hint=f"the whole log is {self._directory.log}",
+                retryable=True,
+            )
+
+    def end(self) -> None:
+        """Stop the job if it still works."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def job(module: str, directory: RunDirectory, request: msgspec.Struct) -> Job:
+    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log."""
+    with directory.log.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(directory.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write(msgspec.json.encode(request))
+    return Job(process, directory)
 
 
 def start(config: RunConfig, kind: str = "train") -> Link:

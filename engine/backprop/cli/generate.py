@@ -1,0 +1,87 @@
+"""``backprop generate``: ask a run's model, and the model it came from."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from backprop.cli import lines, output
+from backprop.cli.history import find_run
+from backprop.cli.shared_options import json_and_verbose
+from backprop.core.errors import InputError
+from backprop.core.events import ModelLoading, Sample
+from backprop.core.jobs import Delta, GenerateRequest
+from backprop.runs import link
+from backprop.runs.describe import describe
+from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
+
+JOB = "backprop.ship.generate"
+
+
+@click.command
+@click.argument("run")
+@click.option("--prompt", "-p", "prompts", multiple=True, required=True, metavar="TEXT", help="what to ask; repeatable")
+@click.option("--base", is_flag=True, help="ask the model without the adapter too")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=256, metavar="N", show_default=True, help="longest answer"
+)
+@json_and_verbose
+def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int, as_json: bool, verbose: bool) -> int:
+    """Ask the model of a run: RUN is its id, the beginning of its id, or its directory."""
+    directory = RunDirectory(find_run(run))
+    _check(directory)
+    request = GenerateRequest(run=str(directory.path), prompts=list(prompts), base=base, max_tokens=max_tokens)
+    job = link.job(JOB, directory, request)
+    try:
+        samples = _listen(job, request, as_json)
+    finally:
+        job.end()
+    if as_json:
+        answers = [{"prompt": s.prompt, "text": s.text, "tuned": s.tuned} for s in samples]
+        output.document({"run_id": directory.run_id, "answers": answers})
+    elif base:
+        for text in lines.before_and_after(samples, output.width()):
+            output.line(text)
+    return 0
+
+
+def _check(directory: RunDirectory) -> None:
+    """A run without a result is noticed before an engine starts."""
+    if (directory.adapter / "adapter_config.json").is_file():
+        return
+    status = read_run(directory.path).status
+    going = status in ("starting", "running", "paused")
+    raise InputError(
+        f"run {directory.run_id} ({status}) has no trained adapter",
+        hint="wait for its end"
+        if status in ("starting", "running", "paused")
+        else "`backprop list-runs --status done`",
+        details={"run_id": directory.run_id, "status": status},
+    )
+
+
+def _listen(job: link.Job, request: GenerateRequest, as_json: bool) -> list[Sample]:
+    """Take in the answers; for people the text appears as it comes, unless it is compared afterwards."""
+    stream = not as_json and not request.base
+    samples: list[Sample] = []
+    begun = -1
+    for message in job.messages():
+        match message:
+            case ModelLoading():
+                output.narrate(describe(message))
+            case Delta() if stream:
+                if message.index != begun:
+                    begun = message.index
+                    if len(request.prompts) > 1:
+                        output.line(f"> {request.prompts[begun]}", "head")
+                sys.stdout.write(output.clean(message.text))
+                sys.stdout.flush()
+            case Sample():
+                samples.append(message)
+                if stream:
+                    output.line()
+            case _:
+                pass
+    return samples

@@ -1,0 +1,274 @@
+"""The library: ``Trainer`` runs the same engine process as the command line and the application.
+
+trainer = Trainer("smollm2-135m")
+run = trainer.train("my_data.jsonl", steps=100)
+trainer.save("my_adapter")
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backprop.core import events as ev
+from backprop.core.errors import BackpropError, DatasetFormatError, InputError, error_for
+from backprop.core.location import default_model, locate
+from backprop.core.settings import RunConfig, config_from
+from backprop.runs import link as links
+from backprop.runs.describe import describe
+from backprop.runs.directory import RunDirectory
+from backprop.runs.index import RunIndex
+from backprop.runs.link import Link
+from backprop.runs.state import RunState
+
+_LOOK = 0.5
+"""Seconds to wait for an event before looking again whether the engine lives."""
+_IN_MEMORY = "rows from memory"
+"""Stands for the path until the rows are in the run's directory."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run came to. A loss that was not finite is ``None``."""
+
+    run_id: str
+    steps: int
+    final_loss: float | None
+    loss_history: list[float | None]
+    """One a step: the mean over the supervised tokens of the whole step."""
+    output_path: str
+    """The adapter's directory; empty where nothing was saved."""
+    duration_seconds: float
+    samples_seen: int
+    status: str = "done"
+    """``done``, or ``stopped`` or ``interrupted`` where somebody ended it early."""
+
+
+@dataclass(frozen=True)
+class TrainingCallback:
+    """Called while a run goes on, in the thread that called ``train``; each one is optional.
+
+    An exception raised in one of them stops the run after the step in progress and comes out of ``train``.
+    """
+
+    on_step: Callable[[int, float | None], object] | None = None
+    on_epoch: Callable[[int], object] | None = None
+    """An epoch was finished; they count from 1."""
+    on_save: Callable[[str], object] | None = None
+    on_complete: Callable[[TrainingRun], object] | None = None
+    on_error: Callable[[BackpropError], object] | None = None
+
+
+class Trainer:
+    """Fine-tunes one model; every ``train`` is a run with a directory of its own.
+
+    Args:
+        model: preset, local directory or Hugging Face name. None: the default model where a GPU can be used, else the
+            embedded small one; the choice is printed.
+        settings: any setting of ``backprop.core.settings.RunConfig`` by its name: ``lora_r``, ``learning_rate``,
+            ``batch_size``, ``gradient_accumulation``, ``max_seq_length``, ``output_dir``, ``seed`` …
+
+    Raises:
+        InvalidSettingError: a setting that does not exist (the nearest is named) or is out of its range.
+    """
+
+    def __init__(self, model: str | None = None, **settings: Any) -> None:
+        config = config_from({"data": _IN_MEMORY, **({} if model is None else {"model": model}), **settings})
+        self.config = config if model is not None else _with_default_model(config)
+        """The settings of every run; its data is named when it starts."""
+        self.last_run: TrainingRun | None = None
+
+    def train(
+        self,
+        dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        samples: int | None = None,
+        callback: TrainingCallback | None = None,
+    ) -> TrainingRun:
+        """Train on ``dataset`` and wait for the end.
+
+        Args:
+            dataset: a file, a ``datasets.Dataset``, or any iterable of rows.
+            steps: optimizer steps; without ``steps`` and ``epochs`` one pass over the data.
+            samples: use the first ``samples`` usable rows only.
+
+        Raises:
+            BackpropError: the run failed; the class, code, message and hint are the engine's own.
+            KeyboardInterrupt: Ctrl+C; the run has finished its step and saved by then.
+        """
+        given = {"steps": steps, "epochs": epochs, "samples": samples}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        config = config_from({**msgspec.to_builtins(self.config), **chosen})
+        link = _start(config, dataset)
+        print(f"run_started run_id={link.run_id}", file=sys.stderr)
+        run = _Watch(link, callback or TrainingCallback()).to_the_end()
+        self.last_run = run
+        return run
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Copy the adapter of the last run to ``path``; an adapter that is there is replaced.
+
+        Raises:
+            InputError: nothing was trained yet, or ``path`` holds something that is no adapter.
+        """
+        if self.last_run is None or not self.last_run.output_path:
+            raise InputError("there is no adapter to save yet", hint="call train() first")
+        target = Path(path).expanduser().absolute()
+        if target.exists() and not (target / "adapter_config.json").is_file() and any(target.iterdir()):
+            raise InputError(f"{target} holds something that is no adapter", hint="save into a new folder")
+        staging = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(self.last_run.output_path, staging)
+        shutil.rmtree(target, ignore_errors=True)
+        staging.rename(target)
+        return target
+
+
+def _with_default_model(config: RunConfig) -> RunConfig:
+    from backprop.hardware.devices import info
+
+    model, why = default_model(config.backend, gpu=info().gpu_problem is None)
+    print(f"no model was named: taking {model} ({why})", file=sys.stderr)
+    return msgspec.structs.replace(config, model=model)
+
+
+def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Link:
+    """Start an engine; rows from memory are written into the run's directory first."""
+    if isinstance(dataset, str | os.PathLike):
+        directory = RunDirectory.create(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
+    else:
+        output = str(Path(config.output_dir).expanduser().absolute())
+        config = msgspec.structs.replace(config, output_dir=output)
+        directory = RunDirectory.create(config)
+        try:
+            rows = spool(dataset, directory.path / "data.jsonl")
+        except BaseException:
+            shutil.rmtree(directory.path, ignore_errors=True)
+            raise
+        directory.update_record(config=msgspec.structs.replace(config, data=str(rows)))
+    with RunIndex() as index:
+        index.add(directory.path)
+    return links.launch(directory)
+
+
+def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
+    """Write rows as JSON Lines, one at a time; returns ``path``.
+
+    Raises:
+        DatasetFormatError: something is no row, or a value that JSON cannot hold.
+    """
+    if isinstance(rows, Mapping):
+        names = ", ".join(map(str, rows))
+        raise DatasetFormatError(f"this is several datasets ({names}), not one", hint="pass one of them: data['train']")
+    encoder = msgspec.json.Encoder(enc_hook=_plain)
+    with path.open("wb") as file:
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, Mapping):
+                kind = type(row).__name__
+                raise DatasetFormatError(f"row {number} is a {kind}, not a mapping", hint="rows are dictionaries")
+            try:
+                file.write(encoder.encode(dict(row)) + b"\n")
+            except (TypeError, ValueError) as error:
+                raise DatasetFormatError(
+                    f"row {number} cannot be written as JSON: {error}", hint="keep text, numbers and lists of them"
+                ) from error
+    return path
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and scalars of numerical libraries as plain values."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+class _Watch:
+    """Follows one run for ``train``."""
+
+    def __init__(self, link: Link, callback: TrainingCallback) -> None:
+        self._link = link
+        self._callback = callback
+        self._state = RunState(run_id=link.run_id, path=str(link.directory.path), alive=True)
+        self._epochs = 0
+
+    def to_the_end(self) -> TrainingRun:
+        try:
+            while not self._link.over:
+                for event in self._link.read(_LOOK):
+                    self._state.apply(event)
+                    self._tell(event)
+            run = self._result()
+        except BackpropError as error:
+            if self._callback.on_error:
+                self._callback.on_error(error)
+            raise
+        except BaseException:
+            self._stop()
+            raise
+        if self._callback.on_complete:
+            self._callback.on_complete(run)
+        return run
+
+    def _tell(self, event: ev.AnyEvent) -> None:
+        callback = self._callback
+        match event:
+            case ev.Step():
+                if callback.on_step:
+                    callback.on_step(event.step, event.loss)
+                while self._epochs < int(event.epoch + 1e-9):
+                    self._epochs += 1
+                    if callback.on_epoch:
+                        callback.on_epoch(self._epochs)
+            case ev.CheckpointSaved() if callback.on_save:
+                callback.on_save(event.path)
+            case ev.RunFinished() if callback.on_save and event.output_path:
+                callback.on_save(event.output_path)
+            case ev.Warning():
+                print(describe(event), file=sys.stderr)
+            case _:
+                pass
+
+    def _result(self) -> TrainingRun:
+        """What came of it.
+
+        Raises:
+            BackpropError: the run failed, or its engine went without a word.
+        """
+        state = self._state
+        state.alive = False
+        if state.failed is not None:
+            failed = state.failed
+            error = error_for(failed.code, failed.message, failed.hint, failed.retryable)
+            raise error from RuntimeError(failed.traceback)
+        if state.finished is None:
+            raise self._link.crash()
+        return TrainingRun(
+            run_id=state.run_id,
+            steps=state.finished.steps,
+            final_loss=state.finished.final_loss,
+            loss_history=[None if isnan(loss) else loss for loss in state.curves.loss],
+            output_path=state.finished.output_path,
+            duration_seconds=state.finished.duration_seconds,
+            samples_seen=state.finished.samples_seen,
+            status=state.finished.status,
+        )
+
+    def _stop(self) -> None:
+        """Have the engine finish its step and save; a second Ctrl+C kills it."""
+        try:
+            self._link.interrupt()
+            self._link.detach()
+            self._link.wait()
+        except KeyboardInterrupt:
+            self._link.kill()
+            raise
