@@ -60,6 +60,9 @@ def _render(example: Example, tokenizer: ChatTokenizer, everything: bool) -> Ren
     if not wanted:
         raise RowError("nothing_to_train", "", _why_nothing(turns))
     warnings = [*example.warnings, *_left_out(example, turns, text, tokenizer)]
+    if shift:
+        words = "the chat template has no place for a system text: it is put before the first question"
+        warnings.append(RowError("system_moved", "turns[0]", words, "info"))
     return Rendered(text, wanted, everything=everything, warnings=warnings)
 
 
@@ -186,10 +189,9 @@ def pieces(rendered: Rendered, encoding: Encoding, encoded: Encoded, tokenizer: 
     offsets = encoding.offsets[-added:] if added < 0 else encoding.offsets
     until = 0
     for id, (start, end) in zip(encoded.ids.tolist(), offsets, strict=False):
-        start = max(until, start) if end > start else start
-        # Spaces that the tokenizer swallowed between two tokens belong to the later one.
-        text = rendered.text[min(until, start) : end] if end > start else ""
-        shown.append((text or ("" if start < until else tokenizer.token(id) if start == end else ""), id))
+        # A token without characters is one that the tokenizer set (a begin token): its name is shown.
+        text = rendered.text[until:end] if end > until else tokenizer.token(id) if start == end else ""
+        shown.append((text, id))
         until = max(until, end)
     for id in encoded.ids.tolist()[len(shown) :]:
         shown.append((tokenizer.token(id), id))

@@ -43,6 +43,8 @@ def answer_spans(template: ChatTemplate, messages: Messages, tools: Tools, text:
         if message["role"] != "assistant":
             continue
         start = _start(template, messages[:i], tools, text)
+        if start is not None and not _begins(text, start, message) and _asks_nothing(template, messages[:i], tools):
+            start = None
         end = _end(template, messages[: i + 1], tools, text) if i + 1 < len(messages) else len(text)
         if start is None or end is None or not before <= start <= end:
             start, end = _by_mark(template, messages, i, tools, text, before=before)
@@ -67,6 +69,20 @@ def _start(template: ChatTemplate, prefix: Messages, tools: Tools, text: str) ->
     # A generation prompt may open a <think> that this answer does not have.
     header, think, _ = asked.rpartition(THINK)
     return len(header) if think and text.startswith(header) else None
+
+
+def _begins(text: str, start: int, message: Mapping[str, Any]) -> bool:
+    """True where the answer's words stand right at ``start``, or cannot be told (it is a call, or nothing)."""
+    words = message["content"].strip()[:24]
+    return bool(message.get("tool_calls")) or not words or text[start : start + 64].lstrip().startswith(words)
+
+
+def _asks_nothing(template: ChatTemplate, prefix: Messages, tools: Tools) -> bool:
+    """True where the template has no generation prompt: what stands before the answer's words is a header."""
+    try:
+        return template.render(prefix, tools, prompt=True) == template.render(prefix, tools)
+    except RowError:
+        return False
 
 
 def _end(template: ChatTemplate, prefix: Messages, tools: Tools, text: str) -> int | None:

@@ -101,19 +101,20 @@ class ChatTemplate:
         self.knows_calls = "tool_calls" in texts
         self.knows_tools = "tools" in texts
         self.dated = "strftime_now" in texts
-        self.folds_system = self._refuses_system()
+        self.folds_system = self._loses_system()
 
-    def _refuses_system(self) -> bool:
+    def _loses_system(self) -> bool:
+        """True where a conversation may not start with a system text, or the text would be left out of it."""
+        system = {"role": "system", "content": "a text that is looked for"}
         asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             self.render(asked)
         except RowError:
             return False
         try:
-            self.render([{"role": "system", "content": "c"}, *asked])
+            return system["content"] not in self.render([system, *asked])
         except RowError:
             return True
-        return False
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """Turns as the template takes them. What it has no place for is written into the content as plain text:
