@@ -1,0 +1,117 @@
+"""The loss: cross-entropy of the trained tokens, with the head evaluated at their positions only.
+
+In chat data half of the positions or more are not trained, and the logits of a position (one number per word of the
+vocabulary) cost more memory than all its hidden states. So the decoder runs over the whole pass, and the head over
+the hidden states that predict a trained token, in pieces. The value is that of the full-logit loss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from backprop.train.packing import Pass, pack
+
+PIECE_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
+"""Float32 logits that exist at once."""
+
+
+def summed_loss(model: nn.Module, one: Pass, *, plain_head: bool) -> torch.Tensor:
+    """Cross-entropy summed over the trained tokens of a pass (a float32 scalar).
+
+    Args:
+        model: a causal language model, with adapters or without.
+        one: the pass, on the model's device.
+        plain_head: whether logits are the head applied to the decoder's output and nothing else
+            (``has_plain_head``). Otherwise the model's own forward makes the logits, scaling and capping included.
+    """
+    if not one.trained:
+        return torch.zeros((), device=one.input_ids.device, requires_grad=True)
+    inputs: dict[str, Any] = {"input_ids": one.input_ids, "position_ids": one.position_ids, "use_cache": False}
+    if one.attention_mask is not None:
+        inputs["attention_mask"] = one.attention_mask
+    base = base_model(model)
+    if not plain_head:
+        logits = base(**inputs).logits
+        return _sum(logits.flatten(0, 1)[one.predict_at], one.targets)
+    hidden = decoder(base)(**inputs).last_hidden_state
+    head = base.get_output_embeddings()
+    chosen = hidden.flatten(0, 1)[one.predict_at]
+    piece = max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
+    if one.trained <= piece:
+        return _head_and_sum(head, chosen, one.targets)
+    parts = zip(chosen.split(piece), one.targets.split(piece), strict=True)
+    # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
+    return torch.stack([checkpoint(_head_and_sum, head, *part, use_reentrant=False) for part in parts]).sum()
+
+
+def _head_and_sum(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return _sum(head(hidden), targets)
+
+
+def _sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def base_model(model: Any) -> Any:
+    """The language model itself, with adapters in its layers but without PEFT's wrapping."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder(base: Any) -> Any:
+    """The part of a causal language model below its head."""
+    return getattr(base, base.base_model_prefix)
+
+
+@torch.no_grad()
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether the head applied to the decoder's output gives the model's own logits: tried on a few tokens.
+
+    Architectures that scale or cap their logits (Gemma 2, Granite, Cohere …) answer no.
+    """
+    base = base_model(model)
+    device = next(base.parameters()).device
+    ids = _probe_ids(base, 16).to(device)
+    try:
+        hidden = decoder(base)(input_ids=ids, use_cache=False).last_hidden_state
+        ours = base.get_output_embeddings()(hidden).float()
+    except (AttributeError, TypeError):
+        return False
+    theirs = base(input_ids=ids, use_cache=False).logits.float()
+    return ours.shape == theirs.shape and _difference(ours, theirs) < 1e-5
+
+
+@torch.no_grad()
+def keeps_rows_apart(model: nn.Module) -> bool:
+    """Whether rows that share a packed pass get the loss that they get alone: tried on two short rows.
+
+    Attention that ignores where positions start again, and layers that carry a state along the sequence, answer no.
+    """
+    base = base_model(model)
+    device = next(base.parameters()).device
+    ids = _probe_ids(base, 40)[0].numpy().astype(np.int32)
+    trained = np.ones(20, dtype=np.uint8)
+    rows = [(ids[:20], trained), (ids[20:], trained)]
+    packed = base(**_inputs(pack(rows).to(device))).logits[0, 20:]
+    alone = base(**_inputs(pack(rows[1:]).to(device))).logits[0]
+    rounding = 2e-2 if packed.dtype != torch.float32 else 1e-3
+    return _difference(packed.float(), alone.float()) < rounding
+
+
+def _inputs(one: Pass) -> dict[str, Any]:
+    return {"input_ids": one.input_ids, "position_ids": one.position_ids, "use_cache": False}
+
+
+def _probe_ids(base: Any, count: int) -> torch.Tensor:
+    size = base.get_input_embeddings().weight.shape[0]
+    return torch.randint(0, size, (1, count), generator=torch.Generator().manual_seed(0))
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Mean absolute difference in units of the logits' spread."""
+    return float((ours - theirs).abs().mean() / theirs.std().clamp(min=1e-6))
