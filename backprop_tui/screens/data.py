@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual.binding import Binding
 
-from backprop_tui.screens.data_search import DataSearch
+from backprop_tui.screens.data_check import DataCheck
 
 
-class DataScreen(DataSearch):
+class DataScreen(DataCheck):
     """Browse and check one dataset file."""
 
     CSS_PATH = "data.tcss"
@@ -21,6 +21,14 @@ class DataScreen(DataSearch):
         Binding("f", "filter", "Filter"),
         Binding("n", "step(1)", "Next"),
         Binding("N", "step(-1)", "Previous"),
+        Binding("c", "check", "Check"),
+        Binding("p", "problems", "Problems"),
+        Binding("l", "lengths", "Lengths"),
+        Binding("s", "statistics", "Statistics"),
+        Binding("m", "model", "Model"),
+        Binding("plus", "limit(1)", "Longer limit"),
+        Binding("minus", "limit(-1)", "Shorter limit"),
+        Binding("equals_sign", "ask_limit", "Limit"),
         Binding("x", "stop_work", "Stop"),
         Binding("escape", "back", "Back"),
     ]

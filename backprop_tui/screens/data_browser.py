@@ -105,6 +105,8 @@ class DataBrowser(Screen[None]):
         self.action_open()
 
     def on_unmount(self) -> None:
+        for job in self.jobs.values():
+            job.stop()
         self._let_go()
 
     # Work in threads
@@ -239,7 +241,7 @@ class DataBrowser(Screen[None]):
     def _let_go(self) -> None:
         """Leave the file that was open, and the work on it."""
         for work, job in self.jobs.items():
-            if work != "open":
+            if work not in ("open", "model"):
                 job.stop()
         if self.reader is not None:
             self.reader.close()

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from typing import TYPE_CHECKING
 
-from backprop.core.errors import BackpropError
+from backprop.core.errors import BackpropError, ModelLoadError
 from textual.message import Message
 
-from backprop_tui.screens.data_work import OpenFile
+from backprop_tui.screens.data_work import Job, OpenFile
 from backprop_tui.widgets.row_table import RowSummary
 from backprop_tui.widgets.styled import Line
+
+if TYPE_CHECKING:
+    from backprop.data.tokenizer import ChatTokenizer
+    from backprop.data.validate import Validation
+
+    from backprop_tui.screens.data_lengths import Lengths
 
 
 class Opened(Message):
@@ -64,3 +71,31 @@ class ScanEnded(Message):
         self.kind = kind
         self.hits = hits
         self.whole = whole
+
+
+class Checked(Message):
+    """A check ended, or was stopped."""
+
+    def __init__(self, path: str, found: Validation) -> None:
+        super().__init__()
+        self.path = path
+        self.found = found
+
+
+class Counted(Message):
+    """Lengths counted so far."""
+
+    def __init__(self, job: Job, lengths: Lengths) -> None:
+        super().__init__()
+        self.job = job
+        self.lengths = lengths
+
+
+class ModelChosen(Message):
+    """A tokenizer was loaded, or why not."""
+
+    def __init__(self, name: str, tokenizer: ChatTokenizer | None, why: ModelLoadError | None) -> None:
+        super().__init__()
+        self.name = name
+        self.tokenizer = tokenizer
+        self.why = why

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 
 from backprop.data.formats import Example, FileFormat, RowError, Turn, convert, detect_fields
 from backprop.data.mapping import Fields
@@ -81,7 +80,7 @@ def chat_lines(row: Row, file: FileFormat) -> list[Line]:
     """The row as the conversation it is read as, with what was noticed about it first."""
     example, error = read_row(row, file)
     if example is None:
-        return [*_problem_lines(error), (), *raw_lines(row)[:200]]
+        return [*problem_lines(error), (), *raw_lines(row)[:200]]
     lines: list[Line] = []
     for warning in example.warnings:
         style = "warning" if warning.severity == "warning" else "dim"
@@ -125,7 +124,7 @@ def _shortened(text: str, style: str) -> list[Line]:
     return lines
 
 
-def _problem_lines(error: RowError | None) -> list[Line]:
+def problem_lines(error: RowError | None) -> list[Line]:
     if error is None:
         return []
     lines: list[Line] = [(("✗ This row cannot be used for training", "error"),)]
@@ -139,7 +138,7 @@ def raw_lines(row: Row) -> list[Line]:
     """The row as JSON, indented and coloured; as it stands in the file where it is no JSON."""
     if row.error is not None:
         return [
-            *_problem_lines(row.error),
+            *problem_lines(row.error),
             (),
             *_shortened(row.raw[: 4 * LONGEST_SHOWN].decode("utf-8", "replace"), ""),
         ]
@@ -168,7 +167,7 @@ def _coloured(line: str) -> Line:
     return pieces
 
 
-def problem_text(error: object) -> Sequence[Line]:
+def problem_text(error: object) -> list[Line]:
     """An error for a person, as lines: what, then what to do."""
     message = getattr(error, "message", str(error))
     hint, code = getattr(error, "hint", ""), getattr(error, "code", "")

@@ -77,6 +77,12 @@ class RowTable(LineList):
             return None
         return position if self.order is None else self.order[position]
 
+    def line_of_cursor(self) -> int:
+        """The line (in the file) of the row under the cursor; before it is read, its number."""
+        row = self.row_at(self.cursor) or 0
+        summary = self._known.get(row)
+        return summary.line if summary is not None else row + 1
+
     def put(self, rows: Iterable[tuple[int, RowSummary]]) -> None:
         """Take summaries that were asked for, and show those on screen."""
         fresh = set()

@@ -17,7 +17,8 @@ from backprop_tui.widgets.styled import Line, wrap
 
 CHAT_STYLES = ("system", "user", "assistant", "tool", "other")
 JSON_STYLES = ("key", "string", "number", "literal")
-STYLES = ("heading", "dim", "error", "warning", "trained", "special", *CHAT_STYLES, *JSON_STYLES)
+TOKEN_STYLES = tuple(f"{kind}{shade}" for kind in ("plain", "trained") for shade in ("", "-other", "-special"))
+STYLES = ("heading", "dim", "error", "warning", "special", *CHAT_STYLES, *JSON_STYLES, *TOKEN_STYLES)
 
 
 class RowView(ScrollView, can_focus=True):

@@ -1,0 +1,76 @@
+"""What is known of a file as a whole, as lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backprop.data.mapping import describe_mapping
+
+from backprop_tui.screens.data_work import OpenFile
+from backprop_tui.widgets.row_table import in_bytes
+from backprop_tui.widgets.styled import Line, one_line
+
+if TYPE_CHECKING:
+    from backprop.data.validate import Validation
+
+    from backprop_tui.screens.data_lengths import Lengths
+
+
+def statistics_lines(opened: OpenFile, found: Validation | None, lengths: Lengths | None, model: str) -> list[Line]:
+    """Rows, format, mapping, findings, lengths: what was counted, and the key that counts the rest."""
+    source, file = opened.source, opened.file
+    mapping = found.mapping if found is not None else file.mapping
+    lines = [
+        ((one_line(opened.path), "heading"),),
+        (),
+        _pair("size", f"{source.bytes:,} bytes"),
+        _pair("rows", f"{source.known:,}" + ("" if source.complete else " found so far")),
+        _pair("format", file.format or "none that is known"),
+        _pair("fields", f"read as {describe_mapping(mapping)}" if mapping else "the format's own names"),
+    ]
+    if source.has_bom:
+        lines.append(_pair("BOM", "the file begins with a byte order mark; it is skipped"))
+    return [*lines, (), *_check_lines(found), (), *_length_lines(lengths, model)]
+
+
+def _pair(name: str, value: str, style: str = "") -> Line:
+    return ((f"{name:<14}", "dim"), (value, style))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({100 * part / max(whole, 1):.2g} %)"
+
+
+def _check_lines(found: Validation | None) -> list[Line]:
+    if found is None:
+        return [(("What is wrong with it: c checks every row.", "dim"),)]
+    part = "" if found.complete else " (stopped before the end)"
+    lines: list[Line] = [
+        ((f"Checked {found.rows:,} rows{part}", "heading"),),
+        _pair("usable", _share(found.valid, found.rows), "assistant"),
+        _pair("unusable", _share(found.invalid, found.rows), "error" if found.invalid else ""),
+        _pair("duplicates", _share(found.problem_counts.get("duplicate_row", 0), found.rows)),
+    ]
+    if len(found.formats) > 1:
+        lines.append(_pair("formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.items())))
+    lines += [_pair("note", one_line(note)) for note in found.notes]
+    lines += [_pair(f"{count:>12,}", code) for code, count in found.problem_counts.items()]
+    return lines
+
+
+def _length_lines(lengths: Lengths | None, model: str) -> list[Line]:
+    if lengths is None:
+        return [(("How long the rows are and what is trained: l counts tokens.", "dim"),)]
+    p50, p90, p99 = (f"{lengths.percentile(share):,}" for share in (0.5, 0.9, 0.99))
+    part = "" if lengths.whole else " so far"
+    lines: list[Line] = [
+        ((f"Counted {lengths.rows:,} rows{part}", "heading"),),
+        _pair("length", f"p50 {p50} · p90 {p90} · p99 {p99} · longest {lengths.longest:,} {lengths.unit}"),
+    ]
+    if lengths.unit == "tokens":
+        lines += [
+            _pair("model", one_line(model)),
+            _pair("tokens", f"{lengths.tokens:,} ({in_bytes(lengths.tokens)})"),
+            _pair("trained", _share(lengths.trained, lengths.tokens), "trained"),
+        ]
+    return lines
