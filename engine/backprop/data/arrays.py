@@ -142,17 +142,21 @@ class ArrayIndex(RowIndex):
         self._scanned = end
         self.known += len(starts)
 
-    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
-        if not self.is_array or (self.after_end is not None and offset >= self.after_end):
+    def split(self, block: bytes, line: int, offset: int, count: int) -> list[Place]:
+        if not self.is_array:
             return [(line, offset, block.strip(_SPACE))]
-        ends = _boundaries(np.frombuffer(block, dtype=np.uint8), _State(depth=1)).tolist()
-        places, start = [], 0
-        if offset + len(block) == self.size and (not ends or ends[-1] < len(block) - 1) and self.unclosed:
+        places: list[Place] = []
+        inside = len(block) if self.after_end is None else max(0, min(len(block), self.after_end - offset))
+        ends = _boundaries(np.frombuffer(block[:inside], dtype=np.uint8), _State(depth=1)).tolist() if inside else []
+        if self.unclosed and len(ends) < count and offset + len(block) == self.size:
             ends.append(len(block))
-        for end in ends:
-            text = block[start:end]
+        if inside < len(block):
+            ends.append(len(block))
+        start = 0
+        for end in ends[:count]:
+            text = block[start:end] if end <= inside else block[max(start, inside) : end]
             lead = len(text) - len(text.lstrip(_SPACE))
-            places.append((line, offset + start + lead, text.strip(_SPACE)))
+            places.append((line, offset + end - len(text) + lead, text.strip(_SPACE)))
             line, start = line + 1, end + 1
         return places
 

@@ -125,7 +125,7 @@ def batches(source: Source) -> Iterator[Batch]:
     elif isinstance(index, ArrayIndex):
         for places in index.stream():
             end = places[-1][1] + len(places[-1][2])
-            if index.after_end is not None and places[0][1] >= index.after_end:
+            if index.after_end is not None and places[-1][1] >= index.after_end:
                 yield Batch(source, b"", end, rows=[source.made(place) for place in places])
             else:
                 yield Batch(source, b"", end, places=places)

@@ -39,5 +39,5 @@ PROBLEM_CODES: dict[str, str] = {
     "held_out_overlap": "the row is also in the held-out file: its loss there would say nothing",
     "cut": "longer than the chosen length: the beginning is cut",
     "answer_lost": "longer than the chosen length so that the answer does not fit",
-    "nothing_trained": "no token of the row would be trained",
+    "nothing_to_train": "no token of the row would be trained",
 }

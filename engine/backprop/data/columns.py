@@ -87,7 +87,7 @@ class CsvIndex(RowIndex):
         self._scanned = self._position
         self.known += found
 
-    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
+    def split(self, block: bytes, line: int, offset: int, count: int = 0) -> list[Place]:
         places: list[Place] = []
         position, number = 0, line
 

@@ -52,7 +52,7 @@ class RowIndex(ABC):
         self._rows = array("Q")
         self._lines = array("Q")
         self._offsets = array("Q")
-        self._blocks: dict[tuple[int, int], list[Place]] = {}
+        self._blocks: dict[tuple[int, int, int], list[Place]] = {}
         self._read_lock = threading.Lock()
         self._scan_lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -66,8 +66,8 @@ class RowIndex(ABC):
         """
 
     @abstractmethod
-    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
-        """The rows of ``block``, which starts with the row of ``line`` at ``offset``."""
+    def split(self, block: bytes, line: int, offset: int, count: int) -> list[Place]:
+        """The rows of ``block``, which starts with the row of ``line`` at ``offset`` and holds ``count`` of them."""
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``; fewer where the file is shorter now."""
@@ -111,12 +111,13 @@ class RowIndex(ABC):
             raise IndexError(row)
         entry = bisect_right(self._rows, row) - 1
         end = self._offsets[entry + 1] if entry + 1 < len(self._offsets) else self._scanned
-        block = self._blocks.get((entry, end))
+        count = self._count(entry)
+        block = self._blocks.get((entry, end, count))
         if block is None:
             offset = self._offsets[entry]
-            block = self.split(self.read_at(offset, end - offset), self._lines[entry], offset)
+            block = self.split(self.read_at(offset, end - offset), self._lines[entry], offset, count)
             with self._read_lock:
-                self._blocks[entry, end] = block
+                self._blocks[entry, end, count] = block
                 while len(self._blocks) > _CACHED_BLOCKS:
                     del self._blocks[next(iter(self._blocks))]
         within = row - self._rows[entry]
@@ -152,8 +153,14 @@ class RowIndex(ABC):
                 last += 1
             start = self._offsets[entry]
             end = self._offsets[last] if last < len(self._offsets) else self._scanned
-            yield self.split(self.read_at(start, end - start), self._lines[entry], start)
+            count = sum(self._count(i) for i in range(entry, last))
+            yield self.split(self.read_at(start, end - start), self._lines[entry], start, count)
             entry = last
+
+    def _count(self, entry: int) -> int:
+        """Rows from this entry to the next one, or to the end of what is known."""
+        following = self._rows[entry + 1] if entry + 1 < len(self._offsets) else self.known
+        return following - self._rows[entry]
 
     def _entry_known(self, entry: int) -> bool:
         while entry >= len(self._offsets) and not self.complete:

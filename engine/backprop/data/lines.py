@@ -85,7 +85,7 @@ class LineIndex(RowIndex):
         self._offsets.frombytes(offsets[chosen].astype(np.uint64).tobytes())
         self._last_row = int(offsets[-1])
 
-    def split(self, block: bytes, line: int, offset: int) -> list[Place]:
+    def split(self, block: bytes, line: int, offset: int, count: int = 0) -> list[Place]:
         places = []
         for number, raw in enumerate(block.split(b"\n"), line):
             if raw and not raw.isspace():

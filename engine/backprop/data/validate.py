@@ -165,22 +165,19 @@ class Examiner:
     def _explain(self, value: object, found: Format | None) -> list[RowError]:
         if self.format is None:
             return [RowError("unknown_format", "", f"no known format: {_shape(value)}")]
-        refused: RowError | None = None
-        warnings: list[RowError] = []
+        read_as = found if found is not None and self.format not in ("preference", "kto") else self.format
+        errors: list[RowError] = []
+        if found is not None and found != self.format:
+            message = f"the row is {found}, where most rows are {self.format}"
+            errors.append(RowError("mixed_format", "", message, "warning"))
         try:
-            example = convert(value, self.format, self.names)
-            warnings = example.warnings
+            example = convert(value, read_as, self.names)
+            errors += example.warnings
             if example.label is not None:
                 self._labels.add(example.label)
         except RowError as error:
-            refused = error
-        odd = odd_texts(value, found or self.format, self.names)
-        if found is not None and found != self.format:
-            message = f"the row is {found}, where most rows are {self.format}"
-            if refused is not None:
-                return [RowError("mixed_format", "", message), *odd]
-            return [RowError("mixed_format", "", message, "warning"), *warnings, *odd]
-        return [*([refused] if refused is not None else []), *warnings, *odd]
+            errors.append(error)
+        return [*errors, *odd_texts(value, read_as, self.names)]
 
     def _note(self, line: int, raw: bytes, error: RowError) -> None:
         self._counts[error.code] += 1
