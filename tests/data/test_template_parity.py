@@ -1,0 +1,65 @@
+"""Our tokenizer and template give what transformers gives: same text, same ids."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backprop.data.tokenizer import ChatTokenizer
+
+transformers = pytest.importorskip("transformers")
+
+FAMILIES = ["llama3", "qwen2.5", "qwen3", "mistral", "phi-4", "gemma", "smollm2", "chatml", "r1"]
+EMBEDDED = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "backprop" / "models" / "smollm2-135m"
+)
+TOOL = {"type": "function", "function": {"name": "clock", "description": "time <now> & é", "parameters": {}}}
+CHATS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}],
+    [
+        {"role": "user", "content": "  Two  lines\n\nand 日本 🦊 "},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nyes "},
+        {"role": "user", "content": "tab\there 12345"},
+        {"role": "assistant", "content": "<|im_end|> inside"},
+    ],
+]
+WITH_CALL = [
+    {"role": "user", "content": "Time?"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "clock", "arguments": {"zone": "é<UTC>"}}}],
+    },
+    {"role": "tool", "content": "12:00"},
+    {"role": "assistant", "content": "Noon."},
+]
+
+
+def compare(folder: Path, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> None:
+    ours = ChatTokenizer.load(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for prompt, chat in ((False, messages), (True, messages[:1])):
+        text = theirs.apply_chat_template(chat, tools=tools, tokenize=False, add_generation_prompt=prompt)
+        assert ours.template.render(chat, tools, prompt=prompt) == text
+        ids = theirs.apply_chat_template(chat, tools=tools, add_generation_prompt=prompt, return_dict=False)
+        assert ours.encode([text])[0].ids == list(ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chat", range(len(CHATS)))
+def test_text_and_ids_are_those_of_transformers(model_dir: Callable[[str], Path], family: str, chat: int) -> None:
+    compare(model_dir(family), CHATS[chat], None)
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2.5", "qwen3", "mistral"])
+def test_tools_and_calls_are_written_as_by_transformers(model_dir: Callable[[str], Path], family: str) -> None:
+    compare(model_dir(family), WITH_CALL, [TOOL])
+
+
+@pytest.mark.skipif(not (EMBEDDED / "tokenizer.json").is_file(), reason=f"the embedded model is not at {EMBEDDED}")
+@pytest.mark.parametrize("chat", range(len(CHATS)))
+def test_the_embedded_model_is_tokenised_as_by_transformers(chat: int) -> None:
+    compare(EMBEDDED, CHATS[chat], None)
