@@ -55,9 +55,7 @@ def _check(directory: RunDirectory) -> None:
     going = status in ("starting", "running", "paused")
     raise InputError(
         f"run {directory.run_id} ({status}) has no trained adapter",
-        hint="wait for its end"
-        if status in ("starting", "running", "paused")
-        else "`backprop list-runs --status done`",
+        hint="wait for its end" if going else "`backprop list-runs --status done` shows runs that have one",
         details={"run_id": directory.run_id, "status": status},
     )
 

@@ -16,6 +16,7 @@ from backprop.runs.state import RunState
 _BAR = 24
 _PAINT_EVERY = 0.1
 _LOADING_EVERY = 5.0
+_SAMPLE = 120
 _STEP_LINES = 200
 """About how many step lines a long run gets off a terminal; a short one gets at most one a second."""
 
@@ -129,6 +130,8 @@ def show_event(event: ev.AnyEvent) -> None:
             output.line(text)
         return
     text = describe(event)
+    if isinstance(event, ev.Sample) and len(text) > _SAMPLE:
+        text = text[: _SAMPLE - 2] + " …"  # whole at the end, side by side
     if text:
         output.line(text, level(event))
 

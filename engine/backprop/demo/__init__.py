@@ -21,7 +21,7 @@ def demo_config(output_dir: str = "./output") -> RunConfig:
     return RunConfig(
         data=str(DATA),
         model=EMBEDDED_MODEL,
-        steps=60,
+        steps=40,
         batch_size=4,
         gradient_accumulation=1,
         learning_rate=1e-3,
@@ -30,5 +30,5 @@ def demo_config(output_dir: str = "./output") -> RunConfig:
         output_dir=str(Path(output_dir).expanduser().absolute()),
         run_name="demo",
         sample_prompts=list(PROMPTS),
-        sample_tokens=64,
+        sample_tokens=48,
     )
