@@ -135,9 +135,8 @@ class DataBrowser(Screen[None]):
     @on(Worker.StateChanged)
     def _note_defect(self, event: Worker.StateChanged) -> None:
         """A defect in a thread is said on screen; it does not end the application."""
-        if event.state is WorkerState.ERROR:
-            error = event.worker.error
-            self.say(f"RUNTIME_INTERNAL while {event.worker.name}: {type(error).__name__}: {error}")
+        if event.state is WorkerState.ERROR and event.worker.error is not None:
+            self.post_message(Failed(event.worker.group, _defect(event.worker.name, event.worker.error)))
 
     def action_stop_work(self) -> None:
         """Stop everything that is running in the background."""
@@ -226,6 +225,7 @@ class DataBrowser(Screen[None]):
             opened.source,
             lambda row: summarise(row, opened.file),
             lambda rows: self.post_message(RowsRead(opened, rows)),
+            lambda error: self.post_message(Failed("row", _defect("reading a row", error))),
         )
         opened.source.start_index()
         self.query_one("#body", ContentSwitcher).current = "panes"
@@ -375,6 +375,13 @@ class DataBrowser(Screen[None]):
         self.side.current = "detail"
         self.table.focus()
         self.show_detail()
+
+
+def _defect(doing: str, error: BaseException) -> BackpropError:
+    return BackpropError(
+        f"a defect in this program, while {doing}: {type(error).__name__}: {error}",
+        hint="please report it, with the file or the row if you can share it",
+    )
 
 
 def next_in(places: array[int], here: int, by: int) -> int | None:

@@ -67,8 +67,6 @@ class DataCheck(DataSearch):
         self._bad_lines = array("Q")
         self._stepped_to = 0
         self.query_one(ProblemList).show((), {}, "line")
-        if self.tokenizer is None:
-            self.find_model(self.model)
 
     def _show_pane(self, name: str) -> None:
         self.side.current = name
@@ -86,6 +84,15 @@ class DataCheck(DataSearch):
             endings=("tokenizer.json",),
             help=f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory",
         )
+
+    def needs_model(self) -> bool:
+        """Whether the tokenizer is still to be looked for: reading it takes a moment, so it is done when it is used."""
+        return self.tokenizer is None and self.no_tokenizer is None and "model" not in self.jobs
+
+    def action_next_view(self) -> None:
+        super().action_next_view()
+        if self.VIEWS[self.view] == "tokens" and self.needs_model():
+            self.find_model(self.model)
 
     def find_model(self, name: str) -> None:
         """Load a tokenizer in a thread."""
@@ -210,7 +217,9 @@ class DataCheck(DataSearch):
         if self.opened is None:
             return
         self._show_pane("lengths")
-        if self.lengths is None and "lengths" not in self.jobs:
+        if self.needs_model():
+            self.find_model(self.model)
+        elif self.lengths is None and "lengths" not in self.jobs:
             self._count()
 
     def _count(self) -> None:

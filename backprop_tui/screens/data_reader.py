@@ -20,6 +20,7 @@ class RowReader(Generic[Summary]):
         source: the open file; only this thread reads rows from it.
         summarise: row → what the table keeps of it.
         deliver: called from the thread with (index, summary) pairs.
+        report: called from the thread with a defect in what it was given to do; reading goes on.
     """
 
     def __init__(
@@ -27,12 +28,14 @@ class RowReader(Generic[Summary]):
         source: Source,
         summarise: Callable[[Row], Summary],
         deliver: Callable[[list[tuple[int, Summary]]], object],
+        report: Callable[[Exception], object],
     ) -> None:
         self.source = source
         self.reads = 0
         """Rows read so far."""
         self._summarise = summarise
         self._deliver = deliver
+        self._report = report
         self._wanted: list[int] = []
         self._task: tuple[int, Callable[[Row], object]] | None = None
         self._closed = False
@@ -69,12 +72,18 @@ class RowReader(Generic[Summary]):
                 batch: Sequence[int] = ()
                 if task is None:
                     batch, self._wanted = self._wanted[:_BATCH], self._wanted[_BATCH:]
-            if task is not None:
-                row, use = task
-                use(self._read(row))
-            else:
-                self._deliver([(row, self._summarise(self._read(row))) for row in batch])
+            try:
+                self._do(task, batch)
+            except Exception as error:
+                self._report(error)
         self.source.close()
+
+    def _do(self, task: tuple[int, Callable[[Row], object]] | None, batch: Sequence[int]) -> None:
+        if task is None:
+            self._deliver([(row, self._summarise(self._read(row))) for row in batch])
+        else:
+            row, use = task
+            use(self._read(row))
 
     def _read(self, row: int) -> Row:
         self.reads += 1

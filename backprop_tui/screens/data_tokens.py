@@ -73,12 +73,8 @@ def token_lines(
         tokens = explain_row(row.value, tokenizer, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    lines = [
-        *_summary(tokens, tokenizer),
-        *_cut(tokens, limit, format == "text"),
-        (),
-        *_body(tokens[:MOST_TOKENS], brackets=brackets),
-    ]
+    lines = [*_summary(tokens, tokenizer), *_cut(tokens, limit, raw=format == "text"), ()]
+    lines += _body(tokens[:MOST_TOKENS], brackets=brackets)
     if len(tokens) > MOST_TOKENS:
         lines.append(((f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "dim"),))
     return lines

@@ -113,10 +113,15 @@ class Prompt(Vertical):
         entry.value = text
         entry.cursor_position = len(text)
         self.display = True
-        entry.focus()
+        # At once, not after the next message: what is typed meanwhile belongs in here.
+        self.screen.set_focus(entry)
 
     def close(self) -> None:
         self.display = False
+
+    def on_descendant_blur(self) -> None:
+        """Whoever looks elsewhere wants no answer any more."""
+        self.close()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()

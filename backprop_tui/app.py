@@ -1,0 +1,223 @@
+"""The application: two screens over one watched run, drawn a few times a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from backprop.core.errors import BackpropError
+from backprop.core.events import Stop
+from backprop.core.settings import RunConfig
+from backprop.runs.index import RunIndex
+from textual import events
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import Screen
+from textual.timer import Timer
+
+from backprop_tui import keys, themes
+from backprop_tui.screens import small
+from backprop_tui.screens.help import Help
+from backprop_tui.screens.live import LiveScreen
+from backprop_tui.screens.quit import LEAVING, Question
+from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.watch import Watch
+
+CADENCES = (4.0, 2.0, 1.0)
+"""Drawings a second that can be chosen."""
+CATCH_UP = 0.02
+
+
+class BackpropApp(App[None]):
+    TITLE = "backprop"
+    CSS_PATH = "app.tcss"
+    MODES: ClassVar[dict[str, type[Screen]]] = {"live": LiveScreen, "runs": RunsScreen}
+    DEFAULT_MODE = "runs"
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("everywhere")]
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(self, config: RunConfig | None = None, attach: Path | None = None) -> None:
+        """Open with a run to start (``config``), one to watch (``attach``), or the list of runs."""
+        no_color = bool(os.environ.get("NO_COLOR"))
+        super().__init__(ansi_color=True if no_color else None)
+        for theme in themes.OWN:
+            self.register_theme(theme)
+        few = no_color or self.console.color_system in (None, "standard")
+        self.theme = themes.SIXTEEN.name if few else themes.DARK.name
+        self.animation_level = "none"
+        self.watch: Watch | None = None
+        self.leaving = False
+        """Leave when the run has ended."""
+        self.small = False
+        self._config, self._attach = config, attach
+        self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
+        self._timer: Timer | None = None
+        self._catching_up = False
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return themes.inks(self.current_theme)
+
+    def on_mount(self) -> None:
+        self._set_timer()
+        if self._config is not None:
+            self.start_run(self._config)
+        elif self._attach is not None:
+            self.open_run(self._attach)
+
+    # Drawing
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_interval(1 / CADENCES[self._cadence], self.flush)
+
+    def flush(self) -> None:
+        """The one place where a run's news reach the screen."""
+        self._advance()
+        if self.leaving and (self.watch is None or not self.watch.live):
+            self.exit()
+        screen = self.screen
+        if isinstance(screen, LiveScreen | RunsScreen):
+            screen.flush()
+
+    def _advance(self) -> None:
+        self._catching_up = False
+        if self.watch is not None and self.watch.advance() and not self._catching_up:
+            self._catching_up = True
+            self.set_timer(CATCH_UP, self._advance)
+
+    def on_resize(self, event: events.Resize) -> None:
+        fits = event.size.width >= small.WIDTH and event.size.height >= small.HEIGHT
+        if not fits and not self.small:
+            self.small = True
+            self.push_screen(small.TooSmall())
+        elif fits and self.small:
+            self.small = False
+            if isinstance(self.screen, small.TooSmall):
+                self.pop_screen()
+
+    # Runs
+
+    def start_run(self, config: RunConfig) -> None:
+        """Start an engine and show it."""
+        try:
+            watch = Watch.start(config)
+        except BackpropError as error:
+            self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
+            return
+        self._show_run(watch)
+
+    def start_demo(self) -> None:
+        from backprop.demo import demo_config
+
+        if self.watch is not None and self.watch.live:
+            self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
+            return
+        self.start_run(demo_config())
+
+    def open_run(self, path: Path) -> None:
+        """Show a run on the Live screen, living or over."""
+        if self.watch is not None and self.watch.path == path.absolute():
+            self.switch_mode("live")
+            return
+        self._show_run(Watch.attach(path))
+
+    def _show_run(self, watch: Watch) -> None:
+        if self.watch is not None:
+            self.watch.close()
+        self.watch = watch
+        self.run_worker(lambda: _remember(watch.path), thread=True, exit_on_error=False)
+        self.switch_mode("live")
+        self.set_timer(CATCH_UP, self.flush)
+
+    # Keys
+
+    def action_go(self, name: str) -> None:
+        if not self.screen.is_modal:
+            self.switch_mode(name)
+
+    def action_back(self) -> None:
+        screen = self.screen
+        if screen.is_modal:
+            self.pop_screen()
+        elif isinstance(screen, LiveScreen):
+            self.switch_mode("runs")
+        elif isinstance(screen, RunsScreen):
+            screen.back()
+
+    def action_help(self) -> None:
+        if not self.screen.is_modal:
+            self.push_screen(Help(self.current_mode))
+
+    def action_cadence(self) -> None:
+        self._cadence = (self._cadence + 1) % len(CADENCES)
+        self._set_timer()
+        self.notify(f"drawing at most {CADENCES[self._cadence]:g} times a second", timeout=2)
+
+    def action_leave(self) -> None:
+        """Leave; with a living run, ask what becomes of it."""
+        if self.watch is None or not self.watch.live or self.leaving:
+            self.exit()
+            return
+        if isinstance(self.screen, Question):
+            return
+        state = self.watch.state
+        text = (
+            f"Run {state.run_id} is at step {state.step} of {state.total_steps}."
+            if state.step
+            else (f"Run {state.run_id} is being prepared.")
+        )
+        self.push_screen(Question("leave", text, LEAVING), self._left)
+
+    def _left(self, value: str | None) -> None:
+        if value == "leave":
+            self.exit()
+        elif value == "kill" and self.watch is not None:
+            self.watch.kill()
+            self.leaving = True
+        elif value == "stop" and self.watch is not None:
+            try:
+                self.watch.send(Stop())
+            except BackpropError as error:
+                self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+                return
+            self.leaving = True
+            self.notify("the run stops after this step; leaving when it is saved (q leaves now)", timeout=30)
+
+    def action_interrupt(self) -> None:
+        """Ctrl+C never stops training: it asks; the second one leaves the run going."""
+        if isinstance(self.screen, Question):
+            self.exit()
+        else:
+            self.action_leave()
+
+    async def action_quit(self) -> None:
+        self.action_leave()
+
+    def action_help_quit(self) -> None:
+        self.action_interrupt()
+
+    # Palette
+
+    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+        """Every key that works here, by its name, and the themes."""
+        for key in (*keys.keys_of(self.current_mode), *keys.keys_of("everywhere")):
+            if key.name not in ("command_palette", "back", "interrupt"):
+                yield SystemCommand(key.label.capitalize(), f"{key.help} ({key.shown})", _runner(screen, key.action))
+        yield SystemCommand(
+            "Theme", "change the colours; ansi-dark and ansi-light use the terminal's own", self.search_themes
+        )
+
+
+def _runner(screen: Screen, action: str):
+    async def run() -> None:
+        await screen.run_action(action)
+
+    return run
+
+
+def _remember(path: Path) -> None:
+    with RunIndex() as index:
+        index.add(path)

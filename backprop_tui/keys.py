@@ -1,0 +1,81 @@
+"""Every key of the application, once: bindings, help, the key bar and the palette are made from this table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from textual.binding import Binding
+
+
+class Key(NamedTuple):
+    keys: str
+    """As Textual names them, separated by commas."""
+    shown: str
+    action: str
+    label: str
+    """A word or two for the key bar."""
+    help: str
+    where: str
+    """``everywhere``, ``live`` or ``runs``."""
+    rank: int
+    """The key bar drops the highest first; 9 is never shown there."""
+
+    @property
+    def name(self) -> str:
+        """The action without its arguments."""
+        return self.action.removeprefix("app.").partition("(")[0]
+
+
+SCREENS = (("live", "Live"), ("runs", "Runs"))
+"""Screens in the order of their numbers."""
+
+TABLE = (
+    Key("p", "p", "pause", "pause", "pause after this step, or go on", "live", 1),
+    Key("s", "s", "stop", "stop", "finish this step, save, and end the run", "live", 2),
+    Key("c", "c", "checkpoint", "save", "save a checkpoint now", "live", 4),
+    Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", "live", 4),
+    Key("a", "a", "abort", "abort", "end at once without saving (asks first)", "live", 6),
+    Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", "live", 3),
+    Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", "live", 9),
+    Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", "live", 5),
+    Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the loss more", "live", 5),
+    Key("minus", "-", "smooth(-1)", "smooth less", "smooth it less", "live", 9),
+    Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", "live", 9),
+    Key("enter", "enter", "open", "open", "watch the run: live, or as it was", "runs", 1),
+    Key("slash", "/", "filter", "filter", "show the runs that hold a word", "runs", 2),
+    Key("o", "o", "sort", "sort", "sort by the next column", "runs", 3),
+    Key("d", "d", "demo", "demo", "start the demonstration run", "runs", 3),
+    Key("x,delete", "x", "delete", "delete", "delete a run that is over (asks first)", "runs", 4),
+    Key("r", "r", "rescan", "read again", "look for runs again", "runs", 9),
+    Key("escape", "esc", "app.back", "back", "one layer out", "everywhere", 9),
+    Key("question_mark,f1", "?", "app.help", "help", "this list", "everywhere", 1),
+    Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "every command by its name; themes", "everywhere", 9),
+    Key("f2", "f2", "app.cadence", "refresh rate", "draw 4, 2 or 1 times a second", "everywhere", 9),
+    Key("q,ctrl+q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", "everywhere", 1),
+    Key(
+        "ctrl+c",
+        "ctrl+c",
+        "app.interrupt",
+        "leave",
+        "the same question; twice: leave, the run goes on",
+        "everywhere",
+        9,
+    ),
+    *(
+        Key(str(number), str(number), f"app.go('{name}')", title, f"the {title} screen", "everywhere", 3)
+        for number, (name, title) in enumerate(SCREENS, 1)
+    ),
+)
+
+
+def keys_of(where: str) -> list[Key]:
+    return [key for key in TABLE if key.where == where]
+
+
+def bindings(where: str) -> list[Binding]:
+    """What Textual needs to know. Leaving works on top of every dialog."""
+    return [
+        Binding(key.keys, key.action, key.label, show=False, priority=key.name in ("interrupt",))
+        for key in keys_of(where)
+        if key.name != "command_palette"
+    ]

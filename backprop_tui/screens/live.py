@@ -1,0 +1,250 @@
+"""One run while it trains, or as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+from backprop.core.errors import RunError
+from backprop.core.events import Checkpoint, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
+from backprop.core.events import Abort as AbortCommand
+from backprop.runs.describe import PHASES
+from backprop.runs.state import RunState
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+
+from backprop_tui import keys
+from backprop_tui.screens.quit import ABORTING, Question
+from backprop_tui.watch import Watch
+from backprop_tui.widgets.cells import Row
+from backprop_tui.widgets.facts import DataPane, FactsPanel
+from backprop_tui.widgets.gpu import GpuPanel
+from backprop_tui.widgets.keybar import KeyBar
+from backprop_tui.widgets.log import EventLog
+from backprop_tui.widgets.plot import LossPlot
+from backprop_tui.widgets.problem import ProblemPane, problem_of
+from backprop_tui.widgets.readings import Readings
+from backprop_tui.widgets.samples import SamplesPane, pairs
+from backprop_tui.widgets.status import Progress, RunHeader
+from backprop_tui.widgets.tabs import PaneTabs
+
+if TYPE_CHECKING:
+    from backprop_tui.app import BackpropApp
+
+COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
+"""Actions that need a living engine."""
+
+
+class LiveScreen(Screen[None]):
+    app: BackpropApp
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("live")]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (32, "-high")]
+
+    def __init__(self) -> None:
+        super().__init__(id="live")
+        self.pane = "events"
+        self._chosen_by_hand = False
+        self._watch: Watch | None = None
+        self._asked: tuple[str, Callable[[RunState], bool]] | None = None
+        """What was asked of the engine, in words, and how its answer is recognised."""
+
+    def compose(self) -> ComposeResult:
+        yield RunHeader(id="header")
+        yield Progress(id="progress")
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                yield LossPlot(id="plot")
+                yield Readings(id="readings-low")
+                yield GpuPanel(id="gpu-low")
+                yield PaneTabs(id="tabs")
+                yield EventLog(id="events")
+                yield SamplesPane(id="samples")
+                yield DataPane(id="data")
+                yield ProblemPane(id="problem")
+            with Vertical(id="side"):
+                yield Readings(id="readings-tall")
+                yield GpuPanel(id="gpu-tall")
+                yield FactsPanel(id="facts")
+        yield KeyBar(id="keybar")
+
+    def on_mount(self) -> None:
+        self._show_pane("events")
+
+    def on_screen_resume(self) -> None:
+        self.flush()
+
+    def flush(self) -> None:
+        """Bring every widget up to date; each draws only what changed, and only where it is seen."""
+        watch = self.app.watch
+        if watch is not self._watch:
+            self._begin(watch)
+        state = watch.state if watch else None
+        if self._asked and (state is None or state.ended or self._asked[1](state)):
+            self._asked = None
+        problem = problem_of(watch) if watch else None
+        self.query_one(RunHeader).show(state, self._asked[0] if self._asked else "")
+        self.query_one(Progress).show(state)
+        self._choose_pane(watch, problem is not None)
+        self.query_one(PaneTabs).show(self._panes(state, problem is not None), self.pane)
+        self._draw_curves(watch)
+        for panel in self.query(GpuPanel):
+            panel.show(state)
+        self.query_one(FactsPanel).show(state)
+        self.query_one(EventLog).show(state)
+        self.query_one(SamplesPane).show(state)
+        self.query_one(DataPane).show(state)
+        self.query_one(ProblemPane).show(problem)
+        self.query_one(KeyBar).show(self._useful_keys(watch))
+
+    def _begin(self, watch: Watch | None) -> None:
+        self._watch, self._asked, self._chosen_by_hand = watch, None, False
+        self._show_pane("events")
+
+    def _draw_curves(self, watch: Watch | None) -> None:
+        plot = self.query_one(LossPlot)
+        if watch is None:
+            waiting: list[Row] = [
+                [("no run is open", "strong")],
+                [("2 shows the runs; there d starts the demo", "muted")],
+            ]
+            plot.show(type(plot.curve)(), [], 0, waiting)
+        else:
+            plot.show(watch.curves.loss, watch.state.evaluations, watch.state.total_steps, phases_so_far(watch.state))
+        for readings in self.query(Readings):
+            readings.ascii_only = plot.symbols.name == "ascii"
+            readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0)
+
+    def _choose_pane(self, watch: Watch | None, problem: bool) -> None:
+        """Show what matters at the end: what went wrong, or the answers before and after."""
+        if watch is None or self._chosen_by_hand:
+            return
+        if problem and self.pane != "problem":
+            self._show_pane("problem")
+        elif not problem and watch.was_alive and watch.state.finished and self.pane == "events":
+            if any(pair.before and pair.after for pair in pairs(watch.state.samples)):
+                self._show_pane("samples")
+
+    def _panes(self, state: RunState | None, problem: bool) -> list[tuple[str, str]]:
+        panes = [("events", "events"), ("samples", "samples"), ("data", "data")]
+        if state is not None and state.samples:
+            panes[1] = ("samples", f"samples {len(pairs(state.samples))}")
+        return [("problem", "problem"), *panes] if problem else panes
+
+    def _show_pane(self, name: str) -> None:
+        self.pane = name
+        self.set_class(name != "events", "-reading")
+        for pane in ("events", "samples", "data", "problem"):
+            self.query_one(f"#{pane}").display = pane == name
+        self.query_one(f"#{name}").focus()
+
+    def _useful_keys(self, watch: Watch | None) -> list[keys.Key]:
+        live = watch is not None and watch.live
+        found = []
+        for key in (*keys.keys_of("live"), *keys.keys_of("everywhere")):
+            if key.rank == 9 or (key.name in COMMANDS and not live) or key.action == "app.go('live')":
+                continue
+            if key.name == "sample" and watch is not None and not watch.state.config.get("sample_prompts"):
+                continue
+            if key.name == "pause" and watch is not None and watch.state.status == "paused":
+                key = key._replace(label="go on")
+            found.append(key)
+        return found
+
+    def on_pane_tabs_chosen(self, message: PaneTabs.Chosen) -> None:
+        self._chosen_by_hand = True
+        self._show_pane(message.name)
+        self.flush()
+
+    def action_pane(self, by: int) -> None:
+        names = [name for name, _ in self.query_one(PaneTabs).titles]
+        at = names.index(self.pane) if self.pane in names else 0
+        self._chosen_by_hand = True
+        self._show_pane(names[(at + by) % len(names)])
+        self.flush()
+
+    def action_log_y(self) -> None:
+        self.query_one(LossPlot).toggle_log()
+
+    def action_smooth(self, by: int) -> None:
+        self.query_one(LossPlot).smooth_more(by)
+
+    def action_symbols(self) -> None:
+        self.query_one(LossPlot).next_symbols()
+        self.flush()
+
+    def action_pause(self) -> None:
+        if self._watch is not None and self._watch.state.status == "paused":
+            self._ask(Resume(), "going on…", lambda state: state.status != "paused")
+        else:
+            self._ask(Pause(), "pausing after this step…", lambda state: state.status == "paused")
+
+    def action_stop(self) -> None:
+        self._ask(Stop(), "stopping after this step…", lambda state: state.ended)
+
+    def action_checkpoint(self) -> None:
+        before = self._count("checkpoint_saved", "checkpoint_failed")
+        self._ask(
+            Checkpoint(),
+            "saving after this step…",
+            lambda state: count_of(state, "checkpoint_saved", "checkpoint_failed") > before,
+        )
+
+    def action_sample(self) -> None:
+        before = self._count("sample")
+        self._ask(SampleNow(), "answering after this step…", lambda state: count_of(state, "sample") > before)
+
+    def action_abort(self) -> None:
+        if not self._may_command():
+            return
+
+        def answered(value: str | None) -> None:
+            if value == "abort":
+                self._ask(AbortCommand(), "aborting…", lambda state: state.ended)
+
+        question = Question("abort", "End this run now? The last saved checkpoint stays.", ABORTING)
+        self.app.push_screen(question, answered)
+
+    def _count(self, *types: str) -> int:
+        return count_of(self._watch.state, *types) if self._watch else 0
+
+    def _may_command(self) -> bool:
+        if self._watch is not None and self._watch.live:
+            return True
+        self.notify("no engine is working here: there is nothing to command", severity="warning", timeout=4)
+        return False
+
+    def _ask(self, command: Command, words: str, answered: Callable[[RunState], bool]) -> None:
+        if not self._may_command() or self._watch is None:
+            return
+        try:
+            self._watch.send(command)
+        except RunError as error:
+            self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            return
+        self._asked = (words, answered)
+        self.flush()
+
+
+def count_of(state: RunState, *types: str) -> int:
+    return sum(event.type in types for event in state.notable)
+
+
+def phases_so_far(state: RunState) -> list[Row]:
+    """What is done and what is being done, before the first step."""
+    rows: list[Row] = []
+    names: list[tuple[str, str]] = []
+    for event in state.notable:
+        if isinstance(event, PhaseChanged) and (not names or names[-1][0] != event.phase):
+            names.append((event.phase, event.detail))
+    for place, (phase, detail) in enumerate(names):
+        words = PHASES[phase] + (f": {detail}" if detail else "")
+        if state.ended or place < len(names) - 1:
+            rows.append([("✓ ", "good"), (words, "muted")])
+        else:
+            rows.append([("● ", "info"), (words, "strong")])
+    if not rows and not state.ended:
+        rows.append([("● ", "info"), ("starting the engine", "strong")])
+    return rows

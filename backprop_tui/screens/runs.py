@@ -1,0 +1,264 @@
+"""Every run of every directory that was seen: find one, look at it, open it, delete it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from backprop.core.errors import BackpropError, RunError
+from backprop.runs.directory import RunDirectory, is_run
+from backprop.runs.index import RunIndex, RunSummary
+from backprop.runs.state import RunState, read_run
+from textual.app import ComposeResult
+from textual.binding import BindingType
+from textual.containers import Horizontal
+from textual.screen import Screen
+from textual.widgets import Input
+
+from backprop_tui import keys
+from backprop_tui.screens.quit import Question, deleting
+from backprop_tui.watch import Curves
+from backprop_tui.widgets.cells import Cells, Row, spread
+from backprop_tui.widgets.keybar import KeyBar
+from backprop_tui.widgets.plot import LossPlot
+from backprop_tui.widgets.rundetail import RunDetail
+from backprop_tui.widgets.runtable import SORTS, RunTable
+
+if TYPE_CHECKING:
+    from backprop_tui.app import BackpropApp
+
+LOOK_AGAIN = 2.0
+"""Seconds between two looks at the runs while this screen is shown."""
+OUTPUT = Path("output")
+"""Where runs are looked for besides those that the index knows."""
+
+WELCOME: list[Row] = [
+    [],
+    [],
+    [("  Welcome to backprop", "strong+bold")],
+    [],
+    [("  Fine-tune a language model here and see the difference.", "text")],
+    [],
+    [("  d", "key+bold"), ("   runs the demonstration: a small model, two minutes, no GPU needed", "text")],
+    [("  ?", "key+bold"), ("   shows all keys", "text")],
+    [],
+    [("  Or with your own data, from the shell:", "muted")],
+    [("  backprop-tui --data FILE --model NAME --steps 100", "info")],
+]
+
+
+class RunsHeader(Cells):
+    total = shown = 0
+    words = ""
+
+    def show(self, total: int, shown: int, words: str) -> None:
+        self.total, self.shown, self.words = total, shown, words
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        number = f"{self.shown} of {self.total}" if self.words else str(self.total)
+        left: Row = [(" runs ", "strong+bold"), (number, "text")]
+        if self.words:
+            left += [("  with ", "muted"), (self.words, "warn")]
+        return [spread(left, [("backprop ", "muted")], width)]
+
+
+class RunsScreen(Screen[None]):
+    app: BackpropApp
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("runs")]
+    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (32, "-high")]
+
+    def __init__(self) -> None:
+        super().__init__(id="runs")
+        self.found: list[RunSummary] | None = None
+        self.words = ""
+        self.sort = SORTS[0]
+        self._shown_state: RunState | None = None
+        self._curves = Curves()
+
+    def compose(self) -> ComposeResult:
+        yield RunsHeader(id="runs-header")
+        field = Input(id="filter", placeholder="filter: any word of id, name, model, dataset, status", compact=True)
+        field.cursor_blink = False
+        yield field
+        yield RunTable(id="table")
+        with Horizontal(id="detail"):
+            yield RunDetail(id="detail-rows")
+            yield LossPlot(id="detail-plot")
+        yield KeyBar(id="keybar")
+
+    def on_mount(self) -> None:
+        self.query_one(RunTable).focus()
+        self.query_one(KeyBar).show(self._useful_keys())
+        self.set_interval(LOOK_AGAIN, self.look)
+        self.look()
+
+    def on_screen_resume(self) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Read the runs again in a thread; nothing is drawn where nothing changed."""
+        if self.is_current and not self.app.small:
+            self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
+
+    def _read_runs(self) -> None:
+        with RunIndex() as index:
+            index.scan(OUTPUT)
+            found = index.summaries()
+        self.app.call_from_thread(self._take_runs, found)
+
+    def _take_runs(self, found: list[RunSummary]) -> None:
+        changed = found != self.found
+        self.found = found
+        if changed:
+            self.show()
+            self._read_chosen()
+
+    def show(self) -> None:
+        """Draw the list as it is filtered and sorted."""
+        found = self.found or []
+        runs = [run for run in found if matches(run, self.words)]
+        empty = WELCOME if self.found is not None and not found else [[], [("  no run holds this", "muted")]]
+        if self.found is None:
+            empty = []
+        self.query_one(RunTable).show(runs, self.sort, empty)
+        self.query_one("#detail").display = bool(runs)
+        self.query_one(RunsHeader).show(len(found), len(runs), self.words)
+        self.query_one(KeyBar).show(self._useful_keys())
+
+    def flush(self) -> None:
+        """Called by the application's timer: the detail's curve is caught up a portion at a time."""
+        if self._shown_state is not None and self._curves.taken < len(self._shown_state.curves):
+            self._curves.follow(self._shown_state)
+            self._draw_plot()
+
+    def _useful_keys(self) -> list[keys.Key]:
+        has_run = self.query_one(RunTable).chosen is not None
+        need_run = ("open", "filter", "sort", "delete")
+        table = (*keys.keys_of("runs"), *keys.keys_of("everywhere"))
+        return [
+            key
+            for key in table
+            if key.rank < 9 and key.action != "app.go('runs')" and (has_run or key.name not in need_run)
+        ]
+
+    def on_run_table_moved(self) -> None:
+        self._read_chosen()
+
+    def _read_chosen(self) -> None:
+        run = self.query_one(RunTable).chosen
+        if run is None:
+            self._take_state(None)
+            return
+        self.run_worker(
+            lambda: self._read_state(Path(run.path)), thread=True, exclusive=True, group="detail", exit_on_error=False
+        )
+
+    def _read_state(self, path: Path) -> None:
+        try:
+            state = read_run(path)
+        except (BackpropError, OSError):
+            return  # deleted while it was looked at: the next look at the list drops it
+        self.app.call_from_thread(self._take_state, state)
+
+    def _take_state(self, state: RunState | None) -> None:
+        chosen = self.query_one(RunTable).chosen
+        if state is not None and (chosen is None or chosen.path != state.path):
+            return
+        self._shown_state, self._curves = state, Curves()
+        self.query_one(RunDetail).show(state)
+        if state is not None:
+            self._curves.follow(state)
+            self._draw_plot()
+
+    def _draw_plot(self) -> None:
+        state = self._shown_state
+        if state is not None:
+            none: list[Row] = [[("no step taken", "muted")]]
+            self.query_one(LossPlot).show(self._curves.loss, state.evaluations, state.step, none)
+
+    def action_open(self) -> None:
+        run = self.query_one(RunTable).chosen
+        if run is not None:
+            self.app.open_run(Path(run.path))
+
+    def on_run_table_opened(self) -> None:
+        self.action_open()
+
+    def action_sort(self) -> None:
+        self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
+        self.show()
+
+    def action_rescan(self) -> None:
+        self.found = None
+        self.look()
+
+    def action_demo(self) -> None:
+        self.app.start_demo()
+
+    def action_filter(self) -> None:
+        self.add_class("-filtering")
+        self.query_one(Input).focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self.words = event.value.strip()
+        self.show()
+
+    def on_input_submitted(self) -> None:
+        self.set_class(bool(self.words), "-filtering")
+        self.query_one(RunTable).focus()
+
+    def back(self) -> bool:
+        """Escape: drop the filter. Whether there was one."""
+        if not (self.has_class("-filtering") or self.words):
+            return False
+        self.query_one(Input).value = ""
+        self.remove_class("-filtering")
+        self.query_one(RunTable).focus()
+        return True
+
+    def action_delete(self) -> None:
+        run = self.query_one(RunTable).chosen
+        if run is None:
+            return
+        if RunDirectory(Path(run.path)).is_locked():
+            self.notify("this run is being worked on: stop it first", severity="warning", timeout=4)
+            return
+
+        def answered(value: str | None) -> None:
+            if value == "delete":
+                self.run_worker(lambda: self._delete(Path(run.path)), thread=True, exit_on_error=False)
+
+        text = f"{run.model} on {run.dataset}, {run.steps} steps, {run.status}."
+        self.app.push_screen(Question("delete", text, deleting(run.run_id, run.path)), answered)
+
+    def _delete(self, path: Path) -> None:
+        try:
+            delete_run(path)
+        except (RunError, OSError) as error:
+            self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
+        self._read_runs()
+
+
+def delete_run(path: Path) -> None:
+    """Remove a run's directory, holding its lock meanwhile.
+
+    Raises:
+        RunError: it is no run, or somebody works on it.
+        OSError: it cannot be removed.
+    """
+    directory = RunDirectory(path)
+    if path.is_symlink() or not is_run(path):
+        raise RunError(f"{path} is no run directory", code="RUN_DAMAGED")
+    with directory.hold_lock():
+        shutil.rmtree(path)
+    with RunIndex() as index:
+        index.remove(path)
+
+
+def matches(run: RunSummary, words: str) -> bool:
+    """Whether every word is somewhere in what the list shows of the run."""
+    text = " ".join((run.run_id, run.name, run.model, run.dataset, run.status, run.kind, run.method, run.mode)).lower()
+    return all(word in text for word in words.lower().split())

@@ -1,0 +1,63 @@
+"""Whether a full screen can work here, and leaving for certain when the terminal goes.
+
+Textual draws on standard error and reads standard input. Where these are no terminal it would start and never end; where
+the terminal goes away while SIGHUP is ignored (nohup, sudo) it spins. So the first is asked before, and the second is
+watched by a thread of its own.
+"""
+
+from __future__ import annotations
+
+import locale
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+LOOK = 1.0
+"""Seconds between two looks at whether the terminal is still there."""
+GRACE = 3.0
+"""Seconds that an orderly exit may take before the process is ended for certain."""
+
+
+def obstacle() -> str:
+    """Why a full screen cannot work here, in a few words; empty where it can."""
+    for descriptor, name in ((0, "standard input"), (1, "standard output"), (2, "standard error")):
+        if not os.isatty(descriptor):
+            return f"{name} is no terminal"
+    if os.environ.get("TERM", "dumb") in ("dumb", ""):
+        return "TERM is dumb"
+    encoding = getattr(sys.stderr, "encoding", None) or locale.getpreferredencoding(False)
+    if encoding.replace("-", "").lower() != "utf8":
+        return f"the encoding is {encoding}, not UTF-8"
+    return ""
+
+
+def leave_on_signals(leave: Callable[[], None]) -> None:
+    """Call ``leave`` once on SIGTERM or SIGHUP. Where it does not end the process in time, end it."""
+
+    def told(number: int, _: object) -> None:
+        _end_in(GRACE, 128 + number)
+        leave()
+
+    signal.signal(signal.SIGTERM, told)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, told)
+
+
+def watch_terminal() -> None:
+    """End the process when its terminal is gone: nothing can be drawn and no key can come any more."""
+
+    def look() -> None:
+        while os.isatty(2):
+            time.sleep(LOOK)
+        os._exit(128 + signal.SIGHUP)
+
+    threading.Thread(target=look, name="terminal-watch", daemon=True).start()
+
+
+def _end_in(seconds: float, status: int) -> None:
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,156 @@
+"""One run, watched: a thread reads the link, the screen's timer folds what came. Nothing else touches the state.
+
+The thread only reads and puts aside; ``advance`` is called on the event loop, takes in a bounded amount and says
+whether more waits, so that a journal of any length never holds up a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from pathlib import Path
+
+from backprop.core.errors import BackpropError, EngineCrashedError
+from backprop.core.events import AnyEvent, Command
+from backprop.core.settings import RunConfig
+from backprop.runs import link as links
+from backprop.runs.link import Link
+from backprop.runs.state import RunState, read_run
+
+from backprop_tui.widgets.curve import Curve
+
+EVENTS_AT_ONCE = 4000
+STEPS_AT_ONCE = 2500
+_BREATH = 0.05
+"""The reading thread rests so long between two reads: a fast engine comes in portions."""
+
+
+class Curves:
+    """The run's series in buckets, caught up with its state a portion at a time."""
+
+    def __init__(self) -> None:
+        self._clear()
+        self._resumes = 0
+
+    def _clear(self) -> None:
+        self.loss, self.learning_rate, self.grad_norm, self.tokens_per_second = Curve(), Curve(), Curve(), Curve()
+        self.taken = 0
+
+    def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:
+        """Take in at most ``most`` new steps; whether more wait. After a resume the curves begin anew."""
+        columns = state.curves
+        if state.resumes != self._resumes or len(columns) < self.taken:
+            self._clear()
+            self._resumes = state.resumes
+        end = min(len(columns), self.taken + most)
+        for i in range(self.taken, end):
+            step = columns.step[i]
+            self.loss.add(step, columns.loss[i])
+            self.learning_rate.add(step, columns.learning_rate[i])
+            self.grad_norm.add(step, columns.grad_norm[i])
+            self.tokens_per_second.add(step, columns.tokens_per_second[i])
+        self.taken = end
+        return end < len(columns)
+
+
+class Watch:
+    """A run on its way to the screen. ``state`` is empty until its directory was read."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.path: Path = link.directory.path
+        self.state = RunState(run_id=link.run_id, path=str(self.path), alive=True)
+        self.curves = Curves()
+        self.crash: EngineCrashedError | None = None
+        self.error: BackpropError | None = None
+        """Why the run cannot be read."""
+        self.was_alive = False
+        self._inbox: deque[tuple[list[AnyEvent], bool, bool]] = deque()
+        self._first: RunState | None = None
+        self._rest: deque[AnyEvent] = deque()
+        self._over = False
+        self._closed = threading.Event()
+        threading.Thread(target=self._read, name=f"watch-{link.run_id}", daemon=True).start()
+
+    @classmethod
+    def start(cls, config: RunConfig) -> Watch:
+        """Start a run and watch it.
+
+        Raises:
+            ConfigurationError: the output directory cannot be written.
+        """
+        return cls(links.start(config))
+
+    @classmethod
+    def attach(cls, path: Path) -> Watch:
+        """Watch a run that exists, whoever started it."""
+        return cls(links.attach(path))
+
+    def _read(self) -> None:
+        try:
+            self._first = read_run(self.path)
+            while not self._closed.is_set():
+                found = self.link.read(0.5)
+                self._inbox.append((found, self.link.alive(), self.link.over))
+                if self.link.over:
+                    return
+                time.sleep(_BREATH)
+        except BackpropError as error:
+            self.error = error
+        except OSError as error:
+            self.error = BackpropError(f"{self.path} cannot be read: {error.strerror}", code="RUN_DAMAGED")
+        finally:
+            if self._closed.is_set():
+                self.link.detach()
+
+    def advance(self) -> bool:
+        """Fold in what came since the last call, a bounded amount; whether more waits."""
+        if self._first is not None:
+            self.state, self._first = self._first, None
+            self.was_alive = self.state.alive
+        budget = EVENTS_AT_ONCE
+        while budget > 0 and (self._rest or self._inbox):
+            if not self._rest:
+                events, alive, over = self._inbox.popleft()
+                self._rest.extend(events)
+                self._set_life(alive and not over, over)
+            while self._rest and budget > 0:
+                self.state.apply(self._rest.popleft())
+                budget -= 1
+        more = bool(self._rest or self._inbox)
+        more = self.curves.follow(self.state) or more
+        if self._over and not more:
+            self._see_the_end()
+        return more
+
+    def _set_life(self, alive: bool, over: bool) -> None:
+        self.state.alive = alive
+        self.was_alive = self.was_alive or alive
+        self._over = self._over or over
+
+    def _see_the_end(self) -> None:
+        if self.crash is None and self.state.status == "crashed":
+            self.crash = self.link.crash()
+
+    @property
+    def live(self) -> bool:
+        """Whether an engine works on the run, so that it takes commands."""
+        return self.state.alive and not self.state.ended and self.error is None
+
+    def send(self, command: Command) -> None:
+        """Give the engine a command.
+
+        Raises:
+            RunError: no engine listens.
+        """
+        self.link.send(command)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.link.kill()
+
+    def close(self) -> None:
+        """Stop watching; the engine goes on."""
+        self._closed.set()

@@ -1,0 +1,157 @@
+"""A widget of fixed size that sends to the terminal only the cells that changed.
+
+Textual repaints a widget whole and does not compare with what is on the terminal. ``Cells`` keeps the rows it drew
+last, and asks for the changed stretch of the changed rows alone: a number that ticks costs a few bytes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, TypeAlias
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual.geometry import Region, Size
+from textual.strip import Strip
+from textual.widget import Widget
+
+from backprop_tui.themes import INKS
+
+Piece: TypeAlias = tuple[str, str]
+"""Text and its ink: a name of ``themes.INKS``, with ``+bold`` where wanted and ``+cursor`` in a chosen row."""
+Row: TypeAlias = list[Piece]
+
+_INK_CSS = "\n".join(
+    [
+        *(f"& .cells--{ink} {{ color: $ink-{ink}; }}" for ink in INKS),
+        "& .cells--cursor { background: $block-cursor-background; text-style: $block-cursor-text-style; }",
+    ]
+)
+
+
+class Cells(Widget):
+    """Subclasses draw ``rows()``; whoever changed what they show calls ``redraw()``."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {*(f"cells--{ink}" for ink in INKS), "cells--cursor"}
+    DEFAULT_CSS = "Cells {\n" + _INK_CSS + "\n}"
+    ALLOW_SELECT = False
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id, classes=classes)
+        self._drawn: list[Row] = []
+        self._drawn_size = Size(0, 0)
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        """What to show in ``width`` by ``height`` cells: at most ``height`` rows."""
+        raise NotImplementedError
+
+    def redraw(self) -> None:
+        """Draw again and send what changed. Hidden widgets wait until they are shown."""
+        size = self.size
+        if not size or not self.is_attached:
+            return
+        new = fitted(self.rows(size.width, size.height), size.height)
+        old = self._drawn
+        self._drawn = new
+        if self._drawn_size != size or len(old) != len(new):
+            self._drawn_size = size
+            self.refresh()
+            return
+        changed = [
+            Region(start, y, length, 1)
+            for y, (before, after) in enumerate(zip(old, new, strict=True))
+            if before != after
+            for start, length in [changed_stretch(before, after, size.width)]
+            if length
+        ]
+        if changed:
+            self.refresh(*changed)
+
+    def on_resize(self) -> None:
+        self.redraw()
+
+    def notify_style_update(self) -> None:
+        """A new theme: every cell is another colour."""
+        super().notify_style_update()
+        self._drawn_size = Size(0, 0)
+
+    def render_line(self, y: int) -> Strip:
+        if y < len(self._drawn) and self._drawn_size == self.size:
+            return self.strip(self._drawn[y])
+        rows = fitted(self.rows(*self.size), self.size.height)
+        self._drawn, self._drawn_size = rows, self.size
+        return self.strip(rows[y]) if y < len(rows) else Strip.blank(self.size.width)
+
+    def strip(self, row: Row) -> Strip:
+        """A row as Textual draws it, exactly as wide as the widget."""
+        segments = [Segment(text, self.ink(ink)) for text, ink in row if text]
+        return Strip(segments).adjust_cell_length(self.size.width, self.ink("text"))
+
+    def ink(self, name: str) -> Style:
+        base, *more = name.split("+")
+        style = self.get_component_rich_style(f"cells--{base or 'text'}", partial=True)
+        if "bold" in more:
+            style += Style(bold=True)
+        return style + self.get_component_rich_style("cells--cursor", partial=True) if "cursor" in more else style
+
+
+def fitted(rows: list[Row], height: int) -> list[Row]:
+    """Exactly ``height`` rows."""
+    return (rows + [[] for _ in range(height - len(rows))])[:height]
+
+
+def changed_stretch(before: Row, after: Row, width: int) -> tuple[int, int]:
+    """First changed cell and the number of cells to its last changed one; the whole row where widths differ."""
+    old = [(char, ink) for text, ink in before for char in text]
+    new = [(char, ink) for text, ink in after for char in text]
+    if any(cell_len(char) != 1 for char, _ in old) or any(cell_len(char) != 1 for char, _ in new):
+        return 0, width
+    for cells in (old, new):
+        cells.extend([(" ", "")] * (width - len(cells)))
+    start, end = 0, width
+    while start < width and old[start] == new[start]:
+        start += 1
+    while end > start and old[end - 1] == new[end - 1]:
+        end -= 1
+    return start, end - start
+
+
+def row_width(row: Row) -> int:
+    return sum(cell_len(text) for text, _ in row)
+
+
+def spread(left: Row, right: Row, width: int) -> Row:
+    """``left`` and ``right`` at the two ends of ``width`` cells; the left one is cut when there is no room."""
+    room = max(0, width - row_width(right) - 1)
+    left = cut(left, room)
+    return [*left, (" " * (width - row_width(left) - row_width(right)), "text"), *right]
+
+
+def cut(row: Row, width: int) -> Row:
+    """The row in at most ``width`` cells, ending in an ellipsis where something was left out."""
+    if row_width(row) <= width:
+        return row
+    kept: Row = []
+    room = max(0, width - 1)
+    for text, ink in row:
+        size = cell_len(text)
+        if size > room:
+            kept.append((set_cell_size(text, room), ink))
+            break
+        kept.append((text, ink))
+        room -= size
+    return [*kept, ("…", "muted")] if width > 0 else []
+
+
+def heading(title: str, width: int, note: str = "") -> Row:
+    """A section's title with a rule to the end of the row, a remark at its right."""
+    tail = f" {note}" if note else ""
+    rule = max(0, width - cell_len(title) - 1 - cell_len(tail))
+    return [(title, "info"), (" " + "─" * rule, "rule"), (tail, "muted")]
+
+
+def bar(share: float, width: int, ink: str) -> Row:
+    """A bar of ``width`` cells, ``share`` (0 to 1) of it filled, to half a cell."""
+    halves = round(max(0.0, min(1.0, share)) * width * 2)
+    full, half = divmod(halves, 2)
+    return [("━" * full + ("╸" if half else ""), ink), ("─" * (width - full - half), "rule")]

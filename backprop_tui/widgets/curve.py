@@ -1,0 +1,134 @@
+"""A curve of any length in 1024 buckets.
+
+A bucket covers ``width`` steps and keeps their lowest, highest and mean value, and the smoothed value at its end. When
+the steps outgrow the buckets, neighbours are merged and ``width`` doubles: adding stays cheap, spikes survive, and what
+was drawn once does not move between two doublings.
+"""
+
+from __future__ import annotations
+
+from math import inf, isnan
+from typing import NamedTuple
+
+BUCKETS = 1024
+SMOOTHING = (0.0, 0.6, 0.9, 0.98)
+"""Weights of the exponential moving averages that can be chosen; 0 is no smoothing."""
+
+
+class Bucket(NamedTuple):
+    low: float
+    high: float
+    mean: float
+    smooth: tuple[float, ...]
+    """The averages of ``SMOOTHING`` after the bucket's last finite value."""
+    has_gap: bool
+    """Whether a step of it was not finite."""
+
+
+class _Open:
+    """The buckets while they are filled: columns, so that merging is a loop over slices."""
+
+    def __init__(self) -> None:
+        self.low: list[float] = []
+        self.high: list[float] = []
+        self.total: list[float] = []
+        self.count: list[int] = []
+        self.gaps: list[int] = []
+        self.smooth: list[tuple[float, ...]] = []
+
+    def extend_to(self, length: int) -> None:
+        while len(self.low) < length:
+            self.low.append(inf)
+            self.high.append(-inf)
+            self.total.append(0.0)
+            self.count.append(0)
+            self.gaps.append(0)
+            self.smooth.append(())
+
+    def halve(self) -> None:
+        self.extend_to(len(self.low) + len(self.low) % 2)
+        self.low = [min(pair) for pair in zip(self.low[::2], self.low[1::2], strict=True)]
+        self.high = [max(pair) for pair in zip(self.high[::2], self.high[1::2], strict=True)]
+        self.total = [sum(pair) for pair in zip(self.total[::2], self.total[1::2], strict=True)]
+        self.count = [sum(pair) for pair in zip(self.count[::2], self.count[1::2], strict=True)]
+        self.gaps = [sum(pair) for pair in zip(self.gaps[::2], self.gaps[1::2], strict=True)]
+        self.smooth = [later or sooner for sooner, later in zip(self.smooth[::2], self.smooth[1::2], strict=True)]
+
+
+class Curve:
+    """One series over steps 1, 2, 3 … ``add`` takes them in order."""
+
+    def __init__(self) -> None:
+        self.width = 1
+        """Steps in a bucket: a power of two."""
+        self.last_step = 0
+        self.last = float("nan")
+        """The last value, NaN where it was not finite."""
+        self._cells = _Open()
+        self._averages = [0.0] * len(SMOOTHING)
+        self._seen = 0
+
+    def __len__(self) -> int:
+        return len(self._cells.low)
+
+    def add(self, step: int, value: float) -> None:
+        """Take in the value of ``step``; NaN is a gap."""
+        index = (step - 1) // self.width
+        while index >= BUCKETS:
+            self._cells.halve()
+            self.width *= 2
+            index = (step - 1) // self.width
+        cells = self._cells
+        cells.extend_to(index + 1)
+        self.last_step, self.last = step, value
+        if isnan(value):
+            cells.gaps[index] += 1
+            return
+        cells.low[index] = min(cells.low[index], value)
+        cells.high[index] = max(cells.high[index], value)
+        cells.total[index] += value
+        cells.count[index] += 1
+        cells.smooth[index] = self._smoothed(value)
+
+    def _smoothed(self, value: float) -> tuple[float, ...]:
+        """The averages, corrected for their start at zero (as in Adam, arXiv:1412.6980)."""
+        self._seen += 1
+        result = []
+        for i, weight in enumerate(SMOOTHING):
+            self._averages[i] = weight * self._averages[i] + (1 - weight) * value
+            result.append(self._averages[i] / (1 - weight**self._seen) if weight else value)
+        return tuple(result)
+
+    def bucket(self, index: int) -> Bucket | None:
+        """Bucket ``index``; ``None`` where no step of it had a finite value."""
+        cells = self._cells
+        if not (0 <= index < len(cells.low)) or cells.count[index] == 0:
+            return None
+        mean = cells.total[index] / cells.count[index]
+        return Bucket(cells.low[index], cells.high[index], mean, cells.smooth[index], cells.gaps[index] > 0)
+
+    def buckets(self) -> list[tuple[float, Bucket]]:
+        """Every bucket with a finite value, with its last step."""
+        found = []
+        for index in range(len(self)):
+            bucket = self.bucket(index)
+            if bucket is not None:
+                found.append((min(self.last_step, (index + 1) * self.width), bucket))
+        return found
+
+    def span(self, positive: bool = False) -> tuple[float, float] | None:
+        """Lowest and highest value, of the positive ones only for a logarithmic axis."""
+        lows = [v for v, n in zip(self._cells.low, self._cells.count, strict=True) if n and (v > 0 or not positive)]
+        highs = [v for v, n in zip(self._cells.high, self._cells.count, strict=True) if n and (v > 0 or not positive)]
+        return (min(lows), max(highs)) if lows and highs else None
+
+
+def shown_steps(last: int, total: int) -> int:
+    """How many steps the horizontal axis covers: the whole run halved as long as the curve still fits.
+
+    So the axis changes a few times in a run and not at each step.
+    """
+    shown = max(total, last, 1)
+    while shown > 16 and last <= shown // 2:
+        shown = (shown + 1) // 2
+    return shown

@@ -1,0 +1,186 @@
+"""What is trained: the model as loaded, the dataset as counted, and the first row with its trained tokens marked."""
+
+from __future__ import annotations
+
+from backprop.core.events import DatasetPrepared, ModelLoaded, TokenSpan
+from backprop.runs.describe import share
+from backprop.runs.state import RunState
+from rich.cells import cell_len
+
+from backprop_tui.widgets.cells import Cells, Row, bar, cut, heading
+from backprop_tui.widgets.scroll import ScrollPane
+from backprop_tui.words import count, safe, short_path, wrap
+
+_LABEL = 11
+
+
+def fact(label: str, value: str, ink: str = "text") -> Row:
+    return [(f"{label:<{_LABEL}}", "muted"), (value, ink)]
+
+
+def facts(label: str, value: str, width: int, ink: str = "text") -> list[Row]:
+    """A labelled text on as many rows as it needs."""
+    lines = wrap(value, width - _LABEL)
+    return [fact(label if i == 0 else "", line, ink) for i, line in enumerate(lines)]
+
+
+def model_rows(model: ModelLoaded, width: int) -> list[Row]:
+    part = share(model.trainable_parameters, model.parameters)
+    rows = [
+        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype} on {model.device}".replace(",", " ")),
+        fact("trained", f"{model.trainable_parameters / 1e6:.2f} M ({part}), {model.mode}"),
+        *facts("layers", ", ".join(model.targets), width),
+    ]
+    for note in model.notes:
+        rows += facts("note", note, width, "muted")
+    return [cut(row, width) for row in rows]
+
+
+def data_rows(data: DatasetPrepared, width: int) -> list[Row]:
+    lost = "bad" if data.answer_lost else "text"
+    counts: Row = [
+        (f"{'rows':<{_LABEL}}", "muted"),
+        (count(data.kept), "strong"),
+        (f" of {count(data.rows)} kept", "text"),
+    ]
+    if data.held_out:
+        counts.append((f", {count(data.held_out)} held out", "text"))
+    parts = ((data.cut, "cut"), (data.dropped, "dropped"), (data.duplicated, "duplicated"))
+    less: Row = [(f"{'of these':<{_LABEL}}", "muted")]
+    for number, word in parts:
+        less += [(count(number), "warn" if number else "text"), (f" {word}  ", "muted")]
+    less += [(count(data.answer_lost), lost), (" answers lost", "muted")]
+    part = data.trained_tokens / data.tokens if data.tokens else 0.0
+    trained: Row = [
+        (f"{'trained':<{_LABEL}}", "muted"),
+        (f"{part:.1%}", "strong"),
+        (f" of {count(data.tokens)} tokens  ", "text"),
+        *bar(part, max(4, min(20, width - 46)), "trained"),
+    ]
+    lengths = f"median {data.p50}, p99 {data.p99}, longest {data.longest}, limit {data.max_length}"
+    rows = [fact("format", data.format), counts, less, trained, *facts("tokens", lengths, width)]
+    for note in data.notes:
+        rows += facts("note", note, width, "muted")
+    return [cut(row, width) for row in rows]
+
+
+def row_rows(spans: list[TokenSpan], width: int) -> list[Row]:
+    """The first row as the model sees it; what is trained is coloured and in brackets."""
+    rows: list[Row] = []
+    line: Row = []
+    used = 0
+
+    def end_line() -> None:
+        nonlocal line, used
+        rows.append(line)
+        line, used = [], 0
+
+    for span in spans:
+        ink = "trained" if span.trained else "muted"
+        text = f"[{span.text}]" if span.trained else span.text
+        for number, part in enumerate(text.split("\n")):
+            if number:
+                end_line()
+            for piece in _words(safe(part)):
+                size = cell_len(piece)
+                if used and used + size > width:
+                    end_line()
+                    piece = piece.lstrip()
+                for chunk in wrap(piece, width) if size > width else [piece]:
+                    if used and used + cell_len(chunk) > width:
+                        end_line()
+                    line.append((chunk, ink))
+                    used += cell_len(chunk)
+    if line:
+        end_line()
+    return rows
+
+
+def _words(text: str) -> list[str]:
+    """The words of a line, each with the space before it."""
+    pieces, start = [], 0
+    for i in range(1, len(text)):
+        if text[i] == " " and text[i - 1] != " ":
+            pieces.append(text[start:i])
+            start = i
+    return [*pieces, text[start:]] if text else []
+
+
+def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
+    rows: list[Row] = []
+    for problem in data.problems:
+        ink = {"error": "bad", "warning": "warn"}.get(problem.severity, "text")
+        lines = wrap(problem.message, width - 10)
+        rows.append([(f"line {problem.line:<5}", "muted"), (lines[0], ink)])
+        rows += [[(" " * 10, "text"), (line, ink)] for line in lines[1:]]
+    return rows
+
+
+class DataPane(ScrollPane):
+    """Model, dataset, first row and the first findings, in full."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.state: RunState | None = None
+        self._seen: tuple[object, object] = (None, None)
+
+    def show(self, state: RunState | None) -> None:
+        seen = (None, None) if state is None else (state.model, state.dataset)
+        if seen != self._seen or state is not self.state:
+            self.state, self._seen = state, seen
+            self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        if self.state is None or (self.state.model is None and self.state.dataset is None):
+            return [[("the dataset is not counted yet", "muted")]]
+        rows: list[Row] = []
+        data, model = self.state.dataset, self.state.model
+        if data is not None:
+            rows += [heading("dataset", width, safe(short_path(data.path))), *data_rows(data, width), []]
+            rows += [
+                heading("first row", width, "[in brackets: what is trained]"),
+                *row_rows(data.first_row, width),
+                [],
+            ]
+            if data.problems:
+                total = sum(data.problem_counts.values())
+                rows += [heading("findings", width, f"{count(total)} in all"), *problem_rows(data, width), []]
+        if model is not None:
+            rows += [heading("model", width, safe(short_path(model.model))), *model_rows(model, width)]
+        return rows
+
+
+class FactsPanel(Cells):
+    """Dataset and model, short, beside the plot where there is room."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.state: RunState | None = None
+
+    def show(self, state: RunState | None) -> None:
+        self.state = state
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        if self.state is None:
+            return []
+        rows: list[Row] = []
+        data, model = self.state.dataset, self.state.model
+        if data is not None:
+            rows += [heading("dataset", width), *narrow_data_rows(data, width), []]
+        if model is not None:
+            rows += [heading("model", width), *model_rows(model, width)]
+        return rows
+
+
+def narrow_data_rows(data: DatasetPrepared, width: int) -> list[Row]:
+    """The counts, one a row."""
+    part = data.trained_tokens / data.tokens if data.tokens else 0.0
+    rows = [fact("rows", f"{count(data.kept)} of {count(data.rows)} kept")]
+    for number, word in ((data.cut, "cut"), (data.answer_lost, "answer lost"), (data.dropped, "dropped")):
+        rows.append(fact(f"  {word}"[:_LABEL], count(number), "warn" if number else "text"))
+    rows.append(fact("tokens", f"{count(data.tokens)}, longest {data.longest}"))
+    rows.append(
+        [(f"{'trained':<{_LABEL}}", "muted"), (f"{part:.1%} ", "strong"), *bar(part, width - _LABEL - 7, "trained")]
+    )
+    return [cut(row, width) for row in rows]

@@ -1,0 +1,60 @@
+"""What happened, one event a line, the newest last."""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar
+
+from backprop.core.events import AnyEvent, Sample
+from backprop.runs.describe import describe, level
+from backprop.runs.state import RunState
+
+from backprop_tui.widgets.cells import Row
+from backprop_tui.widgets.scroll import ScrollPane
+from backprop_tui.words import wrap
+
+_INK = {"info": "text", "warning": "warn", "error": "bad"}
+_TIME = 10
+"""Cells of the time of day and its gap."""
+
+
+class EventLog(ScrollPane):
+    """Events worth a line. Long ones are wrapped; a sample is told by its first line (its text has a place of its own)."""
+
+    tail: ClassVar[bool] = True
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.events: list[AnyEvent] = []
+        self._rows: list[Row] = []
+        self._taken = 0
+        self._width = 0
+
+    def show(self, state: RunState | None) -> None:
+        events = [] if state is None else state.notable
+        if events is not self.events:
+            self.events, self._taken, self._rows, self.follows = events, 0, [], True
+        if len(events) != self._taken or not events:
+            self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        if width != self._width:
+            self._width, self._taken, self._rows = width, 0, []
+        for event in self.events[self._taken :]:
+            self._rows += event_rows(event, width)
+        self._taken = len(self.events)
+        return self._rows or [[("nothing has happened yet", "muted")]]
+
+
+def event_rows(event: AnyEvent, width: int) -> list[Row]:
+    """One event as rows: the time of day, then its words."""
+    text = describe(event)
+    if not text:
+        return []
+    lines = wrap(text, width - _TIME)
+    if isinstance(event, Sample):
+        lines = lines[:1] if len(lines) == 1 else [lines[0][: width - _TIME - 1] + "…"]
+    ink = _INK[level(event)]
+    at = time.strftime("%H:%M:%S", time.localtime(event.time))
+    rows: list[Row] = [[(f"{at}  ", "muted"), (lines[0], ink)]]
+    return rows + [[(" " * _TIME, "text"), (line, ink)] for line in lines[1:]]

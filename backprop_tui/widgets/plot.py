@@ -1,0 +1,170 @@
+"""The loss as a picture: raw values faint, the smoothed ones bright, held-out losses as marks."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from backprop.core.events import Evaluated
+from backprop.runs.describe import number
+
+from backprop_tui.widgets.axis import Axis, step_labels
+from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
+from backprop_tui.widgets.curve import SMOOTHING, Curve, shown_steps
+from backprop_tui.widgets.raster import SYMBOLS, Raster
+
+_LABELS = 7
+"""Cells left of the plot for the numbers of the vertical axis."""
+
+
+class LossPlot(Cells):
+    """Shows a ``Curve`` of losses; the horizontal axis is in steps."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.curve = Curve()
+        self.evaluations: list[Evaluated] = []
+        self.total = 0
+        self.log_y = False
+        self.smoothing = 2
+        """Index into ``SMOOTHING``."""
+        self.symbols = SYMBOLS[0]
+        self.waiting: list[Row] = []
+        """Shown instead of the axes while there is no step."""
+        self._axis = Axis()
+
+    def show(self, curve: Curve, evaluations: list[Evaluated], total: int, waiting: list[Row]) -> None:
+        self.curve, self.evaluations, self.total, self.waiting = curve, evaluations, total, waiting
+        self.redraw()
+
+    def toggle_log(self) -> None:
+        self.log_y = not self.log_y
+        self.redraw()
+
+    def smooth_more(self, by: int) -> None:
+        """Choose the next stronger (``by`` 1) or weaker (-1) average."""
+        self.smoothing = max(0, min(len(SMOOTHING) - 1, self.smoothing + by))
+        self.redraw()
+
+    def next_symbols(self) -> str:
+        """Change to the next set of symbols; its name."""
+        self.symbols = SYMBOLS[(SYMBOLS.index(self.symbols) + 1) % len(SYMBOLS)]
+        self.redraw()
+        return self.symbols.name
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        if not self.curve.last_step:
+            return [heading("loss", width), *self._waiting_rows(width, height - 1)]
+        span = self._span()
+        if span is None:
+            why = "no positive loss to show on a logarithmic axis" if self.log_y else "no step had a finite loss"
+            return [self._title(width), [], [(f"  {why}", "warn")]]
+        plot_height = max(1, height - 2)
+        self._axis.follow(*span, log=self.log_y, parts=max(3, min(8, plot_height // 2)))
+        raster = Raster(max(4, width - _LABELS - 1), plot_height, self.symbols)
+        shown = shown_steps(self.curve.last_step, self.total)
+        self._draw(raster, shown)
+        return [self._title(width), *self._body(raster, shown), self._steps_axis(raster, shown)]
+
+    def _waiting_rows(self, width: int, height: int) -> list[Row]:
+        rows = self.waiting[-max(0, height) :]
+        left = max(2, (width - max((row_width(row) for row in rows), default=0)) // 2)
+        above = max(0, (height - len(rows)) // 2)
+        return [[] for _ in range(above)] + [cut([(" " * left, "text"), *row], width) for row in rows]
+
+    def _span(self) -> tuple[float, float] | None:
+        span = self.curve.span(positive=self.log_y)
+        losses = [e.loss for e in self.evaluations if e.loss is not None and (e.loss > 0 or not self.log_y)]
+        if span is None or not losses:
+            return span
+        return min(span[0], *losses), max(span[1], *losses)
+
+    def _title(self, width: int) -> Row:
+        weight = SMOOTHING[self.smoothing]
+        parts: Row = [("━ ", "raw"), (f"{number(self._last())}", "text")]
+        if weight:
+            average = self._average()
+            parts += [("  ━ ", "smooth+bold"), (number(average), "strong"), (f" smoothed {weight:g}", "muted")]
+        if self.evaluations:
+            parts += [("  ◆ ", "mark"), (number(self.evaluations[-1].loss), "strong"), (" held-out", "muted")]
+        if self.log_y:
+            parts += [("  log", "muted")]
+        rule = max(0, width - 6 - row_width(parts))
+        return cut([("loss ", "info"), ("─" * rule + " ", "rule"), *parts], width)
+
+    def _last(self) -> float | None:
+        return None if isnan(self.curve.last) else self.curve.last
+
+    def _average(self) -> float | None:
+        buckets = self.curve.buckets()
+        return buckets[-1][1].smooth[self.smoothing] if buckets else None
+
+    def _draw(self, raster: Raster, shown: int) -> None:
+        """Raw first, then the average over it: in a shared cell the average is seen."""
+        buckets = [(self._x(step, shown, raster), bucket) for step, bucket in self.curve.buckets()]
+        floor = -1.0 if not self.log_y else 0.0
+        dense = shown > raster.dots_across
+        previous: tuple[int, int] | None = None
+        for x, bucket in buckets:
+            if self.log_y and bucket.low <= floor:
+                previous = None
+                continue
+            top, bottom = self._y(bucket.high, raster), self._y(bucket.low, raster)
+            if dense or self.curve.width > 1:
+                raster.column(x, top, bottom, "raw")
+            if previous is not None:
+                raster.line(*previous, x, self._y(bucket.mean, raster), "raw")
+            else:
+                raster.dot(x, self._y(bucket.mean, raster), "raw")
+            previous = None if bucket.has_gap else (x, self._y(bucket.mean, raster))
+        if SMOOTHING[self.smoothing]:
+            points = [
+                (x, b.smooth[self.smoothing]) for x, b in buckets if b.smooth[self.smoothing] > 0 or not self.log_y
+            ]
+            places = [(x, self._y(value, raster)) for x, value in points]
+            for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+                raster.line(x0, y0, x1, y1, "smooth+bold")
+
+    def _x(self, step: float, shown: int, raster: Raster) -> int:
+        return round((step - 1) / max(1, shown - 1) * (raster.dots_across - 1))
+
+    def _y(self, value: float, raster: Raster) -> int:
+        return round((1 - self._axis.share(value)) * (raster.dots_down - 1))
+
+    def _body(self, raster: Raster, shown: int) -> list[Row]:
+        labels = {round((1 - share) * (raster.height - 1)): text for share, text in self._axis.labels()}
+        marks = self._marks(raster, shown)
+        rows: list[Row] = []
+        for y in range(raster.height):
+            label = labels.get(y)
+            axis: Row = [(f"{label or '':>{_LABELS - 1}} ", "muted"), ("┤" if label else "│", "rule")]
+            rows.append(axis + with_marks(raster.row(y), marks.get(y, [])))
+        return rows
+
+    def _marks(self, raster: Raster, shown: int) -> dict[int, list[int]]:
+        """Columns of the held-out losses, by row."""
+        found: dict[int, list[int]] = {}
+        for event in self.evaluations:
+            if event.loss is None or (self.log_y and event.loss <= 0):
+                continue
+            x, y = raster.mark(self._x(max(1, event.step), shown, raster), self._y(event.loss, raster))
+            found.setdefault(y, []).append(x)
+        return found
+
+    def _steps_axis(self, raster: Raster, shown: int) -> Row:
+        text = [" "] * raster.width
+        for step, label in step_labels(shown, raster.width):
+            column = self._x(step, shown, raster) // self.symbols.columns
+            start = min(raster.width - len(label), column - len(label) // 2)
+            if start >= 0 and all(c == " " for c in text[max(0, start - 1) : start + len(label) + 1]):
+                text[start : start + len(label)] = label
+        return [(f"{'step':>{_LABELS - 1}}  ", "muted"), ("".join(text), "muted")]
+
+
+def with_marks(row: Row, columns: list[int]) -> Row:
+    """Put a mark over each of the cells ``columns``."""
+    if not columns:
+        return row
+    cells = [(character, ink) for text, ink in row for character in text]
+    for column in columns:
+        cells[column] = ("◆", "mark")
+    return cells

@@ -1,0 +1,46 @@
+"""What went wrong with a run, and what to do now."""
+
+from __future__ import annotations
+
+from backprop_tui.watch import Watch
+from backprop_tui.widgets.cells import Row, heading
+from backprop_tui.widgets.scroll import ScrollPane
+from backprop_tui.words import wrap
+
+
+def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
+    """Title, message, hint and further lines about a run that failed, crashed or is damaged; ``None`` for a sound one."""
+    state = watch.state
+    resume = [f"what it learned until step {state.step} is shown above"] if state.step else []
+    if watch.error is not None:
+        return f"cannot be read [{watch.error.code}]", watch.error.message, watch.error.hint, []
+    if watch.crash is not None:
+        return f"the engine is gone [{watch.crash.code}]", watch.crash.message, watch.crash.hint, resume
+    if state.failed is not None:
+        return f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, resume
+    if state.damage and not state.alive:
+        return "damaged [RUN_DAMAGED]", "\n".join(state.damage), "what could be read is shown", []
+    return None
+
+
+class ProblemPane(ScrollPane):
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.problem: tuple[str, str, str, list[str]] | None = None
+
+    def show(self, problem: tuple[str, str, str, list[str]] | None) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        if self.problem is None:
+            return []
+        title, message, hint, more = self.problem
+        rows: list[Row] = [[(f"✗ {title}", "bad+bold")], []]
+        rows += [[(line, "text")] for line in wrap(message, width)]
+        if hint:
+            rows += [[], heading("what to do", width), *[[(line, "strong")] for line in wrap(hint, width)]]
+        for line in more:
+            rows += [[], *[[(part, "muted")] for part in wrap(line, width)]]
+        return rows

@@ -1,0 +1,85 @@
+"""Dots in character cells: braille (2 by 4), quadrant blocks (2 by 2) and plain ASCII (1 by 2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Symbols(NamedTuple):
+    """How many dots a cell has, and the character for each set of them (bit ``row * columns + column``)."""
+
+    name: str
+    columns: int
+    rows: int
+    characters: str
+
+
+def _braille() -> str:
+    bits = (0x01, 0x08, 0x02, 0x10, 0x04, 0x20, 0x40, 0x80)
+    return "".join(
+        chr(0x2800 + sum(bit for i, bit in enumerate(bits) if mask >> i & 1)) if mask else " " for mask in range(256)
+    )
+
+
+SYMBOLS = (
+    Symbols("braille", 2, 4, _braille()),
+    Symbols("block", 2, 2, " ▘▝▀▖▌▞▛▗▚▐▜▄▙▟█"),
+    Symbols("ascii", 1, 2, " '.:"),
+)
+
+
+class Raster:
+    """A grid of dots; each cell remembers the ink of the most important layer drawn in it."""
+
+    def __init__(self, width: int, height: int, symbols: Symbols) -> None:
+        """``width`` by ``height`` in cells."""
+        self.width, self.height, self.symbols = width, height, symbols
+        self.dots_across = width * symbols.columns
+        self.dots_down = height * symbols.rows
+        self._masks = [[0] * width for _ in range(height)]
+        self._inks = [[""] * width for _ in range(height)]
+
+    def dot(self, x: int, y: int, ink: str) -> None:
+        """Set a dot, counted from the top left. A new layer replaces the older one's dots in its cell."""
+        if not (0 <= x < self.dots_across and 0 <= y < self.dots_down):
+            return
+        column, dx = divmod(x, self.symbols.columns)
+        row, dy = divmod(y, self.symbols.rows)
+        if self._inks[row][column] != ink:
+            self._masks[row][column], self._inks[row][column] = 0, ink
+        self._masks[row][column] |= 1 << (dy * self.symbols.columns + dx)
+
+    def column(self, x: int, top: int, bottom: int, ink: str) -> None:
+        """Set the dots of one column from ``top`` to ``bottom``."""
+        for y in range(max(0, min(top, bottom)), min(self.dots_down - 1, max(top, bottom)) + 1):
+            self.dot(x, y, ink)
+
+    def line(self, x0: int, y0: int, x1: int, y1: int, ink: str) -> None:
+        """Set the dots between two points, ``x0 <= x1``; each column shares its rise with its neighbour."""
+        if x1 <= x0:
+            self.column(x0, y0, y1, ink)
+            return
+        previous = y0
+        for x in range(x0, x1 + 1):
+            y = round(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+            middle = (previous + y) // 2 if abs(y - previous) > 1 else y
+            if x > x0 and middle != previous:
+                self.column(x - 1, previous, middle, ink)
+            self.column(x, middle, y, ink)
+            previous = y
+
+    def mark(self, x: int, y: int) -> tuple[int, int]:
+        """The cell (column, row) in which dot ``x, y`` lies."""
+        return x // self.symbols.columns, y // self.symbols.rows
+
+    def row(self, y: int) -> list[tuple[str, str]]:
+        """Row ``y`` as pieces of one ink each."""
+        pieces: list[tuple[str, str]] = []
+        for mask, ink in zip(self._masks[y], self._inks[y], strict=True):
+            character = self.symbols.characters[mask]
+            ink = ink if mask else "text"
+            if pieces and pieces[-1][1] == ink:
+                pieces[-1] = (pieces[-1][0] + character, ink)
+            else:
+                pieces.append((character, ink))
+        return pieces

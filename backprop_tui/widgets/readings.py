@@ -1,0 +1,135 @@
+"""Learning rate, gradient norm and speed: a number each and its course over the run."""
+
+from __future__ import annotations
+
+from math import isnan
+
+from backprop_tui.watch import Curves
+from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
+from backprop_tui.widgets.curve import Curve, shown_steps
+from backprop_tui.words import count
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_ASCII = " .:-=+*#%"
+
+
+def sparkline(curve: Curve, shown: int, width: int, height: int = 1, ascii_only: bool = False) -> list[str]:
+    """The means of the curve over ``shown`` steps as bars, ``height`` rows of ``width`` cells, from the top."""
+    levels = _levels(curve, shown, width)
+    finite = [v for v in levels if v is not None]
+    bars = _ASCII if ascii_only else _BARS
+    if not finite:
+        return [" " * width] * height
+    low, high = rounded_span(min(finite), max(finite))
+    steps = len(bars) - 1
+    rows = []
+    for row in range(height - 1, -1, -1):
+        text = ""
+        for value in levels:
+            if value is None:
+                text += " "
+                continue
+            eighths = max(1, round((value - low) / (high - low) * steps * height)) - row * steps
+            text += bars[max(0, min(steps, eighths))]
+        rows.append(text)
+    return rows
+
+
+def bars(values: list[float | None], width: int) -> str:
+    """A few values as a row of bars, for a table; a missing one is a gap."""
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
+    finite = [v for v in values if v is not None]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(_BARS) - 2) / (high - low) if high > low else 0.0
+    return "".join(" " if v is None else _BARS[1 + round((v - low) * scale)] for v in values)
+
+
+def rounded_span(low: float, high: float) -> tuple[float, float]:
+    """Limits that change seldom while the values wander: zero, or a third below; the next eighth of an octave above."""
+    if high <= 0 or high == low:
+        return (0.0, high * 1.15) if high > 0 else (low - 1, high + 1)
+    limit = 1e-12
+    while limit < high:
+        limit *= 2
+    limit = next(limit * i / 8 for i in range(4, 9) if limit * i / 8 >= high)
+    return min(0.0, low), limit
+
+
+def _levels(curve: Curve, shown: int, width: int) -> list[float | None]:
+    """The mean of each cell's steps; a cell that no step ends in repeats its left neighbour up to the last step."""
+    sums, counts = [0.0] * width, [0] * width
+    last = 0
+    for step, bucket in curve.buckets():
+        cell = min(width - 1, int((step - 1) / max(1, shown) * width))
+        sums[cell] += bucket.mean
+        counts[cell] += 1
+        last = cell
+    levels: list[float | None] = [None] * width
+    for cell in range(last + 1 if curve.last_step else 0):
+        levels[cell] = sums[cell] / counts[cell] if counts[cell] else (levels[cell - 1] if cell else None)
+    return levels
+
+
+class Readings(Cells):
+    """Three series side by side in a low place, one under the other in a narrow and high one."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.curves: Curves | None = None
+        self.total = 0
+        self.ascii_only = False
+
+    def show(self, curves: Curves | None, total: int) -> None:
+        self.curves, self.total = curves, total
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        if self.curves is None:
+            return []
+        curves = self.curves
+        series = [
+            ("learning rate", curves.learning_rate, _scientific),
+            ("gradient norm", curves.grad_norm, _norm),
+            ("tokens/s", curves.tokens_per_second, count),
+        ]
+        shown = shown_steps(curves.loss.last_step, self.total)
+        if height < 6:
+            return self._beside(series, shown, width)
+        return self._below(series, shown, width, height)
+
+    def _beside(self, series: list, shown: int, width: int) -> list[Row]:
+        gap = 3
+        each = (width - 2 * gap) // 3
+        numbers: Row = []
+        bars: Row = []
+        for place, (title, curve, form) in enumerate(series):
+            if place:
+                numbers.append((" " * gap, "text"))
+                bars.append((" " * gap, "text"))
+            value = "–" if isnan(curve.last) else form(curve.last)
+            cell: Row = [(title + " ", "muted"), (value, "strong")]
+            cell = cut(cell, each)
+            numbers += [*cell, (" " * (each - row_width(cell)), "text")]
+            bars.append((sparkline(curve, shown, each, 1, self.ascii_only)[0], "info"))
+        return [numbers, bars]
+
+    def _below(self, series: list, shown: int, width: int, height: int) -> list[Row]:
+        rows: list[Row] = []
+        tall = max(1, (height - 6) // 3) if height >= 9 else 1
+        for title, curve, form in series:
+            value = "–" if isnan(curve.last) else form(curve.last)
+            rows.append(heading(title, width, value))
+            rows += [[(line, "info")] for line in sparkline(curve, shown, width, tall, self.ascii_only)]
+            rows.append([])
+        return rows
+
+
+def _scientific(value: float) -> str:
+    return f"{value:.2e}"
+
+
+def _norm(value: float) -> str:
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"

@@ -1,0 +1,176 @@
+"""Every run, one a row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from backprop.runs.describe import number
+from backprop.runs.index import RunSummary
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+
+from backprop_tui.widgets.cells import Cells, Row, cut, row_width
+from backprop_tui.widgets.readings import bars
+from backprop_tui.words import STATUS, ago, clock, count, safe, short_path
+
+
+class Column(NamedTuple):
+    title: str
+    width: int
+    cell: Callable[[RunSummary, int], Row]
+    key: Callable[[RunSummary], object] | None
+    """What it sorts by; ``None`` where sorting makes no sense."""
+    narrow: int
+    """Its width on a narrow screen; 0: not shown there."""
+    right: bool = False
+
+
+def _status(run: RunSummary, width: int) -> Row:
+    glyph, ink = STATUS.get(run.status, ("?", "warn"))
+    return [(f"{glyph} {run.status}", ink), (" !" if run.damage else "", "warn")]
+
+
+def _loss(run: RunSummary, width: int) -> Row:
+    return [(number(run.final_loss, 3) if run.final_loss is not None else "–", "strong")]
+
+
+def _steps(run: RunSummary, width: int) -> Row:
+    total = f"/{count(run.total_steps)}" if run.total_steps else ""
+    return [(count(run.steps), "text"), (total, "muted")]
+
+
+def _started(run: RunSummary, width: int) -> Row:
+    return [(ago(max(0.0, time.time() - run.started_at)) if run.started_at else "–", "muted")]
+
+
+COLUMNS = (
+    Column("status", 13, _status, lambda run: run.status, 13),
+    Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], None, 9),
+    Column("name", 12, lambda run, width: [(safe(run.name), "text")], lambda run: run.name, 0),
+    Column("model", 20, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
+    Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
+    Column("steps", 12, _steps, lambda run: -run.steps, 10, right=True),
+    Column("loss", 8, _loss, lambda run: run.final_loss if run.final_loss is not None else float("inf"), 8, right=True),
+    Column("curve", 20, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
+    Column("started", 12, _started, lambda run: -run.started_at, 11),
+    Column(
+        "took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], lambda run: -run.duration_seconds, 0
+    ),
+)
+SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"))
+NARROW = 110
+
+
+class RunTable(Cells, can_focus=True):
+    """``runs`` in the order in which they are shown; the cursor stays on its run when they change."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", show=False),
+        Binding("down,j", "move(1)", show=False),
+        Binding("pageup", "page(-1)", show=False),
+        Binding("pagedown,space", "page(1)", show=False),
+        Binding("home", "move(-100000000)", show=False),
+        Binding("end", "move(100000000)", show=False),
+    ]
+
+    class Moved(Message):
+        """The cursor is on another run."""
+
+    class Opened(Message):
+        """A run was clicked twice."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.runs: list[RunSummary] = []
+        self.empty: list[Row] = []
+        self.sort = "started"
+        self.at = 0
+        self.top = 0
+
+    @property
+    def chosen(self) -> RunSummary | None:
+        return self.runs[self.at] if self.at < len(self.runs) else None
+
+    def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
+        """Show ``runs``; ``empty`` where there are none."""
+        before = self.chosen.path if self.chosen else None
+        self.runs, self.sort, self.empty = sorted_runs(runs, sort), sort, empty
+        paths = [run.path for run in self.runs]
+        self.at = paths.index(before) if before in paths else max(0, min(self.at, len(paths) - 1))
+        self.redraw()
+        if (self.chosen.path if self.chosen else None) != before:
+            self.post_message(self.Moved())
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        if not self.runs:
+            return self.empty
+        body = max(1, height - 1)
+        self.top = max(min(self.top, self.at), self.at - body + 1, 0)
+        shown = self.runs[self.top : self.top + body]
+        rows = [self._head(width)]
+        for place, run in enumerate(shown, self.top):
+            row = self._row(run, width)
+            rows.append(self._under_cursor(row, width) if place == self.at else row)
+        return rows
+
+    def columns(self, width: int) -> list[tuple[Column, int]]:
+        if width < NARROW:
+            return [(c, c.narrow) for c in COLUMNS if c.narrow]
+        spare = max(0, width - 2 - sum(c.width for c in COLUMNS))
+        return [(c, c.width + (spare if c.title == "curve" else 0)) for c in COLUMNS]
+
+    def _head(self, width: int) -> Row:
+        row: Row = [("  ", "text")]
+        for column, size in self.columns(width):
+            title = column.title + ("▾" if column.title == self.sort else "")
+            text = f"{title:>{size - 2}}  " if column.right else f"{title:<{size}}"
+            row.append((text, "info" if column.title == self.sort else "muted"))
+        return cut(row, width)
+
+    def _row(self, run: RunSummary, width: int) -> Row:
+        row: Row = [("  ", "text")]
+        for column, size in self.columns(width):
+            room = size - (2 if column.right else 1)
+            cell = cut(column.cell(run, size), room)
+            gap = " " * (size - row_width(cell))
+            row += [(gap[2:], "text"), *cell, ("  ", "text")] if column.right else [*cell, (gap, "text")]
+        return cut(row, width)
+
+    def _under_cursor(self, row: Row, width: int) -> Row:
+        full = [("▸ ", "info+bold"), *row[1:], (" " * (width - row_width(row)), "text")]
+        return [(text, ink + "+cursor") for text, ink in full]
+
+    def action_move(self, by: int) -> None:
+        at = max(0, min(len(self.runs) - 1, self.at + by))
+        if at != self.at and self.runs:
+            self.at = at
+            self.redraw()
+            self.post_message(self.Moved())
+
+    def action_page(self, pages: int) -> None:
+        self.action_move(pages * max(1, self.size.height - 2))
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.action_move(-1)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.action_move(1)
+
+    def on_click(self, event: events.Click) -> None:
+        place = self.top + event.y - 1
+        if event.y == 0 or place >= len(self.runs):
+            return
+        self.action_move(place - self.at)
+        if event.chain == 2:
+            self.post_message(self.Opened())
+
+
+def sorted_runs(runs: list[RunSummary], sort: str) -> list[RunSummary]:
+    column = next(c for c in COLUMNS if c.title == sort)
+    assert column.key is not None
+    return sorted(runs, key=column.key)  # type: ignore[arg-type]

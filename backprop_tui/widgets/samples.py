@@ -1,0 +1,92 @@
+"""The same prompts answered by the model before and after training, side by side."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+from backprop.core.events import Sample
+from backprop.runs.state import RunState
+from msgspec import Struct
+from rich.cells import cell_len
+
+from backprop_tui.widgets.cells import Row, heading
+from backprop_tui.widgets.scroll import ScrollPane
+from backprop_tui.words import wrap
+
+
+class Pair(Struct):
+    """One prompt, the untouched model's answer and the newest one of the tuned model."""
+
+    prompt: str
+    before: Sample | None = None
+    after: Sample | None = None
+
+
+def pairs(samples: list[Sample]) -> list[Pair]:
+    """Samples by prompt, in the order in which the prompts came first."""
+    found: dict[str, Pair] = {}
+    for sample in samples:
+        pair = found.setdefault(sample.prompt, Pair(sample.prompt))
+        if sample.tuned:
+            pair.after = sample
+        else:
+            pair.before = sample
+    return list(found.values())
+
+
+class SamplesPane(ScrollPane):
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.state: RunState | None = None
+        self._seen: tuple[int, int, str] = (-1, 0, "")
+
+    def show(self, state: RunState | None) -> None:
+        seen = (-1, 0, "") if state is None else (id(state), len(state.samples), state.status)
+        if seen != self._seen or state is None:
+            self.state, self._seen = state, seen
+            self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        if self.state is None or not self.state.samples:
+            return [[(line, "muted")] for line in wrap(self._empty(), width)]
+        found = pairs(self.state.samples)
+        gap = 3
+        left = (width - gap) // 2
+        right = width - gap - left
+        after = next((p.after for p in found if p.after), None)
+        rows: list[Row] = [
+            [
+                *heading("before", left, "the base model"),
+                (" " * gap, "text"),
+                *heading("after", right, after_note(after)),
+            ]
+        ]
+        for pair in found:
+            rows += [[], *[[(line, "strong+bold")] for line in wrap("› " + pair.prompt, width)]]
+            rows += self._beside(pair, left, right, gap)
+        return rows
+
+    def _beside(self, pair: Pair, left: int, right: int, gap: int) -> list[Row]:
+        before = wrap(answer(pair.before), left) if pair.before else ["–"]
+        waiting = "–" if self.state is not None and self.state.ended else "comes after the last step, or with g"
+        after = wrap(answer(pair.after), right) if pair.after else wrap(waiting, right)
+        ink = "trained" if pair.after else "muted"
+        return [
+            [(a, "text"), (" " * (left - cell_len(a) + gap), "text"), (b, ink)]
+            for a, b in zip_longest(before, after, fillvalue="")
+        ]
+
+    def _empty(self) -> str:
+        if self.state is not None and not self.state.config.get("sample_prompts"):
+            return "no sample prompts in this run: give some with --sample-prompt, they are answered before and after"
+        return "no answers yet: the prompts are answered before the first step and after the last"
+
+
+def after_note(sample: Sample | None) -> str:
+    return f"tuned, step {sample.step}" if sample else "tuned"
+
+
+def answer(sample: Sample) -> str:
+    """The text without blank lines at its ends; an empty answer says so."""
+    lines = [line for line in sample.text.strip().splitlines() if line.strip()]
+    return "\n".join(lines) or "(an empty answer)"

@@ -1,0 +1,94 @@
+"""The two lines at the top of the Live screen: which run, and how far."""
+
+from __future__ import annotations
+
+from backprop.runs.describe import PHASES, bytes_text
+from backprop.runs.state import RunState
+
+from backprop_tui.widgets.cells import Cells, Row, bar, cut, row_width, spread
+from backprop_tui.words import STATUS, clock, count, model_name, safe, short_path
+
+_VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
+
+
+class RunHeader(Cells):
+    """Status, run, model, dataset; at the right what it is doing."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.state: RunState | None = None
+        self.asked = ""
+        """A command that was sent and not yet answered, in words."""
+
+    def show(self, state: RunState | None, asked: str) -> None:
+        self.state, self.asked = state, asked
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        if self.state is None:
+            return [[(" no run is open", "muted")]]
+        state = self.state
+        glyph, ink = STATUS[state.status]
+        left: Row = [(f" {glyph} {state.status}", f"{ink}+bold"), ("  " + state.run_id, "strong")]
+        name = state.config.get("run_name")
+        if name and width >= 100:
+            left += [("  " + safe(str(name)), "text")]
+        model = model_name("", state.config.get("model"))
+        left += [
+            ("  " + safe(model), "text"),
+            (" ← ", "muted"),
+            (safe(short_path(str(state.config.get("data", "")))), "text"),
+        ]
+        return [spread(left, [(self._doing(state) + " ", "warn" if self.asked else "muted")], width)]
+
+    def _doing(self, state: RunState) -> str:
+        if self.asked:
+            return self.asked
+        if state.status == "paused":
+            return "paused" if state.paused_for in ("", "requested") else f"paused: {state.paused_for}"
+        if state.ended:
+            return f"took {clock(state.duration_seconds)}" if state.duration_seconds else ""
+        return PHASES.get(state.phase, state.phase)
+
+
+class Progress(Cells):
+    """Steps with a bar and the remaining time; before the first step, the progress of loading."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+        super().__init__(id=id)
+        self.state: RunState | None = None
+
+    def show(self, state: RunState | None) -> None:
+        self.state = state
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        if self.state is None:
+            return [[]]
+        left, share, right = self._parts(self.state)
+        room = width - row_width(left) - row_width(right) - 6
+        if room < 6:
+            return [cut([(" ", "text"), *left], width)]
+        ink = {"paused": "warn", "failed": "bad", "crashed": "bad", "done": "good"}.get(self.state.status, "info")
+        return [[(" ", "text"), *left, ("  ", "text"), *bar(share, room, ink), ("  ", "text"), *right]]
+
+    def _parts(self, state: RunState) -> tuple[Row, float, Row]:
+        if state.total_steps:
+            share = state.step / state.total_steps
+            left: Row = [("step ", "muted"), (count(state.step), "strong"), (f"/{count(state.total_steps)}", "text")]
+            if state.last_step:
+                left += [("  epoch ", "muted"), (f"{state.last_step.epoch:.2f}", "text")]
+            right: Row = [(f"{share:4.0%}", "strong")]
+            if not state.ended:
+                right += [("  elapsed ", "muted"), (clock(state.duration_seconds), "text")]
+                right += [("  left ", "muted"), (clock(state.eta_seconds), "strong")]
+            return left, share, right
+        if state.phase == "loading_model" and state.loading is not None:
+            loading = state.loading
+            share = loading.done / loading.total if loading.total else 0.0
+            left = [(f"{_VERBS[loading.stage]} ", "muted"), (safe(short_path(loading.model)), "strong")]
+            amount = bytes_text(loading.done) + (f" of {bytes_text(loading.total)}" if loading.total else "")
+            return left, share, [(amount if loading.done else "", "text")]
+        wanted = state.config.get("steps")
+        right = [(f"{count(wanted)} steps planned", "muted")] if wanted else []
+        return [(PHASES.get(state.phase, "no step taken") if not state.ended else "no step taken", "muted")], 0.0, right
