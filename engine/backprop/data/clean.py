@@ -1,0 +1,175 @@
+"""A cleaned copy of a dataset, with a report of every row that was left out and why. The original is not touched."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from backprop.core.errors import DatasetError
+from backprop.data.difficulty import by_difficulty, difficulty
+from backprop.data.duplicates import NearDuplicates
+from backprop.data.filters import LengthLimits, TraceLimits
+from backprop.data.index import Cancelled, Progress
+from backprop.data.language import language
+from backprop.data.reading import Read, Reader, whole_text
+from backprop.data.source import open_source
+from backprop.data.writing import beside, line_of, refuse_existing, whole_file
+
+
+class Rules(Struct, frozen=True):
+    """What is left out besides rows that cannot be used and exact duplicates. Nothing, unless asked for."""
+
+    near: float | None = None
+    """Overlap from which the later of two rows is left out (``duplicates.THRESHOLD`` is a good one)."""
+    lengths: LengthLimits | None = None
+    traces: TraceLimits | None = None
+    languages: frozenset[str] = frozenset()
+    """ISO 639-1 codes to keep; rows too short to tell stay."""
+    keep_duplicates: bool = False
+    curriculum: bool = False
+    """Write the rows from easy to hard instead of in their order."""
+
+
+class LeftOut(Struct):
+    line: int
+    reason: str
+    detail: str = ""
+
+
+class CleanResult(Struct, kw_only=True):
+    """The answer of ``backprop data clean``, and what its report holds."""
+
+    path: str
+    output: str
+    report: str
+    rows: int
+    kept: int
+    removed: dict[str, int]
+    """Rows left out, by reason."""
+    left_out: list[LeftOut]
+    """Each of them, by line."""
+
+
+def clean_file(
+    path: str | Path,
+    rules: Rules | None = None,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    output: Path | None = None,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> CleanResult:
+    """Write the rows worth keeping to ``output`` (``data.clean.jsonl`` by default), and a report beside it.
+
+    Raises:
+        InputError: one of the two files exists already.
+        DatasetError: nothing would be left (``DATASET_EMPTY``).
+    """
+    rules = rules or Rules()
+    output = output or beside(Path(path), "clean")
+    report = beside(output, "report", ".json")
+    refuse_existing(output, report)
+    with open_source(path) as source:
+        sieve = _Sieve(Reader(source, mapping, progress, cancelled), rules)
+        kept = sieve.kept()
+        if not kept:
+            raise DatasetError(
+                f"{path}: no row would be left: {_counts(sieve.removed)}",
+                hint="loosen the rules",
+                code="DATASET_EMPTY",
+                details={"path": str(path), "removed": dict(sieve.removed)},
+            )
+        result = CleanResult(
+            path=str(path),
+            output=str(output),
+            report=str(report),
+            rows=sieve.rows,
+            kept=len(kept),
+            removed=dict(sieve.removed.most_common()),
+            left_out=sorted(sieve.left_out, key=lambda row: row.line),
+        )
+        with whole_file(output) as out:
+            for index in kept:
+                out.write(line_of(source.row(index), source.kind))
+        with whole_file(report) as out:
+            out.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        return result
+
+
+def _counts(removed: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in removed.most_common())
+
+
+class _Sieve:
+    """One pass over the rows; near duplicates are settled at the end."""
+
+    def __init__(self, reader: Reader, rules: Rules) -> None:
+        self._reader = reader
+        self._rules = rules
+        self.rows = 0
+        self.removed: Counter[str] = Counter()
+        self.left_out: list[LeftOut] = []
+        self._kept: list[int] = []
+        self._lines: list[int] = []
+        self._scores: list[float] = []
+        self._first: dict[bytes, int] = {}
+        self._likeness = NearDuplicates(rules.near) if rules.near is not None else None
+        for read in reader:
+            self.rows += 1
+            self._take(read)
+
+    def _take(self, read: Read) -> None:
+        reason, detail = self._reason(read)
+        if reason:
+            self._leave_out(read.row.line, reason, detail)
+            return
+        text = whole_text(read.example) if read.example is not None else ""
+        if self._likeness is not None:
+            self._likeness.add(len(self._kept), text)
+        self._kept.append(read.index)
+        self._lines.append(read.row.line)
+        if self._rules.curriculum:
+            self._scores.append(difficulty(text))
+
+    def _reason(self, read: Read) -> tuple[str, str]:
+        """Why a row is left out, with more on it; empty for one that stays."""
+        rules = self._rules
+        if read.example is None:
+            error = read.error
+            return (error.code, error.message) if error is not None else ("unknown_format", "")
+        if not rules.keep_duplicates:
+            earlier = self._first.setdefault(read.key, read.row.line)
+            if earlier != read.row.line:
+                return "duplicate_row", f"the same as {self._reader.source.unit} {earlier}"
+        if rules.lengths is not None and (reason := rules.lengths.reason(read.example)):
+            return reason, ""
+        if rules.traces is not None and (reason := rules.traces.reason(read.example)):
+            return reason, ""
+        if rules.languages:
+            found = language(whole_text(read.example))
+            if found not in rules.languages and found != "unknown":
+                return "language", found
+        return "", ""
+
+    def _leave_out(self, line: int, reason: str, detail: str) -> None:
+        self.removed[reason] += 1
+        self.left_out.append(LeftOut(line, reason, detail))
+
+    def kept(self) -> list[int]:
+        """Indices of the rows that stay, in the order in which they are written."""
+        dropped: set[int] = set()
+        for group in self._likeness.groups(self._text) if self._likeness is not None else []:
+            for member in group[1:]:
+                dropped.add(member)
+                same = f"nearly the same as {self._reader.source.unit} {self._lines[group[0]]}"
+                self._leave_out(self._lines[member], "near_duplicate", same)
+        order = by_difficulty(self._scores) if self._rules.curriculum else range(len(self._kept))
+        return [self._kept[i] for i in order if i not in dropped]
+
+    def _text(self, i: int) -> str:
+        read = self._reader.read(self._kept[i], self._reader.source.row(self._kept[i]))
+        return whole_text(read.example) if read.example is not None else ""

@@ -1,0 +1,161 @@
+"""Rows that say almost the same: MinHash over word triples (Broder 1997), settled by the true overlap.
+
+Signatures come from ``rensa``. Rows that agree in a band of their signatures are candidates; only those whose word
+triples really overlap by the threshold belong together. 128 bytes a row are kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+THRESHOLD = 0.8
+"""Share of common word triples (Jaccard) from which two rows count as near duplicates."""
+_PERMUTATIONS = 96
+_BANDS = 16
+_SEED = 1
+_SHINGLE = 3
+_CHARACTERS = 5
+_WORD = re.compile(r"\w+")
+_BATCH = 2000
+_COMPARED = 8
+"""Groups of one bucket that a row is compared with."""
+
+
+def shingles(text: str) -> set[str]:
+    """The word triples of a text, case and punctuation aside; runs of 5 characters where it has no spaces."""
+    words = _WORD.findall(text.lower())
+    if not words:
+        return set()
+    if sum(map(len, words)) > 16 * len(words):
+        joined = "".join(words)
+        return {joined[i : i + _CHARACTERS] for i in range(max(1, len(joined) - _CHARACTERS + 1))}
+    return {" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
+
+
+def overlap(one: set[str], two: set[str]) -> float:
+    """Jaccard similarity."""
+    return len(one & two) / len(one | two) if one or two else 0.0
+
+
+class NearDuplicates:
+    """Groups rows whose texts nearly agree. Rows without words are in no group.
+
+    Args:
+        threshold: least overlap of word triples.
+    """
+
+    def __init__(self, threshold: float = THRESHOLD) -> None:
+        self.threshold = threshold
+        self._rows: list[int] = []
+        self._bands: list[npt.NDArray[np.uint64]] = []
+        self._waiting: list[list[str]] = []
+
+    def add(self, row: int, text: str) -> None:
+        found = shingles(text)
+        if found:
+            self._rows.append(row)
+            self._waiting.append(sorted(found))
+            if len(self._waiting) == _BATCH:
+                self._sign()
+
+    def _sign(self) -> None:
+        if not self._waiting:
+            return
+        from rensa import RMinHash
+
+        signatures = np.array(
+            RMinHash.digests_from_token_sets(self._waiting, num_perm=_PERMUTATIONS, seed=_SEED), dtype=np.uint64
+        )
+        self._waiting = []
+        bands = signatures.reshape(len(signatures), _BANDS, _PERMUTATIONS // _BANDS)
+        factors = np.random.default_rng(_SEED).integers(1, 2**63, bands.shape[2], dtype=np.uint64) | np.uint64(1)
+        self._bands.append((bands * factors).sum(axis=2, dtype=np.uint64))
+
+    def groups(self, text_of: Callable[[int], str]) -> list[list[int]]:
+        """Rows that belong together, each group in order, groups by their first row.
+
+        Args:
+            text_of: gives the text of a row again, for the candidates.
+        """
+        self._sign()
+        if not self._bands:
+            return []
+        bands = np.concatenate(self._bands)
+        parents = list(range(len(self._rows)))
+        known: dict[int, set[str]] = {}
+
+        def words_of(place: int) -> set[str]:
+            if place not in known:
+                if len(known) > 10_000:
+                    known.clear()
+                known[place] = shingles(text_of(self._rows[place]))
+            return known[place]
+
+        for bucket in _buckets(bands):
+            self._join(bucket, parents, words_of)
+        found: dict[int, list[int]] = defaultdict(list)
+        for place in range(len(parents)):
+            found[_root(parents, place)].append(self._rows[place])
+        return [group for group in found.values() if len(group) > 1]
+
+    def _join(self, bucket: list[int], parents: list[int], words_of: Callable[[int], set[str]]) -> None:
+        leaders: list[int] = []
+        for place in bucket:
+            for leader in leaders[:_COMPARED]:
+                one, two = _root(parents, leader), _root(parents, place)
+                if one == two:
+                    break
+                if overlap(words_of(leader), words_of(place)) >= self.threshold:
+                    parents[max(one, two)] = min(one, two)
+                    break
+            else:
+                leaders.append(place)
+
+
+def _buckets(bands: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
+    """Places that agree in a band, in order."""
+    for band in bands.T:
+        order = np.argsort(band, kind="stable")
+        edges = np.flatnonzero(np.diff(band[order])) + 1
+        for part in np.split(order, edges):
+            if len(part) > 1:
+                yield part.tolist()
+
+
+def _root(parents: list[int], place: int) -> int:
+    while parents[place] != place:
+        parents[place] = parents[parents[place]]
+        place = parents[place]
+    return place
+
+
+def clusters(keys: Sequence[bytes], groups: Iterable[Sequence[int]] = ()) -> list[list[int]]:
+    """Places that belong together because their keys are equal or a group names them, each in order."""
+    parents = list(range(len(keys)))
+    first: dict[bytes, int] = {}
+    pairs = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
+    pairs += [(group[0], member) for group in groups for member in group[1:]]
+    for a, b in pairs:
+        one, two = _root(parents, a), _root(parents, b)
+        parents[max(one, two)] = min(one, two)
+    found: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(parents)):
+        found[_root(parents, i)].append(i)
+    return list(found.values())
+
+
+def exact_duplicates(keys: Iterable[bytes]) -> dict[int, int]:
+    """Place of each later row of equal content → place of the first. Rows with an empty key equal none."""
+    first: dict[bytes, int] = {}
+    found = {}
+    for place, key in enumerate(keys):
+        if key:
+            earlier = first.setdefault(key, place)
+            if earlier != place:
+                found[place] = earlier
+    return found

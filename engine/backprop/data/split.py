@@ -1,0 +1,154 @@
+"""Rows for training and rows held out: by seed and content, so that nothing leaks across.
+
+Rows of equal or nearly equal content stay on one side, and where a row goes depends on its content, not on its place:
+held-out rows stay held out when the file grows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec import Struct
+
+from backprop.core.errors import InvalidSettingError
+from backprop.data.duplicates import THRESHOLD, clusters
+from backprop.data.index import Cancelled, Progress
+from backprop.data.reading import Reader, Usable
+from backprop.data.source import open_source
+from backprop.data.writing import beside, line_of, refuse_existing, whole_file
+
+HELD_OUT = 0.05
+LEAST, MOST = 16, 512
+
+
+def _place(key: bytes, seed: int) -> int:
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=str(seed).encode()[:64]).digest(), "big")
+
+
+def held_out_size(rows: int, ratio: float) -> int:
+    """How many of ``rows`` are held out: the nearest whole number, at least one, and one row left to train.
+
+    Raises:
+        InvalidSettingError: the ratio is not between 0 and 1, or there are fewer than two rows.
+    """
+    if not 0 < ratio < 1:
+        raise InvalidSettingError(
+            f"the held-out share must lie between 0 and 1, not {ratio}",
+            hint="0.1 holds out a tenth",
+            details={"field": "ratio"},
+        )
+    if rows < 2:
+        raise InvalidSettingError(
+            f"{rows} row{'s' if rows != 1 else ''} cannot be split", hint="a split needs at least two rows"
+        )
+    return min(max(round(rows * ratio), 1), rows - 1)
+
+
+def split_rows(keys: Sequence[bytes], ratio: float, seed: int = 42, groups: Sequence[Sequence[int]] = ()) -> list[int]:
+    """Places of the rows to hold out, in order.
+
+    Args:
+        keys: one per row, equal for rows of equal content (``content.content_key``).
+        ratio: share of the rows to hold out.
+        groups: rows that belong on one side besides (near duplicates).
+
+    Raises:
+        InvalidSettingError: see ``held_out_size``; or all rows belong together, so that there is nothing to split.
+    """
+    wanted = held_out_size(len(keys), ratio)
+    together = clusters(keys, groups)
+    together.sort(key=lambda members: _place(keys[members[0]], seed))
+    chosen: list[int] = []
+    for members in together:
+        if len(chosen) + len(members) <= wanted:
+            chosen += members
+    if not chosen:
+        if len(together) == 1:
+            raise InvalidSettingError("all rows say the same: there is nothing to split", hint="add different rows")
+        chosen = min(together, key=len)
+    return sorted(chosen)
+
+
+def held_out_rows(
+    keys: Sequence[bytes], *, fraction: float = HELD_OUT, least: int = LEAST, most: int = MOST, seed: int = 42
+) -> list[int]:
+    """Places of the rows to evaluate on during training, in order.
+
+    A row is held out when the hash of its content falls below ``fraction``: adding rows moves none of the others. Only
+    where that gives fewer than ``least`` or more than ``most`` different contents, those with the lowest hashes are
+    taken. Of few rows no more than a tenth is held out (one row at least; of a single row, none).
+    """
+    hashes = {key: _place(key, seed) for key in keys}
+    if len(hashes) < 2:
+        return []
+    ranked = sorted(hashes, key=hashes.__getitem__)
+    below = sum(place < fraction * 2**64 for place in hashes.values())
+    least = min(least, max(1, len(ranked) // 10))
+    chosen = set(ranked[: min(max(below, least), most)])
+    return [i for i, key in enumerate(keys) if key in chosen]
+
+
+class SplitResult(Struct, kw_only=True):
+    """The answer of ``backprop data split``."""
+
+    path: str
+    train: str
+    held_out: str
+    rows: int
+    train_rows: int
+    held_out_rows: int
+    left_out: dict[str, int]
+    """Rows in neither file, by the code of what is wrong with them."""
+    seed: int
+    kept_together: int
+    """Rows that have a duplicate or near duplicate, all of them on its side."""
+
+
+def split_file(
+    path: str | Path,
+    *,
+    ratio: float = 0.1,
+    seed: int = 42,
+    mapping: Mapping[str, str] | None = None,
+    near: float | None = THRESHOLD,
+    train: Path | None = None,
+    held_out: Path | None = None,
+    progress: Progress | None = None,
+    cancelled: Cancelled | None = None,
+) -> SplitResult:
+    """Write a train and a held-out file beside the original.
+
+    Args:
+        near: overlap from which rows are kept on one side; ``None`` looks at equal rows alone.
+        train, held_out: where to write; ``data.train.jsonl`` and ``data.held-out.jsonl`` by default.
+
+    Raises:
+        InputError: a file is in the way.
+        InvalidSettingError: see ``split_rows``.
+    """
+    with open_source(path) as source:
+        named = Path(path)
+        train = train or beside(named, "train")
+        held_out = held_out or beside(named, "held-out")
+        refuse_existing(train, held_out)
+        usable = Usable(Reader(source, mapping, progress, cancelled), near)
+        groups = usable.near_groups()
+        chosen = {usable.places[i] for i in split_rows(usable.keys, ratio, seed, groups)}
+        wanted = set(usable.places)
+        with whole_file(train) as train_out, whole_file(held_out) as held_out_out:
+            for index, row in enumerate(source):
+                if index in wanted:
+                    (held_out_out if index in chosen else train_out).write(line_of(row, source.kind))
+        return SplitResult(
+            path=str(path),
+            train=str(train),
+            held_out=str(held_out),
+            rows=usable.rows,
+            train_rows=len(wanted) - len(chosen),
+            held_out_rows=len(chosen),
+            left_out=dict(usable.left_out),
+            seed=seed,
+            kept_together=sum(len(members) for members in clusters(usable.keys, groups) if len(members) > 1),
+        )

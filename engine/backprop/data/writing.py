@@ -1,0 +1,66 @@
+"""New dataset files beside the original: whole or not at all, and never over anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from backprop.core.errors import BackpropError, InputError
+from backprop.data.source import Row
+
+
+def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
+    """``data.csv.gz`` → ``data.clean.jsonl``."""
+    stem = path.name
+    for suffix in reversed(path.suffixes[-2:]):
+        if suffix.lower() in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt"):
+            stem = stem.removesuffix(suffix)
+    return path.with_name(f"{stem}.{word}{ending}")
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise ``InputError`` where a file is in the way."""
+    for path in paths:
+        if path.exists():
+            raise InputError(
+                f"{path} exists already and is not overwritten",
+                hint="move it away, or name another file with --output",
+                details={"path": str(path)},
+            )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when it is complete.
+
+    Raises:
+        BackpropError: it cannot be written (``RUNTIME_IO_FAILED``); nothing is left behind.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise BackpropError(
+            f"{path} could not be written: {error.strerror or error}",
+            hint="look at the free space and the permissions there, or name another place with --output",
+            code="RUNTIME_IO_FAILED",
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def line_of(row: Row, kind: str) -> bytes:
+    """The row as a line of JSON Lines: its own bytes where it is one."""
+    if kind == "jsonl":
+        return row.raw.removeprefix(b"\xef\xbb\xbf") + b"\n"
+    value = {"text": row.value} if isinstance(row.value, str) else row.value
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n"
