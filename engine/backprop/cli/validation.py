@@ -1,0 +1,129 @@
+"""``backprop validate``: check a dataset, before anything is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from backprop.cli import output
+from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+
+SHOWN = 20
+"""Findings that are shown to people; ``--json`` lists all."""
+
+
+@click.command
+@dataset_argument
+@click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
+@click.option("--model", "-m", metavar="DIR", help="count tokens with this model's tokenizer (a directory, or cached)")
+@click.option("--max-seq-length", type=click.IntRange(8), metavar="N", default=2048, show_default=True)
+def validate(
+    *,
+    path: str,
+    pairs: tuple[str, ...],
+    held_out: str | None,
+    model: str | None,
+    max_seq_length: int,
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Check every row of a dataset without training. Exit code 1 when rows cannot be used."""
+    from backprop.data.validate import validate as check
+
+    mapping = read_mapping(pairs)
+    model_dir = _model_dir(model) if model else None
+    progress = Progress("checking")
+    try:
+        found = check(path, mapping=mapping, held_out=held_out, progress=progress)
+    finally:
+        progress.close()
+    answer = msgspec.to_builtins(found)
+    if model_dir is not None:
+        answer["tokens"], cuts = _tokens(path, model_dir, mapping, max_seq_length)
+        answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
+    if as_json:
+        output.document(answer)
+    else:
+        _show_validation(answer)
+    return EXIT_USER if found.invalid else EXIT_OK
+
+
+def _model_dir(model: str) -> Path:
+    """Where the model's tokenizer lies: a directory, or one that is in the cache already. Nothing is fetched."""
+    from backprop.core.paths import model_cache
+
+    for place in (Path(model).expanduser(), model_cache(model)):
+        if (place / "tokenizer.json").is_file():
+            return place
+    raise InputError(
+        f"no tokenizer of {model} on this machine",
+        hint="name a directory that holds tokenizer.json, or train once so that the model is fetched",
+        details={"model": model},
+    )
+
+
+def _tokens(
+    path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
+) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The ``tokens`` object of the answer, and the rows that a length of ``length`` cuts."""
+    from backprop.data.tokens import prepare
+
+    progress = Progress("counting tokens")
+    try:
+        summary = prepare(path, model_dir, max_length=length, mapping=mapping, progress=progress).summary
+    finally:
+        progress.close()
+    tokens = {
+        "total": summary.tokens,
+        "trained": summary.trained_tokens,
+        "p50": summary.p50,
+        "p90": summary.p90,
+        "p99": summary.p99,
+        "max": summary.longest,
+        "max_length": summary.max_length,
+        "kept": summary.kept,
+        "cut": summary.cut,
+        "answer_lost": summary.answer_lost,
+        "dropped": summary.dropped,
+    }
+    about_length = {"cut", "answer_lost", "nothing_to_train"}
+    return tokens, [msgspec.to_builtins(problem) for problem in summary.problems if problem.code in about_length]
+
+
+def _show_validation(answer: dict[str, Any]) -> None:
+    output.line(f"{answer['path']}: {answer['format'] or 'no known format'}, {answer['rows']:,} rows", "head")
+    output.line(f"{answer['valid']:,} can be used, {answer['invalid']:,} cannot")
+    if len(answer["formats"]) > 1:
+        output.line("formats: " + ", ".join(f"{count:,} {name}" for name, count in answer["formats"].items()))
+    for note in answer["notes"]:
+        output.line(note)
+    for code, count in answer["problem_counts"].items():
+        output.line(f"{count:>9,}  {code}")
+    for problem in answer["problems"][:SHOWN]:
+        _show_problem(problem, answer["unit"])
+    more = sum(answer["problem_counts"].values()) - min(SHOWN, len(answer["problems"]))
+    if more > 0:
+        output.line(f"… and {more:,} more findings; --json lists them")
+    tokens = answer.get("tokens")
+    if tokens:
+        output.line(
+            f"tokens: {tokens['total']:,}, of them trained {tokens['trained']:,}; per row p50 {tokens['p50']}, "
+            f"p90 {tokens['p90']}, p99 {tokens['p99']}, longest {tokens['max']}"
+        )
+        output.line(
+            f"at {tokens['max_length']} tokens: {tokens['kept']:,} rows kept, {tokens['cut']:,} of them cut, "
+            f"{tokens['answer_lost']:,} answers lost"
+        )
+
+
+def _show_problem(problem: dict[str, Any], unit: str) -> None:
+    place = f"{unit} {problem['line']}" if problem["line"] else "file"
+    field = f" {problem['field']}" if problem["field"] else ""
+    kind = problem["severity"] if problem["severity"] in ("error", "warning") else "quiet"
+    output.line(f"{place}{field}: {problem['message']} [{problem['code']}]", kind)
+    if problem["excerpt"]:
+        output.line(f"    {problem['excerpt']}", "quiet")
