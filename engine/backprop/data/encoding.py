@@ -13,8 +13,9 @@ from tokenizers import Encoding
 from backprop.core.events import TokenSpan
 from backprop.data.formats import convert, detect_fields
 from backprop.data.mapping import Fields
-from backprop.data.mask import Span, answer_spans
-from backprop.data.template import END_THINK, THINK
+from backprop.data.mask import Span
+from backprop.data.shape import TemplateShape
+from backprop.data.template import END_THINK, THINK, ChatTemplate
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.turns import Example, Format, RowError, Turn
@@ -32,38 +33,45 @@ class Rendered(Struct):
     warnings: list[RowError] = []
 
 
-def render_row(row: Any, format: Format, names: Fields, tokenizer: ChatTokenizer, everything: bool = False) -> Rendered:
-    """A row as the model will see it.
+class Renderer:
+    """Rows → text, for one tokenizer.
 
     Args:
-        everything: all tokens are trained, not the answers alone.
-
-    Raises:
-        RowError: the row cannot be trained.
+        everything: all tokens are trained, not the answers alone, whatever rows say of their turns.
     """
-    example = convert(row, format, names)
-    if example.text is not None:
-        _encodable(example.text)
-        return Rendered(example.text, [], raw=True, warnings=example.warnings)
-    return _render(example, tokenizer, everything)
 
+    def __init__(self, tokenizer: ChatTokenizer, *, everything: bool = False) -> None:
+        self.template = tokenizer.template
+        self.everything = everything
+        self._shape = TemplateShape(tokenizer.template)
 
-def _render(example: Example, tokenizer: ChatTokenizer, everything: bool) -> Rendered:
-    template = tokenizer.template
-    turns = example.supervised()
-    messages = template.messages(turns)
-    text = template.render(messages, example.tools)
-    _encodable(text)
-    shift = len(turns) - len(messages)
-    spans = answer_spans(template, messages, example.tools, text)
-    wanted = [span for span in spans if _is_trained(turns[span.turn + shift]) and span.end > span.start]
-    if not wanted:
-        raise RowError("nothing_to_train", "", _why_nothing(turns))
-    warnings = [*example.warnings, *_left_out(example, turns, text, tokenizer)]
-    if shift:
-        words = "the chat template has no place for a system text: it is put before the first question"
-        warnings.append(RowError("system_moved", "turns[0]", words, "info"))
-    return Rendered(text, wanted, everything=everything, warnings=warnings)
+    def render(self, row: Any, format: Format, names: Fields) -> Rendered:
+        """A row as the model will see it.
+
+        Raises:
+            RowError: the row cannot be trained.
+        """
+        example = convert(row, format, names)
+        if example.text is not None:
+            _encodable(example.text)
+            return Rendered(example.text, [], raw=True, warnings=example.warnings)
+        return self._conversation(example)
+
+    def _conversation(self, example: Example) -> Rendered:
+        turns = example.supervised()
+        messages = self.template.messages(turns)
+        text = self.template.render(messages, example.tools)
+        _encodable(text)
+        moved = len(turns) - len(messages)
+        spans = self._shape.spans(messages, example.tools, text)
+        answers = [span for span in spans if _is_trained(turns[span.turn + moved]) and span.end > span.start]
+        if not answers:
+            raise RowError("nothing_to_train", "", _why_nothing(turns))
+        warnings = [*example.warnings, *_left_out(example, turns, text, self.template)]
+        if moved:
+            words = "the chat template has no place for a system text: it is put before the first question"
+            warnings.append(RowError("system_moved", "turns[0]", words, "info"))
+        return Rendered(text, answers, everything=self.everything, warnings=warnings)
 
 
 def _is_trained(turn: Turn) -> bool:
@@ -89,7 +97,7 @@ def _encodable(text: str) -> None:
             ) from None
 
 
-def _left_out(example: Example, turns: Sequence[Turn], text: str, tokenizer: ChatTokenizer) -> list[RowError]:
+def _left_out(example: Example, turns: Sequence[Turn], text: str, template: ChatTemplate) -> list[RowError]:
     """What the row says and the rendered text does not."""
     found = []
     for i, turn in enumerate(turns):
@@ -102,7 +110,7 @@ def _left_out(example: Example, turns: Sequence[Turn], text: str, tokenizer: Cha
         if turn.tool_calls and not all(call["function"]["name"] in text for call in turn.tool_calls):
             words = f"the chat template leaves out the calls of turn {i + 1}"
             found.append(RowError("tool_calls_dropped", place, words, "warning"))
-    if example.tools and not tokenizer.template.knows_tools:
+    if example.tools and not template.knows_tools:
         words = "the chat template has no place for tools: their descriptions are left out"
         found.append(RowError("tools_dropped", "tools", words, "warning"))
     return found
@@ -235,7 +243,7 @@ def explain_row(
     known = format or detect_fields(value, names)
     if known is None:
         raise unknown_format(value)
-    rendered = render_row(value, known, names, tokenizer, not train_on_responses)
+    rendered = Renderer(tokenizer, everything=not train_on_responses).render(value, known, names)
     encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]
     encoded = encode_row(rendered, encoding, tokenizer)
     return [
