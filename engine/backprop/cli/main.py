@@ -76,15 +76,18 @@ def backprop(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, command: click.Command = backprop) -> int:
     """Run one command line; the process's exit code (SPEC section 2)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     output.prepare_streams()
     as_json = "--json" in arguments
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
-        return backprop.main(arguments, prog_name="backprop", standalone_mode=False) or EXIT_OK
-    except (KeyboardInterrupt, click.Abort):
+        with command.make_context("backprop", list(arguments)) as context:
+            return command.invoke(context) or EXIT_OK
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except KeyboardInterrupt:
         output.narrate("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:

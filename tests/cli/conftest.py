@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+sys.path.insert(0, str(FIXTURES))
+
+from tiny_language_model import write_model, write_rows  # noqa: E402
+
+PATIENCE = 240.0
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def rows_file(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+def run_command(arguments: list[str], folder: Path, **environment: str) -> Answer:
+    """Run ``backprop`` as a process of its own in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "backprop.cli.main", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def backprop(tmp_path: Path) -> Callable[..., Answer]:
+    """Runs ``backprop`` in the test's folder."""
+
+    def run(*arguments: str, **environment: str) -> Answer:
+        return run_command(list(arguments), tmp_path, **environment)
+
+    return run
+
+
+@dataclass(frozen=True)
+class NosyRun:
+    """One real run of ``train --json``, watched by ``fixtures/nosy``: what it printed, did and left behind."""
+
+    answer: Answer
+    folder: Path
+    home: Path
+    notes: list[tuple[str, str]]
+
+    @property
+    def run(self) -> Path:
+        return Path(self.answer.events[0]["output_dir"])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {f"XDG_{name}_HOME": str(self.home / name.lower()) for name in ("CACHE", "DATA", "CONFIG", "STATE")}
+
+
+@pytest.fixture(scope="session")
+def nosy_run(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> NosyRun:
+    """The run that several tests look at: six steps, two sample prompts."""
+    folder, home = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("nosy-home")
+    notes = tmp_path_factory.mktemp("notes") / "notes.txt"
+    (home / "tmp").mkdir()
+    run = NosyRun(Answer(0, "", ""), folder, home, [])
+    data = write_rows(folder / "rows.jsonl")
+    arguments = ["train", "--data", str(data), "--model", str(tiny_model_folder), "--steps", "6", "--batch-size", "2"]
+    arguments += ["--gradient-accumulation", "2", "--lora-r", "4", "--lr", "0.01", "--backend", "cpu", "--json"]
+    arguments += ["--sample-prompt", "What is number 3?", "--sample-tokens", "8"]
+    answer = run_command(
+        arguments,
+        folder,
+        **run.environment,
+        HOME=str(home / "user"),
+        TMPDIR=str(home / "tmp"),
+        PYTHONPATH=str(FIXTURES / "nosy"),
+        PYTHONDONTWRITEBYTECODE="1",
+        NOSY_NOTES=str(notes),
+        HF_HUB_OFFLINE="0",
+    )
+    lines = [line.split("\t", 1) for line in notes.read_text().splitlines()]
+    return NosyRun(answer, folder, home, [(kind, what) for kind, what in lines])
