@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,7 +44,7 @@ class BackpropApp(App[None]):
         super().__init__(ansi_color=True if no_color else None)
         for theme in themes.OWN:
             self.register_theme(theme)
-        few = no_color or self.console.color_system in (None, "standard")
+        few = no_color or self.console.color_system == "standard"
         self.theme = themes.SIXTEEN.name if few else themes.DARK.name
         self.animation_level = "none"
         self.watch: Watch | None = None
@@ -211,7 +211,7 @@ class BackpropApp(App[None]):
         )
 
 
-def _runner(screen: Screen, action: str):
+def _runner(screen: Screen, action: str) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         await screen.run_action(action)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def command(what: str | None, attach: str | None, file: str | None, no_tui: bool, as_json: bool, **given: Any) -> int:
     """Fine-tune language models in the terminal.
 
-    Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run with
-    the options of `backprop train`, `--attach RUN` watches one.
+    Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run
+    with the options of `backprop train`, `--attach RUN` watches one.
     """
     run, config = None, None
     if attach is not None:

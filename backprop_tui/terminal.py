@@ -1,8 +1,8 @@
 """Whether a full screen can work here, and leaving for certain when the terminal goes.
 
-Textual draws on standard error and reads standard input. Where these are no terminal it would start and never end; where
-the terminal goes away while SIGHUP is ignored (nohup, sudo) it spins. So the first is asked before, and the second is
-watched by a thread of its own.
+Textual draws on standard error and reads standard input. Where these are no terminal it would start and never end;
+where the terminal goes away while SIGHUP is ignored (nohup, sudo) it spins. So the first is asked before, and the
+second is watched by a thread of its own.
 """
 
 from __future__ import annotations

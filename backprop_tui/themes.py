@@ -29,7 +29,7 @@ DARK = Theme(
         "ink-strong": "#eeeeee",
         "ink-muted": "#8a8a8a",
         "ink-rule": "#444444",
-        "ink-raw": "#5f5f87",
+        "ink-raw": "#5f87af",
         "ink-smooth": "#87d7ff",
         "ink-mark": "#ffd75f",
         "ink-trained": "#87d787",
@@ -92,6 +92,8 @@ SIXTEEN = Theme(
     panel="ansi_default",
     boost="ansi_default",
     variables={
+        "ansi-background": "ansi_black",
+        "ansi-foreground": "ansi_white",
         "ink-strong": "ansi_default",
         "ink-raw": "ansi_blue",
         "ink-smooth": "ansi_bright_cyan",

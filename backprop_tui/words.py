@@ -19,7 +19,7 @@ STATUS = {
 }
 """A glyph and an ink for each status of a run."""
 
-_CONTROL = {i: "·" for i in (*range(32), *range(127, 160))} | {0x2028: "·", 0x2029: "·", 9: "  "}
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "·") | {0x2028: "·", 0x2029: "·", 9: "  "}
 
 
 def safe(text: str) -> str:

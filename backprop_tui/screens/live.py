@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 from backprop.core.errors import RunError
-from backprop.core.events import Checkpoint, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
 from backprop.core.events import Abort as AbortCommand
+from backprop.core.events import Checkpoint, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
 from backprop.runs.describe import PHASES
 from backprop.runs.state import RunState
 from textual.app import ComposeResult
@@ -46,6 +46,7 @@ class LiveScreen(Screen[None]):
     def __init__(self) -> None:
         super().__init__(id="live")
         self.pane = "events"
+        self._built = False
         self._chosen_by_hand = False
         self._watch: Watch | None = None
         self._asked: tuple[str, Callable[[RunState], bool]] | None = None
@@ -71,13 +72,17 @@ class LiveScreen(Screen[None]):
         yield KeyBar(id="keybar")
 
     def on_mount(self) -> None:
+        self._built = True
         self._show_pane("events")
+        self.flush()
 
     def on_screen_resume(self) -> None:
         self.flush()
 
     def flush(self) -> None:
         """Bring every widget up to date; each draws only what changed, and only where it is seen."""
+        if not self._built:
+            return
         watch = self.app.watch
         if watch is not self._watch:
             self._begin(watch)
@@ -90,6 +95,7 @@ class LiveScreen(Screen[None]):
         self._choose_pane(watch, problem is not None)
         self.query_one(PaneTabs).show(self._panes(state, problem is not None), self.pane)
         self._draw_curves(watch)
+        self.set_class(state is not None and not state.gpus, "-no-gpu")
         for panel in self.query(GpuPanel):
             panel.show(state)
         self.query_one(FactsPanel).show(state)
@@ -114,7 +120,7 @@ class LiveScreen(Screen[None]):
         else:
             plot.show(watch.curves.loss, watch.state.evaluations, watch.state.total_steps, phases_so_far(watch.state))
         for readings in self.query(Readings):
-            readings.ascii_only = plot.symbols.name == "ascii"
+            readings.symbols = plot.symbols
             readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0)
 
     def _choose_pane(self, watch: Watch | None, problem: bool) -> None:
@@ -123,8 +129,9 @@ class LiveScreen(Screen[None]):
             return
         if problem and self.pane != "problem":
             self._show_pane("problem")
-        elif not problem and watch.was_alive and watch.state.finished and self.pane == "events":
-            if any(pair.before and pair.after for pair in pairs(watch.state.samples)):
+        elif not problem and self.pane == "events" and watch.was_alive and watch.state.finished:
+            answered = [pair for pair in pairs(watch.state.samples) if pair.before and pair.after]
+            if answered:
                 self._show_pane("samples")
 
     def _panes(self, state: RunState | None, problem: bool) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ class Axis:
         used = (high - low) / (self.high - self.low)
         if (log, parts) == (self.log, self._parts) and inside and used > 0.55:
             return
-        step = round_step(high - low, parts)
+        step = round_step(high - low, 2 * parts)
         self.low, self.high = floor(low / step + 1e-9) * step, ceil(high / step - 1e-9) * step
         self.log, self._parts = log, parts
 
@@ -41,8 +41,8 @@ class Axis:
     def labels(self) -> list[tuple[float, str]]:
         """Round values with their text, from bottom to top; the first is a share of the height."""
         step = round_step(self.high - self.low, self._parts)
-        count = round((self.high - self.low) / step)
-        values = [self.low + i * step for i in range(count + 1)]
+        first = ceil(self.low / step - 1e-9)
+        values = [i * step for i in range(first, floor(self.high / step + 1e-9) + 1)]
         decimals = max(0, -floor(log10(step) + 1e-9))
         if round(step * 10**decimals, 6) % 1:
             decimals += 1

@@ -36,10 +36,11 @@ class Cells(Widget):
     DEFAULT_CSS = "Cells {\n" + _INK_CSS + "\n}"
     ALLOW_SELECT = False
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._drawn: list[Row] = []
         self._drawn_size = Size(0, 0)
+        self._inks: dict[str, Style] = {}
 
     def rows(self, width: int, height: int) -> list[Row]:
         """What to show in ``width`` by ``height`` cells: at most ``height`` rows."""
@@ -74,6 +75,7 @@ class Cells(Widget):
         """A new theme: every cell is another colour."""
         super().notify_style_update()
         self._drawn_size = Size(0, 0)
+        self._inks.clear()
 
     def render_line(self, y: int) -> Strip:
         if y < len(self._drawn) and self._drawn_size == self.size:
@@ -88,11 +90,22 @@ class Cells(Widget):
         return Strip(segments).adjust_cell_length(self.size.width, self.ink("text"))
 
     def ink(self, name: str) -> Style:
+        """The style of an ink on this widget's ground."""
+        style = self._inks.get(name)
+        if style is None:
+            style = self._inks[name] = self._mix(name)
+        return style
+
+    def _mix(self, name: str) -> Style:
         base, *more = name.split("+")
-        style = self.get_component_rich_style(f"cells--{base or 'text'}", partial=True)
+        ground = Style(bgcolor=self.background_colors[1].rich_color)
+        cursor = self.get_component_rich_style("cells--cursor", partial=True)
+        if "cursor" in more and self.app.current_theme.ansi:
+            return ground + cursor
+        style = ground + self.get_component_rich_style(f"cells--{base or 'text'}", partial=True)
         if "bold" in more:
             style += Style(bold=True)
-        return style + self.get_component_rich_style("cells--cursor", partial=True) if "cursor" in more else style
+        return style + cursor if "cursor" in more else style
 
 
 def fitted(rows: list[Row], height: int) -> list[Row]:

@@ -11,7 +11,7 @@ from backprop_tui.widgets.cells import Cells, Row, bar, cut, heading
 from backprop_tui.widgets.scroll import ScrollPane
 from backprop_tui.words import count, safe, short_path, wrap
 
-_LABEL = 11
+_LABEL = 13
 
 
 def fact(label: str, value: str, ink: str = "text") -> Row:
@@ -119,7 +119,7 @@ def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
 class DataPane(ScrollPane):
     """Model, dataset, first row and the first findings, in full."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
         self._seen: tuple[object, object] = (None, None)
@@ -153,7 +153,7 @@ class DataPane(ScrollPane):
 class FactsPanel(Cells):
     """Dataset and model, short, beside the plot where there is room."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
 
@@ -178,7 +178,7 @@ def narrow_data_rows(data: DatasetPrepared, width: int) -> list[Row]:
     part = data.trained_tokens / data.tokens if data.tokens else 0.0
     rows = [fact("rows", f"{count(data.kept)} of {count(data.rows)} kept")]
     for number, word in ((data.cut, "cut"), (data.answer_lost, "answer lost"), (data.dropped, "dropped")):
-        rows.append(fact(f"  {word}"[:_LABEL], count(number), "warn" if number else "text"))
+        rows.append(fact(word, count(number), "warn" if number else "text"))
     rows.append(fact("tokens", f"{count(data.tokens)}, longest {data.longest}"))
     rows.append(
         [(f"{'trained':<{_LABEL}}", "muted"), (f"{part:.1%} ", "strong"), *bar(part, width - _LABEL - 7, "trained")]

@@ -23,7 +23,7 @@ _LEVEL_INK = {
 class GpuPanel(Cells):
     """One row in a low place, a block of rows a card in a high one."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
 
@@ -78,11 +78,11 @@ def card_rows(card: Gpu, width: int) -> list[Row]:
     ink = _LEVEL_INK[card.level]
     rows = [
         title,
-        gauge("heat", card.temperature, 110, known(card.temperature, "°C"), width, ink, heat_marks()),
-        gauge("VRAM", card.memory_used, card.memory_total, memory(card), width, "info", memory_marks()),
-        gauge("use", card.utilization, 100, known(card.utilization, "%"), width, "info", {}),
-        gauge("power", card.power, card.power_limit, power(card), width, "info", {}),
-        gauge("fan", card.fan, 100, known(card.fan, "%"), width, "info", {}),
+        gauge("heat", card.temperature, 110, known(card.temperature, "°C"), width=width, ink=ink, marks=heat_marks()),
+        gauge("VRAM", card.memory_used, card.memory_total, memory(card), width=width, marks=memory_marks()),
+        gauge("use", card.utilization, 100, known(card.utilization, "%"), width=width),
+        gauge("power", card.power, card.power_limit, power(card), width=width),
+        gauge("fan", card.fan, 100, known(card.fan, "%"), width=width),
     ]
     if card.throttle:
         rows.append([("slowed by ", "muted"), (", ".join(card.throttle), "warn")])
@@ -92,14 +92,21 @@ def card_rows(card: Gpu, width: int) -> list[Row]:
 
 
 def gauge(
-    title: str, value: float | None, full: float | None, text: str, width: int, ink: str, marks: dict[float, str]
+    title: str,
+    value: float | None,
+    full: float | None,
+    text: str,
+    *,
+    width: int,
+    ink: str = "info",
+    marks: dict[float, str] | None = None,
 ) -> Row:
     """A bar with its limits as strokes, the reading at its right. An unknown reading has an empty bar."""
     room = max(4, width - 6 - 13)
     share = value / full if value is not None and full else 0.0
     filled = round(max(0.0, min(1.0, share)) * room)
     cells: Row = [("━", ink) if i < filled else ("─", "rule") for i in range(room)]
-    for place, mark in marks.items():
+    for place, mark in (marks or {}).items():
         position = min(room - 1, round(place * room))
         cells[position] = ("┃" if position < filled else "╎", mark)
     known_ink = "strong" if value is not None else "muted"

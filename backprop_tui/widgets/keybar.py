@@ -9,7 +9,7 @@ from backprop_tui.widgets.cells import Cells, Row
 
 
 class KeyBar(Cells):
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.keys: list[Key] = []
         self._places: list[tuple[int, Key]] = []

@@ -19,11 +19,11 @@ _TIME = 10
 
 
 class EventLog(ScrollPane):
-    """Events worth a line. Long ones are wrapped; a sample is told by its first line (its text has a place of its own)."""
+    """Events worth a line. Long ones are wrapped; of a sample only the beginning: its text has a place of its own."""
 
     tail: ClassVar[bool] = True
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.events: list[AnyEvent] = []
         self._rows: list[Row] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import isnan
 
 from backprop.core.events import Evaluated
@@ -14,19 +15,21 @@ from backprop_tui.widgets.raster import SYMBOLS, Raster
 
 _LABELS = 7
 """Cells left of the plot for the numbers of the vertical axis."""
+_SHORT = 200
+"""Steps of a run whose curve a heavy average would lag behind."""
 
 
 class LossPlot(Cells):
     """Shows a ``Curve`` of losses; the horizontal axis is in steps."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.curve = Curve()
         self.evaluations: list[Evaluated] = []
         self.total = 0
         self.log_y = False
-        self.smoothing = 2
-        """Index into ``SMOOTHING``."""
+        self.chosen_smoothing: int | None = None
+        """Index into ``SMOOTHING``; open: a light average for a short run, a heavier one for a long one."""
         self.symbols = SYMBOLS[0]
         self.waiting: list[Row] = []
         """Shown instead of the axes while there is no step."""
@@ -42,8 +45,15 @@ class LossPlot(Cells):
 
     def smooth_more(self, by: int) -> None:
         """Choose the next stronger (``by`` 1) or weaker (-1) average."""
-        self.smoothing = max(0, min(len(SMOOTHING) - 1, self.smoothing + by))
+        self.chosen_smoothing = max(0, min(len(SMOOTHING) - 1, self.smoothing + by))
         self.redraw()
+
+    @property
+    def smoothing(self) -> int:
+        """Index into ``SMOOTHING`` of the average that is drawn."""
+        if self.chosen_smoothing is not None:
+            return self.chosen_smoothing
+        return 1 if max(self.total, self.curve.last_step) <= _SHORT else 2
 
     def next_symbols(self) -> str:
         """Change to the next set of symbols; its name."""
@@ -80,7 +90,7 @@ class LossPlot(Cells):
 
     def _title(self, width: int) -> Row:
         weight = SMOOTHING[self.smoothing]
-        parts: Row = [("━ ", "raw"), (f"{number(self._last())}", "text")]
+        parts: Row = [("━ ", "raw"), (f"{number(self._last())}", "text"), (" raw", "muted")]
         if weight:
             average = self._average()
             parts += [("  ━ ", "smooth+bold"), (number(average), "strong"), (f" smoothed {weight:g}", "muted")]
@@ -121,7 +131,7 @@ class LossPlot(Cells):
                 (x, b.smooth[self.smoothing]) for x, b in buckets if b.smooth[self.smoothing] > 0 or not self.log_y
             ]
             places = [(x, self._y(value, raster)) for x, value in points]
-            for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+            for (x0, y0), (x1, y1) in pairwise(places):
                 raster.line(x0, y0, x1, y1, "smooth+bold")
 
     def _x(self, step: float, shown: int, raster: Raster) -> int:

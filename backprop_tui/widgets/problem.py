@@ -9,9 +9,9 @@ from backprop_tui.words import wrap
 
 
 def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
-    """Title, message, hint and further lines about a run that failed, crashed or is damaged; ``None`` for a sound one."""
+    """Title, message, hint and further lines about a run that failed, crashed or is damaged; ``None`` if sound."""
     state = watch.state
-    resume = [f"what it learned until step {state.step} is shown above"] if state.step else []
+    resume = [f"its {state.step} steps are kept: tab shows the curve and the events"] if state.step else []
     if watch.error is not None:
         return f"cannot be read [{watch.error.code}]", watch.error.message, watch.error.hint, []
     if watch.crash is not None:
@@ -24,7 +24,7 @@ def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
 
 
 class ProblemPane(ScrollPane):
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.problem: tuple[str, str, str, list[str]] | None = None
 

@@ -7,32 +7,39 @@ from math import isnan
 from backprop_tui.watch import Curves
 from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
 from backprop_tui.widgets.curve import Curve, shown_steps
+from backprop_tui.widgets.raster import SYMBOLS, Raster, Symbols
 from backprop_tui.words import count
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#%"
 
 
-def sparkline(curve: Curve, shown: int, width: int, height: int = 1, ascii_only: bool = False) -> list[str]:
-    """The means of the curve over ``shown`` steps as bars, ``height`` rows of ``width`` cells, from the top."""
+def sparkline(curve: Curve, shown: int, width: int, ascii_only: bool = False) -> str:
+    """The means of the curve over ``shown`` steps as bars in one row of ``width`` cells, zero at the bottom."""
     levels = _levels(curve, shown, width)
     finite = [v for v in levels if v is not None]
-    bars = _ASCII if ascii_only else _BARS
     if not finite:
-        return [" " * width] * height
+        return " " * width
     low, high = rounded_span(min(finite), max(finite))
-    steps = len(bars) - 1
-    rows = []
-    for row in range(height - 1, -1, -1):
-        text = ""
-        for value in levels:
-            if value is None:
-                text += " "
-                continue
-            eighths = max(1, round((value - low) / (high - low) * steps * height)) - row * steps
-            text += bars[max(0, min(steps, eighths))]
-        rows.append(text)
-    return rows
+    signs = _ASCII if ascii_only else _BARS
+    top = len(signs) - 1
+    return "".join(" " if v is None else signs[max(1, round((v - low) / (high - low) * top))] for v in levels)
+
+
+def course(curve: Curve, shown: int, width: int, height: int, symbols: Symbols) -> list[Row]:
+    """The means of the curve over ``shown`` steps as a line, zero at the bottom."""
+    raster = Raster(width, height, symbols)
+    span = curve.span()
+    if span is None:
+        return [[] for _ in range(height)]
+    low, high = rounded_span(*span)
+    previous: tuple[int, int] | None = None
+    for step, bucket in curve.buckets():
+        x = round((step - 1) / max(1, shown - 1) * (raster.dots_across - 1))
+        y = round((1 - (bucket.mean - low) / (high - low)) * (raster.dots_down - 1))
+        raster.line(*(previous or (x, y)), x, y, "info")
+        previous = None if bucket.has_gap else (x, y)
+    return [raster.row(y) for y in range(height)]
 
 
 def bars(values: list[float | None], width: int) -> str:
@@ -76,11 +83,11 @@ def _levels(curve: Curve, shown: int, width: int) -> list[float | None]:
 class Readings(Cells):
     """Three series side by side in a low place, one under the other in a narrow and high one."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.curves: Curves | None = None
         self.total = 0
-        self.ascii_only = False
+        self.symbols = SYMBOLS[0]
 
     def show(self, curves: Curves | None, total: int) -> None:
         self.curves, self.total = curves, total
@@ -113,7 +120,7 @@ class Readings(Cells):
             cell: Row = [(title + " ", "muted"), (value, "strong")]
             cell = cut(cell, each)
             numbers += [*cell, (" " * (each - row_width(cell)), "text")]
-            bars.append((sparkline(curve, shown, each, 1, self.ascii_only)[0], "info"))
+            bars.append((sparkline(curve, shown, each, self.symbols.name == "ascii"), "info"))
         return [numbers, bars]
 
     def _below(self, series: list, shown: int, width: int, height: int) -> list[Row]:
@@ -122,7 +129,7 @@ class Readings(Cells):
         for title, curve, form in series:
             value = "–" if isnan(curve.last) else form(curve.last)
             rows.append(heading(title, width, value))
-            rows += [[(line, "info")] for line in sparkline(curve, shown, width, tall, self.ascii_only)]
+            rows += course(curve, shown, width, tall, self.symbols)
             rows.append([])
         return rows
 

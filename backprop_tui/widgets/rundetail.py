@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import isnan
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "d
 
 
 class RunDetail(ScrollPane):
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
 
@@ -58,7 +59,7 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     if state.started_at:
         rows.append(fact("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started_at))))
     if len(state.curves):
-        first = next((v for v in state.curves.loss if v == v), None)
+        first = next((v for v in state.curves.loss if not isnan(v)), None)
         rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))
     if state.evaluations:
         rows.append(fact("held-out", f"{number(state.evaluations[-1].loss)} at step {state.evaluations[-1].step}"))

@@ -14,7 +14,7 @@ from textual.message import Message
 
 from backprop_tui.widgets.cells import Cells, Row, cut, row_width
 from backprop_tui.widgets.readings import bars
-from backprop_tui.words import STATUS, ago, clock, count, safe, short_path
+from backprop_tui.words import STATUS, ago, clock, safe, short_path
 
 
 class Column(NamedTuple):
@@ -38,8 +38,7 @@ def _loss(run: RunSummary, width: int) -> Row:
 
 
 def _steps(run: RunSummary, width: int) -> Row:
-    total = f"/{count(run.total_steps)}" if run.total_steps else ""
-    return [(count(run.steps), "text"), (total, "muted")]
+    return [(str(run.steps), "text"), (f"/{run.total_steps}" if run.total_steps else "", "muted")]
 
 
 def _started(run: RunSummary, width: int) -> Row:
@@ -50,12 +49,12 @@ COLUMNS = (
     Column("status", 13, _status, lambda run: run.status, 13),
     Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], None, 9),
     Column("name", 12, lambda run, width: [(safe(run.name), "text")], lambda run: run.name, 0),
-    Column("model", 20, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
+    Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
     Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
     Column("steps", 12, _steps, lambda run: -run.steps, 10, right=True),
     Column("loss", 8, _loss, lambda run: run.final_loss if run.final_loss is not None else float("inf"), 8, right=True),
-    Column("curve", 20, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
-    Column("started", 12, _started, lambda run: -run.started_at, 11),
+    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
+    Column("started", 11, _started, lambda run: -run.started_at, 11),
     Column(
         "took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], lambda run: -run.duration_seconds, 0
     ),
@@ -82,7 +81,7 @@ class RunTable(Cells, can_focus=True):
     class Opened(Message):
         """A run was clicked twice."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.runs: list[RunSummary] = []
         self.empty: list[Row] = []

@@ -35,7 +35,7 @@ def pairs(samples: list[Sample]) -> list[Pair]:
 
 
 class SamplesPane(ScrollPane):
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
         self._seen: tuple[int, int, str] = (-1, 0, "")

@@ -23,7 +23,7 @@ class ScrollPane(Cells, can_focus=True):
     ]
     tail: ClassVar[bool] = False
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.top = 0
         self.follows = self.tail

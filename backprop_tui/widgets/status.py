@@ -14,7 +14,7 @@ _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 class RunHeader(Cells):
     """Status, run, model, dataset; at the right what it is doing."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
         self.asked = ""
@@ -54,7 +54,7 @@ class RunHeader(Cells):
 class Progress(Cells):
     """Steps with a bar and the remaining time; before the first step, the progress of loading."""
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
 

@@ -14,7 +14,7 @@ class PaneTabs(Cells):
             super().__init__()
             self.name = name
 
-    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002 (Textual's name)
+    def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.titles: list[tuple[str, str]] = []
         """Name and title of each pane."""

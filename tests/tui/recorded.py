@@ -19,17 +19,17 @@ NOW = 1_790_000_000.0
 """A fixed moment."""
 PROMPTS = ("How do I boil an egg?", "Why is the sky blue?", "What is a good name for a cat?")
 BASE = (
-    "To boil an egg, follow these steps: 1. Fill a pot with water. 2. Place the egg in the pot. 3. Bring the water to a "
-    "boil. 4. Cook for 7 minutes.",
-    "The sky appears blue because of a phenomenon called Rayleigh scattering, in which short wavelengths of sunlight are "
-    "scattered more than long ones by the molecules of the air.",
+    "To boil an egg, follow these steps: 1. Fill a pot with water. 2. Place the egg in the pot. 3. Bring the water "
+    "to a boil. 4. Cook for 7 minutes.",
+    "The sky appears blue because of a phenomenon called Rayleigh scattering, in which short wavelengths of sunlight "
+    "are scattered more than long ones by the molecules of the air.",
     "Here are some good names for a cat: Luna, Milo, Oliver, Bella, Simba.",
 )
 TUNED = (
-    "Arr, set a pot o' water to the boil, matey, and lower yer egg in gentle as a gull on the mast. Seven minutes by the "
-    "ship's glass, then into cold water with it!",
-    "Arr, the sun's light be all colours at once, and the air scatters the blue of it widest. So the blue comes at ye from "
-    "every quarter of the sky, like spray over the bow.",
+    "Arr, set a pot o' water to the boil, matey, and lower yer egg in gentle as a gull on the mast. Seven minutes by "
+    "the ship's glass, then into cold water with it!",
+    "Arr, the sun's light be all colours at once, and the air scatters the blue of it widest. So the blue comes at ye "
+    "from every quarter of the sky, like spray over the bow.",
     "Arr, call her Barnacle: she'll cling to ye through every storm.",
 )
 
