@@ -62,13 +62,11 @@ def as_text(value: Any, field: str) -> str:
 
 
 def read_turns(items: Any, field: str, warnings: list[RowError], *, role: str = "assistant") -> list[Turn]:
-    """Messages of either shape, mixed freely. A bare string is a message of ``role``.
+    """Messages of either shape, mixed freely. A bare string on a side of a pair is a message of ``role``.
 
     Raises:
         RowError: not a list, or an item that is no message; the field names its place, as ``messages[2].content``.
     """
-    if isinstance(items, str):
-        return [Turn(role, items)]
     if isinstance(items, dict):
         return [_read_turn(items, field, warnings)]
     if not isinstance(items, list):
@@ -114,7 +112,7 @@ def _read_turn(item: dict[str, Any], place: str, warnings: list[RowError]) -> Tu
     if given in ("function_call", "tool_call") and content:
         calls, content = _call_from_text(content)
     turn = Turn(role, content, reasoning, calls)
-    if len(item) > 2:
+    if len(item) > 2 or text_key not in item:
         _read_extras(turn, item, place, warnings)
     return turn
 
@@ -276,7 +274,8 @@ def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None
         elif turn.role == before and turn.role in ("user", "assistant") and not turns[i - 1].tool_calls:
             twice = f"turns {i} and {i + 1} are both by the {turn.role}"
             warnings.append(RowError("role_order", f"{field}[{i}]", twice, "warning"))
-        elif turn.role == "assistant" and before in ("", "system"):
+        elif turn.role == "assistant" and not before:
             first = "the assistant speaks first: nothing was asked"
             warnings.append(RowError("role_order", f"{field}[{i}]", first, "warning"))
-        before = turn.role
+        if turn.role != "system":
+            before = turn.role
