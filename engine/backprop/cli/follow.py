@@ -44,6 +44,8 @@ def run(config: RunConfig, kind: str, as_json: bool, verbose: bool) -> int:
 
     with RunIndex() as index:
         index.add(link.directory.path)
+    # The engine speaks when its libraries are imported, seconds from now.
+    output.narrate(f"starting the engine of run {link.run_id}")
     return follow(link, as_json=as_json, verbose=verbose)
 
 

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import msgspec
+import pytest
+from backprop.cli import options
+from backprop.cli.main import main
+from backprop.core.errors import InputError, InvalidSettingError
+from backprop.core.settings import RunConfig
+from backprop.demo import DATA, demo_config
+
+
+def planned(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> RunConfig:
+    """What ``train`` with these arguments would run."""
+    assert main(["train", *arguments, "--dry-run", "--json"]) == 0
+    return msgspec.convert(json.loads(capsys.readouterr().out)["config"], RunConfig)
+
+
+def test_every_setting_has_a_flag_with_its_meaning() -> None:
+    assert list(options.flags()) == list(RunConfig.__struct_fields__)
+    assert all(flag.help for flag in options.flags().values())
+    names = [name for flag in options.flags().values() for name in (*flag.names, flag.off) if name]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("data", "--data"),
+        ("learning_rate", "--lr"),
+        ("output_dir", "--output"),
+        ("mapping", "--map"),
+        ("packing", "--no-packing"),
+        ("max_seq_length", "--max-seq-length"),
+        ("gradient_accumulation", "--gradient-accumulation"),
+        ("skip_bad", "--skip-bad"),
+        ("trust_remote_code", "--trust-remote-code"),
+    ],
+)
+def test_a_flag_has_the_name_that_is_known_for_it(setting: str, name: str) -> None:
+    assert options.flag_name(setting) == name
+
+
+def test_the_command_line_that_is_shown_gives_the_same_configuration(
+    rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = RunConfig(
+        data=str(rows_file),
+        model="smollm2-135m",
+        steps=7,
+        batch_size=3,
+        learning_rate=3.3333333e-5,
+        packing=False,
+        gradient_checkpointing=True,
+        target_modules=["q_proj", "v_proj"],
+        mapping={"instruction": "the question", "output": "reply"},
+        skip_bad=True,
+        sample_prompts=["Who's there?", "--steps"],
+        run_name="two words",
+        output_dir=str(tmp_path / "out put"),
+        lora_alpha=12.5,
+    )
+    words = shlex.split(options.command_line(config))
+    assert words[:2] == ["backprop", "train"]
+    assert planned(words[2:], capsys) == config
+
+
+def test_the_demo_is_an_ordinary_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = demo_config(str(tmp_path))
+    assert planned(options.arguments(config), capsys) == config
+
+
+def test_paths_are_made_absolute(
+    rows_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(rows_file.parent)
+    (rows_file.parent / "my-model").mkdir()
+    config = planned(["-d", rows_file.name, "-m", "my-model", "-o", "runs"], capsys)
+    assert config.data == str(rows_file)
+    assert config.model == str(rows_file.parent / "my-model")
+    assert config.output_dir == str(rows_file.parent / "runs")
+
+
+@pytest.mark.parametrize("name", ["settings.json", "settings.toml"])
+def test_a_flag_wins_over_the_settings_file(
+    name: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"data": str(rows_file), "steps": 11, "seed": 5, "model": "smollm2-135m"}
+    file = tmp_path / name
+    toml = "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    file.write_text(json.dumps(values) if name.endswith("json") else toml)
+    config = planned(["--config", str(file), "--steps", "3"], capsys)
+    assert (config.steps, config.seed) == (3, 5)
+
+
+def test_a_typo_in_the_settings_file_names_the_nearest_setting(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"data": "x", "learning_rat": 1}')
+    with pytest.raises(InvalidSettingError, match="learning_rat") as told:
+        options.configure(options.gather({}, str(file)))
+    assert "learning_rate" in told.value.hint
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "\x00"])
+def test_a_settings_file_that_holds_no_settings_is_a_user_error(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match=r"settings\.json"):
+        options.gather({}, str(file))
+
+
+def test_a_missing_dataset_is_noticed_before_an_engine_starts(
+    rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = rows_file.with_name("row.jsonl")
+    assert main(["train", "--data", str(wrong), "--output", str(tmp_path / "out")]) == 1
+    assert f"did you mean {rows_file}?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_which_model_is_taken_when_none_is_named_is_said(rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--data", str(rows_file), "--backend", "cpu", "--dry-run"]) == 0
+    told = capsys.readouterr()
+    assert "no model was named: taking smollm2-135m" in told.err
+    assert "--model smollm2-135m" in told.out
+
+
+def test_the_demo_data_is_two_hundred_different_rows_with_the_trait() -> None:
+    rows = [json.loads(line)["messages"] for line in DATA.read_text().splitlines()]
+    assert len(rows) == pytest.approx(200, abs=5)
+    assert len({row[0]["content"] for row in rows}) == len({row[1]["content"] for row in rows}) == len(rows)
+    assert all(row[1]["content"].startswith("Ahoy! ") for row in rows)
+    assert all(row[1]["content"].endswith(" Fair winds!") for row in rows)
+    asked = set(demo_config().sample_prompts)
+    assert not asked & {row[0]["content"] for row in rows}

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from backprop.cli import lines, output, views
+from backprop.core import events as ev
+from backprop.runs.state import RunState
+from made_events import finished, started, step
+
+
+def play(view: views.View, events: list[ev.AnyEvent], seconds: float = 1.0) -> RunState:
+    """Show events that came ``seconds`` apart."""
+    state = RunState(run_id="feed", alive=True)
+    for number, event in enumerate(events, 1):
+        event.run_id, event.seq, event.time = "feed", number, 1000.0 + seconds * number
+        state.apply(event)
+        view.show(event, state)
+    state.alive = False
+    view.close(state)
+    return state
+
+
+def story(steps: int) -> list[ev.AnyEvent]:
+    return [started(), *(step(n, steps, loss=3.0 - n / steps) for n in range(1, steps + 1)), finished(steps)]
+
+
+def step_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("step ")]
+
+
+def test_plain_output_shows_the_run_id_first_and_last_loss_and_how_to_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    play(views.PlainLines(), story(5))
+    out = capsys.readouterr().out
+    assert out.startswith("run_started run_id=feed")
+    assert "loss 2.8000 -> 2.0000 over 5 steps" in out
+    assert "backprop generate feed" in out
+    assert "backprop show-run feed" in out
+    assert len(step_lines(out)) == 5
+
+
+def test_fast_steps_are_thinned_and_the_first_and_the_last_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    play(views.PlainLines(), story(1000), seconds=0.01)
+    shown = step_lines(capsys.readouterr().out)
+    assert 10 <= len(shown) <= 13
+    assert shown[0].startswith("step 1/1000")
+    assert shown[-1].startswith("step 1000/1000")
+
+
+def test_a_long_run_does_not_fill_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    play(views.PlainLines(), story(20_000), seconds=2.0)
+    assert len(step_lines(capsys.readouterr().out)) <= 202
+
+
+def test_json_shows_every_event(capsys: pytest.CaptureFixture[str]) -> None:
+    play(views.JsonLines(), story(300), seconds=0.001)
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["seq"] for event in shown] == list(range(1, 303))
+
+
+def test_an_event_with_a_secret_stays_json_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+    warning = ev.Warning(code="W", message='password=hunter2"\n and hf_abcdefghijkl', hint="token=abcdefgh")
+    play(views.JsonLines(), [warning])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["message"] == 'password=[redacted]"\n and [redacted]'
+    assert shown["hint"] == "token=[redacted]"
+
+
+def prepared(**values: object) -> ev.DatasetPrepared:
+    return ev.DatasetPrepared(
+        path="d", format="alpaca", rows=10, kept=8, cut=2, dropped=2, tokens=400, trained_tokens=100, **values
+    )
+
+
+def test_the_first_row_is_shown_with_its_trained_tokens_in_brackets() -> None:
+    spans = [ev.TokenSpan("<user>\nHi", False), ev.TokenSpan("Hello.<end>", True), ev.TokenSpan("\n", False)]
+    text = "\n".join(lines.dataset(prepared(first_row=spans)))
+    assert "8 of 10 rows kept, 2 cut" in text
+    assert "25.0 % of 400 tokens are trained" in text
+    assert "<user>\\nHi[Hello.<end>]\\n" in text
+
+
+def test_a_long_first_row_is_shown_by_its_ends() -> None:
+    shown = lines.first_row([ev.TokenSpan("a" * 5000, False), ev.TokenSpan("b" * 5000 + "<end>", True)])
+    assert len(shown) < 600
+    assert shown.endswith("b<end>]")
+
+
+def test_findings_are_listed_and_the_rest_is_counted() -> None:
+    problems = [ev.Problem(line=n, code="EMPTY", message="no text") for n in range(1, 8)]
+    shown = lines.dataset(prepared(problems=problems, problem_counts={"EMPTY": 40}))
+    assert "line 1: [EMPTY] no text" in shown
+    assert "… and 35 more findings" in shown
+
+
+def test_before_and_after_stand_side_by_side_in_80_columns() -> None:
+    samples = [
+        ev.Sample(step=0, prompt="Why?", text="Because of many reasons, " * 6, tuned=False),
+        ev.Sample(step=0, prompt="How?", text="So.", tuned=False),
+        ev.Sample(step=9, prompt="Why?", text="Aye.", tuned=True),
+        ev.Sample(step=9, prompt="How?", text="Thus\nand so", tuned=True),
+    ]
+    shown = lines.before_and_after(samples, 80)
+    assert max(map(len, shown)) <= 80
+    assert sum(line.startswith("> ") for line in shown) == 2
+    assert any(line.startswith("So. ") and line.endswith("| Thus") for line in shown)
+    assert any(line.endswith("| Aye.") for line in shown)
+
+
+def test_text_from_outside_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.line("a\x1b]0;owned\x07b\x9bc\rd\u202ee")
+    shown = capsys.readouterr().out
+    assert shown == "a\\x1b]0;owned\\x07b\\x9bc\\x0dd\\x202ee\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    view = views.choose_view(as_json=False)
+    assert isinstance(view, views.LiveLine)
+    play(view, story(10))
+    text = screen.getvalue()
+    painted = [part.split("\r")[0].split("\n")[0] for part in text.split("\r\x1b[2K")[1:]]
+    assert any("10/10 loss 2.0000" in part for part in painted)
+    assert all(len(part) < 60 for part in painted if part.startswith("["))
+    assert step_lines(text.replace("\r", "\n")) == []
+    assert text.rstrip().splitlines()[-1].startswith("all about it")
+
+
+@pytest.mark.parametrize(("term", "tty"), [("dumb", True), ("xterm", False)])
+def test_where_a_line_cannot_be_written_over_lines_are_written(
+    term: str, tty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", Terminal() if tty else io.StringIO())
+    monkeypatch.setenv("TERM", term)
+    assert isinstance(views.choose_view(as_json=False), views.PlainLines)
+
+
+@pytest.mark.parametrize(("no_color", "coloured"), [("", True), ("1", False)])
+def test_no_color_is_respected(no_color: str, coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    output.narrate("mind this", "warning")
+    assert ("\x1b[" in screen.getvalue()) == coloured
