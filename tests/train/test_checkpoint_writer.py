@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from backprop.core.errors import CheckpointError
-from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event
+from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, Warning  # noqa: A004
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train.checkpoint import Snapshot
@@ -137,6 +137,30 @@ def test_a_defect_while_writing_is_told_and_not_swallowed(writer: CheckpointWrit
     (told,) = events
     assert isinstance(told, CheckpointFailed)
     assert (told.code, told.message) == ("RUNTIME_INTERNAL", "ZeroDivisionError: a defect")
+
+
+def test_when_old_checkpoints_cannot_be_deleted_the_new_one_still_counts(
+    writer: CheckpointWriter, store: CheckpointStore, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("Permission denied", code="RUNTIME_IO_FAILED")
+
+    monkeypatch.setattr(CheckpointStore, "prune", refuse)
+    writer.submit(Save(snapshot(1), "steps", 0.0))
+    writer.wait()
+    assert [type(event) for event in events] == [CheckpointSaved, Warning]
+
+
+def test_a_listener_that_fails_does_not_hang_the_next_save(store: CheckpointStore) -> None:
+    def deaf(event: Event) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    writer = CheckpointWriter(store, deaf, CheckpointPolicy())
+    for step in (1, 2):
+        writer.submit(Save(snapshot(step), "steps", 0.0))
+    with pytest.raises(BrokenPipeError):
+        writer.close()
+    assert [checkpoint.step for checkpoint in store.checkpoints()] == [1, 2]
 
 
 def test_a_disk_that_fills_while_tensors_are_written_is_told_as_that(

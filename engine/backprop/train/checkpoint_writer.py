@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backprop.core.errors import BackpropError, CheckpointError
-from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event
+from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, Warning  # noqa: A004
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train.checkpoint import Snapshot
@@ -51,6 +51,7 @@ class CheckpointWriter:
         self._in_use = frozenset(in_use)
         self._waiting: queue.Queue[Save | None] = queue.Queue(maxsize=1)
         self._unfinished = threading.Semaphore(1)
+        self._untold: Exception | None = None
         # A daemon: a person who wants out now is not held by a slow disk; an unfinished save leaves only leftovers.
         self._thread = threading.Thread(target=self._work, name="checkpoints", daemon=True)
         self._thread.start()
@@ -74,22 +75,34 @@ class CheckpointWriter:
         self._waiting.put(save)
 
     def close(self) -> None:
-        """Finish what was handed over, and end the thread."""
+        """Finish what was handed over, and end the thread.
+
+        Raises:
+            Exception: what ``report`` raised when a failure could not even be told.
+        """
         self._waiting.put(None)
         self._thread.join()
+        if self._untold is not None:
+            raise self._untold
 
     def _work(self) -> None:
         while (save := self._waiting.get()) is not None:
             try:
                 self._save(save)
             except BackpropError as error:
-                self._report(failed(save.snapshot.step, error))
+                self._tell_failure(save.snapshot.step, error)
             except Exception as error:  # a defect here must not end the training, and must be seen
                 wrapped = CheckpointError(f"{type(error).__name__}: {error}", code="RUNTIME_INTERNAL")
-                self._report(failed(save.snapshot.step, wrapped))
+                self._tell_failure(save.snapshot.step, wrapped)
             finally:
                 del save
                 self._unfinished.release()
+
+    def _tell_failure(self, step: int, error: BackpropError) -> None:
+        try:
+            self._report(failed(step, error))
+        except Exception as untold:  # kept for ``close``: without this thread the next save would wait for ever
+            self._untold = untold
 
     def _save(self, save: Save) -> None:
         began = time.monotonic()
@@ -112,7 +125,12 @@ class CheckpointWriter:
                 reason=save.reason,
             )
         )
-        for gone in self._store.prune(self._policy, in_use=self._in_use):
+        try:
+            pruned = self._store.prune(self._policy, in_use=self._in_use)
+        except CheckpointError as error:
+            self._report(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
+            return
+        for gone in pruned:
             self._report(CheckpointPruned(path=str(gone.path), step=gone.step))
 
 
