@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
@@ -69,10 +68,23 @@ class FileFormat(Struct, kw_only=True):
     """Part → field: the one given, or the one found."""
     found: bool = False
     """True when the mapping was found, not given."""
-    counts: dict[str, int]
+    counts: dict[str, int] = {}
     """Rows per format; those of no known format under ``unknown``."""
-    lines: dict[str, list[int]]
+    lines: dict[str, list[int]] = {}
     """The first lines of each format."""
+
+    def add(self, name: str, line: int, *, keep_lines: int = 20) -> None:
+        """Count one row."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+        lines = self.lines.setdefault(name, [])
+        if len(lines) < keep_lines:
+            lines.append(line)
+
+    @property
+    def usual(self) -> Format | None:
+        """The known format that most rows have."""
+        known = [name for name in FORMATS if name in self.counts]
+        return max(known, key=self.counts.__getitem__, default=None)
 
     @property
     def mixed(self) -> bool:
@@ -81,41 +93,31 @@ class FileFormat(Struct, kw_only=True):
     def describe_mix(self) -> str:
         """``990 alpaca, 10 sharegpt (lines 4, 9, 12 …)``: counts, and where the fewer ones are."""
         words: list[str] = []
-        for name, count in self.counts.items():
+        for name, count in sorted(self.counts.items(), key=lambda item: -item[1]):
             lines = ", ".join(str(line) for line in self.lines[name][:5]) + (" …" if count > 5 else "")
             words.append(f"{count} {name}" + (f" (line{'s' if count > 1 else ''} {lines})" if words else ""))
         return ", ".join(words)
 
 
-def detect_file(
-    rows: Iterable[tuple[int, Any]], mapping: Mapping[str, str] | None = None, *, keep_lines: int = 20
-) -> FileFormat:
+def detect_file(rows: Iterable[tuple[int, Any]], mapping: Mapping[str, str] | None = None) -> FileFormat:
     """The format of a file's rows, given as (line, row).
 
-    Without a ``mapping``, one is looked for in the first rows of unknown format; it is taken when their fields then
-    make a format.
+    Without a ``mapping``, one is looked for in rows of unknown format; it is taken when their fields then make a
+    format.
     """
-    mapping = dict(mapping or {})
+    file = FileFormat(format=None, mapping=dict(mapping or {}))
     names = Fields(mapping)
-    found = False
-    counts: Counter[str] = Counter()
-    lines: dict[str, list[int]] = {}
     for line, row in rows:
         name = detect_fields(row, names)
-        if name is None and not mapping:
+        if name is None and not file.mapping:
             wanted = find_mapping(row)
             if wanted and detect(row, wanted) is not None:
-                mapping, found = wanted, True
-                names = Fields(mapping)
+                file.mapping, file.found = wanted, True
+                names = Fields(wanted)
                 name = detect_fields(row, names)
-        key = name or "unknown"
-        counts[key] += 1
-        places = lines.setdefault(key, [])
-        if len(places) < keep_lines:
-            places.append(line)
-    ordered = dict(counts.most_common())
-    format = next((name for name in FORMATS if name == next((n for n in ordered if n != "unknown"), None)), None)
-    return FileFormat(format=format, mapping=mapping, found=found, counts=ordered, lines=lines)
+        file.add(name or "unknown", line)
+    file.format = file.usual
+    return file
 
 
 def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:

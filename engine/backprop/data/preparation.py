@@ -18,7 +18,7 @@ from backprop.core.errors import DatasetError, DatasetFormatError, TrainingAbort
 from backprop.core.events import DatasetPrepared, Problem
 from backprop.data.encoding import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces, unknown_format
 from backprop.data.fit import fit
-from backprop.data.formats import Format, detect_fields, detect_file
+from backprop.data.formats import FileFormat, Format, detect_fields, detect_file
 from backprop.data.mapping import Fields, describe_mapping
 from backprop.data.source import Row, Source
 from backprop.data.token_cache import Writer
@@ -74,7 +74,7 @@ class Preparation:
             path=str(source.path), format="", rows=0, kept=0, max_length=options.max_length, notes=list(tokenizer.notes)
         )
         self.counts: Counter[str] = Counter()
-        self.formats: Counter[str] = Counter()
+        self.formats = FileFormat(format=None, mapping={})
         self._renderer = Renderer(tokenizer, everything=options.everything)
         self._seen: set[int] = set()
         self._split_texts = 0
@@ -162,13 +162,14 @@ class Preparation:
         if row.error is not None:
             raise row.error
         format = detect_fields(row.value, self._names)
+        if format is not None:
+            self.formats.add(format, row.line)
         if format is None or self._usual in ("preference", "kto"):
             # Read as what the file is, so that the error names the field that is missing.
             format = self._usual
         if format is None:
             raise unknown_format(row.value)
         rendered = self._renderer.render(row.value, format, self._names)
-        self.formats[format] += 1
         if format != self._usual:
             words = f"this row is {format}, most of the file is {self._usual}"
             rendered.warnings.append(RowError("mixed_format", "", words, "warning"))
@@ -243,10 +244,10 @@ class Preparation:
         summary.p50, summary.p90, summary.p99 = (int(value) for value in np.percentile(lengths, (50, 90, 99)))
         summary.longest = int(lengths.max())
         summary.problem_counts = dict(self.counts.most_common())
-        summary.format = self.formats.most_common(1)[0][0]
-        if len(self.formats) > 1:
-            mix = ", ".join(f"{count} {name}" for name, count in self.formats.most_common())
-            summary.notes.append(f"the file mixes formats: {mix}; each row is read as what it is")
+        summary.format = self.formats.usual or ""
+        if self.formats.mixed:
+            words = f"the file mixes formats: {self.formats.describe_mix()}; each row is read as what it is"
+            summary.notes.append(words)
         if self._split_texts:
             words = f"{self._split_texts} long texts were split into pieces of {self.options.max_length} tokens"
             summary.notes.append(words)

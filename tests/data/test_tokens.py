@@ -1,0 +1,287 @@
+"""Preparing a dataset: what is kept, cut, left out and counted, and the cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
+from backprop.data.tokens import ChatTokenizer, Prepared, prepare
+
+ModelDir = Callable[[str], Path]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def pair(question: str, answer: str) -> dict[str, str]:
+    return {"instruction": question, "output": answer}
+
+
+@pytest.fixture
+def ready(model_dir: ModelDir, tmp_path: Path) -> Callable[..., Prepared]:
+    def run(rows: list[Any], family: str = "chatml", **options: Any) -> Prepared:
+        return prepare(write(tmp_path / "data.jsonl", rows), model_dir(family), **options)
+
+    return run
+
+
+def decode(prepared: Prepared, index: int, family_dir: Path) -> tuple[str, str]:
+    """The whole text of a sample, and its trained part."""
+    tokenizer = ChatTokenizer.load(family_dir).tokenizer
+    ids, trained = prepared.row(index)
+    return (
+        tokenizer.decode(ids.tolist(), skip_special_tokens=False),
+        tokenizer.decode(ids[trained].tolist(), skip_special_tokens=False),
+    )
+
+
+def test_rows_become_ids_with_the_answer_trained(ready: Callable[..., Prepared], model_dir: ModelDir) -> None:
+    prepared = ready([pair("Who?", "Me."), pair("Why?", "So.")])
+    assert len(prepared) == 2
+    assert decode(prepared, 1, model_dir("chatml")) == (
+        "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n",
+        "So.<|im_end|>",
+    )
+    assert prepared.lines.tolist() == [1, 2]
+    assert (prepared.ids.dtype, prepared.trained.dtype) == (np.int32, np.bool_)
+    assert prepared.offsets.tolist() == [0, len(prepared.row(0)[0]), len(prepared.ids)]
+
+
+def test_the_summary_counts_tokens_and_shows_the_first_row(ready: Callable[..., Prepared]) -> None:
+    prepared = ready([pair("Who?", "Me.")])
+    summary = prepared.summary
+    assert (summary.rows, summary.kept, summary.format) == (1, 1, "alpaca")
+    assert summary.tokens == len(prepared.ids)
+    assert summary.trained_tokens == int(prepared.trained.sum())
+    assert [(span.text, span.trained) for span in summary.first_row] == [
+        ("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n", False),
+        ("Me.<|im_end|>", True),
+        ("\n", False),
+    ]
+    assert "answers end with <|im_end|>, which is trained" in summary.notes
+
+
+def test_a_row_too_long_loses_its_beginning_and_keeps_its_answer(
+    ready: Callable[..., Prepared], model_dir: ModelDir
+) -> None:
+    prepared = ready([pair("x" * 300, "Me.")], max_length=40)
+    assert (prepared.summary.kept, prepared.summary.cut) == (1, 1)
+    text, trained = decode(prepared, 0, model_dir("chatml"))
+    assert trained == "Me.<|im_end|>"
+    assert text.endswith("x<|im_end|>\n<|im_start|>assistant\nMe.<|im_end|>")
+    assert len(prepared.ids) == 40
+    assert prepared.summary.problem_counts == {"cut": 1}
+    assert prepared.summary.problems[0].line == 1
+
+
+def test_a_begin_token_survives_the_cut(ready: Callable[..., Prepared]) -> None:
+    prepared = ready([pair("x" * 300, "Me.")], family="gemma", max_length=40)
+    ids, trained = prepared.row(0)
+    whole, _ = ready([pair("x" * 300, "Me.")], family="gemma").row(0)
+    assert ids[0] == whole[0]
+    assert len(ids) == 40
+    assert not trained[0]
+
+
+def test_a_row_whose_answer_is_cut_is_counted_and_never_trained_in_part(ready: Callable[..., Prepared]) -> None:
+    prepared = ready([pair("Who?", "y" * 300), pair("Who?", "Me.")], max_length=40)
+    assert (prepared.summary.rows, prepared.summary.kept, prepared.summary.answer_lost) == (2, 1, 1)
+    assert prepared.lines.tolist() == [2]
+    assert [(p.line, p.code) for p in prepared.summary.problems] == [(1, "answer_lost")]
+
+
+def test_an_earlier_answer_whose_beginning_is_cut_is_context(
+    ready: Callable[..., Prepared], model_dir: ModelDir
+) -> None:
+    chat = [("user", "Q"), ("assistant", "z" * 200), ("user", "R"), ("assistant", "Me.")]
+    prepared = ready([{"messages": [{"role": r, "content": c} for r, c in chat]}], max_length=60)
+    text, trained = decode(prepared, 0, model_dir("chatml"))
+    assert trained == "Me.<|im_end|>"
+    assert text.startswith("z")
+    assert "1 of 2 answers" in prepared.summary.problems[0].message
+
+
+def test_raw_text_is_trained_whole_and_ended(ready: Callable[..., Prepared], model_dir: ModelDir) -> None:
+    prepared = ready([{"text": "Once upon a time."}])
+    text, trained = decode(prepared, 0, model_dir("chatml"))
+    assert text == "Once upon a time.<|endoftext|>"
+    assert prepared.row(0)[1].tolist() == [False] + [True] * (len(prepared.ids) - 1)
+    assert trained.endswith("<|endoftext|>")
+
+
+def test_a_long_text_is_split_and_loses_nothing(ready: Callable[..., Prepared], model_dir: ModelDir) -> None:
+    words = " ".join(f"word{i}" for i in range(100))
+    prepared = ready([{"text": words}], max_length=64)
+    assert len(prepared) > 1
+    assert prepared.summary.kept == 1
+    assert max(len(prepared.row(i)[0]) for i in range(len(prepared))) <= 64
+    joined = "".join(decode(prepared, i, model_dir("chatml"))[0] for i in range(len(prepared)))
+    assert joined == words + "<|endoftext|>"
+
+
+def test_bad_rows_are_counted_with_their_lines_and_stop_nothing(ready: Callable[..., Prepared]) -> None:
+    rows = [pair("a", "b"), "{broken", {"odd": 1}, pair("c", " "), pair("d", "e"), pair("d", "e"), {"text": "t"}]
+    summary = ready(rows).summary
+    assert (summary.rows, summary.kept, summary.dropped, summary.duplicated) == (7, 4, 3, 1)
+    found = {(problem.line, problem.code) for problem in summary.problems}
+    assert found == {
+        (2, "broken_json"),
+        (3, "missing_field"),
+        (4, "nothing_to_train"),
+        (6, "duplicate"),
+        (7, "mixed_format"),
+    }
+    assert summary.problem_counts["broken_json"] == 1
+    assert any("mixes formats: 4 alpaca, 1 text (line 7)" in note for note in summary.notes)
+
+
+def test_a_mapping_found_from_the_names_is_shown(ready: Callable[..., Prepared]) -> None:
+    summary = ready([{"question": "Who?", "answer": "Me."}]).summary
+    assert any("instruction=question, output=answer" in note for note in summary.notes)
+
+
+def test_a_mapping_that_is_given_wins(ready: Callable[..., Prepared], model_dir: ModelDir) -> None:
+    row = {"question": "no", "ask": "Who?", "answer": "Me."}
+    prepared = ready([row], mapping={"instruction": "ask", "output": "answer"})
+    assert "Who?" in decode(prepared, 0, model_dir("chatml"))[0]
+    with pytest.raises(InvalidSettingError, match="instuction"):
+        ready([row], mapping={"instuction": "ask"})
+
+
+def test_only_as_many_usable_rows_as_asked_are_taken(ready: Callable[..., Prepared]) -> None:
+    rows = [pair("a", "b" * 300), {"odd": 1}, *(pair(str(i), "Me.") for i in range(10))]
+    prepared = ready(rows, samples=4, max_length=40)
+    assert prepared.summary.kept == len(prepared) == 4
+    assert prepared.lines.tolist() == [3, 4, 5, 6]
+
+
+def test_everything_is_trained_when_asked(ready: Callable[..., Prepared]) -> None:
+    prepared = ready([pair("Who?", "Me.")], train_on_responses=False)
+    assert prepared.trained.sum() == len(prepared.ids) - 1
+
+
+def test_nothing_to_train_is_an_error_that_says_why(ready: Callable[..., Prepared]) -> None:
+    with pytest.raises(DatasetError) as error:
+        ready([pair("a", " "), pair("b", "y" * 300)], max_length=40)
+    assert error.value.code == "DATASET_NOTHING_TO_TRAIN"
+    assert "line 1" in error.value.message
+    with pytest.raises(DatasetError) as error:
+        ready([{"odd": 1}])
+    assert error.value.code == "DATASET_FORMAT_UNKNOWN"
+    assert "--map" in error.value.hint
+
+
+def test_an_empty_file_is_said_to_be_empty(ready: Callable[..., Prepared]) -> None:
+    for rows in ([], [""]):
+        with pytest.raises(DatasetError) as error:
+            ready(rows)
+        assert error.value.code == "DATASET_EMPTY"
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.jsonl", [pair("a", "b")])
+    with pytest.raises(ModelLoadError, match=r"no tokenizer\.json"):
+        prepare(data, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json"):
+        prepare(data, tmp_path)
+
+
+def test_the_second_time_it_comes_from_the_cache(ready: Callable[..., Prepared]) -> None:
+    rows = [pair("Who?", "Me."), {"odd": 1}]
+    first, second = ready(rows), ready(rows)
+    assert (first.summary.cached, second.summary.cached) == (False, True)
+    assert second.key == first.key
+    assert second.ids.tolist() == first.ids.tolist()
+    assert second.trained.tolist() == first.trained.tolist()
+    assert second.summary.problem_counts == first.summary.problem_counts
+
+
+def test_another_option_another_row_or_another_template_is_another_key(
+    ready: Callable[..., Prepared], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    rows = [pair("Who?", "Me.")]
+    changed = tmp_path / "changed"
+    shutil.copytree(model_dir("chatml"), changed)
+    (changed / "chat_template.jinja").write_text((changed / "chat_template.jinja").read_text() + " ")
+    keys = [
+        ready(rows).key,
+        ready(rows, max_length=100).key,
+        ready(rows, samples=1).key,
+        ready(rows, train_on_responses=False).key,
+        ready(rows, mapping={"instruction": "instruction"}).key,
+        ready(rows, family="smollm2").key,
+        ready([pair("Who!", "Me.")]).key,
+        prepare(write(tmp_path / "data.jsonl", rows), changed).key,
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "altered", "no summary"])
+def test_a_broken_cache_entry_is_made_again(ready: Callable[..., Prepared], damage: str) -> None:
+    rows = [pair("Who?", "Me.")]
+    first = ready(rows)
+    wanted, folder = first.ids.tolist(), first.folder
+    file = folder / ("summary.json" if damage == "no summary" else "ids.bin")
+    data = file.read_bytes()
+    file.unlink()
+    if damage == "short":
+        file.write_bytes(data[:-4])
+    elif damage == "altered":
+        file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    again = ready(rows)
+    assert not again.summary.cached
+    assert again.ids.tolist() == wanted
+    assert ready(rows).summary.cached
+
+
+def test_cancelling_leaves_nothing_in_the_cache(ready: Callable[..., Prepared], tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(TrainingAbortedError):
+        ready([pair("a", "b")], cache_dir=cache, cancelled=lambda: True)
+    assert list(cache.iterdir()) == []
+
+
+def test_progress_reaches_the_end(ready: Callable[..., Prepared]) -> None:
+    seen: list[tuple[int, int]] = []
+    ready([pair("a", "b")] * 1500, progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) > 1
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_model_without_template_says_how_turns_are_written(model_dir: ModelDir, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(model_dir("chatml"), folder)
+    (folder / "chat_template.jinja").unlink()
+    prepared = prepare(write(tmp_path / "data.jsonl", [pair("Who?", "Me.")]), folder)
+    assert decode(prepared, 0, folder)[1] == "Me.<|im_end|>"
+    assert "no chat template" in prepared.summary.notes[0]
+
+
+def test_a_reasoning_that_the_template_drops_is_counted_with_its_turn(ready: Callable[..., Prepared]) -> None:
+    chat = [("user", "Q"), ("assistant", "<think>\nhm\n</think>\n\nA"), ("user", "R"), ("assistant", "B")]
+    summary = ready([{"messages": [{"role": r, "content": c} for r, c in chat]}], family="qwen3").summary
+    assert summary.kept == 1
+    assert summary.problem_counts == {"reasoning_dropped": 1}
+    assert "turn 2" in summary.problems[0].message
+
+
+def test_a_tool_result_that_the_template_drops_is_counted(ready: Callable[..., Prepared]) -> None:
+    chat = [("user", "Q"), ("tool", "the result"), ("assistant", "B")]
+    summary = ready([{"messages": [{"role": r, "content": c} for r, c in chat]}], family="phi-4").summary
+    assert "text_dropped" in summary.problem_counts
+
+
+def test_a_system_text_is_moved_where_the_template_has_no_place_for_it(ready: Callable[..., Prepared]) -> None:
+    summary = ready([{**pair("Who?", "Me."), "system": "Be brief."}], family="gemma").summary
+    assert summary.problem_counts == {"system_moved": 1}
+    assert "Be brief.\n\nWho?" in summary.first_row[0].text
