@@ -29,45 +29,46 @@ _PARTS: dict[Format, tuple[str, ...]] = {
 }
 
 
-def content(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any]:
-    """The parts of a row that are read in ``format``, in a fixed order; the whole row where it has none of them."""
-    if isinstance(value, dict) and format is not None:
-        parts = [value.get(getattr(names, part)) or None for part in _PARTS[format]]
-        if format == "kto":
-            parts[2] = value.get(names.label)
-        if any(part is not None for part in parts):
-            return parts
+def content(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any] | None:
+    """The parts of a row that are read in ``format``, in a fixed order; ``None`` where it has none of them."""
     if isinstance(value, str) and format in ("text", "chatml"):
         return [value]
-    return [format, value]
+    if not isinstance(value, dict) or format is None:
+        return None
+    parts = [value.get(getattr(names, part)) or None for part in _PARTS[format]]
+    if format == "kto":
+        parts[2] = value.get(names.label)
+    return parts if any(part is not None for part in parts) else None
 
 
 def content_key(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
     """16 bytes that are equal for rows of equal content, and differ otherwise."""
+    parts = content(value, format, names)
     try:
-        written = _encoder.encode(content(value, format, names))
+        written = _encoder.encode([format, value] if parts is None else parts)
     except (TypeError, ValueError, OverflowError, RecursionError):
         written = repr(value).encode("utf-8", "backslashreplace")
     return hashlib.blake2b(written, digest_size=16).digest()
 
 
 def fingerprint(value: Any, format: Format | None, names: Fields = PLAIN) -> int:
-    """A number that is equal for rows of equal content, within one process. Agrees with the typed ``*_print``."""
-    if format in ("openai", "sharegpt") and isinstance(value, dict):
-        turns = value.get(names.messages if format == "openai" else names.conversations)
+    """A number that is equal for rows of equal content, within one process. ``typed`` makes the same ones."""
+    parts = content(value, format, names)
+    if parts is None:
+        return hash(content_key(value, format, names))
+    if format in ("openai", "sharegpt"):
         key = "content" if format == "openai" else "value"
+        turns = parts[0]
         if isinstance(turns, list) and turns and isinstance(turns[0], dict) and isinstance(turns[-1], dict):
             return texts_print(len(turns), turns[0].get(key), turns[-1].get(key))
-    parts = content(value, format, names)
+        return hash(content_key(value, format, names))
     if format == "alpaca":
         return texts_print(0, parts[0], parts[2])
     if format in ("prompt_completion", "kto"):
         return texts_print(0, parts[0], parts[1])
     if format == "preference":
         return texts_print(0, parts[1], parts[2])
-    if format in ("text", "chatml"):
-        return texts_print(0, "", parts[0])
-    return hash(content_key(value, format, names))
+    return texts_print(0, "", parts[0])
 
 
 def texts_print(count: int, first: object, last: object) -> int:

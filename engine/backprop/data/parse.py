@@ -101,7 +101,9 @@ def _explain_json(raw: bytes, offset: int, error: orjson.JSONDecodeError) -> Row
     for word in ("NaN", "Infinity", "-Infinity", "None", "True", "False"):
         if rest.startswith(word):
             return RowError("broken_json", "", f"{word} {where} is not JSON (null, true, false and plain numbers are)")
-    if rest.startswith(("}", "]")) and raw.decode()[: error.pos].rstrip().endswith(","):
+    if "trailing comma" in error.msg or (
+        rest.startswith(("}", "]")) and raw.decode()[: error.pos].rstrip().endswith(",")
+    ):
         return RowError("broken_json", "", f"a comma before the closing bracket {where}")
     if not rest.strip() or "end of data" in error.msg:
         return RowError("broken_json", "", "the row ends in the middle: a bracket or quote is not closed")

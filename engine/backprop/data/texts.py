@@ -32,8 +32,9 @@ def texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def odd_texts(value: Any, format: Format | None, names: Fields) -> list[RowError]:
     """What is odd inside the texts that are read from a row; ChatML's own tags are none in a ChatML row."""
-    if isinstance(value, dict) and format is not None:
-        used = {id(part) for part in content(value, format, names) if part is not None}
+    parts = content(value, format, names)
+    if isinstance(value, dict) and parts is not None:
+        used = {id(part) for part in parts if part is not None}
         value = {key: part for key, part in value.items() if id(part) in used}
     found = []
     allowed = _CHATML if format == "chatml" else set()
