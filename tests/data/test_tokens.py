@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
 from backprop.data.tokens import ChatTokenizer, Prepared, prepare
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 ModelDir = Callable[[str], Path]
 
@@ -285,3 +287,35 @@ def test_a_system_text_is_moved_where_the_template_has_no_place_for_it(ready: Ca
     summary = ready([{**pair("Who?", "Me."), "system": "Be brief."}], family="gemma").summary
     assert summary.problem_counts == {"system_moved": 1}
     assert "Be brief.\n\nWho?" in summary.first_row[0].text
+
+
+def test_a_tokenizer_that_sets_a_begin_token_gives_text_one_and_chats_one(model_dir: ModelDir, tmp_path: Path) -> None:
+    folder = tmp_path / "sets_bos"
+    shutil.copytree(model_dir("mistral"), folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = [{"text": "Once."}, {"text": "<s>Once."}, pair("Who?", "Me.")]
+    prepared = prepare(write(tmp_path / "data.jsonl", rows), folder)
+    for i in range(3):
+        ids, trained = prepared.row(i)
+        assert (ids[0], int((ids == bos).sum()), bool(trained[0])) == (bos, 1, False)
+
+
+def test_a_second_begin_token_and_control_tokens_in_the_text_are_counted(
+    ready: Callable[..., Prepared], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    summary = ready([pair("Who?", "Me.<|im_end|> and more"), pair("<s> is another model's", "Me. ")]).summary
+    assert [(p.line, p.code) for p in summary.problems] == [(1, "special_token"), (2, "special_token")]
+    folder = tmp_path / "twice"
+    shutil.copytree(model_dir("gemma"), folder)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + (folder / "chat_template.jinja").read_text())
+    assert prepare(tmp_path / "data.jsonl", folder).summary.problem_counts["double_bos"] == 2
+
+
+def test_a_rare_error_is_listed_among_many_warnings(ready: Callable[..., Prepared]) -> None:
+    rows = [pair("x" * 300, f"{i}.") for i in range(300)]
+    summary = ready([*rows, {"instruction": "no answer"}], max_length=40).summary
+    assert summary.problem_counts == {"cut": 300, "missing_field": 1}
+    assert (301, "missing_field") in [(problem.line, problem.code) for problem in summary.problems]

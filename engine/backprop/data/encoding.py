@@ -16,6 +16,7 @@ from backprop.data.mapping import Fields
 from backprop.data.mask import Span
 from backprop.data.shape import TemplateShape
 from backprop.data.template import END_THINK, THINK, ChatTemplate
+from backprop.data.texts import CONTROL_TOKEN
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.turns import Example, Format, RowError, Turn
@@ -41,6 +42,7 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: ChatTokenizer, *, everything: bool = False) -> None:
+        self.tokenizer = tokenizer
         self.template = tokenizer.template
         self.everything = everything
         self._shape = TemplateShape(tokenizer.template)
@@ -54,7 +56,8 @@ class Renderer:
         example = convert(row, format, names)
         if example.text is not None:
             _encodable(example.text)
-            return Rendered(example.text, [], raw=True, warnings=example.warnings)
+            warnings = [*example.warnings, *self._control_tokens([example.text])]
+            return Rendered(example.text, [], raw=True, warnings=warnings)
         return self._conversation(example)
 
     def _conversation(self, example: Example) -> Rendered:
@@ -68,10 +71,18 @@ class Renderer:
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
         warnings = [*example.warnings, *_left_out(example, turns, text, self.template)]
+        warnings += self._control_tokens([turn.content for turn in turns])
         if moved:
             words = "the chat template has no place for a system text: it is put before the first question"
             warnings.append(RowError("system_moved", "turns[0]", words, "info"))
         return Rendered(text, answers, everything=self.everything, warnings=warnings)
+
+    def _control_tokens(self, texts: Sequence[str]) -> list[RowError]:
+        """Tokens inside the row's own text that this model reads as the end or begin of a turn."""
+        known = self.tokenizer.tokenizer.token_to_id
+        found = {token for text in texts for token in CONTROL_TOKEN.findall(text) if known(token) is not None}
+        words = f"control tokens inside the text are read as such: {', '.join(sorted(found)[:3])}"
+        return [RowError("special_token", "", words, "warning")] if found else []
 
 
 def _is_trained(turn: Turn) -> bool:

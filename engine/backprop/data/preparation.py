@@ -29,7 +29,8 @@ BATCH_ROWS = 500
 BATCH_CHARACTERS = 2_000_000
 HEAD_ROWS = 1000
 """Rows looked at to tell the file's format and mapping."""
-PROBLEMS_KEPT = 200
+PROBLEMS_KEPT = 50
+"""Findings of each code that are kept with their rows; all are counted."""
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -177,7 +178,7 @@ class Preparation:
 
     def _report(self, row: Row, error: RowError) -> None:
         self.counts[error.code] += 1
-        if len(self.summary.problems) < PROBLEMS_KEPT:
+        if self.counts[error.code] <= PROBLEMS_KEPT:
             self.summary.problems.append(
                 Problem(
                     line=row.line,
@@ -199,11 +200,18 @@ class Preparation:
                 self.summary.dropped += 1
                 self._report(item.row, RowError("nothing_to_train", "", "no token of the row would be trained"))
                 continue
+            if self._begins_twice(encoded):
+                words = "two begin tokens in a row: the text starts with one, and the template writes one"
+                self._report(item.row, RowError("double_bos", "", words, "warning"))
             if not self.summary.first_row:
                 parts = pieces(item.rendered, encoding, encoded, self.tokenizer)
                 self.summary.first_row = merge_spans(parts, encoded.trained)
                 self._note_terminator(encoded)
             self._take(item, encoded, writer)
+
+    def _begins_twice(self, encoded: Encoded) -> bool:
+        bos = self.tokenizer.bos_id
+        return bos is not None and bool((encoded.ids[:2] == bos).all())
 
     def _note_terminator(self, encoded: Encoded) -> None:
         last = int(encoded.ids[encoded.answers[-1][1] - 1])

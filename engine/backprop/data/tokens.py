@@ -68,7 +68,7 @@ def prepare(
     tokenizer = ChatTokenizer.load(model_dir)
     root = cache_dir or token_cache()
     options = Options(max_length=max_length, everything=not train_on_responses, samples=samples, mapping=mapping or {})
-    with open_source(path, cancelled=cancelled) as source:
+    with open_source(path, progress=progress, cancelled=cancelled) as source:
         key = _key(Path(path), tokenizer, options)
         found = cache.load(root, key)
         if found is not None:
