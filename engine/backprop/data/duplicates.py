@@ -1,7 +1,7 @@
 """Rows that say almost the same: MinHash over word triples (Broder 1997), settled by the true overlap.
 
 Signatures come from ``rensa``. Rows that agree in a band of their signatures are candidates; only those whose word
-triples really overlap by the threshold belong together. 128 bytes a row are kept.
+triples really overlap by the threshold belong together. At the usual threshold 128 bytes a row are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy.typing as npt
 THRESHOLD = 0.8
 """Share of common word triples (Jaccard) from which two rows count as near duplicates."""
 _PERMUTATIONS = 96
-_BANDS = 16
+_FOUND = 0.98
+"""Least chance that two rows at the threshold become candidates."""
 _SEED = 1
 _SHINGLE = 3
 _CHARACTERS = 5
@@ -51,6 +52,7 @@ class NearDuplicates:
 
     def __init__(self, threshold: float = THRESHOLD) -> None:
         self.threshold = threshold
+        self._width = _band_width(threshold)
         self._rows: list[int] = []
         self._bands: list[npt.NDArray[np.uint64]] = []
         self._waiting: list[list[str]] = []
@@ -72,7 +74,7 @@ class NearDuplicates:
             RMinHash.digests_from_token_sets(self._waiting, num_perm=_PERMUTATIONS, seed=_SEED), dtype=np.uint64
         )
         self._waiting = []
-        bands = signatures.reshape(len(signatures), _BANDS, _PERMUTATIONS // _BANDS)
+        bands = signatures.reshape(len(signatures), -1, self._width)
         factors = np.random.default_rng(_SEED).integers(1, 2**63, bands.shape[2], dtype=np.uint64) | np.uint64(1)
         self._bands.append((bands * factors).sum(axis=2, dtype=np.uint64))
 
@@ -115,6 +117,13 @@ class NearDuplicates:
                     break
             else:
                 leaders.append(place)
+
+
+def _band_width(threshold: float) -> int:
+    """Values per band: the most with which rows at the threshold still agree in some band, nearly always."""
+    widths = [width for width in range(1, _PERMUTATIONS + 1) if _PERMUTATIONS % width == 0]
+    good = [width for width in widths if 1 - (1 - threshold**width) ** (_PERMUTATIONS // width) >= _FOUND]
+    return max(good, default=1)
 
 
 def _buckets(bands: npt.NDArray[np.uint64]) -> Iterator[list[int]]:

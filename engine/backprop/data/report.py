@@ -22,6 +22,7 @@ LANGUAGE_SAMPLE = 2_000
 SHOWN = 20
 _OUTLIER = 3.5
 _MAD_TO_SIGMA = 1.4826
+_MEAN_TO_SIGMA = 1.2533
 
 
 class Spread(Struct):
@@ -216,7 +217,8 @@ def outliers(lengths: Sequence[int]) -> list[int]:
         return []
     logs = np.log1p(np.asarray(lengths, dtype=np.float64))
     away = np.abs(logs - np.median(logs))
-    scale = float(np.median(away)) * _MAD_TO_SIGMA
+    # Where most lengths are equal, the median distance is 0 and the mean one stands in.
+    scale = float(np.median(away)) * _MAD_TO_SIGMA or float(away.mean()) * _MEAN_TO_SIGMA
     if scale == 0:
         return []
     found = np.flatnonzero(away / scale > _OUTLIER)

@@ -33,17 +33,21 @@ def held_out_size(rows: int, ratio: float) -> int:
     Raises:
         InvalidSettingError: the ratio is not between 0 and 1, or there are fewer than two rows.
     """
+    _check_ratio(ratio)
+    if rows < 2:
+        raise InvalidSettingError(
+            f"{rows} row{'s' if rows != 1 else ''} cannot be split", hint="a split needs at least two rows"
+        )
+    return min(max(round(rows * ratio), 1), rows - 1)
+
+
+def _check_ratio(ratio: float) -> None:
     if not 0 < ratio < 1:
         raise InvalidSettingError(
             f"the held-out share must lie between 0 and 1, not {ratio}",
             hint="0.1 holds out a tenth",
             details={"field": "ratio"},
         )
-    if rows < 2:
-        raise InvalidSettingError(
-            f"{rows} row{'s' if rows != 1 else ''} cannot be split", hint="a split needs at least two rows"
-        )
-    return min(max(round(rows * ratio), 1), rows - 1)
 
 
 def split_rows(keys: Sequence[bytes], ratio: float, seed: int = 42, groups: Sequence[Sequence[int]] = ()) -> list[int]:
@@ -128,6 +132,7 @@ def split_file(
         InputError: a file is in the way.
         InvalidSettingError: see ``split_rows``.
     """
+    _check_ratio(ratio)
     with open_source(path) as source:
         named = Path(path)
         train = train or beside(named, "train")

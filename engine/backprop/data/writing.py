@@ -29,7 +29,7 @@ def refuse_existing(*paths: Path) -> None:
         if path.exists():
             raise InputError(
                 f"{path} exists already and is not overwritten",
-                hint="move it away, or name another file with --output",
+                hint="move it away, or name another file to write",
                 details={"path": str(path)},
             )
 
@@ -51,7 +51,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise BackpropError(
             f"{path} could not be written: {error.strerror or error}",
-            hint="look at the free space and the permissions there, or name another place with --output",
+            hint="look at the free space and the permissions there, or name another place",
             code="RUNTIME_IO_FAILED",
         ) from error
     finally:

@@ -1,0 +1,111 @@
+"""``backprop validate`` and ``backprop data`` as a person or a script runs them: answers, exit codes, streams."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KEYS = {"path", "format", "rows", "valid", "invalid", "problems"}
+GOOD = [{"instruction": f"Say {i}", "output": f"The number is {i}, my friend."} for i in range(30)]
+
+
+def backprop(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "backprop.cli.main", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def written(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> str:
+    path = folder / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def test_validate_answers_with_the_keys_that_scripts_rely_on(tmp_path: Path) -> None:
+    done = backprop("validate", written(tmp_path, [*GOOD, '{"cut":']), "--json")
+    answer = json.loads(done.stdout)
+    assert set(answer) >= KEYS
+    assert (answer["rows"], answer["valid"], answer["invalid"], done.returncode) == (31, 30, 1, 1)
+    (problem,) = answer["problems"]
+    assert {"line", "field", "code", "severity", "message", "excerpt"} == set(problem)
+    assert (problem["line"], problem["code"], problem["excerpt"]) == (31, "broken_json", '{"cut":')
+
+
+def test_validate_for_people_shows_twenty_findings_and_counts_the_rest(tmp_path: Path) -> None:
+    done = backprop("validate", written(tmp_path, [*GOOD, *[{"instruction": str(i)} for i in range(25)]]))
+    assert done.stdout.count("[missing_field]") == 20
+    assert "… and 5 more findings" in done.stdout
+    assert "line 31 output: the row has no 'output'" in done.stdout
+    assert done.returncode == 1
+    clean = backprop("validate", written(tmp_path, GOOD, "good.jsonl"))
+    assert (clean.returncode, clean.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "words"),
+    [
+        ("none.jsonl", None, "DATASET_NOT_FOUND", "no file"),
+        ("a.jsonl", "", "DATASET_EMPTY", "dataset is empty"),
+        ("a.jsonl", '[{"a": 1},\n{"a": 2}]', "DATASET_PARSE_FAILED", "rename to .json"),
+        ("a.jsonl", '{"a":\n{"b":\n', "DATASET_PARSE_FAILED", "none of its 2 rows"),
+        ("a.docx", "x", "DATASET_FORMAT_UNKNOWN", "ending .docx"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_error_in_both_answers(
+    tmp_path: Path, name: str, text: str | None, code: str, words: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    plain = backprop("validate", str(tmp_path / name))
+    assert (plain.returncode, plain.stdout) == (1, "")
+    assert code in plain.stderr
+    assert words in plain.stderr
+    assert "Traceback" not in plain.stderr
+    as_json = backprop("validate", str(tmp_path / name), "--json")
+    assert json.loads(as_json.stdout)["error"]["code"] == code
+    assert as_json.returncode == 1
+
+
+def test_a_held_out_file_and_a_mapping_are_taken(tmp_path: Path) -> None:
+    rows = [{"q": f"Say {i}", "a": f"The number is {i}."} for i in range(10)]
+    path, held = written(tmp_path, rows), written(tmp_path, rows[4:5], "held.jsonl")
+    done = backprop("validate", path, "--map", "instruction=q", "--map", "output=a", "--held-out", held, "--json")
+    answer = json.loads(done.stdout)
+    assert [(p["line"], p["code"]) for p in answer["problems"]] == [(5, "held_out_overlap")]
+    wrong = backprop("validate", path, "--map", "instructon=q")
+    assert wrong.returncode == 1
+    assert "'instructon' is no part of a row" in wrong.stderr
+
+
+def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:
+    path = written(tmp_path, [*GOOD, GOOD[0], '{"cut":'])
+    found = json.loads(backprop("data", "report", path, "--json").stdout)
+    assert (found["rows"], found["usable"], found["duplicates"]) == (32, 31, 1)
+    assert "31 can be used; 1 repeat an earlier one" in backprop("data", "report", path).stdout
+    split = json.loads(backprop("data", "split", path, "--ratio", "0.2", "--near", "1.0", "--json").stdout)
+    assert (split["train_rows"], split["held_out_rows"], split["left_out"]) == (25, 6, {"broken_json": 1})
+    again = backprop("data", "split", path)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    cleaned = backprop("data", "clean", path)
+    assert cleaned.returncode == 0
+    assert "30 of 32 rows" in cleaned.stdout
+    assert len((tmp_path / "rows.clean.jsonl").read_text().splitlines()) == 30
+    bad = backprop("data", "split", path, "--ratio", "1")
+    assert bad.returncode == 1
+    assert "between 0 and 1" in bad.stderr
+
+
+def test_checking_data_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
+    code = (
+        "import sys; from backprop.cli.main import main; "
+        f"main(['validate', {written(tmp_path, GOOD)!r}]); main(['data', 'report', {written(tmp_path, GOOD)!r}]); "
+        "print([name for name in ('torch', 'transformers', 'datasets', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
