@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_language_model import write_model, write_rows
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-sys.path.insert(0, str(FIXTURES))
-
-from tiny_language_model import write_model, write_rows  # noqa: E402
-
 PATIENCE = 240.0
 
 

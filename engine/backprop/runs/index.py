@@ -115,7 +115,11 @@ class RunIndex:
     def add(self, path: Path) -> None:
         """Remember the run in ``path``; it is read when it is asked for."""
         path = path.absolute()
-        self._db.execute("insert or ignore into runs values (?, ?, ?, '', null)", (str(path), path.name, time.time()))
+        try:
+            started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
+        except OSError:
+            started = time.time()
+        self._db.execute("insert or ignore into runs values (?, ?, ?, '', null)", (str(path), path.name, started))
 
     def scan(self, output_dir: Path) -> None:
         """Remember every run directly under ``output_dir``."""
