@@ -77,3 +77,10 @@ def test_keys_of_a_newer_version_are_ignored() -> None:
     decoded = ev.decode_event(line)
     assert isinstance(decoded, ev.Heartbeat)
     assert decoded.step == 3
+
+
+def test_an_event_of_a_newer_version_keeps_its_place_in_the_order() -> None:
+    line = b'{"type":"teleported","schema":2,"run_id":"r","seq":9,"time":1.0,"to":"mars"}'
+    decoded = ev.decode_event(line)
+    assert isinstance(decoded, ev.Unknown)
+    assert (decoded.run_id, decoded.seq) == ("r", 9)

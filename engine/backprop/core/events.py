@@ -27,7 +27,6 @@ from msgspec import Struct, field
 SCHEMA = 1
 
 Phase = Literal[
-    "importing",
     "loading_model",
     "preparing_data",
     "sampling",
@@ -310,6 +309,10 @@ class RunFailed(Event):
     """For ``--verbose``; secrets blacked out."""
 
 
+class Unknown(Event):
+    """Stands in a reader for an event of a type or form that this version does not know."""
+
+
 AnyEvent: TypeAlias = (
     RunStarted
     | PhaseChanged
@@ -332,7 +335,16 @@ AnyEvent: TypeAlias = (
     | Heartbeat
     | RunFinished
     | RunFailed
+    | Unknown
 )
+
+
+class _Stamp(Struct):
+    type: str
+    run_id: str
+    seq: int
+    time: float
+
 
 
 class Command(Struct, kw_only=True, tag_field="type", tag=_snake):
@@ -369,6 +381,7 @@ AnyCommand: TypeAlias = Pause | Resume | Checkpoint | Stop | Abort | SampleNow
 
 _encoder = msgspec.json.Encoder()
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_stamp_decoder: msgspec.json.Decoder[_Stamp] = msgspec.json.Decoder(_Stamp)
 _command_decoder: msgspec.json.Decoder[AnyCommand] = msgspec.json.Decoder(AnyCommand)
 
 
@@ -378,11 +391,16 @@ def encode(message: Event | Command) -> bytes:
 
 
 def decode_event(line: bytes) -> AnyEvent | None:
-    """The event in ``line``, or ``None`` where the line is torn, foreign or of a type this version does not know."""
+    """The event in ``line``, or ``None`` where the line is torn or no event."""
     try:
         return _event_decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        stamp = _stamp_decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return Unknown(run_id=stamp.run_id, seq=stamp.seq, time=stamp.time)
 
 
 def decode_command(line: bytes) -> AnyCommand | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from backprop.core import events as ev
 
 PHASES = {
-    "importing": "starting the engine",
     "loading_model": "loading the model",
     "preparing_data": "preparing the data",
     "sampling": "answering the sample prompts",

@@ -160,7 +160,7 @@ class RunState(Struct, kw_only=True):
                 self._step(event)
             case ev.Gpu():
                 self.gpus[event.index] = event
-            case ev.Heartbeat():
+            case ev.Heartbeat() | ev.Unknown():
                 pass
             case _:
                 self.notable.append(event)

@@ -1,7 +1,7 @@
 """The engine process: ``python -P -m backprop.train.process RUN_DIRECTORY``.
 
-It takes over its descriptors, holds the run's lock, says ``run_started`` and only then imports the heavy libraries.
-It ends with ``run_finished`` or ``run_failed`` in the journal, whatever happens short of being killed.
+It takes over its descriptors, holds the run's lock, imports the heavy libraries and says ``run_started`` with the
+configuration as resolved on this machine. It ends with ``run_finished`` or ``run_failed`` in the journal, whatever happens short of being killed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
-from backprop.core.events import Event, PhaseChanged, RunFailed, RunFinished, RunStarted, Step
+from backprop.core.events import Event, RunFailed, RunFinished, RunStarted, Step
+from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.journal import JournalWriter
@@ -44,6 +45,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Importing torch makes this folder, by default beside everybody's temporary files.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "torchinductor"))
 
 
 class Progress:
@@ -95,20 +98,22 @@ def failure(error: BaseException) -> RunFailed:
 def work(directory: RunDirectory, record: RunRecord, control: Control, progress: Progress) -> int:
     """Do the run and say how it ended; the process's exit status."""
     try:
-        started = RunStarted(
-            config=msgspec.to_builtins(record.config),
-            output_dir=str(directory.path),
-            pid=os.getpid(),
-            kind=record.kind,
-            environment=environment(),
-        )
-        progress.emit(started)
-        progress.emit(PhaseChanged(phase="importing"))
         quiet_libraries()
-        # Five seconds of imports: run_started is out before them.
+        # Five seconds of imports. The lock is held and commands are listened to before them.
         from backprop.train import session
+        from backprop.train.model import resolved
 
-        session.run(record.config, directory, progress.emit, control)
+        config = resolved(record.config)
+        progress.emit(
+            RunStarted(
+                config=msgspec.to_builtins(config),
+                output_dir=str(directory.path),
+                pid=os.getpid(),
+                kind=record.kind,
+                environment=environment(),
+            )
+        )
+        session.run(config, directory, progress.emit, control)
         return EXIT_OK
     except KeyboardInterrupt:
         if not progress.finished:
