@@ -51,6 +51,12 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.lines)
 
+    @property
+    def lengths(self) -> Longs:
+        """Tokens of each sample."""
+        lengths: Longs = np.diff(self.offsets)
+        return lengths
+
     def row(self, index: int) -> tuple[Ids, Flags]:
         """Ids and trained flags of one sample, as views."""
         if not 0 <= index < len(self):

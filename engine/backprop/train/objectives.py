@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
@@ -161,9 +160,7 @@ class StepTrainer(SFTTrainer):
         self.spread = Spread(
             packing=config.packing and apart,
             batch_size=config.batch_size,
-            capacity=capacity_for(
-                loaded.device, int(np.diff(rows.offsets).max()), config.batch_size, config.max_seq_length
-            ),
+            capacity=capacity_for(loaded.device, int(rows.lengths.max()), config.batch_size, config.max_seq_length),
             pad_id=loaded.tokenizer.pad_token_id or 0,
         )
         super().__init__(

@@ -28,11 +28,11 @@ CUDA_CAPACITY = 8192
 class Rows(Protocol):
     """Tokenised rows: ``row(i)`` gives token ids and, for each, whether it is trained (both of shape [length]).
 
-    ``offsets`` ([rows + 1]) are where each begins in the flat arrays behind them.
+    ``lengths`` ([rows]) are their tokens.
     """
 
     @property
-    def offsets(self) -> npt.NDArray[np.int64]: ...
+    def lengths(self) -> npt.NDArray[np.int64]: ...
 
     def __len__(self) -> int: ...
 

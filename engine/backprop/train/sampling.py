@@ -57,8 +57,8 @@ def generate(
     chat: ChatTokenizer,
     prompt: str | list[dict[str, Any]],
     max_new_tokens: int,
-    *,
     on_text: Callable[[str], None] | None = None,
+    *,
     stop_when: Callable[[], bool] | None = None,
 ) -> str:
     """The greedy answer to ``prompt`` (a user's message, or a whole conversation of ``role`` and ``content``).

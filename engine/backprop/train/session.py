@@ -36,7 +36,6 @@ def run(config: RunConfig, directory: RunDirectory, emit: Emit, control: Command
     began = time.monotonic()
     torch.set_grad_enabled(True)
     models.use_all_cores()
-    config = models.resolved(config)
     steering = Steering(control, emit)
 
     emit(PhaseChanged(phase="loading_model", detail="looking for its files"))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backprop.core.settings import RunConfig
+from backprop.train import loss as losses
+from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
+from backprop.train.model import Loaded
+from backprop.train.objectives import StepTrainer, plan
+from backprop.train.packing import Pass, Spread, pack, pad
+from msgspec.structs import replace
+from torch.nn import functional
+from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, masking_utils
+
+SMALL = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+}
+
+
+@pytest.fixture(scope="module")
+def rows(ragged: Any) -> Any:
+    return ragged([31, 12, 44, 20, 9, 27, 38, 16])
+
+
+def full_logit_loss(model: torch.nn.Module, one: Pass) -> torch.Tensor:
+    """The plain way: logits of every position from the model's own forward, labels shifted, the rest ignored."""
+    inputs = {"input_ids": one.input_ids, "position_ids": one.position_ids, "attention_mask": one.attention_mask}
+    logits = model(**inputs, use_cache=False).logits
+    labels = torch.full((one.input_ids.numel(),), -100)
+    labels[one.predict_at] = one.targets
+    return functional.cross_entropy(logits.flatten(0, 1).float(), labels, ignore_index=-100, reduction="sum")
+
+
+def gradient(loaded: Loaded) -> torch.Tensor:
+    found = torch.cat([p.grad.flatten() for p in loaded.model.parameters() if p.grad is not None])
+    loaded.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_loss_at_trained_positions_is_the_full_logit_loss(loaded_tiny: Loaded, rows: Any, packed: bool) -> None:
+    some = [rows.row(i) for i in range(4)]
+    one = pack(some) if packed else pad(some, 0)
+
+    ours = summed_loss(loaded_tiny.model, one, plain_head=True)
+    ours.backward()
+    our_gradient = gradient(loaded_tiny)
+    theirs = full_logit_loss(loaded_tiny.model, one)
+    theirs.backward()
+
+    assert abs(ours.item() / theirs.item() - 1) < 1e-6
+    assert (our_gradient - gradient(loaded_tiny)).norm() / our_gradient.norm() < 1e-6
+
+
+def test_the_loss_in_pieces_is_the_loss(loaded_tiny: Loaded, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = pack([rows.row(i) for i in range(8)])
+    whole = summed_loss(loaded_tiny.model, one, plain_head=True)
+    whole.backward()
+    whole_gradient = gradient(loaded_tiny)
+
+    monkeypatch.setitem(losses.PIECE_BYTES, "cpu", 4 * 512 * 10)  # ten positions at a time
+    pieces = summed_loss(loaded_tiny.model, one, plain_head=True)
+    pieces.backward()
+
+    assert abs(pieces.item() / whole.item() - 1) < 1e-6
+    assert (gradient(loaded_tiny) - whole_gradient).norm() / whole_gradient.norm() < 1e-6
+
+
+def test_a_packed_row_has_the_loss_that_it_has_alone(loaded_tiny: Loaded, rows: Any) -> None:
+    every = [rows.row(i) for i in range(len(rows))]
+    packed = pack(every)
+    logits = loaded_tiny.model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False).logits[0]
+    each = functional.cross_entropy(logits[packed.predict_at].float(), packed.targets, reduction="none")
+    counts = [int(trained[1:].sum()) for _, trained in every]
+
+    for row, part in zip(every, each.split(counts), strict=True):
+        alone = full_logit_loss(loaded_tiny.model, pack([row]))
+        assert abs(part.sum().item() / alone.item() - 1) < 1e-5
+
+
+def test_the_model_keeps_packed_rows_apart_and_one_without_a_block_mask_is_found_out(
+    loaded_tiny: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keeps_rows_apart(loaded_tiny.model)
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+
+    assert not keeps_rows_apart(loaded_tiny.model)
+
+
+def test_a_plain_head_is_told_from_scaled_and_capped_ones(loaded_tiny: Loaded) -> None:
+    granite = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).eval()
+    gemma = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=30.0)).eval()
+
+    assert has_plain_head(loaded_tiny.model)
+    assert not has_plain_head(granite)
+    assert not has_plain_head(gemma)
+
+
+@pytest.mark.parametrize("kind", ["granite", "gemma2"])
+def test_scaling_and_capping_are_part_of_the_loss(kind: str, rows: Any) -> None:
+    torch.manual_seed(0)
+    if kind == "granite":
+        model = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).eval()
+    else:
+        model = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=1.0)).eval()
+    one = pad([rows.row(i) for i in range(3)], 0)
+
+    ours = summed_loss(model, one, plain_head=has_plain_head(model))
+
+    assert abs(ours.item() / full_logit_loss(model, one).item() - 1) < 1e-6
+    assert abs(summed_loss(model, one, plain_head=True).item() / ours.item() - 1) > 1e-2
+
+
+def step_gradient(
+    loaded: Loaded, config: RunConfig, rows: Any, spread: Spread, tmp_path: Path
+) -> tuple[float, torch.Tensor]:
+    trainer = StepTrainer(loaded, config, rows, plan(config, len(rows)), tmp_path)
+    trainer.spread = spread
+    trainer.create_optimizer()
+    loader = trainer.get_train_dataloader()
+    (step,), trained = trainer.get_batch_samples(iter(loader), 1, torch.device("cpu"))
+    loss = trainer.training_step(loaded.model, step, trained)
+    return float(loss), gradient(loaded)
+
+
+def test_eight_times_one_four_times_two_one_times_eight_and_packed_give_one_gradient(
+    loaded_tiny: Loaded, tiny_config: RunConfig, rows: Any, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, batch_size=1, gradient_accumulation=8, gradient_checkpointing=False)
+    ways = [Spread(False, 1, 0, 0), Spread(False, 2, 0, 0), Spread(False, 8, 0, 0), Spread(True, 1, 64, 0)]
+
+    results = [step_gradient(loaded_tiny, config, rows, spread, tmp_path) for spread in ways]
+
+    first_loss, first = results[0]
+    for loss, other in results[1:]:
+        assert abs(loss / first_loss - 1) < 1e-6
+        assert (other - first).norm() / first.norm() < 1e-6
+
+
+def test_the_last_step_of_an_epoch_is_weighed_by_its_own_tokens(
+    loaded_tiny: Loaded, tiny_config: RunConfig, rows: Any, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, batch_size=3, gradient_accumulation=1, gradient_checkpointing=False)
+    trainer = StepTrainer(loaded_tiny, config, rows, plan(config, len(rows)), tmp_path)
+    trainer.create_optimizer()
+    steps = list(trainer.get_train_dataloader())
+
+    assert [sum(one.rows for one in step.passes) for step in steps] == [3, 3, 2]
+    last = steps[-1]
+    trained = sum(one.trained for one in last.passes)
+    loss = trainer.training_step(loaded_tiny.model, last, trained)
+    with torch.no_grad():
+        expected = sum(full_logit_loss(loaded_tiny.model, one) for one in last.passes) / trained
+    assert abs(float(loss) / float(expected) - 1) < 1e-6

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, ModelLoadError
+from backprop.core.events import Event, ModelLoaded
+from backprop.core.settings import RunConfig
+from backprop.train import model as models
+from msgspec.structs import replace
+
+
+def ignore(event: Event) -> None:
+    pass
+
+
+def test_a_name_that_is_nothing_is_refused_with_the_presets(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no preset, no directory and no Hugging Face name") as caught:
+        models.find("no-such-model", ignore)
+    assert "smollm2-135m" in caught.value.hint
+
+
+def test_a_hub_model_that_is_not_cached_is_refused_while_offline() -> None:
+    with pytest.raises(ModelLoadError, match="not in the local cache") as caught:
+        models.find("nobody/nothing-here", ignore)
+    assert caught.value.code == "DEP_MODEL_DOWNLOAD_FAILED"
+
+
+def test_weights_in_pickle_files_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+
+    with pytest.raises(ModelLoadError, match=r"no \.safetensors weights"):
+        models.find(str(tmp_path), ignore)
+
+
+def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:5000])
+
+    with pytest.raises(ModelLoadError, match="cannot be loaded") as caught:
+        models.load_base(tmp_path, torch.device("cpu"), torch.float32)
+    assert str(tmp_path) in caught.value.message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
+def test_cuda_that_does_not_work_is_refused_with_the_way_out() -> None:
+    with pytest.raises(GPUNotAvailableError, match="CUDA was asked for") as caught:
+        models.choose_device("cuda")
+    assert "--backend cpu" in caught.value.hint
+
+
+def test_adapters_are_float32_and_of_the_rank_that_was_asked_for(tiny_config: RunConfig, tiny_model: Path) -> None:
+    events: list[Event] = []
+
+    loaded = models.load(models.resolved(tiny_config), tiny_model, events.append)
+
+    said = next(event for event in events if isinstance(event, ModelLoaded))
+    trainable = [p for p in loaded.model.parameters() if p.requires_grad]
+    assert {p.dtype for p in trainable} == {torch.float32}
+    assert said.trainable_parameters == sum(p.numel() for p in trainable)
+    assert said.parameters + said.trainable_parameters == sum(p.numel() for p in loaded.model.parameters())
+    assert said.targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def test_the_fast_preset_targets_queries_and_values(tiny_config: RunConfig, tiny_model: Path) -> None:
+    config = models.resolved(replace(tiny_config, lora_preset="fast"))
+
+    loaded = models.load(config, tiny_model, ignore)
+
+    assert loaded.targets == ["q_proj", "v_proj"]
+
+
+def test_a_named_layer_that_is_missing_is_refused_with_those_that_exist(
+    tiny_config: RunConfig, tiny_model: Path
+) -> None:
+    config = models.resolved(replace(tiny_config, target_modules=["q_proj", "w_pack"]))
+
+    with pytest.raises(InvalidSettingError, match="w_pack") as caught:
+        models.load(config, tiny_model, ignore)
+    assert "gate_proj" in caught.value.hint
+
+
+def test_an_architecture_without_the_presets_layers_gets_adapters_on_all_linear_ones(tiny_config: RunConfig) -> None:
+    class Other(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wqkv = torch.nn.Linear(4, 12)
+            self.head = torch.nn.Linear(4, 9)
+
+        def get_output_embeddings(self) -> Any:
+            return self.head
+
+    targets, notes = models.choose_targets(Other(), models.resolved(tiny_config))
+
+    assert targets == ["wqkv"]
+    assert "all linear" in notes[0]
+
+
+def test_what_is_in_memory_is_held_against_what_was_asked(
+    tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = models.get_peft_model
+
+    def halved(model: Any, config: Any) -> Any:
+        config.r //= 2
+        return plain(model, config)
+
+    monkeypatch.setattr(models, "get_peft_model", halved)
+
+    with pytest.raises(models.TrainingError, match="not what was asked for"):
+        models.load(models.resolved(tiny_config), tiny_model, ignore)
+
+
+def test_the_mode_comes_back_after_an_exception() -> None:
+    model = torch.nn.Linear(2, 2)
+    model.train()
+
+    def broken_look() -> None:
+        with models.evaluating(model):
+            assert not model.training
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken_look()
+
+    assert model.training

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backprop.train.packing import Spread, StepSampler, best_fit_decreasing, capacity_for, epoch_order, pack, pad
+from hypothesis import given
+from hypothesis import strategies as st
+
+PAD = 0
+
+
+@given(st.lists(st.integers(1, 120), max_size=60), st.integers(1, 100))
+def test_every_item_is_in_one_bin_and_no_bin_holds_more_than_fits(lengths: list[int], capacity: int) -> None:
+    bins = best_fit_decreasing(lengths, capacity)
+
+    assert sorted(item for each in bins for item in each) == list(range(len(lengths)))
+    for each in bins:
+        assert sum(lengths[item] for item in each) <= capacity or len(each) == 1
+
+
+def test_the_longest_are_placed_first_and_into_the_fullest_bin_that_has_room() -> None:
+    assert best_fit_decreasing([3, 7, 5, 2, 3], 10) == [[0, 1], [2, 3, 4]]
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 5))
+def test_an_epoch_visits_every_row_once(count: int, per_step: int, epoch: int) -> None:
+    sampler = StepSampler(count, per_step, seed=3)
+    sampler.set_epoch(epoch)
+
+    steps = list(sampler)
+
+    assert len(steps) == len(sampler)
+    assert sorted(row for step in steps for row in step) == list(range(count))
+    assert all(len(step) == per_step for step in steps[:-1])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    assert epoch_order(50, 1, 2).tolist() == epoch_order(50, 1, 2).tolist()
+    assert epoch_order(50, 1, 2).tolist() != epoch_order(50, 1, 3).tolist()
+    assert epoch_order(50, 1, 2).tolist() != epoch_order(50, 2, 2).tolist()
+
+
+def test_positions_start_again_with_every_packed_row(ragged: Any) -> None:
+    rows = ragged([4, 3])
+
+    one = pack([rows.row(0), rows.row(1)])
+
+    assert one.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert one.attention_mask is None
+    assert one.input_ids[0].tolist() == [*rows.row(0)[0].tolist(), *rows.row(1)[0].tolist()]
+    assert (one.tokens, one.rows) == (7, 2)
+
+
+def test_a_row_never_predicts_the_first_token_of_the_next() -> None:
+    ids = np.array([5, 6, 7], dtype=np.int32)
+    everything = np.ones(3, dtype=np.bool_)
+
+    one = pack([(ids, everything), (ids, everything)])
+
+    assert one.predict_at.tolist() == [0, 1, 3, 4]
+    assert one.targets.tolist() == [6, 7, 6, 7]
+
+
+@pytest.mark.parametrize("spread", [Spread(True, 3, 64, PAD), Spread(False, 3, 64, PAD)])
+def test_both_ways_of_spreading_train_the_same_tokens(spread: Spread, ragged: Any) -> None:
+    rows = ragged([9, 30, 17, 25, 4, 11, 40])
+    every = [rows.row(i) for i in range(len(rows))]
+
+    passes = spread.passes(every)
+
+    assert sum(one.tokens for one in passes) == 136
+    assert sum(one.rows for one in passes) == 7
+    targets = torch.cat([one.targets for one in passes])
+    expected = np.concatenate([ids[1:][trained[1:]] for ids, trained in every])
+    assert sorted(targets.tolist()) == sorted(expected.tolist())
+    for one in passes:
+        assert torch.equal(one.input_ids.flatten()[one.predict_at + 1], one.targets)
+
+
+def test_a_trained_token_that_looks_like_padding_stays_trained() -> None:
+    ids = np.array([5, PAD, PAD], dtype=np.int32)
+    longer = np.arange(10, 16, dtype=np.int32)
+
+    one = pad([(ids, np.array([False, True, True])), (longer, np.ones(6, dtype=np.bool_))], PAD)
+
+    assert one.targets.tolist() == [PAD, PAD, 11, 12, 13, 14, 15]
+    assert one.attention_mask is not None
+    assert one.attention_mask.tolist() == [[1, 1, 1, 0, 0, 0], [1] * 6]
+
+
+def test_a_pass_holds_the_longest_row_and_never_more_than_the_batch_would() -> None:
+    cpu = torch.device("cpu")
+
+    assert capacity_for(cpu, longest=900, batch_size=1, max_seq_length=2048) == 900
+    assert capacity_for(cpu, longest=60, batch_size=1, max_seq_length=256) == 256
+    assert capacity_for(cpu, longest=60, batch_size=8, max_seq_length=2048) == 512

@@ -1,0 +1,319 @@
+"""Whole runs of the tiny model in this process, from configuration to adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backprop.core.errors import BackpropError, DatasetValidationError, TrainingAbortedError, TrainingError
+from backprop.core.events import (
+    Abort,
+    DatasetPrepared,
+    Event,
+    ModelLoaded,
+    Pause,
+    Paused,
+    PhaseChanged,
+    Resume,
+    Resumed,
+    RunFinished,
+    Sample,
+    SampleNow,
+    Step,
+    StepSkipped,
+    Stop,
+)
+from backprop.core.settings import RunConfig
+from backprop.runs.directory import RunDirectory
+from backprop.train import objectives, session
+from backprop.train.model import resolved
+from backprop.train.objectives import StepTrainer, plan, rate_factor
+from msgspec.structs import replace
+from safetensors.torch import load_file
+
+
+def do(config: RunConfig, control: Any) -> tuple[list[Event], RunDirectory]:
+    events: list[Event] = []
+    directory = RunDirectory.create(config)
+    session.run(resolved(config), directory, events.append, control)
+    return events, directory
+
+
+def of(events: list[Event], kind: type[Event]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_a_run_goes_from_configuration_to_an_adapter_that_says_what_it_is(tiny_config: RunConfig, played: Any) -> None:
+    events, directory = do(tiny_config, played())
+
+    steps = of(events, Step)
+    assert [step.step for step in steps] == [1, 2, 3, 4]
+    assert steps[-1].loss < steps[0].loss
+    assert all(step.total_steps == 4 and step.grad_norm > 0 and step.tokens_per_second > 0 for step in steps)
+    assert steps[-1].samples_seen == 16
+    assert steps[-1].tokens_seen > sum(step.trained_tokens for step in steps) > 0
+    finished = events[-1]
+    assert isinstance(finished, RunFinished)
+    assert (finished.status, finished.steps, finished.final_loss) == ("done", 4, steps[-1].loss)
+    assert finished.output_path == str(directory.adapter)
+
+    loaded = of(events, ModelLoaded)[0]
+    weights = load_file(directory.adapter / "adapter_model.safetensors")
+    assert loaded.trainable_parameters == sum(tensor.numel() for tensor in weights.values())
+    assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    identity = json.loads((directory.adapter / "backprop.json").read_text())
+    assert identity["run_id"] == directory.run_id
+    assert identity["model"] == tiny_config.model
+    assert (directory.adapter / "tokenizer.json").is_file()
+    assert [path.name for path in directory.path.iterdir() if "partial" in path.name] == []
+
+
+def test_the_phases_come_in_the_order_of_the_story(tiny_config: RunConfig, played: Any) -> None:
+    events, _ = do(replace(tiny_config, sample_prompts=["Who waits?"], sample_tokens=4), played())
+
+    phases = [event.phase for event in of(events, PhaseChanged) if not event.detail.endswith("%")]
+    assert phases == [
+        "loading_model",
+        "preparing_data",
+        "loading_model",
+        "sampling",
+        "training",
+        "saving",
+        "sampling",
+    ]
+    assert [(sample.step, sample.tuned) for sample in of(events, Sample)] == [(0, False), (4, True)]
+
+
+def test_the_same_seed_gives_the_same_loss_at_every_step(tiny_config: RunConfig, played: Any) -> None:
+    runs = [do(tiny_config, played())[0] for _ in range(2)]
+    other = do(replace(tiny_config, seed=7), played())[0]
+
+    losses = [[step.loss for step in of(events, Step)] for events in [*runs, other]]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_packing_changes_the_speed_and_not_the_losses(tiny_config: RunConfig, played: Any) -> None:
+    calm = replace(tiny_config, lora_dropout=0.0, steps=12)
+
+    packed = [step.loss for step in of(do(calm, played())[0], Step)]
+    padded = [step.loss for step in of(do(replace(calm, packing=False), played())[0], Step)]
+
+    assert packed == pytest.approx(padded, rel=1e-5)
+
+
+def test_epochs_become_steps_and_the_last_step_takes_the_rows_that_are_left(
+    tiny_config: RunConfig, played: Any
+) -> None:
+    config = replace(tiny_config, steps=None, epochs=1.0, batch_size=3, gradient_accumulation=1)
+
+    steps = of(do(config, played())[0], Step)
+
+    assert len(steps) == 14
+    assert steps[-1].samples_seen == 40
+    assert steps[-1].epoch == 1.0
+
+
+def test_rows_that_train_nothing_stop_the_run_and_are_named(tiny_config: RunConfig, played: Any) -> None:
+    with Path(tiny_config.data).open("a") as file:
+        file.write('{"messages": [{"role": "user", "content": "Nobody answers."}]}\n')
+
+    with pytest.raises(DatasetValidationError, match=r"1 of 41 rows .*line 41") as caught:
+        do(tiny_config, played())
+    assert "--skip-bad" in caught.value.hint
+
+    events, _ = do(replace(tiny_config, skip_bad=True), played())
+    assert of(events, DatasetPrepared)[0].dropped == 1
+    assert isinstance(events[-1], RunFinished)
+
+
+def test_a_missing_dataset_is_said_before_any_weight_is_loaded(tiny_config: RunConfig, played: Any) -> None:
+    events: list[Event] = []
+    config = replace(tiny_config, data="nowhere.jsonl")
+
+    with pytest.raises(BackpropError) as caught:
+        session.run(resolved(config), RunDirectory.create(config), events.append, played())
+
+    assert caught.value.code == "DATASET_NOT_FOUND"
+    assert of(events, ModelLoaded) == []
+
+
+def test_a_pause_holds_after_the_step_in_progress(tiny_config: RunConfig, played: Any) -> None:
+    after_two = played({4: [Pause()]}, held=[SampleNow(), Resume()])
+
+    events, _ = do(replace(tiny_config, sample_prompts=[]), after_two)
+
+    names = [event.type for event in events if isinstance(event, Step | Paused | Resumed)]
+    at = names.index("paused")
+    assert names[at : at + 2] == ["paused", "resumed"]
+    assert names[:at] == ["step"] * of(events, Paused)[0].step
+    assert names.count("step") == 4
+
+
+def test_stop_finishes_the_step_and_saves(tiny_config: RunConfig, played: Any) -> None:
+    events, directory = do(replace(tiny_config, steps=50), played({8: [Stop()]}))
+
+    finished = events[-1]
+    assert isinstance(finished, RunFinished)
+    assert finished.status == "stopped"
+    assert 0 < finished.steps == len(of(events, Step)) < 50
+    assert (directory.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_a_run_ended_by_a_signal_says_interrupted(tiny_config: RunConfig, played: Any) -> None:
+    events, _ = do(replace(tiny_config, steps=50), played({8: [Stop(by="signal")]}))
+
+    assert events[-1].status == "interrupted"  # type: ignore[attr-defined]
+
+
+def test_stop_ends_a_pause(tiny_config: RunConfig, played: Any) -> None:
+    events, _ = do(tiny_config, played({5: [Pause()]}, held=[Stop()]))
+
+    assert of(events, Paused)
+    assert events[-1].status == "stopped"  # type: ignore[attr-defined]
+
+
+def test_stop_before_the_first_step_leaves_no_adapter(tiny_config: RunConfig, played: Any) -> None:
+    events, directory = do(tiny_config, played({1: [Stop()]}))
+
+    assert (events[-1].status, events[-1].steps) == ("stopped", 0)  # type: ignore[attr-defined]
+    assert not directory.adapter.exists()
+
+
+def test_abort_ends_at_once_and_saves_nothing(tiny_config: RunConfig, played: Any) -> None:
+    config = replace(tiny_config, steps=50)
+    directory = RunDirectory.create(config)
+    events: list[Event] = []
+
+    with pytest.raises(TrainingAbortedError):
+        session.run(resolved(config), directory, events.append, played({9: [Abort()]}))
+
+    assert len(of(events, Step)) < 10
+    assert not directory.adapter.exists()
+
+
+def test_a_sample_on_request_comes_from_the_model_as_it_is_and_training_goes_on(
+    tiny_config: RunConfig, played: Any
+) -> None:
+    config = replace(tiny_config, sample_prompts=["Who waits?"], sample_tokens=3, lora_dropout=0.3)
+    plain = [step.loss for step in of(do(config, played())[0], Step)]
+
+    class OnceWhileStepping(played):  # type: ignore[misc]
+        given = False
+
+        def take(self) -> list[Any]:
+            if not self.stepping or self.given:
+                return []
+            self.given = True
+            return [SampleNow()]
+
+    events, _ = do(config, OnceWhileStepping())
+
+    assert len(of(events, Sample)) == 3
+    assert [step.loss for step in of(events, Step)] == plain
+
+
+def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the_run(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = objectives.summed_loss
+    calls = {"count": 0}
+
+    def sick(model: Any, one: Any, *, plain_head: bool) -> Any:
+        calls["count"] += 1
+        loss = plain(model, one, plain_head=plain_head)
+        return loss * float("nan") if calls["count"] > 1 else loss
+
+    monkeypatch.setattr(objectives, "summed_loss", sick)
+    config = replace(tiny_config, steps=50, max_seq_length=256)
+    events: list[Event] = []
+
+    with pytest.raises(TrainingError) as caught:
+        session.run(resolved(config), RunDirectory.create(config), events.append, played())
+
+    assert caught.value.code == "RUNTIME_NOT_FINITE"
+    assert [skip.in_a_row for skip in of(events, StepSkipped)] == [1, 2, 3, 4, 5]
+    assert of(events, Step)[-1].loss is None
+
+
+def test_a_run_that_trains_nothing_says_so_after_the_first_step(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = StepTrainer.create_optimizer
+
+    def deaf(self: StepTrainer, model: Any = None) -> Any:
+        optimizer = plain(self, model)
+        optimizer.step = lambda closure=None: None
+        return optimizer
+
+    monkeypatch.setattr(StepTrainer, "create_optimizer", deaf)
+
+    with pytest.raises(TrainingError, match="changed no trained weight") as caught:
+        do(tiny_config, played())
+    assert caught.value.code == "RUNTIME_NOTHING_IS_TRAINING"
+
+
+def test_a_run_with_its_model_at_hand_opens_no_socket(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    tried = []
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        tried.append(address)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: tried.append(args) or [])
+
+    do(replace(tiny_config, sample_prompts=["Who waits?"], sample_tokens=2), played())
+
+    assert tried == []
+
+
+def test_an_adapter_that_cannot_be_saved_is_said_with_its_place(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Any, *args: Any, **kwargs: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    from backprop.train import result
+
+    monkeypatch.setattr(result, "flush_folder", full)
+
+    with pytest.raises(TrainingError, match="No space left") as caught:
+        do(tiny_config, played())
+    assert caught.value.code == "RUNTIME_IO_FAILED"
+    runs = list(Path(tiny_config.output_dir).iterdir())
+    assert not any((run / "adapter").exists() for run in runs)
+
+
+def test_rank_without_alpha_gets_twice_the_rank_and_the_preset_its_own(tiny_config: RunConfig) -> None:
+    assert resolved(replace(tiny_config, lora_r=16)).lora_alpha == 32
+    preset = resolved(replace(tiny_config, lora_r=None, lora_preset="quality"))
+    assert (preset.lora_r, preset.lora_alpha) == (256, 512)
+    assert resolved(replace(tiny_config, lora_alpha=7.0)).lora_alpha == 7
+
+
+def test_the_learning_rate_warms_up_from_the_first_step_and_decays_to_a_tenth() -> None:
+    rates = [rate_factor(step, 20, 4, "cosine") for step in range(20)]
+
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
+    assert rate_factor(19, 20, 0, "linear") == pytest.approx(0.1)
+    assert rate_factor(19, 20, 0, "constant") == 1.0
+
+
+def test_steps_come_from_epochs_and_warm_up_from_steps(tiny_config: RunConfig) -> None:
+    config = resolved(replace(tiny_config, steps=None, epochs=2.0, batch_size=4, gradient_accumulation=4))
+
+    schedule = plan(config, 100)
+
+    assert (schedule.rows_per_step, schedule.steps_per_epoch, schedule.steps) == (16, 7, 14)
+    assert plan(replace(config, epochs=None, steps=4000), 100).warmup_steps == 100
