@@ -13,10 +13,10 @@ from backprop.runs.state import RunState
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 
 from backprop_tui import keys
 from backprop_tui.screens.quit import ABORTING, Question
+from backprop_tui.sparing import SparingScreen
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.cells import Row
 from backprop_tui.widgets.facts import DataPane, FactsPanel
@@ -37,7 +37,7 @@ COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
 """Actions that need a living engine."""
 
 
-class LiveScreen(Screen[None]):
+class LiveScreen(SparingScreen):
     app: BackpropApp
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("live")]
     HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (110, "-wide")]

@@ -13,11 +13,11 @@ from backprop.runs.state import RunState, read_run
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal
-from textual.screen import Screen
 from textual.widgets import Input
 
 from backprop_tui import keys
 from backprop_tui.screens.quit import Question, deleting
+from backprop_tui.sparing import SparingScreen
 from backprop_tui.watch import Curves
 from backprop_tui.widgets.cells import Cells, Row, spread
 from backprop_tui.widgets.keybar import KeyBar
@@ -64,7 +64,7 @@ class RunsHeader(Cells):
         return [spread(left, [("backprop ", "muted")], width)]
 
 
-class RunsScreen(Screen[None]):
+class RunsScreen(SparingScreen):
     app: BackpropApp
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("runs")]
     HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (110, "-wide")]

@@ -21,6 +21,8 @@ Piece: TypeAlias = tuple[str, str]
 """Text and its ink: a name of ``themes.INKS``, with ``+bold`` where wanted and ``+cursor`` in a chosen row."""
 Row: TypeAlias = list[Piece]
 
+_JUMP = 8
+"""Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
 _INK_CSS = "\n".join(
     [
         *(f"& .cells--{ink} {{ color: $ink-{ink}; }}" for ink in INKS),
@@ -62,8 +64,7 @@ class Cells(Widget):
             Region(start, y, length, 1)
             for y, (before, after) in enumerate(zip(old, new, strict=True))
             if before != after
-            for start, length in [changed_stretch(before, after, size.width)]
-            if length
+            for start, length in changed_stretches(before, after, size.width)
         ]
         if changed:
             self.refresh(*changed)
@@ -86,8 +87,14 @@ class Cells(Widget):
 
     def strip(self, row: Row) -> Strip:
         """A row as Textual draws it, exactly as wide as the widget."""
-        segments = [Segment(text, self.ink(ink)) for text, ink in row if text]
-        return Strip(segments).adjust_cell_length(self.size.width, self.ink("text"))
+        segments: list[Segment] = []
+        for text, ink in row:
+            # A blank shows no ink: it takes its neighbour's, and the terminal is spared the change.
+            blank = segments and text.isspace() and "+cursor" not in ink
+            style = segments[-1].style if blank else self.ink(ink)
+            if text:
+                segments.append(Segment(text, style))
+        return Strip(Segment.simplify(segments)).adjust_cell_length(self.size.width, self.ink("text"))
 
     def ink(self, name: str) -> Style:
         """The style of an ink on this widget's ground."""
@@ -113,20 +120,25 @@ def fitted(rows: list[Row], height: int) -> list[Row]:
     return (rows + [[] for _ in range(height - len(rows))])[:height]
 
 
-def changed_stretch(before: Row, after: Row, width: int) -> tuple[int, int]:
-    """First changed cell and the number of cells to its last changed one; the whole row where widths differ."""
+def changed_stretches(before: Row, after: Row, width: int) -> list[tuple[int, int]]:
+    """First cell and length of what changed in a row; the whole row where it holds characters of two cells."""
     old = [(char, ink) for text, ink in before for char in text]
     new = [(char, ink) for text, ink in after for char in text]
     if any(cell_len(char) != 1 for char, _ in old) or any(cell_len(char) != 1 for char, _ in new):
-        return 0, width
-    for cells in (old, new):
-        cells.extend([(" ", "")] * (width - len(cells)))
-    start, end = 0, width
-    while start < width and old[start] == new[start]:
-        start += 1
-    while end > start and old[end - 1] == new[end - 1]:
-        end -= 1
-    return start, end - start
+        return [(0, width)]
+    found: list[tuple[int, int]] = []
+    for x, (a, b) in enumerate(zip(_padded(old, width), _padded(new, width), strict=True)):
+        if a == b or (a[0] == b[0] == " " and "+cursor" not in a[1] + b[1]):
+            continue
+        if found and x - sum(found[-1]) < _JUMP:
+            found[-1] = (found[-1][0], x + 1 - found[-1][0])
+        else:
+            found.append((x, 1))
+    return found
+
+
+def _padded(cells: list[Piece], width: int) -> list[Piece]:
+    return (cells + [(" ", "")] * (width - len(cells)))[:width]
 
 
 def row_width(row: Row) -> int:

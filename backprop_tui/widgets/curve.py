@@ -24,6 +24,16 @@ class Bucket(NamedTuple):
     has_gap: bool
     """Whether a step of it was not finite."""
 
+    def joined(self, later: Bucket) -> Bucket:
+        """This bucket and the next one as one."""
+        return Bucket(
+            min(self.low, later.low),
+            max(self.high, later.high),
+            (self.mean + later.mean) / 2,
+            later.smooth,
+            self.has_gap or later.has_gap,
+        )
+
 
 class _Open:
     """The buckets while they are filled: columns, so that merging is a loop over slices."""
@@ -65,6 +75,8 @@ class Curve:
         self.last = float("nan")
         """The last value, NaN where it was not finite."""
         self._cells = _Open()
+        self.gaps = 0
+        """Steps whose value was not finite."""
         self._averages = [0.0] * len(SMOOTHING)
         self._seen = 0
 
@@ -83,6 +95,7 @@ class Curve:
         self.last_step, self.last = step, value
         if isnan(value):
             cells.gaps[index] += 1
+            self.gaps += 1
             return
         cells.low[index] = min(cells.low[index], value)
         cells.high[index] = max(cells.high[index], value)
@@ -99,21 +112,17 @@ class Curve:
             result.append(self._averages[i] / (1 - weight**self._seen) if weight else value)
         return tuple(result)
 
-    def bucket(self, index: int) -> Bucket | None:
-        """Bucket ``index``; ``None`` where no step of it had a finite value."""
-        cells = self._cells
-        if not (0 <= index < len(cells.low)) or cells.count[index] == 0:
-            return None
-        mean = cells.total[index] / cells.count[index]
-        return Bucket(cells.low[index], cells.high[index], mean, cells.smooth[index], cells.gaps[index] > 0)
-
     def buckets(self) -> list[tuple[float, Bucket]]:
-        """Every bucket with a finite value, with its last step."""
-        found = []
-        for index in range(len(self)):
-            bucket = self.bucket(index)
-            if bucket is not None:
-                found.append((min(self.last_step, (index + 1) * self.width), bucket))
+        """Every bucket with a finite value, with its last step. One before a bucket without any ends at a gap too."""
+        cells = self._cells
+        columns = zip(cells.low, cells.high, cells.total, cells.count, cells.smooth, cells.gaps, strict=True)
+        found: list[tuple[float, Bucket]] = []
+        for index, (low, high, total, count, smooth, gaps) in enumerate(columns):
+            if count:
+                step = min(self.last_step, (index + 1) * self.width)
+                found.append((step, Bucket(low, high, total / count, smooth, gaps > 0)))
+            elif gaps and found:
+                found[-1] = (found[-1][0], found[-1][1]._replace(has_gap=True))
         return found
 
     def span(self, positive: bool = False) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from backprop.runs.describe import number
 
 from backprop_tui.widgets.axis import Axis, step_labels
 from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
-from backprop_tui.widgets.curve import SMOOTHING, Curve, shown_steps
+from backprop_tui.widgets.curve import SMOOTHING, Bucket, Curve, shown_steps
 from backprop_tui.widgets.raster import SYMBOLS, Raster
 
 _LABELS = 7
@@ -96,6 +96,8 @@ class LossPlot(Cells):
             parts += [("  ━ ", "smooth+bold"), (number(average), "strong"), (f" smoothed {weight:g}", "muted")]
         if self.evaluations:
             parts += [("  ◆ ", "mark"), (number(self.evaluations[-1].loss), "strong"), (" held-out", "muted")]
+        if self.curve.gaps:
+            parts += [(f"  {self.curve.gaps} not finite", "bad")]
         if self.log_y:
             parts += [("  log", "muted")]
         rule = max(0, width - 6 - row_width(parts))
@@ -110,29 +112,31 @@ class LossPlot(Cells):
 
     def _draw(self, raster: Raster, shown: int) -> None:
         """Raw first, then the average over it: in a shared cell the average is seen."""
-        buckets = [(self._x(step, shown, raster), bucket) for step, bucket in self.curve.buckets()]
-        floor = -1.0 if not self.log_y else 0.0
-        dense = shown > raster.dots_across
+        columns = self._columns(raster, shown)
         previous: tuple[int, int] | None = None
-        for x, bucket in buckets:
-            if self.log_y and bucket.low <= floor:
-                previous = None
-                continue
-            top, bottom = self._y(bucket.high, raster), self._y(bucket.low, raster)
-            if dense or self.curve.width > 1:
-                raster.column(x, top, bottom, "raw")
-            if previous is not None:
-                raster.line(*previous, x, self._y(bucket.mean, raster), "raw")
-            else:
-                raster.dot(x, self._y(bucket.mean, raster), "raw")
-            previous = None if bucket.has_gap else (x, self._y(bucket.mean, raster))
+        for x, bucket in columns:
+            middle = self._y(bucket.mean, raster)
+            raster.column(x, self._y(bucket.high, raster), self._y(bucket.low, raster), "raw")
+            raster.line(*(previous or (x, middle)), x, middle, "raw")
+            previous = None if bucket.has_gap else (x, middle)
         if SMOOTHING[self.smoothing]:
-            points = [
-                (x, b.smooth[self.smoothing]) for x, b in buckets if b.smooth[self.smoothing] > 0 or not self.log_y
-            ]
-            places = [(x, self._y(value, raster)) for x, value in points]
+            averages = [(x, b.smooth[self.smoothing]) for x, b in columns]
+            places = [(x, self._y(value, raster)) for x, value in averages if value > 0 or not self.log_y]
             for (x0, y0), (x1, y1) in pairwise(places):
                 raster.line(x0, y0, x1, y1, "smooth+bold")
+
+    def _columns(self, raster: Raster, shown: int) -> list[tuple[int, Bucket]]:
+        """One bucket a column of dots: those that fall on the same one are joined."""
+        found: list[tuple[int, Bucket]] = []
+        for step, bucket in self.curve.buckets():
+            if self.log_y and bucket.low <= 0:
+                continue
+            x = self._x(step, shown, raster)
+            if found and found[-1][0] == x:
+                found[-1] = (x, found[-1][1].joined(bucket))
+            else:
+                found.append((x, bucket))
+        return found
 
     def _x(self, step: float, shown: int, raster: Raster) -> int:
         return round((step - 1) / max(1, shown - 1) * (raster.dots_across - 1))

@@ -40,19 +40,30 @@ class Raster:
         self._inks = [[""] * width for _ in range(height)]
 
     def dot(self, x: int, y: int, ink: str) -> None:
-        """Set a dot, counted from the top left. A new layer replaces the older one's dots in its cell."""
-        if not (0 <= x < self.dots_across and 0 <= y < self.dots_down):
-            return
-        column, dx = divmod(x, self.symbols.columns)
-        row, dy = divmod(y, self.symbols.rows)
-        if self._inks[row][column] != ink:
-            self._masks[row][column], self._inks[row][column] = 0, ink
-        self._masks[row][column] |= 1 << (dy * self.symbols.columns + dx)
+        """Set a dot, counted from the top left."""
+        self.column(x, y, y, ink)
 
     def column(self, x: int, top: int, bottom: int, ink: str) -> None:
         """Set the dots of one column from ``top`` to ``bottom``."""
-        for y in range(max(0, min(top, bottom)), min(self.dots_down - 1, max(top, bottom)) + 1):
-            self.dot(x, y, ink)
+        if not 0 <= x < self.dots_across:
+            return
+        if top > bottom:
+            top, bottom = bottom, top
+        top, bottom = max(0, top), min(self.dots_down - 1, bottom)
+        columns, rows = self.symbols.columns, self.symbols.rows
+        cell, dx = divmod(x, columns)
+        for row in range(top // rows, bottom // rows + 1):
+            first, last = max(0, top - row * rows), min(rows - 1, bottom - row * rows)
+            bits = 0
+            for dy in range(first, last + 1):
+                bits |= 1 << (dy * columns + dx)
+            self._add(cell, row, bits, ink)
+
+    def _add(self, column: int, row: int, bits: int, ink: str) -> None:
+        """A new layer replaces the older one's dots in its cell."""
+        if self._inks[row][column] != ink:
+            self._masks[row][column], self._inks[row][column] = 0, ink
+        self._masks[row][column] |= bits
 
     def line(self, x0: int, y0: int, x1: int, y1: int, ink: str) -> None:
         """Set the dots between two points, ``x0 <= x1``; each column shares its rise with its neighbour."""

@@ -34,11 +34,13 @@ def course(curve: Curve, shown: int, width: int, height: int, symbols: Symbols) 
         return [[] for _ in range(height)]
     low, high = rounded_span(*span)
     previous: tuple[int, int] | None = None
-    for step, bucket in curve.buckets():
-        x = round((step - 1) / max(1, shown - 1) * (raster.dots_across - 1))
-        y = round((1 - (bucket.mean - low) / (high - low)) * (raster.dots_down - 1))
+    for x, mean in enumerate(_levels(curve, shown, raster.dots_across)):
+        if mean is None:
+            previous = None
+            continue
+        y = round((1 - (mean - low) / (high - low)) * (raster.dots_down - 1))
         raster.line(*(previous or (x, y)), x, y, "info")
-        previous = None if bucket.has_gap else (x, y)
+        previous = (x, y)
     return [raster.row(y) for y in range(height)]
 
 
