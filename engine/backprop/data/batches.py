@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -13,13 +14,13 @@ from backprop.data.index import Place
 from backprop.data.lines import LineIndex
 from backprop.data.scan import scan
 from backprop.data.source import Row, Source
-from backprop.data.typed import QuickLook
+from backprop.data.typed import Prints, QuickLook
 
 _ROWS = 1_000
 
 
 class Batch:
-    """Some rows of a source, in order.
+    """Some rows of a source, in order; to be looked at before the next batch is asked for.
 
     ``data`` holds them between line breaks; ``ends`` are the positions in it where rows end, ``marks`` those that
     ``scan`` found odd.
@@ -28,7 +29,7 @@ class Batch:
     def __init__(
         self,
         source: Source,
-        data: bytes,
+        data: bytes | memoryview,
         end: int,
         *,
         line: int = 1,
@@ -65,7 +66,7 @@ class Batch:
             return self._places[i]
         assert self._ends is not None
         start = int(self._ends[i - 1]) + 1 if i else 0
-        return self._line + i, self._offset + start, self._data[start : self._ends[i]].removesuffix(b"\r")
+        return self._line + i, self._offset + start, bytes(self._data[start : self._ends[i]]).removesuffix(b"\r")
 
     def row(self, i: int) -> Row:
         """Row ``i`` of the batch, parsed."""
@@ -73,7 +74,7 @@ class Batch:
             return self._rows[i]
         return self._source.made(self._place(i))
 
-    def doubtful(self, quick: QuickLook, prints: list[int], labels: set[bool]) -> list[int]:
+    def doubtful(self, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
         """Positions of the rows that need the slow look; ``prints`` gets a fingerprint for every row."""
         if self._places is None:
             try:
@@ -86,7 +87,7 @@ class Batch:
                 return sorted(odd | self._suspicious())
         return self._one_by_one(quick, prints, labels)
 
-    def _one_by_one(self, quick: QuickLook, prints: list[int], labels: set[bool]) -> list[int]:
+    def _one_by_one(self, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
         decode = quick.decoder.decode
         good, decoded, doubtful = [], [], []
         for i in range(len(self)):
@@ -95,12 +96,13 @@ class Batch:
                 good.append(i)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 doubtful.append(i)
-        found: list[int] = []
+        found: Prints = array("q")
         doubtful += [good[at] for at in quick.check(decoded, found)]
         self._take_labels(quick, decoded, labels)
+        base = len(prints)
         prints.extend([0] * len(self))
         for i, value in zip(good, found, strict=True):
-            prints[i] = value
+            prints[base + i] = value
         return sorted(set(doubtful) | self._suspicious())
 
     @staticmethod
@@ -113,7 +115,8 @@ class Batch:
         if ends is None or marks is None:
             assert self._places is not None
             ends = np.cumsum([len(raw) + 1 for _, _, raw in self._places]) - 1
-            marks = scan(b"\n".join(raw for _, _, raw in self._places))[1]
+            data = b"\n".join(raw for _, _, raw in self._places)
+            marks = scan(data, len(data))[1]
         return set(np.searchsorted(ends, marks).tolist()) if len(marks) else set()
 
 
@@ -144,14 +147,15 @@ def batches(source: Source) -> Iterator[Batch]:
 
 def _line_batches(source: Source, index: LineIndex) -> Iterator[Batch]:
     line = 1
-    for offset, data in index.pieces():
-        ends, marks = scan(data)
-        if not len(ends) or ends[-1] != len(data) - 1:
-            ends = np.append(ends, len(data))
+    for offset, buffer, size in index.pieces():
+        ends, marks = scan(buffer, size)
+        data = memoryview(buffer)[:size]
+        if not len(ends) or ends[-1] != size - 1:
+            ends = np.append(ends, size)
         if _each_line_an_object(np.frombuffer(data, dtype=np.uint8), ends):
-            yield Batch(source, data, offset + len(data), line=line, offset=offset, ends=ends, marks=marks)
-        elif places := index.split(data, line, offset):
-            yield Batch(source, b"", offset + len(data), places=places)
+            yield Batch(source, data, offset + size, line=line, offset=offset, ends=ends, marks=marks)
+        elif places := index.split(bytes(data), line, offset):
+            yield Batch(source, b"", offset + size, places=places)
         line += len(ends)
 
 

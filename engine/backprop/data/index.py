@@ -79,6 +79,12 @@ class RowIndex(ABC):
                 size -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def _read_into(self, offset: int, room: memoryview) -> int:
+        """Fill ``room`` from ``offset``; how many bytes there were."""
+        with self._read_lock:
+            self._file.seek(offset)
+            return self._file.readinto(room) or 0
+
     def build(self, progress: Progress | None = None, cancelled: Cancelled | None = None) -> bool:
         """Scan to the end. Returns whether it got there (False when ``cancelled`` said stop)."""
         while not self.complete:

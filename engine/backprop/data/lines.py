@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 
-PIECE = 256 * 1024
+PIECE = 512 * 1024
 """Small enough that the values decoded from it stay in the processor's cache while they are looked at."""
 _NEWLINE = 10
 _WHITESPACE = np.zeros(256, dtype=bool)
@@ -96,19 +96,31 @@ class LineIndex(RowIndex):
     def stream(self) -> Iterator[list[Place]]:
         """All rows in order, read straight through: no index is needed for it."""
         line = 1
-        for offset, piece in self.pieces():
+        for offset, buffer, size in self.pieces():
+            piece = bytes(memoryview(buffer)[:size])
             yield self.split(piece, line, offset)
             line += piece.count(b"\n")
 
-    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, bytes]]:
-        """The file in pieces of whole lines, of about ``size`` bytes: offset and bytes."""
-        start, wanted = self.start_offset, size
-        while piece := self.read_at(start, wanted):
-            cut = piece.rfind(b"\n") + 1
-            if not cut and len(piece) == wanted:
-                wanted *= 4
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, bytearray, int]]:
+        """The file in pieces of whole lines, of about ``size`` bytes.
+
+        Offset, a buffer, and how much of it is the piece. The next piece overwrites the buffer.
+        """
+        offset, filled = self.start_offset, 0
+        buffer = bytearray(size)
+        while True:
+            count = self._read_into(offset + filled, memoryview(buffer)[filled:])
+            filled += count
+            cut = buffer.rfind(b"\n", 0, filled) + 1
+            if not count:
+                cut = filled
+            elif not cut:
+                if filled == len(buffer):
+                    buffer = buffer + bytearray(3 * len(buffer))
                 continue
-            block = piece[:cut] if cut else piece
-            yield start, block
-            start += len(block)
-            wanted = size
+            if cut:
+                yield offset, buffer, cut
+            if not count:
+                return
+            buffer[: filled - cut] = buffer[cut:filled]
+            offset, filled = offset + cut, filled - cut

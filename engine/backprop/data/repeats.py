@@ -16,6 +16,7 @@ from backprop.data.mapping import Fields
 from backprop.data.source import Source, open_source
 from backprop.data.survey import file_format
 from backprop.data.turns import Format
+from backprop.data.typed import Prints
 
 
 class Repeats:
@@ -24,7 +25,8 @@ class Repeats:
     def __init__(self, format: Format | None, names: Fields) -> None:
         self.format = format
         self.names = names
-        self._prints = array("q")
+        self.prints: Prints = array("q")
+        """One per row, in order; whoever reads the rows appends them."""
         self._next_unique = 0
 
     @classmethod
@@ -33,7 +35,7 @@ class Repeats:
         with open_source(path) as source:
             seen = file_format(source, mapping)
             made = cls(seen.format, Fields(seen.mapping))
-            made.add([made.print_of(row.value) if row.error is None else made.unique() for row in source])
+            made.prints.extend(made.print_of(row.value) if row.error is None else made.unique() for row in source)
             made.keys = {made.key_of(row.value) for row in source if row.error is None}
         return made
 
@@ -54,16 +56,14 @@ class Repeats:
         self._next_unique += 1
         return hash(("unreadable", id(self), self._next_unique))
 
-    def add(self, prints: list[int]) -> None:
-        self._prints.extend(prints)
-
     def _array(self) -> npt.NDArray[np.int64]:
-        return np.frombuffer(self._prints, dtype=np.int64)
+        return np.frombuffer(self.prints, dtype=np.int64)
 
     def duplicates(self, source: Source) -> Iterator[tuple[int, int]]:
         """Rows that repeat an earlier one, as (row, first such row), by row."""
-        values, counts = np.unique(self._array(), return_counts=True)
-        candidates = np.flatnonzero(np.isin(self._array(), values[counts > 1]))
+        ordered = np.sort(self._array())
+        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+        candidates = np.flatnonzero(np.isin(self._array(), repeated)) if len(repeated) else repeated
         first: dict[bytes, int] = {}
         for index in candidates.tolist():
             row = source.row(index)

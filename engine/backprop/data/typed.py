@@ -7,10 +7,11 @@ only not quick.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -21,7 +22,7 @@ from backprop.data.messages import check_turns
 from backprop.data.turns import Format, RowError, Turn
 
 _Never = Literal["\0a value that no field has"]
-Prints = list[int]
+Prints: TypeAlias = "array[int]"
 Check = Callable[[Sequence[Any], Prints], list[int]]
 """Rows → appends each one's fingerprint; returns the positions of those that need the slow look."""
 
@@ -47,6 +48,11 @@ def _speakers(tag_field: str, text: str, roles: dict[str, str]) -> dict[type, st
         ): role
         for tag, role in roles.items()
     }
+
+
+def _kinds(speakers: dict[type, str], *tags: str) -> list[type]:
+    by_tag = {kind.__struct_config__.tag: kind for kind in speakers}  # type: ignore[attr-defined]
+    return [by_tag[tag] for tag in tags]
 
 
 _OPENAI = _speakers("role", "content", {role: role for role in ("system", "user", "assistant", "tool")})
@@ -116,42 +122,35 @@ def supports(format: Format | None) -> bool:
     return format in _FIELDS
 
 
-_PAIRS = {
-    (one, two)
-    for kinds in (_OPENAI, _SHAREGPT)
-    for one in kinds
-    for two in kinds
-    if (_ROLE_OF[one], _ROLE_OF[two]) == ("user", "assistant")
-}
-
-
 def _blank(text: str) -> bool:
     """Whether a text is blank. Callers ask only where ``"!" <= text < "\\x7f"`` does not hold: the others are not."""
     return not text.strip()
 
 
 class _ChatCheck:
-    """Roles in order, no turn blank. Chats of two turns, the most common ones, have a way of their own."""
+    """Roles in order, no turn blank. Chats of one question and one answer, the most common ones, have a short way."""
 
-    def __init__(self) -> None:
+    def __init__(self, asking: type[Said], answering: type[Said]) -> None:
+        self._asking = asking
+        self._answering = answering
         self._orders: dict[tuple[type, ...], bool] = {}
 
     def __call__(self, rows: Sequence[Any], prints: Prints) -> list[int]:
         odd: list[int] = []
-        add = prints.append
+        add, asking, answering = prints.append, self._asking, self._answering
         for i, row in enumerate(rows):
             turns = row.messages
-            if len(turns) == 2:
+            count = len(turns)
+            if count == 2:
                 one, two = turns
                 first, last = one.content, two.content
-                plain = "!" <= first < "\x7f" and "!" <= last < "\x7f" and (type(one), type(two)) in _PAIRS
-                if not plain and not self._good(turns):
-                    odd.append(i)
-            else:
-                if not self._good(turns):
-                    odd.append(i)
-                first, last = (turns[0].content, turns[-1].content) if turns else ("", "")
-            add(hash((len(turns), len(first), len(last), last[_TAIL:])))
+                if type(one) is asking and type(two) is answering and "!" <= first < "\x7f" and "!" <= last < "\x7f":
+                    add(hash((2, len(first), len(last), last[_TAIL:])))
+                    continue
+            if not self._good(turns):
+                odd.append(i)
+            first, last = (turns[0].content, turns[-1].content) if count else ("", "")
+            add(hash((count, len(first), len(last), last[_TAIL:])))
         return odd
 
     def _good(self, turns: Sequence[Said]) -> bool:
@@ -216,8 +215,8 @@ def _check_text(rows: Sequence[Any], prints: Prints) -> list[int]:
 
 
 _CHECKS: dict[Format, Any] = {
-    "openai": _ChatCheck,
-    "sharegpt": _ChatCheck,
+    "openai": partial(_ChatCheck, *_kinds(_OPENAI, "user", "assistant")),
+    "sharegpt": partial(_ChatCheck, *_kinds(_SHAREGPT, "human", "gpt")),
     "alpaca": _check_alpaca,
     "prompt_completion": _check_prompt,
     "kto": _check_prompt,

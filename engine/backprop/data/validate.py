@@ -132,17 +132,17 @@ class Examiner:
     def take(self, batch: Batch) -> None:
         self.answer.rows += len(batch)
         doubtful: Iterable[int] = range(len(batch))
-        prints: list[int] = []
+        prints = self._repeats.prints
+        base = len(prints)
         if self._quick is not None and batch.raws_are_json:
             doubtful = batch.doubtful(self._quick, prints, self._labels)
         else:
-            prints = [0] * len(batch)
+            prints.extend([0] * len(batch))
         bad = 0
         for i in doubtful:
             row = batch.row(i)
             bad += not self._examine(row)
-            prints[i] = self._repeats.print_of(row.value) if row.error is None else self._repeats.unique()
-        self._repeats.add(prints)
+            prints[base + i] = self._repeats.print_of(row.value) if row.error is None else self._repeats.unique()
         self.answer.invalid += bad
         self._formats[self.format or "unknown"] += len(batch)
 
