@@ -40,6 +40,8 @@ class BackpropApp(App[None]):
 
     def __init__(self, config: RunConfig | None = None, attach: Path | None = None) -> None:
         """Open with a run to start (``config``), one to watch (``attach``), or the list of runs."""
+        if config is not None or attach is not None:
+            self.DEFAULT_MODE = "live"
         no_color = bool(os.environ.get("NO_COLOR"))
         super().__init__(ansi_color=True if no_color else None)
         for theme in themes.OWN:
@@ -129,7 +131,8 @@ class BackpropApp(App[None]):
             self.watch.close()
         self.watch = watch
         self.run_worker(lambda: _remember(watch.path), thread=True, exit_on_error=False)
-        self.switch_mode("live")
+        if self.current_mode != "live":
+            self.switch_mode("live")
         self.set_timer(CATCH_UP, self.flush)
 
     # Keys

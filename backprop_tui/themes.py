@@ -1,16 +1,14 @@
 """Colours: exact entries of the xterm-256 palette, so that a terminal without true colour shows the same picture.
 
-Every widget draws with the inks below. For a theme that does not name them they are mixed from its own colours; the
-ansi themes take the terminal's sixteen.
+Every widget draws with inks, named by what a piece of text means (``inks``). For a theme that does not name them they
+are mixed from its own colours; the ansi themes take the terminal's sixteen.
 """
 
 from __future__ import annotations
 
+from rich.color import Color as RichColor
 from textual.color import Color
 from textual.theme import Theme
-
-INKS = ("text", "strong", "muted", "rule", "raw", "smooth", "mark", "good", "warn", "bad", "info", "trained", "key")
-"""What a piece of text means; ``widgets/cells.py`` has one style for each."""
 
 DARK = Theme(
     name="backprop-dark",
@@ -33,6 +31,7 @@ DARK = Theme(
         "ink-smooth": "#87d7ff",
         "ink-mark": "#ffd75f",
         "ink-trained": "#87d787",
+        "ink-cursor": "#303030",
         "block-cursor-background": "#303030",
         "block-cursor-foreground": "#eeeeee",
         "block-cursor-text-style": "none",
@@ -69,6 +68,7 @@ LIGHT = Theme(
         "ink-smooth": "#005faf",
         "ink-mark": "#d75f00",
         "ink-trained": "#005f00",
+        "ink-cursor": "#d7d7d7",
         "block-cursor-background": "#d7d7d7",
         "block-cursor-foreground": "#080808",
         "block-cursor-text-style": "none",
@@ -126,11 +126,25 @@ def inks(theme: Theme) -> dict[str, str]:
     }
     found["ink-strong"] = found["ink-text"]
     if theme.ansi:
-        found |= {"ink-muted": "ansi_bright_black", "ink-rule": "ansi_bright_black", "ink-raw": "ansi_blue"}
+        grey = "ansi_bright_black"
+        found |= {"ink-muted": grey, "ink-rule": grey, "ink-raw": "ansi_blue", "ink-cursor": "ansi_default"}
     else:
         text = Color.parse(found["ink-text"])
         ground = Color.parse(theme.background or ("#121212" if theme.dark else "#efefef"))
         found["ink-muted"] = text.blend(ground, 0.4, alpha=1).hex
         found["ink-rule"] = text.blend(ground, 0.75, alpha=1).hex
+        found["ink-cursor"] = text.blend(ground, 0.85, alpha=1).hex
         found["ink-raw"] = Color.parse(found["ink-smooth"]).blend(ground, 0.55, alpha=1).hex
     return found | {name: value for name, value in theme.variables.items() if name.startswith("ink-")}
+
+
+_palettes: dict[str, dict[str, RichColor]] = {}
+
+
+def palette(theme: Theme) -> dict[str, RichColor]:
+    """The colour of each ink in ``theme``."""
+    if theme.name not in _palettes:
+        _palettes[theme.name] = {
+            name.removeprefix("ink-"): Color.parse(value).rich_color for name, value in inks(theme).items()
+        }
+    return _palettes[theme.name]

@@ -6,7 +6,7 @@ last, and asks for the changed stretch of the changed rows alone: a number that 
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -15,7 +15,7 @@ from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
-from backprop_tui.themes import INKS
+from backprop_tui import themes
 
 Piece: TypeAlias = tuple[str, str]
 """Text and its ink: a name of ``themes.INKS``, with ``+bold`` where wanted and ``+cursor`` in a chosen row."""
@@ -23,19 +23,11 @@ Row: TypeAlias = list[Piece]
 
 _JUMP = 8
 """Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
-_INK_CSS = "\n".join(
-    [
-        *(f"& .cells--{ink} {{ color: $ink-{ink}; }}" for ink in INKS),
-        "& .cells--cursor { background: $block-cursor-background; text-style: $block-cursor-text-style; }",
-    ]
-)
 
 
 class Cells(Widget):
     """Subclasses draw ``rows()``; whoever changed what they show calls ``redraw()``."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {*(f"cells--{ink}" for ink in INKS), "cells--cursor"}
-    DEFAULT_CSS = "Cells {\n" + _INK_CSS + "\n}"
     ALLOW_SELECT = False
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
@@ -105,14 +97,13 @@ class Cells(Widget):
 
     def _mix(self, name: str) -> Style:
         base, *more = name.split("+")
+        theme = self.app.current_theme
         ground = Style(bgcolor=self.background_colors[1].rich_color)
-        cursor = self.get_component_rich_style("cells--cursor", partial=True)
-        if "cursor" in more and self.app.current_theme.ansi:
-            return ground + cursor
-        style = ground + self.get_component_rich_style(f"cells--{base or 'text'}", partial=True)
-        if "bold" in more:
-            style += Style(bold=True)
-        return style + cursor if "cursor" in more else style
+        if "cursor" in more and theme.ansi:
+            return ground + Style(reverse=True)
+        palette = themes.palette(theme)
+        style = ground + Style(color=palette[base or "text"], bold="bold" in more or None)
+        return style + Style(bgcolor=palette["cursor"]) if "cursor" in more else style
 
 
 def fitted(rows: list[Row], height: int) -> list[Row]:
