@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from textual.binding import Binding
 
-from backprop_tui.screens.data_check import DataCheck
+from backprop_tui.screens.data_cleaning import DataCleaning
 
 
-class DataScreen(DataCheck):
+class DataScreen(DataCleaning):
     """Browse and check one dataset file."""
 
     CSS_PATH = "data.tcss"
@@ -29,6 +29,7 @@ class DataScreen(DataCheck):
         Binding("plus", "limit(1)", "Longer limit"),
         Binding("minus", "limit(-1)", "Shorter limit"),
         Binding("equals_sign", "ask_limit", "Limit"),
+        Binding("w", "clean", "Write cleaned copy"),
         Binding("x", "stop_work", "Stop"),
         Binding("escape", "back", "Back"),
     ]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
 from functools import partial
 
-from backprop.core.errors import BackpropError
 from backprop.data.formats import FORMATS
 from backprop.data.mapping import describe_mapping
 from backprop.data.opening import KINDS
@@ -17,15 +15,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.css.query import NoMatches
-from textual.screen import Screen
-from textual.timer import Timer
 from textual.widgets import ContentSwitcher, Static
-from textual.worker import Worker, WorkerState
 
+from backprop_tui.screens.data_jobs import JobScreen, defect_in
 from backprop_tui.screens.data_messages import DetailMade, Failed, LineFound, Opened, RowsRead
 from backprop_tui.screens.data_reader import RowReader
 from backprop_tui.screens.data_rows import chat_lines, problem_text, raw_lines, summarise
-from backprop_tui.screens.data_work import Job, OpenFile, open_file
+from backprop_tui.screens.data_work import OpenFile, open_file
 from backprop_tui.widgets.line_list import LineList
 from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.row_table import RowSummary, RowTable, in_bytes
@@ -46,7 +42,7 @@ WELCOME: list[Line] = [
 ]
 
 
-class DataBrowser(Screen[None]):
+class DataBrowser(JobScreen):
     """Opens files and shows rows; work that takes longer than a frame runs in threads.
 
     Args:
@@ -62,9 +58,6 @@ class DataBrowser(Screen[None]):
         self.reader: RowReader[RowSummary] | None = None
         self.view = 0
         """Which of ``VIEWS`` the row is seen in."""
-        self.jobs: dict[str, Job] = {}
-        self.notice = ""
-        self._ticker: Timer | None = None
         self._shown_row = -1
         self._to_the_end = False
 
@@ -76,6 +69,7 @@ class DataBrowser(Screen[None]):
                 yield RowTable(id="rows")
                 with ContentSwitcher(id="side", initial="detail"):
                     yield RowView(id="detail")
+                    yield RowView(id="report")
                     yield from self.compose_side()
         yield Prompt(id="prompt")
         yield Static(id="status", markup=False)
@@ -93,7 +87,6 @@ class DataBrowser(Screen[None]):
         return self.query_one("#side", ContentSwitcher)
 
     def on_mount(self) -> None:
-        self._ticker = self.set_interval(0.25, self.flush, pause=True)
         if self.wanted_path:
             self.open_path(self.wanted_path)
         else:
@@ -109,59 +102,17 @@ class DataBrowser(Screen[None]):
             job.stop()
         self._let_go()
 
-    # Work in threads
-
-    def begin(self, work: str, words: str, function: Callable[[Job], object]) -> None:
-        """Run ``function`` in a thread as the one piece of ``work``; what ran under that name before is stopped."""
-        if work in self.jobs:
-            self.jobs[work].stop()
-        job = self.jobs[work] = Job(words)
-        self.notice = ""
-
-        def run() -> None:
-            try:
-                function(job)
-            except BackpropError as error:
-                if not job.stopped():
-                    self.post_message(Failed(work, error))
-            finally:
-                job.ended = True
-
-        self.run_worker(run, thread=True, group=work, name=words, exit_on_error=False)
-        if self._ticker is not None:
-            self._ticker.resume()
-        self.flush()
-
-    @on(Worker.StateChanged)
-    def _note_defect(self, event: Worker.StateChanged) -> None:
-        """A defect in a thread is said on screen; it does not end the application."""
-        if event.state is WorkerState.ERROR and event.worker.error is not None:
-            self.post_message(Failed(event.worker.group, _defect(event.worker.name, event.worker.error)))
-
-    def action_stop_work(self) -> None:
-        """Stop everything that is running in the background."""
-        running = [job for job in self.jobs.values() if not job.ended]
-        for job in running:
-            job.stop()
-        self.say("stopped" if running else "nothing is running")
-
-    def say(self, text: str) -> None:
-        """Show a line at the bottom until the next one."""
-        self.notice = one_line(text)
-        self.flush()
-
     def flush(self) -> None:
         """Show what changed since the last time; at rest the timer is off and nothing is drawn."""
         opened = self.opened
-        for work in [work for work, job in self.jobs.items() if job.ended]:
-            del self.jobs[work]
+        self.drop_ended()
         if opened is not None:
             self.show_rows()
             if self._to_the_end:
                 self.table.action_move_to_end()
                 self._to_the_end = not opened.source.complete
-        if self._ticker is not None and not self.jobs and (opened is None or opened.source.complete):
-            self._ticker.pause()
+        if not self.jobs and (opened is None or opened.source.complete):
+            self.rest()
         self._put("#title", self.title_words())
         self._put("#status", self.status_words())
 
@@ -184,15 +135,21 @@ class DataBrowser(Screen[None]):
         if opened is None:
             return "Data"
         source, file = opened.source, opened.file
+        format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
         words = [
             one_line(opened.path.rpartition("/")[2]),
-            f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format",
+            *self.view_words(),
+            format,
             f"{'' if source.complete else '> '}{source.known:,} rows",
             f"{in_bytes(source.bytes)}B",
         ]
         if file.mapping:
-            words.insert(2, f"read as {describe_mapping(file.mapping)}")
+            words.append(f"read as {describe_mapping(file.mapping)}")
         return " · ".join(words)
+
+    def view_words(self) -> list[str]:
+        """What is shown of the file, where that is not all of it."""
+        return []
 
     def status_words(self) -> str:
         running = [job.words() for job in self.jobs.values()]
@@ -225,7 +182,7 @@ class DataBrowser(Screen[None]):
             opened.source,
             lambda row: summarise(row, opened.file),
             lambda rows: self.post_message(RowsRead(opened, rows)),
-            lambda error: self.post_message(Failed("row", _defect("reading a row", error))),
+            lambda error: self.post_message(Failed("row", defect_in("reading a row", error))),
         )
         opened.source.start_index()
         self.query_one("#body", ContentSwitcher).current = "panes"
@@ -233,9 +190,7 @@ class DataBrowser(Screen[None]):
         self.remove_class("-inside")
         self.table.clear()
         self.table.focus()
-        if self._ticker is not None:
-            self._ticker.resume()
-        self.flush()
+        self.tick()
         self.show_detail(again=True)
 
     def _let_go(self) -> None:
@@ -255,10 +210,8 @@ class DataBrowser(Screen[None]):
             self.query_one("#welcome", RowView).show_wrapped([*lines, (), *WELCOME[2:]])
             self.flush()
             return
-        self.side.current = "detail"
-        self.go_inside()
-        self._shown_row = -1
-        self.query_one("#detail", RowView).show_wrapped(lines)
+        self.query_one("#report", RowView).show_wrapped(lines)
+        self.show_pane("report")
         self.say(event.error.message)
 
     # Rows, and the row under the cursor
@@ -290,6 +243,12 @@ class DataBrowser(Screen[None]):
         if pane is not None:
             pane.focus()
         self.call_after_refresh(self.show_detail)
+
+    def show_pane(self, name: str) -> None:
+        """Show one of the panes beside the table."""
+        self.side.current = name
+        self.go_inside()
+        self.flush()
 
     def show_detail(self, *, again: bool = False) -> None:
         """Have the row under the cursor drawn in the reader's thread."""
@@ -375,13 +334,6 @@ class DataBrowser(Screen[None]):
         self.side.current = "detail"
         self.table.focus()
         self.show_detail()
-
-
-def _defect(doing: str, error: BaseException) -> BackpropError:
-    return BackpropError(
-        f"a defect in this program, while {doing}: {type(error).__name__}: {error}",
-        hint="please report it, with the file or the row if you can share it",
-    )
 
 
 def next_in(places: array[int], here: int, by: int) -> int | None:

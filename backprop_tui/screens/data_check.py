@@ -68,11 +68,6 @@ class DataCheck(DataSearch):
         self._stepped_to = 0
         self.query_one(ProblemList).show((), {}, "line")
 
-    def _show_pane(self, name: str) -> None:
-        self.side.current = name
-        self.go_inside()
-        self.flush()
-
     # The model whose tokens are shown
 
     def action_model(self) -> None:
@@ -181,7 +176,7 @@ class DataCheck(DataSearch):
             return
         if self.found is None and "check" not in self.jobs:
             self.action_check()
-        self._show_pane("problems")
+        self.show_pane("problems")
 
     @on(ProblemList.Picked)
     def _go_to_problem(self, event: ProblemList.Picked) -> None:
@@ -216,7 +211,7 @@ class DataCheck(DataSearch):
         """The lengths of the rows; they are counted where they were not."""
         if self.opened is None:
             return
-        self._show_pane("lengths")
+        self.show_pane("lengths")
         if self.needs_model():
             self.find_model(self.model)
         elif self.lengths is None and "lengths" not in self.jobs:
@@ -271,7 +266,7 @@ class DataCheck(DataSearch):
     def action_statistics(self) -> None:
         """What is known of the file."""
         if self.opened is not None:
-            self._show_pane("statistics")
+            self.show_pane("statistics")
             self.call_after_refresh(self._draw_statistics)
 
     def _draw_statistics(self) -> None:

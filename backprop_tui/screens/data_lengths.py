@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from backprop.data.formats import RowError, detect_fields
+from backprop.data.formats import RowError
 from backprop.data.mapping import Fields
 from backprop.data.source import Row, open_source
 from msgspec import Struct
 
-from backprop_tui.screens.data_rows import all_turns, read_row
+from backprop_tui.screens.data_rows import all_turns, format_of, read_row
 from backprop_tui.screens.data_work import Job, OpenFile
 from backprop_tui.widgets.row_table import in_bytes
 from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:
+    from backprop.data.encoding import Encoded, Rendered
     from backprop.data.tokenizer import ChatTokenizer
 
 _BATCH_ROWS = 500
@@ -33,7 +34,7 @@ class Lengths(Struct, frozen=True):
 
     unit: str
     counts: Counts
-    """Rows by their length."""
+    """Rows by their length: to the end of the last answer, since what follows it goes first."""
     losing: Counts
     """Rows by the largest limit at which their last answer no longer fits; 0: never."""
     rows: int = 0
@@ -78,7 +79,6 @@ class _Counter:
     def add(self, lengths: list[int], losing: list[int]) -> None:
         self.counts = _added(self.counts, lengths)
         self.losing = _added(self.losing, losing)
-        self.tokens += sum(lengths)
 
     def snapshot(self, *, whole: bool = False) -> Lengths:
         return Lengths(self.unit, self.counts, self.losing, self.rows, self.unusable, self.tokens, self.trained, whole)
@@ -98,16 +98,17 @@ def count_lengths(
 ) -> None:
     """Count the rows of a file, handing what is known to ``show`` twice a second and at the end."""
     counter = _Counter("tokens" if tokenizer is not None else "characters")
+    encoder = _Encoder(opened, tokenizer, counter) if tokenizer is not None else None
     seen, shown = 0, time.monotonic()
     with open_source(opened.path) as source:
         for batch in _batches(source):
             if job.stopped():
                 show(counter.snapshot())
                 return
-            if tokenizer is None:
+            if encoder is None:
                 _count_characters(batch, opened, counter)
             else:
-                _count_tokens(batch, opened, tokenizer, counter)
+                encoder.count(batch)
             seen += sum(len(row.raw) + 1 for row in batch)
             job.progress(min(seen, source.bytes), source.bytes)
             if time.monotonic() - shown > 0.5:
@@ -142,33 +143,59 @@ def _count_characters(batch: list[Row], opened: OpenFile, counter: _Counter) -> 
     counter.add(lengths, [])
 
 
-def _count_tokens(batch: list[Row], opened: OpenFile, tokenizer: ChatTokenizer, counter: _Counter) -> None:
-    from backprop.data.encoding import encode_row, render_row
+class _Encoder:
+    """Rows → what counts of their tokens."""
 
-    names = Fields(opened.file.mapping)
-    rendered = []
-    for row in batch:
-        counter.rows += 1
-        format = None if row.error is not None else detect_fields(row.value, names) or opened.file.format
-        if format is None:
-            counter.unusable += 1
-            continue
-        try:
-            rendered.append(render_row(row.value, format, names, tokenizer))
-        except RowError:
-            counter.unusable += 1
-    lengths, losing = [], []
-    for raw in (False, True):
-        part = [item for item in rendered if item.raw == raw]
-        encodings = tokenizer.encode([item.text for item in part], special=raw) if part else []
-        for item, encoding in zip(part, encodings, strict=True):
-            encoded = encode_row(item, encoding, tokenizer)
-            length = len(encoded.ids)
-            counter.trained += int(encoded.trained.sum())
+    def __init__(self, opened: OpenFile, tokenizer: ChatTokenizer, counter: _Counter) -> None:
+        from backprop.data.encoding import Renderer
+
+        self._file = opened.file
+        self._names = Fields(opened.file.mapping)
+        self._tokenizer = tokenizer
+        self._renderer = Renderer(tokenizer)
+        self._counter = counter
+
+    def count(self, batch: list[Row]) -> None:
+        rendered = []
+        for row in batch:
+            self._counter.rows += 1
+            format = None if row.error is not None else format_of(row.value, self._file)
+            try:
+                if format is not None:
+                    rendered.append(self._renderer.render(row.value, format, self._names))
+            except RowError:
+                pass  # counted below, with all others that cannot be used
+        self._counter.unusable += len(batch) - len(rendered)
+        for raw in (False, True):
+            self._encode([item for item in rendered if item.raw == raw], raw)
+
+    def _encode(self, rendered: list[Rendered], raw: bool) -> None:
+        from backprop.data.encoding import encode_row
+
+        lengths, losing = [], []
+        encodings = self._tokenizer.encode([item.text for item in rendered], special=raw) if rendered else []
+        for item, encoding in zip(rendered, encodings, strict=True):
+            encoded = encode_row(item, encoding, self._tokenizer)
+            trained = int(encoded.trained.sum())
+            if not trained:
+                self._counter.unusable += 1
+                continue
+            self._counter.trained += trained
+            self._counter.tokens += len(encoded.ids)
+            length, lost_at = _fitting(encoded, raw, self._tokenizer.bos_id)
             lengths.append(length)
-            # An answer is lost when the row is too long and, from its start on, does not fit beside one token.
-            losing.append(0 if raw else min(length - 1, length - encoded.answers[-1][0]))
-    counter.add(lengths, losing)
+            losing.append(lost_at)
+        self._counter.add(lengths, losing)
+
+
+def _fitting(encoded: Encoded, raw: bool, bos_id: int | None) -> tuple[int, int]:
+    """The smallest limit that keeps a row whole, and the largest that loses its answer (``backprop.data.fit``)."""
+    ids = encoded.ids
+    if raw:
+        return len(ids), 0
+    start, end = encoded.answers[-1]
+    head = int(bos_id is not None and ids[0] == bos_id and np.count_nonzero(ids == bos_id) == 1)
+    return end, min(end - 1, end - start + head)
 
 
 def edges(longest: int, limit: int, most: int) -> list[int]:

@@ -13,6 +13,7 @@ from backprop_tui.widgets.row_table import RowSummary
 from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:
+    from backprop.data.clean import CleanResult
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.data.validate import Validation
 
@@ -99,3 +100,11 @@ class ModelChosen(Message):
         self.name = name
         self.tokenizer = tokenizer
         self.why = why
+
+
+class Cleaned(Message):
+    """A cleaned copy was written."""
+
+    def __init__(self, result: CleanResult) -> None:
+        super().__init__()
+        self.result = result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from backprop.data.formats import Example, FileFormat, RowError, Turn, convert, detect_fields
+from backprop.data.formats import Example, FileFormat, Format, RowError, Turn, convert, detect_fields
 from backprop.data.mapping import Fields
 from backprop.data.source import Row
 
@@ -19,16 +19,22 @@ _LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T"}
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|(-?\d[\d.eE+-]*)|(true|false|null)|([^"\d\w-]+|\S)')
 
 
+def format_of(value: object, file: FileFormat) -> Format | None:
+    """What a row is read as: its own format where the file mixes them, as training does."""
+    found = detect_fields(value, Fields(file.mapping))
+    # Pairs and judged answers are read as what the file is, so that the error names the field that is missing.
+    return file.format if found is None or file.format in ("preference", "kto") else found
+
+
 def read_row(row: Row, file: FileFormat) -> tuple[Example | None, RowError | None]:
     """The row as an example of the file's format, or of its own where the file mixes them; or what is wrong."""
     if row.error is not None:
         return None, row.error
-    names = Fields(file.mapping)
-    format = detect_fields(row.value, names) or file.format
+    format = format_of(row.value, file)
     if format is None:
         return None, RowError("unknown_format", "", "its fields are no known format's")
     try:
-        return convert(row.value, format, names), None
+        return convert(row.value, format, file.mapping), None
     except RowError as error:
         return None, error
 

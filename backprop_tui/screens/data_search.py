@@ -134,13 +134,13 @@ class DataSearch(DataBrowser):
         if row is not None:
             self.go_to_row(row)
 
-    def title_words(self) -> str:
-        title = super().title_words()
-        if "filter" in self.words:
-            title += f" · only {one_line(self.words['filter'])!r}: {len(self.hits['filter']):,}"
-        if "search" in self.words:
-            title += f" · /{one_line(self.words['search'])}: {len(self.hits['search']):,}"
-        return title
+    def view_words(self) -> list[str]:
+        marks = (("filter", "only "), ("search", "search "))
+        return [
+            f"{word}{one_line(self.words[kind])!r}: {len(self.hits[kind]):,}"
+            for kind, word in marks
+            if kind in self.words
+        ]
 
     def action_back(self) -> None:
         """One layer out: the pane beside the table, then the search, then the filter."""

@@ -11,11 +11,10 @@ from backprop.core import paths
 from backprop.core.errors import ModelLoadError
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.settings import EMBEDDED_MODEL
-from backprop.data.formats import FileFormat, RowError, detect_fields
-from backprop.data.mapping import Fields
+from backprop.data.formats import FileFormat, RowError
 from backprop.data.source import Row
 
-from backprop_tui.screens.data_rows import problem_lines
+from backprop_tui.screens.data_rows import format_of, problem_lines
 from backprop_tui.widgets.styled import Line, Piece, many_lines
 
 if TYPE_CHECKING:
@@ -69,11 +68,11 @@ def token_lines(
     if row.error is not None:
         return problem_lines(row.error)
     try:
-        format = detect_fields(row.value, Fields(file.mapping)) or file.format
+        format = format_of(row.value, file)
         tokens = explain_row(row.value, tokenizer, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    lines = [*_summary(tokens, tokenizer), *_cut(tokens, limit, raw=format == "text"), ()]
+    lines = [*_summary(tokens, tokenizer), *_cut(tokens, limit, tokenizer.bos_id, raw=format == "text"), ()]
     lines += _body(tokens[:MOST_TOKENS], brackets=brackets)
     if len(tokens) > MOST_TOKENS:
         lines.append(((f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "dim"),))
@@ -112,19 +111,20 @@ def _ends(tokens: Sequence[Token]) -> list[Token]:
     ]
 
 
-def _cut(tokens: Sequence[Token], limit: int, *, raw: bool) -> list[Line]:
-    """What training at this limit does to the row (the rule of ``backprop.data.tokens.prepare``)."""
-    over = len(tokens) - limit
-    if over <= 0:
+def _cut(tokens: Sequence[Token], limit: int, bos_id: int | None, *, raw: bool) -> list[Line]:
+    """What training at this limit does to the row (the rule of ``backprop.data.fit``)."""
+    if len(tokens) <= limit:
         return []
-    last = max((i for i, token in enumerate(tokens) if i and token.trained and not tokens[i - 1].trained), default=0)
     if raw:
-        words = f"longer than the limit of {limit:,}: the text is split into pieces"
-    elif last <= over:
-        words = f"its last answer does not fit the limit of {limit:,}: the row is left out"
-    else:
-        words = f"{over:,} tokens over the limit of {limit:,} are cut from its beginning"
-    return [((f"! {words}", "warning"),)]
+        return [((f"! longer than the limit of {limit:,}: the text is split into pieces", "warning"),)]
+    end = max((i + 1 for i, token in enumerate(tokens) if token.trained), default=0)
+    start = max((i + 1 for i, token in enumerate(tokens[:end]) if not token.trained), default=0)
+    head = int(bos_id is not None and tokens[0].id == bos_id and sum(token.id == bos_id for token in tokens) == 1)
+    first = max(end - limit + head, head)
+    if first >= start:
+        return [((f"! its last answer does not fit the limit of {limit:,}: the row is left out", "warning"),)]
+    words = f"{first - head:,} tokens are cut from its beginning to fit the limit of {limit:,}"
+    return [((f"! {words}", "warning"),)] if first > head else []
 
 
 def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Line]:

@@ -1,0 +1,190 @@
+"""Opening a file on the Data screen and moving over its rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
+
+NARROW, WIDE = (80, 24), (140, 40)
+
+
+async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "big.jsonl", (alpaca(number) for number in range(200_000)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        app = pilot.app
+        await until_text(pilot, "What is in hold 0?", "What is in hold 20?")
+        await at_rest(pilot)
+        await pilot.press("G")
+        await until_text(pilot, "200000", "What is in hold 199999?")
+        assert "200,000 of 200,000" in app.text()
+        await pilot.press("g", *"123456", "enter")
+        await until_text(pilot, "123456 UA", "What is in hold 123455?")
+        for _ in range(10):
+            await pilot.press("pagedown")
+        await until_text(pilot, "123666 UA")
+        pages = 4 + 10
+        assert app.data.reader.reads <= 3 * pages * 24
+
+
+async def test_without_a_file_the_screen_asks_for_one_and_names_what_it_reads() -> None:
+    async with DataApp().run_test(size=NARROW) as pilot:
+        await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "Open a dataset file")
+
+
+async def test_tab_completes_the_path_and_enter_opens_it(tmp_path: Path) -> None:
+    (tmp_path / "voyages").mkdir()
+    write_rows(tmp_path / "voyages" / "cargo-list.jsonl", [alpaca(1)])
+    (tmp_path / "voyages" / "cargo.notes").write_text("not a dataset")
+    async with DataApp().run_test(size=NARROW) as pilot:
+        entry = pilot.app.screen.query_one("#prompt-input")
+        await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
+        entry.value = f"{tmp_path}/voy"
+        await pilot.press("tab")
+        await until(pilot, lambda: entry.value.endswith("voyages/"), "the directory")
+        await pilot.press("tab")
+        await until(pilot, lambda: entry.value.endswith("voyages/cargo-list.jsonl"), "the only dataset in it")
+        await pilot.press("enter")
+        await until_text(pilot, "cargo-list.jsonl", "What is in hold 1?")
+
+
+async def test_tab_again_takes_the_next_of_several_candidates(tmp_path: Path) -> None:
+    for name in ("a1.jsonl", "a2.jsonl", "a3.csv"):
+        (tmp_path / name).write_text("{}\n")
+    async with DataApp().run_test(size=NARROW) as pilot:
+        entry = pilot.app.screen.query_one("#prompt-input")
+        await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
+        entry.value = f"{tmp_path}/a"
+        seen = []
+        for wanted in ("a1.jsonl", "a2.jsonl", "a3.csv", "a1.jsonl"):
+            await pilot.press("tab")
+            await until(pilot, lambda wanted=wanted: entry.value.endswith(wanted), wanted)
+            seen.append(entry.value)
+        assert len(set(seen)) == 3
+
+
+async def test_keys_typed_right_after_a_prompt_opens_go_into_the_prompt(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(300)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        pilot.app.data.action_go()
+        assert pilot.app.focused is pilot.app.screen.query_one("#prompt-input")
+        await pilot.press(*"250", "enter")
+        await until_text(pilot, "250 of 300")
+
+
+async def test_enter_shows_the_row_as_a_chat_and_v_as_json(tmp_path: Path) -> None:
+    row = {
+        "messages": [
+            {"role": "system", "content": "Answer like a pilot."},
+            {"role": "user", "content": "Where to?"},
+            {"role": "assistant", "content": "North by north-west."},
+        ]
+    }
+    async with DataApp(write_rows(tmp_path / "chat.jsonl", [row])).run_test(size=NARROW) as pilot:
+        await until_text(pilot, "SUA", "Where to? ▸ North by north-west.")
+        await pilot.press("enter")
+        await until_text(pilot, "▌system Answer like a pilot. ▌user Where to? ▌assistant North by north-west.")
+        await pilot.press("v")
+        await until_text(pilot, '"messages": [ {', '"content": "North by north-west."')
+        await pilot.press("escape")
+        await until_text(pilot, "SUA", "1 of 1")
+
+
+async def test_a_preference_pair_shows_both_sides(tmp_path: Path) -> None:
+    row = {"prompt": "Sail or row?", "chosen": "Sail, the wind is fair.", "rejected": "Row."}
+    async with DataApp(write_rows(tmp_path / "pairs.jsonl", [row])).run_test(size=NARROW) as pilot:
+        await until_text(pilot, "preference", "U+/-")
+        await pilot.press("enter")
+        await until_text(
+            pilot, "Sail or row?", "── chosen ── ▌assistant Sail, the wind is fair.", "── rejected ──", "Row."
+        )
+
+
+async def test_a_wide_terminal_shows_the_row_beside_the_table_as_the_cursor_moves(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌user", "line 1 as chat")
+        await pilot.press("down")
+        await until_text(pilot, "line 2 as chat", "Barrel 2: salt")
+
+
+async def test_resizing_moves_between_one_and_two_panes(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1, words=60), alpaca(2)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await until_text(pilot, "What is in hold 2?")
+        assert "▌user" not in pilot.app.text()
+        await pilot.resize_terminal(*WIDE)
+        await until_text(pilot, "What is in hold 2?", "▌assistant")
+        await pilot.resize_terminal(*NARROW)
+        await until(pilot, lambda: "▌user" not in pilot.app.text(), "one pane")
+
+
+async def test_control_characters_of_a_row_never_reach_the_terminal(tmp_path: Path) -> None:
+    row = {"instruction": "red \x1b[31m alert\x07", "output": "over\r\x9b2J\u202eback"}
+    async with DataApp(write_rows(tmp_path / "rows.jsonl", [row])).run_test(size=WIDE) as pilot:
+        for view in ("as chat", "as JSON"):
+            screen = await until_text(pilot, view, "red ␛[31m alert")
+            assert not set(screen) & set("\x1b\x07\r\x9b\u202e")
+            await pilot.press("v")
+
+
+async def test_a_row_of_megabytes_is_shown_from_its_start_and_says_what_is_left_out(tmp_path: Path) -> None:
+    row = {"instruction": "Recite.", "output": "word " * 1_000_000}
+    async with DataApp(write_rows(tmp_path / "rows.jsonl", [row, alpaca(2)])).run_test(size=NARROW) as pilot:
+        await until_text(pilot, "5.0M Recite.", "What is in hold 2?")
+        await pilot.press("enter")
+        await until_text(pilot, "▌assistant word word")
+        await pilot.press("end")
+        await until_text(pilot, "4,800,000 more characters, not shown")
+
+
+async def test_a_mapping_that_was_found_is_shown(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "qa.jsonl", [{"question": "Depth?", "answer": "Nine fathoms."}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "read as instruction=question, output=answer", "Depth? ▸ Nine fathoms.")
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt", "rows.json", "rows.parquet", "rows.jsonl.gz"])
+async def test_every_kind_of_file_is_browsed_alike(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = [{"text": f"log entry {number}"} for number in range(50)]
+    if name.endswith(".csv"):
+        path.write_text("text\n" + "".join(f"{row['text']}\n" for row in rows))
+    elif name.endswith(".txt"):
+        path.write_text("".join(f"{row['text']}\n" for row in rows))
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows), path)
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await until_text(pilot, f"{name} · text · 50 rows", "log entry 0")
+        await at_rest(pilot)
+        await pilot.press("G")
+        await until_text(pilot, "log entry 49", "50 of 50")
+
+
+async def test_a_file_that_shrinks_while_it_is_open_says_so_in_the_row(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(3000)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        write_rows(path, [alpaca(0)])
+        await pilot.press("G")
+        await until_text(pilot, "✗", "the row is no longer there")
+
+
+async def test_another_file_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    first = write_rows(tmp_path / "first.jsonl", (alpaca(number) for number in range(100)))
+    second = write_rows(tmp_path / "second.jsonl", [{"text": "only this"}])
+    async with DataApp(first).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("G")
+        pilot.app.data.open_path(str(second))
+        screen = await until_text(pilot, "second.jsonl · text · 1 rows", "only this", "1 of 1")
+        assert "hold" not in screen

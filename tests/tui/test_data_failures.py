@@ -1,0 +1,121 @@
+"""Whatever is wrong with a file, the Data screen says it in words, with the place."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from data_screen_app import DataApp, alpaca, at_rest, until_text, write_rows
+
+GOOD = json.dumps(alpaca(1))
+WHOLE = {
+    "empty": ("rows.jsonl", b"", ["dataset is empty"]),
+    "blank lines only": ("rows.jsonl", b"\n \n\n", ["dataset is empty"]),
+    "an array named jsonl": ("rows.jsonl", f"[{GOOD},\n{GOOD}]".encode(), ["line 1", "rename to .json"]),
+    "UTF-16": ("rows.jsonl", f"{GOOD}\n".encode("utf-16"), ["UTF-16", "line 1, byte 1", "iconv"]),
+    "another ending": ("rows.docx", b"PK", [".docx", ".jsonl, .ndjson, .json"]),
+    "no parquet": ("rows.parquet", b"PAR1 not really", ["cannot be read as Parquet"]),
+    "a cut gz": ("rows.jsonl.gz", gzip.compress(GOOD.encode() * 999)[:40], ["cannot be unpacked", "cut off"]),
+    "csv with a column twice": ("rows.csv", b"text,text\na,b\n", ["line 1", "'text' twice"]),
+}
+ROWS = {
+    "a broken line": (b'{"instruction": "half', "line 7", "in the middle"),
+    "a trailing comma": (f"{GOOD},".encode(), "line 7", "a comma after the row"),
+    "Latin-1": ('{"instruction": "caf\xe9", "output": "x"}'.encode("latin-1"), "line 7", "not UTF-8: byte 0xE9"),
+    "deep nesting": (b"[" * 3000 + b"]" * 3000, "line 7", "levels deep"),
+    "no known field": (b'{"foo": 1}', "line 7", "instruction"),
+    "a number": (b"5", "line 7", "a number"),
+    "turns without a speaker": (
+        b'{"conversations": [{"from": "human", "value": "a"}, {"value": "b"}]}',
+        "line 7",
+        "conversations[1] has no",
+    ),
+    "text where a turn should be": (b'{"conversations": [{"from": "human", "value": "a"}, "x"]}', "line 7", "[1]"),
+    "an image": (
+        b'{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]},'
+        b' {"role": "assistant", "content": "b"}]}',
+        "line 7",
+        "unsupported_content",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+async def test_a_file_that_cannot_be_read_says_why_and_what_to_do(tmp_path: Path, name: str) -> None:
+    file, data, words = WHOLE[name]
+    path = tmp_path / file
+    path.write_bytes(data)
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        screen = await until_text(pilot, "✗", file, *words)
+        assert "Traceback" not in screen
+        assert "KeyError" not in screen
+        assert pilot.app.is_running
+
+
+async def test_a_path_that_does_not_exist_names_the_nearest_file(tmp_path: Path) -> None:
+    write_rows(tmp_path / "voyage.jsonl", [alpaca(1)])
+    async with DataApp(tmp_path / "voyages.jsonl").run_test(size=(140, 40)) as pilot:
+        await until_text(pilot, "✗ no file", "did you mean", "voyage.jsonl", "DATASET_NOT_FOUND")
+
+
+async def test_a_directory_names_the_files_in_it(tmp_path: Path) -> None:
+    write_rows(tmp_path / "voyage.jsonl", [alpaca(1)])
+    async with DataApp(tmp_path).run_test(size=(140, 40)) as pilot:
+        await until_text(pilot, "is a directory", "voyage.jsonl")
+
+
+async def test_a_hub_name_says_that_it_is_not_on_this_machine() -> None:
+    async with DataApp("someone/some-dataset").run_test(size=(140, 40)) as pilot:
+        await until_text(pilot, "✗ no file someone/some-dataset", "Hugging Face Hub", "not on this machine")
+
+
+async def test_a_file_that_cannot_be_opened_leaves_the_one_on_screen(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        await at_rest(pilot)
+        pilot.app.data.open_path(str(tmp_path / "none.jsonl"))
+        await until_text(pilot, "rows.jsonl · alpaca", "What is in hold 2?", "✗ no file")
+        await pilot.press("escape", "down")
+        await until_text(pilot, "line 2 as chat")
+
+
+@pytest.mark.parametrize("name", ROWS)
+async def test_a_bad_row_is_marked_in_the_table_and_explained_in_the_pane(tmp_path: Path, name: str) -> None:
+    raw, line, why = ROWS[name]
+    path = tmp_path / "rows.jsonl"
+    good = [json.dumps(alpaca(number)).encode() for number in range(19)]
+    path.write_bytes(b"\n".join([*good[:6], raw, *good[6:]]) + b"\n")
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        await until_text(pilot, "20 rows", "7 ✗")
+        await pilot.press("g", "7", "enter")
+        screen = await until_text(pilot, line, "This row cannot be used for training", why)
+        assert "Traceback" not in screen
+        assert "KeyError" not in screen
+        await pilot.press("v")
+        await until_text(pilot, "as JSON")
+        await pilot.press("v")
+        await until_text(pilot, "as tokens")
+
+
+async def test_a_label_that_is_no_label_is_explained_in_a_feedback_file(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False, "yes", True)]
+    async with DataApp(write_rows(tmp_path / "rows.jsonl", rows)).run_test(size=(140, 40)) as pilot:
+        await until_text(pilot, "kto", "3 ✗", "label must be true or false (or 1, 0), not")
+
+
+async def test_the_first_row_of_a_file_with_a_byte_order_mark_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\n" + GOOD.encode() + b"\n")
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        await until_text(pilot, "2 rows", "1 UA", "What is in hold 1?")
+
+
+async def test_when_every_row_is_broken_the_check_says_so_with_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{broken\n" * 30)
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(pilot, "none of its 30 rows can be read", "line 1")
