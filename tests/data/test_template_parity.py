@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,20 @@ def test_text_and_ids_are_those_of_transformers(model_dir: Callable[[str], Path]
 @pytest.mark.parametrize("family", ["llama3", "qwen2.5", "qwen3", "mistral"])
 def test_tools_and_calls_are_written_as_by_transformers(model_dir: Callable[[str], Path], family: str) -> None:
     compare(model_dir(family), WITH_CALL, [TOOL])
+
+
+def test_a_template_that_marks_generation_is_written_as_by_transformers(
+    model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "marked"
+    shutil.copytree(model_dir("chatml"), folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% for message in messages %}\n  {% if message.role == 'assistant' %}\n<|im_start|>assistant\n"
+        "{% generation %}\n{{ message.content }}<|im_end|>{% endgeneration %}\n\n"
+        "  {% else %}\n<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n  {% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    compare(folder, CHATS[1], None)
 
 
 @pytest.mark.skipif(not (EMBEDDED / "tokenizer.json").is_file(), reason=f"the embedded model is not at {EMBEDDED}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +251,20 @@ def test_cancelling_leaves_nothing_in_the_cache(ready: Callable[..., Prepared], 
     with pytest.raises(TrainingAbortedError):
         ready([pair("a", "b")], cache_dir=cache, cancelled=lambda: True)
     assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_swept_up_and_a_living_ones_is_not(
+    ready: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    old, fresh = tmp_path / "cache" / ".aa.partial", tmp_path / "cache" / ".bb.partial"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+        (folder / "ids.bin").write_bytes(b"1234")
+    for path in (old / "ids.bin", old):
+        os.utime(path, (1e9, 1e9))
+    ready([pair("a", "b")], cache_dir=tmp_path / "cache")
+    assert not old.exists()
+    assert fresh.exists()
 
 
 def test_progress_reaches_the_end(ready: Callable[..., Prepared]) -> None:

@@ -136,8 +136,8 @@ def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[Ro
         if item.get(key) is not None:
             turn.train = _weight(item[key], f"{place}.{key}", warnings)
             break
-    for key in item:
-        if key not in _KNOWN:
+    for key, value in item.items():
+        if key not in _KNOWN and value is not None:
             warnings.append(RowError("ignored_field", f"{place}.{key}", f"{place}.{key} is not used", "info"))
 
 

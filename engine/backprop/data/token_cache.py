@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from array import array
 from pathlib import Path
@@ -86,6 +87,7 @@ class Writer:
 
     def __init__(self, root: Path, key: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
         self._final = root / key
         self._key = key
         self._folder = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.", suffix=".partial", dir=root))
@@ -163,6 +165,17 @@ def load(root: Path, key: str) -> Prepared | None:
         return None
     prepared.summary.cached = True
     return prepared
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed processes left half written. A living one writes to its folder at least once a day."""
+    for folder in root.glob(".*.partial"):
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except OSError:
+            continue
+        if time.time() - newest > 24 * 3600:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checksum(path: Path) -> int:
