@@ -134,7 +134,7 @@ def test_on_a_terminal_one_line_is_written_over(monkeypatch: pytest.MonkeyPatch)
     assert any("10/10 loss 2.0000" in part for part in painted)
     assert all(len(part) < 60 for part in painted if part.startswith("["))
     assert step_lines(text.replace("\r", "\n")) == []
-    assert text.rstrip().splitlines()[-1].startswith("all about it")
+    assert text.rstrip().splitlines()[-1].startswith("as text:")
 
 
 @pytest.mark.parametrize(("term", "tty"), [("dumb", True), ("xterm", False)])

@@ -82,8 +82,8 @@ def _watch(link: Link, state: RunState, view: View, interrupts: Interrupts, leav
         for event in link.read(_LOOK):
             state.apply(event)
             view.show(event, state)
-        if interrupts.count > heard:
-            heard = interrupts.count
+        while interrupts.count > heard:
+            heard += 1
             if leave:
                 return False
             _pass_on(link, heard)

@@ -75,7 +75,8 @@ def ending(state: RunState) -> list[str]:
     if state.dataset is not None:
         lines.append(describe_dataset(state.dataset))
     if state.output_path:
-        lines.append(f"adapter: {state.output_path}")
+        lines.append(f"adapter:     {state.output_path}")
         lines.append(f'talk to it:  backprop generate {state.run_id} --prompt "…"')
-    lines.append(f"all about it: backprop show-run {state.run_id}   on the screen: backprop-tui")
+    lines.append(f"on screen:   backprop-tui --attach {state.run_id}")
+    lines.append(f"as text:     backprop show-run {state.run_id}")
     return lines

@@ -58,6 +58,7 @@ def load(path: Path, config: dict[str, Any], say: Say) -> tuple[Any, Any]:
         ModelLoadError, CheckpointError
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.train import model as models
@@ -72,7 +73,7 @@ def load(path: Path, config: dict[str, Any], say: Say) -> tuple[Any, Any]:
     adapter = RunDirectory(path).adapter
     try:
         return PeftModel.from_pretrained(base, adapter), chat
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"the adapter in {adapter} cannot be read: {error}", hint="train again, or restore the file from a backup"
         ) from error

@@ -1,0 +1,162 @@
+"""The library on a tiny model: what a person's script sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backprop import Trainer, TrainingCallback, TrainingRun
+from backprop.core.errors import (
+    BackpropError,
+    DatasetFormatError,
+    DatasetNotFoundError,
+    DatasetValidationError,
+    InputError,
+    InvalidSettingError,
+    ModelLoadError,
+)
+from backprop.runs import link
+from backprop.runs.state import read_run
+from backprop.trainer import spool
+from tiny_language_model import rows, write_model, write_rows
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def trainer(model: Path, tmp_path: Path) -> Trainer:
+    return Trainer(str(model), lora_r=4, batch_size=2, backend="cpu", output_dir=str(tmp_path / "out"))
+
+
+class Rows:
+    """Walks and quacks like ``datasets.Dataset``: rows come one at a time, some values are arrays."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Any:
+        yield from rows(self._count)
+
+
+def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
+    told: list[tuple[str, Any]] = []
+    callback = TrainingCallback(
+        on_step=lambda step, loss: told.append(("step", (step, loss))),
+        on_epoch=lambda epoch: told.append(("epoch", epoch)),
+        on_save=lambda path: told.append(("save", path)),
+        on_complete=lambda run: told.append(("complete", run)),
+    )
+    run = trainer.train(write_rows(tmp_path / "rows.jsonl", 16), steps=5, callback=callback)
+    saved = trainer.save(tmp_path / "my-adapter")
+
+    assert isinstance(run, TrainingRun)
+    assert (run.steps, run.status, len(run.loss_history)) == (5, "done", 5)
+    assert run.final_loss == run.loss_history[-1]
+    assert run.samples_seen > 16
+    assert run.duration_seconds > 0
+    assert [value for kind, value in told if kind == "step"] == list(enumerate(run.loss_history, 1))
+    assert [value for kind, value in told if kind == "epoch"][:1] == [1]
+    assert told[-2:] == [("save", run.output_path), ("complete", run)]
+    assert (saved / "adapter_config.json").read_bytes() == Path(run.output_path, "adapter_config.json").read_bytes()
+    state = read_run(Path(run.output_path).parent)
+    assert (state.run_id, state.final_loss) == (run.run_id, run.final_loss)
+
+    trainer.save(tmp_path / "my-adapter")  # again: it replaces the adapter
+    with pytest.raises(InputError, match="no adapter"):
+        trainer.save(tmp_path)
+    assert (tmp_path / "rows.jsonl").exists()
+
+
+def test_a_dataset_object_is_kept_in_the_run_s_directory(trainer: Trainer) -> None:
+    run = trainer.train(Rows(12), samples=8, steps=1)
+    state = read_run(Path(run.output_path).parent)
+    data = Path(state.config["data"])
+    assert data.parent == Path(run.output_path).parent
+    assert [json.loads(line) for line in data.read_text().splitlines()] == rows(12)
+    assert state.dataset is not None
+    assert state.dataset.kept == 8
+
+
+def test_a_failed_run_raises_the_engine_s_error(trainer: Trainer, tmp_path: Path) -> None:
+    told: list[BackpropError] = []
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps(rows(1)[0]) + "\n" + json.dumps({"instruction": "Say nothing.", "output": ""}) + "\n")
+    with pytest.raises(DatasetValidationError, match="line 2") as raised:
+        trainer.train(data, steps=1, callback=TrainingCallback(on_error=told.append))
+    assert raised.value.code == "DATASET_ROWS_UNUSABLE"
+    assert "--skip-bad" in raised.value.hint
+    assert told == [raised.value]
+
+
+def test_a_model_that_is_none_raises_a_model_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    trainer = Trainer(str(tmp_path / "empty"), backend="cpu", output_dir=str(tmp_path / "out"))
+    with pytest.raises(ModelLoadError, match="empty"):
+        trainer.train(write_rows(tmp_path / "rows.jsonl"), steps=1)
+
+
+def test_ctrl_c_stops_the_run_keeps_the_result_and_comes_out(trainer: Trainer, tmp_path: Path) -> None:
+    def press(step: int, loss: float | None) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(write_rows(tmp_path / "rows.jsonl"), steps=100_000, callback=TrainingCallback(on_step=press))
+    (path,) = (tmp_path / "out").iterdir()
+    state = read_run(path)
+    assert state.status == "interrupted"
+    assert Path(state.output_path, "adapter_config.json").is_file()
+    assert not link.attach(path).alive()
+
+
+def test_settings_are_checked_when_the_trainer_is_made() -> None:
+    with pytest.raises(InvalidSettingError, match="learning_rat") as told:
+        Trainer("smollm2-135m", learning_rat=1e-4)
+    assert "learning_rate" in told.value.hint
+    with pytest.raises(InvalidSettingError, match="lora_dropout"):
+        Trainer("smollm2-135m", lora_dropout=1.5)
+
+
+def test_a_missing_dataset_is_noticed_before_an_engine_starts(trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(DatasetNotFoundError, match="nothing"):
+        trainer.train(tmp_path / "nothing.jsonl", steps=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_can_be_saved_before_training(trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no adapter"):
+        trainer.save(tmp_path / "a")
+
+
+def test_which_model_is_taken_when_none_is_named_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Trainer(backend="cpu").config.model == "smollm2-135m"
+    assert "taking smollm2-135m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ({"train": [], "test": []}, "several datasets"),
+        ([{"a": 1}, "text"], "row 2"),
+        ([{"a": object()}], "row 1"),
+    ],
+)
+def test_what_is_no_dataset_is_refused_in_words(dataset: Any, said: str, trainer: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(DatasetFormatError, match=said):
+        trainer.train(dataset, steps=1)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_arrays_in_rows_become_lists(tmp_path: Path) -> None:
+    import numpy as np
+
+    spool([{"text": "a", "scores": np.array([1.5, 2.0]), "n": np.int64(3)}], tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a", "scores": [1.5, 2.0], "n": 3}
