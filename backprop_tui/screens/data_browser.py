@@ -140,7 +140,7 @@ class DataBrowser(JobScreen):
             one_line(opened.path.rpartition("/")[2]),
             *self.view_words(),
             format,
-            f"{'' if source.complete else '> '}{source.known:,} rows",
+            f"{'' if source.complete else '> '}{source.known:,} row{'' if source.known == 1 else 's'}",
             f"{in_bytes(source.bytes)}B",
         ]
         if file.mapping:

@@ -267,16 +267,12 @@ class DataCheck(DataSearch):
         """What is known of the file."""
         if self.opened is not None:
             self.show_pane("statistics")
-            self.call_after_refresh(self._draw_statistics)
+            self._draw_statistics()
 
     def _draw_statistics(self) -> None:
         if self.opened is not None and self.side.current == "statistics":
             lines = statistics_lines(self.opened, self.found, self.lengths, self.model)
             self.query_one("#statistics", RowView).show_wrapped(lines)
-
-    @on(RowView.WidthChanged, "#statistics")
-    def _wrap_statistics(self) -> None:
-        self._draw_statistics()
 
     def answer(self, kind: str, text: str) -> None:
         if kind == "model" and text:

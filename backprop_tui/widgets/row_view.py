@@ -49,6 +49,8 @@ class RowView(ScrollView, can_focus=True):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._lines: Sequence[Line] = ()
+        self._source: Sequence[Line] | None = None
+        """The lines before they were wrapped, where that is done here."""
         self._wrapped_at = 0
 
     @property
@@ -58,6 +60,10 @@ class RowView(ScrollView, can_focus=True):
 
     def show(self, lines: Sequence[Line], width: int) -> None:
         """Show lines that were wrapped for ``width``, from the top."""
+        self._source = None
+        self._put(lines, width)
+
+    def _put(self, lines: Sequence[Line], width: int) -> None:
         self._lines = lines
         self._wrapped_at = width
         self.virtual_size = Size(0, len(lines))
@@ -66,9 +72,10 @@ class RowView(ScrollView, can_focus=True):
         self._compare_width()
 
     def show_wrapped(self, lines: Sequence[Line]) -> None:
-        """Wrap a few lines here and show them. For long texts wrap in a thread and use ``show``."""
+        """Show a few lines, wrapped here at any width. For long texts wrap in a thread and use ``show``."""
+        self._source = lines
         width = max(self.width, 20)
-        self.show([part for line in lines for part in wrap(line, width)], width)
+        self._put([part for line in lines for part in wrap(line, width)], width)
 
     @property
     def text(self) -> str:
@@ -82,7 +89,10 @@ class RowView(ScrollView, can_focus=True):
     def _compare_width(self) -> None:
         if self._lines and self.width and self.width != self._wrapped_at:
             self._wrapped_at = self.width
-            self.post_message(self.WidthChanged(self))
+            if self._source is not None:
+                self.show_wrapped(self._source)
+            else:
+                self.post_message(self.WidthChanged(self))
 
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y

@@ -186,5 +186,5 @@ async def test_another_file_takes_the_place_of_the_first(tmp_path: Path) -> None
         await at_rest(pilot)
         await pilot.press("G")
         pilot.app.data.open_path(str(second))
-        screen = await until_text(pilot, "second.jsonl · text · 1 rows", "only this", "1 of 1")
+        screen = await until_text(pilot, "second.jsonl · text · 1 row", "only this", "1 of 1")
         assert "hold" not in screen

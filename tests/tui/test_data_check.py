@@ -1,0 +1,251 @@
+"""Checking a file on the Data screen: findings, tokens, lengths, statistics, the cleaned copy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from backprop.core import paths
+from backprop.core.errors import DatasetError
+from backprop.data.formats import FileFormat
+from backprop.data.parse import parse_json
+from backprop.data.source import Row
+from backprop.data.tokenizer import ChatTokenizer
+from backprop.data.tokens import prepare
+from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
+from tiny_tokenizer import write_model
+
+from backprop_tui.screens.data_lengths import count_lengths
+from backprop_tui.screens.data_tokens import token_lines
+from backprop_tui.screens.data_work import Job, open_file
+from backprop_tui.widgets.path_input import PromptInput
+from backprop_tui.widgets.row_view import RowView
+
+NARROW, WIDE = (80, 24), (140, 40)
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    """A hundred rows: 12 lacks its output, 34 is broken, 56 repeats 5, 78 has an empty answer."""
+    lines = [json.dumps(alpaca(number)) for number in range(1, 101)]
+    lines[11] = '{"instruction": "no answer"}'
+    lines[33] = '{"instruction": "half'
+    lines[55] = lines[4]
+    lines[77] = json.dumps({"instruction": "Depth?", "input": "", "output": " "})
+    path = tmp_path / "faulty.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def small_model() -> Path:
+    """The tokenizer that is used when nothing else is chosen, where the small model is kept."""
+    return write_model(paths.model_cache("smollm2-135m"))
+
+
+async def test_a_check_lists_every_finding_with_its_line_and_counts_per_code(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(pilot, "checked 100 rows: 2 unusable, 4 to look at")
+        await pilot.press("p")
+        screen = await until_text(
+            pilot, "1 ✗ missing_field", "1 ✗ broken_json", "1 ! duplicate_row", "1 ! empty_content"
+        )
+        for line in (12, 34, 56, 78):
+            assert f"line {line}" in screen
+
+
+async def test_enter_on_a_finding_goes_to_its_row(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("p")
+        await until_text(pilot, "line 56 ! the same as line 5")
+        await pilot.press("end", "up", "enter")
+        await until_text(pilot, "line 56 as chat", "duplicate_row: the same as line 5", "56 of 100")
+        await pilot.press("escape")
+        await until_text(pilot, "What is in hold 57?")
+
+
+async def test_enter_on_a_code_shows_its_findings_alone(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("p")
+        await until_text(pilot, "line 12", "line 34")
+        await pilot.press("enter")
+        await until_text(pilot, "shown alone: enter shows all")
+        assert "line 78" not in pilot.app.text()
+        await pilot.press("enter")
+        await until_text(pilot, "line 78")
+
+
+async def test_n_steps_through_the_rows_with_findings_and_begins_again(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("n")
+        await until_text(pilot, "c checks the file")
+        await pilot.press("c")
+        await until_text(pilot, "checked 100 rows")
+        for place in (12, 34, 56, 78, 12):
+            await pilot.press("n")
+            await until_text(pilot, f"{place} of 100")
+        await pilot.press("N")
+        await until_text(pilot, "78 of 100")
+
+
+async def test_a_file_with_nothing_wrong_says_so(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(9)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(pilot, "checked 9 rows: 0 unusable, 0 to look at")
+        await pilot.press("n")
+        await until_text(pilot, "the check found nothing to look at")
+
+
+async def test_tokens_show_what_is_trained_the_begin_token_and_the_terminator(
+    tmp_path: Path, small_model: Path
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "Depth?", "output": "Nine"}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌assistant")
+        await pilot.press("v", "v")
+        await until_text(pilot, "5 trained")
+        drawn = pilot.app.data.query_one("#detail", RowView).text
+        assert "BOS     <s> once, at the start" in drawn
+        assert "answers end with <|im_end|>, trained" in drawn
+        assert "<s><|im_start|>user↵\nDepth?<|im_end|>↵\n<|im_start|>assistant↵\nNine<|im_end|>↵" in drawn
+
+
+async def test_without_a_tokenizer_the_screen_says_how_to_get_one(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1)])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌assistant")
+        await pilot.press("v", "v")
+        await until_text(pilot, "the tokenizer of smollm2-135m is not on this machine", "backprop demo")
+
+
+async def test_another_model_is_chosen_by_its_directory(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "my-model")
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1)])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌assistant")
+        await pilot.press("v", "v", "m")
+        entry = pilot.app.screen.query_one(PromptInput)
+        await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
+        entry.value = f"{model}/"
+        await pilot.press("enter")
+        await until_text(pilot, "BOS <s> once")
+        assert str(model) in pilot.app.data.query_one("#detail", RowView).text.replace("\n", "")
+
+
+def _drawn(raw: bytes, model: Path, limit: int = 2048) -> str:
+    value, error = parse_json(raw)
+    file = FileFormat(format="alpaca", mapping={}, counts={}, lines={})
+    lines = token_lines(Row(1, raw, value, error), file, ChatTokenizer.load(model), limit, brackets=True)
+    return "\n".join("".join(text for text, _ in line) for line in lines)
+
+
+def test_without_colour_trained_tokens_stand_in_brackets(small_model: Path) -> None:
+    drawn = _drawn(b'{"instruction": "Depth?", "output": "Nine"}', small_model)
+    assert "assistant↵\n[Nine<|im_end|>]↵" in drawn
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [(60, ""), (40, "tokens are cut from its beginning"), (20, "its last answer does not fit")],
+)
+def test_the_token_view_says_what_the_limit_does_to_the_row(small_model: Path, limit: int, words: str) -> None:
+    drawn = _drawn(b'{"instruction": "Depth?", "output": "Nine fathoms and more"}', small_model, limit)
+    assert ("!" in drawn) is bool(words)
+    assert words in drawn
+
+
+@pytest.mark.parametrize("limit", [16, 40, 64, 100, 150, 4096])
+def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> None:
+    rows: list[object] = [alpaca(number, words=number % 23) for number in range(1, 60)]
+    rows += [
+        {"messages": [{"role": role, "content": "x" * (7 * n)} for n in (1, 3) for role in ("user", "assistant")]},
+        {"instruction": "no answer"},
+        {"messages": [{"role": "assistant", "content": "first word"}, {"role": "user", "content": "and last"}]},
+    ]
+    model, path = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows)
+    shown = []
+    opened = open_file(str(path), Job("open"))
+    count_lengths(opened, ChatTokenizer.load(model), Job("count"), shown.append)
+    opened.source.close()
+    whole, cut, lost = shown[-1].at(limit)
+    if not whole + cut:
+        with pytest.raises(DatasetError):
+            prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens")
+        return
+    summary = prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens").summary
+    assert (whole, cut, lost) == (summary.kept - summary.cut, summary.cut, summary.answer_lost)
+    assert shown[-1].unusable == summary.dropped
+    assert shown[-1].rows == summary.rows == len(rows)
+
+
+async def test_lengths_are_drawn_with_the_limit_which_keys_move(tmp_path: Path, small_model: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number, words=number) for number in range(100)))
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        await until_text(pilot, "limit 2,048", "100 rows ·", "──── limit 2,048 ──", "2,048 chosen 100 0 0")
+        for _ in range(4):
+            await pilot.press("minus")
+        await until_text(pilot, "──── limit 128 ──", "128 chosen", "answer lost")
+        await pilot.press("equals_sign")
+        entry = pilot.app.screen.query_one(PromptInput)
+        await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
+        entry.value = "300"
+        await pilot.press("enter")
+        await until_text(pilot, "──── limit 300 ──")
+
+
+async def test_without_a_tokenizer_lengths_are_counted_in_characters_and_say_so(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "x" * n} for n in (10, 20, 30)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        await until_text(pilot, "3 rows, in characters", "p50 20", "longest 30", "The limit is in tokens")
+
+
+async def test_statistics_tell_what_was_counted_and_the_keys_for_the_rest(faulty: Path, small_model: Path) -> None:
+    async with DataApp(faulty).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("s")
+        await until_text(pilot, "rows 100", "format alpaca", "c checks every row", "l counts tokens")
+        await pilot.press("c", "l")
+        await until_text(pilot, "──── limit")
+        await at_rest(pilot)
+        await pilot.press("s")
+        await until_text(pilot, "usable 98 (98 %)", "duplicates 1 (1 %)", "trained", "Counted 100 rows")
+
+
+async def test_the_cleaned_copy_is_written_beside_the_original_with_a_report(faulty: Path) -> None:
+    before = faulty.read_bytes()
+    async with DataApp(faulty).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("w")
+        await until_text(pilot, "Write faulty.clean.jsonl beside it")
+        assert not faulty.with_name("faulty.clean.jsonl").exists()
+        await pilot.press("enter")
+        await until_text(pilot, "97 of 100 rows written", "1 missing_field", "1 duplicate_row", "line 56 duplicate_row")
+        assert len(faulty.with_name("faulty.clean.jsonl").read_text().splitlines()) == 97
+        assert faulty.with_name("faulty.clean.report.json").exists()
+        await pilot.press("w")
+        await until_text(pilot, "Write faulty.clean.jsonl")
+        await pilot.press("enter")
+        await until_text(pilot, "✗", "exists already and is not overwritten")
+        assert faulty.read_bytes() == before
+
+
+async def test_a_word_that_is_no_rule_writes_nothing(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("w")
+        await until_text(pilot, "Write faulty.clean.jsonl")
+        await pilot.press(*"nearly", "enter")
+        await until_text(pilot, "'nearly' is nothing that can be left out")
+        assert list(faulty.parent.iterdir()) == [faulty]
