@@ -236,6 +236,11 @@ class DataBrowser(JobScreen):
         self.side.current = "detail"
         self.go_inside()
 
+    def action_choose(self) -> None:
+        """What enter does in the list that has the keys: for whoever comes from the palette."""
+        if isinstance(self.focused, LineList):
+            self.focused.action_choose()
+
     def go_inside(self) -> None:
         """Let keys work in the pane beside the table (in a narrow terminal: instead of it)."""
         self.add_class("-inside")
@@ -257,7 +262,7 @@ class DataBrowser(JobScreen):
         if row is None or self.reader is None or not seen or (row == self._shown_row and not again):
             return
         self._shown_row = row
-        width = max(self.query_one("#detail", RowView).width, 20)
+        width = max(self.query_one("#detail", RowView).line_width, 20)
         self.reader.detail(row, partial(self._draw_row, row, self.view, width))
 
     def _draw_row(self, index: int, view: int, width: int, row: Row) -> None:

@@ -223,9 +223,7 @@ def histogram_lines(lengths: Lengths, limit: int, width: int, height: int) -> li
             )
         filled = "█" * (count * room // most) or ("▏" if count else "")
         label = f"{start:>7,}–{end - 1:<7,}"
-        lines.append(
-            ((label, "dim"), (filled, "warning" if over else "assistant"), (f" {count:,}" if count else "", ""))
-        )
+        lines.append(((label, "dim"), (filled, "warning" if over else "good"), (f" {count:,}" if count else "", "")))
     return lines
 
 

@@ -47,7 +47,7 @@ def _check_lines(found: Validation | None) -> list[Line]:
     part = "" if found.complete else " (stopped before the end)"
     lines: list[Line] = [
         ((f"Checked {found.rows:,} rows{part}", "heading"),),
-        _pair("usable", _share(found.valid, found.rows), "assistant"),
+        _pair("usable", _share(found.valid, found.rows), "good"),
         _pair("unusable", _share(found.invalid, found.rows), "error" if found.invalid else ""),
         _pair("duplicates", _share(found.problem_counts.get("duplicate_row", 0), found.rows)),
     ]

@@ -17,8 +17,8 @@ class Histogram(RowView):
 
     def redraw(self) -> None:
         """Show the lengths as they are now."""
-        if self.width:
-            self.show(self._draw(self.width, self.size.height), self.width)
+        if self.line_width:
+            self.show(self._draw(self.line_width, self.size.height), self.line_width)
 
     def on_resize(self) -> None:
         self.redraw()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from rich.segment import Segment
-from rich.style import Style
 from textual.binding import Binding
 from textual.events import Click
 from textual.geometry import Size
 from textual.message import Message
 from textual.reactive import reactive
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from backprop_tui.widgets.inked import Inked
 from backprop_tui.widgets.styled import Line
 
 
-class LineList(ScrollView, can_focus=True):
+class LineList(Inked, can_focus=True):
     """``count`` lines, each made by ``line_at`` when it is to be shown."""
 
-    DEFAULT_CSS = "LineList { overflow-x: hidden; overflow-y: scroll; scrollbar-size-vertical: 1; }"
     BINDINGS = [
         Binding("up,k", "move(-1)", "Up", show=False),
         Binding("down,j", "move(1)", "Down", show=False),
@@ -28,7 +26,6 @@ class LineList(ScrollView, can_focus=True):
         Binding("end", "move_to_end", "Last", show=False),
         Binding("enter", "choose", "Open", show=False),
     ]
-    COMPONENT_CLASSES = {"line-list--cursor"}
 
     count: reactive[int] = reactive(0, repaint=False)
     cursor: reactive[int] = reactive(0, repaint=False)
@@ -53,22 +50,13 @@ class LineList(ScrollView, can_focus=True):
         raise NotImplementedError
 
     def render_line(self, y: int) -> Strip:
-        width = self.scrollable_content_region.width
+        width = self.line_width
         index = y + self.scroll_offset.y
-        base = self.rich_style
         if index >= self.count:
-            return Strip.blank(width, base)
-        if index == self.cursor:
-            base += self.get_component_rich_style("line-list--cursor", partial=True)
-        segments = [Segment(text, base + self.style_named(name)) for text, name in self.line_at(index, width)]
-        return Strip(segments).adjust_cell_length(width, base)
-
-    def style_named(self, name: str) -> Style:
-        """The theme's style of a piece, without its background, so that the cursor line stays whole."""
-        if not name:
-            return Style.null()
-        style = self.get_component_rich_style(name, partial=True)
-        return style.without_color + Style(color=style.color) if style.bgcolor else style
+            return Strip.blank(width, self.style_of(""))
+        cursor = index == self.cursor
+        segments = [Segment(text, self.style_of(name, cursor=cursor)) for text, name in self.line_at(index, width)]
+        return Strip(segments).adjust_cell_length(width, self.style_of("", cursor=cursor))
 
     def visible(self) -> range:
         """The indices of the lines on screen."""

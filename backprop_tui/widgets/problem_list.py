@@ -11,14 +11,12 @@ from backprop_tui.widgets.line_list import LineList
 from backprop_tui.widgets.styled import Line, fit, one_line
 
 _MARKS = {"error": "✗", "warning": "!", "info": "·"}
-_STYLES = {"error": "problem-list--error", "warning": "problem-list--warning", "info": "problem-list--dim"}
+_STYLES = {"error": "error", "warning": "warning", "info": "dim"}
 _ORDER = ("error", "warning", "info")
 
 
 class ProblemList(LineList):
     """Enter on a code shows its findings alone (and again: all of them); enter on a finding goes to its row."""
-
-    COMPONENT_CLASSES = {"problem-list--error", "problem-list--warning", "problem-list--dim"}
 
     class Picked(Message):
         """A finding was chosen."""
@@ -59,9 +57,9 @@ class ProblemList(LineList):
         if index < len(self._codes):
             code, severity, count = self._codes[index]
             only = "  shown alone: enter shows all" if code == self._only else ""
-            return [(f"{count:>9,} {_MARKS[severity]} {code}", _STYLES[severity]), (only, "problem-list--dim")]
+            return [(f"{count:>9,} {_MARKS[severity]} {code}", _STYLES[severity]), (only, "dim")]
         if index == len(self._codes):
-            return [("─" * width, "problem-list--dim")]
+            return [("─" * width, "dim")]
         problem = self._shown[index - len(self._codes) - 1]
         where = f"{self.unit} {problem.line:,}" if problem.line else "the file"
         message = one_line(problem.message)

@@ -34,8 +34,6 @@ class RowSummary(Struct, frozen=True):
 class RowTable(LineList):
     """Rows by position. ``order`` names the rows that are shown where a filter leaves some out."""
 
-    COMPONENT_CLASSES = {"row-table--line", "row-table--turns", "row-table--error", "row-table--warning"}
-
     class Wanted(Message):
         """These rows (indices in the file) are to be shown and are not known yet."""
 
@@ -123,14 +121,14 @@ class RowTable(LineList):
         summary = None if row is None else self._known.get(row)
         digits = max(len(str(self._largest())), 4)
         if summary is None:
-            return [(fit("…".rjust(digits), width), "row-table--line")]
-        pieces: list[Piece] = [(f"{summary.line:>{digits}} ", "row-table--line")]
-        style = f"row-table--{summary.mark}" if summary.mark else ""
+            return [(fit("…".rjust(digits), width), "dim")]
+        pieces: list[Piece] = [(f"{summary.line:>{digits}} ", "dim")]
+        style = summary.mark
         pieces.append((f"{MARKS[summary.mark]} ", style))
-        pieces.append((fit(summary.turns, 8) + " ", "row-table--turns"))
+        pieces.append((fit(summary.turns, 8) + " ", "key"))
         rest = width - digits - 12
         if rest > 60:
-            pieces.append((f"{in_bytes(summary.size):>6} ", "row-table--line"))
+            pieces.append((f"{in_bytes(summary.size):>6} ", "dim"))
             rest -= 7
         pieces.append((fit(summary.preview, rest), style if summary.mark == "error" else ""))
         return pieces

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.segment import Segment
-from rich.style import Style
 from textual.binding import Binding
 from textual.events import Resize
 from textual.geometry import Size
 from textual.message import Message
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from backprop_tui.widgets.inked import Inked
 from backprop_tui.widgets.styled import Line, wrap
 
-CHAT_STYLES = ("system", "user", "assistant", "tool", "other")
-JSON_STYLES = ("key", "string", "number", "literal")
-TOKEN_STYLES = tuple(f"{kind}{shade}" for kind in ("plain", "trained") for shade in ("", "-other", "-special"))
-STYLES = ("heading", "dim", "error", "warning", "special", *CHAT_STYLES, *JSON_STYLES, *TOKEN_STYLES)
 
+class RowView(Inked, can_focus=True):
+    """Lines of pieces, wrapped to the width, drawn one by one."""
 
-class RowView(ScrollView, can_focus=True):
-    """Lines of pieces, wrapped to the width, drawn one by one. Style names are those in ``STYLES``."""
-
-    DEFAULT_CSS = "RowView { overflow-x: hidden; overflow-y: scroll; scrollbar-size-vertical: 1; }"
-    COMPONENT_CLASSES = {f"row-view--{name}" for name in STYLES}
     BINDINGS = [
         Binding("up,k", "scroll_up", "Up", show=False),
         Binding("down,j", "scroll_down", "Down", show=False),
@@ -53,11 +45,6 @@ class RowView(ScrollView, can_focus=True):
         """The lines before they were wrapped, where that is done here."""
         self._wrapped_at = 0
 
-    @property
-    def width(self) -> int:
-        """Cells of one line."""
-        return self.scrollable_content_region.width
-
     def show(self, lines: Sequence[Line], width: int) -> None:
         """Show lines that were wrapped for ``width``, from the top."""
         self._source = None
@@ -74,7 +61,7 @@ class RowView(ScrollView, can_focus=True):
     def show_wrapped(self, lines: Sequence[Line]) -> None:
         """Show a few lines, wrapped here at any width. For long texts wrap in a thread and use ``show``."""
         self._source = lines
-        width = max(self.width, 20)
+        width = max(self.line_width, 20)
         self._put([part for line in lines for part in wrap(line, width)], width)
 
     @property
@@ -87,8 +74,8 @@ class RowView(ScrollView, can_focus=True):
         self._compare_width()
 
     def _compare_width(self) -> None:
-        if self._lines and self.width and self.width != self._wrapped_at:
-            self._wrapped_at = self.width
+        if self._lines and self.line_width and self.line_width != self._wrapped_at:
+            self._wrapped_at = self.line_width
             if self._source is not None:
                 self.show_wrapped(self._source)
             else:
@@ -96,12 +83,9 @@ class RowView(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         index = y + self.scroll_offset.y
-        base = self.rich_style
-        width = self.width
+        width = self.line_width
+        plain = self.style_of("")
         if index >= len(self._lines):
-            return Strip.blank(width, base)
-        segments = [Segment(text, base + self._style(name)) for text, name in self._lines[index]]
-        return Strip(segments).adjust_cell_length(width, base)
-
-    def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(f"row-view--{name}", partial=True) if name else Style.null()
+            return Strip.blank(width, plain)
+        segments = [Segment(text, self.style_of(name)) for text, name in self._lines[index]]
+        return Strip(segments).adjust_cell_length(width, plain)

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 
+from backprop_tui.app import BackpropApp
+from backprop_tui.screens.data import DataScreen
+from backprop_tui.widgets.path_input import PromptInput
+
 NARROW, WIDE = (80, 24), (140, 40)
 
 
@@ -25,7 +29,7 @@ async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tm
         await until_text(pilot, "123456 UA", "What is in hold 123455?")
         for _ in range(10):
             await pilot.press("pagedown")
-        await until_text(pilot, "123666 UA")
+        await until_text(pilot, "123656 UA")
         pages = 4 + 10
         assert app.data.reader.reads <= 3 * pages * 24
 
@@ -188,3 +192,23 @@ async def test_another_file_takes_the_place_of_the_first(tmp_path: Path) -> None
         pilot.app.data.open_path(str(second))
         screen = await until_text(pilot, "second.jsonl · text · 1 row", "only this", "1 of 1")
         assert "hold" not in screen
+
+
+async def test_the_application_has_the_screen_under_its_number_and_in_the_palette(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    app = BackpropApp()
+    async with app.run_test(size=NARROW) as pilot:
+        await pilot.press("3")
+        await until(pilot, lambda: isinstance(app.screen, DataScreen), "the Data screen")
+        screen = app.screen
+        assert isinstance(screen, DataScreen)
+        entry = screen.query_one(PromptInput)
+        await until(pilot, lambda: app.focused is entry, "a prompt")
+        entry.value = str(path)
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.table.count == 2, "two rows")
+        assert {"Check", "Filter", "Lengths"} <= {command.title for command in app.get_system_commands(screen)}
+        await pilot.press("2")
+        await until(pilot, lambda: not isinstance(app.screen, DataScreen), "another screen")
+        await pilot.press("3")
+        await until(pilot, lambda: app.screen is screen and screen.table.count == 2, "the same file")
