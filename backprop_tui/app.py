@@ -30,10 +30,17 @@ CADENCES = (4.0, 2.0, 1.0)
 CATCH_UP = 0.02
 
 
+def _data_screen() -> Screen:
+    # Reading data needs numpy, which nobody waits for who only looks at runs.
+    from backprop_tui.screens.data import DataScreen
+
+    return DataScreen()
+
+
 class BackpropApp(App[None]):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, type[Screen]]] = {"live": LiveScreen, "runs": RunsScreen}
+    MODES: ClassVar[dict[str, Callable[[], Screen]]] = {"live": LiveScreen, "runs": RunsScreen, "data": _data_screen}
     DEFAULT_MODE = "runs"
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("everywhere")]
     ENABLE_COMMAND_PALETTE = True

@@ -16,7 +16,7 @@ class Key(NamedTuple):
     """A word or two for the key bar."""
     help: str
     where: str
-    """``everywhere``, ``live`` or ``runs``."""
+    """``everywhere``, ``live``, ``runs`` or ``data``."""
     rank: int
     """The key bar drops the highest first; 9 is never shown there."""
 
@@ -26,7 +26,7 @@ class Key(NamedTuple):
         return self.action.removeprefix("app.").partition("(")[0]
 
 
-SCREENS = (("live", "Live"), ("runs", "Runs"))
+SCREENS = (("live", "Live"), ("runs", "Runs"), ("data", "Data"))
 """Screens in the order of their numbers."""
 
 TABLE = (
@@ -47,6 +47,26 @@ TABLE = (
     Key("d", "d", "demo", "demo", "start the demonstration run", "runs", 3),
     Key("x,delete", "x", "delete", "delete", "delete a run that is over (asks first)", "runs", 4),
     Key("r", "r", "rescan", "read again", "look for runs again", "runs", 9),
+    Key("o", "o", "open", "open", "open a file by its path; tab completes it", "data", 1),
+    Key("enter", "enter", "choose", "row", "see the row under the cursor, or go to the row of a finding", "data", 5),
+    Key("v", "v", "next_view", "view", "see the row as a chat, as JSON, as tokens", "data", 2),
+    Key("slash", "/", "search", "search", "search in every row; n and N step through the hits", "data", 3),
+    Key("f", "f", "filter", "filter", "show only rows with a word, bad ones, a role or a format", "data", 3),
+    Key("g", "g", "go", "go to", "go to a line of the file", "data", 5),
+    Key("G", "G", "last", "last row", "go to the last row", "data", 9),
+    Key("c", "c", "check", "check", "check every row", "data", 2),
+    Key("p", "p", "problems", "problems", "list what the check found; enter goes to the row", "data", 4),
+    Key("n", "n", "step(1)", "next", "the next hit of the search, or the next row with a finding", "data", 6),
+    Key("N", "N", "step(-1)", "previous", "the previous one", "data", 9),
+    Key("l", "l", "lengths", "lengths", "how long the rows are, and what the limit cuts", "data", 4),
+    Key("plus", "+", "limit(1)", "longer limit", "the next longer limit (in lengths)", "data", 9),
+    Key("minus", "-", "limit(-1)", "shorter limit", "the next shorter one", "data", 9),
+    Key("equals_sign", "=", "ask_limit", "limit", "type the limit", "data", 9),
+    Key("s", "s", "statistics", "statistics", "what is known of the file as a whole", "data", 6),
+    Key("m", "m", "model", "model", "choose the model whose tokens are shown and counted", "data", 6),
+    Key("w", "w", "clean", "write", "write a cleaned copy beside the file (asks first)", "data", 5),
+    Key("x", "x", "stop_work", "stop", "stop what runs in the background", "data", 5),
+    Key("escape", "esc", "back", "back", "from the pane to the table, then end the search, then the filter", "data", 9),
     Key("escape", "esc", "app.back", "back", "one layer out", "everywhere", 9),
     Key("question_mark,f1", "?", "app.help", "help", "this list", "everywhere", 1),
     Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "every command by its name; themes", "everywhere", 9),

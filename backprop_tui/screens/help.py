@@ -14,7 +14,7 @@ from backprop_tui.widgets.cells import Row, heading
 from backprop_tui.widgets.scroll import ScrollPane
 from backprop_tui.words import wrap
 
-TITLES = {"live": "Live", "runs": "Runs", "everywhere": "everywhere"}
+TITLES = {"live": "Live", "runs": "Runs", "data": "Data", "everywhere": "everywhere"}
 
 
 class KeyList(ScrollPane):
