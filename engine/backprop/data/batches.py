@@ -17,6 +17,8 @@ from backprop.data.source import Row, Source
 from backprop.data.typed import Prints, QuickLook
 
 _ROWS = 1_000
+_GROUP = 64
+"""Lines decoded at once: few enough that their values are still in the processor's cache when they are looked at."""
 
 
 class Batch:
@@ -76,34 +78,37 @@ class Batch:
 
     def doubtful(self, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
         """Positions of the rows that need the slow look; ``prints`` gets a fingerprint for every row."""
-        if self._places is None:
-            try:
-                decoded: Sequence[object] = quick.decoder.decode_lines(self._data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                decoded = ()
-            if len(decoded) == len(self):
-                odd = set(quick.check(decoded, prints))
-                self._take_labels(quick, decoded, labels)
-                return sorted(odd | self._suspicious())
-        return self._one_by_one(quick, prints, labels)
+        doubtful = self._suspicious()
+        for first in range(0, len(self), _GROUP):
+            doubtful.update(self._group(first, min(first + _GROUP, len(self)), quick, prints, labels))
+        return sorted(doubtful)
 
-    def _one_by_one(self, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
-        decode = quick.decoder.decode
-        good, decoded, doubtful = [], [], []
-        for i in range(len(self)):
+    def _group(self, first: int, last: int, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
+        """Decode some rows in one go where they are lines, one by one where one of them is no good row."""
+        if self._ends is not None:
+            start = int(self._ends[first - 1]) + 1 if first else 0
             try:
-                decoded.append(decode(self._place(i)[2]))
+                rows = quick.decoder.decode_lines(self._data[start : int(self._ends[last - 1])])
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                rows = []
+            if len(rows) == last - first:
+                self._take_labels(quick, rows, labels)
+                return [first + i for i in quick.check(rows, prints)]
+        good, rows, doubtful = [], [], []
+        for i in range(first, last):
+            try:
+                rows.append(quick.decoder.decode(self._place(i)[2]))
                 good.append(i)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 doubtful.append(i)
         found: Prints = array("q")
-        doubtful += [good[at] for at in quick.check(decoded, found)]
-        self._take_labels(quick, decoded, labels)
-        base = len(prints)
-        prints.extend([0] * len(self))
+        doubtful += [good[at] for at in quick.check(rows, found)]
+        self._take_labels(quick, rows, labels)
+        base = len(prints) - first
+        prints.extend([0] * (last - first))
         for i, value in zip(good, found, strict=True):
             prints[base + i] = value
-        return sorted(set(doubtful) | self._suspicious())
+        return doubtful
 
     @staticmethod
     def _take_labels(quick: QuickLook, decoded: Sequence[object], labels: set[bool]) -> None:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 
 PIECE = 512 * 1024
-"""Small enough that the values decoded from it stay in the processor's cache while they are looked at."""
 _NEWLINE = 10
 _WHITESPACE = np.zeros(256, dtype=bool)
 _WHITESPACE[list(b" \t\r\n\v\f")] = True
