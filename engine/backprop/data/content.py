@@ -16,7 +16,7 @@ from backprop.data.mapping import PLAIN, Fields
 from backprop.data.turns import Format
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str)
-_TAIL = -20
+TAIL = -20
 _PARTS: dict[Format, tuple[str, ...]] = {
     "sharegpt": ("conversations", "system", "tools", "functions"),
     "openai": ("messages", "system", "tools", "functions"),
@@ -77,4 +77,4 @@ def texts_print(count: int, first: object, last: object) -> int:
         first = ""
     if type(last) is not str:
         last = ""
-    return hash((count, len(first), len(last), last[_TAIL:]))
+    return hash((count, len(first), len(last), last[TAIL:]))

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from backprop.data.content import _TAIL
+from backprop.data.content import TAIL
 from backprop.data.mapping import ABSENT, Fields
 from backprop.data.messages import check_turns
 from backprop.data.turns import Format, RowError, Turn
@@ -145,12 +145,12 @@ class _ChatCheck:
                 one, two = turns
                 first, last = one.content, two.content
                 if type(one) is asking and type(two) is answering and "!" <= first < "\x7f" and "!" <= last < "\x7f":
-                    add(hash((2, len(first), len(last), last[_TAIL:])))
+                    add(hash((2, len(first), len(last), last[TAIL:])))
                     continue
             if not self._good(turns):
                 odd.append(i)
             first, last = (turns[0].content, turns[-1].content) if count else ("", "")
-            add(hash((count, len(first), len(last), last[_TAIL:])))
+            add(hash((count, len(first), len(last), last[TAIL:])))
         return odd
 
     def _good(self, turns: Sequence[Said]) -> bool:
@@ -180,7 +180,7 @@ def _check_alpaca(rows: Sequence[Any], prints: Prints) -> list[int]:
         asked, answer = row.instruction, row.output
         if (not "!" <= asked < "\x7f" and _blank(asked)) or (not "!" <= answer < "\x7f" and _blank(answer)):
             odd.append(i)
-        prints.append(hash((0, len(asked), len(answer), answer[_TAIL:])))
+        prints.append(hash((0, len(asked), len(answer), answer[TAIL:])))
     return odd
 
 
@@ -190,7 +190,7 @@ def _check_prompt(rows: Sequence[Any], prints: Prints) -> list[int]:
         asked, answer = row.prompt, row.completion
         if (not "!" <= asked < "\x7f" and _blank(asked)) or (not "!" <= answer < "\x7f" and _blank(answer)):
             odd.append(i)
-        prints.append(hash((0, len(asked), len(answer), answer[_TAIL:])))
+        prints.append(hash((0, len(asked), len(answer), answer[TAIL:])))
     return odd
 
 
@@ -200,7 +200,7 @@ def _check_preference(rows: Sequence[Any], prints: Prints) -> list[int]:
         good, bad = row.chosen, row.rejected
         if _blank(row.prompt) or _blank(good) or _blank(bad) or good == bad:
             odd.append(i)
-        prints.append(hash((0, len(good), len(bad), bad[_TAIL:])))
+        prints.append(hash((0, len(good), len(bad), bad[TAIL:])))
     return odd
 
 
@@ -210,7 +210,7 @@ def _check_text(rows: Sequence[Any], prints: Prints) -> list[int]:
         text = row.text
         if not "!" <= text < "\x7f" and _blank(text):
             odd.append(i)
-        prints.append(hash((0, 0, len(text), text[_TAIL:])))
+        prints.append(hash((0, 0, len(text), text[TAIL:])))
     return odd
 
 
