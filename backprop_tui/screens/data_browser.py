@@ -13,7 +13,7 @@ from backprop.data.source import Row
 from backprop.data.spool import PACKED
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal
+from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
 from textual.widgets import ContentSwitcher, Static
 
@@ -66,7 +66,9 @@ class DataBrowser(JobScreen):
         with ContentSwitcher(id="body", initial="welcome"):
             yield RowView(id="welcome")
             with Horizontal(id="panes"):
-                yield RowTable(id="rows")
+                with Vertical(id="list"):
+                    yield Static(id="head", markup=False)
+                    yield RowTable(id="rows")
                 with ContentSwitcher(id="side", initial="detail"):
                     yield RowView(id="detail")
                     yield RowView(id="report")
@@ -114,6 +116,7 @@ class DataBrowser(JobScreen):
         if not self.jobs and (opened is None or opened.source.complete):
             self.rest()
         self._put("#title", self.title_words())
+        self._put("#head", self.table.head(self.table.line_width))
         self._put("#status", self.status_words())
 
     def _put(self, selector: str, text: str) -> None:

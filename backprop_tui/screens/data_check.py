@@ -66,7 +66,7 @@ class DataCheck(DataSearch):
         self._stop_counting()
         self._bad_lines = array("Q")
         self._stepped_to = 0
-        self.query_one(ProblemList).show((), {}, "line")
+        self.query_one(ProblemList).say("not checked")
 
     # The model whose tokens are shown
 
@@ -139,6 +139,7 @@ class DataCheck(DataSearch):
             self.post_message(Checked(opened.path, found))
 
         self.begin("check", "checking", check)
+        self.query_one(ProblemList).say("checking every row …")
 
     @on(Checked)
     def _take_findings(self, event: Checked) -> None:
@@ -147,8 +148,12 @@ class DataCheck(DataSearch):
         found = self.found = event.found
         lines = {problem.line for problem in found.problems if problem.line and problem.severity != "info"}
         self._bad_lines = array("Q", sorted(lines))
-        self.query_one(ProblemList).show(found.problems, found.problem_counts, found.unit)
         part = "" if found.complete else ", stopped before the end"
+        listed = self.query_one(ProblemList)
+        if found.problems:
+            listed.show(found.problems, found.problem_counts, found.unit)
+        else:
+            listed.say(f"nothing to say about {found.rows:,} rows{part}")
         self.notice = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
         self.table.forget()
         self._draw_statistics()

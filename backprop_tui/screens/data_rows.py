@@ -84,6 +84,8 @@ def _preview(example: Example) -> str:
 
 def chat_lines(row: Row, file: FileFormat) -> list[Line]:
     """The row as the conversation it is read as, with what was noticed about it first."""
+    if row.error is not None:
+        return raw_lines(row)
     example, error = read_row(row, file)
     if example is None:
         return [*problem_lines(error), (), *raw_lines(row)[:200]]

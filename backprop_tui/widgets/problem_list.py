@@ -30,6 +30,7 @@ class ProblemList(LineList):
         self._problems: Sequence[Problem] = ()
         self._codes: list[tuple[str, str, int]] = []
         self._only = ""
+        self._empty = ""
         self._shown: Sequence[Problem] = ()
         self.unit = "line"
 
@@ -47,6 +48,12 @@ class ProblemList(LineList):
         self._choose("")
         self.cursor = 0
 
+    def say(self, text: str) -> None:
+        """Say in one line why there is nothing to list."""
+        self._problems, self._codes = (), []
+        self._empty = text
+        self._choose("")
+
     def _choose(self, code: str) -> None:
         self._only = code
         self._shown = [problem for problem in self._problems if problem.code == code] if code else self._problems
@@ -59,7 +66,7 @@ class ProblemList(LineList):
             only = "  shown alone: enter shows all" if code == self._only else ""
             return [(f"{count:>9,} {_MARKS[severity]} {code}", _STYLES[severity]), (only, "dim")]
         if index == len(self._codes):
-            return [("─" * width, "dim")]
+            return [("─" * width if self._codes else self._empty, "dim")]
         problem = self._shown[index - len(self._codes) - 1]
         where = f"{self.unit} {problem.line:,}" if problem.line else "the file"
         message = one_line(problem.message)

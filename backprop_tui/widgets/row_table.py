@@ -116,21 +116,28 @@ class RowTable(LineList):
         self.bring_into_view(self.cursor)
         self.ask()
 
+    def _columns(self, width: int) -> tuple[int, bool]:
+        """Digits of the line number, and whether there is room for the size."""
+        digits = max(len(str(self._largest())), 4)
+        return digits, width - digits > 72
+
+    def head(self, width: int) -> str:
+        """The names of the columns."""
+        digits, sized = self._columns(width)
+        return f"{'line':>{digits}}   {'turns':<8} {'size  ' if sized else ''}{' ' * sized}text"
+
     def line_at(self, index: int, width: int) -> Line:
         row = self.row_at(index)
         summary = None if row is None else self._known.get(row)
-        digits = max(len(str(self._largest())), 4)
+        digits, sized = self._columns(width)
         if summary is None:
             return [(fit("…".rjust(digits), width), "dim")]
-        pieces: list[Piece] = [(f"{summary.line:>{digits}} ", "dim")]
-        style = summary.mark
-        pieces.append((f"{MARKS[summary.mark]} ", style))
+        pieces: list[Piece] = [(f"{summary.line:>{digits}} ", "dim"), (f"{MARKS[summary.mark]} ", summary.mark)]
         pieces.append((fit(summary.turns, 8) + " ", "key"))
-        rest = width - digits - 12
-        if rest > 60:
+        if sized:
             pieces.append((f"{in_bytes(summary.size):>6} ", "dim"))
-            rest -= 7
-        pieces.append((fit(summary.preview, rest), style if summary.mark == "error" else ""))
+        rest = width - digits - 12 - 7 * sized
+        pieces.append((fit(summary.preview, rest), "error" if summary.mark == "error" else ""))
         return pieces
 
     def _largest(self) -> int:
