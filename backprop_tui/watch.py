@@ -110,6 +110,8 @@ class Watch:
         if self._first is not None:
             self.state, self._first = self._first, None
             self.was_alive = self.state.alive
+        if self.error is not None:
+            self.state.alive, self.state.told_status = False, "damaged"
         budget = EVENTS_AT_ONCE
         while budget > 0 and (self._rest or self._inbox):
             if not self._rest:

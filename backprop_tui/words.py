@@ -54,6 +54,11 @@ def short_path(text: str) -> str:
     return Path(text).name or text
 
 
+def from_home(text: str) -> str:
+    """Text with the person's home directory written as ``~``."""
+    return text.replace(f"{Path.home()}/", "~/")
+
+
 def model_name(state_model: str, preset: object) -> str:
     """The name a person gave; a loaded model may only know its directory in the cache."""
     return short_path(str(preset or state_model))

@@ -19,6 +19,7 @@ from backprop_tui.screens.quit import ABORTING, Question
 from backprop_tui.sparing import SparingScreen
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.cells import Row
+from backprop_tui.widgets.curve import Curve
 from backprop_tui.widgets.facts import DataPane, FactsPanel
 from backprop_tui.widgets.gpu import GpuPanel
 from backprop_tui.widgets.keybar import KeyBar
@@ -45,6 +46,22 @@ class LiveScreen(SparingScreen):
 
     def __init__(self) -> None:
         super().__init__(id="live")
+        self._header = RunHeader(id="header")
+        self._progress = Progress(id="progress")
+        self._plot = LossPlot(id="plot")
+        self._readings = (Readings(id="readings-low"), Readings(id="readings-tall"))
+        self._gpus = (GpuPanel(id="gpu-low"), GpuPanel(id="gpu-tall"))
+        self._facts = FactsPanel(id="facts")
+        self._tabs = PaneTabs(id="tabs")
+        self._events, self._samples = EventLog(id="events"), SamplesPane(id="samples")
+        self._data, self._problem = DataPane(id="data"), ProblemPane(id="problem")
+        self._contents = {
+            "events": self._events,
+            "samples": self._samples,
+            "data": self._data,
+            "problem": self._problem,
+        }
+        self._keybar = KeyBar(id="keybar")
         self.pane = "events"
         self._built = False
         self._chosen_by_hand = False
@@ -53,23 +70,20 @@ class LiveScreen(SparingScreen):
         """What was asked of the engine, in words, and how its answer is recognised."""
 
     def compose(self) -> ComposeResult:
-        yield RunHeader(id="header")
-        yield Progress(id="progress")
+        yield self._header
+        yield self._progress
         with Horizontal(id="body"):
             with Vertical(id="left"):
-                yield LossPlot(id="plot")
-                yield Readings(id="readings-low")
-                yield GpuPanel(id="gpu-low")
-                yield PaneTabs(id="tabs")
-                yield EventLog(id="events")
-                yield SamplesPane(id="samples")
-                yield DataPane(id="data")
-                yield ProblemPane(id="problem")
+                yield self._plot
+                yield self._readings[0]
+                yield self._gpus[0]
+                yield self._tabs
+                yield from self._contents.values()
             with Vertical(id="side"):
-                yield Readings(id="readings-tall")
-                yield GpuPanel(id="gpu-tall")
-                yield FactsPanel(id="facts")
-        yield KeyBar(id="keybar")
+                yield self._readings[1]
+                yield self._gpus[1]
+                yield self._facts
+        yield self._keybar
 
     def on_mount(self) -> None:
         self._built = True
@@ -90,37 +104,37 @@ class LiveScreen(SparingScreen):
         if self._asked and (state is None or state.ended or self._asked[1](state)):
             self._asked = None
         problem = problem_of(watch) if watch else None
-        self.query_one(RunHeader).show(state, self._asked[0] if self._asked else "")
-        self.query_one(Progress).show(state)
+        self._header.show(state, self._asked[0] if self._asked else "")
+        self._progress.show(state)
         self._choose_pane(watch, problem is not None)
-        self.query_one(PaneTabs).show(self._panes(state, problem is not None), self.pane)
+        self._tabs.show(self._panes(state, problem is not None), self.pane)
         self._draw_curves(watch)
         self.set_class(state is not None and not state.gpus, "-no-gpu")
-        for panel in self.query(GpuPanel):
+        for panel in self._gpus:
             panel.show(state)
-        self.query_one(FactsPanel).show(state)
-        self.query_one(EventLog).show(state)
-        self.query_one(SamplesPane).show(state)
-        self.query_one(DataPane).show(state)
-        self.query_one(ProblemPane).show(problem)
-        self.query_one(KeyBar).show(self._useful_keys(watch))
+        self._facts.show(state)
+        self._events.show(state)
+        self._samples.show(state)
+        self._data.show(state)
+        self._problem.show(problem)
+        self._keybar.show(self._useful_keys(watch))
 
     def _begin(self, watch: Watch | None) -> None:
         self._watch, self._asked, self._chosen_by_hand = watch, None, False
         self._show_pane("events")
 
     def _draw_curves(self, watch: Watch | None) -> None:
-        plot = self.query_one(LossPlot)
         if watch is None:
             waiting: list[Row] = [
                 [("no run is open", "strong")],
                 [("2 shows the runs; there d starts the demo", "muted")],
             ]
-            plot.show(type(plot.curve)(), [], 0, waiting)
+            self._plot.show(Curve(), [], 0, waiting)
         else:
-            plot.show(watch.curves.loss, watch.state.evaluations, watch.state.total_steps, phases_so_far(watch.state))
-        for readings in self.query(Readings):
-            readings.symbols = plot.symbols
+            state = watch.state
+            self._plot.show(watch.curves.loss, state.evaluations, state.total_steps, phases_so_far(state))
+        for readings in self._readings:
+            readings.symbols = self._plot.symbols
             readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0)
 
     def _choose_pane(self, watch: Watch | None, problem: bool) -> None:
@@ -143,9 +157,9 @@ class LiveScreen(SparingScreen):
     def _show_pane(self, name: str) -> None:
         self.pane = name
         self.set_class(name != "events", "-reading")
-        for pane in ("events", "samples", "data", "problem"):
-            self.query_one(f"#{pane}").display = pane == name
-        self.query_one(f"#{name}").focus()
+        for other, content in self._contents.items():
+            content.display = other == name
+        self._contents[name].focus()
 
     def _useful_keys(self, watch: Watch | None) -> list[keys.Key]:
         live = watch is not None and watch.live
@@ -166,20 +180,20 @@ class LiveScreen(SparingScreen):
         self.flush()
 
     def action_pane(self, by: int) -> None:
-        names = [name for name, _ in self.query_one(PaneTabs).titles]
+        names = [name for name, _ in self._tabs.titles]
         at = names.index(self.pane) if self.pane in names else 0
         self._chosen_by_hand = True
         self._show_pane(names[(at + by) % len(names)])
         self.flush()
 
     def action_log_y(self) -> None:
-        self.query_one(LossPlot).toggle_log()
+        self._plot.toggle_log()
 
     def action_smooth(self, by: int) -> None:
-        self.query_one(LossPlot).smooth_more(by)
+        self._plot.smooth_more(by)
 
     def action_symbols(self) -> None:
-        self.query_one(LossPlot).next_symbols()
+        self._plot.next_symbols()
         self.flush()
 
     def action_pause(self) -> None:

@@ -24,6 +24,7 @@ from backprop_tui.widgets.keybar import KeyBar
 from backprop_tui.widgets.plot import LossPlot
 from backprop_tui.widgets.rundetail import RunDetail
 from backprop_tui.widgets.runtable import SORTS, RunTable
+from backprop_tui.words import from_home
 
 if TYPE_CHECKING:
     from backprop_tui.app import BackpropApp
@@ -72,6 +73,14 @@ class RunsScreen(SparingScreen):
 
     def __init__(self) -> None:
         super().__init__(id="runs")
+        self._header = RunsHeader(id="runs-header")
+        self._filter = Input(id="filter", placeholder="any word of id, name, model, dataset, status", compact=True)
+        self._filter.cursor_blink = False
+        self._table = RunTable(id="table")
+        self._lower = Horizontal(id="detail")
+        self._detail = RunDetail(id="detail-rows")
+        self._plot = LossPlot(id="detail-plot")
+        self._keybar = KeyBar(id="keybar")
         self.found: list[RunSummary] | None = None
         self.words = ""
         self.sort = SORTS[0]
@@ -79,19 +88,17 @@ class RunsScreen(SparingScreen):
         self._curves = Curves()
 
     def compose(self) -> ComposeResult:
-        yield RunsHeader(id="runs-header")
-        field = Input(id="filter", placeholder="filter: any word of id, name, model, dataset, status", compact=True)
-        field.cursor_blink = False
-        yield field
-        yield RunTable(id="table")
-        with Horizontal(id="detail"):
-            yield RunDetail(id="detail-rows")
-            yield LossPlot(id="detail-plot")
-        yield KeyBar(id="keybar")
+        yield self._header
+        yield self._filter
+        yield self._table
+        with self._lower:
+            yield self._detail
+            yield self._plot
+        yield self._keybar
 
     def on_mount(self) -> None:
-        self.query_one(RunTable).focus()
-        self.query_one(KeyBar).show(self._useful_keys())
+        self._table.focus()
+        self._keybar.show(self._useful_keys())
         self.set_interval(LOOK_AGAIN, self.look)
         self.look()
 
@@ -123,10 +130,21 @@ class RunsScreen(SparingScreen):
         empty = WELCOME if self.found is not None and not found else [[], [("  no run holds this", "muted")]]
         if self.found is None:
             empty = []
-        self.query_one(RunTable).show(runs, self.sort, empty)
-        self.query_one("#detail").display = bool(runs)
-        self.query_one(RunsHeader).show(len(found), len(runs), self.words)
-        self.query_one(KeyBar).show(self._useful_keys())
+        self._table.show(runs, self.sort, empty)
+        self._lower.display = bool(runs)
+        self._header.show(len(found), len(runs), self.words)
+        self._keybar.show(self._useful_keys())
+
+    @property
+    def chosen_path(self) -> str:
+        """Directory of the run under the cursor; empty where there is none."""
+        run = self._table.chosen
+        return run.path if run else ""
+
+    @property
+    def shown_path(self) -> str:
+        """Directory of the run that is shown in detail."""
+        return self._shown_state.path if self._shown_state else ""
 
     def flush(self) -> None:
         """Called by the application's timer: the detail's curve is caught up a portion at a time."""
@@ -135,7 +153,7 @@ class RunsScreen(SparingScreen):
             self._draw_plot()
 
     def _useful_keys(self) -> list[keys.Key]:
-        has_run = self.query_one(RunTable).chosen is not None
+        has_run = self._table.chosen is not None
         need_run = ("open", "filter", "sort", "delete")
         table = (*keys.keys_of("runs"), *keys.keys_of("everywhere"))
         return [
@@ -148,7 +166,7 @@ class RunsScreen(SparingScreen):
         self._read_chosen()
 
     def _read_chosen(self) -> None:
-        run = self.query_one(RunTable).chosen
+        run = self._table.chosen
         if run is None:
             self._take_state(None)
             return
@@ -164,11 +182,11 @@ class RunsScreen(SparingScreen):
         self.app.call_from_thread(self._take_state, state)
 
     def _take_state(self, state: RunState | None) -> None:
-        chosen = self.query_one(RunTable).chosen
+        chosen = self._table.chosen
         if state is not None and (chosen is None or chosen.path != state.path):
             return
         self._shown_state, self._curves = state, Curves()
-        self.query_one(RunDetail).show(state)
+        self._detail.show(state)
         if state is not None:
             self._curves.follow(state)
             self._draw_plot()
@@ -177,10 +195,10 @@ class RunsScreen(SparingScreen):
         state = self._shown_state
         if state is not None:
             none: list[Row] = [[("no step taken", "muted")]]
-            self.query_one(LossPlot).show(self._curves.loss, state.evaluations, state.step, none)
+            self._plot.show(self._curves.loss, state.evaluations, state.step, none)
 
     def action_open(self) -> None:
-        run = self.query_one(RunTable).chosen
+        run = self._table.chosen
         if run is not None:
             self.app.open_run(Path(run.path))
 
@@ -200,7 +218,7 @@ class RunsScreen(SparingScreen):
 
     def action_filter(self) -> None:
         self.add_class("-filtering")
-        self.query_one(Input).focus()
+        self._filter.focus()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self.words = event.value.strip()
@@ -208,19 +226,19 @@ class RunsScreen(SparingScreen):
 
     def on_input_submitted(self) -> None:
         self.set_class(bool(self.words), "-filtering")
-        self.query_one(RunTable).focus()
+        self._table.focus()
 
     def back(self) -> bool:
         """Escape: drop the filter. Whether there was one."""
         if not (self.has_class("-filtering") or self.words):
             return False
-        self.query_one(Input).value = ""
+        self._filter.value = ""
         self.remove_class("-filtering")
-        self.query_one(RunTable).focus()
+        self._table.focus()
         return True
 
     def action_delete(self) -> None:
-        run = self.query_one(RunTable).chosen
+        run = self._table.chosen
         if run is None:
             return
         if RunDirectory(Path(run.path)).is_locked():
@@ -232,7 +250,7 @@ class RunsScreen(SparingScreen):
                 self.run_worker(lambda: self._delete(Path(run.path)), thread=True, exit_on_error=False)
 
         text = f"{run.model} on {run.dataset}, {run.steps} steps, {run.status}."
-        self.app.push_screen(Question("delete", text, deleting(run.run_id, run.path)), answered)
+        self.app.push_screen(Question("delete", text, deleting(run.run_id, from_home(run.path))), answered)
 
     def _delete(self, path: Path) -> None:
         try:

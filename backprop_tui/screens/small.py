@@ -27,6 +27,3 @@ class TooSmall(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         yield _Need()
-
-    def redraw(self) -> None:
-        self.query_one(_Need).redraw()

@@ -11,7 +11,7 @@ from backprop.runs.state import RunState
 
 from backprop_tui.widgets.cells import Row
 from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import wrap
+from backprop_tui.words import from_home, wrap
 
 _INK = {"info": "text", "warning": "warn", "error": "bad"}
 _TIME = 10
@@ -48,7 +48,7 @@ class EventLog(ScrollPane):
 
 def event_rows(event: AnyEvent, width: int) -> list[Row]:
     """One event as rows: the time of day, then its words."""
-    text = describe(event)
+    text = from_home(describe(event))
     if not text:
         return []
     lines = wrap(text, width - _TIME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.cells import Row, heading
 from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import wrap
+from backprop_tui.words import from_home, wrap
 
 
 def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
@@ -13,13 +13,13 @@ def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
     state = watch.state
     resume = [f"its {state.step} steps are kept: tab shows the curve and the events"] if state.step else []
     if watch.error is not None:
-        return f"cannot be read [{watch.error.code}]", watch.error.message, watch.error.hint, []
+        return f"cannot be read [{watch.error.code}]", from_home(watch.error.message), watch.error.hint, []
     if watch.crash is not None:
-        return f"the engine is gone [{watch.crash.code}]", watch.crash.message, watch.crash.hint, resume
+        return f"the engine is gone [{watch.crash.code}]", watch.crash.message, from_home(watch.crash.hint), resume
     if state.failed is not None:
         return f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, resume
     if state.damage and not state.alive:
-        return "damaged [RUN_DAMAGED]", "\n".join(state.damage), "what could be read is shown", []
+        return "damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown", []
     return None
 
 

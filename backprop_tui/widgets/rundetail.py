@@ -14,7 +14,7 @@ from backprop.runs.state import RunState
 from backprop_tui.widgets.cells import Row, heading
 from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
 from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import STATUS, clock, safe, short_path, wrap
+from backprop_tui.words import STATUS, clock, from_home, safe, short_path, wrap
 
 _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
 
@@ -50,7 +50,7 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     took = f" after {clock(state.duration_seconds)}" if state.duration_seconds else ""
     rows: list[Row] = [[(f"{glyph} {state.status}", f"{ink}+bold"), (f"{took}  ", "text"), (state.run_id, "strong")]]
     for words in state.damage:
-        rows += facts("damage", words, width, "warn")
+        rows += facts("damage", from_home(words), width, "warn")
     if state.failed is not None:
         rows += facts("error", f"[{state.failed.code}] {state.failed.message}", width, "bad")
         rows += facts("what to do", state.failed.hint, width, "strong") if state.failed.hint else []
@@ -64,8 +64,8 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     if state.evaluations:
         rows.append(fact("held-out", f"{number(state.evaluations[-1].loss)} at step {state.evaluations[-1].step}"))
     if state.output_path:
-        rows += facts("result", state.output_path, width)
-    rows += facts("directory", state.path, width)
+        rows += facts("result", from_home(state.output_path), width)
+    rows += facts("directory", from_home(state.path), width)
     return rows
 
 

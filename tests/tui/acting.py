@@ -1,0 +1,47 @@
+"""Waiting for the application in tests: for a condition, never for a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from textual.pilot import Pilot
+
+from backprop_tui.app import BackpropApp
+
+PATIENCE = 20.0
+
+
+async def until(condition: Callable[[], bool], what: str = "the condition") -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come"
+        await asyncio.sleep(0.01)
+
+
+async def seen(pilot: Pilot[None], seq: int) -> BackpropApp:
+    """Wait until the watched run is taken in up to event ``seq`` and drawn."""
+    app = pilot.app
+    assert isinstance(app, BackpropApp)
+    await until(lambda: app.watch is not None and app.watch.state.last_seq >= seq, f"event {seq}")
+    await pilot.pause()
+    app.flush()
+    await pilot.pause()
+    return app
+
+
+async def ended(pilot: Pilot[None]) -> BackpropApp:
+    """Wait until the watched run is known to be over and drawn."""
+    app = pilot.app
+    assert isinstance(app, BackpropApp)
+    await until(lambda: app.watch is not None and not app.watch.state.alive and app.watch.state.ended, "the end")
+    await pilot.pause()
+    app.flush()
+    await pilot.pause()
+    return app
+
+
+def text_of(app: BackpropApp) -> str:
+    """What the screen shows, as text."""
+    return "\n".join(strip.text.rstrip() for strip in app.screen._compositor.render_strips())

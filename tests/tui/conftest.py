@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
+
+import recorded  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def fixed_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of its own, which is the working directory; a fixed zone; the same colours everywhere."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TZ", "UTC")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    monkeypatch.chdir(tmp_path)
+    time.tzset()
+    yield tmp_path
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Where the application looks for runs."""
+    return tmp_path / "output"
+
+
+@pytest.fixture
+def fixed_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of runs is looked at a day after they were made."""
+    now = SimpleNamespace(time=lambda: recorded.NOW + 90_000)
+    monkeypatch.setattr("backprop_tui.widgets.runtable.time", now)

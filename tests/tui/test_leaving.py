@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import recorded
+from acting import seen, text_of, until
+from textual.pilot import Pilot
+
+from backprop_tui.app import BackpropApp
+from backprop_tui.main import farewell
+from backprop_tui.screens.quit import Question
+from backprop_tui.watch import Watch
+
+
+@pytest.fixture
+def run(output: Path) -> Iterator[recorded.Recorder]:
+    recorder = recorded.running(output, steps=40)
+    with recorder.directory.hold_lock():
+        yield recorder
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was done to the engine."""
+    done: list[str] = []
+    monkeypatch.setattr(Watch, "send", lambda self, command: done.append(type(command).__name__))
+    monkeypatch.setattr(Watch, "kill", lambda self: done.append("kill"))
+    return done
+
+
+def exiting(pilot: Pilot[None]) -> bool:
+    return bool(pilot.app._exit)
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+q", "ctrl+c"])
+async def test_leaving_a_living_run_asks_and_leaves_it_running(
+    run: recorded.Recorder, asked: list[str], key: str
+) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press(key)
+        assert isinstance(pilot.app.screen, Question)
+        assert not exiting(pilot)
+        await pilot.press("enter")
+        assert exiting(pilot)
+    assert asked == []
+
+
+async def test_ctrl_c_twice_leaves_and_the_run_goes_on(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("ctrl+c", "ctrl+c")
+        assert exiting(pilot)
+    assert asked == []
+
+
+async def test_the_question_is_asked_on_the_list_of_runs_too(run: recorded.Recorder) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("2", "q")
+        assert isinstance(pilot.app.screen, Question)
+        await pilot.press("escape")
+        assert not exiting(pilot)
+
+
+async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q", "s")
+        assert asked == ["Stop"]
+        assert not exiting(pilot)
+        run.finish(40, 1.0, "stopped")
+        await until(lambda: exiting(pilot), "the exit")
+
+
+async def test_kill_ends_the_engine(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q", "k")
+        assert asked == ["kill"]
+
+
+async def test_without_a_living_run_leaving_asks_nothing(output: Path) -> None:
+    run = recorded.finished_demo(output)
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await until(lambda: app.watch is not None and not app.watch.live, "the end")
+        await pilot.press("q")
+        assert exiting(pilot)
+
+
+async def test_a_window_that_is_too_small_says_what_it_needs_and_comes_back(run: recorded.Recorder) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test(size=(80, 24)) as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.resize_terminal(50, 12)
+        await until(lambda: "needs 60x16" in text_of(app), "the notice")
+        await pilot.resize_terminal(80, 24)
+        await until(lambda: "learning rate" in text_of(app), "the screen")
+
+
+async def test_after_the_end_it_says_where_the_run_is_and_how_to_come_back(
+    run: recorded.Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = BackpropApp(attach=run.directory.path)
+    async with app.run_test() as pilot:
+        await seen(pilot, run.seq)
+    farewell(app)
+    said = capsys.readouterr().out
+    assert str(run.directory.path) in said
+    assert "step 40/1000" in said
+    assert "backprop-tui --attach b81e40aa12cd" in said

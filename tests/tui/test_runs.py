@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import recorded
+from acting import text_of, until
+from backprop.core.errors import RunError
+from backprop.runs.index import RunIndex
+from textual.pilot import Pilot
+
+from backprop_tui.app import BackpropApp
+from backprop_tui.screens.quit import Question
+from backprop_tui.screens.runs import RunsScreen, delete_run, matches
+
+
+async def listed(pilot: Pilot[None], count: int) -> RunsScreen:
+    """Wait until the list shows ``count`` runs and the chosen one in detail."""
+    screen = pilot.app.screen
+    assert isinstance(screen, RunsScreen)
+    await until(lambda: screen.found is not None and len(screen.found) == count, f"{count} runs")
+    if count:
+        await until(lambda: screen.shown_path == screen.chosen_path, "the detail")
+    await pilot.pause()
+    return screen
+
+
+def order(app: BackpropApp) -> list[str]:
+    """The ids in the list, from the top."""
+    known = ("3f2a9c1b", "77d0c3f1", "c0ffee12", "dead00be", "b81e40aa")
+    rows = text_of(app).split("\n")[2:8]
+    return [run_id for row in rows for run_id in known if run_id in row]
+
+
+async def test_every_run_of_the_output_directory_is_listed_the_newest_first(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 5)
+        assert order(pilot.app) == ["b81e40aa", "dead00be", "c0ffee12", "77d0c3f1", "3f2a9c1b"]
+        shown = text_of(pilot.app)
+        for words in ("✓ done", "✗ failed", "✗ crashed"):
+            assert words in shown
+
+
+async def test_without_runs_it_says_how_to_begin(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 0)
+        await until(lambda: "demonstration" in text_of(pilot.app), "the welcome")
+
+
+async def test_a_damaged_run_is_marked_and_explained(output: Path) -> None:
+    recorded.torn(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        shown = text_of(pilot.app)
+        assert "✗ crashed !" in shown
+        assert "line 8 is no whole event" in shown
+        assert "run.json is missing" in shown
+
+
+async def test_the_filter_keeps_runs_with_every_word_and_escape_drops_it(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 5)
+        await pilot.press("slash", *"crash c0", "enter")
+        assert order(pilot.app) == ["c0ffee12"]
+        assert "1 of 5" in text_of(pilot.app)
+        await pilot.press("escape")
+        assert len(order(pilot.app)) == 5
+
+
+async def test_sorting_by_status_groups_the_runs(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 5)
+        await pilot.press("o")
+        assert screen.sort == "status"
+        assert order(pilot.app)[-1] == "77d0c3f1"
+
+
+async def test_the_cursor_stays_on_its_run_when_another_one_comes(output: Path) -> None:
+    recorded.failed(output)
+    recorded.finished_demo(output, created=recorded.NOW - 100)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 2)
+        await pilot.press("down")
+        before = screen.chosen_path
+        recorded.crashed(output, created=recorded.NOW + 500)
+        screen.look()
+        await listed(pilot, 3)
+        assert screen.chosen_path == before
+
+
+async def test_enter_opens_the_chosen_run(output: Path) -> None:
+    recorded.finished_demo(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await listed(pilot, 1)
+        await pilot.press("enter")
+        assert app.current_mode == "live"
+        assert app.watch is not None
+        await until(lambda: app.watch is not None and app.watch.state.status == "done", "the state")
+
+
+async def test_deleting_asks_and_removes_the_directory(output: Path) -> None:
+    run = recorded.failed(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("x", "enter")
+        assert run.directory.path.exists()
+        await pilot.press("x", "d")
+        await until(lambda: not run.directory.path.exists(), "the removal")
+
+
+async def test_a_living_run_is_never_deleted(output: Path) -> None:
+    run = recorded.running(output, steps=5)
+    with run.directory.hold_lock():
+        async with BackpropApp().run_test(size=(80, 24)) as pilot:
+            await listed(pilot, 1)
+            await pilot.press("x")
+            assert not isinstance(pilot.app.screen, Question)
+    assert run.directory.path.exists()
+
+
+def test_a_directory_that_is_no_run_is_never_deleted(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError):
+        delete_run(precious)
+    assert (precious / "thesis.txt").exists()
+
+
+def test_a_link_to_a_run_is_not_followed_when_deleting(output: Path, tmp_path: Path) -> None:
+    run = recorded.failed(output)
+    link = tmp_path / "link"
+    link.symlink_to(run.directory.path)
+    with pytest.raises(RunError):
+        delete_run(link)
+    assert run.directory.journal.exists()
+
+
+def test_a_run_matches_by_any_part_of_what_is_shown(output: Path) -> None:
+    recorded.finished_demo(output)
+    with RunIndex() as index:
+        index.scan(output)
+        (run,) = index.summaries()
+    assert matches(run, "")
+    assert matches(run, "DEMO smollm")
+    assert not matches(run, "demo llama")
