@@ -29,19 +29,20 @@ class DataScreen(DataCleaning):
 
     def _useful_keys(self) -> list[keys.Key]:
         """Keys that do something now."""
+        inside = self.has_class("-inside")
         if self.opened is None:
-            useful: tuple[str, ...] = ("open", "stop_work") if self.jobs else ("open",)
-        elif self.side.current == "lengths" and self.has_class("-inside"):
-            useful = ("limit", "ask_limit", "model", "stop_work", "back")
+            first: tuple[str, ...] = ("open",)
+        elif self.side.current == "lengths" and inside:
+            first = ("limit", "ask_limit", "model", "back")
+        elif inside:
+            first = ("back", "next_view", "step")
         else:
-            useful = ()
-        found = []
-        for key in keys.keys_of("data"):
-            if useful and key.name in useful:
-                found.append(key._replace(rank=min(key.rank, 5)))
-            elif not useful and key.rank != 9 and (key.name != "stop_work" or self.jobs):
-                found.append(key)
-        return [
-            *found,
-            *(key for key in keys.keys_of("everywhere") if key.rank != 9 and key.action != "app.go('data')"),
-        ]
+            first = ()
+        if self.jobs:
+            first = (*first, "stop_work")
+        mine = keys.keys_of("data")
+        found = [key._replace(rank=1) for key in mine if key.name in first and key.keys != "N"]
+        if self.opened is not None:
+            found += [key for key in mine if key.name not in (*first, "stop_work") and key.rank != 9]
+        elsewhere = (key for key in keys.keys_of("everywhere") if key.action != "app.go('data')")
+        return [*found, *(key for key in elsewhere if key.rank != 9)]
