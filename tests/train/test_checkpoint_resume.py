@@ -27,10 +27,6 @@ STEPS = 12
 RUN = "run-a"
 
 
-class ResumableSteps(ExactResume, StepTrainer):
-    pass
-
-
 class ResumableTrainer(ExactResume, Trainer):
     """Transformers' own trainer, with its own accumulation, sampler and scheduler."""
 
@@ -72,7 +68,7 @@ def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
 def step_trainer(config: RunConfig, rows: Any, out: Path) -> tuple[Trainer, Watch]:
     loaded = models.load(config, Path(config.model), lambda event: None)
     set_seed(config.seed)
-    trainer = ResumableSteps(loaded, config, rows, plan(config, len(rows)), out)
+    trainer = StepTrainer(loaded, config, rows, plan(config, len(rows)), out)
     watch = Watch(lambda: (trainer.measured.loss, trainer.measured.grad_norm, trainer.measured.learning_rate))
     trainer.add_callback(watch)
     return trainer, watch

@@ -32,6 +32,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.train import objectives, session
 from backprop.train.model import resolved
 from backprop.train.objectives import StepTrainer, plan, rate_factor
+from backprop.train.resuming import Beginning
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
@@ -39,7 +40,7 @@ from safetensors.torch import load_file
 def do(config: RunConfig, control: Any) -> tuple[list[Event], RunDirectory]:
     events: list[Event] = []
     directory = RunDirectory.create(config)
-    session.run(resolved(config), directory, events.append, control)
+    session.run(Beginning(resolved(config)), directory, events.append, control)
     return events, directory
 
 
@@ -136,7 +137,7 @@ def test_a_missing_dataset_is_said_before_any_weight_is_loaded(tiny_config: RunC
     config = replace(tiny_config, data="nowhere.jsonl")
 
     with pytest.raises(BackpropError) as caught:
-        session.run(resolved(config), RunDirectory.create(config), events.append, played())
+        session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
 
     assert caught.value.code == "DATASET_NOT_FOUND"
     assert of(events, ModelLoaded) == []
@@ -190,7 +191,7 @@ def test_abort_ends_at_once_and_saves_nothing(tiny_config: RunConfig, played: An
     events: list[Event] = []
 
     with pytest.raises(TrainingAbortedError):
-        session.run(resolved(config), directory, events.append, played({9: [Abort()]}))
+        session.run(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]}))
 
     assert len(of(events, Step)) < 10
     assert not directory.adapter.exists()
@@ -233,7 +234,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
     events: list[Event] = []
 
     with pytest.raises(TrainingError) as caught:
-        session.run(resolved(config), RunDirectory.create(config), events.append, played())
+        session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
 
     assert caught.value.code == "RUNTIME_NOT_FINITE"
     assert [skip.in_a_row for skip in of(events, StepSkipped)] == [1, 2, 3, 4, 5]

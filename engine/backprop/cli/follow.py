@@ -37,9 +37,9 @@ class Interrupts:
         self.count += 1
 
 
-def run(config: RunConfig, kind: str, as_json: bool, verbose: bool) -> int:
+def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
     """Start a run and show it to its end; the exit code."""
-    link = links.start(config, kind)
+    link = links.start(config, kind, forked_from)
     from backprop.runs.index import RunIndex
 
     with RunIndex() as index:

@@ -60,13 +60,18 @@ def choose_model(config: RunConfig, named: bool) -> RunConfig:
 @click.command
 @setting_options()
 @click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
+@click.option("--resume", "resumed", metavar="RUN", help="continue this run exactly; no other flag is needed")
 @click.option("--dry-run", is_flag=True, help="show the configuration and its command line, start nothing")
 @json_and_verbose
-def train(file: str | None, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
+def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
     """Train a model on a dataset.
 
     Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
     """
+    if resumed:
+        from backprop.cli import resume
+
+        return int(resume.resume.callback(resumed, as_json, verbose))
     values = options.gather(given, file)
     config = choose_model(options.configure(values), named="model" in values)
     if dry_run:

@@ -346,7 +346,6 @@ class _Stamp(Struct):
     time: float
 
 
-
 class Command(Struct, kw_only=True, tag_field="type", tag=_snake):
     """What a person asks of a running engine. Its answer is the event that follows."""
 

@@ -66,6 +66,23 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     lora_dropout: Annotated[float, Meta(ge=0, lt=1, description="dropout before the adapter")] = 0.05
     target_modules: Annotated[list[str], Meta(min_length=1, description="layers that get an adapter")] | None = None
 
+    held_out: Annotated[
+        str, Meta(description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file")
+    ] = "auto"
+    eval_steps: Annotated[int, Meta(ge=1, description="steps between evaluations; open: ten over the run")] | None = (
+        None
+    )
+    early_stopping: (
+        Annotated[int, Meta(ge=1, description="stop after so many evaluations in a row without a better one")] | None
+    ) = None
+    save_steps: Annotated[int, Meta(ge=1, description="steps between checkpoints, beside those by time")] | None = None
+    save_minutes: Annotated[float, Meta(gt=0, description="minutes between checkpoints")] = 10.0
+    keep_best: Annotated[int, Meta(ge=1, description="checkpoints kept for their held-out loss, beside the newest")] = 3
+    oom_recovery: Annotated[bool, Meta(description="out of memory: halve the batch, up to three times")] = True
+    gpu_max_temp: Annotated[
+        float, Meta(ge=50, le=110, description="pause at this GPU temperature; pacing begins 10 degrees below")
+    ] = 90.0
+
     seed: Annotated[int, Meta(ge=0, lt=2**32, description="same seed, data and machine: same run")] = 42
     output_dir: Annotated[str, Meta(description="run directories are made in here")] = "./output"
     run_name: Annotated[str, Meta(description="a name for people; the run id stays")] | None = None

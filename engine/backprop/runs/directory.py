@@ -48,6 +48,8 @@ class RunRecord(Struct, kw_only=True):
     environment: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of what went in: data, model, code (filled by the engine)."""
+    forked_from: str = ""
+    """Folder with the adapter whose weights the run starts from; empty for the usual start."""
 
 
 class RunDirectory:
@@ -64,7 +66,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
 
     @classmethod
-    def create(cls, config: RunConfig, kind: str = "train") -> RunDirectory:
+    def create(cls, config: RunConfig, kind: str = "train", forked_from: str = "") -> RunDirectory:
         """Make the directory of a new run under ``config.output_dir``.
 
         Raises:
@@ -77,7 +79,9 @@ class RunDirectory:
             write_atomically(
                 directory.record,
                 msgspec.json.format(
-                    msgspec.json.encode(RunRecord(run_id=run_id, kind=kind, created=time.time(), config=config)),
+                    msgspec.json.encode(
+                        RunRecord(run_id=run_id, kind=kind, created=time.time(), config=config, forked_from=forked_from)
+                    ),
                     indent=2,
                 ),
             )

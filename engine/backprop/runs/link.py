@@ -25,6 +25,7 @@ from backprop.core.jobs import Message, decode_message
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import Follower
+from backprop.runs.state import read_run
 
 ENGINE = "backprop.train.process"
 _CHUNK = 1 << 20
@@ -231,21 +232,64 @@ def job(module: str, directory: RunDirectory, request: msgspec.Struct) -> Job:
     return Job(process, directory)
 
 
-def start(config: RunConfig, kind: str = "train") -> Link:
+def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> Link:
     """Make a run directory and start its engine.
+
+    Args:
+        forked_from: a folder with an adapter to start from, instead of a fresh one.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    return launch(RunDirectory.create(config, kind))
+    return launch(RunDirectory.create(config, kind, forked_from), "start")
 
 
-def launch(directory: RunDirectory) -> Link:
-    """Start an engine on an existing run directory."""
+def resume(path: Path) -> Link:
+    """Continue the run in ``path`` exactly where its newest good checkpoint stands.
+
+    Raises:
+        RunError: it is being worked on, or it is done.
+    """
+    _require_over(path)
+    if read_run(path).status == "done":
+        raise RunError(
+            f"run {path.name} is done: there is nothing left to resume",
+            code="RUN_NOT_ACTIVE",
+            hint=f"`backprop extend {path.name} --steps N` gives it a new end",
+        )
+    return launch(RunDirectory(path), "resume")
+
+
+def extend(path: Path, steps: int) -> Link:
+    """Continue the run in ``path`` to a new end of ``steps`` steps; its learning-rate curve is computed anew.
+
+    Raises:
+        RunError: it is being worked on, or it is beyond that step already.
+    """
+    _require_over(path)
+    taken = read_run(path).step
+    if steps <= taken:
+        raise RunError(
+            f"run {path.name} has taken {taken} steps already", code="INPUT_VALIDATION_FAILED", hint="give more --steps"
+        )
+    return launch(RunDirectory(path), "extend", str(steps))
+
+
+def _require_over(path: Path) -> None:
+    if RunDirectory(path).is_alive():
+        raise RunError(
+            f"run {path.name} is being worked on",
+            code="RUN_ALREADY_ACTIVE",
+            hint=f"watch it: backprop-tui --attach {path.name}",
+        )
+
+
+def launch(directory: RunDirectory, *how: str) -> Link:
+    """Start an engine on an existing run directory: from step 0 where ``how`` is empty."""
     with directory.log.open("ab") as log:
         process = subprocess.Popen(
             # -P keeps a file of the person's working directory from shadowing a module.
-            [sys.executable, "-P", "-m", ENGINE, str(directory.path)],
+            [sys.executable, "-P", "-m", ENGINE, str(directory.path), *how],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -22,7 +22,11 @@ from backprop.core.settings import RunConfig
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "safetensors", "numpy")
 _MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
 _WITHOUT_EFFECT = frozenset(
-    {"output_dir", "run_name", "sample_prompts", "sample_tokens", "data", "model", "mapping", "skip_bad", "samples"}
+    {
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
+    }
 )
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
 WHOLE_FILE = 256 * 2**20

@@ -22,7 +22,9 @@ from trl import SFTConfig, SFTTrainer
 from backprop.core.settings import RunConfig
 from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
 from backprop.train.model import Loaded, evaluating
-from backprop.train.packing import Pass, Rows, Spread, StepSampler, capacity_for
+from backprop.train.packing import Pass, Row, Rows, Spread, StepSampler, capacity_for, trained_count
+from backprop.train.recovery import MOST_HALVINGS, Recovery
+from backprop.train.resuming import ExactResume
 
 FLOOR = 0.1
 """The learning rate decays to this share of its peak, not to zero: the last steps still learn."""
@@ -122,17 +124,19 @@ def trainer_arguments(config: RunConfig, schedule: Plan, loaded: Loaded, output:
 
 @dataclass
 class StepRows:
-    """The rows of one optimizer step as forward passes. A mapping in name only: the trainer's loop hands it through."""
+    """The rows of one optimizer step, and their number of supervised tokens."""
 
-    passes: list[Pass] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    trained: int = 0
 
 
-class StepTrainer(SFTTrainer):
+class StepTrainer(ExactResume, SFTTrainer):
     """An ``SFTTrainer`` that takes whole optimizer steps.
 
     - The rows of a step are a pure function of seed, epoch and place in the epoch (``StepSampler``).
     - The loss is summed over the supervised tokens of the step and divided by their number: 8 x 1, 4 x 2 and 1 x 8
       rows give the same gradient, and the last step of an epoch, with fewer rows, is a step like the others.
+    - A step that runs out of memory is taken again in smaller passes (``recovery``); ``on_halved`` is told.
     - ``measured`` has what the last step counted; ``between_passes`` is called before each forward pass.
     """
 
@@ -145,6 +149,7 @@ class StepTrainer(SFTTrainer):
         output: Path,
         *,
         between_passes: Callable[[], object] = lambda: None,
+        on_halved: Callable[[BaseException], object] = lambda error: None,
     ) -> None:
         self.rows = rows
         self.schedule = schedule
@@ -152,6 +157,8 @@ class StepTrainer(SFTTrainer):
         self.loaded = loaded
         self.measured = Measured()
         self.between_passes = between_passes
+        self.on_halved = on_halved
+        self.recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
         with evaluating(loaded.model):
             self.plain_head = has_plain_head(loaded.model)
             apart = not config.packing or keeps_rows_apart(loaded.model)
@@ -177,30 +184,49 @@ class StepTrainer(SFTTrainer):
         return _EpochLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self._collate)
 
     def _collate(self, batch: list[dict[str, int]]) -> StepRows:
-        return StepRows(self.spread.passes([self.rows.row(each["row"]) for each in batch]))
+        rows = [self.rows.row(each["row"]) for each in batch]
+        return StepRows(rows, sum(trained_count(row) for row in rows))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], int]:
         """The next step's rows, and the number of its supervised tokens."""
         step = next(epoch_iterator)
-        return [step], sum(one.trained for one in step.passes)
+        return [step], step.trained
 
     def training_step(self, model: torch.nn.Module, inputs: StepRows, num_items_in_batch: int) -> torch.Tensor:
         """All forward and backward passes of one optimizer step; returns its loss."""
         model.train()
-        total = torch.zeros((), device=self.args.device)
-        for one in inputs.passes:
-            self.between_passes()
-            loss = self.compute_loss(model, one.to(self.args.device), num_items_in_batch=num_items_in_batch)
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        taken: list[Pass] = []
+
+        def work() -> torch.Tensor:
+            taken[:] = self.spread.passes(inputs.rows)
+            return self._all_passes(model, taken, num_items_in_batch)
+
+        def halve(error: BaseException) -> bool:
+            smaller = self.spread.halved(taken)
+            if smaller is None:
+                return False
+            self.spread = smaller
+            self.on_halved(error)
+            return True
+
+        total = self.recovery.attempt(work, lambda: model.zero_grad(set_to_none=True), halve)
         self.measured = Measured(
             loss=float(total),
             learning_rate=self.optimizer.param_groups[0]["lr"],
-            tokens=sum(one.tokens for one in inputs.passes),
+            tokens=sum(one.tokens for one in taken),
             trained_tokens=num_items_in_batch,
-            rows=sum(one.rows for one in inputs.passes),
-            passes=len(inputs.passes),
+            rows=len(inputs.rows),
+            passes=len(taken),
         )
+        return total
+
+    def _all_passes(self, model: torch.nn.Module, passes: list[Pass], trained: int) -> torch.Tensor:
+        total = torch.zeros((), device=self.args.device)
+        for one in passes:
+            self.between_passes()
+            loss = self.compute_loss(model, one.to(self.args.device), num_items_in_batch=trained)
+            self.accelerator.backward(loss)
+            total += loss.detach()
         return total
 
     def compute_loss(

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,10 @@ import torch
 CPU_CAPACITY = 512
 """Tokens in a packed pass on a CPU: longer ones lose more to the dense mask than they win (measured)."""
 CUDA_CAPACITY = 8192
+
+
+Row: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
+"""Token ids of a row and, for each, whether it is trained (both of shape [length])."""
 
 
 class Rows(Protocol):
@@ -36,7 +40,7 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]: ...
+    def row(self, index: int) -> Row: ...
 
 
 @dataclass
@@ -138,7 +142,7 @@ class Spread:
     capacity: int
     pad_id: int
 
-    def passes(self, rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]) -> list[Pass]:
+    def passes(self, rows: Sequence[Row]) -> list[Pass]:
         """The forward passes for ``rows`` (ids and trained flags of each)."""
         if self.packing:
             groups = best_fit_decreasing([len(ids) for ids, _ in rows], self.capacity)
@@ -146,13 +150,29 @@ class Spread:
         starts = range(0, len(rows), self.batch_size)
         return [pad(rows[start : start + self.batch_size], self.pad_id) for start in starts]
 
+    def with_size(self, batch_size: int, capacity: int) -> Spread:
+        return replace(self, batch_size=batch_size, capacity=capacity)
+
+    def halved(self, passes: Sequence[Pass]) -> Spread | None:
+        """A spread whose passes are half as large as ``passes``, or ``None`` where each holds one row already."""
+        most = max((one.rows for one in passes), default=1)
+        if most <= 1:
+            return None
+        largest = max(one.tokens for one in passes)
+        return replace(self, batch_size=max(1, min(self.batch_size, most) // 2), capacity=max(1, largest // 2))
+
+
+def trained_count(row: Row) -> int:
+    """Supervised tokens of a row."""
+    return len(_predictions(row[1]))
+
 
 def _predictions(trained: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Positions in a row whose next token is trained. The first token is never predicted."""
     return np.flatnonzero(trained[1:])
 
 
-def pack(rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]) -> Pass:
+def pack(rows: Sequence[Row]) -> Pass:
     """All ``rows`` in one sequence."""
     starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     flat = np.concatenate([ids for ids, _ in rows]).astype(np.int64)
@@ -169,7 +189,7 @@ def pack(rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]]) ->
     )
 
 
-def pad(rows: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]], pad_id: int) -> Pass:
+def pad(rows: Sequence[Row], pad_id: int) -> Pass:
     """``rows`` beside each other, padded on the right. Masks come from lengths, never from the padding token."""
     lengths = [len(ids) for ids, _ in rows]
     width = max(lengths)

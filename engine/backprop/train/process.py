@@ -1,7 +1,8 @@
-"""The engine process: ``python -P -m backprop.train.process RUN_DIRECTORY``.
+"""The engine process: ``python -P -m backprop.train.process RUN_DIRECTORY [start | resume | extend STEPS]``.
 
 It takes over its descriptors, holds the run's lock, imports the heavy libraries and says ``run_started`` with the
-configuration as resolved on this machine. It ends with ``run_finished`` or ``run_failed`` in the journal, whatever happens short of being killed.
+configuration as resolved on this machine. It ends with ``run_finished`` or ``run_failed`` in the journal, whatever
+happens short of being killed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, Backpr
 from backprop.core.events import Event, RunFailed, RunFinished, RunStarted, Step
 from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import JournalWriter
 from backprop.train.control import Control
 from backprop.train.stream import EventPipe, EventWriter, take_stdout
@@ -95,26 +96,31 @@ def failure(error: BaseException) -> RunFailed:
     return RunFailed(code="RUNTIME_TRAINING_FAILED", message=text, hint=hint, retryable=False, traceback=trace)
 
 
-def work(directory: RunDirectory, record: RunRecord, control: Control, progress: Progress) -> int:
+def work(directory: RunDirectory, control: Control, progress: Progress, verb: str, steps: int | None) -> int:
     """Do the run and say how it ended; the process's exit status."""
+    record = directory.read_record()
     try:
         quiet_libraries()
         # Five seconds of imports. The lock is held and commands are listened to before them.
         from backprop.train import session
         from backprop.train.model import resolved
+        from backprop.train.resuming import begin
 
-        config = resolved(record.config)
+        start = begin(directory, record, verb, steps, resolved)
         progress.emit(
             RunStarted(
-                config=msgspec.to_builtins(config),
+                config=msgspec.to_builtins(start.config),
                 output_dir=str(directory.path),
                 pid=os.getpid(),
                 kind=record.kind,
+                resumed_from=start.resumed_from,
                 environment=environment(),
             )
         )
-        session.run(config, directory, progress.emit, control)
-        return EXIT_OK
+        for note in start.notes:
+            progress.emit(note)
+        ended = session.run(start, directory, progress.emit, control)
+        return EXIT_INTERRUPTED if ended == "interrupted" else EXIT_OK
     except KeyboardInterrupt:
         if not progress.finished:
             progress.emit(progress.interrupted())
@@ -127,6 +133,8 @@ def work(directory: RunDirectory, record: RunRecord, control: Control, progress:
 
 def main() -> int:
     directory = RunDirectory(Path(sys.argv[1]))
+    verb = sys.argv[2] if len(sys.argv) > 2 else "start"
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 else None
     pipe = EventPipe(take_stdout(directory.log))
     control = Control()
     control.catch_signals()
@@ -135,7 +143,7 @@ def main() -> int:
         with directory.hold_lock():
             writer = EventWriter(JournalWriter(directory.journal), pipe, record.run_id)
             control.listen(directory)
-            status = work(directory, record, control, Progress(writer))
+            status = work(directory, control, Progress(writer), verb, steps)
             writer.close()
     except RunError as error:
         print(f"[{error.code}] {error.message}", file=sys.stderr)

@@ -4,38 +4,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import set_seed
 
 from backprop.core import events
-from backprop.core.errors import DatasetValidationError
-from backprop.core.events import Event, PhaseChanged, RunFinished, Sample
+from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
-from backprop.data import tokens
+from backprop.hardware.condition import Thresholds
+from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
+from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train import sampling
+from backprop.train.between_steps import BetweenSteps
+from backprop.train.checkpoint import load_weights, read_progress
+from backprop.train.evaluation import Evaluator
+from backprop.train.guard import Guard
+from backprop.train.identity import identity
 from backprop.train.liveness import Liveness
-from backprop.train.objectives import StepTrainer, plan
+from backprop.train.objectives import Plan, StepTrainer, plan, rate_factor
+from backprop.train.recovery import MOST_HALVINGS, Recovery
 from backprop.train.reporting import Reporter
 from backprop.train.result import save_adapter
+from backprop.train.resuming import Beginning, library_notes, require_same_identity
+from backprop.train.rows import divide, prepare
+from backprop.train.saving import Saver
 from backprop.train.steering import Commands, Steering
 
 Emit = Callable[[Event], None]
-PROGRESS_SECONDS = 0.5
+EVALUATIONS = 10
+"""Evaluations over a run whose configuration does not say how often."""
 
 
-def run(config: RunConfig, directory: RunDirectory, emit: Emit, control: Commands) -> None:
-    """Do one training run and emit all that happens, ``run_finished`` last.
+def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands) -> EndStatus:
+    """Do one training run and emit all that happens, ``run_finished`` last; how it ended.
 
     ``run_started`` before it, and ``run_failed`` for whatever it raises, are the caller's.
     """
     began = time.monotonic()
     torch.set_grad_enabled(True)
     models.use_all_cores()
+    config = start.config
     steering = Steering(control, emit)
 
     emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
@@ -43,36 +55,72 @@ def run(config: RunConfig, directory: RunDirectory, emit: Emit, control: Command
 
     emit(PhaseChanged(phase="preparing_data"))
     rows = prepare(config, path, emit, steering.look)
-    schedule = plan(config, len(rows))
+    trained_rows, held_out = divide(rows, config, path, emit, steering.look)
+    schedule = plan(config, len(trained_rows))
 
     emit(PhaseChanged(phase="loading_model"))
     loaded = models.load(config, path, emit)
+    who = identity(config, path, loaded.tokenizer.chat_template, rows.key)
+    if start.checkpoint:
+        require_same_identity(start.checkpoint, who, extended=start.extended)
+        for note in library_notes(start.checkpoint, who):
+            emit(note)
+    if start.weights:
+        load_weights(start.weights, loaded.model)
 
-    reporter = Reporter(emit, schedule, loaded.device)
     sampler = Sampler(config, loaded, emit)
-    steering.on_sample = sampler.answer
     sampler.ended_early = steering.look
-
-    if config.sample_prompts:
+    steering.on_sample = sampler.answer
+    if config.sample_prompts and not start.checkpoint:
         emit(PhaseChanged(phase="sampling", detail="the untouched model"))
         with loaded.model.disable_adapter():
             sampler.answer(0, tuned=False)
 
-    steps = 0
+    reporter = Reporter(emit, schedule, loaded.device)
+    steps = start.resumed_from or 0
     control.stepping = True
-    if not steering.settle(0):
-        emit(PhaseChanged(phase="training"))
-        set_seed(config.seed)
-        trainer = StepTrainer(loaded, config, rows, schedule, directory.path, between_passes=steering.look)
-        for note in trainer.notes:
-            emit(events.Warning(code="SLOWER_PATH", message=note))
-        trainer.add_callback(_BetweenSteps(trainer, reporter, steering, Liveness(loaded.model)))
-        reporter.start_clock()
-        trainer.train()
-        steps = trainer.state.global_step
-
-        emit(PhaseChanged(phase="saving"))
-        save_adapter(loaded, directory.adapter, run_id=directory.run_id, config=config, data_key=rows.key, steps=steps)
+    with Guard(emit, loaded.device, thresholds(config)) as guard:
+        steering.guard = guard
+        if not steering.settle(steps):
+            emit(PhaseChanged(phase="training"))
+            set_seed(config.seed)
+            trainer = StepTrainer(
+                loaded,
+                config,
+                trained_rows,
+                schedule,
+                directory.path,
+                between_passes=steering.look,
+                on_halved=lambda error: emit(halved(trainer, error)),
+            )
+            for text in trainer.notes:
+                emit(events.Warning(code="SLOWER_PATH", message=text))
+            between = between_steps(
+                config,
+                directory,
+                emit,
+                trainer=trainer,
+                reporter=reporter,
+                steering=steering,
+                held_out=held_out,
+                who=who,
+                guard=guard,
+                sampler=sampler,
+            )
+            restore_progress(start, between, guard)
+            trainer.add_callback(between)
+            with closing(between.saver):
+                between.saver.require_space()
+                steering.on_checkpoint = lambda step: between.saver.save(step, "requested")
+                reporter.start_clock()
+                trainer.train(resume_from_checkpoint=str(start.checkpoint.path) if start.checkpoint else None)
+                steps = trainer.state.global_step
+                emit(PhaseChanged(phase="saving"))
+                between.saver.finish(steps, "final" if steering.stop is None else "stopped")
+            save_adapter(
+                loaded, directory.adapter, run_id=directory.run_id, config=config, data_key=rows.key, steps=steps
+            )
+        energy = guard.energy
     control.stepping = False
 
     if config.sample_prompts and steps:
@@ -81,60 +129,118 @@ def run(config: RunConfig, directory: RunDirectory, emit: Emit, control: Command
         sampler.answer(steps)
 
     stop = steering.stop
+    status: EndStatus = "done" if stop is None else "interrupted" if stop.by == "signal" else "stopped"
     emit(
         RunFinished(
-            status="done" if stop is None else "interrupted" if stop.by == "signal" else "stopped",
+            status=status,
             steps=steps,
             final_loss=reporter.last_loss,
             output_path=str(directory.adapter) if steps else "",
             duration_seconds=time.monotonic() - began,
             samples_seen=reporter.samples_seen,
             tokens_seen=reporter.tokens_seen,
+            energy=energy,
         )
+    )
+    return status
+
+
+def thresholds(config: RunConfig) -> Thresholds:
+    """Pause at the temperature that the person set; the other levels keep their distance from it."""
+    pause = config.gpu_max_temp
+    return Thresholds(warm=pause - 20, warning=pause - 10, critical=pause, emergency=pause + 5)
+
+
+def halved(trainer: StepTrainer, error: BaseException) -> BatchHalved:
+    size = trainer.spread.batch_size
+    return BatchHalved(
+        step=trainer.state.global_step + 1,
+        batch_size=size,
+        gradient_accumulation=-(-trainer.schedule.rows_per_step // size),
+        message=str(error).splitlines()[0],
     )
 
 
-def prepare(config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]) -> tokens.Prepared:
-    """The tokenised rows, after ``dataset_prepared`` has said what was kept and what was not.
+def between_steps(
+    config: RunConfig,
+    directory: RunDirectory,
+    emit: Emit,
+    *,
+    trainer: StepTrainer,
+    reporter: Reporter,
+    steering: Steering,
+    held_out: Any,
+    who: dict[str, Any],
+    guard: Guard,
+    sampler: Sampler,
+) -> BetweenSteps:
+    """The callback that evaluates, saves and obeys, with all that it needs."""
+    schedule: Plan = trainer.schedule
+    evaluator = Evaluator(trainer.loaded, held_out, trainer.spread, plain_head=trainer.plain_head)
+    evaluation_recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
 
-    Raises:
-        DatasetValidationError: some rows would train nothing and ``skip_bad`` is off; it names the first of them.
-        DatasetError, ModelLoadError: as ``tokens.prepare``.
-    """
-    length = config.max_seq_length
-    fits = models.context_length(model_path)
-    if fits is not None and length > fits:
-        emit(events.Warning(code="CONTEXT_SHORTER", message=f"the model reads at most {fits} tokens of a row"))
-        length = fits
-    said = time.monotonic()
+    def progress() -> dict[str, Any]:
+        return {
+            "tokens_seen": reporter.tokens_seen,
+            "samples_seen": reporter.samples_seen,
+            "batch_size": trainer.spread.batch_size,
+            "capacity": trainer.spread.capacity,
+            "halvings": trainer.recovery.halvings,
+            "best": evaluator.best,
+            "since_best": evaluator.since_best,
+            "energy": guard.energy,
+        }
 
-    def progress(done: int, total: int) -> None:
-        nonlocal said
-        look()
-        if time.monotonic() - said > PROGRESS_SECONDS:
-            said = time.monotonic()
-            emit(PhaseChanged(phase="preparing_data", detail=f"{100 * done // max(1, total)} %"))
-
-    rows = tokens.prepare(
-        config.data,
-        model_path,
-        max_length=length,
-        train_on_responses=config.train_on_responses,
-        mapping=config.mapping or None,
-        samples=config.samples,
-        progress=progress,
+    saver = Saver(
+        CheckpointStore(directory.checkpoints, directory.run_id),
+        emit,
+        trainer,
+        who,
+        progress,
+        every_steps=config.save_steps,
+        every_minutes=config.save_minutes,
+        policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
     )
-    summary = rows.summary
-    emit(summary)
-    if (bad := summary.dropped + summary.answer_lost) and not config.skip_bad:
-        shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
-        raise DatasetValidationError(
-            f"{summary.path}: {bad} of {summary.rows} rows would train nothing; "
-            + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
-            hint="train on the others with --skip-bad, or repair them: `backprop validate` lists them all",
-            details={"path": summary.path, "rows": bad, "lines": [problem.line for problem in shown]},
-        )
-    return rows
+    return BetweenSteps(
+        emit=emit,
+        trainer=trainer,
+        reporter=reporter,
+        steering=steering,
+        liveness=Liveness(trainer.loaded.model),
+        saver=saver,
+        evaluator=evaluator,
+        eval_recovery=evaluation_recovery,
+        eval_steps=config.eval_steps or max(1, schedule.steps // EVALUATIONS),
+        patience=config.early_stopping,
+        sample=sampler.answer,
+    )
+
+
+def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Plan) -> events.Warning:
+    """What a new end does to the learning rate."""
+    old = checkpoint.manifest.identity["config"]["steps"]
+    factor = rate_factor(checkpoint.step, schedule.steps, schedule.warmup_steps, config.scheduler)
+    return events.Warning(
+        code="SCHEDULE_CHANGED",
+        message=f"new end: {schedule.steps} steps"
+        + (f" instead of {old}" if old else "")
+        + f"; the learning rate goes on at {config.learning_rate * factor:.2e} on a {config.scheduler} curve to there",
+    )
+
+
+def restore_progress(start: Beginning, between: BetweenSteps, guard: Guard) -> None:
+    """Put back what an earlier stretch of the run had come to; weights and optimizer are the trainer's business."""
+    if start.checkpoint is None:
+        return
+    _, saved = read_progress(start.checkpoint.path)
+    between.reporter.tokens_seen, between.reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
+    between.trainer.spread = between.trainer.spread.with_size(saved["batch_size"], saved["capacity"])
+    between.trainer.recovery.halvings = saved["halvings"]
+    between.evaluator.best, between.evaluator.since_best = saved["best"], saved["since_best"]
+    between.trainer.recompute_schedule = start.extended
+    if start.extended:
+        between.emit(new_curve(start.checkpoint, start.config, between.trainer.schedule))
+    guard.earlier_energy = saved["energy"]
 
 
 class Sampler:
@@ -161,22 +267,3 @@ class Sampler:
             if self.ended_early():
                 return
             self._emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
-
-
-class _BetweenSteps(TrainerCallback):
-    """After each optimizer step: report it, see that it learned, do what was asked."""
-
-    def __init__(self, trainer: StepTrainer, reporter: Reporter, steering: Steering, liveness: Liveness) -> None:
-        self._trainer = trainer
-        self._reporter = reporter
-        self._steering = steering
-        self._liveness = liveness
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        measured = self._trainer.measured
-        self._reporter.step(state.global_step, measured)
-        self._liveness.check(state.global_step, measured)
-        if self._steering.settle(state.global_step):
-            control.should_training_stop = True
-        self._reporter.start_clock()
-        return control

@@ -7,6 +7,10 @@ from typing import Protocol
 
 from backprop.core.errors import TrainingAbortedError
 from backprop.core.events import Abort, AnyCommand, Checkpoint, Event, Pause, Paused, Resume, Resumed, SampleNow, Stop
+from backprop.hardware.thermal import Decision
+
+HEAT_SECONDS = 0.5
+"""Seconds between two looks at the temperature while a run is held."""
 
 
 class Commands(Protocol):
@@ -19,6 +23,14 @@ class Commands(Protocol):
     def wait(self, timeout: float | None = None) -> AnyCommand | None: ...
 
 
+class HeatGuard(Protocol):
+    """What heat asks for (``guard.Guard``)."""
+
+    def decide(self, step: int) -> Decision: ...
+
+    def release(self, step: int) -> None: ...
+
+
 class Steering:
     """Carries out commands.
 
@@ -27,6 +39,7 @@ class Steering:
         emit: takes the events that answer.
 
     Attributes:
+        guard: says what the heat of the cards asks for; set once it watches.
         on_checkpoint, on_sample: what saving and sampling mean, with the number of the last step; set once they can.
     """
 
@@ -36,6 +49,8 @@ class Steering:
         self.on_checkpoint: Callable[[int], None] | None = None
         self.on_sample: Callable[[int], None] | None = None
         self._waiting: list[AnyCommand] = []
+        self.guard: HeatGuard | None = None
+        self._paused = False
         self.stop: Stop | None = None
         """The wish to end early, once there was one."""
 
@@ -55,36 +70,66 @@ class Steering:
         return self.stop is not None
 
     def settle(self, step: int) -> bool:
-        """Between two steps: do all that was asked, holding while paused. Whether the run is to end early.
+        """Between two steps: do all that was asked, and rest or hold for a hot card. Whether the run is to end early.
 
         Raises:
             TrainingAbortedError: it is to end now.
+            GPUTemperatureError: a card stays too hot; the state was saved.
         """
         self.look()
-        paused = False
-        while self._waiting or (paused and not self.stop):
-            command = self._waiting.pop(0) if self._waiting else self._next()
-            if isinstance(command, Pause) and not paused:
-                paused = True
-                self._emit(Paused(step=step))
-            elif isinstance(command, Resume) and paused:
-                paused = False
-                self._emit(Resumed(step=step))
-            elif isinstance(command, Checkpoint) and self.on_checkpoint:
-                self.on_checkpoint(step)
-            elif isinstance(command, SampleNow) and self.on_sample:
-                self.on_sample(step)
-            self.look()
+        self._paused = False
+        while not self.stop:
+            while self._waiting and not self.stop:
+                self._obey(self._waiting.pop(0), step)
+                self.look()
+            heat = self._heat(step)
+            if not self._paused and not heat.paused:
+                self._rest(heat.rest)
+                break
+            self._await(HEAT_SECONDS if self.guard else None)
         return self.stop is not None
 
-    def _next(self) -> AnyCommand | None:
-        command = self._commands.wait()
+    def _obey(self, command: AnyCommand, step: int) -> None:
+        if isinstance(command, Pause) and not self._paused:
+            self._paused = True
+            self._emit(Paused(step=step))
+        elif isinstance(command, Resume) and self._paused:
+            self._paused = False
+            self._emit(Resumed(step=step))
+        elif isinstance(command, Resume) and self.guard:
+            self.guard.release(step)
+        elif isinstance(command, Checkpoint) and self.on_checkpoint:
+            self.on_checkpoint(step)
+        elif isinstance(command, SampleNow) and self.on_sample:
+            self.on_sample(step)
+
+    def _heat(self, step: int) -> Decision:
+        if self.guard is None:
+            return _COOL
+        decision = self.guard.decide(step)
+        if decision.abort is not None:
+            if self.on_checkpoint:
+                self.on_checkpoint(step)
+            raise decision.abort
+        return decision
+
+    def _rest(self, seconds: float) -> None:
+        """Let the card cool for ``seconds``; a command ends the rest, and is carried out after the next step."""
+        if seconds > 0:
+            self._await(seconds)
+
+    def _await(self, seconds: float | None) -> None:
+        """Wait for the next command, at most ``seconds``."""
+        command = self._commands.wait(seconds)
         if isinstance(command, Abort):
             raise _aborted()
         if isinstance(command, Stop):
             self.stop = command
-            return None
-        return command
+        elif command is not None:
+            self._waiting.append(command)
+
+
+_COOL = Decision(rest=0.0, paused=False, events=[])
 
 
 def _aborted() -> TrainingAbortedError:

@@ -1,0 +1,79 @@
+"""Out of memory: the step is taken again in smaller pieces, and the run goes on as if nothing had happened.
+
+A step's rows are fixed before its forward passes are, so halving the batch changes how the rows are spread and nothing
+else: same rows, same loss, same learning rate, same effective batch. Weights and optimizer were not touched yet, and
+the random state is put back, so the step is the one that would have been taken.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from backprop.core.errors import GPUMemoryError
+from backprop.train.random_state import capture_random, restore_random
+
+MOST_HALVINGS = 3
+_TELLING = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED")
+
+Result = TypeVar("Result")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is a device that ran out of memory, by its type or by what CUDA's libraries say of it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _TELLING)
+
+
+class Recovery:
+    """Counts halvings over a whole run.
+
+    Attributes:
+        halvings: how many were made, also in earlier stretches of a resumed run.
+        most: how many are allowed; 0 turns recovery off.
+    """
+
+    def __init__(self, halvings: int = 0, most: int = MOST_HALVINGS) -> None:
+        self.halvings = halvings
+        self.most = most
+
+    def attempt(
+        self, work: Callable[[], Result], clear: Callable[[], None], halve: Callable[[BaseException], bool]
+    ) -> Result:
+        """Do ``work``; when memory runs out, undo what it left, make it smaller and do it again.
+
+        Args:
+            clear: drops what a broken attempt left behind (gradients).
+            halve: makes the next attempt smaller and says so; ``False`` where nothing smaller exists.
+
+        Raises:
+            GPUMemoryError: still too large after all halvings, or recovery is off.
+        """
+        before = capture_random()
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = error.with_traceback(None)  # the traceback holds the tensors of the broken attempt
+            clear()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self.halvings >= self.most or not halve(failed):
+                raise _exhausted(failed, self) from failed
+            self.halvings += 1
+            restore_random(before)
+
+
+def _exhausted(error: BaseException, recovery: Recovery) -> GPUMemoryError:
+    tried = f" even after the batch was halved {recovery.halvings} times" if recovery.halvings else ""
+    return GPUMemoryError(
+        f"out of memory{tried}: {str(error).splitlines()[0]}",
+        hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast) or a smaller model",
+    )
