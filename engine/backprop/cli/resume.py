@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
 from backprop.cli import follow, options
+from backprop.cli.history import find_run
 from backprop.cli.shared_options import json_and_verbose
 from backprop.cli.train import setting_options
 from backprop.core.errors import InputError
 from backprop.runs import link
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.runs.index import RunIndex
-
-
-def find(run: str) -> Path:
-    """The directory of the run with this id, prefix of one, or path."""
-    with RunIndex() as index:
-        index.scan(Path("./output").absolute())
-        return index.find(run)
 
 
 @click.command
@@ -34,7 +26,7 @@ def resume(run: str, as_json: bool, verbose: bool) -> int:
     Every loss is what it would have been without the stop. Another model, dataset or setting is refused, with the
     list of differences.
     """
-    return follow.follow(link.resume(find(run)), as_json=as_json, verbose=verbose)
+    return follow.follow(link.resume(find_run(run)), as_json=as_json, verbose=verbose)
 
 
 @click.command
@@ -43,7 +35,7 @@ def resume(run: str, as_json: bool, verbose: bool) -> int:
 @json_and_verbose
 def extend(run: str, steps: int, as_json: bool, verbose: bool) -> int:
     """Continue a run to a new end, under the same run id. The learning-rate curve is computed anew."""
-    return follow.follow(link.extend(find(run), steps), as_json=as_json, verbose=verbose)
+    return follow.follow(link.extend(find_run(run), steps), as_json=as_json, verbose=verbose)
 
 
 @click.command
@@ -56,7 +48,7 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
 
     Settings are those of RUN where no flag says otherwise.
     """
-    directory = RunDirectory(find(run))
+    directory = RunDirectory(find_run(run))
     checkpoint = _checkpoint(directory, step)
     values = {**msgspec.to_builtins(directory.read_record().config), **options.gather(given)}
     if "steps" in options.gather(given):

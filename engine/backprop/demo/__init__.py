@@ -26,6 +26,7 @@ def demo_config(output_dir: str = "./output") -> RunConfig:
         gradient_accumulation=1,
         learning_rate=1e-3,
         max_seq_length=256,
+        held_out="none",
         lora_r=16,
         output_dir=str(Path(output_dir).expanduser().absolute()),
         run_name="demo",
