@@ -1,7 +1,8 @@
-"""The application: two screens over one watched run, drawn a few times a second."""
+"""The application: its screens, and one watched run that is drawn a few times a second."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from textual.app import App, SystemCommand
 from textual.binding import BindingType
 from textual.screen import Screen
 from textual.timer import Timer
+from textual.worker import Worker, WorkerState
 
 from backprop_tui import keys, themes
 from backprop_tui.screens import small
@@ -64,11 +66,13 @@ class BackpropApp(App[None]):
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
         self._timer: Timer | None = None
         self._catching_up = False
+        self._loop_of_screen: asyncio.AbstractEventLoop | None = None
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return themes.inks(self.current_theme)
 
     def on_mount(self) -> None:
+        self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
         if self._config is not None:
             self.start_run(self._config)
@@ -84,7 +88,8 @@ class BackpropApp(App[None]):
 
     def flush(self) -> None:
         """The one place where a run's news reach the screen."""
-        self._advance()
+        if not self._catching_up:
+            self._advance()
         if self.leaving and (self.watch is None or not self.watch.live):
             self.exit()
         screen = self.screen
@@ -92,9 +97,8 @@ class BackpropApp(App[None]):
             screen.flush()
 
     def _advance(self) -> None:
-        self._catching_up = False
-        if self.watch is not None and self.watch.advance() and not self._catching_up:
-            self._catching_up = True
+        self._catching_up = self.watch is not None and self.watch.advance()
+        if self._catching_up:
             self.set_timer(CATCH_UP, self._advance)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -106,6 +110,16 @@ class BackpropApp(App[None]):
             self.small = False
             if isinstance(self.screen, small.TooSmall):
                 self.pop_screen()
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """A thread that failed is told about; it does not take the application along."""
+        if event.state is WorkerState.ERROR:
+            self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", severity="error", timeout=8)
+
+    def leave_for(self, number: int) -> None:
+        """Leave because of a signal, from its handler."""
+        if self._loop_of_screen is not None:
+            self._loop_of_screen.call_soon_threadsafe(lambda: self.exit(return_code=128 + number))
 
     # Runs
 

@@ -79,6 +79,7 @@ def show(config: RunConfig | None, run: Path | None) -> int:
 
     app = BackpropApp(config, run)
     terminal.watch_terminal()
+    terminal.leave_on_signals(app.leave_for)
     app.run()
     farewell(app)
     return app.return_code or 0

@@ -34,12 +34,12 @@ def obstacle() -> str:
     return ""
 
 
-def leave_on_signals(leave: Callable[[], None]) -> None:
-    """Call ``leave`` once on SIGTERM or SIGHUP. Where it does not end the process in time, end it."""
+def leave_on_signals(leave: Callable[[int], None]) -> None:
+    """Call ``leave`` with the number of a SIGTERM or SIGHUP. Where it does not end the process in time, end it."""
 
     def told(number: int, _: object) -> None:
         _end_in(GRACE, 128 + number)
-        leave()
+        leave(number)
 
     signal.signal(signal.SIGTERM, told)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:

@@ -23,6 +23,8 @@ from backprop_tui.widgets.curve import Curve
 
 EVENTS_AT_ONCE = 4000
 STEPS_AT_ONCE = 2500
+_COARSE = 256
+"""Buckets of the series that are shown small."""
 _BREATH = 0.05
 """The reading thread rests so long between two reads: a fast engine comes in portions."""
 
@@ -35,7 +37,8 @@ class Curves:
         self._resumes = 0
 
     def _clear(self) -> None:
-        self.loss, self.learning_rate, self.grad_norm, self.tokens_per_second = Curve(), Curve(), Curve(), Curve()
+        self.loss = Curve()
+        self.learning_rate, self.grad_norm, self.tokens_per_second = (Curve(_COARSE, ()) for _ in range(3))
         self.taken = 0
 
     def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:

@@ -134,8 +134,7 @@ class LiveScreen(SparingScreen):
             state = watch.state
             self._plot.show(watch.curves.loss, state.evaluations, state.total_steps, phases_so_far(state))
         for readings in self._readings:
-            readings.symbols = self._plot.symbols
-            readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0)
+            readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0, self._plot.symbols)
 
     def _choose_pane(self, watch: Watch | None, problem: bool) -> None:
         """Show what matters at the end: what went wrong, or the answers before and after."""

@@ -115,7 +115,7 @@ def changed_stretches(before: Row, after: Row, width: int) -> list[tuple[int, in
     """First cell and length of what changed in a row; the whole row where it holds characters of two cells."""
     old = [(char, ink) for text, ink in before for char in text]
     new = [(char, ink) for text, ink in after for char in text]
-    if any(cell_len(char) != 1 for char, _ in old) or any(cell_len(char) != 1 for char, _ in new):
+    if any(cell_len(text) != len(text) for text, _ in (*before, *after)):
         return [(0, width)]
     found: list[tuple[int, int]] = []
     for x, (a, b) in enumerate(zip(_padded(old, width), _padded(new, width), strict=True)):

@@ -24,16 +24,6 @@ class Bucket(NamedTuple):
     has_gap: bool
     """Whether a step of it was not finite."""
 
-    def joined(self, later: Bucket) -> Bucket:
-        """This bucket and the next one as one."""
-        return Bucket(
-            min(self.low, later.low),
-            max(self.high, later.high),
-            (self.mean + later.mean) / 2,
-            later.smooth,
-            self.has_gap or later.has_gap,
-        )
-
 
 class _Open:
     """The buckets while they are filled: columns, so that merging is a loop over slices."""
@@ -68,17 +58,22 @@ class _Open:
 class Curve:
     """One series over steps 1, 2, 3 … ``add`` takes them in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: int = BUCKETS, smoothing: tuple[float, ...] = SMOOTHING) -> None:
         self.width = 1
         """Steps in a bucket: a power of two."""
         self.last_step = 0
         self.last = float("nan")
         """The last value, NaN where it was not finite."""
-        self._cells = _Open()
         self.gaps = 0
         """Steps whose value was not finite."""
-        self._averages = [0.0] * len(SMOOTHING)
+        self._most, self._smoothing = buckets, smoothing
+        self._cells = _Open()
+        self._averages = [0.0] * len(smoothing)
         self._seen = 0
+        self._known: list[tuple[float, Bucket]] = []
+        self._indices: list[int] = []
+        self._changed = 0
+        """The first bucket that changed since ``_known`` was made."""
 
     def __len__(self) -> int:
         return len(self._cells.low)
@@ -86,10 +81,12 @@ class Curve:
     def add(self, step: int, value: float) -> None:
         """Take in the value of ``step``; NaN is a gap."""
         index = (step - 1) // self.width
-        while index >= BUCKETS:
+        while index >= self._most:
             self._cells.halve()
             self.width *= 2
+            self._changed = 0
             index = (step - 1) // self.width
+        self._changed = min(self._changed, index)
         cells = self._cells
         cells.extend_to(index + 1)
         self.last_step, self.last = step, value
@@ -101,29 +98,41 @@ class Curve:
         cells.high[index] = max(cells.high[index], value)
         cells.total[index] += value
         cells.count[index] += 1
-        cells.smooth[index] = self._smoothed(value)
+        if self._smoothing:
+            cells.smooth[index] = self._smoothed(value)
 
     def _smoothed(self, value: float) -> tuple[float, ...]:
         """The averages, corrected for their start at zero (as in Adam, arXiv:1412.6980)."""
         self._seen += 1
         result = []
-        for i, weight in enumerate(SMOOTHING):
+        for i, weight in enumerate(self._smoothing):
             self._averages[i] = weight * self._averages[i] + (1 - weight) * value
             result.append(self._averages[i] / (1 - weight**self._seen) if weight else value)
         return tuple(result)
 
     def buckets(self) -> list[tuple[float, Bucket]]:
         """Every bucket with a finite value, with its last step. One before a bucket without any ends at a gap too."""
-        cells = self._cells
-        columns = zip(cells.low, cells.high, cells.total, cells.count, cells.smooth, cells.gaps, strict=True)
-        found: list[tuple[float, Bucket]] = []
-        for index, (low, high, total, count, smooth, gaps) in enumerate(columns):
-            if count:
-                step = min(self.last_step, (index + 1) * self.width)
-                found.append((step, Bucket(low, high, total / count, smooth, gaps > 0)))
-            elif gaps and found:
-                found[-1] = (found[-1][0], found[-1][1]._replace(has_gap=True))
-        return found
+        cells, known, indices = self._cells, self._known, self._indices
+        # The one before may have learned of a gap from a bucket that has a value now.
+        start = max(0, self._changed - 1)
+        while indices and indices[-1] >= start:
+            indices.pop()
+            known.pop()
+        for index in range(start, len(cells.low)):
+            if cells.count[index]:
+                bucket = Bucket(
+                    cells.low[index],
+                    cells.high[index],
+                    cells.total[index] / cells.count[index],
+                    cells.smooth[index],
+                    cells.gaps[index] > 0,
+                )
+                known.append((min(self.last_step, (index + 1) * self.width), bucket))
+                indices.append(index)
+            elif cells.gaps[index] and known:
+                known[-1] = (known[-1][0], known[-1][1]._replace(has_gap=True))
+        self._changed = len(cells.low)
+        return known
 
     def span(self, positive: bool = False) -> tuple[float, float] | None:
         """Lowest and highest value, of the positive ones only for a logarithmic axis."""

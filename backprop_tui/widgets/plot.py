@@ -7,16 +7,32 @@ from math import isnan
 
 from backprop.core.events import Evaluated
 from backprop.runs.describe import number
+from msgspec import Struct
 
 from backprop_tui.widgets.axis import Axis, step_labels
 from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
-from backprop_tui.widgets.curve import SMOOTHING, Bucket, Curve, shown_steps
+from backprop_tui.widgets.curve import SMOOTHING, Curve, shown_steps
 from backprop_tui.widgets.raster import SYMBOLS, Raster
 
 _LABELS = 7
 """Cells left of the plot for the numbers of the vertical axis."""
 _SHORT = 200
 """Steps of a run whose curve a heavy average would lag behind."""
+
+
+class _Column(Struct):
+    """What one column of dots shows."""
+
+    x: int
+    low: float
+    high: float
+    smooth: tuple[float, ...]
+    has_gap: bool
+
+
+def reaching(top: int, bottom: int, other_top: int, other_bottom: int) -> tuple[int, int]:
+    """A stroke from ``top`` to ``bottom``, made longer until it touches its neighbour's."""
+    return min(top, other_bottom), max(bottom, other_top)
 
 
 class LossPlot(Cells):
@@ -34,10 +50,14 @@ class LossPlot(Cells):
         self.waiting: list[Row] = []
         """Shown instead of the axes while there is no step."""
         self._axis = Axis()
+        self._seen: tuple[object, ...] = ()
 
     def show(self, curve: Curve, evaluations: list[Evaluated], total: int, waiting: list[Row]) -> None:
         self.curve, self.evaluations, self.total, self.waiting = curve, evaluations, total, waiting
-        self.redraw()
+        seen = (id(curve), curve.last_step, len(evaluations), total, waiting if not curve.last_step else [])
+        if seen != self._seen:
+            self._seen = seen
+            self.redraw()
 
     def toggle_log(self) -> None:
         self.log_y = not self.log_y
@@ -113,29 +133,41 @@ class LossPlot(Cells):
     def _draw(self, raster: Raster, shown: int) -> None:
         """Raw first, then the average over it: in a shared cell the average is seen."""
         columns = self._columns(raster, shown)
-        previous: tuple[int, int] | None = None
-        for x, bucket in columns:
-            middle = self._y(bucket.mean, raster)
-            raster.column(x, self._y(bucket.high, raster), self._y(bucket.low, raster), "raw")
-            raster.line(*(previous or (x, middle)), x, middle, "raw")
-            previous = None if bucket.has_gap else (x, middle)
+        previous: tuple[int, int, int] | None = None
+        for column in columns:
+            top, bottom = self._y(column.high, raster), self._y(column.low, raster)
+            if previous is not None and column.x - previous[0] > 1:
+                raster.line(previous[0], sum(previous[1:]) // 2, column.x, (top + bottom) // 2, "raw")
+            elif previous is not None:
+                top, bottom = reaching(top, bottom, *previous[1:])
+            raster.column(column.x, top, bottom, "raw")
+            previous = None if column.has_gap else (column.x, top, bottom)
         if SMOOTHING[self.smoothing]:
-            averages = [(x, b.smooth[self.smoothing]) for x, b in columns]
+            averages = [(c.x, c.smooth[self.smoothing]) for c in columns]
             places = [(x, self._y(value, raster)) for x, value in averages if value > 0 or not self.log_y]
             for (x0, y0), (x1, y1) in pairwise(places):
-                raster.line(x0, y0, x1, y1, "smooth+bold")
+                if x1 - x0 > 1:
+                    raster.line(x0, y0, x1, y1, "smooth+bold")
+                else:
+                    raster.column(x1, *reaching(y1, y1, y0, y0), "smooth+bold")
 
-    def _columns(self, raster: Raster, shown: int) -> list[tuple[int, Bucket]]:
-        """One bucket a column of dots: those that fall on the same one are joined."""
-        found: list[tuple[int, Bucket]] = []
+    def _columns(self, raster: Raster, shown: int) -> list[_Column]:
+        """The buckets that fall on each column of dots, as one."""
+        found: list[_Column] = []
+        last: _Column | None = None
+        scale = (raster.dots_across - 1) / max(1, shown - 1)
         for step, bucket in self.curve.buckets():
             if self.log_y and bucket.low <= 0:
                 continue
-            x = self._x(step, shown, raster)
-            if found and found[-1][0] == x:
-                found[-1] = (x, found[-1][1].joined(bucket))
-            else:
-                found.append((x, bucket))
+            x = round((step - 1) * scale)
+            if last is None or last.x != x:
+                last = _Column(x, bucket.low, bucket.high, bucket.smooth, bucket.has_gap)
+                found.append(last)
+                continue
+            last.low = min(last.low, bucket.low)
+            last.high = max(last.high, bucket.high)
+            last.smooth = bucket.smooth
+            last.has_gap = last.has_gap or bucket.has_gap
         return found
 
     def _x(self, step: float, shown: int, raster: Raster) -> int:

@@ -90,10 +90,14 @@ class Readings(Cells):
         self.curves: Curves | None = None
         self.total = 0
         self.symbols = SYMBOLS[0]
+        self._seen: tuple[object, ...] = ()
 
-    def show(self, curves: Curves | None, total: int) -> None:
-        self.curves, self.total = curves, total
-        self.redraw()
+    def show(self, curves: Curves | None, total: int, symbols: Symbols) -> None:
+        seen = (0, 0, total, symbols) if curves is None else (id(curves.loss), curves.loss.last_step, total, symbols)
+        self.curves, self.total, self.symbols = curves, total, symbols
+        if seen != self._seen:
+            self._seen = seen
+            self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         if self.curves is None:

@@ -59,6 +59,8 @@ class Terminal:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.bytes_received = 0
+        self.last_read_at = 0.0
+        """``time.perf_counter`` when output came last."""
         self.output = bytearray()
         """Everything the program wrote, as it came."""
         self._master, slave = pty.openpty()
@@ -113,6 +115,7 @@ class Terminal:
             if error.errno == errno.EIO:  # the last program let go of the terminal
                 return False
             raise
+        self.last_read_at = time.perf_counter()
         self.bytes_received += len(data)
         self.output += data
         self._stream.feed(data)

@@ -37,11 +37,8 @@ def test_a_row_with_wide_characters_is_sent_whole() -> None:
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_stretches_cover_every_difference(one: str, other: str) -> None:
     width = 60
-    covered = {
-        x
-        for start, length in changed_stretches([(one, "a")], [(other, "a")], width)
-        for x in range(start, start + length)
-    }
+    stretches = changed_stretches([(one, "a")], [(other, "a")], width)
+    covered = {x for start, length in stretches for x in range(start, start + length)}
     for x, (a, b) in enumerate(zip(one.ljust(width)[:width], other.ljust(width)[:width], strict=True)):
         assert a == b or x in covered
 
