@@ -20,6 +20,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from backprop.core.settings import RunConfig
+from backprop.train.fused import fuse
 from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
 from backprop.train.model import Loaded, evaluating
 from backprop.train.packing import Pass, Row, Rows, Spread, StepSampler, capacity_for, trained_count
@@ -162,6 +163,7 @@ class StepTrainer(ExactResume, SFTTrainer):
         with evaluating(loaded.model):
             self.plain_head = has_plain_head(loaded.model)
             apart = not config.packing or keeps_rows_apart(loaded.model)
+        fuse(loaded.model)
         self.notes = [] if apart else [MIXES_ROWS]
         assert config.batch_size != "auto"
         self.spread = Spread(
