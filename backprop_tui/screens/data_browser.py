@@ -107,13 +107,15 @@ class DataBrowser(JobScreen):
     def flush(self) -> None:
         """Show what changed since the last time; at rest the timer is off and nothing is drawn."""
         opened = self.opened
+        # Asked first: what is found after that is shown by the next flush.
+        complete = opened is None or opened.source.complete
         self.drop_ended()
         if opened is not None:
             self.show_rows()
             if self._to_the_end:
                 self.table.action_move_to_end()
-                self._to_the_end = not opened.source.complete
-        if not self.jobs and (opened is None or opened.source.complete):
+                self._to_the_end = not complete
+        if not self.jobs and complete:
             self.rest()
         self._put("#title", self.title_words())
         self._put("#head", self.table.head(self.table.line_width))
@@ -309,6 +311,7 @@ class DataBrowser(JobScreen):
         """The last row; while rows are still being found, the last known one and on with it."""
         if self.opened is not None:
             self._to_the_end = not self.opened.source.complete
+            self.show_rows()
             self.table.action_move_to_end()
 
     def go_to_line(self, text: str) -> None:

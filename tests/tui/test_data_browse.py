@@ -34,6 +34,17 @@ async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tm
         assert app.data.reader.reads <= 3 * pages * 24
 
 
+async def test_the_last_row_is_reached_before_the_next_tick_after_the_index_is_complete(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "big.jsonl", (alpaca(number) for number in range(100_000)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        screen = pilot.app.data
+        await until(pilot, lambda: screen.opened is not None, "an open file")
+        screen.rest()
+        await until(pilot, lambda: screen.opened.source.complete, "all rows")
+        screen.action_last()
+        assert screen.table.cursor == 99_999
+
+
 async def test_without_a_file_the_screen_asks_for_one_and_names_what_it_reads() -> None:
     async with DataApp().run_test(size=NARROW) as pilot:
         await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "Open a dataset file")
