@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -150,30 +151,26 @@ def dataset() -> ev.DatasetPrepared:
     )
 
 
-def make_steps(first: int, last: int, total: int, seed: int = 7, seconds: float = 1.3) -> list[ev.Step]:
+def make_steps(first: int, last: int, total: int, seed: int = 7, seconds: float = 1.3) -> Iterator[ev.Step]:
     """Steps whose loss falls as losses do."""
-    found = []
     for step in range(first, last + 1):
         dice = random.Random(seed * 1_000_003 + step)
         loss = 0.9 + 2.1 * math.exp(-5 * step / total) + dice.gauss(0, 0.11)
         warmup = min(1.0, step / max(1, total // 20))
-        found.append(
-            ev.Step(
-                step=step,
-                total_steps=total,
-                loss=max(0.05, loss),
-                learning_rate=1e-3 * warmup * 0.5 * (1 + math.cos(math.pi * step / total)),
-                grad_norm=0.8 + 1.5 * math.exp(-4 * step / total) + dice.random() * 0.3,
-                tokens_per_second=820 + dice.gauss(0, 30),
-                tokens_seen=step * 280,
-                epoch=step * 4 / 198,
-                trained_tokens=160,
-                samples_seen=step * 4,
-                seconds=seconds,
-                memory=1_400_000_000,
-            )
+        yield ev.Step(
+            step=step,
+            total_steps=total,
+            loss=max(0.05, loss),
+            learning_rate=1e-3 * warmup * 0.5 * (1 + math.cos(math.pi * step / total)),
+            grad_norm=0.8 + 1.5 * math.exp(-4 * step / total) + dice.random() * 0.3,
+            tokens_per_second=820 + dice.gauss(0, 30),
+            tokens_seen=step * 280,
+            epoch=step * 4 / 198,
+            trained_tokens=160,
+            samples_seen=step * 4,
+            seconds=seconds,
+            memory=1_400_000_000,
         )
-    return found
 
 
 def demo_like(output: Path) -> RunConfig:
