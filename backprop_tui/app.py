@@ -61,6 +61,8 @@ class BackpropApp(App[None]):
         self.watch: Watch | None = None
         self.leaving = False
         """Leave when the run has ended."""
+        self.error: BackpropError | None = None
+        """Why the run of the command line could not start."""
         self.small = False
         self._config, self._attach = config, attach
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
@@ -75,7 +77,7 @@ class BackpropApp(App[None]):
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
         if self._config is not None:
-            self.start_run(self._config)
+            self._start_asked_run(self._config)
         elif self._attach is not None:
             self.open_run(self._attach)
 
@@ -122,6 +124,14 @@ class BackpropApp(App[None]):
             self._loop_of_screen.call_soon_threadsafe(lambda: self.exit(return_code=128 + number))
 
     # Runs
+
+    def _start_asked_run(self, config: RunConfig) -> None:
+        """Start the run of the command line; one that cannot start is said there, by whoever runs the application."""
+        try:
+            self._show_run(Watch.start(config))
+        except BackpropError as error:
+            self.error = error
+            self.exit(return_code=error.exit_code)
 
     def start_run(self, config: RunConfig) -> None:
         """Start an engine and show it."""

@@ -81,6 +81,8 @@ def show(config: RunConfig | None, run: Path | None) -> int:
     terminal.watch_terminal()
     terminal.leave_on_signals(app.leave_for)
     app.run()
+    if app.error is not None:
+        raise app.error
     farewell(app)
     return app.return_code or 0
 

@@ -59,9 +59,8 @@ async def draw(
         app.clear_notifications()
         await pilot.pause(0.2)
         svg = app.export_screenshot(title="backprop-tui")
-    target = folder / f"{name}.svg"
-    target.write_text(set_words(svg))
-    subprocess.run(["rsvg-convert", "-z", "1.2", "-o", str(target.with_suffix(".png")), str(target)], check=True)
+    picture = str(folder / f"{name}.png")
+    subprocess.run(["rsvg-convert", "-z", "1", "-o", picture], input=set_words(svg).encode(), check=True)
 
 
 def shown(panes: int) -> Callable[[Pilot], Awaitable[None]]:
@@ -82,15 +81,13 @@ async def make(folder: Path) -> None:
         os.chdir(home)
         output = Path(home, "output")
         recorded.one_of_each(output, time.time())
-        live, demo, dead = output / "b81e40aa12cd", output / "3f2a9c1b7d20", output / "c0ffee123456"
+        live, demo = output / "b81e40aa12cd", output / "3f2a9c1b7d20"
         with recorded.RunDirectory(live).hold_lock():
             for columns, rows in ((140, 45), (80, 24)):
                 size = (columns, rows)
                 await draw(folder, f"live-{columns}x{rows}", size, BackpropApp(attach=live), shown(0))
                 await draw(folder, f"runs-{columns}x{rows}", size, BackpropApp(), shown(0))
                 await draw(folder, f"demo-{columns}x{rows}", size, BackpropApp(attach=demo), shown(1))
-                await draw(folder, f"data-{columns}x{rows}", size, BackpropApp(attach=demo), shown(2))
-                await draw(folder, f"crash-{columns}x{rows}", size, BackpropApp(attach=dead), shown(0))
 
 
 if __name__ == "__main__":

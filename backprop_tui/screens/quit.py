@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 LEAVING = (
-    Answer("leave", "l", "Leave it running", "training goes on without this window; attach again any time"),
+    Answer("leave", "l", "Leave it running", "training goes on; come back to it any time"),
     Answer("stop", "s", "Stop after a checkpoint", "finish this step, save, end the run, then leave"),
     Answer("kill", "k", "Kill it now", "what came after the last checkpoint is lost"),
 )

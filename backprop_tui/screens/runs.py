@@ -42,6 +42,7 @@ WELCOME: list[Row] = [
     [("  Fine-tune a language model here and see the difference.", "text")],
     [],
     [("  d", "key+bold"), ("   runs the demonstration: a small model, two minutes, no GPU needed", "text")],
+    [("  3", "key+bold"), ("   looks at a dataset: what is in it, what is wrong, what would be trained", "text")],
     [("  ?", "key+bold"), ("   shows all keys", "text")],
     [],
     [("  Or with your own data, from the shell:", "muted")],

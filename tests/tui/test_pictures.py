@@ -64,7 +64,7 @@ def test_live_while_the_model_is_fetched(output: Path, snap_compare: Compare) ->
     with run.directory.hold_lock():
         run.write(
             ev.RunStarted(config={"model": "smollm2-135m", "data": "d.jsonl", "steps": 60}, output_dir="", pid=1),
-            ev.PhaseChanged(phase="importing"),
+            ev.PhaseChanged(phase="preparing_data"),
             ev.PhaseChanged(phase="loading_model"),
             ev.ModelLoading(model="smollm2-135m", stage="download", done=33_000_000, total=93_000_000),
         )

@@ -50,6 +50,17 @@ def test_a_run_that_nobody_has_is_an_error_with_a_hint(tmp_path: Path) -> None:
         assert "hint" in terminal.text
 
 
+def test_a_run_that_cannot_start_is_an_error_on_a_clean_terminal(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    (tmp_path / "taken").write_text("a file where a directory is wanted")
+    argv = [*APPLICATION, "--data", str(rows), "--model", "smollm2-135m", "--output", str(tmp_path / "taken")]
+    with Terminal(argv, cwd=tmp_path) as terminal:
+        assert terminal.wait_exit() == 1
+        assert "CONFIG_INVALID" in terminal.text
+        assert terminal.is_clean
+
+
 @pytest.mark.parametrize("variable", [{"TERM": "dumb"}, {"PYTHONIOENCODING": "latin-1"}])
 def test_where_a_full_screen_cannot_be_it_says_why_in_one_line(tmp_path: Path, variable: dict[str, str]) -> None:
     with Terminal(APPLICATION, cwd=tmp_path, env=variable) as terminal:
