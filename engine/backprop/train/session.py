@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import set_seed
 from backprop.core import events
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
+from backprop.data import tokens
 from backprop.hardware.condition import Thresholds
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -30,13 +32,37 @@ from backprop.train.recovery import MOST_HALVINGS, Recovery
 from backprop.train.reporting import Reporter
 from backprop.train.result import save_adapter
 from backprop.train.resuming import Beginning, library_notes, require_same_identity
-from backprop.train.rows import divide, prepare
+from backprop.train.rows import Subset, divide, prepare
 from backprop.train.saving import Saver
 from backprop.train.steering import Commands, Steering
 
 Emit = Callable[[Event], None]
 EVALUATIONS = 10
 """Evaluations over a run whose configuration does not say how often."""
+
+
+@dataclass
+class Parts:
+    """What a run works with, once it is loaded."""
+
+    start: Beginning
+    directory: RunDirectory
+    emit: Emit
+    steering: Steering
+    rows: tokens.Prepared
+    trained: Subset
+    held_out: Subset
+    schedule: Plan
+    loaded: models.Loaded
+    who: dict[str, Any]
+    """Its identity: what a checkpoint depends on."""
+    sampler: Sampler
+    reporter: Reporter
+
+    @property
+    def config(self) -> RunConfig:
+        """As resolved."""
+        return self.start.config
 
 
 def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands) -> EndStatus:
@@ -47,83 +73,25 @@ def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands
     began = time.monotonic()
     torch.set_grad_enabled(True)
     models.use_all_cores()
-    config = start.config
     steering = Steering(control, emit)
+    parts = load(start, directory, emit, steering)
+    reporter, sampler = parts.reporter, parts.sampler
 
-    emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
-    path = models.find(config.model, emit)
-
-    emit(PhaseChanged(phase="preparing_data"))
-    rows = prepare(config, path, emit, steering.look)
-    trained_rows, held_out = divide(rows, config, path, emit, steering.look)
-    schedule = plan(config, len(trained_rows))
-
-    emit(PhaseChanged(phase="loading_model"))
-    loaded = models.load(config, path, emit)
-    who = identity(config, path, loaded.tokenizer.chat_template, rows.key)
-    if start.checkpoint:
-        require_same_identity(start.checkpoint, who, extended=start.extended)
-        for note in library_notes(start.checkpoint, who):
-            emit(note)
-    if start.weights:
-        load_weights(start.weights, loaded.model)
-
-    sampler = Sampler(config, loaded, emit)
-    sampler.ended_early = steering.look
-    steering.on_sample = sampler.answer
-    if config.sample_prompts and not start.checkpoint:
+    if start.config.sample_prompts and not start.checkpoint:
         emit(PhaseChanged(phase="sampling", detail="the untouched model"))
-        with loaded.model.disable_adapter():
+        with parts.loaded.model.disable_adapter():
             sampler.answer(0, tuned=False)
 
-    reporter = Reporter(emit, schedule, loaded.device)
     steps = start.resumed_from or 0
     control.stepping = True
-    with Guard(emit, loaded.device, thresholds(config)) as guard:
+    with Guard(emit, parts.loaded.device, thresholds(start.config)) as guard:
         steering.guard = guard
         if not steering.settle(steps):
-            emit(PhaseChanged(phase="training"))
-            set_seed(config.seed)
-            trainer = StepTrainer(
-                loaded,
-                config,
-                trained_rows,
-                schedule,
-                directory.path,
-                between_passes=steering.look,
-                on_halved=lambda error: emit(halved(trainer, error)),
-            )
-            for text in trainer.notes:
-                emit(events.Warning(code="SLOWER_PATH", message=text))
-            between = between_steps(
-                config,
-                directory,
-                emit,
-                trainer=trainer,
-                reporter=reporter,
-                steering=steering,
-                held_out=held_out,
-                who=who,
-                guard=guard,
-                sampler=sampler,
-            )
-            restore_progress(start, between, guard)
-            trainer.add_callback(between)
-            with closing(between.saver):
-                between.saver.require_space()
-                steering.on_checkpoint = lambda step: between.saver.save(step, "requested")
-                reporter.start_clock()
-                trainer.train(resume_from_checkpoint=str(start.checkpoint.path) if start.checkpoint else None)
-                steps = trainer.state.global_step
-                emit(PhaseChanged(phase="saving"))
-                between.saver.finish(steps, "final" if steering.stop is None else "stopped")
-            save_adapter(
-                loaded, directory.adapter, run_id=directory.run_id, config=config, data_key=rows.key, steps=steps
-            )
+            steps = train(parts, guard)
         energy = guard.energy
     control.stepping = False
 
-    if config.sample_prompts and steps:
+    if start.config.sample_prompts and steps:
         emit(PhaseChanged(phase="sampling", detail="the tuned model"))
         sampler.ended_early = lambda: False
         sampler.answer(steps)
@@ -145,6 +113,85 @@ def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands
     return status
 
 
+def load(start: Beginning, directory: RunDirectory, emit: Emit, steering: Steering) -> Parts:
+    """Find the model, prepare the rows, load. A continued run is refused here if something is not as it was."""
+    config = start.config
+    emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
+    path = models.find(config.model, emit)
+
+    emit(PhaseChanged(phase="preparing_data"))
+    rows = prepare(config, path, emit, steering.look)
+    trained, held_out = divide(rows, config, path, emit, steering.look)
+    schedule = plan(config, len(trained))
+
+    emit(PhaseChanged(phase="loading_model"))
+    loaded = models.load(config, path, emit)
+    who = identity(config, path, loaded.tokenizer.chat_template, rows.key)
+    if start.checkpoint:
+        require_same_identity(start.checkpoint, who, extended=start.extended)
+        for note in library_notes(start.checkpoint, who):
+            emit(note)
+    if start.weights:
+        load_weights(start.weights, loaded.model)
+
+    sampler = Sampler(config, loaded, emit)
+    sampler.ended_early = steering.look
+    steering.on_sample = sampler.answer
+    reporter = Reporter(emit, schedule, loaded.device)
+    return Parts(
+        start=start,
+        directory=directory,
+        emit=emit,
+        steering=steering,
+        rows=rows,
+        trained=trained,
+        held_out=held_out,
+        schedule=schedule,
+        loaded=loaded,
+        who=who,
+        sampler=sampler,
+        reporter=reporter,
+    )
+
+
+def train(parts: Parts, guard: Guard) -> int:
+    """Take the steps, then save the last checkpoint and the adapter; the number of steps taken."""
+    start, directory, emit, steering = parts.start, parts.directory, parts.emit, parts.steering
+    emit(PhaseChanged(phase="training"))
+    set_seed(parts.config.seed)
+    trainer = StepTrainer(
+        parts.loaded,
+        parts.config,
+        parts.trained,
+        parts.schedule,
+        directory.path,
+        between_passes=steering.look,
+        on_halved=lambda error: emit(halved(trainer, error)),
+    )
+    for text in trainer.notes:
+        emit(events.Warning(code="SLOWER_PATH", message=text))
+    between = between_steps(parts, trainer, guard)
+    restore_progress(start, between, guard)
+    trainer.add_callback(between)
+    with closing(between.saver):
+        between.saver.require_space()
+        steering.on_checkpoint = lambda step: between.saver.save(step, "requested")
+        parts.reporter.start_clock()
+        trainer.train(resume_from_checkpoint=str(start.checkpoint.path) if start.checkpoint else None)
+        steps = trainer.state.global_step
+        emit(PhaseChanged(phase="saving"))
+        between.saver.finish(steps, "final" if steering.stop is None else "stopped")
+    save_adapter(
+        parts.loaded,
+        directory.adapter,
+        run_id=directory.run_id,
+        config=parts.config,
+        data_key=parts.rows.key,
+        steps=steps,
+    )
+    return steps
+
+
 def thresholds(config: RunConfig) -> Thresholds:
     """Pause at the temperature that the person set; the other levels keep their distance from it."""
     pause = config.gpu_max_temp
@@ -161,22 +208,13 @@ def halved(trainer: StepTrainer, error: BaseException) -> BatchHalved:
     )
 
 
-def between_steps(
-    config: RunConfig,
-    directory: RunDirectory,
-    emit: Emit,
-    *,
-    trainer: StepTrainer,
-    reporter: Reporter,
-    steering: Steering,
-    held_out: Any,
-    who: dict[str, Any],
-    guard: Guard,
-    sampler: Sampler,
-) -> BetweenSteps:
-    """The callback that evaluates, saves and obeys, with all that it needs."""
-    schedule: Plan = trainer.schedule
-    evaluator = Evaluator(trainer.loaded, held_out, trainer.spread, plain_head=trainer.plain_head)
+def between_steps(parts: Parts, trainer: StepTrainer, guard: Guard) -> BetweenSteps:
+    """The callback that evaluates, saves and obeys, with all that it needs.
+
+    The checkpoint that the run goes on from is kept.
+    """
+    config, directory, emit, reporter = parts.config, parts.directory, parts.emit, parts.reporter
+    evaluator = Evaluator(parts.loaded, parts.held_out, trainer.spread, plain_head=trainer.plain_head)
     evaluation_recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
 
     def progress() -> dict[str, Any]:
@@ -195,24 +233,25 @@ def between_steps(
         CheckpointStore(directory.checkpoints, directory.run_id),
         emit,
         trainer,
-        who,
+        parts.who,
         progress,
         every_steps=config.save_steps,
         every_minutes=config.save_minutes,
         policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
+        in_use=[parts.start.checkpoint.step] if parts.start.checkpoint else [],
     )
     return BetweenSteps(
         emit=emit,
         trainer=trainer,
         reporter=reporter,
-        steering=steering,
-        liveness=Liveness(trainer.loaded.model),
+        steering=parts.steering,
+        liveness=Liveness(parts.loaded.model),
         saver=saver,
         evaluator=evaluator,
         eval_recovery=evaluation_recovery,
-        eval_steps=config.eval_steps or max(1, schedule.steps // EVALUATIONS),
+        eval_steps=config.eval_steps or max(1, parts.schedule.steps // EVALUATIONS),
         patience=config.early_stopping,
-        sample=sampler.answer,
+        sample=parts.sampler.answer,
     )
 
 
