@@ -51,7 +51,7 @@ class GpuPanel(Cells):
         device = self.state.model.device if self.state.model else ""
         if not device or device.startswith("cuda"):
             return "no reading yet"
-        return f"no NVIDIA GPU in use: this run trains on the {device.upper()}"
+        return f"no NVIDIA GPU in use: this run trains on the {device.replace('cpu', 'CPU')}"
 
     def _short(self, cards: list[Gpu], width: int) -> Row:
         if not cards:

@@ -48,7 +48,8 @@ class RunHeader(Cells):
             return "paused" if state.paused_for in ("", "requested") else f"paused: {state.paused_for}"
         if state.ended:
             return f"took {clock(state.duration_seconds)}" if state.duration_seconds else ""
-        return PHASES.get(state.phase, state.phase)
+        # Before the first step the line below says it.
+        return PHASES.get(state.phase, state.phase) if state.total_steps else ""
 
 
 class Progress(Cells):
@@ -89,6 +90,11 @@ class Progress(Cells):
             left = [(f"{_VERBS[loading.stage]} ", "muted"), (safe(short_path(loading.model)), "strong")]
             amount = bytes_text(loading.done) + (f" of {bytes_text(loading.total)}" if loading.total else "")
             return left, share, [(amount if loading.done else "", "text")]
+        prompts = len(state.config.get("sample_prompts") or [])
+        if state.phase == "sampling" and prompts:
+            answered = len(state.samples)
+            left = [("answering the sample prompts", "muted")]
+            return left, answered / prompts, [(f"{answered} of {prompts}", "text")]
         wanted = state.config.get("steps")
         right = [(f"{count(wanted)} steps planned", "muted")] if wanted else []
         return [(PHASES.get(state.phase, "no step taken") if not state.ended else "no step taken", "muted")], 0.0, right
