@@ -1,10 +1,12 @@
 """Training speed beside TRL's ``SFTTrainer``: same tokens, same seed, same adapters, same step, in one sitting.
 
-    python benchmarks/train.py [--steps 6] [--rounds 3] [--rows dense|short] [--model DIRECTORY]
+    python benchmarks/train.py [--steps 9] [--rows dense|short] [--model DIRECTORY]
 
-Every arm is a process of its own. Arms are interleaved (A B B A A B …), their first steps are warm-up and not counted.
-An arm whose first losses differ from the others' trains something else and is void. Medians, with least and most.
-Shown are real tokens (padding not counted) per second of CPU time, of wall time, and peak memory of the process.
+Every arm is a process of its own that takes one step when it is its turn (A B C, C B A, …), so that whatever else the
+machine does meets all of them alike. The first steps are warm-up and not counted. An arm whose first losses differ
+from TRL's trains something else and is void. Shown are medians of the steps: real tokens (padding not counted) per
+second of CPU time and of wall time, the ratio to TRL's neighbouring step (middle half in brackets), and
+the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
 
 ARMS = ("ours", "trl", "trl_plain", "trl_packed")
 """trl: as it comes (gradient checkpointing on); trl_plain: without checkpointing; trl_packed: that, and packing."""
@@ -41,31 +45,26 @@ def make_rows(kind: str, count: int, vocabulary: int) -> list[tuple[list[int], l
     return rows
 
 
-class Clock:
-    """CPU and wall time of the counted steps, and the losses of all."""
+class Turns(TrainerCallback):
+    """Takes each step only when it is this arm's turn, and says what the step cost."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
+        self.loss = 0.0
         self.tokens = 0
-        self._cpu = self._wall = 0.0
 
-    def step(self, loss: float, tokens: int) -> None:
-        self.losses.append(loss)
-        if len(self.losses) <= WARMUP:
-            self._cpu, self._wall = time.process_time(), time.perf_counter()
-            return
-        self.tokens += tokens
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        sys.stdin.readline()
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
 
-    def result(self, arm: str, versions: dict[str, str]) -> dict[str, Any]:
-        return {
-            "arm": arm,
-            "losses": self.losses,
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        said = {
+            "loss": self.loss,
             "tokens": self.tokens,
-            "per_cpu_second": self.tokens / (time.process_time() - self._cpu),
-            "per_second": self.tokens / (time.perf_counter() - self._wall),
+            "cpu": time.process_time() - self._cpu,
+            "wall": time.perf_counter() - self._wall,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "versions": versions,
         }
+        print("STEP " + json.dumps(said), flush=True)
 
 
 def versions() -> dict[str, str]:
@@ -95,10 +94,9 @@ def configuration(options: argparse.Namespace) -> Any:
     )
 
 
-def run_ours(options: argparse.Namespace, clock: Clock, folder: Path) -> None:
+def run_ours(options: argparse.Namespace, turns: Turns, folder: Path) -> None:
     import numpy as np
     from backprop.train.objectives import StepTrainer, plan
-    from transformers import TrainerCallback
 
     loaded, config, plain = prepare(options)
 
@@ -114,20 +112,23 @@ def run_ours(options: argparse.Namespace, clock: Clock, folder: Path) -> None:
 
     trainer = StepTrainer(loaded, config, InMemory(), plan(config, len(plain)), folder)
 
-    class Report(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            clock.step(trainer.measured.loss, trainer.measured.tokens)
+    plain_step = trainer.training_step
 
-    trainer.add_callback(Report())
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        loss = plain_step(*args, **kwargs)
+        turns.loss, turns.tokens = trainer.measured.loss, trainer.measured.tokens
+        return loss
+
+    trainer.training_step = training_step
+    trainer.add_callback(turns)
     trainer.train()
 
 
-def run_trl(options: argparse.Namespace, clock: Clock, folder: Path, *, packed: bool) -> None:
+def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: bool) -> None:
     """TRL as documented: labels given, its own collator, loss and defaults; packed is its documented best."""
     from backprop.train.packing import epoch_order
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
-    from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     loaded, config, plain = prepare(options)
@@ -138,16 +139,14 @@ def run_trl(options: argparse.Namespace, clock: Clock, folder: Path, *, packed: 
     ]
 
     class InOrder(SFTTrainer):
-        seen: list[int] = []
-
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             mask = inputs.get("attention_mask")
-            self.seen.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
+            turns.tokens = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
             loss = super().training_step(model, inputs, *args, **kwargs)
-            clock.step(float(loss), self.seen[-1])
+            turns.loss = float(loss)
             return loss
 
     settings: dict[str, Any] = {}
@@ -177,7 +176,7 @@ def run_trl(options: argparse.Namespace, clock: Clock, folder: Path, *, packed: 
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=loaded.tokenizer,
-        callbacks=[TrainerCallback()],
+        callbacks=[turns],
     )
     trainer.train()
 
@@ -193,58 +192,87 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[tuple[list[int]
 
 
 def one_arm(options: argparse.Namespace) -> None:
-    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_PROGRESS_BARS="1", PYTHONWARNINGS="ignore")
-    clock = Clock()
+    turns = Turns()
     with tempfile.TemporaryDirectory() as folder:
         if options.arm == "ours":
-            run_ours(options, clock, Path(folder))
+            run_ours(options, turns, Path(folder))
         else:
-            run_trl(options, clock, Path(folder), packed=options.arm == "trl_packed")
-    print("RESULT " + json.dumps(clock.result(options.arm, versions())))
+            run_trl(options, turns, Path(folder), packed=options.arm == "trl_packed")
 
 
-def measure(arm: str, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--arm", arm, "--steps", str(options.steps), "--rows", options.rows]
-    command += ["--model", options.model]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
-    return json.loads(lines[-1].removeprefix("RESULT "))
+class Arm:
+    """A process that trains one way, step by step."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name = name
+        self.steps: list[dict[str, float]] = []
+        command = [sys.executable, __file__, "--arm", name, "--steps", str(options.steps), "--rows", options.rows]
+        command += ["--model", options.model]
+        quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env={**os.environ, **quiet},
+        )
+
+    def step(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("STEP "):
+                self.steps.append(json.loads(line.removeprefix("STEP ")))
+                return
+        self._said.seek(0)
+        raise SystemExit(f"{self.name} ended early:\n{self._said.read()[-3000:]}")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def speeds(self, kind: str) -> list[float]:
+        return [step["tokens"] / step[kind] for step in self.steps[WARMUP:]]
 
 
 def compare(options: argparse.Namespace) -> None:
-    arms = [arm for arm in ARMS if options.rows == "short" or arm != "trl_packed"]
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
-    for number in range(options.rounds):
-        for arm in arms if number % 2 == 0 else reversed(arms):
-            result = measure(arm, options)
-            found[arm].append(result)
-            print(f"  {arm:11} {result['per_cpu_second']:7.1f} tokens/CPU-s", file=sys.stderr)
-    print(", ".join(f"{name} {number}" for name, number in found["ours"][0]["versions"].items()))
-    print(f"{options.rows} rows, {options.steps} steps counted, {options.rounds} rounds")
-    print(f"{'arm':11} {'tokens/CPU-s':>24} {'tokens/s':>10} {'peak MB':>9}  ratio to trl (least, most)  first losses")
-    base = [each["per_cpu_second"] for each in found["trl"]]
-    reference = found["trl"][0]["losses"]
-    for arm, results in found.items():
-        speeds = [each["per_cpu_second"] for each in results]
-        ratios = [ours / theirs for ours, theirs in zip(speeds, base, strict=True)]
-        # Packing by TRL chooses other rows for a step, so its losses cannot be held against the others'.
-        same = all(abs(a / b - 1) < options.parity for a, b in zip(results[0]["losses"][:2], reference, strict=False))
-        verdict = "other rows per step" if arm == "trl_packed" else "equal" if same else "DIFFERENT: void"
+    arms = [Arm(name, options) for name in ARMS if options.rows == "short" or name != "trl_packed"]
+    try:
+        for number in range(options.steps + WARMUP):
+            for arm in arms if number % 2 == 0 else reversed(arms):
+                arm.step()
+    finally:
+        for arm in arms:
+            arm.end()
+    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+    print(f"{options.rows} rows, {options.steps} steps of each arm")
+    print(f"{'arm':10} {'tokens/CPU-s':>12} {'tokens/s':>9} {'peak MB':>8}  {'ratio to trl':18}  first losses")
+    trl = arms[1]
+    for arm in arms:
+        ratios = [ours / theirs for ours, theirs in zip(arm.speeds("cpu"), trl.speeds("cpu"), strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
         print(
-            f"{arm:11} {statistics.median(speeds):8.1f} ({min(speeds):6.1f}-{max(speeds):6.1f}) "
-            f"{statistics.median(each['per_second'] for each in results):10.1f} "
-            f"{statistics.median(each['peak_mb'] for each in results):9.0f}  "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f}){'':14}"
-            f"{verdict} {[round(loss, 4) for loss in results[0]['losses'][:2]]}"
+            f"{arm.name:10} {statistics.median(arm.speeds('cpu')):12.1f} {statistics.median(arm.speeds('wall')):9.1f} "
+            f"{arm.steps[-1]['peak_mb']:8.0f}  {middle:5.2f} ({low:.2f} to {high:.2f})   {verdict(arm, trl, options)}"
         )
+
+
+def verdict(arm: Arm, trl: Arm, options: argparse.Namespace) -> str:
+    losses = [step["loss"] for step in arm.steps[:2]]
+    shown = ", ".join(f"{loss:.4f}" for loss in losses)
+    if arm.name == "trl_packed":
+        return f"{shown}: other rows in a step, not comparable"
+    same = all(abs(loss / step["loss"] - 1) < options.parity for loss, step in zip(losses, trl.steps, strict=False))
+    return shown if same else f"{shown}: DIFFERENT, this arm is void"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--rows", choices=["dense", "short"], default="dense")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--parity", type=float, default=1e-2, help="largest relative difference of first losses")
