@@ -135,8 +135,15 @@ class BackpropApp(App[None]):
 
     def start_run(self, config: RunConfig) -> None:
         """Start an engine and show it."""
+        self._begin(lambda: Watch.start(config))
+
+    def resume_run(self, path: Path) -> None:
+        """Continue a run where its newest good checkpoint stands and show it; what refuses is said."""
+        self._begin(lambda: Watch.resume(path))
+
+    def _begin(self, watch_of: Callable[[], Watch]) -> None:
         try:
-            watch = Watch.start(config)
+            watch = watch_of()
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return

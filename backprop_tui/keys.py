@@ -42,6 +42,7 @@ TABLE = (
     Key("minus", "-", "smooth(-1)", "smooth less", "smooth it less", "live", 9),
     Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", "live", 9),
     Key("enter", "enter", "open", "open", "watch the run: live, or as it was", "runs", 1),
+    Key("c", "c", "resume", "resume", "continue a run that was stopped or crashed, exactly", "runs", 2),
     Key("slash", "/", "filter", "filter", "show the runs that hold a word", "runs", 2),
     Key("o", "o", "sort", "sort", "sort by the next column", "runs", 3),
     Key("d", "d", "demo", "demo", "start the demonstration run", "runs", 3),

@@ -87,6 +87,15 @@ class Watch:
         return cls(links.start(config))
 
     @classmethod
+    def resume(cls, path: Path) -> Watch:
+        """Continue the run in ``path`` and watch it.
+
+        Raises:
+            RunError: it is being worked on, or it is done.
+        """
+        return cls(links.resume(path))
+
+    @classmethod
     def attach(cls, path: Path) -> Watch:
         """Watch a run that exists, whoever started it."""
         return cls(links.attach(path))

@@ -155,7 +155,7 @@ class RunsScreen(SparingScreen):
 
     def _useful_keys(self) -> list[keys.Key]:
         has_run = self._table.chosen is not None
-        need_run = ("open", "filter", "sort", "delete")
+        need_run = ("open", "resume", "filter", "sort", "delete")
         table = (*keys.keys_of("runs"), *keys.keys_of("everywhere"))
         return [
             key
@@ -202,6 +202,11 @@ class RunsScreen(SparingScreen):
         run = self._table.chosen
         if run is not None:
             self.app.open_run(Path(run.path))
+
+    def action_resume(self) -> None:
+        run = self._table.chosen
+        if run is not None:
+            self.app.resume_run(Path(run.path))
 
     def on_run_table_opened(self) -> None:
         self.action_open()
