@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,18 @@ def test_a_damaged_index_is_set_aside_and_never_overwritten(tmp_path: Path) -> N
         assert index.summaries() == []
     (aside,) = tmp_path.glob("runs.damaged-*")
     assert aside.read_bytes().startswith(b"this is no database")
+
+
+def test_many_threads_may_open_a_new_index_at_once(tmp_path: Path, directory: RunDirectory) -> None:
+    path = tmp_path / "index" / "runs.db"
+    gate = threading.Barrier(8)
+
+    def look(_: int) -> list[str]:
+        gate.wait()
+        with RunIndex(path) as index:
+            index.add(directory.path)
+            return [summary.run_id for summary in index.summaries()]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(look, range(8))) == [[directory.run_id]] * 8
+    assert [each.name for each in path.parent.iterdir() if "damaged" in each.name] == []

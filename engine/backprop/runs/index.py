@@ -86,25 +86,32 @@ class RunIndex:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._db = self._open()
+        except sqlite3.OperationalError:
+            raise  # busy or no room: nothing is wrong with the file
         except sqlite3.DatabaseError:
             self._path.replace(self._path.with_suffix(f".damaged-{int(time.time())}"))
             self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self._path, timeout=10, isolation_level=None)
         try:
-            db.execute("pragma journal_mode=wal")
+            db.execute("pragma synchronous=off")  # a lost index is made again
             if db.execute("pragma user_version").fetchone()[0] != _VERSION:
-                db.execute("drop table if exists runs")
-                db.execute(
-                    "create table runs (path text primary key, run_id text, started real, stamp text, summary blob)"
-                )
-                db.execute("create index runs_by_id on runs (run_id)")
-                db.execute(f"pragma user_version={_VERSION}")
+                self._make(db)
         except BaseException:
             db.close()
             raise
         return db
+
+    def _make(self, db: sqlite3.Connection) -> None:
+        """Make the tables, unless another process or thread did so while this one waited for its turn."""
+        db.execute("begin immediate")
+        if db.execute("pragma user_version").fetchone()[0] != _VERSION:
+            db.execute("drop table if exists runs")
+            db.execute("create table runs (path text primary key, run_id text, started real, stamp text, summary blob)")
+            db.execute("create index runs_by_id on runs (run_id)")
+            db.execute(f"pragma user_version={_VERSION}")
+        db.execute("commit")
 
     def __enter__(self) -> RunIndex:
         return self
