@@ -36,7 +36,7 @@ moments = [int(each) for each in sys.argv[3:]]
 class Rows:
     def __init__(self):
         chooser = np.random.default_rng(0)
-        lengths = [9 + 3 * (i % 5) for i in range(22)]
+        self.lengths = lengths = np.array([9 + 3 * (i % 5) for i in range(22)])
         self.rows = [(chooser.integers(3, 512, n, dtype=np.int32), np.arange(n) >= n // 2) for n in lengths]
 
     def __len__(self):
