@@ -72,7 +72,7 @@ def test_a_stopped_application_does_not_hold_the_engine_and_catches_up(place: Pl
 
 def test_a_hung_up_command_line_leaves_its_run_going(place: Place) -> None:
     with Terminal([program("backprop"), "train", *place.flags, *ENDLESS_RUN], cwd=place.folder) as terminal:
-        terminal.wait_until(lambda: "step" in terminal.text, PATIENCE, "a step")
+        terminal.wait_until(lambda: f"/{ENDLESS}" in terminal.text, PATIENCE, "a step")
         os.killpg(terminal.process.pid, signal.SIGHUP)
         terminal.hang_up()
         assert terminal.process.wait(PATIENCE) is not None
