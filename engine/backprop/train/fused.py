@@ -1,7 +1,7 @@
 """The same LoRA layers with fewer passes over memory.
 
 PEFT computes ``base(x) + scaling * B(A(x))`` as five operations and lets autograd add up the two gradients of ``x``.
-On a CPU, where such operations wait for memory, that is a quarter of a step. Here both additions are part of a matrix
+On a CPU such operations wait for memory. Here both additions are part of a matrix
 product. Weights, names and files stay PEFT's; the numbers are the same up to rounding.
 """
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 CPU_CAPACITY = 512
-"""Tokens in a packed pass on a CPU: longer ones lose more to the dense mask than they win (measured)."""
+"""Tokens in a packed pass on a CPU, where the dense mask is paid for in full: short rows gain little beyond this."""
 CUDA_CAPACITY = 8192
 
 
