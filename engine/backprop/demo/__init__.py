@@ -28,6 +28,7 @@ def demo_config(output_dir: str = "./output") -> RunConfig:
         max_seq_length=256,
         held_out="none",
         lora_r=16,
+        lora_dropout=0.0,
         output_dir=str(Path(output_dir).expanduser().absolute()),
         run_name="demo",
         sample_prompts=list(PROMPTS),
