@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from typing import NamedTuple
 
 import click
@@ -105,8 +104,7 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
-    trace = "".join(traceback.format_exception(cause)) if verbose else ""
-    output.show_error(error, as_json, trace)
+    output.show_error(error, as_json, cause if verbose else None)
     return error.exit_code
 
 

@@ -6,7 +6,6 @@ so that no row can drive the terminal.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -71,16 +70,25 @@ def json_line(encoded: bytes) -> None:
     """One event as it came, unless it holds a secret."""
     text = encoded.decode()
     if redact(text) != text:
+        import json
+
         text = json.dumps(without_secrets(json.loads(text)), ensure_ascii=False) + "\n"
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def show_error(error: BackpropError, as_json: bool, trace: str = "") -> None:
-    """An error for people on standard error, or as the JSON answer on standard output."""
-    if trace:
-        narrate(trace.rstrip())
+def show_error(error: BackpropError, as_json: bool, cause: BaseException | None = None) -> None:
+    """An error for people on standard error, or as the JSON answer on standard output.
+
+    With ``cause``, its traceback first, on standard error.
+    """
+    if cause is not None:
+        import traceback
+
+        narrate("".join(traceback.format_exception(cause)).rstrip())
     if as_json:
+        import json
+
         json_line(json.dumps({"error": error.to_dict()}, ensure_ascii=False, default=str).encode() + b"\n")
         return
     narrate(f"error [{error.code}] {error.message}", "error")
