@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +16,7 @@ from backprop.runs.index import RunIndex
 from textual import events
 from textual.app import App, SystemCommand
 from textual.binding import BindingType
+from textual.driver import Driver
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
@@ -69,6 +71,13 @@ class BackpropApp(App[None]):
         self._timer: Timer | None = None
         self._catching_up = False
         self._loop_of_screen: asyncio.AbstractEventLoop | None = None
+
+    def get_driver_class(self) -> type[Driver]:
+        if sys.platform == "win32":
+            return super().get_driver_class()
+        from backprop_tui.continuing import ContinuingDriver
+
+        return ContinuingDriver
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return themes.inks(self.current_theme)

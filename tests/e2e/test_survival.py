@@ -65,7 +65,9 @@ def test_a_stopped_application_does_not_hold_the_engine_and_catches_up(place: Pl
         application.send("s")
         application.wait_for("stopped", PATIENCE)
         application.send("q")
-        application.wait_exit(PATIENCE)
+        assert application.wait_exit(PATIENCE) == 0
+        assert application.is_clean
+        assert application.echoes
     state = place.state()
     assert list(state.curves.step) == list(range(1, state.step + 1))
 
