@@ -85,6 +85,7 @@ class BackpropApp(App[None]):
     def on_mount(self) -> None:
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
+        self.app_resume_signal.subscribe(self, self._repaint)
         if self._config is not None:
             self._start_asked_run(self._config)
         elif self._attach is not None:
@@ -126,6 +127,10 @@ class BackpropApp(App[None]):
         """A thread that failed is told about; it does not take the application along."""
         if event.state is WorkerState.ERROR:
             self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", severity="error", timeout=8)
+
+    def _repaint(self, _: object) -> None:
+        """Draw everything again: the terminal came back empty."""
+        self.refresh(layout=True)
 
     def leave_for(self, number: int) -> None:
         """Leave because of a signal, from its handler."""

@@ -82,6 +82,15 @@ TABLE = (
         "everywhere",
         9,
     ),
+    Key(
+        "ctrl+z",
+        "ctrl+z",
+        "app.suspend_process",
+        "suspend",
+        "back to the shell; fg returns here, the run goes on meanwhile",
+        "everywhere",
+        9,
+    ),
     *(
         Key(str(number), str(number), f"app.go('{name}')", title, f"the {title} screen", "everywhere", 3)
         for number, (name, title) in enumerate(SCREENS, 1)

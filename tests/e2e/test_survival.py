@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import signal
 
 import pytest
@@ -68,6 +69,28 @@ def test_a_stopped_application_does_not_hold_the_engine_and_catches_up(place: Pl
         assert application.wait_exit(PATIENCE) == 0
         assert application.is_clean
         assert application.echoes
+    state = place.state()
+    assert list(state.curves.step) == list(range(1, state.step + 1))
+
+
+def test_ctrl_z_gives_the_shell_back_and_fg_returns_to_a_run_that_went_on(place: Place) -> None:
+    command = shlex.join([program("backprop-tui"), *place.flags, *ENDLESS_RUN])
+    with Terminal(["bash", "--norc", "--noprofile", "-i"], columns=100, rows=30, cwd=place.folder) as shell:
+        shell.send(command + "\n")
+        shell.wait_until(lambda: shown_step(shell) > 5, PATIENCE, "a few steps")
+        shell.send("ctrl+z")
+        shell.wait_for("Stopped", PATIENCE)
+        assert shell.is_clean
+        there = place.wait_step(place.state().step + 300)
+        shell.send("fg\n")
+        shell.wait_until(lambda: shown_step(shell) >= there, PATIENCE, f"step {there}")
+        shell.send("s")
+        shell.wait_for("run stopped after", PATIENCE)
+        shell.send("q")
+        shell.wait_for("look at it again", PATIENCE)
+        shell.send("echo still $((40 + 2))\n")
+        shell.wait_for("still 42", PATIENCE)
+        assert shell.is_clean
     state = place.state()
     assert list(state.curves.step) == list(range(1, state.step + 1))
 
