@@ -14,7 +14,7 @@ from backprop.core.events import Stop
 from backprop.core.settings import RunConfig
 from backprop.runs.index import RunIndex
 from textual import events
-from textual.app import App, SystemCommand
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.screen import Screen
@@ -104,7 +104,10 @@ class BackpropApp(App[None]):
             self._advance()
         if self.leaving and (self.watch is None or not self.watch.live):
             self.exit()
-        screen = self.screen
+        try:
+            screen = self.screen
+        except ScreenStackError:  # the timer ticks before the first screen is there, and after the last one went
+            return
         if isinstance(screen, LiveScreen | RunsScreen):
             screen.flush()
 

@@ -64,6 +64,8 @@ class LiveScreen(SparingScreen):
         self._keybar = KeyBar(id="keybar")
         self.pane = "events"
         self._built = False
+        self._at_readings = False
+        """Every other drawing includes the small curves: half the work of a drawing, of which a key may have to wait."""
         self._chosen_by_hand = False
         self._watch: Watch | None = None
         self._asked: tuple[str, Callable[[RunState], bool]] | None = None
@@ -133,7 +135,8 @@ class LiveScreen(SparingScreen):
         else:
             state = watch.state
             self._plot.show(watch.curves.loss, state.evaluations, state.total_steps, phases_so_far(state))
-        for readings in self._readings:
+        self._at_readings = not self._at_readings
+        for readings in self._readings if self._at_readings else ():
             readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0, self._plot.symbols)
 
     def _choose_pane(self, watch: Watch | None, problem: bool) -> None:

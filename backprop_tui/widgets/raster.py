@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 
@@ -28,6 +29,19 @@ SYMBOLS = (
 )
 
 
+@cache
+def strokes(symbols: Symbols) -> list[list[list[int]]]:
+    """The dots of a cell from one row to another: ``[column][first][last]``, both rows included."""
+    columns, rows = symbols.columns, symbols.rows
+    return [
+        [
+            [sum(1 << (dy * columns + dx) for dy in range(first, last + 1)) for last in range(rows)]
+            for first in range(rows)
+        ]
+        for dx in range(columns)
+    ]
+
+
 class Raster:
     """A grid of dots; each cell remembers the ink of the most important layer drawn in it."""
 
@@ -36,6 +50,7 @@ class Raster:
         self.width, self.height, self.symbols = width, height, symbols
         self.dots_across = width * symbols.columns
         self.dots_down = height * symbols.rows
+        self._strokes = strokes(symbols)
         self._masks = [[0] * width for _ in range(height)]
         self._inks = [[""] * width for _ in range(height)]
 
@@ -50,20 +65,19 @@ class Raster:
         if top > bottom:
             top, bottom = bottom, top
         top, bottom = max(0, top), min(self.dots_down - 1, bottom)
-        columns, rows = self.symbols.columns, self.symbols.rows
-        cell, dx = divmod(x, columns)
-        for row in range(top // rows, bottom // rows + 1):
-            first, last = max(0, top - row * rows), min(rows - 1, bottom - row * rows)
-            bits = 0
-            for dy in range(first, last + 1):
-                bits |= 1 << (dy * columns + dx)
-            self._add(cell, row, bits, ink)
-
-    def _add(self, column: int, row: int, bits: int, ink: str) -> None:
-        """A new layer replaces the older one's dots in its cell."""
-        if self._inks[row][column] != ink:
-            self._masks[row][column], self._inks[row][column] = 0, ink
-        self._masks[row][column] |= bits
+        if top > bottom:
+            return
+        cell, dx = divmod(x, self.symbols.columns)
+        first, above = divmod(top, self.symbols.rows)
+        last, below = divmod(bottom, self.symbols.rows)
+        strokes = self._strokes[dx]
+        lowest = self.symbols.rows - 1
+        for row in range(first, last + 1):
+            bits = strokes[above if row == first else 0][below if row == last else lowest]
+            if self._inks[row][cell] != ink:  # a new layer replaces the older one's dots in its cell
+                self._masks[row][cell], self._inks[row][cell] = bits, ink
+            else:
+                self._masks[row][cell] |= bits
 
     def line(self, x0: int, y0: int, x1: int, y1: int, ink: str) -> None:
         """Set the dots between two points, ``x0 <= x1``; each column shares its rise with its neighbour."""
