@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
@@ -85,6 +86,7 @@ class BackpropApp(App[None]):
     def on_mount(self) -> None:
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
+        self.call_after_refresh(_collect_garbage_again)
         self.app_resume_signal.subscribe(self, self._repaint)
         if self._config is not None:
             self._start_asked_run(self._config)
@@ -267,6 +269,11 @@ class BackpropApp(App[None]):
         yield SystemCommand(
             "Theme", "change the colours; ansi-dark and ansi-light use the terminal's own", self.search_themes
         )
+
+
+def _collect_garbage_again() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _runner(screen: Screen, action: str) -> Callable[[], Awaitable[None]]:

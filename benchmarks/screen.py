@@ -25,9 +25,17 @@ from recorded import Recorder, demo_like, ev, finished_demo  # noqa: E402
 from terminal import Terminal  # noqa: E402
 
 APPLICATION = [sys.executable, "-c", "from backprop_tui.main import main; main()"]
+MINIMAL = [
+    sys.executable,
+    "-c",
+    "from textual.app import App\nfrom textual.widgets import Static\n"
+    "class Minimal(App):\n    def compose(self):\n        yield Static('leave')\nMinimal().run()",
+]
+"""The least that Textual can paint: what the first paint costs on this machine whatever one writes."""
 COLUMNS, ROWS = 120, 40
 SECONDS = 15.0
 PRESSES = 60
+PAINTS = 7
 MARK = b"log"
 """What the key ``l`` writes into the plot's title, and nothing else that moves."""
 
@@ -36,10 +44,10 @@ def open_live(run: Path, home: Path) -> Terminal:
     return Terminal([*APPLICATION, "--attach", str(run)], columns=COLUMNS, rows=ROWS, cwd=home)
 
 
-def first_paint(run: Path, home: Path) -> tuple[float, float]:
-    """Milliseconds until the screen of a finished run is drawn: by the clock, and of a core's time."""
+def first_paint(argv: list[str], home: Path) -> tuple[float, float]:
+    """Milliseconds until the first screen is drawn: by the clock, and of a core's time."""
     began = time.perf_counter()
-    with open_live(run, home) as terminal:
+    with Terminal(argv, columns=COLUMNS, rows=ROWS, cwd=home) as terminal:
         terminal.wait_for("leave")
         took = time.perf_counter() - began
         return 1000 * took, 1000 * sum(psutil.Process(terminal.process.pid).cpu_times()[:2])
@@ -100,10 +108,19 @@ def main() -> None:
         for kind in ("CACHE", "DATA", "CONFIG"):
             os.environ[f"XDG_{kind}_HOME"] = str(home / kind)
         done = finished_demo(home / "output").directory.path
-        first_paint(done, home)
-        clock, core = zip(*(first_paint(done, home) for _ in range(5)), strict=True)
-        report("first paint, median of 5", statistics.median(clock), "ms", 500)
-        report("time of a core until then", statistics.median(core), "ms")
+        arms = {
+            "a minimal Textual app": MINIMAL,
+            "the list of runs": APPLICATION,
+            "a finished run": [*APPLICATION, "--attach", str(done)],
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+        for _ in range(PAINTS):
+            for name, argv in arms.items():
+                times[name].append(first_paint(argv, home))
+        for name, found in times.items():
+            clock, core = (statistics.median(values) for values in zip(*found, strict=True))
+            report(f"first paint of {name}", clock, "ms", None if arms[name] is MINIMAL else 500)
+            report("  time of a core until then", core, "ms")
         report("bytes in 5 s when nothing changes", idle_bytes(done, home), "B", 0)
         for number, rate in enumerate((5, 1000)):
             run = Recorder(home / "output", f"feed0000000{number}", demo_like(home / "output"), time.time())

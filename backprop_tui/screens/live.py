@@ -65,7 +65,7 @@ class LiveScreen(SparingScreen):
         self.pane = "events"
         self._built = False
         self._at_readings = False
-        """Every other drawing includes the small curves: half the work of a drawing, of which a key may have to wait."""
+        """The small curves take part in every other drawing: a key that waits for one waits less."""
         self._chosen_by_hand = False
         self._watch: Watch | None = None
         self._asked: tuple[str, Callable[[RunState], bool]] | None = None
