@@ -56,6 +56,14 @@ def test_remaining_time_follows_the_pace_of_the_last_steps() -> None:
     assert state.eta_seconds == pytest.approx(20.0)
 
 
+def test_remaining_time_counts_the_evaluations_to_come() -> None:
+    state = fold(started(), step(1, total=11), step(2, total=11))
+    without = state.eta_seconds
+    state.apply(ev.Evaluated(step=2, loss=1.0, tokens=1, rows=1, seconds=6.0, best=True, seq=4))
+    assert without is not None
+    assert state.eta_seconds == pytest.approx(without + 9 * 6.0 / 2)
+
+
 def test_pausing_and_resuming_show_in_the_status() -> None:
     state = fold(started(), step(1), ev.Paused(step=1))
     assert state.status == "paused"

@@ -19,6 +19,7 @@ from backprop.train.evaluation import Evaluator
 from backprop.train.loss import summed_loss
 from backprop.train.packing import Spread
 from backprop.train.rows import divide, prepare
+from backprop.train.session import steps_between_evaluations
 from msgspec.structs import replace
 from runs_in_process import go_on, of, train
 
@@ -86,6 +87,12 @@ def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
 
     assert [each.best for each in found] == [False, True, False, False, True]
     assert [each.loss is None for each in found] == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize(("steps", "held_out", "expected"), [(100, 8, 10), (20, 50, 7), (3, 0, 1)])
+def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int, held_out: int, expected: int) -> None:
+    config = RunConfig(batch_size=2, gradient_accumulation=4)
+    assert steps_between_evaluations(config, steps, held_out) == expected
 
 
 def seen_rows(module: Any, monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:

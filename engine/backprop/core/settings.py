@@ -69,9 +69,16 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     held_out: Annotated[
         str, Meta(description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file")
     ] = "auto"
-    eval_steps: Annotated[int, Meta(ge=1, description="steps between evaluations; open: ten over the run")] | None = (
-        None
-    )
+    eval_steps: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                description="steps between evaluations; open: ten over the run, none before as many rows were trained",
+            ),
+        ]
+        | None
+    ) = None
     early_stopping: (
         Annotated[int, Meta(ge=1, description="stop after so many evaluations in a row without a better one")] | None
     ) = None

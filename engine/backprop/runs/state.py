@@ -136,12 +136,13 @@ class RunState(Struct, kw_only=True):
 
     @property
     def eta_seconds(self) -> float | None:
-        """Remaining seconds of training at the pace of the last steps; ``None`` when it cannot be known."""
+        """Remaining seconds at the pace of the last steps and with evaluations as before; ``None``: cannot be known."""
         left = self.total_steps - self.step
         recent = self.curves.seconds[-_RECENT:]
         if left <= 0 or not recent or self.status in ENDED:
             return None
-        return (sum(recent) / len(recent) + self.pacing_rest) * left
+        evaluating = sum(each.seconds for each in self.evaluations) / self.step
+        return (sum(recent) / len(recent) + self.pacing_rest + evaluating) * left
 
     @property
     def output_path(self) -> str:

@@ -249,10 +249,16 @@ def between_steps(parts: Parts, trainer: StepTrainer, guard: Guard) -> BetweenSt
         saver=saver,
         evaluator=evaluator,
         eval_recovery=evaluation_recovery,
-        eval_steps=config.eval_steps or max(1, parts.schedule.steps // EVALUATIONS),
+        eval_steps=config.eval_steps or steps_between_evaluations(config, parts.schedule.steps, len(parts.held_out)),
         patience=config.early_stopping,
         sample=parts.sampler.answer,
     )
+
+
+def steps_between_evaluations(config: RunConfig, steps: int, held_out: int) -> int:
+    """Ten evaluations over the run, fewer where one would take more rows than were trained since the last."""
+    rows_of_a_step = config.batch_size * config.gradient_accumulation
+    return max(1, steps // EVALUATIONS, -(-held_out // rows_of_a_step))
 
 
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Plan) -> events.Warning:
