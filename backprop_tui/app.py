@@ -67,7 +67,7 @@ class BackpropApp(App[None]):
         self.error: BackpropError | None = None
         """Why the run of the command line could not start."""
         self.small = False
-        self._config, self._attach = config, attach
+        self._asked_config, self._asked_run = config, attach
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
         self._timer: Timer | None = None
         self._catching_up = False
@@ -88,10 +88,10 @@ class BackpropApp(App[None]):
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
         self.app_resume_signal.subscribe(self, self._repaint)
-        if self._config is not None:
-            self._start_asked_run(self._config)
-        elif self._attach is not None:
-            self.open_run(self._attach)
+        if self._asked_config is not None:
+            self._start_asked_run(self._asked_config)
+        elif self._asked_run is not None:
+            self.open_run(self._asked_run)
 
     # Drawing
 

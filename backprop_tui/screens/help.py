@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from backprop_tui.keys import keys_of
 from backprop_tui.widgets.cells import Row, heading
 from backprop_tui.widgets.scroll import ScrollPane
+from backprop_tui.widgets.timeline import MARKS
 from backprop_tui.words import wrap
 
 TITLES = {"live": "Live", "runs": "Runs", "data": "Data", "everywhere": "everywhere"}
@@ -31,7 +32,9 @@ class KeyList(ScrollPane):
                 rows.append([(f"{key.shown:>9}  ", "key+bold"), (lines[0], "text")])
                 rows += [[(" " * 11, "text"), (line, "text")] for line in lines[1:]]
             rows.append([])
-        return rows[:-1]
+        rows.append(heading("marks under the loss", width))
+        rows += [[(f"{mark.sign:>9}  ", mark.ink), (mark.meaning, "text")] for mark in MARKS]
+        return rows
 
 
 class Help(ModalScreen[None]):

@@ -131,10 +131,10 @@ class LiveScreen(SparingScreen):
                 [("no run is open", "strong")],
                 [("2 shows the runs; there d starts the demo", "muted")],
             ]
-            self._plot.show(Curve(), [], 0, waiting)
+            self._plot.show(Curve(), None, 0, waiting)
         else:
             state = watch.state
-            self._plot.show(watch.curves.loss, state.evaluations, state.total_steps, phases_so_far(state))
+            self._plot.show(watch.curves.loss, state, state.total_steps, phases_so_far(state))
         self._at_readings = not self._at_readings
         for readings in self._readings if self._at_readings else ():
             readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0, self._plot.symbols)

@@ -196,7 +196,7 @@ class RunsScreen(SparingScreen):
         state = self._shown_state
         if state is not None:
             none: list[Row] = [[("no step taken", "muted")]]
-            self._plot.show(self._curves.loss, state.evaluations, state.step, none)
+            self._plot.show(self._curves.loss, state, state.step, none)
 
     def action_open(self) -> None:
         run = self._table.chosen

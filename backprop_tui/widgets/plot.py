@@ -5,19 +5,23 @@ from __future__ import annotations
 from itertools import pairwise
 from math import isnan
 
-from backprop.core.events import Evaluated
+from backprop.core.events import AnyEvent, Evaluated
 from backprop.runs.describe import number
+from backprop.runs.state import RunState
 from msgspec import Struct
 
 from backprop_tui.widgets.axis import Axis, step_labels
 from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
 from backprop_tui.widgets.curve import SMOOTHING, Curve, shown_steps
 from backprop_tui.widgets.raster import SYMBOLS, Raster
+from backprop_tui.widgets.timeline import marks, timeline
 
 _LABELS = 7
 """Cells left of the plot for the numbers of the vertical axis."""
 _SHORT = 200
 """Steps of a run whose curve a heavy average would lag behind."""
+_ROOM_FOR_MARKS = 8
+"""Rows of a plot that can spare one for the timeline."""
 
 
 class _Column(Struct):
@@ -42,6 +46,7 @@ class LossPlot(Cells):
         super().__init__(id=id)
         self.curve = Curve()
         self.evaluations: list[Evaluated] = []
+        self.events: list[AnyEvent] = []
         self.total = 0
         self.log_y = False
         self.chosen_smoothing: int | None = None
@@ -52,9 +57,12 @@ class LossPlot(Cells):
         self._axis = Axis()
         self._seen: tuple[object, ...] = ()
 
-    def show(self, curve: Curve, evaluations: list[Evaluated], total: int, waiting: list[Row]) -> None:
-        self.curve, self.evaluations, self.total, self.waiting = curve, evaluations, total, waiting
-        seen = (id(curve), curve.last_step, len(evaluations), total, waiting if not curve.last_step else [])
+    def show(self, curve: Curve, state: RunState | None, total: int, waiting: list[Row]) -> None:
+        """Draw ``curve`` over ``total`` steps with what else happened in the run of ``state``."""
+        self.curve, self.total, self.waiting = curve, total, waiting
+        self.evaluations, self.events = (state.evaluations, state.notable) if state else ([], [])
+        happened = (len(self.evaluations), len(self.events))
+        seen = (id(curve), curve.last_step, happened, total, waiting if not curve.last_step else [])
         if seen != self._seen:
             self._seen = seen
             self.redraw()
@@ -88,12 +96,17 @@ class LossPlot(Cells):
         if span is None:
             why = "no positive loss to show on a logarithmic axis" if self.log_y else "no step had a finite loss"
             return [self._title(width), [], [(f"  {why}", "warn")]]
-        plot_height = max(1, height - 2)
+        found = marks(self.events) if height >= _ROOM_FOR_MARKS else []
+        plot_height = max(1, height - 2 - bool(found))
         self._axis.follow(*span, log=self.log_y, parts=max(3, min(8, plot_height // 2)))
         raster = Raster(max(4, width - _LABELS - 1), plot_height, self.symbols)
         shown = shown_steps(self.curve.last_step, self.total)
         self._draw(raster, shown)
-        return [self._title(width), *self._body(raster, shown), self._steps_axis(raster, shown)]
+        rows = [self._title(width), *self._body(raster, shown)]
+        if found:
+            cells = timeline(found, raster.width, lambda step: self._cell(max(1, step), shown, raster))
+            rows.append([(f"{'events':>{_LABELS - 1}}  ", "muted"), *cells])
+        return [*rows, self._steps_axis(raster, shown)]
 
     def _waiting_rows(self, width: int, height: int) -> list[Row]:
         rows = self.waiting[-max(0, height) :]
@@ -173,6 +186,9 @@ class LossPlot(Cells):
     def _x(self, step: float, shown: int, raster: Raster) -> int:
         return round((step - 1) / max(1, shown - 1) * (raster.dots_across - 1))
 
+    def _cell(self, step: float, shown: int, raster: Raster) -> int:
+        return self._x(step, shown, raster) // self.symbols.columns
+
     def _y(self, value: float, raster: Raster) -> int:
         return round((1 - self._axis.share(value)) * (raster.dots_down - 1))
 
@@ -199,7 +215,7 @@ class LossPlot(Cells):
     def _steps_axis(self, raster: Raster, shown: int) -> Row:
         text = [" "] * raster.width
         for step, label in step_labels(shown, raster.width):
-            column = self._x(step, shown, raster) // self.symbols.columns
+            column = self._cell(step, shown, raster)
             start = min(raster.width - len(label), column - len(label) // 2)
             if start >= 0 and all(c == " " for c in text[max(0, start - 1) : start + len(label) + 1]):
                 text[start : start + len(label)] = label

@@ -63,10 +63,26 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))
     if state.evaluations:
         rows.append(fact("held-out", f"{number(state.evaluations[-1].loss)} at step {state.evaluations[-1].step}"))
+    if again := resume_words(state):
+        rows += facts("resume", again, width)
     if state.output_path:
         rows += facts("result", from_home(state.output_path), width)
     rows += facts("directory", from_home(state.path), width)
     return rows
+
+
+def resume_words(state: RunState) -> str:
+    """What continuing the run would do, or why there is nothing to continue; empty while it runs."""
+    if state.alive or state.status == "damaged":
+        return ""
+    before = f"; resumed {state.resumes} times so far" if state.resumes > 1 else "; resumed once" * state.resumes
+    if state.status == "done":
+        return f"nothing is left to do; `backprop extend {state.run_id} --steps N` gives it a new end{before}"
+    if not state.checkpoints:
+        return f"no checkpoint was saved: c starts again at step 1{before}"
+    last = max(saved.step for saved in state.checkpoints)
+    again = f", {state.step - last} steps are taken again" if state.step > last else ""
+    return f"c goes on exactly after step {last} of {state.total_steps}{again}{before}"
 
 
 def checkpoint_rows(state: RunState, width: int) -> list[Row]:

@@ -163,7 +163,7 @@ class Link:
         last = last_words(self.directory)
         return EngineCrashedError(
             f"the engine of run {self.run_id} is gone{how}" + (f"; its last lines:\n{last}" if last else ""),
-            hint=f"what it did until then is kept in {self.directory.path}; the whole log is {self.directory.log}",
+            hint=f"`backprop resume {self.run_id}` goes on from its last checkpoint; the log is {self.directory.log}",
             retryable=True,
             details={"run_id": self.run_id, "path": str(self.directory.path)},
         )
