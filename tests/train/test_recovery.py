@@ -191,6 +191,19 @@ def test_the_halved_size_is_kept_over_a_resume(config: RunConfig, monkeypatch: p
     assert_same_run([*of(events, Step), *of(rest, Step)], plain)
 
 
+def test_the_halved_evaluation_is_kept_over_a_resume(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    Device(evaluation, monkeypatch, 2, rows)
+    config = replace(config, held_out="0.2", eval_steps=1)
+    events: list[Event] = []
+    _, directory = train(config, events, lambda seen: [Stop()] if len(of(seen, Evaluated)) == 1 else [])
+    assert [each.where for each in of(events, BatchHalved)] == ["evaluation"]
+
+    rest = go_on(directory)
+
+    assert of(rest, Evaluated)
+    assert of(rest, BatchHalved) == []
+
+
 def test_halvings_before_a_resume_count(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(objectives, monkeypatch, 4, rows)
     events: list[Event] = []

@@ -223,6 +223,8 @@ def between_steps(parts: Parts, trainer: StepTrainer, guard: Guard) -> BetweenSt
             "samples_seen": reporter.samples_seen,
             "batch_size": trainer.spread.batch_size,
             "capacity": trainer.spread.capacity,
+            "eval_batch_size": evaluator.spread.batch_size,
+            "eval_capacity": evaluator.spread.capacity,
             "halvings": trainer.recovery.halvings,
             "best": evaluator.best,
             "since_best": evaluator.since_best,
@@ -280,6 +282,7 @@ def restore_progress(start: Beginning, between: BetweenSteps, guard: Guard) -> N
     _, saved = read_progress(start.checkpoint.path)
     between.reporter.tokens_seen, between.reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
     between.trainer.spread = between.trainer.spread.with_size(saved["batch_size"], saved["capacity"])
+    between.evaluator.spread = between.evaluator.spread.with_size(saved["eval_batch_size"], saved["eval_capacity"])
     between.trainer.recovery.halvings = saved["halvings"]
     between.evaluator.best, between.evaluator.since_best = saved["best"], saved["since_best"]
     between.trainer.recompute_schedule = start.extended
