@@ -6,7 +6,7 @@ from backprop.core.events import Gpu
 from backprop.hardware.condition import Thresholds
 from backprop.runs.state import RunState
 
-from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
+from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width, spread
 from backprop_tui.words import safe, wrap
 
 LIMITS = Thresholds()
@@ -88,6 +88,8 @@ def card_rows(card: Gpu, width: int) -> list[Row]:
         rows.append([("slowed by ", "muted"), (", ".join(card.throttle), "warn")])
     if card.other_processes:
         rows.append([(f"{card.other_processes} other process(es) on this card", "warn")])
+    if card.energy is not None:
+        rows.append(spread([("energy", "muted")], [(f"{card.energy:.1f} Wh", "text")], width))
     return [cut(row, width) for row in rows]
 
 

@@ -63,6 +63,8 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))
     if state.evaluations:
         rows.append(fact("held-out", f"{number(state.evaluations[-1].loss)} at step {state.evaluations[-1].step}"))
+    if state.finished is not None and state.finished.energy is not None:
+        rows.append(fact("energy", f"{state.finished.energy:.1f} Wh"))
     if again := resume_words(state):
         rows += facts("resume", again, width)
     if state.output_path:

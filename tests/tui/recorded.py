@@ -115,6 +115,7 @@ def reading(temperature: float) -> ev.Gpu:
         power=287.0,
         power_limit=360.0,
         fan=54.0,
+        energy=14.2,
     )
 
 

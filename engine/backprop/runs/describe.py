@@ -101,7 +101,8 @@ def describe(event: ev.Event) -> str:
             return f"pacing, {event.rest:.1f} s rest after each step: {event.reason}"
         case ev.RunFinished():
             loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
-            return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}"
+            used = "" if event.energy is None else f", {event.energy:.1f} Wh"
+            return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}{used}"
         case ev.RunFailed():
             return f"run failed: [{event.code}] {event.message}"
         case _:
