@@ -10,6 +10,7 @@ import msgspec
 
 from backprop.cli import output
 from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.cli.scoring import find_scores, score, scores_option, show_scores
 from backprop.cli.validation import validate
 from backprop.core.errors import EXIT_OK
 
@@ -21,24 +22,32 @@ def data() -> None:
     """Quality report of a dataset, train and held-out files, a cleaned copy."""
 
 
+data.add_command(score)
+
+
 @data.command
 @dataset_argument
 @click.option(
     "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates"
 )
-def report(path: str, pairs: tuple[str, ...], near: float, as_json: bool, verbose: bool) -> int:
-    """Lengths, duplicates, near duplicates, languages, reasoning traces, problems, difficulty."""
+@scores_option
+def report(path: str, pairs: tuple[str, ...], near: float, as_json: bool, verbose: bool, **asked: Any) -> int:
+    """Lengths, duplicates, near duplicates, languages, reasoning traces, problems, difficulty, perplexity."""
     from backprop.data.report import report as make
 
+    mapping = read_mapping(pairs)
+    scores = find_scores(path, mapping, **asked)
     progress = Progress("reading")
     try:
-        found = msgspec.to_builtins(make(path, mapping=read_mapping(pairs), near=near, progress=progress))
+        found = make(path, mapping=mapping, near=near, scores=scores, progress=progress)
     finally:
         progress.close()
     if as_json:
-        output.document(found)
-    else:
-        _show_report(found)
+        output.document(msgspec.to_builtins(found))
+        return EXIT_OK
+    _show_report(msgspec.to_builtins(found))
+    if found.perplexity is not None:
+        show_scores(found.perplexity)
     return EXIT_OK
 
 
@@ -136,15 +145,22 @@ def split(
 @click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="leave out longer rows")
 @click.option("--language", "languages", multiple=True, metavar="CODE", help="keep rows in this language; repeatable")
 @click.option("--traces", is_flag=True, help="keep only rows with a reasoning trace of 8 to 8192 tokens")
-@click.option("--curriculum", is_flag=True, help="write the rows from easy to hard")
+@click.option("--curriculum", is_flag=True, help="write the rows from easy to hard (by perplexity, given a model)")
+@click.option("--min-perplexity", type=float, metavar="X", help="leave out rows that the model finds easier")
+@click.option("--max-perplexity", type=float, metavar="X", help="leave out rows that the model finds harder")
+@click.option("--perplexity-outliers", is_flag=True, help="leave out rows far from all others for the model")
+@scores_option
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where to write")
 def clean(path: str, pairs: tuple[str, ...], as_json: bool, verbose: bool, target: Path | None, **chosen: Any) -> int:
     """Write a cleaned copy beside the dataset, with a report of what was left out and why."""
     from backprop.data.clean import clean_file
 
+    asked = {name: chosen.pop(name) for name in ("scores_file", "model", "max_seq_length", "backend")}
+    rules, mapping = _rules(**chosen), read_mapping(pairs)
+    scores = find_scores(path, mapping, **asked)
     progress = Progress("reading")
     try:
-        done = clean_file(path, _rules(**chosen), mapping=read_mapping(pairs), output=target, progress=progress)
+        done = clean_file(path, rules, mapping=mapping, scores=scores, output=target, progress=progress)
     finally:
         progress.close()
     if as_json:
@@ -165,7 +181,7 @@ def _rules(
     max_tokens: int | None,
     languages: tuple[str, ...],
     traces: bool,
-    curriculum: bool,
+    **others: Any,
 ) -> Any:
     from backprop.data.clean import Rules
     from backprop.data.filters import LengthLimits, TraceLimits
@@ -181,5 +197,5 @@ def _rules(
         traces=TraceLimits() if traces else None,
         languages=frozenset(code.lower() for code in languages),
         keep_duplicates=keep_duplicates,
-        curriculum=curriculum,
+        **others,
     )

@@ -19,8 +19,9 @@ _EVERY = 0.2
 class Progress:
     """One line on a terminal's standard error, rewritten in place; nothing where nobody watches."""
 
-    def __init__(self, doing: str) -> None:
-        self._doing = doing
+    def __init__(self, doing: str, *, in_bytes: bool = True) -> None:
+        self.doing = doing
+        self._in_bytes = in_bytes
         self._last = 0.0
         self._shown = False
         self._wanted = sys.stderr.isatty()
@@ -29,7 +30,8 @@ class Progress:
         now = time.monotonic()
         if self._wanted and now - self._last >= _EVERY and total:
             self._last, self._shown = now, True
-            sys.stderr.write(f"\r{self._doing} {done / total:4.0%} of {total / 1e6:,.0f} MB")
+            size = f" of {total / 1e6:,.0f} MB" if self._in_bytes else ""
+            sys.stderr.write(f"\r\x1b[K{self.doing} {done / total:4.0%}{size}")
             sys.stderr.flush()
 
     def close(self) -> None:

@@ -6,12 +6,13 @@ when nobody reads any more it ends.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from backprop.core.events import ModelLoading, RunFailed, Sample
+from backprop.core.events import ModelLoading, Problem, RunFailed, Sample
 
 
 class GenerateRequest(Struct, kw_only=True):
@@ -33,7 +34,65 @@ class Delta(Struct, kw_only=True, tag_field="type", tag="delta"):
     text: str
 
 
-Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed
+class ScoreRequest(Struct, kw_only=True):
+    """Ask a model how hard each row of a dataset is for it."""
+
+    data: str
+    """A file."""
+    model: str
+    """Preset, local directory or Hugging Face name."""
+    max_length: int = 2048
+    train_on_responses: bool = True
+    mapping: dict[str, str] = {}
+    backend: str = "auto"
+    trust_remote_code: bool = False
+
+
+class RowScore(Struct, frozen=True):
+    """One row: ``loss`` is the mean over its ``tokens`` trained tokens, in nats."""
+
+    line: int
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss; 8e307 where that would be more."""
+        return math.exp(min(self.loss, 709.0))
+
+
+class Progress(Struct, kw_only=True, tag_field="type", tag="progress"):
+    """How far a job is: ``done`` of ``total`` in whatever ``doing`` counts; ``total`` 0 when not known."""
+
+    doing: str
+    done: int = 0
+    total: int = 0
+
+
+class RowScores(Struct, kw_only=True, tag_field="type", tag="row_scores"):
+    """Scores of some rows, in no order; each row comes once."""
+
+    rows: list[RowScore]
+
+
+class Scored(Struct, kw_only=True, tag_field="type", tag="scored"):
+    """The end of a scoring: every row is counted, with a score or without."""
+
+    rows: int
+    scored: int
+    cut: int
+    """Scored rows whose beginning was left out to fit ``max_length``."""
+    max_length: int
+    answer_lost: int = 0
+    """Rows without a score, because their answer does not fit ``max_length``."""
+    dropped: int = 0
+    """Rows without a score, because they cannot be used, nothing of them is trained, or their loss is not finite."""
+    problems: list[Problem] = []
+    """The first of both, with their lines."""
+    cached: bool = False
+
+
+Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | Progress | RowScores | Scored
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from backprop.core.errors import DatasetError
+from backprop.core.errors import DatasetError, InputError
 from backprop.data.difficulty import by_difficulty, difficulty
 from backprop.data.duplicates import NearDuplicates
 from backprop.data.filters import LengthLimits, TraceLimits
 from backprop.data.index import Cancelled, Progress
 from backprop.data.language import language
 from backprop.data.reading import Read, Reader, whole_text
+from backprop.data.scores import Scores
 from backprop.data.source import open_source
 from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
@@ -31,7 +33,16 @@ class Rules(Struct, frozen=True):
     """ISO 639-1 codes to keep; rows too short to tell stay."""
     keep_duplicates: bool = False
     curriculum: bool = False
-    """Write the rows from easy to hard instead of in their order."""
+    """Write the rows from easy to hard instead of in their order: by their scores where there are some."""
+    min_perplexity: float | None = None
+    max_perplexity: float | None = None
+    perplexity_outliers: bool = False
+    """Leave out rows whose loss is far from that of all others."""
+
+    @property
+    def need_scores(self) -> bool:
+        """Whether a model has to be asked first."""
+        return self.min_perplexity is not None or self.max_perplexity is not None or self.perplexity_outliers
 
 
 class LeftOut(Struct):
@@ -59,22 +70,31 @@ def clean_file(
     rules: Rules | None = None,
     *,
     mapping: Mapping[str, str] | None = None,
+    scores: Scores | None = None,
     output: Path | None = None,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> CleanResult:
     """Write the rows worth keeping to ``output`` (``data.clean.jsonl`` by default), and a report beside it.
 
+    Args:
+        scores: of the rows by a model, for rules about perplexity; a row without one does not pass them.
+
     Raises:
-        InputError: one of the two files exists already.
+        InputError: one of the two files exists already, or a rule needs scores and there are none.
         DatasetError: nothing would be left (``DATASET_EMPTY``).
     """
     rules = rules or Rules()
+    if rules.need_scores and scores is None:
+        raise InputError(
+            "rows can only be left out by perplexity once a model has scored them",
+            hint="name the model with --model, or a file of scores with --scores",
+        )
     output = output or beside(Path(path), "clean")
     report = beside(output, "report", ".json")
     refuse_existing(output, report)
     with open_source(path) as source:
-        sieve = _Sieve(Reader(source, mapping, progress, cancelled), rules)
+        sieve = _Sieve(Reader(source, mapping, progress, cancelled), rules, scores)
         kept = sieve.kept()
         if not kept:
             raise DatasetError(
@@ -107,9 +127,11 @@ def _counts(removed: Counter[str]) -> str:
 class _Sieve:
     """One pass over the rows; near duplicates are settled at the end."""
 
-    def __init__(self, reader: Reader, rules: Rules) -> None:
+    def __init__(self, reader: Reader, rules: Rules, scores: Scores | None) -> None:
         self._reader = reader
         self._rules = rules
+        self._scored = scores
+        self._odd = frozenset(scores.outliers()) if scores is not None and rules.perplexity_outliers else frozenset()
         self.rows = 0
         self.removed: Counter[str] = Counter()
         self.left_out: list[LeftOut] = []
@@ -133,7 +155,7 @@ class _Sieve:
         self._kept.append(read.index)
         self._lines.append(read.row.line)
         if self._rules.curriculum:
-            self._scores.append(difficulty(text))
+            self._scores.append(self._hardness(read.row.line, text))
 
     def _reason(self, read: Read) -> tuple[str, str]:
         """Why a row is left out, with more on it; empty for one that stays."""
@@ -153,7 +175,25 @@ class _Sieve:
             found = language(whole_text(read.example))
             if found not in rules.languages and found != "unknown":
                 return "language", found
-        return "", ""
+        return self._by_perplexity(read.row.line) if rules.need_scores else ("", "")
+
+    def _by_perplexity(self, line: int) -> tuple[str, str]:
+        score = self._scored.of(line) if self._scored is not None else None
+        if score is None:
+            return "no_score", "the model has no score for it: nothing of it would be trained"
+        rules, words = self._rules, f"perplexity {score.perplexity:.4g}"
+        if rules.max_perplexity is not None and score.perplexity > rules.max_perplexity:
+            return "perplexity_high", words
+        if rules.min_perplexity is not None and score.perplexity < rules.min_perplexity:
+            return "perplexity_low", words
+        return ("perplexity_outlier", words) if line in self._odd else ("", "")
+
+    def _hardness(self, line: int, text: str) -> float:
+        """What the curriculum goes by; rows that have no score come last."""
+        if self._scored is None:
+            return difficulty(text)
+        score = self._scored.of(line)
+        return score.loss if score is not None else math.inf
 
     def _leave_out(self, line: int, reason: str, detail: str) -> None:
         self.removed[reason] += 1

@@ -15,26 +15,13 @@ from backprop.data.filters import LengthLimits, TraceLimits, estimate_tokens
 from backprop.data.index import Cancelled, Progress
 from backprop.data.language import language
 from backprop.data.reading import Read, Reader, answer_text, prompt_text, whole_text
+from backprop.data.scores import PerplexityReport, Scores
 from backprop.data.source import open_source
+from backprop.data.spread import Spread, far_from_the_rest, spread
 from backprop.data.turns import Format
 
 LANGUAGE_SAMPLE = 2_000
 SHOWN = 20
-_OUTLIER = 3.5
-_MAD_TO_SIGMA = 1.4826
-_MEAN_TO_SIGMA = 1.2533
-
-
-class Spread(Struct):
-    """How numbers are spread."""
-
-    mean: float
-    min: float
-    p10: float
-    p50: float
-    p90: float
-    p99: float
-    max: float
 
 
 class NearGroup(Struct):
@@ -80,6 +67,8 @@ class QualityReport(Struct, kw_only=True):
     easiest: list[int]
     hardest: list[int]
     """Lines at both ends of the order by difficulty."""
+    perplexity: PerplexityReport | None = None
+    """What a model finds hard, where it was asked."""
 
 
 def report(
@@ -87,6 +76,7 @@ def report(
     *,
     mapping: Mapping[str, str] | None = None,
     near: float = THRESHOLD,
+    scores: Scores | None = None,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> QualityReport:
@@ -94,6 +84,7 @@ def report(
 
     Args:
         near: overlap of word triples from which rows count as near duplicates.
+        scores: of its rows by a model.
         progress: called with bytes read and their total.
 
     Raises:
@@ -105,7 +96,9 @@ def report(
         survey = _Survey(reader, near)
         for read in reader:
             survey.take(read)
-        return survey.finish()
+        found = survey.finish()
+        found.perplexity = scores.report() if scores is not None else None
+        return found
 
 
 class _Survey:
@@ -191,15 +184,6 @@ class _Survey:
         return whole_text(example) if example is not None else ""
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean, extremes and percentiles; ``None`` of nothing."""
-    if not values:
-        return None
-    numbers = np.asarray(values, dtype=np.float64)
-    p10, p50, p90, p99 = np.percentile(numbers, (10, 50, 90, 99)).tolist()
-    return Spread(float(numbers.mean()), float(numbers.min()), p10, p50, p90, p99, float(numbers.max()))
-
-
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Numbers per class of length; the upper bounds are 16, 32, 64 … and belong to their class."""
     if not lengths:
@@ -212,14 +196,5 @@ def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def outliers(lengths: Sequence[int]) -> list[int]:
-    """Places of lengths far from the rest, the farthest first (Iglewicz & Hoaglin 1993, on logarithms)."""
-    if len(lengths) < 8:
-        return []
-    logs = np.log1p(np.asarray(lengths, dtype=np.float64))
-    away = np.abs(logs - np.median(logs))
-    # Where most lengths are equal, the median distance is 0 and the mean one stands in.
-    scale = float(np.median(away)) * _MAD_TO_SIGMA or float(away.mean()) * _MEAN_TO_SIGMA
-    if scale == 0:
-        return []
-    found = np.flatnonzero(away / scale > _OUTLIER)
-    return sorted(found.tolist(), key=lambda i: -away[i])
+    """Places of lengths far from the rest, the farthest first; lengths are spread on the log scale."""
+    return far_from_the_rest(np.log1p(np.asarray(lengths, dtype=np.float64)).tolist())

@@ -40,6 +40,8 @@ class Link:
     def __init__(self, directory: RunDirectory, process: subprocess.Popen[bytes] | None = None) -> None:
         self.directory = directory
         self._process = process
+        self.launched_at = time.time() if process is not None else 0.0
+        """When this link started the engine, in seconds since the epoch; 0 where somebody else did."""
         self._pipe: int | None = None
         if process is not None and process.stdout is not None:
             self._pipe = process.stdout.fileno()
@@ -208,6 +210,10 @@ class Job:
                 hint=f"the whole log is {self._directory.log}",
                 retryable=True,
             )
+
+    def stop(self) -> None:
+        """Stop the job from another thread than the one that reads its messages."""
+        self._process.kill()
 
     def end(self) -> None:
         """Stop the job if it still works."""

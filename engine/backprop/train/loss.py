@@ -32,22 +32,55 @@ def summed_loss(model: nn.Module, one: Pass, *, plain_head: bool) -> torch.Tenso
     """
     if not one.trained:
         return torch.zeros((), device=one.input_ids.device, requires_grad=True)
-    inputs: dict[str, Any] = {"input_ids": one.input_ids, "position_ids": one.position_ids, "use_cache": False}
-    if one.attention_mask is not None:
-        inputs["attention_mask"] = one.attention_mask
     base = base_model(model)
     if not plain_head:
-        logits = base(**inputs).logits
-        return _sum(logits.flatten(0, 1)[one.predict_at], one.targets)
-    hidden = decoder(base)(**inputs).last_hidden_state
-    head = base.get_output_embeddings()
-    chosen = hidden.flatten(0, 1)[one.predict_at]
-    piece = max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
+        return _sum(_own_logits(base, one), one.targets)
+    head, chosen = base.get_output_embeddings(), _predicting(base, one)
+    piece = _piece(head, chosen)
     if one.trained <= piece:
         return _head_and_sum(head, chosen, one.targets)
     parts = zip(chosen.split(piece), one.targets.split(piece), strict=True)
     # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
     return torch.stack([checkpoint(_head_and_sum, head, *part, use_reentrant=False) for part in parts]).sum()
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, one: Pass, *, plain_head: bool) -> torch.Tensor:
+    """Cross-entropy of each trained token of a pass ([trained], float32), in the order of its targets.
+
+    For looking at rows, not for training them; arguments as in ``summed_loss``.
+    """
+    base = base_model(model)
+    if not plain_head:
+        return functional.cross_entropy(_own_logits(base, one).float(), one.targets, reduction="none")
+    head, chosen = base.get_output_embeddings(), _predicting(base, one)
+    piece = _piece(head, chosen)
+    parts = zip(chosen.split(piece), one.targets.split(piece), strict=True)
+    return torch.cat([functional.cross_entropy(head(some).float(), then, reduction="none") for some, then in parts])
+
+
+def _inputs(one: Pass) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": one.input_ids, "position_ids": one.position_ids, "use_cache": False}
+    if one.attention_mask is not None:
+        inputs["attention_mask"] = one.attention_mask
+    return inputs
+
+
+def _own_logits(base: Any, one: Pass) -> torch.Tensor:
+    """The model's own logits at the positions that predict a trained token."""
+    logits: torch.Tensor = base(**_inputs(one)).logits
+    return logits.flatten(0, 1)[one.predict_at]
+
+
+def _predicting(base: Any, one: Pass) -> torch.Tensor:
+    """Hidden states of the positions that predict a trained token ([trained, width])."""
+    hidden: torch.Tensor = decoder(base)(**_inputs(one)).last_hidden_state
+    return hidden.flatten(0, 1)[one.predict_at]
+
+
+def _piece(head: nn.Module, chosen: torch.Tensor) -> int:
+    """Positions whose logits exist at once."""
+    return max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
 
 
 def _head_and_sum(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -101,10 +134,6 @@ def keeps_rows_apart(model: nn.Module) -> bool:
     alone = base(**_inputs(pack(rows[1:]).to(device))).logits[0]
     rounding = 2e-2 if packed.dtype != torch.float32 else 1e-3
     return _difference(packed.float(), alone.float()) < rounding
-
-
-def _inputs(one: Pass) -> dict[str, Any]:
-    return {"input_ids": one.input_ids, "position_ids": one.position_ids, "use_cache": False}
 
 
 def _probe_ids(base: Any, count: int) -> torch.Tensor:
