@@ -121,6 +121,8 @@ class Watch:
         """Fold in what came since the last call, a bounded amount; whether more waits."""
         if self._first is not None:
             self.state, self._first = self._first, None
+            if self.state.ended and self.state.last_event_at < self.link.launched_at:
+                self.state.await_start()
             self.was_alive = self.state.alive
         if self.error is not None:
             self.state.alive, self.state.told_status = False, "damaged"

@@ -137,6 +137,27 @@ def test_stopping_from_the_leave_question_saves_the_adapter(place: Place) -> Non
     assert (place.run().adapter / "adapter_model.safetensors").is_file()
 
 
+def test_a_stopped_run_is_continued_from_the_list_of_runs(place: Place) -> None:
+    with place.application(*place.flags, *ENDLESS_RUN) as application:
+        application.wait_until(lambda: shown_step(application) > 5, PATIENCE, "a few steps")
+        application.send("s")
+        application.wait_for("run stopped after", PATIENCE)
+        there = place.state().step
+        application.send("2")
+        application.wait_for(f"c goes on exactly after step {there}", PATIENCE)
+        application.send("c")
+        application.wait_for("starting", PATIENCE)
+        application.wait_until(lambda: shown_step(application) > there, PATIENCE, f"a step beyond {there}")
+        application.send("s")
+        application.wait_until(lambda: place.state().status == "stopped", PATIENCE, "the second end")
+        application.wait_for("stopped", PATIENCE)
+        application.send("q")
+        assert application.wait_exit(PATIENCE) == 0
+    state = place.state()
+    assert state.resumes == 1
+    assert list(state.curves.step) == list(range(1, state.step + 1))
+
+
 def test_a_killed_engine_is_reported_and_the_terminal_stays_clean(place: Place) -> None:
     with place.application(*place.flags, *ENDLESS_RUN) as application:
         application.wait_until(lambda: shown_step(application) > 5, PATIENCE, "a few steps")

@@ -64,6 +64,14 @@ def test_remaining_time_counts_the_evaluations_to_come() -> None:
     assert state.eta_seconds == pytest.approx(without + 9 * 6.0 / 2)
 
 
+def test_a_run_that_is_launched_again_is_starting_until_its_engine_speaks_or_goes() -> None:
+    state = fold(started(), step(1), ev.RunFailed(code="X", message="no", hint="", retryable=False, traceback=""))
+    state.await_start()
+    assert (state.status, state.failed) == ("starting", None)
+    state.alive = False
+    assert state.status == "crashed"
+
+
 def test_pausing_and_resuming_show_in_the_status() -> None:
     state = fold(started(), step(1), ev.Paused(step=1))
     assert state.status == "paused"

@@ -167,6 +167,13 @@ class RunState(Struct, kw_only=True):
                 self.notable.append(event)
                 self._notable(event)
 
+    def await_start(self) -> None:
+        """An engine was launched on the run again and has said nothing yet: its old end is no longer the end."""
+        self.alive, self.told_status = True, "starting"
+        self.finished = self.failed = None
+        self.phase = self.phase_detail = ""
+        self.version += 1
+
     def _step(self, event: ev.Step) -> None:
         self.told_status = "running"
         self.phase = "training"
