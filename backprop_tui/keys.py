@@ -63,6 +63,7 @@ TABLE = (
     Key("plus", "+", "limit(1)", "longer limit", "the next longer limit (in lengths)", "data", 9),
     Key("minus", "-", "limit(-1)", "shorter limit", "the next shorter one", "data", 9),
     Key("equals_sign", "=", "ask_limit", "limit", "type the limit", "data", 9),
+    Key("h", "h", "scores", "hardest", "score each row by the model: the hardest first; enter goes there", "data", 6),
     Key("s", "s", "statistics", "statistics", "what is known of the file as a whole", "data", 6),
     Key("m", "m", "model", "model", "choose the model whose tokens are shown and counted", "data", 6),
     Key("w", "w", "clean", "write", "write a cleaned copy beside the file (asks first)", "data", 5),

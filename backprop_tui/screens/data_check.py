@@ -28,6 +28,7 @@ from backprop_tui.widgets.row_view import RowView
 from backprop_tui.widgets.styled import Line, one_line
 
 if TYPE_CHECKING:
+    from backprop.data.scores import PerplexityReport
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.data.validate import Validation
 
@@ -51,6 +52,7 @@ class DataCheck(DataSearch):
         self.limit = DEFAULT_LIMIT
         self.found: Validation | None = None
         self.lengths: Lengths | None = None
+        self.hardness: PerplexityReport | None = None
         self._bad_lines: array[int] = array("Q")
         self._stepped_to = 0
         self._counting: Job | None = None
@@ -62,7 +64,7 @@ class DataCheck(DataSearch):
 
     @on(Opened)
     def _forget_findings(self) -> None:
-        self.found = None
+        self.found = self.hardness = None
         self._stop_counting()
         self._bad_lines = array("Q")
         self._stepped_to = 0
@@ -276,7 +278,7 @@ class DataCheck(DataSearch):
 
     def _draw_statistics(self) -> None:
         if self.opened is not None and self.side.current == "statistics":
-            lines = statistics_lines(self.opened, self.found, self.lengths, self.model)
+            lines = statistics_lines(self.opened, self.found, self.lengths, self.model, self.hardness)
             self.query_one("#statistics", RowView).show_wrapped(lines)
 
     def answer(self, kind: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Fourth layer of the Data screen: write a cleaned copy beside the original, and say what was left out."""
+"""Last layer of the Data screen: write a cleaned copy beside the original, and say what was left out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from backprop.core.errors import InputError
 from textual import on
 
-from backprop_tui.screens.data_check import DataCheck
 from backprop_tui.screens.data_messages import Cleaned
+from backprop_tui.screens.data_scoring import DataScoring
 from backprop_tui.screens.data_work import Job
 from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.row_view import RowView
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LISTED = 500
 
 
-class DataCleaning(DataCheck):
+class DataCleaning(DataScoring):
     """Writes nothing before it was asked, and never over a file."""
 
     def action_clean(self) -> None:
@@ -34,7 +34,8 @@ class DataCleaning(DataCheck):
         self.query_one(Prompt).ask(
             "clean",
             f"Write {one_line(output.name)} beside it, without unusable rows and exact duplicates? enter writes",
-            help="and without: near (duplicates) · lengths · traces · language:en,de; in order: curriculum",
+            help="and without: near (duplicates) · lengths · traces · language:en,de · perplexity:50 · outliers; "
+            "in order: curriculum",
         )
 
     def answer(self, kind: str, text: str) -> None:
@@ -47,12 +48,18 @@ class DataCleaning(DataCheck):
         opened = self.opened
         if opened is None:
             return
+        scores = self.scored.scores if self.scored is not None and self.scored.summary is not None else None
 
         def write(job: Job) -> None:
             from backprop.data.clean import clean_file
 
             rules = rules_from(words)
-            self.post_message(Cleaned(clean_file(opened.path, rules, progress=job.progress, cancelled=job.stopped)))
+            if rules.need_scores and scores is None:
+                raise InputError(
+                    "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
+                )
+            done = clean_file(opened.path, rules, scores=scores, progress=job.progress, cancelled=job.stopped)
+            self.post_message(Cleaned(done))
 
         self.begin("clean", "writing the cleaned copy", write)
 
@@ -75,12 +82,14 @@ def rules_from(words: str) -> Rules:
 
     asked = words.lower().split()
     languages = [word.removeprefix("language:") for word in asked if word.startswith("language:")]
-    plain = {word for word in asked if not word.startswith("language:")}
-    wrong = sorted(plain - {"near", "lengths", "traces", "curriculum"})
+    limits = [word.removeprefix("perplexity:") for word in asked if word.startswith("perplexity:")]
+    plain = {word for word in asked if not word.startswith(("language:", "perplexity:"))}
+    wrong = sorted(plain - {"near", "lengths", "traces", "outliers", "curriculum"})
+    wrong += [f"perplexity:{limit}" for limit in limits if not limit.replace(".", "", 1).isdecimal()]
     if wrong:
         raise InputError(
             f"{wrong[0]!r} is nothing that can be left out",
-            hint="near, lengths, traces, language:en,de or curriculum; or nothing at all",
+            hint="near, lengths, traces, language:en,de, perplexity:50, outliers or curriculum; or nothing at all",
         )
     return Rules(
         near=THRESHOLD if "near" in plain else None,
@@ -88,6 +97,8 @@ def rules_from(words: str) -> Rules:
         traces=TraceLimits() if "traces" in plain else None,
         languages=frozenset(code for codes in languages for code in codes.split(",") if code),
         curriculum="curriculum" in plain,
+        max_perplexity=min(map(float, limits)) if limits else None,
+        perplexity_outliers="outliers" in plain,
     )
 
 

@@ -6,6 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import BackpropError, ModelLoadError
+from backprop.core.jobs import RowScore, Scored
 from textual.message import Message
 
 from backprop_tui.screens.data_work import Job, OpenFile
@@ -14,6 +15,7 @@ from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult
+    from backprop.data.scores import Scores
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.data.validate import Validation
 
@@ -100,6 +102,18 @@ class ModelChosen(Message):
         self.name = name
         self.tokenizer = tokenizer
         self.why = why
+
+
+class RowsScored(Message):
+    """Rows scored so far; with ``summary``, all of them."""
+
+    def __init__(self, job: Job, rows: list[RowScore], summary: Scored | None) -> None:
+        from backprop.data.scores import Scores
+
+        super().__init__()
+        self.job = job
+        self.scores: Scores = Scores(rows)
+        self.summary = summary
 
 
 class Cleaned(Message):

@@ -11,13 +11,20 @@ from backprop_tui.widgets.row_table import in_bytes
 from backprop_tui.widgets.styled import Line, one_line
 
 if TYPE_CHECKING:
+    from backprop.data.scores import PerplexityReport
     from backprop.data.validate import Validation
 
     from backprop_tui.screens.data_lengths import Lengths
 
 
-def statistics_lines(opened: OpenFile, found: Validation | None, lengths: Lengths | None, model: str) -> list[Line]:
-    """Rows, format, mapping, findings, lengths: what was counted, and the key that counts the rest."""
+def statistics_lines(
+    opened: OpenFile,
+    found: Validation | None,
+    lengths: Lengths | None,
+    model: str,
+    hardness: PerplexityReport | None,
+) -> list[Line]:
+    """Rows, format, mapping, findings, lengths, perplexity: what was counted, and the key that counts the rest."""
     source, file = opened.source, opened.file
     mapping = found.mapping if found is not None else file.mapping
     lines = [
@@ -30,7 +37,7 @@ def statistics_lines(opened: OpenFile, found: Validation | None, lengths: Length
     ]
     if source.has_bom:
         lines.append(_pair("BOM", "the file begins with a byte order mark; it is skipped"))
-    return [*lines, (), *_check_lines(found), (), *_length_lines(lengths, model)]
+    return [*lines, (), *_check_lines(found), (), *_length_lines(lengths, model), (), *_hardness_lines(hardness)]
 
 
 def _pair(name: str, value: str, style: str = "") -> Line:
@@ -74,3 +81,15 @@ def _length_lines(lengths: Lengths | None, model: str) -> list[Line]:
             _pair("trained", _share(lengths.trained, lengths.tokens), "trained"),
         ]
     return lines
+
+
+def _hardness_lines(hardness: PerplexityReport | None) -> list[Line]:
+    if hardness is None or hardness.per_row is None:
+        return [(("What the model finds hard: h scores every row.", "dim"),)]
+    p10, p50, p90 = (f"{value:,.2f}" for value in (hardness.per_row.p10, hardness.per_row.p50, hardness.per_row.p90))
+    return [
+        ((f"Scored {hardness.scored:,} rows", "heading"),),
+        _pair("perplexity", f"{hardness.perplexity:,.2f} over {hardness.tokens:,} trained tokens"),
+        _pair("per row", f"p10 {p10} · p50 {p50} · p90 {p90}"),
+        _pair("far off", _share(len(hardness.outliers), hardness.scored)),
+    ]

@@ -33,12 +33,20 @@ class Job:
         self.total = 0
         self.ended = False
         self._stop = threading.Event()
+        self._ends: Callable[[], object] = bool
 
     def progress(self, done: int, total: int) -> None:
         self.done, self.total = done, total
 
     def stop(self) -> None:
         self._stop.set()
+        self._ends()
+
+    def when_stopped(self, end: Callable[[], object]) -> None:
+        """Call ``end`` when the person stops the work: for work that waits for another process."""
+        self._ends = end
+        if self.stopped():
+            end()
 
     def stopped(self) -> bool:
         return self._stop.is_set()

@@ -138,11 +138,12 @@ def test_the_job_streams_scores_and_leaves_no_log_behind(file: Path, tiny_model:
     assert list((own_home / "cache" / "backprop" / "jobs").iterdir()) == []
 
 
-def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(tmp_path: Path, tiny_model: Path, own_home: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     request = ScoreRequest(data=str(tmp_path / "empty.jsonl"), model=str(tiny_model))
     with pytest.raises(DatasetError, match="dataset is empty"), engine_job("backprop.train.scoring", request) as job:
         list(job.messages())
+    assert [log.name for log in (own_home / "cache" / "backprop" / "jobs").glob("*/*")] == ["engine.log"]
 
 
 def test_a_stopped_job_ends_and_keeps_nothing(file: Path, tiny_model: Path, own_home: Path) -> None:
@@ -159,3 +160,4 @@ def test_a_stopped_job_ends_and_keeps_nothing(file: Path, tiny_model: Path, own_
     with pytest.raises(EngineCrashedError):
         until_stopped()
     assert not (own_home / "cache" / "backprop" / "scores").exists()
+    assert list((own_home / "cache" / "backprop" / "jobs").iterdir()) == []

@@ -188,6 +188,8 @@ class Job:
     def __init__(self, process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
         self._process = process
         self._directory = directory
+        self.stopped = False
+        """Whether somebody stopped it before its end."""
 
     def messages(self) -> Iterator[Message]:
         """What the job says, as it says it; waits for each message.
@@ -212,7 +214,8 @@ class Job:
             )
 
     def stop(self) -> None:
-        """Stop the job from another thread than the one that reads its messages."""
+        """Stop the job from another thread than the one that reads its messages: that one sees it end."""
+        self.stopped = True
         self._process.kill()
 
     def end(self) -> None:

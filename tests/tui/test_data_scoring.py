@@ -1,0 +1,98 @@
+"""Scores on the Data screen: a real engine process asks a tiny model how hard each row is for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_language_model as tiny
+from data_screen_app import DataApp, at_rest, until, until_text
+from textual.pilot import Pilot
+
+from backprop_tui.widgets.path_input import PromptInput
+from backprop_tui.widgets.score_list import ScoreList
+
+NARROW, WIDE = (80, 24), (140, 40)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Thirty rows that are alike, one (line 8) of other characters, one (line 20) that is broken."""
+    lines = [json.dumps(row) for row in tiny.rows(30)]
+    lines[7] = json.dumps({"instruction": "What is it?", "output": "~~~~^^^^````{{{{||||}}}}" * 2})
+    lines[19] = '{"instruction": "half'
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+async def score(pilot: Pilot[None], model: Path) -> None:
+    app = pilot.app
+    assert isinstance(app, DataApp)
+    await at_rest(pilot)
+    app.data.model = str(model)
+    await pilot.press("h")
+
+
+async def test_rows_are_listed_from_the_hardest_and_enter_goes_to_one(rows: Path, model: Path) -> None:
+    async with DataApp(rows).run_test(size=NARROW) as pilot:
+        await score(pilot, model)
+        screen = await until_text(
+            pilot, "29 rows scored, the hardest first", "1 rows have no score", "whole perplexity"
+        )
+        listed = pilot.app.data.query_one(ScoreList)
+        losses = [row.loss for row in listed._rows]
+        assert losses == sorted(losses, reverse=True)
+        hardest = listed._rows[0]
+        assert f"line {hardest.line}" in screen
+        await pilot.press("enter")
+        await until_text(pilot, f"line {hardest.line} as chat", f"{hardest.line} of 30")
+
+
+async def test_scores_are_in_the_statistics_and_leave_rows_out_of_the_cleaned_copy(rows: Path, model: Path) -> None:
+    async with DataApp(rows).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("w")
+        entry = pilot.app.screen.query_one(PromptInput)
+        await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
+        entry.value = "outliers"
+        await pilot.press("enter")
+        await until_text(pilot, "no model has scored the rows yet")
+        await score(pilot, model)
+        await until_text(pilot, "29 rows scored, the hardest first")
+        await pilot.press("s")
+        await until_text(pilot, "Scored 29 rows", "trained tokens", "far off")
+        limit = sorted(row.perplexity for row in pilot.app.data.query_one(ScoreList)._rows)[19]
+        await pilot.press("w")
+        await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
+        entry.value = f"perplexity:{limit:.6f}"
+        await pilot.press("enter")
+        screen = await until_text(pilot, "of 30 rows written", "perplexity_high")
+        assert any(f"{kept} of 30 rows written" in screen for kept in (19, 20))
+
+
+async def test_scoring_can_be_stopped_and_begun_again(rows: Path, model: Path) -> None:
+    with rows.open("a") as more:
+        more.writelines(json.dumps(row) + "\n" for row in tiny.rows(3000))
+    async with DataApp(rows).run_test(size=NARROW) as pilot:
+        await score(pilot, model)
+        await until_text(pilot, "scoring")
+        await pilot.press("x")
+        await at_rest(pilot)
+        await until_text(pilot, "stopped")
+        assert "the hardest first" not in pilot.app.text() or "so far" in pilot.app.text()
+        await pilot.press("escape", "h")
+        await until(pilot, lambda: "score" in pilot.app.data.jobs, "another scoring")
+        await pilot.press("x")
+
+
+async def test_a_model_that_does_not_exist_is_said_in_words(rows: Path, tmp_path: Path) -> None:
+    async with DataApp(rows).run_test(size=NARROW) as pilot:
+        await score(pilot, tmp_path / "gone")
+        await until_text(pilot, "✗", "gone", "DEP_MODEL_LOAD_FAILED")
