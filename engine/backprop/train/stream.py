@@ -6,6 +6,7 @@ anything else is imported, and the real standard output is known to this module 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import queue
@@ -24,11 +25,16 @@ HEARTBEAT = 10.0
 
 
 class _RedactedLog(io.TextIOWrapper):
-    """A text stream that blacks out secrets."""
+    """A text stream that blacks out secrets. On a full disk it loses text: what a library prints must not end a run."""
 
     def write(self, text: str) -> int:
-        super().write(redact(text))
+        with contextlib.suppress(OSError):
+            super().write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 def take_stdout(log: Path) -> int:
