@@ -1,33 +1,42 @@
-"""What events cost: on the training thread, and over a whole run that is watched or not.
+"""What events cost: on the training thread, and to steps of 300 ms that are watched or not.
 
     python benchmarks/events.py            # cost of emitting one event, by who reads the pipe
-    python benchmarks/events.py --runs     # the same run watched and unwatched, in turn (minutes)
+    python benchmarks/events.py --watch    # the same steps without events, with them, and with the application attached
 
 The first part times ``EventWriter.emit``, which is all that the training thread does, with nobody, a stopped reader and
-a live reader on the pipe, and the time until every line is in the journal. The second part runs the embedded model's
-demo data and compares the median seconds of a step, as the engine itself measured them.
+a live reader on the pipe, and the time until every line is in the journal. The second part takes steps of a fixed work
+on one core, as a run on a graphics card does, in three arms in turn: nothing is emitted; events go into the
+journal of a run; and ``backprop-tui --attach`` draws them in a pseudo-terminal of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from backprop.core.events import Step
+# One core, as a run on a card: what the application costs where all are busy is the scheduler's business.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import numpy as np
+from backprop.core.events import RunStarted, Step
 from backprop.core.settings import RunConfig
-from backprop.runs import link
 from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import JournalWriter
-from backprop.runs.state import RunState, read_run
 from backprop.train.stream import EventPipe, EventWriter
 
 EVENTS = 20_000
 ROUNDS = 5
+STEP = 0.3
+"""Seconds of a step that is watched or not."""
 
 
 def step(number: int) -> Step:
@@ -94,45 +103,94 @@ def cost_of_an_event() -> None:
     print(f"  of a step of 300 ms that is {100 * per_step / 300_000:.4f} %")
 
 
-def run_once(watched: bool, output: Path, steps: int) -> RunState:
-    from backprop.demo import demo_config
+class Work:
+    """A fixed amount of work on one core, of about ``STEP`` seconds."""
 
-    config: RunConfig = demo_config(str(output))
-    config.steps, config.sample_prompts = steps, []
-    started = link.start(config)
-    if watched:
-        state = RunState()
-        while not started.over:
-            for event in started.read(0.25):
-                state.apply(event)
-    else:
-        started.detach()
-        started.wait()
-    return read_run(RunDirectory(started.directory.path).path)
+    def __init__(self) -> None:
+        self._matrix = np.random.default_rng(0).random((256, 256), dtype=np.float32)
+        self._times = 1
+        self._times = max(1, round(STEP / min(self.once() for _ in range(50))))
+
+    def once(self) -> float:
+        """Do it; the seconds it took."""
+        began = time.perf_counter()
+        for _ in range(self._times):
+            self._matrix @ self._matrix
+        return time.perf_counter() - began
+
+
+def seconds_of_steps(work: Work, count: int, emit: Callable[[Step], None]) -> list[float]:
+    found = []
+    for number in range(1, count + 1):
+        began = time.perf_counter()
+        work.once()
+        emit(step(number))
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def with_events(work: Work, count: int, output: Path, *, watched: bool) -> list[float]:
+    """Seconds of each step of a run whose events are written, and seen by the application if ``watched``."""
+    directory = RunDirectory.create(RunConfig(data="rows.jsonl", output_dir=str(output)))
+    with directory.hold_lock():
+        writer = EventWriter(JournalWriter(directory.journal), EventPipe(os.open(os.devnull, os.O_WRONLY)), "benchmark")
+        writer.emit(RunStarted(config={}, output_dir=str(directory.path), pid=os.getpid()))
+        application = attach(directory.path) if watched else None
+        try:
+            return seconds_of_steps(work, count, writer.emit)
+        finally:
+            writer.close()
+            if application is not None:
+                os.killpg(application.pid, signal.SIGKILL)
+                application.wait()
+
+
+def attach(run: Path) -> subprocess.Popen[bytes]:
+    """The application in a pseudo-terminal that somebody else reads, once its first screen is there."""
+    spawn = f"import pty; pty.spawn(['backprop-tui', '--attach', {str(run)!r}])"
+    size = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "COLUMNS": "120", "LINES": "40"}
+    application = subprocess.Popen(
+        [sys.executable, "-c", spawn],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **size, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    time.sleep(3.0)
+    return application
 
 
 def watched_and_not(steps: int, rounds: int) -> None:
-    print(f"median seconds of a step, {steps} steps of the demo, watched and unwatched in turn")
-    ratios = []
+    work = Work()
+    arms: dict[str, Callable[[Path], list[float]]] = {
+        "no events": lambda _: seconds_of_steps(work, steps, lambda _: None),
+        "events": lambda folder: with_events(work, steps, folder, watched=False),
+        "events, application attached": lambda folder: with_events(work, steps, folder, watched=True),
+    }
+    found: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as folder:
-        run_once(True, Path(folder), 5)  # warm-up: caches of the model and the rows
+        for kind in ("CACHE", "DATA", "CONFIG"):
+            os.environ[f"XDG_{kind}_HOME"] = f"{folder}/{kind}"
         for number in range(rounds):
-            order = (True, False) if number % 2 == 0 else (False, True)
-            seconds = {}
-            for watched in order:
-                state = run_once(watched, Path(folder), steps)
-                seconds[watched] = statistics.median(list(state.curves.seconds)[3:])
-            ratios.append(seconds[True] / seconds[False])
-            print(f"  watched {seconds[True]:.4f}  unwatched {seconds[False]:.4f}  ratio {ratios[-1]:.4f}")
-    print(f"  median ratio {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f})")
+            order = list(arms) if number % 2 == 0 else list(arms)[::-1]
+            for name in order:
+                found[name].append(statistics.median(arms[name](Path(folder, "output"))))
+    print(f"median milliseconds of a step, {rounds} rounds of {steps} steps on one core")
+    for name, medians in found.items():
+        more = [100 * (one / none - 1) for one, none in zip(medians, found["no events"], strict=True)]
+        print(
+            f"  {name:30}{1000 * statistics.median(medians):8.2f}   beside no events: "
+            f"{statistics.median(more):+.2f} % ({min(more):+.2f} to {max(more):+.2f})"
+        )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", action="store_true", help="also compare whole runs")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--watch", action="store_true", help="also compare steps that are watched and not (minutes)")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     cost_of_an_event()
-    if options.runs:
+    if options.watch:
         watched_and_not(options.steps, options.rounds)
