@@ -10,7 +10,7 @@ import msgspec
 from backprop.cli import follow, options
 from backprop.cli.history import find_run
 from backprop.cli.shared_options import json_and_verbose
-from backprop.cli.train import setting_options
+from backprop.cli.train import continue_run, setting_options
 from backprop.core.errors import InputError
 from backprop.runs import link
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
@@ -26,7 +26,7 @@ def resume(run: str, as_json: bool, verbose: bool) -> int:
     Every loss is what it would have been without the stop. Another model, dataset or setting is refused, with the
     list of differences.
     """
-    return follow.follow(link.resume(find_run(run)), as_json=as_json, verbose=verbose)
+    return continue_run(run, as_json, verbose)
 
 
 @click.command

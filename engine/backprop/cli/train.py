@@ -69,9 +69,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
     """
     if resumed:
-        from backprop.cli import resume
-
-        return int(resume.resume.callback(resumed, as_json, verbose))
+        return continue_run(resumed, as_json, verbose)
     values = options.gather(given, file)
     config = choose_model(options.configure(values), named="model" in values)
     if dry_run:
@@ -79,6 +77,15 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     from backprop.cli import follow
 
     return follow.run(config, "train", as_json, verbose)
+
+
+def continue_run(run: str, as_json: bool, verbose: bool) -> int:
+    """Continue ``run`` (an id, or its beginning) exactly, and follow it to its end."""
+    from backprop.cli import follow
+    from backprop.cli.history import find_run
+    from backprop.runs import link
+
+    return follow.follow(link.resume(find_run(run)), as_json=as_json, verbose=verbose)
 
 
 def show_plan(config: RunConfig, as_json: bool) -> int:
