@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backprop.core.presets import get_preset
     from backprop.hardware.gpu import GPUMonitor, check_gpu_safe
+    from backprop.runs.retention import CheckpointManager, CheckpointPolicy
     from backprop.trainer import Trainer, TrainingCallback, TrainingRun
 
 __version__ = "0.1.0"
 
 _NAMES = {
+    "CheckpointManager": "backprop.runs.retention",
+    "CheckpointPolicy": "backprop.runs.retention",
     "GPUMonitor": "backprop.hardware.gpu",
     "Trainer": "backprop.trainer",
     "TrainingCallback": "backprop.trainer",
@@ -23,7 +26,16 @@ _NAMES = {
     "check_gpu_safe": "backprop.hardware.gpu",
     "get_preset": "backprop.core.presets",
 }
-__all__ = ["GPUMonitor", "Trainer", "TrainingCallback", "TrainingRun", "check_gpu_safe", "get_preset"]
+__all__ = [
+    "CheckpointManager",
+    "CheckpointPolicy",
+    "GPUMonitor",
+    "Trainer",
+    "TrainingCallback",
+    "TrainingRun",
+    "check_gpu_safe",
+    "get_preset",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from backprop import CheckpointManager, CheckpointPolicy
 from backprop.core.errors import CheckpointError
-from backprop.runs.retention import Candidate, CheckpointManager, CheckpointPolicy, chosen
+from backprop.runs.retention import Candidate, chosen
 
 NAN = float("nan")
 INF = float("inf")
