@@ -7,8 +7,9 @@ from backprop.runs.describe import share
 from backprop.runs.state import RunState
 from rich.cells import cell_len
 
-from backprop_tui.widgets.cells import Cells, Row, bar, cut, heading
+from backprop_tui.widgets.cells import Row, bar, cut, heading
 from backprop_tui.widgets.scroll import ScrollPane
+from backprop_tui.widgets.state_cells import StateCells
 from backprop_tui.words import count, safe, short_path, wrap
 
 _LABEL = 13
@@ -150,16 +151,8 @@ class DataPane(ScrollPane):
         return rows
 
 
-class FactsPanel(Cells):
+class FactsPanel(StateCells):
     """Dataset and model, short, beside the plot where there is room."""
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-
-    def show(self, state: RunState | None) -> None:
-        self.state = state
-        self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         if self.state is None:

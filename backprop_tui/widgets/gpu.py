@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from backprop.core.events import Gpu
 from backprop.hardware.condition import Thresholds
-from backprop.runs.state import RunState
 
-from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width, spread
+from backprop_tui.widgets.cells import Row, cut, heading, row_width, spread
+from backprop_tui.widgets.state_cells import StateCells
 from backprop_tui.words import safe, wrap
 
 LIMITS = Thresholds()
@@ -20,16 +20,8 @@ _LEVEL_INK = {
 }
 
 
-class GpuPanel(Cells):
+class GpuPanel(StateCells):
     """One row in a low place, a block of rows a card in a high one."""
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-
-    def show(self, state: RunState | None) -> None:
-        self.state = state
-        self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         cards = [] if self.state is None else [self.state.gpus[index] for index in sorted(self.state.gpus)]

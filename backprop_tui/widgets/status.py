@@ -6,6 +6,7 @@ from backprop.runs.describe import PHASES, bytes_text
 from backprop.runs.state import RunState
 
 from backprop_tui.widgets.cells import Cells, Row, bar, cut, row_width, spread
+from backprop_tui.widgets.state_cells import StateCells
 from backprop_tui.words import STATUS, clock, count, model_name, safe, short_path
 
 _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
@@ -52,16 +53,8 @@ class RunHeader(Cells):
         return PHASES.get(state.phase, state.phase) if state.total_steps else ""
 
 
-class Progress(Cells):
+class Progress(StateCells):
     """Steps with a bar and the remaining time; before the first step, the progress of loading."""
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-
-    def show(self, state: RunState | None) -> None:
-        self.state = state
-        self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         if self.state is None:
