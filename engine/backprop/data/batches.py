@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -12,117 +12,136 @@ import numpy.typing as npt
 from backprop.data.arrays import ArrayIndex
 from backprop.data.index import Place
 from backprop.data.lines import LineIndex
-from backprop.data.scan import scan
+from backprop.data.prints import Numbers
 from backprop.data.source import Row, Source
-from backprop.data.typed import Prints, QuickLook
+from backprop.data.typed import QuickLook
 
 _ROWS = 1_000
-_GROUP = 64
+_GROUP_BYTES = 128 * 1024
 """Lines decoded at once: few enough that their values are still in the processor's cache when they are looked at."""
+_GROUP_ROWS = 64
+_SEARCHED = 4096
+_NEWLINE = 10
 
 
 class Batch:
-    """Some rows of a source, in order; to be looked at before the next batch is asked for.
+    """Some rows of a source, in order; to be looked at before the next batch is asked for."""
 
-    ``data`` holds them between line breaks; ``ends`` are the positions in it where rows end, ``marks`` those that
-    ``scan`` found odd.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        data: bytes | memoryview,
-        end: int,
-        *,
-        line: int = 1,
-        offset: int = 0,
-        ends: npt.NDArray[np.int64] | None = None,
-        marks: npt.NDArray[np.int64] | None = None,
-        places: list[Place] | None = None,
-        rows: list[Row] | None = None,
-    ) -> None:
+    def __init__(self, source: Source, end: int, rows: Sequence[Row | Place], raws_are_json: bool) -> None:
         self._source = source
-        self._data = data
         self.end = end
         """Bytes of the file that are read with this batch."""
-        self._line = line
-        self._offset = offset
-        self._ends = ends
-        self._marks = marks
-        self._places = places
         self._rows = rows
+        self.raws_are_json = raws_are_json
 
     def __len__(self) -> int:
-        if self._rows is not None:
-            return len(self._rows)
-        if self._places is not None:
-            return len(self._places)
-        return len(self._ends) if self._ends is not None else 0
-
-    @property
-    def raws_are_json(self) -> bool:
-        return self._rows is None
-
-    def _place(self, i: int) -> Place:
-        if self._places is not None:
-            return self._places[i]
-        assert self._ends is not None
-        start = int(self._ends[i - 1]) + 1 if i else 0
-        return self._line + i, self._offset + start, bytes(self._data[start : self._ends[i]]).removesuffix(b"\r")
+        return len(self._rows)
 
     def row(self, i: int) -> Row:
         """Row ``i`` of the batch, parsed."""
-        if self._rows is not None:
-            return self._rows[i]
-        return self._source.made(self._place(i))
+        row = self._rows[i]
+        return row if isinstance(row, Row) else self._source.made(row)
 
-    def doubtful(self, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
-        """Positions of the rows that need the slow look; ``prints`` gets a fingerprint for every row."""
-        doubtful = self._suspicious()
-        for first in range(0, len(self), _GROUP):
-            doubtful.update(self._group(first, min(first + _GROUP, len(self)), quick, prints, labels))
-        return sorted(doubtful)
+    def quick_look(self, quick: QuickLook) -> tuple[Numbers, list[int]]:
+        """A fingerprint per row, and the positions of the rows that need the slow look (and a fingerprint by it)."""
+        good: list[int] = []
+        doubtful: set[int] = set()
+        for first in range(0, len(self), _GROUP_ROWS):
+            rows, at = [], []
+            for i in range(first, min(first + _GROUP_ROWS, len(self))):
+                try:
+                    rows.append(quick.decoder.decode(self._rows[i][2]))  # type: ignore[index]
+                    at.append(i)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    doubtful.add(i)
+            doubtful.update([at[i] for i in quick.take(rows)])
+            good += at
+        prints = np.zeros(len(self), dtype=np.int64)
+        prints[good] = quick.prints.take()
+        return prints, sorted(doubtful)
 
-    def _group(self, first: int, last: int, quick: QuickLook, prints: Prints, labels: set[bool]) -> list[int]:
-        """Decode some rows in one go where they are lines, one by one where one of them is no good row."""
-        if self._ends is not None:
-            start = int(self._ends[first - 1]) + 1 if first else 0
-            try:
-                rows = quick.decoder.decode_lines(self._data[start : int(self._ends[last - 1])])
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                rows = []
-            if len(rows) == last - first:
-                self._take_labels(quick, rows, labels)
-                return [first + i for i in quick.check(rows, prints)]
-        good, rows, doubtful = [], [], []
-        for i in range(first, last):
-            try:
-                rows.append(quick.decoder.decode(self._place(i)[2]))
-                good.append(i)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                doubtful.append(i)
-        found: Prints = array("q")
-        doubtful += [good[at] for at in quick.check(rows, found)]
-        self._take_labels(quick, rows, labels)
-        base = len(prints) - first
-        prints.extend([0] * (last - first))
-        for i, value in zip(good, found, strict=True):
-            prints[base + i] = value
-        return doubtful
 
-    @staticmethod
-    def _take_labels(quick: QuickLook, decoded: Sequence[object], labels: set[bool]) -> None:
-        if quick.format == "kto" and len(labels) < 2:
-            labels.update(row.label for row in decoded)  # type: ignore[attr-defined]
+class LineBatch(Batch):
+    """A piece of a file of lines; single lines are made only of what needs another look.
 
-    def _suspicious(self) -> set[int]:
-        ends, marks = self._ends, self._marks
-        if ends is None or marks is None:
-            assert self._places is not None
-            ends = np.cumsum([len(raw) + 1 for _, _, raw in self._places]) - 1
-            data = b"\n".join(raw for _, _, raw in self._places)
-            marks = scan(data, len(data))[1]
-        return set(np.searchsorted(ends, marks).tolist()) if len(marks) else set()
+    Args:
+        data: the piece, whole lines; the next one overwrites it.
+        line, offset: line number and place in the file of its start.
+    """
+
+    def __init__(self, source: Source, index: LineIndex, data: memoryview, line: int, offset: int) -> None:
+        super().__init__(source, offset + len(data), (), raws_are_json=True)
+        self._index = index
+        self._data = data
+        self._spans = [(0, len(data), line)]
+        """Parts of the piece, as start, end and line number."""
+        self._offset = offset
+        self._firsts = [0]
+        """First row of each span."""
+        self._made: dict[int, list[Place]] = {}
+        self._count: int | None = None
+        self._lines: int | None = None
+
+    def lines(self) -> int:
+        """Lines of the piece, blank ones too."""
+        if self._lines is None:
+            self._lines = _lines(np.frombuffer(self._data, dtype=np.uint8))
+        return self._lines
+
+    def _places(self, span: int) -> list[Place]:
+        """The rows of a span."""
+        if span not in self._made:
+            start, end, line = self._spans[span]
+            self._made[span] = self._index.split(bytes(self._data[start:end]), line, self._offset + start)
+        return self._made[span]
+
+    def __len__(self) -> int:
+        return len(self._places(0)) if self._count is None else self._count
+
+    def row(self, i: int) -> Row:
+        span = bisect_right(self._firsts, i) - 1
+        return self._source.made(self._places(span)[i - self._firsts[span]])
+
+    def quick_look(self, quick: QuickLook) -> tuple[Numbers, list[int]]:
+        piece = np.frombuffer(self._data, dtype=np.uint8)
+        prints: list[Numbers] = []
+        doubtful: list[int] = []
+        first_line = line = self._spans[0][2]
+        start = count = 0
+        self._spans, self._firsts = [], []
+        while start < len(piece):
+            end = _line_end(piece, start + _GROUP_BYTES)
+            lines = _lines(piece[start:end])
+            self._spans.append((start, end, line))
+            self._firsts.append(count)
+            odd = quick.take_lines(self._data[start:end], lines)
+            taken = lines
+            if odd is None:
+                places = self._places(len(self._spans) - 1)
+                prints.append(quick.prints.take())
+                found, odd = Batch(self._source, 0, places, raws_are_json=True).quick_look(quick)
+                prints.append(found)
+                taken = len(places)
+            doubtful += [count + i for i in odd]
+            start, line, count = end, line + lines, count + taken
+        self._count, self._lines = count, line - first_line
+        return np.concatenate((*prints, quick.prints.take())), sorted(set(doubtful))
+
+
+def _line_end(piece: npt.NDArray[np.uint8], start: int) -> int:
+    """One past the first line break from ``start`` on."""
+    while start < len(piece):
+        some = piece[start : start + _SEARCHED]
+        at = int((some == _NEWLINE).argmax())
+        if some[at] == _NEWLINE:
+            return start + at + 1
+        start += _SEARCHED
+    return len(piece)
+
+
+def _lines(piece: npt.NDArray[np.uint8]) -> int:
+    """Lines of whole ones; the last may lack its line break."""
+    return int(np.count_nonzero(piece == _NEWLINE)) + int(piece[-1] != _NEWLINE)
 
 
 def batches(source: Source) -> Iterator[Batch]:
@@ -134,9 +153,9 @@ def batches(source: Source) -> Iterator[Batch]:
         for places in index.stream():
             end = places[-1][1] + len(places[-1][2])
             if index.after_end is not None and places[-1][1] >= index.after_end:
-                yield Batch(source, b"", end, rows=[source.made(place) for place in places])
+                yield Batch(source, end, [source.made(place) for place in places], raws_are_json=False)
             else:
-                yield Batch(source, b"", end, places=places)
+                yield Batch(source, end, places, raws_are_json=True)
     else:
         rows: list[Row] = []
         done = 0
@@ -144,35 +163,16 @@ def batches(source: Source) -> Iterator[Batch]:
             rows.append(row)
             done += len(row.raw) + 1
             if len(rows) == _ROWS:
-                yield Batch(source, b"", min(done, source.bytes), rows=rows)
+                yield Batch(source, min(done, source.bytes), rows, raws_are_json=False)
                 rows = []
         if rows:
-            yield Batch(source, b"", source.bytes, rows=rows)
+            yield Batch(source, source.bytes, rows, raws_are_json=False)
 
 
 def _line_batches(source: Source, index: LineIndex) -> Iterator[Batch]:
     line = 1
     for offset, buffer, size in index.pieces():
-        ends, marks = scan(buffer, size)
         data = memoryview(buffer)[:size]
-        if not len(ends) or ends[-1] != size - 1:
-            ends = np.append(ends, size)
-        if _each_line_an_object(np.frombuffer(data, dtype=np.uint8), ends):
-            yield Batch(source, data, offset + size, line=line, offset=offset, ends=ends, marks=marks)
-        elif places := index.split(bytes(data), line, offset):
-            yield Batch(source, b"", offset + size, places=places)
-        line += len(ends)
-
-
-def _each_line_an_object(piece: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> bool:
-    """Whether every line begins with ``{`` and ends with ``}``.
-
-    Then no value can reach over a line break, so that values decoded in one go are the lines' when their number agrees.
-    """
-    if ends[0] == 0:
-        return False
-    last = piece[ends - 1]
-    returns = last == 13
-    if returns.any():
-        last = np.where(returns, piece[ends - 2], last)
-    return bool((last == 0x7D).all() and piece[0] == 0x7B and (piece[ends[:-1] + 1] == 0x7B).all())
+        batch = LineBatch(source, index, data, line, offset)
+        yield batch
+        line += batch.lines()

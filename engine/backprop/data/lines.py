@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 
-PIECE = 512 * 1024
+PIECE = 1024 * 1024
 _NEWLINE = 10
 _WHITESPACE = np.zeros(256, dtype=bool)
 _WHITESPACE[list(b" \t\r\n\v\f")] = True

@@ -7,24 +7,25 @@ only not quick.
 
 from __future__ import annotations
 
-from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import cache, reduce
+from itertools import accumulate, chain
 from operator import or_
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from backprop.data.content import TAIL
 from backprop.data.mapping import ABSENT, Fields
 from backprop.data.messages import check_turns
+from backprop.data.prints import Prints
+from backprop.data.texts import CONTROL_TOKEN
 from backprop.data.turns import Format, RowError, Turn
 
 _Never = Literal["\0a value that no field has"]
-Prints: TypeAlias = "array[int]"
-Check = Callable[[Sequence[Any], Prints], list[int]]
-"""Rows → appends each one's fingerprint; returns the positions of those that need the slow look."""
+Take = Callable[[Sequence[Any], Prints], list[int]]
+"""Rows → their fingerprints; returns the positions of those that need the slow look."""
 
 
 class Said(Struct, gc=False, forbid_unknown_fields=True):
@@ -111,115 +112,137 @@ class QuickLook:
             if getattr(names, part) not in (ABSENT, *renamed.values()):
                 fields.append((part, _Never, ""))
                 renamed[part] = getattr(names, part)
-        fields.sort(key=len)
-        row_type = msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False)
-        self.decoder = msgspec.json.Decoder(row_type)
-        self.check: Check = _CHECKS[format]() if format in ("openai", "sharegpt") else _CHECKS[format]
         self.format = format
+        self._take: Take = _TAKES[format]
+        self.decoder = _decoder(fields, renamed)
+        self._pairs: msgspec.json.Decoder[Any] | None = None
+        if format in _PAIRS:
+            pair = (("messages", _PAIRS[format]), *fields[1:])
+            self._pairs = _decoder(pair, renamed)
+        self.labels: set[bool] = set()
+        """Labels seen, of feedback rows."""
+        self.prints = Prints()
+        """Of the rows taken so far, in their order."""
+
+    def take_lines(self, data: memoryview, count: int) -> list[int] | None:
+        """Decode and check ``count`` lines in one go; ``None`` where one of them is no good row or not one line.
+
+        msgspec reads one value a line and refuses what follows it, so that as many values as line breaks are as many
+        lines.
+        """
+        if self._pairs is not None:
+            try:
+                rows = self._pairs.decode_lines(data)
+                if len(rows) == count:
+                    return _take_pairs(rows, self.prints)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                # Not all are one question and one answer: the next groups will hardly be.
+                self._pairs = None
+        try:
+            rows = self.decoder.decode_lines(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        return self.take(rows) if len(rows) == count else None
+
+    def take(self, rows: Sequence[Any]) -> list[int]:
+        """Check decoded rows; their fingerprints follow those taken before."""
+        if self.format == "kto" and len(self.labels) < 2:
+            self.labels.update(row.label for row in rows)
+        return self._take(rows, self.prints)
+
+
+def _decoder(fields: Sequence[Any], renamed: dict[str, str]) -> msgspec.json.Decoder[Any]:
+    ordered = sorted(fields, key=len)
+    return msgspec.json.Decoder(msgspec.defstruct("QuickRow", ordered, rename=renamed, gc=False))
 
 
 def supports(format: Format | None) -> bool:
     return format in _FIELDS
 
 
-def _blank(text: str) -> bool:
-    """Whether a text is blank. Callers ask only where ``"!" <= text < "\\x7f"`` does not hold: the others are not."""
-    return not text.strip()
+def _odd(texts: list[str]) -> list[int]:
+    """Texts that are blank, or hold a control token or a NUL. What finds none looks at many texts with few calls."""
+    joined = "\n".join(texts)
+    odd: list[int] = []
+    if "<" in joined or "[" in joined or "\0" in joined:
+        search = CONTROL_TOKEN.search
+        odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
+    if "" in texts or True in map(str.isspace, texts):
+        odd += [i for i, text in enumerate(texts) if not text.strip()]
+    return odd
 
 
-class _ChatCheck:
-    """Roles in order, no turn blank. Chats of one question and one answer, the most common ones, have a short way."""
-
-    def __init__(self, asking: type[Said], answering: type[Said]) -> None:
-        self._asking = asking
-        self._answering = answering
-        self._orders: dict[tuple[type, ...], bool] = {}
-
-    def __call__(self, rows: Sequence[Any], prints: Prints) -> list[int]:
-        odd: list[int] = []
-        add, asking, answering = prints.append, self._asking, self._answering
-        for i, row in enumerate(rows):
-            turns = row.messages
-            count = len(turns)
-            if count == 2:
-                one, two = turns
-                first, last = one.content, two.content
-                if type(one) is asking and type(two) is answering and "!" <= first < "\x7f" and "!" <= last < "\x7f":
-                    add(hash((2, len(first), len(last), last[TAIL:])))
-                    continue
-            if not self._good(turns):
-                odd.append(i)
-            first, last = (turns[0].content, turns[-1].content) if count else ("", "")
-            add(hash((count, len(first), len(last), last[TAIL:])))
-        return odd
-
-    def _good(self, turns: Sequence[Said]) -> bool:
-        for turn in turns:
-            text = turn.content
-            if not "!" <= text < "\x7f" and _blank(text):
-                return False
-        order = tuple(map(type, turns))
-        good = self._orders.get(order)
-        if good is None:
-            good = self._orders[order] = _in_order([_ROLE_OF[kind] for kind in order])
-        return good
+def _take_pairs(rows: Sequence[Any], prints: Prints) -> list[int]:
+    """Chats of one question and one answer, by their type."""
+    texts = [turn.content for row in rows for turn in row.messages]
+    prints.add(2, texts[::2], texts[1::2])
+    return [i // 2 for i in _odd(texts)]
 
 
-def _in_order(roles: list[str]) -> bool:
+def _take_chats(rows: Sequence[Any], prints: Prints) -> list[int]:
+    chats = [row.messages for row in rows]
+    turns = list(chain.from_iterable(chats))
+    texts = [turn.content for turn in turns]
+    counts = list(map(len, chats))
+    ends = list(accumulate(counts))
+    # A chat without turns is odd: its fingerprint is made again.
+    prints.add(
+        counts,
+        [texts[end - count] if count else "" for end, count in zip(ends, counts, strict=True)],
+        [texts[end - 1] if count else "" for end, count in zip(ends, counts, strict=True)],
+    )
+    odd = [bisect_right(ends, i) for i in _odd(texts)]
+    odd += [i for i, chat in enumerate(chats) if not _in_order(tuple(map(type, chat)))]
+    return odd
+
+
+@cache
+def _in_order(kinds: tuple[type, ...]) -> bool:
     warnings: list[RowError] = []
     try:
-        check_turns([Turn(role, "text") for role in roles], "", warnings)
+        check_turns([Turn(_ROLE_OF[kind], "text") for kind in kinds], "", warnings)
     except RowError:
         return False
     return not warnings
 
 
-def _check_alpaca(rows: Sequence[Any], prints: Prints) -> list[int]:
-    odd = []
-    for i, row in enumerate(rows):
-        asked, answer = row.instruction, row.output
-        if (not "!" <= asked < "\x7f" and _blank(asked)) or (not "!" <= answer < "\x7f" and _blank(answer)):
-            odd.append(i)
-        prints.append(hash((0, len(asked), len(answer), answer[TAIL:])))
-    return odd
+def _take_alpaca(rows: Sequence[Any], prints: Prints) -> list[int]:
+    asked, answers = [row.instruction for row in rows], [row.output for row in rows]
+    prints.add(3, asked, answers)
+    # A row without input is a good one.
+    inputs = [row.input if row.input and not row.input.isspace() else "-" for row in rows]
+    return [i % len(rows) for i in _odd(asked + answers + inputs)]
 
 
-def _check_prompt(rows: Sequence[Any], prints: Prints) -> list[int]:
-    odd = []
-    for i, row in enumerate(rows):
-        asked, answer = row.prompt, row.completion
-        if (not "!" <= asked < "\x7f" and _blank(asked)) or (not "!" <= answer < "\x7f" and _blank(answer)):
-            odd.append(i)
-        prints.append(hash((0, len(asked), len(answer), answer[TAIL:])))
-    return odd
+def _take_prompt(rows: Sequence[Any], prints: Prints) -> list[int]:
+    asked, answers = [row.prompt for row in rows], [row.completion for row in rows]
+    prints.add(2, asked, answers)
+    return [i % len(rows) for i in _odd(asked + answers)]
 
 
-def _check_preference(rows: Sequence[Any], prints: Prints) -> list[int]:
-    odd = []
-    for i, row in enumerate(rows):
-        good, bad = row.chosen, row.rejected
-        if _blank(row.prompt) or _blank(good) or _blank(bad) or good == bad:
-            odd.append(i)
-        prints.append(hash((0, len(good), len(bad), bad[TAIL:])))
-    return odd
+def _take_preference(rows: Sequence[Any], prints: Prints) -> list[int]:
+    asked, good, bad = [row.prompt for row in rows], [row.chosen for row in rows], [row.rejected for row in rows]
+    prints.add(3, good, bad)
+    same = [i for i, row in enumerate(rows) if row.chosen == row.rejected]
+    return [i % len(rows) for i in _odd(asked + good + bad)] + same
 
 
-def _check_text(rows: Sequence[Any], prints: Prints) -> list[int]:
-    odd = []
-    for i, row in enumerate(rows):
-        text = row.text
-        if not "!" <= text < "\x7f" and _blank(text):
-            odd.append(i)
-        prints.append(hash((0, 0, len(text), text[TAIL:])))
-    return odd
+def _take_text(rows: Sequence[Any], prints: Prints) -> list[int]:
+    texts = [row.text for row in rows]
+    prints.add(1, texts, texts)
+    return _odd(texts)
 
 
-_CHECKS: dict[Format, Any] = {
-    "openai": partial(_ChatCheck, *_kinds(_OPENAI, "user", "assistant")),
-    "sharegpt": partial(_ChatCheck, *_kinds(_SHAREGPT, "human", "gpt")),
-    "alpaca": _check_alpaca,
-    "prompt_completion": _check_prompt,
-    "kto": _check_prompt,
-    "preference": _check_preference,
-    "text": _check_text,
+_TAKES: dict[Format, Take] = {
+    "openai": _take_chats,
+    "sharegpt": _take_chats,
+    "alpaca": _take_alpaca,
+    "prompt_completion": _take_prompt,
+    "kto": _take_prompt,
+    "preference": _take_preference,
+    "text": _take_text,
+}
+_PAIRS: dict[Format, Any] = {
+    "openai": tuple[tuple(_kinds(_OPENAI, "user", "assistant"))],  # type: ignore[misc]
+    "sharegpt": tuple[tuple(_kinds(_SHAREGPT, "human", "gpt"))],  # type: ignore[misc]
 }

@@ -7,10 +7,11 @@ and explained. Nothing is dropped: ``rows`` counts every row, and ``invalid`` th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError, DatasetValidationError
@@ -19,6 +20,7 @@ from backprop.data.batches import Batch, batches
 from backprop.data.formats import convert, detect_fields
 from backprop.data.index import Cancelled, Progress
 from backprop.data.mapping import PLAIN, Fields, describe_mapping
+from backprop.data.prints import Numbers
 from backprop.data.repeats import Repeats
 from backprop.data.source import Row, Source, open_source
 from backprop.data.survey import file_format
@@ -106,7 +108,7 @@ def validate(
             examiner.take(batch)
             if progress is not None:
                 progress(batch.end, source.bytes)
-        return examiner.finish(overlap)
+        return examiner.finish(overlap, progress, cancelled)
 
 
 class Examiner:
@@ -130,19 +132,26 @@ class Examiner:
             self._note(0, b"", RowError("bom", "", "the file begins with a byte order mark; it is skipped", "info"))
 
     def take(self, batch: Batch) -> None:
-        self.answer.rows += len(batch)
-        doubtful: Iterable[int] = range(len(batch))
-        prints = self._repeats.prints
-        base = len(prints)
+        doubtful: Sequence[int]
         if self._quick is not None and batch.raws_are_json:
-            doubtful = batch.doubtful(self._quick, prints, self._labels)
+            prints, doubtful = batch.quick_look(self._quick)
         else:
-            prints.extend([0] * len(batch))
+            prints, doubtful = np.zeros(len(batch), dtype=np.int64), range(len(batch))
+        self.answer.rows += len(batch)
         bad = 0
+        read: list[int] = []
+        values: list[object] = []
         for i in doubtful:
             row = batch.row(i)
             bad += not self._examine(row)
-            prints[base + i] = self._repeats.print_of(row.value) if row.error is None else self._repeats.unique()
+            if row.error is None:
+                read.append(i)
+                values.append(row.value)
+            else:
+                prints[i] = self._repeats.unique()
+        if read:
+            prints[read] = self._repeats.prints_of(values)
+        self._repeats.add(prints)
         self.answer.invalid += bad
         self._formats[self.format or "unknown"] += len(batch)
 
@@ -194,10 +203,12 @@ class Examiner:
             )
         )
 
-    def finish(self, overlap: Repeats | None) -> Validation:
+    def finish(self, overlap: Repeats | None, progress: Progress | None, cancelled: Cancelled | None) -> Validation:
         answer = self.answer
         if answer.complete:
-            self._finish_repeats(overlap)
+            answer.complete = self._finish_repeats(overlap, progress, cancelled)
+        if self._quick is not None:
+            self._labels |= self._quick.labels
         if answer.format == "kto" and len(self._labels) == 1 and answer.rows - answer.invalid > 1:
             label = str(next(iter(self._labels))).lower()
             message = f"every label is {label}: feedback training needs both"
@@ -216,18 +227,24 @@ class Examiner:
             )
         return answer
 
-    def _finish_repeats(self, overlap: Repeats | None) -> None:
-        for index, earlier in self._repeats.duplicates(self.source):
+    def _finish_repeats(self, overlap: Repeats | None, progress: Progress | None, cancelled: Cancelled | None) -> bool:
+        """Note the rows that repeat others. Returns whether it got to the end."""
+        found = self._repeats.find(self.source, overlap, progress, cancelled)
+        if found is None:
+            return False
+        words = "the same as " + self.source.unit + " {}"
+        self._note_rows("duplicate_row", found.again, [words.format(line) for line in found.earlier[: self._listed]])
+        held_out = ["the same row is in the held-out file"] * min(len(found.held_out), self._listed)
+        self._note_rows("held_out_overlap", found.held_out, held_out)
+        return True
+
+    def _note_rows(self, code: str, rows: Numbers, messages: Sequence[str]) -> None:
+        """Warn of each row; those beyond the messages are counted only, and not read for it."""
+        for index, message in zip(rows.tolist(), messages, strict=False):
             row = self.source.row(index)
-            first = self.source.row(earlier).line
-            self._note(
-                row.line, row.raw, RowError("duplicate_row", "", f"the same as {self.source.unit} {first}", "warning")
-            )
-        if overlap is not None:
-            for index in self._repeats.also_in(overlap, self.source):
-                row = self.source.row(index)
-                message = "the same row is in the held-out file"
-                self._note(row.line, row.raw, RowError("held_out_overlap", "", message, "warning"))
+            self._note(row.line, row.raw, RowError(code, "", message, "warning"))
+        if len(rows) > len(messages):
+            self._counts[code] += len(rows) - len(messages)
 
 
 def excerpt(raw: bytes) -> str:
