@@ -33,12 +33,12 @@ WELCOME: list[Line] = [
     (("No dataset is open", "heading"),),
     (),
     (("Press o and name a file; tab completes the path.", ""),),
+    (("A name of the Hugging Face Hub (owner/name) is fetched first.", ""),),
     (),
     (("files   ", "dim"), (", ".join(KINDS), ""), (", each also .gz or .zst", "")),
     (("rows    ", "dim"), (", ".join(FORMATS), "")),
     (),
     (("The format is found from the rows. Your file is never changed.", "dim"),),
-    (("A Hugging Face name (user/dataset) cannot be opened here yet: download the file first.", "dim"),),
 ]
 
 
@@ -99,6 +99,11 @@ class DataBrowser(JobScreen):
         self.query_one("#welcome", RowView).show_wrapped(WELCOME)
         self.action_open()
 
+    def action_stop_work(self) -> None:
+        super().action_stop_work()
+        if self.opened is None:
+            self.query_one("#welcome", RowView).show_wrapped(WELCOME)
+
     def on_unmount(self) -> None:
         for job in self.jobs.values():
             job.stop()
@@ -142,7 +147,7 @@ class DataBrowser(JobScreen):
         source, file = opened.source, opened.file
         format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
         words = [
-            one_line(opened.path.rpartition("/")[2]),
+            one_line(opened.name),
             *self.view_words(),
             format,
             f"{'' if source.complete else '> '}{source.known:,} row{'' if source.known == 1 else 's'}",
@@ -170,9 +175,13 @@ class DataBrowser(JobScreen):
     # Opening
 
     def action_open(self) -> None:
-        start = self.opened.path if self.opened else ""
+        start = self.opened.path if self.opened and not self.opened.fetched else ""
         self.query_one(Prompt).ask(
-            "open", "Open a dataset file", start, endings=ENDINGS, help="tab completes · enter opens · esc leaves"
+            "open",
+            "Open a dataset file, or owner/name of the Hugging Face Hub",
+            start,
+            endings=ENDINGS,
+            help="tab completes · enter opens · esc leaves",
         )
 
     def open_path(self, path: str) -> None:

@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any
 
 from backprop.core.errors import InputError
+from backprop.core.location import is_hub_name
+from backprop.data.fetched import find_fetched
 from backprop.data.formats import FORMATS, FileFormat, detect_fields, detect_file
 from backprop.data.mapping import Fields
 from backprop.data.source import Row, Source, open_source
@@ -63,16 +65,37 @@ class OpenFile(Struct):
     source: Source
     file: FileFormat
     """What its first rows are."""
+    fetched: str = ""
+    """The name on the Hugging Face Hub that it was fetched by."""
+
+    @property
+    def name(self) -> str:
+        """What the person knows it by, in short."""
+        return self.fetched or self.path.rpartition("/")[2]
 
 
 def open_file(path: str, job: Job) -> OpenFile:
-    """Open a file and look at its first rows.
+    """Open a file, or a dataset of the Hugging Face Hub (which is fetched), and look at its first rows.
 
     Raises:
         BackpropError: the file as a whole cannot be read, with what to do.
     """
+    name = path if is_hub_name(path) else ""
+    if name:
+        path = _fetched(name, job)
     source = open_source(path, progress=job.progress, cancelled=job.stopped)
-    return OpenFile(path, source, detect_file(_sample(source)))
+    return OpenFile(path, source, detect_file(_sample(source)), name)
+
+
+def _fetched(name: str, job: Job) -> str:
+    """The file of a dataset that is on the hub, from the cache or fetched by an engine process."""
+    found = find_fetched(name)
+    if found is None:
+        from backprop.runs.fetching import fetch_dataset
+
+        job.name = f"fetching {name}"
+        found = fetch_dataset(name, job.progress, lambda engine: job.when_stopped(engine.stop))
+    return found.path
 
 
 def _sample(source: Source) -> Iterator[tuple[int, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from backprop.cli import output
 from backprop.cli.shared_options import json_and_verbose
 from backprop.core.errors import InputError
 
@@ -57,10 +58,35 @@ def read_mapping(pairs: tuple[str, ...]) -> dict[str, str] | None:
     return mapping or None
 
 
+def dataset_file(path: str) -> str:
+    """The file that ``DATASET`` means: itself, or the copy of a dataset on the Hugging Face Hub, fetched if need be."""
+    from backprop.core.location import is_hub_name
+
+    if not is_hub_name(path):
+        return path
+    from backprop.data.fetched import find_fetched
+
+    found = find_fetched(path)
+    if found is None:
+        from backprop.runs.fetching import fetch_dataset
+
+        output.narrate(f"fetching {path} from the Hugging Face Hub")
+        progress = Progress("fetching")
+        try:
+            found = fetch_dataset(path, progress)
+        finally:
+            progress.close()
+    files = f", {found.files} files" if found.files > 1 else ""
+    output.narrate(f"{path}: split {found.split}{files}, commit {found.revision[:8]}, in {found.path}")
+    return found.path
+
+
 def dataset_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``DATASET``, ``--map``, ``--json`` and ``--verbose``."""
+    """``DATASET`` (a file, or a Hugging Face name that is fetched), ``--map``, ``--json`` and ``--verbose``."""
     function = json_and_verbose(function)
     function = click.option("--map", "pairs", multiple=True, metavar="PART=FIELD", help="which field plays which part")(
         function
     )
-    return click.argument("path", metavar="DATASET")(function)
+    return click.argument("path", metavar="DATASET", callback=lambda context, parameter, path: dataset_file(path))(
+        function
+    )

@@ -156,11 +156,12 @@ def _usual_model(backend: str) -> str:
 
 def show_scores(found: PerplexityReport) -> None:
     """The scores for people."""
-    if found.per_row is None:
+    spread = found.per_row
+    if spread is None:
         return
     output.line(
         f"perplexity {found.perplexity:,.2f} over {found.tokens:,} trained tokens (loss {found.loss:.4f}); per row "
-        f"p10 {found.per_row.p10:,.2f}, p50 {found.per_row.p50:,.2f}, p90 {found.per_row.p90:,.2f}, p99 {found.per_row.p99:,.2f}"
+        f"p10 {spread.p10:,.2f}, p50 {spread.p50:,.2f}, p90 {spread.p90:,.2f}, p99 {spread.p99:,.2f}"
     )
     for title, rows in (("hardest", found.hardest), ("easiest", found.easiest)):
         some = ", ".join(f"{row.line} ({row.perplexity:,.2f})" for row in rows[:_SHOWN])

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.cli.dataset_options import Progress, dataset_argument, dataset_file, read_mapping
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 
 SHOWN = 20
@@ -34,6 +34,7 @@ def validate(
     """Check every row of a dataset without training. Exit code 1 when rows cannot be used."""
     from backprop.data.validate import validate as check
 
+    held_out = dataset_file(held_out) if held_out is not None else None
     mapping = read_mapping(pairs)
     model_dir = _model_dir(model) if model else None
     progress = Progress("checking")

@@ -25,6 +25,8 @@ ERROR_CODES: dict[str, str] = {
     "CONFIG_INVALID": "the configuration as a whole does not make sense",
     "CONFIG_INVALID_SETTING": "one setting has a value outside its range, or an unknown name",
     "DATASET_NOT_FOUND": "the dataset path does not exist or cannot be read",
+    "DATASET_DOWNLOAD_FAILED": "the dataset could not be fetched",
+    "DATASET_AMBIGUOUS": "the dataset has several configurations or splits, and nothing says which is meant",
     "DATASET_PARSE_FAILED": "the file is not what its ending says, or is broken",
     "DATASET_EMPTY": "the dataset holds no row",
     "DATASET_FORMAT_UNKNOWN": "no known row format was recognised, or several are mixed",
@@ -139,6 +141,12 @@ class DatasetError(BackpropError):
 
 class DatasetNotFoundError(DatasetError):
     code = "DATASET_NOT_FOUND"
+
+
+class DatasetDownloadError(DatasetError):
+    code = "DATASET_DOWNLOAD_FAILED"
+    exit_code = EXIT_RUNTIME
+    retryable = True
 
 
 class DatasetParseError(DatasetError):

@@ -92,7 +92,27 @@ class Scored(Struct, kw_only=True, tag_field="type", tag="scored"):
     cached: bool = False
 
 
-Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | Progress | RowScores | Scored
+class FetchRequest(Struct, kw_only=True):
+    """Get a dataset from the Hugging Face Hub."""
+
+    name: str
+    """``owner/name``."""
+
+
+class Fetched(Struct, kw_only=True, tag_field="type", tag="fetched"):
+    """A dataset is on this machine, as one file."""
+
+    name: str
+    path: str
+    revision: str
+    """The commit that it was fetched at."""
+    split: str
+    files: int
+    """How many files of the repository it was put together from."""
+    bytes: int
+
+
+Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | Progress | RowScores | Scored | Fetched
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

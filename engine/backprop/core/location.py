@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import msgspec
@@ -11,21 +12,40 @@ from backprop.core.errors import DatasetNotFoundError
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.settings import DEFAULT_MODEL, EMBEDDED_MODEL, RunConfig
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt", ".gz", ".zst")
+
 
 def locate(config: RunConfig) -> RunConfig:
     """Make paths absolute: the engine and whoever looks at the run later may stand elsewhere.
+
+    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it.
 
     Raises:
         DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
     """
     data = Path(config.data).expanduser().absolute()
-    if not data.is_file():
+    if not data.is_file() and not is_hub_name(config.data):
         raise _no_data(data)
-    changes = {"data": str(data), "output_dir": str(Path(config.output_dir).expanduser().absolute())}
+    changes = {
+        "data": str(data) if data.is_file() else config.data,
+        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
+    }
     model = Path(config.model).expanduser()
     if config.model not in MODEL_PRESETS and model.is_dir():
         changes["model"] = str(model.absolute())
     return msgspec.structs.replace(config, **changes)
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` can only mean a dataset on the Hugging Face Hub: ``owner/name``, and no path that nearly is."""
+    path = Path(text)
+    return (
+        _HUB_NAME.fullmatch(text) is not None
+        and path.suffix.lower() not in _FILE_ENDINGS
+        and not path.exists()
+        and not path.parent.exists()
+    )
 
 
 def _no_data(data: Path) -> DatasetNotFoundError:

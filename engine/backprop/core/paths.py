@@ -33,6 +33,11 @@ def model_cache(name: str) -> Path:
     return cache_dir() / "models" / name
 
 
+def dataset_cache(name: str) -> Path:
+    """Directory in which the dataset ``owner/name`` of the Hugging Face Hub is kept once it was fetched."""
+    return cache_dir() / "datasets" / name.replace("/", "--")
+
+
 def token_cache() -> Path:
     """Directory of tokenised datasets, one folder per key (see ``backprop.data.tokens``)."""
     return cache_dir() / "tokens"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Literal
 
 from backprop.core.errors import BackpropError, DatasetError, DatasetNotFoundError, DatasetParseError
+from backprop.core.location import is_hub_name
 from backprop.data.parse import parse_json
-from backprop.data.spool import PACKED
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "txt"]
 KINDS: dict[str, Kind] = {
@@ -20,7 +19,6 @@ KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".txt": "txt",
 }
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_json_lines(head: bytes) -> bool:
@@ -62,10 +60,10 @@ def check_exists(path: Path, name: str) -> None:
         )
     if path.exists():
         raise DatasetNotFoundError(f"{path} is not a plain file", hint="name a file", details={"path": name})
-    if _HUB_NAME.fullmatch(name) and path.suffix.lower() not in {*KINDS, *PACKED} and not path.parent.exists():
+    if is_hub_name(name):
         raise DatasetNotFoundError(
-            f"no file {name}, and a dataset of that name on the Hugging Face Hub is not on this machine yet",
-            hint="check the path; a hub name is fetched when training starts, which needs the network",
+            f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
+            hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
             details={"path": name, "hub_name": name},
         )
     near = _similar(path)

@@ -11,11 +11,18 @@ from typing import IO
 import orjson
 
 from backprop.core.errors import BackpropError, InputError
+from backprop.core.paths import cache_dir
 from backprop.data.source import Row
 
 
 def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
-    """``data.csv.gz`` → ``data.clean.jsonl``."""
+    """``data.csv.gz`` → ``data.clean.jsonl``.
+
+    The file of a fetched dataset is in the cache: what belongs beside it goes into the working directory, and
+    ``owner--name/train.parquet`` → ``name-train.clean.jsonl``.
+    """
+    if path.is_relative_to(cache_dir() / "datasets"):
+        path = Path.cwd() / f"{path.parent.name.rpartition('--')[2]}-{path.name}"
     stem = path.name
     for suffix in reversed(path.suffixes[-2:]):
         if suffix.lower() in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt"):

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -64,7 +65,13 @@ def fetch(repository: str, emit: Callable[[Event], None]) -> Path:
             "it is not in the local cache and the hub cannot be reached",
             "check the network and HF_HUB_OFFLINE, or use the small model: --model smollm2-135m",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except HfHubHTTPError as error:
+        raise _failed(repository, str(error), "try again: what was fetched so far is kept") from error
+    except HTTPError as error:  # of the client's own library: no connection, no name server, a timeout
+        raise _failed(
+            repository, f"the hub cannot be reached ({error})", "check the network, then try again"
+        ) from error
+    except OSError as error:
         raise _failed(repository, str(error), "try again: what was fetched so far is kept") from error
 
 

@@ -17,6 +17,7 @@ from backprop.core.events import Event, PhaseChanged
 from backprop.core.settings import RunConfig
 from backprop.data import tokens
 from backprop.data.split import held_out_rows
+from backprop.train import dataset_hub
 from backprop.train import model as models
 from backprop.train.packing import Row
 
@@ -54,7 +55,11 @@ def tokenise(
     *,
     samples: int | None = None,
 ) -> tokens.Prepared:
-    """The rows of ``path`` as tokens, with its progress in ``phase_changed`` events."""
+    """The rows of ``path`` as tokens, with its progress in ``phase_changed`` events.
+
+    ``path`` may name a dataset on the Hugging Face Hub, which is fetched first.
+    """
+    path = dataset_hub.find(path, emit, look)
     length = config.max_seq_length
     fits = models.context_length(model_path)
     if fits is not None and length > fits:
