@@ -20,6 +20,7 @@ from backprop.data.texts import CONTROL_TOKEN
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.turns import Example, Format, RowError, Turn
+from backprop.data.words import WordEncoding
 
 
 class Rendered(Struct):
@@ -150,7 +151,7 @@ class Encoded(Struct):
     answers: list[tuple[int, int]]
 
 
-def encode_row(rendered: Rendered, encoding: Encoding, tokenizer: ChatTokenizer) -> Encoded:
+def encode_row(rendered: Rendered, encoding: Encoding | WordEncoding, tokenizer: ChatTokenizer) -> Encoded:
     """Tokens of a rendered row. A token is trained when it holds a character of a trained span.
 
     Nothing predicts the first token, so it is never trained. Raw text ends with the tokenizer's end token.
@@ -178,7 +179,7 @@ def _around_text(ids: Ids, tokenizer: ChatTokenizer) -> Ids:
     return ids
 
 
-def token_range(encoding: Encoding, length: int, span: Span) -> tuple[int, int]:
+def token_range(encoding: Encoding | WordEncoding, length: int, span: Span) -> tuple[int, int]:
     """First token and one past the last token that hold characters of ``span`` in a text of ``length``."""
     start = span.start
     first = encoding.char_to_token(start)
@@ -194,8 +195,16 @@ def token_range(encoding: Encoding, length: int, span: Span) -> tuple[int, int]:
         after = encoding.char_to_token(end)
     if after is None:
         return first, len(encoding.ids)
-    held = encoding.token_to_chars(after)
-    return first, after + 1 if held is not None and held[0] < span.end else after
+    begins = _first_char(encoding, after, end)
+    return first, after + 1 if begins is not None and begins < span.end else after
+
+
+def _first_char(encoding: Encoding | WordEncoding, token: int, place: int) -> int | None:
+    """Where a token begins that holds the character at ``place``."""
+    if isinstance(encoding, WordEncoding):
+        return encoding.first_char(place)
+    held = encoding.token_to_chars(token)
+    return None if held is None else held[0]
 
 
 def pieces(rendered: Rendered, encoding: Encoding, encoded: Encoded, tokenizer: ChatTokenizer) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ Rows are rendered here and encoded in batches by the Rust tokenizer in a thread,
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 
@@ -24,6 +24,7 @@ from backprop.data.source import Row, Source
 from backprop.data.token_cache import Writer
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.turns import RowError
+from backprop.data.words import WordEncoding
 
 BATCH_ROWS = 500
 BATCH_CHARACTERS = 2_000_000
@@ -95,10 +96,10 @@ class Preparation:
         head = list(islice(rows, HEAD_ROWS))
         self._look(head)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
-            pending: deque[tuple[list[_Item], Future[list[Encoding]]]] = deque()
+            pending: deque[tuple[list[_Item], Future[Sequence[Encoding | WordEncoding]]]] = deque()
             for batch in self._batches(chain(head, rows)):
                 texts = [item.rendered.text for item in batch]
-                pending.append((batch, pool.submit(self.tokenizer.encode, texts, special=batch[0].rendered.raw)))
+                pending.append((batch, pool.submit(self.tokenizer.encode_rows, texts, special=batch[0].rendered.raw)))
                 self._between()
                 # One batch is encoded while the next is rendered; the last ones wanted are counted before that.
                 while len(pending) > (0 if self._enough(0) else 1):
@@ -190,7 +191,7 @@ class Preparation:
                 )
             )
 
-    def _write(self, batch: list[_Item], encodings: Future[list[Encoding]], writer: Writer) -> None:
+    def _write(self, batch: list[_Item], encodings: Future[Sequence[Encoding | WordEncoding]], writer: Writer) -> None:
         self._waiting -= len(batch)
         for item, encoding in zip(batch, encodings.result(), strict=True):
             encoded = encode_row(item.rendered, encoding, self.tokenizer)
@@ -204,7 +205,8 @@ class Preparation:
                 words = "two begin tokens in a row: the text starts with one, and the template writes one"
                 self._report(item.row, RowError("double_bos", "", words, "warning"))
             if not self.summary.first_row:
-                parts = pieces(item.rendered, encoding, encoded, self.tokenizer)
+                text, raw = item.rendered.text, item.rendered.raw
+                parts = pieces(item.rendered, self.tokenizer.encode([text], special=raw)[0], encoded, self.tokenizer)
                 self.summary.first_row = merge_spans(parts, encoded.trained)
                 self._note_terminator(encoded)
             self._take(item, encoded, writer)
@@ -233,7 +235,7 @@ class Preparation:
         mark = hash(item.rendered.text)
         if mark in self._seen:
             self.summary.duplicated += 1
-            self._report(item.row, RowError("duplicate", "", "the same text as an earlier row", "info"))
+            self._report(item.row, RowError("duplicate_row", "", "the same text as an earlier row", "info"))
         self._seen.add(mark)
         self.summary.kept += 1
         for ids, trained in fitted.samples:

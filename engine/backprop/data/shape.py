@@ -66,7 +66,7 @@ class TemplateShape:
         words = []
         for message in messages:
             content = message["content"]
-            if len(message) > 2 or "think>" in content or not content or content.isspace():
+            if len(message) > 2 or "think>" in content or not content or content[0].isspace():
                 return None
             words.append(content.strip() if self._trims else content)
         return words
