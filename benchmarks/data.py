@@ -37,7 +37,7 @@ from backprop.data.validate import validate
 SAMPLE = 200_000_000
 """Bytes of the file that the parsers read in turn."""
 ROUNDS = 3
-TOKEN_ROWS = 2_000
+TOKEN_ROWS = 5_000
 
 
 class Message(msgspec.Struct):
@@ -208,8 +208,16 @@ def planted_defects(folder: Path) -> None:
     print(f"  {len(truth & found):,} found, {missed} missed, {invented} invented, {seconds:.1f} CPU-s")
 
 
+def _paragraphs(rng: random.Random, words: list[str]) -> str:
+    """Words with line breaks among them."""
+    lines = (" ".join(rng.choices(words, k=rng.randint(10, 40))) for _ in range(rng.randint(2, 4)))
+    return rng.choice(("\n", "\n\n")).join(lines)
+
+
 def beside_trl(folder: Path, model_dir: Path) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
+    from pydoc_data.topics import topics
+
     import torch
     from backprop.data.tokens import prepare
     from datasets import Dataset
@@ -219,10 +227,11 @@ def beside_trl(folder: Path, model_dir: Path) -> None:
     torch.set_num_threads(2)
     path = folder / "chats.jsonl"
     rng = random.Random(3)
-    words = ["captain", "looked", "at", "old", "harbour", "maps", "while", "rain", "fell", "over", "quiet", "streets"]
+    # Words of a real text, as often as it has them: Python's own manual.
+    words = " ".join(topics.values()).split()
     with path.open("wb") as file:
         for i in range(TOKEN_ROWS):
-            said = [" ".join(rng.choices(words, k=rng.randint(20, 160))) for _ in range(4)]
+            said = [_paragraphs(rng, words) for _ in range(4)]
             roles = ["user", "assistant"] * 2
             turns = [{"role": role, "content": f"{text} {i}"} for role, text in zip(roles, said, strict=True)]
             file.write(orjson.dumps({"messages": turns}) + b"\n")
@@ -267,6 +276,7 @@ def beside_trl(folder: Path, model_dir: Path) -> None:
         )
     (ours, ours_cpu), (theirs, theirs_cpu) = middle["backprop"], middle["TRL"]
     print(f"  ratio {theirs / ours:.2f} in time, {theirs_cpu / ours_cpu:.2f} in processor time")
+    print(f"  peak memory of the process, TRL and torch with it: {peak_megabytes():.0f} MB")
 
 
 def main() -> None:

@@ -2,25 +2,32 @@
 
 Byte-level BPE splits a text into words first, and no merge reaches from one word into the next; special tokens split
 it before that. So a text may be cut wherever its splitting pattern always cuts, and the parts' tokens joined are the
-whole text's tokens. The cuts used here are special tokens, and a single space between two printable ASCII characters:
-every pattern in ``_PATTERNS`` starts a new word there, whatever else stands around it.
+whole text's tokens. The cuts used here are special tokens, the place before a single space between two printable ASCII
+characters, and the place after such a line break: every pattern in ``_PATTERNS`` starts a new word there, whatever else
+stands around it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from itertools import chain
+from bisect import bisect_right
+from functools import lru_cache, partial
+from itertools import accumulate, chain
 from typing import Any, Self
 
 from tokenizers import Encoding, Tokenizer, models
 
 _CUT = re.compile(r" (?=[!-~])(?<=[!-~] )")
+_LINE = re.compile(r"(?<=[!-~]\n)(?=[!-~])|(?<=[!-~]\n\n)(?=[!-~])")
+_GPT2_LINE = re.compile(r"(?<=[!-~]\n)(?=[!-~]|\n[!-/:-~])|(?<=[!-~]\n\n)(?=[!-/:-~])")
+"""GPT-2's pattern parts two line breaks, where a digit does not follow that another step has split off before."""
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {_SPLIT % r"\p{N}{1,3}": "Llama 3", _SPLIT % r"\p{N}": "Qwen"}
 """Splitting patterns that are known to cut there; GPT-2's own is part of the library's byte-level step."""
 _KEPT = 200_000
 """Words remembered before all are forgotten: about 40 MB."""
+_KEPT_TOKENS = 5_000
 _LONGEST = 64
 """Characters of a word that is remembered: longer ones (a text without spaces, for instance) hardly come again."""
 
@@ -44,26 +51,46 @@ class _Words(dict[str, tuple[int, ...]]):
 class WordEncoder:
     """Encodes texts as the tokenizer does, without the special tokens that it would put around them."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, line: re.Pattern[str]) -> None:
         self.tokenizer = tokenizer
+        self._line = line
         added = sorted((t.content for t in tokenizer.get_added_tokens_decoder().values()), key=len, reverse=True)
         self._specials = re.compile("(" + "|".join(map(re.escape, added)) + ")") if added else None
         self.first = _Words(tokenizer, "")
         """Special tokens, and the words after them."""
         self.later = _Words(tokenizer, " ")
         """Words after a space."""
+        self.tokens = lru_cache(_KEPT_TOKENS)(partial(tokenizer.encode, add_special_tokens=False))
+        """Text → its tokens with their places."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Self | None:
         """``None`` where words are not known to be encoded on their own."""
-        return cls(tokenizer) if _splits_words(tokenizer) else None
+        line = _line_cuts(tokenizer)
+        return cls(tokenizer, line) if line is not None else None
 
     def encode(self, text: str) -> WordEncoding:
-        segments = self._specials.split(text) if self._specials else [text]
-        words = [_CUT.split(segment) for segment in segments]
+        segments: list[str] = []
+        for part in self._specials.split(text) if self._specials else [text]:
+            if "\n" in part:
+                segments += self._line.split(part)
+            else:
+                segments.append(part)
+        words = list(map(_cut, segments))
         later = self.later.__getitem__
         ids = [[*self.first[some[0]], *chain.from_iterable(map(later, some[1:]))] if some[0] else [] for some in words]
         return WordEncoding(self, segments, words, ids)
+
+
+def _cut(text: str) -> list[str]:
+    """A text without special tokens as words, without the space before all but the first."""
+    line = text.replace("\n", "") if "\n" in text else text
+    if not (line.isascii() and line.isprintable()) or "  " in text or text[:1] == " " or text[-1:] == " ":
+        return _CUT.split(text)
+    if line is not text and (" \n" in text or "\n " in text):
+        return _CUT.split(text)
+    # Every space is a cut: this is several times as fast.
+    return text.split(" ")
 
 
 class WordEncoding:
@@ -71,9 +98,10 @@ class WordEncoding:
 
     def __init__(self, encoder: WordEncoder, segments: list[str], words: list[list[str]], ids: list[list[int]]) -> None:
         self._encoder = encoder
-        self._segments = segments
         self._words = words
-        self._ids = ids
+        self._ends = list(accumulate(map(len, segments)))
+        self._tokens = list(accumulate(map(len, ids)))
+        """Characters and tokens up to the end of each segment."""
         self.ids = list(chain.from_iterable(ids))
 
     def char_to_token(self, place: int) -> int | None:
@@ -91,11 +119,8 @@ class WordEncoding:
 
     def _word_at(self, place: int) -> tuple[int, int, Encoding]:
         """The word that holds the character at ``place``: its first character, its first token, its tokens."""
-        start = first = at = 0
-        while place >= start + len(self._segments[at]):
-            start += len(self._segments[at])
-            first += len(self._ids[at])
-            at += 1
+        at = bisect_right(self._ends, place)
+        start, first = (self._ends[at - 1], self._tokens[at - 1]) if at else (0, 0)
         encoder, words = self._encoder, self._words[at]
         word, known = words[0], encoder.first
         for later in words[1:]:
@@ -104,10 +129,11 @@ class WordEncoding:
             start += len(word)
             first += len(known[word] if known is encoder.first else known[word[1:]])
             word, known = " " + later, encoder.later
-        return start, first, encoder.tokenizer.encode(word, add_special_tokens=False)
+        return start, first, encoder.tokens(word)
 
 
-def _splits_words(tokenizer: Tokenizer) -> bool:
+def _line_cuts(tokenizer: Tokenizer) -> re.Pattern[str] | None:
+    """Where lines may be cut, for a tokenizer whose texts may be cut into words."""
     model = tokenizer.model
     if (
         not isinstance(model, models.BPE)
@@ -115,11 +141,11 @@ def _splits_words(tokenizer: Tokenizer) -> bool:
         or model.continuing_subword_prefix
         or model.end_of_word_suffix
     ):
-        return False
+        return None
     normalizer = _described(tokenizer.normalizer)
     # Composing characters changes nothing at a space between ASCII characters.
     if normalizer is not None and normalizer.get("type") != "NFC":
-        return False
+        return None
     added = list(tokenizer.get_added_tokens_decoder().values())
     if any(
         token.lstrip
@@ -130,15 +156,15 @@ def _splits_words(tokenizer: Tokenizer) -> bool:
         or (token.normalized and normalizer is not None)
         for token in added
     ):
-        return False
+        return None
     step = _described(tokenizer.pre_tokenizer)
     steps = step.get("pretokenizers", [step]) if step else []
     *before, last = steps or [{}]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        return False
+        return None
     if last.get("use_regex", True):
-        return all(one.get("type") == "Digits" for one in before)
-    return len(before) == 1 and before[0].get("type") == "Split" and _is_known(before[0])
+        return _GPT2_LINE if all(one.get("type") == "Digits" for one in before) else None
+    return _LINE if len(before) == 1 and before[0].get("type") == "Split" and _is_known(before[0]) else None
 
 
 def _is_known(split: dict[str, Any]) -> bool:
