@@ -354,3 +354,20 @@ def test_a_check_that_is_stopped_says_so_and_shows_progress(tmp_path: Path) -> N
     whole = validate(path, progress=lambda *now: seen.append(now))
     assert (whole.rows, whole.complete) == (60_000, True)
     assert seen[-1] == (path.stat().st_size, path.stat().st_size)
+
+
+def test_looking_for_repeated_rows_shows_progress_and_can_be_cancelled(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    row = {"instruction": "Say the same again, please.", "output": "The same again. " * 40}
+    path.write_bytes(b"".join(dumped(row | {"id": i}) + b"\n" for i in range(5_000)))
+    seen: list[int] = []
+    whole = validate(path, progress=lambda done, total: seen.append(done))
+    assert whole.problem_counts == {"duplicate_row": 4_999}
+    again = next(i for i in range(1, len(seen)) if seen[i] <= seen[i - 1])
+    assert seen[again:] == seen[:again]
+
+    calls: list[int] = []
+    stopped = validate(path, progress=lambda done, total: calls.append(done), cancelled=lambda: len(calls) > again)
+    assert not stopped.complete
+    assert stopped.rows == 5_000
+    assert stopped.problem_counts == {}

@@ -32,7 +32,7 @@ class Found(Struct):
     again: Numbers
     """Rows with the content of an earlier row, ascending."""
     earlier: Numbers
-    """For each of them, the line (or number) of the first row with that content."""
+    """For each of them, the first row with that content."""
     held_out: Numbers
     """Rows that another file has too, ascending."""
 
@@ -92,18 +92,17 @@ class Repeats:
             progress: called with bytes read again and their total.
         """
         suspects = self._suspects(other)
-        written, lines = bytearray(), array("q")
-        begin = 0
+        written = bytearray()
+        begin = done = 0
         for batch, size in zip(batches(source) if len(suspects) else (), self._sizes, strict=False):
             if cancelled is not None and cancelled():
                 return None
             stop = int(np.searchsorted(suspects, begin + size))
-            for at in suspects[len(lines) : stop].tolist():
+            for at in suspects[done:stop].tolist():
                 row = batch.row(at - begin)
                 # A row that cannot be read equals none: its place is its content.
                 written += self.key_of(row.value) if row.error is None else at.to_bytes(16, "big")
-                lines.append(row.line)
-            begin += size
+            begin, done = begin + size, stop
             if progress is not None:
                 progress(batch.end, source.bytes)
             if stop == len(suspects):
@@ -111,7 +110,7 @@ class Repeats:
         keys = np.frombuffer(written, dtype=np.uint64).reshape(-1, 2)
         again, earlier = _repeated(keys)
         held = [at for at in range(len(keys)) if keys[at].tobytes() in other.keys] if other is not None else []
-        return Found(suspects[again], np.array(lines, dtype=np.int64)[earlier], suspects[held])
+        return Found(suspects[again], suspects[earlier], suspects[held])
 
     def _suspects(self, other: Repeats | None) -> Numbers:
         """Rows whose fingerprint another row has, here or in ``other``."""
@@ -134,10 +133,13 @@ class Repeats:
 def _repeated(keys: Keys) -> tuple[Numbers, Numbers]:
     """The positions of keys that came before, ascending, with the position of the first equal one."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))
-    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     # Equal keys keep their order: the first of a group is the first in the file.
     leads = np.ones(len(order), dtype=np.bool_)
-    leads[1:] = ~same
+    leads[1:] = False
+    for half in (0, 1):
+        ordered = keys[:, half][order]
+        leads[1:] |= ordered[1:] != ordered[:-1]
+    del ordered
     group = np.maximum.accumulate(np.where(leads, np.arange(len(order)), 0))
     again, earlier = order[~leads], order[group[~leads]]
     ascending = np.argsort(again)

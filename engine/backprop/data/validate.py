@@ -7,7 +7,7 @@ and explained. Nothing is dropped: ``rows`` counts every row, and ``invalid`` th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -84,6 +84,7 @@ def validate(
     held_out: str | Path | None = None,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
+    so_far: Callable[[Sequence[Problem], Mapping[str, int]], object] | None = None,
     listed: int = LISTED,
 ) -> Validation:
     """Check every row of a dataset.
@@ -93,6 +94,7 @@ def validate(
         held_out: a file that must share no row with this one.
         progress: called with bytes read and their total.
         cancelled: asked often; when true, what was found so far is returned, with ``complete`` false.
+        so_far: called now and then with the findings until then and their counts; both go on growing afterwards.
         listed: findings of one code to list; all are counted.
 
     Raises:
@@ -108,6 +110,8 @@ def validate(
             examiner.take(batch)
             if progress is not None:
                 progress(batch.end, source.bytes)
+            if so_far is not None:
+                so_far(examiner.answer.problems, examiner.counts)
         return examiner.finish(overlap, progress, cancelled)
 
 
@@ -125,7 +129,8 @@ class Examiner:
             self.answer.notes.append(f"fields are read as {describe_mapping(seen.mapping)}; --map says otherwise")
         self._quick = QuickLook(seen.format, self.names) if seen.format and supports(seen.format) else None
         self._repeats = Repeats(seen.format, self.names)
-        self._counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        """Findings per code until now."""
         self._formats: Counter[str] = Counter()
         self._labels: set[bool] = set()
         if source.has_bom:
@@ -189,8 +194,8 @@ class Examiner:
         return [*errors, *odd_texts(value, read_as, self.names)]
 
     def _note(self, line: int, raw: bytes, error: RowError) -> None:
-        self._counts[error.code] += 1
-        if self._counts[error.code] > self._listed:
+        self.counts[error.code] += 1
+        if self.counts[error.code] > self._listed:
             return
         self.answer.problems.append(
             Problem(
@@ -214,7 +219,7 @@ class Examiner:
             message = f"every label is {label}: feedback training needs both"
             self._note(0, b"", RowError("one_label", self.names.label, message, "warning"))
         answer.valid = answer.rows - answer.invalid
-        answer.problem_counts = dict(self._counts.most_common())
+        answer.problem_counts = dict(self.counts.most_common())
         answer.formats = {name: count for name, count in self._formats.most_common() if count}
         answer.problems.sort(key=lambda problem: problem.line)
         if answer.rows and self._formats["unreadable"] == answer.rows:
@@ -232,8 +237,8 @@ class Examiner:
         found = self._repeats.find(self.source, overlap, progress, cancelled)
         if found is None:
             return False
-        words = "the same as " + self.source.unit + " {}"
-        self._note_rows("duplicate_row", found.again, [words.format(line) for line in found.earlier[: self._listed]])
+        firsts = [self.source.row(earlier).line for earlier in found.earlier[: self._listed].tolist()]
+        self._note_rows("duplicate_row", found.again, [f"the same as {self.source.unit} {line}" for line in firsts])
         held_out = ["the same row is in the held-out file"] * min(len(found.held_out), self._listed)
         self._note_rows("held_out_overlap", found.held_out, held_out)
         return True
@@ -244,7 +249,7 @@ class Examiner:
             row = self.source.row(index)
             self._note(row.line, row.raw, RowError(code, "", message, "warning"))
         if len(rows) > len(messages):
-            self._counts[code] += len(rows) - len(messages)
+            self.counts[code] += len(rows) - len(messages)
 
 
 def excerpt(raw: bytes) -> str:
