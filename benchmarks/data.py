@@ -2,7 +2,7 @@
 
     python benchmarks/data.py                     # 2 GB of JSON Lines: open, index, validate (a minute or two)
     python benchmarks/data.py --gigabytes 0.2     # the same, smaller
-    python benchmarks/data.py --planted           # twenty kinds of defect, 1 % each, in 100,000 rows
+    python benchmarks/data.py --planted           # 21 kinds of defect, 1 % each, in 100,000 rows
     python benchmarks/data.py --tokens            # rendering, masking and tokenising beside TRL (needs a model)
 
 Memory is the peak of a fresh process. Validation, ``json``, ``orjson`` and ``msgspec`` read the same lines in turn, in

@@ -17,7 +17,7 @@ from backprop.data.source import Row, Source
 from backprop.data.typed import QuickLook
 
 _ROWS = 1_000
-_GROUP_BYTES = 128 * 1024
+_GROUP_BYTES = 256 * 1024
 """Lines decoded at once: few enough that their values are still in the processor's cache when they are looked at."""
 _GROUP_ROWS = 64
 _SEARCHED = 4096
