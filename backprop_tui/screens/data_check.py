@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import ModelLoadError
+from backprop.core.events import Problem
 from backprop.core.settings import EMBEDDED_MODEL, RunConfig
 from backprop.data.source import Row
 from msgspec.structs import fields
@@ -14,7 +17,7 @@ from textual import on
 from textual.app import ComposeResult
 
 from backprop_tui.screens.data_lengths import Lengths, count_lengths, histogram_lines
-from backprop_tui.screens.data_messages import Checked, Counted, ModelChosen, Opened
+from backprop_tui.screens.data_messages import Checked, Counted, FoundSoFar, ModelChosen, Opened
 from backprop_tui.screens.data_rows import problem_text
 from backprop_tui.screens.data_search import DataSearch
 from backprop_tui.screens.data_statistics import statistics_lines
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: int = {field.name: field.default for field in fields(RunConfig)}["max_seq_length"]
 _OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format")
 """Findings that reading the row alone does not give."""
+_EVERY = 0.5
+"""Seconds between two looks at what a check has found so far."""
 _LIMITS = [2**power for power in range(4, 21)]
 
 
@@ -137,11 +142,25 @@ class DataCheck(DataSearch):
         def check(job: Job) -> None:
             from backprop.data.validate import validate
 
-            found = validate(opened.path, progress=job.progress, cancelled=job.stopped)
+            told, known = time.monotonic(), 0
+
+            def so_far(problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
+                nonlocal told, known
+                if len(problems) > known and (not known or time.monotonic() - told > _EVERY):
+                    told, known = time.monotonic(), len(problems)
+                    self.post_message(FoundSoFar(opened.path, list(problems), dict(counts)))
+
+            found = validate(opened.path, progress=job.progress, cancelled=job.stopped, so_far=so_far)
             self.post_message(Checked(opened.path, found))
 
         self.begin("check", "checking", check)
         self.query_one(ProblemList).say("checking every row …")
+
+    @on(FoundSoFar)
+    def _list_findings(self, event: FoundSoFar) -> None:
+        opened = self.opened
+        if opened is not None and event.path == opened.path and "check" in self.jobs:
+            self.query_one(ProblemList).show(event.problems, event.counts, opened.source.unit)
 
     @on(Checked)
     def _take_findings(self, event: Checked) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import BackpropError, ModelLoadError
+from backprop.core.events import Problem
 from backprop.core.jobs import RowScore, Scored
 from textual.message import Message
 
@@ -74,6 +76,16 @@ class ScanEnded(Message):
         self.kind = kind
         self.hits = hits
         self.whole = whole
+
+
+class FoundSoFar(Message):
+    """What a check that goes on has found until now."""
+
+    def __init__(self, path: str, problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
+        super().__init__()
+        self.path = path
+        self.problems = problems
+        self.counts = counts
 
 
 class Checked(Message):

@@ -15,6 +15,7 @@ from backprop_tui.widgets.styled import Line, many_lines, one_line, split_lines
 PREVIEW = 400
 LONGEST_SHOWN = 200_000
 """Characters of one text that a view shows: a row of megabytes stays readable and quick."""
+_KINDS = {int: "a number", float: "a number", bool: "true or false", str: "a text", list: "a list", type(None): "null"}
 _LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T"}
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|(-?\d[\d.eE+-]*)|(true|false|null)|([^"\d\w-]+|\S)')
 
@@ -32,7 +33,9 @@ def read_row(row: Row, file: FileFormat) -> tuple[Example | None, RowError | Non
         return None, row.error
     format = format_of(row.value, file)
     if format is None:
-        return None, RowError("unknown_format", "", "its fields are no known format's")
+        kind = _KINDS.get(type(row.value))
+        words = f"it is {kind}, not an object with fields" if kind else "its fields are no known format's"
+        return None, RowError("unknown_format", "", words)
     try:
         return convert(row.value, format, file.mapping), None
     except RowError as error:

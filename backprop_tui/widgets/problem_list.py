@@ -35,7 +35,11 @@ class ProblemList(LineList):
         self.unit = "line"
 
     def show(self, problems: Sequence[Problem], counts: Mapping[str, int], unit: str) -> None:
-        """Show findings, and how many there are of each code (more than are listed, maybe)."""
+        """Show findings, and how many there are of each code (more than are listed, maybe).
+
+        A list that grows keeps the finding under the cursor, and the code that is shown alone.
+        """
+        place = self.cursor - len(self._codes)
         worst: dict[str, str] = {}
         for problem in problems:
             before = worst.get(problem.code, "info")
@@ -45,8 +49,9 @@ class ProblemList(LineList):
             key=lambda item: (_ORDER.index(item[1]), -item[2]),
         )
         self._problems, self.unit = problems, unit
-        self._choose("")
-        self.cursor = 0
+        self._choose(self._only if self._only in counts else "")
+        if place > 0:
+            self.cursor = len(self._codes) + place
 
     def say(self, text: str) -> None:
         """Say in one line why there is nothing to list."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tokenizer import write_model
 
 KEYS = {"path", "format", "rows", "valid", "invalid", "problems"}
 GOOD = [{"instruction": f"Say {i}", "output": f"The number is {i}, my friend."} for i in range(30)]
@@ -80,6 +81,21 @@ def test_a_held_out_file_and_a_mapping_are_taken(tmp_path: Path) -> None:
     wrong = backprop("validate", path, "--map", "instructon=q")
     assert wrong.returncode == 1
     assert "'instructon' is no part of a row" in wrong.stderr
+
+
+def test_rows_that_a_length_cuts_are_all_counted_whatever_is_listed(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    long = [{"instruction": f"Say {i} " * 40, "output": f"It is {i}."} for i in range(70)]
+    lost = [{"instruction": f"Say {i}", "output": f"It is {i}. " * 60} for i in range(60)]
+    path = written(tmp_path, [*GOOD, *long, *lost])
+    answer = json.loads(backprop("validate", path, "--model", str(model), "--max-seq-length", "128", "--json").stdout)
+    assert (answer["tokens"]["cut"], answer["tokens"]["answer_lost"]) == (70, 60)
+    assert (answer["problem_counts"]["cut"], answer["problem_counts"]["answer_lost"]) == (70, 60)
+    listed = [problem["line"] for problem in answer["problems"] if problem["code"] == "cut"]
+    assert listed[0] == 31
+    plain = backprop("validate", path, "--model", str(model), "--max-seq-length", "128").stdout
+    assert "70  cut" in plain
+    assert "60  answer_lost" in plain
 
 
 def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:

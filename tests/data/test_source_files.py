@@ -300,3 +300,18 @@ def test_a_file_without_permission_is_an_error_for_people(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(BackpropError, match="cannot be read: Permission denied"):
         open_source(path)
+
+
+def test_a_zst_file_that_is_cut_off_is_refused_and_one_of_several_frames_is_read_whole(tmp_path: Path) -> None:
+    rows = b"".join(b'{"text": "row %d of many that do not repeat %d"}\n' % (i, i * 7919) for i in range(5000))
+    half = len(rows) // 2 + rows[len(rows) // 2 :].index(b"\n") + 1
+    packed = zstandard.compress(rows[:half]) + zstandard.compress(rows[half:])
+    whole = tmp_path / "whole.jsonl.zst"
+    whole.write_bytes(packed)
+    with open_source(whole) as source:
+        assert len(source) == 5000
+    for share in (0.2, 0.7, 0.99):
+        path = tmp_path / f"cut-{share}.jsonl.zst"
+        path.write_bytes(packed[: int(len(packed) * share)])
+        with pytest.raises(DatasetParseError, match="cut off"):
+            open_source(path)

@@ -139,7 +139,7 @@ def test_bad_rows_are_counted_with_their_lines_and_stop_nothing(ready: Callable[
         (2, "broken_json"),
         (3, "missing_field"),
         (4, "nothing_to_train"),
-        (6, "duplicate"),
+        (6, "duplicate_row"),
         (7, "mixed_format"),
     }
     assert summary.problem_counts["broken_json"] == 1

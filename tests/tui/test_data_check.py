@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,44 @@ async def test_enter_on_a_finding_goes_to_its_row(faulty: Path) -> None:
         await until_text(pilot, "line 56 as chat", "duplicate_row: the same as line 5", "56 of 100")
         await pilot.press("escape")
         await until_text(pilot, "What is in hold 57?")
+
+
+async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backprop.data import validate
+
+    seen = threading.Event()
+    real = validate.batches
+
+    def slowly(source: object) -> Iterator[object]:
+        yield from real(source)
+        assert seen.wait(60)
+
+    monkeypatch.setattr(validate, "batches", slowly)
+    async with DataApp(faulty).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("p")
+        screen = await until_text(pilot, "line 12", "line 34", "1 ✗ broken_json", "checking")
+        assert "duplicate_row" not in screen  # known when every row was seen
+        await pilot.press("end", "enter")
+        await until_text(pilot, "line 78 as chat")
+        seen.set()
+        await until_text(pilot, "checked 100 rows")
+        await pilot.press("p")
+        await until_text(pilot, "1 ! duplicate_row")
+
+
+async def test_the_mouse_goes_to_rows_and_to_findings(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.click("#rows", offset=(5, 6))
+        await until_text(pilot, "line 7 as chat", "7 of 100")
+        await pilot.press("p")
+        await until_text(pilot, "line 12", "line 56")
+        listed = pilot.app.data.query_one("#problems")
+        at = next(y for y in range(20) if "line 34" in listed.render_line(y).text)
+        await pilot.click("#problems", offset=(5, at))
+        await pilot.click("#problems", offset=(5, at), times=2)
+        await until_text(pilot, "34 of 100", "This row cannot be used for training")
 
 
 async def test_enter_on_a_code_shows_its_findings_alone(faulty: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import zstandard
 from data_screen_app import DataApp, alpaca, at_rest, until_text, write_rows
 
 GOOD = json.dumps(alpaca(1))
@@ -19,6 +20,12 @@ WHOLE = {
     "no parquet": ("rows.parquet", b"PAR1 not really", ["cannot be read as Parquet"]),
     "a cut gz": ("rows.jsonl.gz", gzip.compress(GOOD.encode() * 999)[:40], ["cannot be unpacked", "cut off"]),
     "csv with a column twice": ("rows.csv", b"text,text\na,b\n", ["line 1", "'text' twice"]),
+    "a csv header alone": ("rows.csv", b"text\n", ["dataset is empty"]),
+    "an empty array": ("rows.json", b"[]", ["dataset is empty"]),
+    "a lone number": ("rows.json", b"5", ["1 row", "it is a number, not an object with fields"]),
+    "a cut zst": ("rows.jsonl.zst", zstandard.compress(GOOD.encode() * 999)[:20], ["cannot be unpacked", "cut off"]),
+    "gz by name alone": ("rows.jsonl.gz", f"{GOOD}\n".encode(), ["cannot be unpacked"]),
+    "one object over many lines": ("rows.jsonl", b'{\n"text": "a"\n}\n', ["line 1", "rename to .json"]),
 }
 ROWS = {
     "a broken line": (b'{"instruction": "half', "line 7", "in the middle"),
@@ -68,7 +75,7 @@ async def test_a_directory_names_the_files_in_it(tmp_path: Path) -> None:
 
 async def test_a_hub_name_says_that_it_is_not_on_this_machine() -> None:
     async with DataApp("someone/some-dataset").run_test(size=(140, 40)) as pilot:
-        await until_text(pilot, "✗ no file someone/some-dataset", "Hugging Face Hub", "not on this machine")
+        await until_text(pilot, "✗ someone/some-dataset could not be fetched", "not on this machine", "HF_HUB_OFFLINE")
 
 
 async def test_a_file_that_cannot_be_opened_leaves_the_one_on_screen(tmp_path: Path) -> None:
@@ -103,6 +110,48 @@ async def test_a_label_that_is_no_label_is_explained_in_a_feedback_file(tmp_path
     rows = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False, "yes", True)]
     async with DataApp(write_rows(tmp_path / "rows.jsonl", rows)).run_test(size=(140, 40)) as pilot:
         await until_text(pilot, "kto", "3 ✗", "label must be true or false (or 1, 0), not")
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "words"),
+    [
+        ("rows.json", b'{"instruction": "Depth?", "output": "Nine"}', ["alpaca", "1 row", "Depth?"]),
+        ("rows.json", b'[{"text": "a"},\n{"text": "b"},\n]', ["3 rows", "3 \u2717", "a comma with no row after it"]),
+        ("rows.csv", b"instruction,input,output\nDepth?,,Nine\nWhere?,,\n", ["2 rows", "Depth?", "3 ! UA"]),
+        ("rows.csv", "instruction,output\ncaf\xe9,x\n".encode("latin-1"), ["1 row", "2 \u2717", "not UTF-8"]),
+        ("rows.txt", b"one\nstill one\n\ntwo\n", ["3 rows", "1 text one", "4 text two"]),
+        ("rows.txt", b"one\ntwo\nthree\n", ["3 rows"]),
+    ],
+)
+async def test_odd_files_are_read_row_by_row_and_nothing_is_lost(
+    tmp_path: Path, file: str, data: bytes, words: list[str]
+) -> None:
+    path = tmp_path / file
+    path.write_bytes(data)
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        screen = await until_text(pilot, *words)
+        assert "nan" not in screen
+
+
+async def test_a_file_that_mixes_formats_says_which_and_where(tmp_path: Path) -> None:
+    rows: list[object] = [alpaca(number) for number in range(1, 9)]
+    rows.insert(4, {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]})
+    async with DataApp(write_rows(tmp_path / "rows.jsonl", rows)).run_test(size=(140, 40)) as pilot:
+        await at_rest(pilot)
+        await until_text(pilot, "mixed: alpaca, openai")
+        await pilot.press("p")
+        await until_text(pilot, "1 ! mixed_format", "line 5", "the row is openai, where most rows are alpaca")
+
+
+async def test_where_most_rows_are_broken_the_check_says_how_many(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"{broken\n" * 30 + f"{GOOD}\n".encode())
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(pilot, "checked 31 rows: 30 unusable")
+        await pilot.press("s")
+        await until_text(pilot, "unusable 30 (97 %)")
 
 
 async def test_the_first_row_of_a_file_with_a_byte_order_mark_is_kept(tmp_path: Path) -> None:

@@ -14,6 +14,14 @@ from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 
 SHOWN = 20
 """Findings that are shown to people; ``--json`` lists all."""
+_BY_TOKENS = frozenset(
+    {
+        *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
+        *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
+        *("tools_dropped", "tool_calls_dropped"),
+    }
+)
+"""Findings that only a model's tokenizer and chat template give."""
 
 
 @click.command
@@ -44,8 +52,10 @@ def validate(
         progress.close()
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
-        answer["tokens"], cuts = _tokens(path, model_dir, mapping, max_seq_length)
+        answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, max_seq_length)
         answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
+        counts = {**answer["problem_counts"], **counts}
+        answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
     if as_json:
         output.document(answer)
     else:
@@ -69,8 +79,10 @@ def _model_dir(model: str) -> Path:
 
 def _tokens(
     path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
-) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """The ``tokens`` object of the answer, and the rows that a length of ``length`` cuts."""
+) -> tuple[dict[str, int], list[dict[str, Any]], dict[str, int]]:
+    """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
+    often it does.
+    """
     from backprop.data.tokens import prepare
 
     progress = Progress("counting tokens")
@@ -91,8 +103,8 @@ def _tokens(
         "answer_lost": summary.answer_lost,
         "dropped": summary.dropped,
     }
-    about_length = {"cut", "answer_lost", "nothing_to_train"}
-    return tokens, [msgspec.to_builtins(problem) for problem in summary.problems if problem.code in about_length]
+    found = {code: count for code, count in summary.problem_counts.items() if code in _BY_TOKENS}
+    return tokens, [msgspec.to_builtins(problem) for problem in summary.problems if problem.code in found], found
 
 
 def _show_validation(answer: dict[str, Any]) -> None:
@@ -108,7 +120,7 @@ def _show_validation(answer: dict[str, Any]) -> None:
         _show_problem(problem, answer["unit"])
     more = sum(answer["problem_counts"].values()) - min(SHOWN, len(answer["problems"]))
     if more > 0:
-        output.line(f"… and {more:,} more findings; --json lists them")
+        output.line(f"… and {more:,} more findings; --json lists more")
     tokens = answer.get("tokens")
     if tokens:
         output.line(

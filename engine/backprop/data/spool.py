@@ -18,6 +18,8 @@ from backprop.data.index import Cancelled, Progress
 
 PACKED = (".gz", ".zst")
 _PIECE = 1024 * 1024
+_ZST_PIECE = 16 * 1024
+"""Packed bytes that are unpacked at once: what they become is held in memory."""
 
 
 def unpacked(path: Path, progress: Progress | None = None, cancelled: Cancelled | None = None) -> Path:
@@ -73,12 +75,45 @@ def _unpack(path: Path, partial: Path, progress: Progress | None, cancelled: Can
 def _reader(path: Path, packed: IO[bytes]) -> IO[bytes]:
     if path.suffix.lower() == ".gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=packed))
-    import zstandard
+    return cast(IO[bytes], _Frames(packed))
 
-    stream: Any = zstandard.ZstdDecompressor(max_window_size=2**31).stream_reader(
-        packed, read_across_frames=True, closefd=False
-    )
-    return cast(IO[bytes], stream)
+
+class _Frames:
+    """Reads frame after frame of a Zstandard file; unlike the library's own reader it notices a frame that is cut off.
+
+    Raises:
+        EOFError: the file ends within a frame.
+    """
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed = packed
+        self._frame: Any = None
+        self._rest = b""
+
+    def __enter__(self) -> _Frames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def read(self, size: int) -> bytes:
+        """Some unpacked bytes (about ``size`` or fewer, never none before the end)."""
+        import zstandard
+
+        while True:
+            data = self._rest or self._packed.read(_ZST_PIECE)
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the file is cut off")
+                return b""
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+            piece = cast(bytes, self._frame.decompress(data))
+            self._rest = b""
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+            if piece:
+                return piece
 
 
 def _read(path: Path, source: IO[bytes]) -> bytes:
