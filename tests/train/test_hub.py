@@ -11,7 +11,7 @@ import pytest
 from backprop.core.errors import ModelLoadError
 from backprop.core.events import ModelLoading
 from backprop.train import hub
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 NAME = "somebody/a-model"
 
@@ -46,6 +46,19 @@ def test_a_refusal_says_which_it_is(
     with pytest.raises(ModelLoadError, match=words) as caught:
         hub.fetch(NAME, lambda event: None)
     assert hint in caught.value.hint
+
+
+def test_without_a_network_the_hub_cannot_be_reached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(api: Any, name: str, files_metadata: bool) -> Any:
+        raise HTTPError("no such host")
+
+    monkeypatch.setattr(hub, "snapshot_download", refused(LocalEntryNotFoundError))
+    monkeypatch.setattr(hub.HfApi, "model_info", look_up)
+
+    with pytest.raises(ModelLoadError, match="cannot be reached") as caught:
+        hub.fetch(NAME, lambda event: None)
+    assert caught.value.code == "DEP_MODEL_DOWNLOAD_FAILED"
+    assert caught.value.retryable
 
 
 def test_the_bytes_that_arrived_are_reported_against_those_that_are_wanted(
