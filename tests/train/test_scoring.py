@@ -138,7 +138,9 @@ def test_the_job_streams_scores_and_leaves_no_log_behind(file: Path, tiny_model:
     assert list((own_home / "cache" / "backprop" / "jobs").iterdir()) == []
 
 
-def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(tmp_path: Path, tiny_model: Path, own_home: Path) -> None:
+def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(
+    tmp_path: Path, tiny_model: Path, own_home: Path
+) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     request = ScoreRequest(data=str(tmp_path / "empty.jsonl"), model=str(tiny_model))
     with pytest.raises(DatasetError, match="dataset is empty"), engine_job("backprop.train.scoring", request) as job:

@@ -92,7 +92,7 @@ async def test_scoring_can_be_stopped_and_begun_again(rows: Path, model: Path) -
         await pilot.press("x")
 
 
-async def test_a_model_that_does_not_exist_is_said_in_words(rows: Path, tmp_path: Path) -> None:
+async def test_a_model_that_does_not_exist_is_said_in_words(rows: Path) -> None:
     async with DataApp(rows).run_test(size=NARROW) as pilot:
-        await score(pilot, tmp_path / "gone")
-        await until_text(pilot, "✗", "gone", "DEP_MODEL_LOAD_FAILED")
+        await score(pilot, Path("no-such-model"))
+        await until_text(pilot, "✗ there is no model", "no-such-model", "DEP_MODEL_LOAD_FAILED")

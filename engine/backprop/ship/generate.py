@@ -7,23 +7,14 @@ to the run's log. The journal is not touched.
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, CheckpointError
-from backprop.core.jobs import Delta, GenerateRequest, Message, encode_message
+from backprop.core.errors import CheckpointError
+from backprop.core.jobs import Delta, GenerateRequest
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-from backprop.train.process import failure, quiet_libraries
-from backprop.train.stream import take_stdout
-
-Say = Callable[[Message], None]
+from backprop.train.job import Say, run_job
 
 
 def answer(request: GenerateRequest, say: Say) -> None:
@@ -79,29 +70,5 @@ def load(path: Path, config: dict[str, Any], say: Say) -> tuple[Any, Any]:
         ) from error
 
 
-def main() -> int:
-    directory = RunDirectory(Path(sys.argv[1]))
-    private = take_stdout(directory.log)
-    os.set_blocking(private, True)
-    quiet_libraries()
-    with os.fdopen(private, "wb", buffering=0) as stream:
-
-        def say(message: Message) -> None:
-            stream.write(encode_message(message))
-
-        try:
-            answer(msgspec.json.decode(sys.stdin.buffer.read(), type=GenerateRequest), say)
-        except (KeyboardInterrupt, BrokenPipeError):
-            return EXIT_INTERRUPTED
-        except Exception as error:
-            traceback.print_exc()
-            say(failure(error))
-    return EXIT_OK
-
-
 if __name__ == "__main__":
-    # Libraries leave threads behind that can hang or crash a process whose work is done.
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_job(GenerateRequest, answer)

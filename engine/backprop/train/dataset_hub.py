@@ -7,11 +7,8 @@ copy that is there is used as it is: nobody is asked whether there is a newer on
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -21,21 +18,17 @@ import msgspec
 
 from backprop.core import paths
 from backprop.core.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
     DatasetDownloadError,
     DatasetFormatError,
     DatasetNotFoundError,
 )
 from backprop.core.events import Event, PhaseChanged
-from backprop.core.jobs import Fetched, FetchRequest, Message, Progress, encode_message
+from backprop.core.jobs import Fetched, FetchRequest, Progress
 from backprop.data.fetched import RECORD, find_fetched
 from backprop.data.source import open_source
 from backprop.data.writing import line_of, whole_file
-from backprop.runs.directory import RunDirectory
 from backprop.train.dataset_files import Chosen, choose, choose_converted
-from backprop.train.process import failure, quiet_libraries
-from backprop.train.stream import take_stdout
+from backprop.train.job import Say, run_job
 
 LOOK_SECONDS = 0.5
 CONVERTED = "refs/convert/parquet"
@@ -244,31 +237,11 @@ def _failed(name: str, why: str, hint: str) -> DatasetDownloadError:
     return DatasetDownloadError(f"{name} could not be fetched: {why}", hint=hint, details={"name": name})
 
 
-def main() -> int:
-    directory = RunDirectory(Path(sys.argv[1]))
-    private = take_stdout(directory.log)
-    os.set_blocking(private, True)
-    quiet_libraries()
-    with os.fdopen(private, "wb", buffering=0) as stream:
-
-        def say(message: Message) -> None:
-            stream.write(encode_message(message))
-
-        try:
-            request = msgspec.json.decode(sys.stdin.buffer.read(), type=FetchRequest)
-            doing = f"fetching {request.name}"
-            say(fetch(request.name, lambda done, total: say(Progress(doing=doing, done=done, total=total))))
-        except (KeyboardInterrupt, BrokenPipeError):
-            return EXIT_INTERRUPTED
-        except Exception as error:
-            traceback.print_exc()
-            say(failure(error))
-    return EXIT_OK
+def answer(request: FetchRequest, say: Say) -> None:
+    """Fetch what is asked for, and say how far it is."""
+    doing = f"fetching {request.name}"
+    say(fetch(request.name, lambda done, total: say(Progress(doing=doing, done=done, total=total))))
 
 
 if __name__ == "__main__":
-    # A download may still be going on in its thread.
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_job(FetchRequest, answer)

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +19,12 @@ import numpy as np
 from msgspec import Struct
 
 from backprop.core import paths
-from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, GPUMemoryError
-from backprop.core.jobs import Message, Progress, RowScore, RowScores, Scored, ScoreRequest, encode_message
+from backprop.core.errors import GPUMemoryError
+from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
 from backprop.data import tokens
 from backprop.data.writing import whole_file
-from backprop.runs.directory import RunDirectory
-from backprop.train.process import failure, quiet_libraries
-from backprop.train.stream import take_stdout
+from backprop.train.job import Say, run_job
 
-Say = Callable[[Message], None]
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions in one forward pass, padding included."""
 _EVERY = 0.25
@@ -239,29 +233,5 @@ class _Parts:
         return RowScore(line, loss / count, count) if count and math.isfinite(loss) else None
 
 
-def main() -> int:
-    directory = RunDirectory(Path(sys.argv[1]))
-    private = take_stdout(directory.log)
-    os.set_blocking(private, True)
-    quiet_libraries()
-    with os.fdopen(private, "wb", buffering=0) as stream:
-
-        def say(message: Message) -> None:
-            stream.write(encode_message(message))
-
-        try:
-            score(msgspec.json.decode(sys.stdin.buffer.read(), type=ScoreRequest), say)
-        except (KeyboardInterrupt, BrokenPipeError):
-            return EXIT_INTERRUPTED
-        except Exception as error:
-            traceback.print_exc()
-            say(failure(error))
-    return EXIT_OK
-
-
 if __name__ == "__main__":
-    # Libraries leave threads behind that can hang or crash a process whose work is done.
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    run_job(ScoreRequest, score)
