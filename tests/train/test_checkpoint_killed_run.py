@@ -49,8 +49,10 @@ class Rows:
 class Watch(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         losses[state.global_step] = trainer.measured.loss
+        # On a slow disk too, every step is saved: operations are counted. Half of the saves are waited for, half are
+        # written beside the next step, so that kills fall into both.
+        saver._writer.wait()
         saver.after_step(state.global_step)
-        # Wait for every second save: a kill then falls into saving, pruning, and training beside a save.
         if state.global_step % 2:
             saver._writer.wait()
 

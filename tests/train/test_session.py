@@ -132,9 +132,11 @@ def test_rows_that_train_nothing_stop_the_run_and_are_named(tiny_config: RunConf
     assert isinstance(events[-1], RunFinished)
 
 
-def test_a_missing_dataset_is_said_before_any_weight_is_loaded(tiny_config: RunConfig, played: Any) -> None:
+def test_a_missing_dataset_is_said_before_any_weight_is_loaded(
+    tiny_config: RunConfig, played: Any, tmp_path: Path
+) -> None:
     events: list[Event] = []
-    config = replace(tiny_config, data="nowhere.jsonl")
+    config = replace(tiny_config, data=str(tmp_path / "nowhere.jsonl"))
 
     with pytest.raises(BackpropError) as caught:
         session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
