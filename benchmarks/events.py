@@ -5,28 +5,27 @@
 
 The first part times ``EventWriter.emit``, which is all that the training thread does, with nobody, a stopped reader and
 a live reader on the pipe, and the time until every line is in the journal. The second part takes steps of a fixed work
-on one core, as a run on a graphics card does, in three arms in turn: nothing is emitted; events go into the
-journal of a run; and ``backprop-tui --attach`` draws them in a pseudo-terminal of its own.
+on one core, as a run on a graphics card does, in short blocks of three kinds in turn: nothing is emitted; events go
+into the journal of a run; and ``backprop-tui --attach`` draws them in a pseudo-terminal of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 # One core, as a run on a card: what the application costs where all are busy is the scheduler's business.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np
+import psutil
 from backprop.core.events import RunStarted, Step
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
@@ -37,6 +36,8 @@ EVENTS = 20_000
 ROUNDS = 5
 STEP = 0.3
 """Seconds of a step that is watched or not."""
+BLOCK = 5
+"""Steps of a kind in turn: short, because a shared machine drifts by more than what is measured."""
 
 
 def step(number: int) -> Step:
@@ -119,32 +120,6 @@ class Work:
         return time.perf_counter() - began
 
 
-def seconds_of_steps(work: Work, count: int, emit: Callable[[Step], None]) -> list[float]:
-    found = []
-    for number in range(1, count + 1):
-        began = time.perf_counter()
-        work.once()
-        emit(step(number))
-        found.append(time.perf_counter() - began)
-    return found
-
-
-def with_events(work: Work, count: int, output: Path, *, watched: bool) -> list[float]:
-    """Seconds of each step of a run whose events are written, and seen by the application if ``watched``."""
-    directory = RunDirectory.create(RunConfig(data="rows.jsonl", output_dir=str(output)))
-    with directory.hold_lock():
-        writer = EventWriter(JournalWriter(directory.journal), EventPipe(os.open(os.devnull, os.O_WRONLY)), "benchmark")
-        writer.emit(RunStarted(config={}, output_dir=str(directory.path), pid=os.getpid()))
-        application = attach(directory.path) if watched else None
-        try:
-            return seconds_of_steps(work, count, writer.emit)
-        finally:
-            writer.close()
-            if application is not None:
-                os.killpg(application.pid, signal.SIGKILL)
-                application.wait()
-
-
 def attach(run: Path) -> subprocess.Popen[bytes]:
     """The application in a pseudo-terminal that somebody else reads, once its first screen is there."""
     spawn = f"import pty; pty.spawn(['backprop-tui', '--attach', {str(run)!r}])"
@@ -161,36 +136,58 @@ def attach(run: Path) -> subprocess.Popen[bytes]:
     return application
 
 
-def watched_and_not(steps: int, rounds: int) -> None:
+def watched_and_not(cycles: int) -> None:
+    """Take blocks of steps in turn: silent, with events, and with events that the application draws."""
     work = Work()
-    arms: dict[str, Callable[[Path], list[float]]] = {
-        "no events": lambda _: seconds_of_steps(work, steps, lambda _: None),
-        "events": lambda folder: with_events(work, steps, folder, watched=False),
-        "events, application attached": lambda folder: with_events(work, steps, folder, watched=True),
-    }
-    found: dict[str, list[float]] = {name: [] for name in arms}
+    found: dict[str, list[float]] = {"no events": [], "events": [], "events, application attached": []}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("CACHE", "DATA", "CONFIG"):
             os.environ[f"XDG_{kind}_HOME"] = f"{folder}/{kind}"
-        for number in range(rounds):
-            order = list(arms) if number % 2 == 0 else list(arms)[::-1]
-            for name in order:
-                found[name].append(statistics.median(arms[name](Path(folder, "output"))))
-    print(f"median milliseconds of a step, {rounds} rounds of {steps} steps on one core")
+        directory = RunDirectory.create(RunConfig(data="rows.jsonl", output_dir=f"{folder}/output"))
+        with directory.hold_lock():
+            pipe = EventPipe(os.open(os.devnull, os.O_WRONLY))
+            writer = EventWriter(JournalWriter(directory.journal), pipe, "benchmark")
+            writer.emit(RunStarted(config={}, output_dir=str(directory.path), pid=os.getpid()))
+            terminal = attach(directory.path)
+            (application,) = psutil.Process(terminal.pid).children()
+            number = 0
+            try:
+                for cycle in range(cycles):
+                    names = list(found)
+                    for name in names[cycle % 3 :] + names[: cycle % 3]:
+                        # A stopped application takes no time of any core.
+                        application.resume() if name.endswith("attached") else application.suspend()
+                        seconds = []
+                        for _ in range(BLOCK):
+                            number += 1
+                            began = time.perf_counter()
+                            work.once()
+                            if name != "no events":
+                                writer.emit(step(number))
+                            seconds.append(time.perf_counter() - began)
+                        found[name].append(statistics.median(seconds))
+                drawing = sum(application.cpu_times()[:2])
+            finally:
+                writer.close()
+                application.kill()
+                terminal.wait()
+    print(f"median milliseconds of a step, {cycles} blocks of {BLOCK} steps of each kind, in turn, on one core")
     for name, medians in found.items():
         more = [100 * (one / none - 1) for one, none in zip(medians, found["no events"], strict=True)]
+        low, middle, high = statistics.quantiles(more, n=4) if name != "no events" else (0.0, 0.0, 0.0)
+        error = 1.25 * statistics.stdev(more) / len(more) ** 0.5  # of a median
         print(
             f"  {name:30}{1000 * statistics.median(medians):8.2f}   beside no events: "
-            f"{statistics.median(more):+.2f} % ({min(more):+.2f} to {max(more):+.2f})"
+            f"{middle:+.2f} % ± {error:.2f} (quartiles {low:+.2f} to {high:+.2f})"
         )
+    print(f"  the application took {drawing:.1f} s of another core to start and to draw")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--watch", action="store_true", help="also compare steps that are watched and not (minutes)")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cycles", type=int, default=60, help="blocks of each kind")
     options = parser.parse_args()
     cost_of_an_event()
     if options.watch:
-        watched_and_not(options.steps, options.rounds)
+        watched_and_not(options.cycles)
