@@ -16,7 +16,7 @@ from msgspec.structs import fields
 from textual import on
 from textual.app import ComposeResult
 
-from backprop_tui.screens.data_lengths import Lengths, count_lengths, histogram_lines
+from backprop_tui.screens.data_lengths import CountedLengths, count_lengths, histogram_lines
 from backprop_tui.screens.data_messages import Checked, Counted, FoundSoFar, ModelChosen, Opened
 from backprop_tui.screens.data_rows import problem_text
 from backprop_tui.screens.data_search import DataSearch
@@ -56,7 +56,7 @@ class DataCheck(DataSearch):
         """Why there is no tokenizer, once it was looked for."""
         self.limit = DEFAULT_LIMIT
         self.found: Validation | None = None
-        self.lengths: Lengths | None = None
+        self.lengths: CountedLengths | None = None
         self.hardness: PerplexityReport | None = None
         self._bad_lines: array[int] = array("Q")
         self._stepped_to = 0

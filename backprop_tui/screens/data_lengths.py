@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from backprop.data.formats import RowError
+from backprop.data.lengths import LengthCounter, Lengths
 from backprop.data.mapping import Fields
 from backprop.data.source import Row, open_source
 from msgspec import Struct
@@ -19,24 +18,18 @@ from backprop_tui.widgets.row_table import in_bytes
 from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:
-    from backprop.data.encoding import Encoded, Rendered
+    from backprop.data.encoding import Rendered
     from backprop.data.tokenizer import ChatTokenizer
 
 _BATCH_ROWS = 500
 _BATCH_BYTES = 1_000_000
-_LONGEST = 1_000_000
-"""Rows longer than this are counted as this long."""
-Counts = npt.NDArray[np.int64]
 
 
-class Lengths(Struct, frozen=True):
-    """Lengths of the rows counted so far, in tokens, or in characters where no tokenizer was given."""
+class CountedLengths(Struct, frozen=True):
+    """What is known of the rows counted so far, in tokens, or in characters where no tokenizer was given."""
 
     unit: str
-    counts: Counts
-    """Rows by their length: to the end of the last answer, since what follows it goes first."""
-    losing: Counts
-    """Rows by the largest limit at which their last answer no longer fits; 0: never."""
+    lengths: Lengths
     rows: int = 0
     unusable: int = 0
     """Rows that training would skip, whatever the limit."""
@@ -45,56 +38,22 @@ class Lengths(Struct, frozen=True):
     whole: bool = False
     """True when every row was counted."""
 
-    def percentile(self, share: float) -> int:
-        """The length that ``share`` (0 to 1) of the rows do not exceed."""
-        sums = np.cumsum(self.counts)
-        return int(np.searchsorted(sums, share * sums[-1])) if len(sums) and sums[-1] else 0
-
-    @property
-    def longest(self) -> int:
-        return int(np.flatnonzero(self.counts)[-1]) if self.counts.any() else 0
-
-    def at(self, limit: int) -> tuple[int, int, int]:
-        """Rows kept whole, cut at the beginning, and left out because the answer does not fit."""
-        whole = int(self.counts[: limit + 1].sum())
-        lost = int(self.losing[limit:].sum()) if limit else 0
-        return whole, int(self.counts.sum()) - whole - lost, lost
-
-    def buckets(self, edges: list[int]) -> list[int]:
-        """Rows of each stretch from one edge up to (not including) the next."""
-        sums = np.concatenate(([0], np.cumsum(self.counts)))
-        places = np.minimum(edges, len(sums) - 1)
-        return np.diff(sums[places]).tolist()
-
 
 class _Counter:
-    """The arrays behind ``Lengths`` while they grow."""
+    """The numbers behind ``CountedLengths`` while they grow."""
 
     def __init__(self, unit: str) -> None:
         self.unit = unit
-        self.counts: Counts = np.zeros(1, dtype=np.int64)
-        self.losing: Counts = np.zeros(1, dtype=np.int64)
+        self.lengths = LengthCounter()
         self.rows = self.unusable = self.tokens = self.trained = 0
 
-    def add(self, lengths: list[int], losing: list[int]) -> None:
-        self.counts = _added(self.counts, lengths)
-        self.losing = _added(self.losing, losing)
-
-    def snapshot(self, *, whole: bool = False) -> Lengths:
-        return Lengths(self.unit, self.counts, self.losing, self.rows, self.unusable, self.tokens, self.trained, whole)
-
-
-def _added(counts: Counts, values: list[int]) -> Counts:
-    """``counts`` with one more at each of ``values``; a new array, because a screen may be reading the old one."""
-    if not values:
-        return counts
-    more = np.bincount(np.minimum(values, _LONGEST), minlength=len(counts))
-    more[: len(counts)] += counts
-    return more
+    def snapshot(self, *, whole: bool = False) -> CountedLengths:
+        lengths = self.lengths.snapshot()
+        return CountedLengths(self.unit, lengths, self.rows, self.unusable, self.tokens, self.trained, whole)
 
 
 def count_lengths(
-    opened: OpenFile, tokenizer: ChatTokenizer | None, job: Job, show: Callable[[Lengths], object]
+    opened: OpenFile, tokenizer: ChatTokenizer | None, job: Job, show: Callable[[CountedLengths], object]
 ) -> None:
     """Count the rows of a file, handing what is known to ``show`` twice a second and at the end."""
     counter = _Counter("tokens" if tokenizer is not None else "characters")
@@ -140,7 +99,7 @@ def _count_characters(batch: list[Row], opened: OpenFile, counter: _Counter) -> 
         else:
             turns = [turn for _, part in all_turns(example) for turn in part]
             lengths.append(len(example.text or "") + sum(len(turn.content) for turn in turns))
-    counter.add(lengths, [])
+    counter.lengths.add_texts(lengths)
 
 
 class _Encoder:
@@ -171,8 +130,9 @@ class _Encoder:
 
     def _encode(self, rendered: list[Rendered], raw: bool) -> None:
         from backprop.data.encoding import encode_row
+        from backprop.data.fit import chat_size
 
-        lengths, losing = [], []
+        chats, texts = [], []
         encodings = self._tokenizer.encode([item.text for item in rendered], special=raw) if rendered else []
         for item, encoding in zip(rendered, encodings, strict=True):
             encoded = encode_row(item, encoding, self._tokenizer)
@@ -182,20 +142,12 @@ class _Encoder:
                 continue
             self._counter.trained += trained
             self._counter.tokens += len(encoded.ids)
-            length, lost_at = _fitting(encoded, raw, self._tokenizer.bos_id)
-            lengths.append(length)
-            losing.append(lost_at)
-        self._counter.add(lengths, losing)
-
-
-def _fitting(encoded: Encoded, raw: bool, bos_id: int | None) -> tuple[int, int]:
-    """The smallest limit that keeps a row whole, and the largest that loses its answer (``backprop.data.fit``)."""
-    ids = encoded.ids
-    if raw:
-        return len(ids), 0
-    start, end = encoded.answers[-1]
-    head = int(bos_id is not None and ids[0] == bos_id and np.count_nonzero(ids == bos_id) == 1)
-    return end, min(end - 1, end - start + head)
+            if raw:
+                texts.append(len(encoded.ids))
+            else:
+                chats.append(chat_size(encoded, self._tokenizer.bos_id))
+        self._counter.lengths.add_chats(chats)
+        self._counter.lengths.add_texts(texts)
 
 
 def edges(longest: int, limit: int, most: int) -> list[int]:
@@ -205,11 +157,12 @@ def edges(longest: int, limit: int, most: int) -> list[int]:
     return sorted({*range(0, top + width, width), limit + 1} if limit else {*range(0, top + width, width)})
 
 
-def histogram_lines(lengths: Lengths, limit: int, width: int, height: int) -> list[Line]:
+def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int) -> list[Line]:
     """The lengths as bars, with the limit between them, and what it costs."""
-    in_tokens = lengths.unit == "tokens"
-    lines: list[Line] = list(_table(lengths, limit)) if in_tokens else _no_limit(lengths)
-    if not lengths.counts.sum():
+    in_tokens = counted.unit == "tokens"
+    lengths = counted.lengths
+    lines: list[Line] = list(_table(counted, limit)) if in_tokens else _no_limit(counted)
+    if not lengths.rows:
         return lines
     lines.append(())
     borders = edges(lengths.longest, limit if in_tokens else 0, max(height - len(lines) - 2, 6))
@@ -227,33 +180,35 @@ def histogram_lines(lengths: Lengths, limit: int, width: int, height: int) -> li
     return lines
 
 
-def _table(lengths: Lengths, limit: int) -> Iterator[Line]:
-    share = 100 * lengths.trained / max(lengths.tokens, 1)
-    part = "" if lengths.whole else " so far"
+def _table(counted: CountedLengths, limit: int) -> Iterator[Line]:
+    share = 100 * counted.trained / max(counted.tokens, 1)
+    part = "" if counted.whole else " so far"
     yield (
-        (f"{lengths.rows:,} rows{part}", "heading"),
-        (f" · {in_bytes(lengths.tokens)} tokens, {share:.0f} % trained", ""),
+        (f"{counted.rows:,} rows{part}", "heading"),
+        (f" · {in_bytes(counted.tokens)} tokens, {share:.0f} % trained", ""),
     )
-    if lengths.unusable:
-        yield ((f"! {lengths.unusable:,} rows cannot be used at any length (c lists why)", "warning"),)
+    if counted.unusable:
+        yield ((f"! {counted.unusable:,} rows cannot be used at any length (c lists why)", "warning"),)
     yield (("", ""),)
-    yield (("at a limit of      kept whole        cut  answer lost", "dim"),)
-    points = [("chosen", limit)] + [(f"p{p}", lengths.percentile(p / 100)) for p in (50, 90, 99)]
-    for name, at in [*points, ("longest", lengths.longest)]:
-        whole, cut, lost = lengths.at(at)
+    limits = counted.lengths.limits(limit)
+    shorter = "cut" if not any(at.split for at in limits) else "cut, split"
+    yield ((f"at a limit of      kept whole {shorter:>10}  answer lost", "dim"),)
+    for name, at in zip(("chosen", "p50", "p90", "p99", "longest"), limits, strict=True):
+        less = at.cut + at.split
         yield (
-            (f"{at:>7,} {name:<8}", "heading" if name == "chosen" else ""),
-            (f"{whole:>13,}", ""),
-            (f"{cut:>11,}", "warning" if cut else ""),
-            (f"{lost:>13,}", "error" if lost else ""),
+            (f"{at.max_length:>7,} {name:<8}", "heading" if name == "chosen" else ""),
+            (f"{at.whole:>13,}", ""),
+            (f"{less:>11,}", "warning" if less else ""),
+            (f"{at.answer_lost:>13,}", "error" if at.answer_lost else ""),
         )
 
 
-def _no_limit(lengths: Lengths) -> list[Line]:
-    part = "" if lengths.whole else " so far"
+def _no_limit(counted: CountedLengths) -> list[Line]:
+    part = "" if counted.whole else " so far"
+    lengths = counted.lengths
     p50, p90, p99 = (f"{lengths.percentile(share):,}" for share in (0.5, 0.9, 0.99))
     return [
-        ((f"{lengths.rows:,} rows{part}", "heading"), (", in characters", "")),
+        ((f"{counted.rows:,} rows{part}", "heading"), (", in characters", "")),
         ((f"p50 {p50} · p90 {p90} · p99 {p99} · longest {lengths.longest:,}", ""),),
         (("The limit is in tokens: choose a model (m) to see what it cuts.", "dim"),),
     ]

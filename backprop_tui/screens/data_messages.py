@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.data.validate import Validation
 
-    from backprop_tui.screens.data_lengths import Lengths
+    from backprop_tui.screens.data_lengths import CountedLengths
 
 
 class Opened(Message):
@@ -98,9 +98,9 @@ class Checked(Message):
 
 
 class Counted(Message):
-    """Lengths counted so far."""
+    """CountedLengths counted so far."""
 
-    def __init__(self, job: Job, lengths: Lengths) -> None:
+    def __init__(self, job: Job, lengths: CountedLengths) -> None:
         super().__init__()
         self.job = job
         self.lengths = lengths

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport
     from backprop.data.validate import Validation
 
-    from backprop_tui.screens.data_lengths import Lengths
+    from backprop_tui.screens.data_lengths import CountedLengths
 
 
 def statistics_lines(
     opened: OpenFile,
     found: Validation | None,
-    lengths: Lengths | None,
+    counted: CountedLengths | None,
     model: str,
     hardness: PerplexityReport | None,
 ) -> list[Line]:
@@ -37,7 +37,7 @@ def statistics_lines(
     ]
     if source.has_bom:
         lines.append(_pair("BOM", "the file begins with a byte order mark; it is skipped"))
-    return [*lines, (), *_check_lines(found), (), *_length_lines(lengths, model), (), *_hardness_lines(hardness)]
+    return [*lines, (), *_check_lines(found), (), *_length_lines(counted, model), (), *_hardness_lines(hardness)]
 
 
 def _pair(name: str, value: str, style: str = "") -> Line:
@@ -65,20 +65,20 @@ def _check_lines(found: Validation | None) -> list[Line]:
     return lines
 
 
-def _length_lines(lengths: Lengths | None, model: str) -> list[Line]:
-    if lengths is None:
+def _length_lines(counted: CountedLengths | None, model: str) -> list[Line]:
+    if counted is None:
         return [(("How long the rows are and what is trained: l counts tokens.", "dim"),)]
-    p50, p90, p99 = (f"{lengths.percentile(share):,}" for share in (0.5, 0.9, 0.99))
-    part = "" if lengths.whole else " so far"
+    p50, p90, p99 = (f"{counted.lengths.percentile(share):,}" for share in (0.5, 0.9, 0.99))
+    part = "" if counted.whole else " so far"
     lines: list[Line] = [
-        ((f"Counted {lengths.rows:,} rows{part}", "heading"),),
-        _pair("length", f"p50 {p50} · p90 {p90} · p99 {p99} · longest {lengths.longest:,} {lengths.unit}"),
+        ((f"Counted {counted.rows:,} rows{part}", "heading"),),
+        _pair("length", f"p50 {p50} · p90 {p90} · p99 {p99} · longest {counted.lengths.longest:,} {counted.unit}"),
     ]
-    if lengths.unit == "tokens":
+    if counted.unit == "tokens":
         lines += [
             _pair("model", one_line(model)),
-            _pair("tokens", f"{lengths.tokens:,} ({in_bytes(lengths.tokens)})"),
-            _pair("trained", _share(lengths.trained, lengths.tokens), "trained"),
+            _pair("tokens", f"{counted.tokens:,} ({in_bytes(counted.tokens)})"),
+            _pair("trained", _share(counted.trained, counted.tokens), "trained"),
         ]
     return lines
 

@@ -101,6 +101,25 @@ def test_a_row_whose_answer_is_cut_is_counted_and_never_trained_in_part(ready: C
     assert [(p.line, p.code) for p in prepared.summary.problems] == [(1, "answer_lost")]
 
 
+def test_lengths_are_told_as_they_were_before_the_cut(ready: Callable[..., Prepared]) -> None:
+    rows = [pair("why " * words, "because " * (words // 2 + 1)) for words in range(40)]
+    uncut, short = ready(rows, max_length=4096).summary, ready(rows, max_length=40).summary
+    assert short.cut
+    assert short.answer_lost
+    assert (short.p50, short.p90, short.p99, short.longest) == (uncut.p50, uncut.p90, uncut.p99, uncut.longest)
+    assert short.limits[1:] == uncut.limits[1:]
+    for limit in uncut.limits:
+        told = ready(rows, max_length=limit.max_length).summary
+        assert (limit.whole, limit.cut, limit.answer_lost) == (told.kept - told.cut, told.cut, told.answer_lost)
+    assert [limit.max_length for limit in short.limits] == [40, short.p50, short.p90, short.p99, short.longest]
+
+
+def test_texts_are_split_by_a_limit_and_never_lost(ready: Callable[..., Prepared]) -> None:
+    summary = ready([{"text": "deep water " * words} for words in (2, 300, 3)], max_length=100).summary
+    assert (summary.limits[0].whole, summary.limits[0].split, summary.limits[0].answer_lost) == (2, 1, 0)
+    assert summary.longest > 100
+
+
 def test_an_earlier_answer_whose_beginning_is_cut_is_context(
     ready: Callable[..., Prepared], model_dir: ModelDir
 ) -> None:

@@ -215,13 +215,14 @@ def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> 
     opened = open_file(str(path), Job("open"))
     count_lengths(opened, ChatTokenizer.load(model), Job("count"), shown.append)
     opened.source.close()
-    whole, cut, lost = shown[-1].at(limit)
-    if not whole + cut:
+    at = shown[-1].lengths.at(limit)
+    if not at.whole + at.cut:
         with pytest.raises(DatasetError):
             prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens")
         return
     summary = prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens").summary
-    assert (whole, cut, lost) == (summary.kept - summary.cut, summary.cut, summary.answer_lost)
+    assert (at.whole, at.cut, at.answer_lost) == (summary.kept - summary.cut, summary.cut, summary.answer_lost)
+    assert summary.limits == shown[-1].lengths.limits(limit)
     assert shown[-1].unusable == summary.dropped
     assert shown[-1].rows == summary.rows == len(rows)
 

@@ -79,7 +79,7 @@ def _model_dir(model: str) -> Path:
 
 def _tokens(
     path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
-) -> tuple[dict[str, int], list[dict[str, Any]], dict[str, int]]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
@@ -101,6 +101,7 @@ def _tokens(
         "kept": summary.kept,
         "cut": summary.cut,
         "answer_lost": summary.answer_lost,
+        "limits": msgspec.to_builtins(summary.limits),
         "dropped": summary.dropped,
     }
     found = {code: count for code, count in summary.problem_counts.items() if code in _BY_TOKENS}
@@ -127,10 +128,13 @@ def _show_validation(answer: dict[str, Any]) -> None:
             f"tokens: {tokens['total']:,}, of them trained {tokens['trained']:,}; per row p50 {tokens['p50']}, "
             f"p90 {tokens['p90']}, p99 {tokens['p99']}, longest {tokens['max']}"
         )
-        output.line(
-            f"at {tokens['max_length']} tokens: {tokens['kept']:,} rows kept, {tokens['cut']:,} of them cut, "
-            f"{tokens['answer_lost']:,} answers lost"
-        )
+        columns = ("whole", "cut", "split", "answer_lost")
+        names = ("chosen", "p50", "p90", "p99", "longest")
+        rows = [
+            [f"{limit['max_length']:,}", name, *(f"{limit[column]:,}" for column in columns)]
+            for name, limit in zip(names, tokens["limits"], strict=True)
+        ]
+        output.table(["at a limit of", "", "whole", "cut", "split", "answer lost"], rows, frozenset({0, 2, 3, 4, 5}))
 
 
 def _show_problem(problem: dict[str, Any], unit: str) -> None:

@@ -118,6 +118,16 @@ class Problem(Struct, kw_only=True):
     excerpt: str = ""
 
 
+class LengthLimit(Struct, frozen=True):
+    """What one limit on the length of rows costs: how many are whole, cut, split (texts), or lose their answer."""
+
+    max_length: int
+    whole: int
+    cut: int = 0
+    split: int = 0
+    answer_lost: int = 0
+
+
 class DatasetPrepared(Event):
     """The counted pre-flight: what will be trained, before the first step."""
 
@@ -136,9 +146,12 @@ class DatasetPrepared(Event):
     trained_tokens: int = 0
     max_length: int = 0
     p50: int = 0
+    """Tokens of a row before anything is cut; half of the rows with something to train have no more."""
     p90: int = 0
     p99: int = 0
     longest: int = 0
+    limits: list[LengthLimit] = field(default_factory=list)
+    """What is lost at ``max_length``, and would be at p50, p90, p99 and ``longest``."""
     held_out: int = 0
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

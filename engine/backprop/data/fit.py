@@ -32,7 +32,7 @@ def fit(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | None) ->
     start, end = encoded.answers[-1]
     # What follows the last answer teaches nothing: it goes first.
     ids, trained = ids[:end], trained[:end]
-    head = 1 if bos_id is not None and ids[0] == bos_id and np.count_nonzero(ids == bos_id) == 1 else 0
+    head = _begin_tokens(ids, bos_id)
     first = max(end - limit + head, head)
     if first >= start:
         words = f"the answer is {end - start} tokens: it does not fit into {limit} with something before it"
@@ -52,6 +52,17 @@ def fit(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | None) ->
     words = f"{first - head} of {len(encoded.ids)} tokens were cut from its beginning"
     words += f", with {lost} of {len(encoded.answers)} answers" if lost else ""
     return Fitted([(ids, kept)], cut=True, finding=RowError("cut", "", words, "warning"))
+
+
+def chat_size(encoded: Encoded, bos_id: int | None) -> tuple[int, int]:
+    """The smallest limit into which ``fit`` takes a conversation whole, and the largest at which its answer is lost."""
+    start, end = encoded.answers[-1]
+    return end, min(end - 1, end - start + _begin_tokens(encoded.ids, bos_id))
+
+
+def _begin_tokens(ids: Ids, bos_id: int | None) -> int:
+    """1 where a begin token stands at the start alone, else 0."""
+    return int(bos_id is not None and ids[0] == bos_id and np.count_nonzero(ids == bos_id) == 1)
 
 
 def _split(ids: Ids, trained: Flags, limit: int) -> list[tuple[Ids, Flags]]:

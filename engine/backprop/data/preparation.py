@@ -17,8 +17,9 @@ from tokenizers import Encoding
 from backprop.core.errors import DatasetError, DatasetFormatError, TrainingAbortedError
 from backprop.core.events import DatasetPrepared, Problem
 from backprop.data.encoding import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces, unknown_format
-from backprop.data.fit import fit
+from backprop.data.fit import chat_size, fit
 from backprop.data.formats import FileFormat, Format, detect_fields, detect_file
+from backprop.data.lengths import LengthCounter
 from backprop.data.mapping import Fields, describe_mapping
 from backprop.data.source import Row, Source
 from backprop.data.token_cache import Writer
@@ -79,6 +80,7 @@ class Preparation:
         self.formats = FileFormat(format=None, mapping={})
         self._renderer = Renderer(tokenizer, everything=options.everything)
         self._seen: set[int] = set()
+        self._lengths = LengthCounter()
         self._split_texts = 0
         self._bytes_done = 0
         self._waiting = 0
@@ -193,6 +195,7 @@ class Preparation:
 
     def _write(self, batch: list[_Item], encodings: Future[Sequence[Encoding | WordEncoding]], writer: Writer) -> None:
         self._waiting -= len(batch)
+        chats, texts = [], []
         for item, encoding in zip(batch, encodings.result(), strict=True):
             encoded = encode_row(item.rendered, encoding, self.tokenizer)
             for warning in item.rendered.warnings:
@@ -209,7 +212,13 @@ class Preparation:
                 parts = pieces(item.rendered, self.tokenizer.encode([text], special=raw)[0], encoded, self.tokenizer)
                 self.summary.first_row = merge_spans(parts, encoded.trained)
                 self._note_terminator(encoded)
+            if item.rendered.raw:
+                texts.append(len(encoded.ids))
+            else:
+                chats.append(chat_size(encoded, self.tokenizer.bos_id))
             self._take(item, encoded, writer)
+        self._lengths.add_chats(chats)
+        self._lengths.add_texts(texts)
 
     def _begins_twice(self, encoded: Encoded) -> bool:
         bos = self.tokenizer.bos_id
@@ -250,9 +259,10 @@ class Preparation:
             raise DatasetError(f"{summary.path}: the dataset holds no row", code="DATASET_EMPTY", hint="add rows to it")
         if not summary.kept:
             raise self._nothing()
-        lengths = writer.lengths()
-        summary.p50, summary.p90, summary.p99 = (int(value) for value in np.percentile(lengths, (50, 90, 99)))
-        summary.longest = int(lengths.max())
+        lengths = self._lengths.snapshot()
+        summary.p50, summary.p90, summary.p99 = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
+        summary.longest = lengths.longest
+        summary.limits = lengths.limits(summary.max_length)
         summary.problem_counts = dict(self.counts.most_common())
         summary.format = self.formats.usual or ""
         if self.formats.mixed:

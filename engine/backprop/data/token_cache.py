@@ -108,10 +108,6 @@ class Writer:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def lengths(self) -> Longs:
-        offsets: Longs = np.array(self._offsets, dtype=np.int64)
-        return offsets[1:] - offsets[:-1]
-
     def finish(self, summary: DatasetPrepared) -> Prepared:
         """Write the rest, flush everything and give the folder its name."""
         for name, values in (("offsets", self._offsets), ("lines", self._lines)):
