@@ -111,6 +111,8 @@ def test_lengths_are_told_as_they_were_before_the_cut(ready: Callable[..., Prepa
     for limit in uncut.limits:
         told = ready(rows, max_length=limit.max_length).summary
         assert (limit.whole, limit.cut, limit.answer_lost) == (told.kept - told.cut, told.cut, told.answer_lost)
+    assert ready(rows, max_length=short.answers_fit).summary.answer_lost == 0
+    assert ready(rows, max_length=short.answers_fit - 1).summary.answer_lost
     assert [limit.max_length for limit in short.limits] == [40, short.p50, short.p90, short.p99, short.longest]
 
 

@@ -101,6 +101,7 @@ def _tokens(
         "kept": summary.kept,
         "cut": summary.cut,
         "answer_lost": summary.answer_lost,
+        "answers_fit": summary.answers_fit,
         "limits": msgspec.to_builtins(summary.limits),
         "dropped": summary.dropped,
     }
@@ -135,6 +136,8 @@ def _show_validation(answer: dict[str, Any]) -> None:
             for name, limit in zip(names, tokens["limits"], strict=True)
         ]
         output.table(["at a limit of", "", "whole", "cut", "split", "answer lost"], rows, frozenset({0, 2, 3, 4, 5}))
+        if tokens["answer_lost"]:
+            output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}")
 
 
 def _show_problem(problem: dict[str, Any], unit: str) -> None:

@@ -152,6 +152,8 @@ class DatasetPrepared(Event):
     longest: int = 0
     limits: list[LengthLimit] = field(default_factory=list)
     """What is lost at ``max_length``, and would be at p50, p90, p99 and ``longest``."""
+    answers_fit: int = 0
+    """The smallest ``max_length`` at which no answer is lost."""
     held_out: int = 0
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)

@@ -39,6 +39,11 @@ class Lengths(Struct, frozen=True):
         sums = np.cumsum(self._all())
         return int(np.searchsorted(sums, share * sums[-1])) if sums[-1] else 0
 
+    @property
+    def answers_fit(self) -> int:
+        """The smallest limit at which no answer is lost, at least 1."""
+        return int(np.flatnonzero(self.losing[1:])[-1]) + 2 if self.losing[1:].any() else 1
+
     def at(self, limit: int) -> LengthLimit:
         """What ``limit`` costs, at least 1."""
         whole = int(self.chats[: limit + 1].sum())

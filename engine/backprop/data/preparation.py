@@ -262,6 +262,7 @@ class Preparation:
         lengths = self._lengths.snapshot()
         summary.p50, summary.p90, summary.p99 = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
         summary.longest = lengths.longest
+        summary.answers_fit = lengths.answers_fit
         summary.limits = lengths.limits(summary.max_length)
         summary.problem_counts = dict(self.counts.most_common())
         summary.format = self.formats.usual or ""

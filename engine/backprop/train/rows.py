@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from backprop.core import events
 from backprop.core.errors import DatasetValidationError, InvalidSettingError
-from backprop.core.events import Event, PhaseChanged
+from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.settings import RunConfig
 from backprop.data import tokens
 from backprop.data.split import held_out_rows
@@ -40,10 +40,18 @@ def prepare(config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], 
         raise DatasetValidationError(
             f"{summary.path}: {bad} of {summary.rows} rows would train nothing; "
             + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
-            hint="train on the others with --skip-bad, or repair them: `backprop validate` lists them all",
+            hint=_way_out(summary),
             details={"path": summary.path, "rows": bad, "lines": [problem.line for problem in shown]},
         )
     return rows
+
+
+def _way_out(summary: DatasetPrepared) -> str:
+    others = "train on the others with --skip-bad"
+    if not summary.answer_lost:
+        return f"{others}, or repair them: `backprop validate` lists them all"
+    hint = f"every answer fits with --max-seq-length {summary.answers_fit} (more memory); or {others}"
+    return hint + "; `backprop validate` lists them all" if summary.dropped else hint
 
 
 def tokenise(
