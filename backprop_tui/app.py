@@ -66,6 +66,8 @@ class BackpropApp(App[None]):
         """Leave when the run has ended."""
         self.error: BackpropError | None = None
         """Why the run of the command line could not start."""
+        self._asking = False
+        """The person wants to leave and is asked what becomes of the run: its end is the answer."""
         self.small = False
         self._asked_config, self._asked_run = config, attach
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
@@ -104,7 +106,7 @@ class BackpropApp(App[None]):
         """The one place where a run's news reach the screen."""
         if not self._catching_up:
             self._advance()
-        if self.leaving and (self.watch is None or not self.watch.live):
+        if (self.leaving or self._asking) and (self.watch is None or not self.watch.live):
             self.exit()
         try:
             screen = self.screen
@@ -229,9 +231,11 @@ class BackpropApp(App[None]):
             if state.step
             else (f"Run {state.run_id} is being prepared.")
         )
+        self._asking = True
         self.push_screen(Question("leave", text, LEAVING), self._left)
 
     def _left(self, value: str | None) -> None:
+        self._asking = False
         if value == "leave":
             self.exit()
         elif value == "kill" and self.watch is not None:

@@ -1,13 +1,17 @@
 """Draw the pictures of the application: ``python screenshots/make.py [FOLDER]``.
 
-Each screen shows a recorded run (``tests/tui/recorded.py``). Textual exports SVG; every word is set at its own place,
-so that no renderer has to know the font's width, and ``rsvg-convert`` makes the PNG (librsvg2-bin, fonts-dejavu).
+``demo``, ``samples`` and ``data`` show a real run: the demo is trained first (a few minutes on two cores, its model
+in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers (``tests/tui/recorded.py``), with the panels
+of a graphics card. Textual exports SVG; every word is set at its own place, so that no renderer has to know the font's
+width, and ``rsvg-convert`` makes the PNG (librsvg2-bin, fonts-dejavu).
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import html
+import json
 import os
 import re
 import subprocess
@@ -15,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from importlib import resources
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -25,6 +30,7 @@ import recorded  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 
 from backprop_tui.app import BackpropApp  # noqa: E402
+from backprop_tui.widgets.path_input import PromptInput  # noqa: E402
 
 _TEXT = re.compile(r'<text class="([^"]+)" x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"([^>]*)>(.*?)</text>')
 _WORD = re.compile(r"[⠀-⣿]|[^\s⠀-⣿]+")
@@ -63,34 +69,61 @@ async def draw(
     subprocess.run(["rsvg-convert", "-z", "1", "-o", picture], input=set_words(svg).encode(), check=True)
 
 
-def shown(panes: int) -> Callable[[Pilot], Awaitable[None]]:
-    """Wait for the run, then go ``panes`` panes on."""
+def shown(*keys: str) -> Callable[[Pilot], Awaitable[None]]:
+    """Wait for the screen, then press keys, one after the other has had its effect."""
 
     async def act(pilot: Pilot) -> None:
         await pilot.pause(0.8)
-        for _ in range(panes):
-            await pilot.press("tab")
+        for key in keys:
+            await pilot.press(key)
+            await pilot.pause(0.4)
 
     return act
 
 
+def bundled(path: Path, *keys: str) -> Callable[[Pilot], Awaitable[None]]:
+    """Open a file on the Data screen, and press keys there."""
+
+    async def act(pilot: Pilot) -> None:
+        await shown("3", "o")(pilot)
+        pilot.app.screen.query_one(PromptInput).value = str(path)
+        await shown("enter", *keys)(pilot)
+        await pilot.pause(3)  # what was asked for in the background
+
+    return act
+
+
+def trained_demo(output: Path) -> Path:
+    """Train the demo; the directory of its run."""
+    command = [str(Path(sys.executable).parent / "backprop"), "demo", "--json", "--output", str(output)]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.splitlines()
+    return Path(json.loads(lines[0])["output_dir"])
+
+
 async def make(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as home:
-        for kind in ("CACHE", "DATA", "CONFIG"):
+        for kind in ("DATA", "CONFIG"):
             os.environ[f"XDG_{kind}_HOME"] = f"{home}/{kind}"
         os.chdir(home)
+        demo = trained_demo(Path(home, "demo"))
+        rows = resources.files("backprop.demo") / "demo.jsonl"
+        Path("captain.jsonl").write_bytes(rows.read_bytes())
         output = Path(home, "output")
         recorded.one_of_each(output, time.time())
-        live, demo = output / "b81e40aa12cd", output / "3f2a9c1b7d20"
+        live = output / "b81e40aa12cd"
         with recorded.RunDirectory(live).hold_lock():
-            for columns, rows in ((140, 45), (80, 24)):
-                size = (columns, rows)
-                await draw(folder, f"live-{columns}x{rows}", size, BackpropApp(attach=live), shown(0))
-                await draw(folder, f"runs-{columns}x{rows}", size, BackpropApp(), shown(0))
-                await draw(folder, f"demo-{columns}x{rows}", size, BackpropApp(attach=demo), shown(1))
+            for columns, height in ((140, 45), (80, 24)):
+                size, end = (columns, height), f"{columns}x{height}"
+                await draw(folder, f"demo-{end}", size, BackpropApp(attach=demo), shown())
+                await draw(folder, f"samples-{end}", size, BackpropApp(attach=demo), shown("tab"))
+                await draw(folder, f"data-{end}", size, BackpropApp(), bundled(Path("captain.jsonl"), "v", "v"))
+                await draw(folder, f"live-{end}", size, BackpropApp(attach=live), shown())
+                await draw(folder, f"runs-{end}", size, BackpropApp(), shown())
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else HERE
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=HERE)
+    target = parser.parse_args().folder.absolute()
     target.mkdir(parents=True, exist_ok=True)
     asyncio.run(make(target))

@@ -88,7 +88,7 @@ def test_a_run_killed_again_and_again_has_the_losses_of_an_undisturbed_one(
 ) -> None:
     output = workshop.place.folder / "killed"
     command = workshop.train("--output", str(output))
-    command.until(lambda event: event["type"] == "step" and event["step"] == 23)
+    command.until(lambda event: event["type"] == "checkpoint_saved" and event["step"] >= 15)
     (path,) = output.iterdir()
     directory = RunDirectory(path)
     kill_engine_while_saving(directory)

@@ -75,6 +75,15 @@ async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder,
         await until(lambda: exiting(pilot), "the exit")
 
 
+async def test_a_run_that_ends_while_it_is_asked_about_answers_the_question(run: recorded.Recorder) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q")
+        assert isinstance(pilot.app.screen, Question)
+        run.finish(40, 1.0, "stopped")
+        await until(lambda: exiting(pilot), "the exit")
+
+
 async def test_kill_ends_the_engine(run: recorded.Recorder, asked: list[str]) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)

@@ -114,12 +114,14 @@ class EventWriter:
         self._journal.close()
 
     def _write_all(self) -> None:
+        patience = None  # The first event tells of the start, however long that takes.
         while True:
             try:
-                event = self._queue.get(timeout=HEARTBEAT)
+                event = self._queue.get(timeout=patience)
             except queue.Empty:
                 self.emit(Heartbeat())
                 continue
             if event is None:
                 return
+            patience = HEARTBEAT
             self._pipe.offer(self._journal.append(event))
