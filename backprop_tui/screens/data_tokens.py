@@ -91,6 +91,8 @@ def _summary(tokens: Sequence[Token], tokenizer: ChatTokenizer) -> list[Line]:
     else:
         count = next((i for i, token in enumerate(tokens) if token.id != tokenizer.bos_id), len(tokens))
         words = {0: " is not at the start", 1: " once, at the start"}.get(count, f" {count} times at the start")
+        if count == 1 and (all_told := sum(token.id == tokenizer.bos_id for token in tokens)) > 1:
+            words = f" at the start, {all_told} times in the row"
         style = "special" if count <= 1 else "error"
         lines.append((("BOS     ", "dim"), (tokenizer.token(tokenizer.bos_id), style), (words, "")))
     ends = _ends(tokens)

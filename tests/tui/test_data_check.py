@@ -158,6 +158,18 @@ async def test_tokens_show_what_is_trained_the_begin_token_and_the_terminator(
         assert "<s><|im_start|>user↵\nDepth?<|im_end|>↵\n<|im_start|>assistant↵\nNine<|im_end|>↵" in drawn
 
 
+async def test_a_begin_token_that_opens_every_turn_is_not_said_to_stand_once(tmp_path: Path, small_model: Path) -> None:
+    path = small_model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    template = config["chat_template"].removeprefix("{{ bos_token }}")
+    path.write_text(json.dumps({**config, "bos_token": "<|im_start|>", "chat_template": template}))
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "Depth?", "output": "Nine"}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌assistant")
+        await pilot.press("v", "v")
+        await until_text(pilot, "BOS <|im_start|> at the start, 2 times in the row")
+
+
 async def test_without_a_tokenizer_the_screen_says_how_to_get_one(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [alpaca(1)])
     async with DataApp(path).run_test(size=WIDE) as pilot:
