@@ -116,7 +116,8 @@ async def make(folder: Path) -> None:
                 size, end = (columns, height), f"{columns}x{height}"
                 await draw(folder, f"demo-{end}", size, BackpropApp(attach=demo), shown())
                 await draw(folder, f"samples-{end}", size, BackpropApp(attach=demo), shown("tab"))
-                await draw(folder, f"data-{end}", size, BackpropApp(), bundled(Path("captain.jsonl"), "v", "v"))
+                row_as_tokens = bundled(Path("captain.jsonl"), "enter", "v", "v")
+                await draw(folder, f"data-{end}", size, BackpropApp(), row_as_tokens)
                 await draw(folder, f"live-{end}", size, BackpropApp(attach=live), shown())
                 await draw(folder, f"runs-{end}", size, BackpropApp(), shown())
 

@@ -55,7 +55,7 @@ class Recorder:
                 event.run_id, event.seq, event.time = self.directory.run_id, self.seq, self.time
                 file.write(ev.encode(event))
 
-    def start(self) -> None:
+    def start(self, device: str = "cpu", dtype: str = "float32") -> None:
         """Everything up to the first step."""
         self.write(
             ev.RunStarted(
@@ -68,9 +68,9 @@ class Recorder:
             ev.ModelLoaded(
                 model="smollm2-135m",
                 path="/home/me/.cache/backprop/models/smollm2-135m",
-                device="cpu",
+                device=device,
                 mode="lora",
-                dtype="float32",
+                dtype=dtype,
                 parameters=134_515_008,
                 trainable_parameters=4_884_480,
                 targets=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -212,7 +212,7 @@ def running(output: Path, run_id: str = "b81e40aa12cd", steps: int = 720, create
         demo_like(output), steps=1000, run_name="captain", data="/data/captain_large.jsonl"
     )
     run = Recorder(output, run_id, config, created)
-    run.start()
+    run.start("cuda", "bfloat16")
     run.samples(tuned=False, step=0)
     run.write(ev.PhaseChanged(phase="training"))
     for first in range(1, steps + 1, 100):

@@ -146,7 +146,7 @@ class DatasetPrepared(Event):
     trained_tokens: int = 0
     max_length: int = 0
     p50: int = 0
-    """Tokens of a row before anything is cut; half of the rows with something to train have no more."""
+    """Tokens of a row to the end of its last answer, before anything is cut: half of the rows have no more."""
     p90: int = 0
     p99: int = 0
     longest: int = 0
