@@ -156,7 +156,7 @@ def encode_row(rendered: Rendered, encoding: Encoding | WordEncoding, tokenizer:
 
     Nothing predicts the first token, so it is never trained. Raw text ends with the tokenizer's end token.
     """
-    ids = np.array(encoding.ids, dtype=np.int32)
+    ids = np.asarray(encoding.ids, dtype=np.int32)
     if rendered.raw:
         ids = _around_text(ids, tokenizer)
         answers = [(0, len(ids))]

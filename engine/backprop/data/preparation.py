@@ -27,6 +27,8 @@ from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.turns import RowError
 from backprop.data.words import WordEncoding
 
+Encodings = Future[Sequence[Encoding | WordEncoding]]
+
 BATCH_ROWS = 500
 BATCH_CHARACTERS = 2_000_000
 HEAD_ROWS = 1000
@@ -98,18 +100,27 @@ class Preparation:
         head = list(islice(rows, HEAD_ROWS))
         self._look(head)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
-            pending: deque[tuple[list[_Item], Future[Sequence[Encoding | WordEncoding]]]] = deque()
+            pending: deque[tuple[list[_Item], Encodings]] = deque()
             for batch in self._batches(chain(head, rows)):
-                texts = [item.rendered.text for item in batch]
-                pending.append((batch, pool.submit(self.tokenizer.encode_rows, texts, special=batch[0].rendered.raw)))
+                pending.append((batch, self._encode(batch, pool)))
                 self._between()
                 # One batch is encoded while the next is rendered; the last ones wanted are counted before that.
-                while len(pending) > (0 if self._enough(0) else 1):
+                while pending and (pending[0][1].done() or len(pending) > 1 or self._enough(0)):
                     self._write(*pending.popleft(), writer)
             while pending:
                 self._write(*pending.popleft(), writer)
         self._finish(writer)
         return self.summary
+
+    def _encode(self, batch: list[_Item], pool: ThreadPoolExecutor) -> Encodings:
+        """Encode by words where that can be done, else beside this thread: the library does not hold it up."""
+        texts, raw = [item.rendered.text for item in batch], batch[0].rendered.raw
+        words = self.tokenizer.words
+        if raw or words is None:
+            return pool.submit(self.tokenizer.encode, texts, special=raw)
+        done: Encodings = Future()
+        done.set_result([words.encode(text) for text in texts])
+        return done
 
     def _between(self) -> None:
         if self.cancelled is not None and self.cancelled():
@@ -193,7 +204,7 @@ class Preparation:
                 )
             )
 
-    def _write(self, batch: list[_Item], encodings: Future[Sequence[Encoding | WordEncoding]], writer: Writer) -> None:
+    def _write(self, batch: list[_Item], encodings: Encodings, writer: Writer) -> None:
         self._waiting -= len(batch)
         chats, texts = [], []
         for item, encoding in zip(batch, encodings.result(), strict=True):

@@ -6,7 +6,6 @@ Ids are those of ``transformers``' ``AutoTokenizer``: the same ``tokenizer.json`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from backprop.core.errors import ModelLoadError
 from backprop.data.template import CHATML, PLAIN, ChatTemplate, choose
-from backprop.data.words import WordEncoder, WordEncoding
+from backprop.data.words import WordEncoder
 
 FILES = (
     "tokenizer.json",
@@ -34,6 +33,7 @@ class ChatTokenizer:
         notes: choices made while loading, in words for a person.
         bos_id, eos_id: ids of the tokenizer's own begin and end tokens, ``None`` where it has none.
         end_ids: every id that ends generation.
+        words: encodes the same by words, ``None`` where this tokenizer's texts cannot be cut into them.
         fingerprint: hash of all files that decide about ids and text.
     """
 
@@ -45,7 +45,7 @@ class ChatTokenizer:
         self.bos_id = _id(tokenizer, template.tokens.get("bos_token"))
         self.eos_id = _id(tokenizer, template.tokens.get("eos_token"))
         self.end_ids: set[int] = {self.eos_id} if self.eos_id is not None else set()
-        self._words = WordEncoder.of(tokenizer)
+        self.words = WordEncoder.of(tokenizer)
         self.special_ids = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @classmethod
@@ -86,12 +86,6 @@ class ChatTokenizer:
     def encode(self, texts: list[str], *, special: bool = False) -> list[Encoding]:
         """Encode texts at once. ``special`` adds what the tokenizer puts around a plain text (its begin token)."""
         return self.tokenizer.encode_batch(texts, add_special_tokens=special)
-
-    def encode_rows(self, texts: list[str], *, special: bool = False) -> Sequence[Encoding | WordEncoding]:
-        """The same tokens, faster for many texts that share their words."""
-        if self._words is None or special:
-            return self.encode(texts, special=special)
-        return [self._words.encode(text) for text in texts]
 
     def token(self, id: int) -> str:
         return self.tokenizer.id_to_token(id) or f"<{id}>"

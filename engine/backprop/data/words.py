@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from bisect import bisect_right
 from functools import lru_cache, partial
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any, Self
 
+import numpy as np
 from tokenizers import Encoding, Tokenizer, models
 
 _CUT = re.compile(r" (?=[!-~])(?<=[!-~] )")
-_LINE = re.compile(r"(?<=[!-~]\n)(?=[!-~])|(?<=[!-~]\n\n)(?=[!-~])")
-_GPT2_LINE = re.compile(r"(?<=[!-~]\n)(?=[!-~]|\n[!-/:-~])|(?<=[!-~]\n\n)(?=[!-/:-~])")
+_LINE = re.compile(r"\n(?:(?<=[!-~]\n)|(?<=[!-~]\n\n))(?=[!-~])")
+_GPT2_LINE = re.compile(r"\n(?:(?<=[!-~]\n)(?=[!-~]|\n[!-/:-~])|(?<=[!-~]\n\n)(?=[!-/:-~]))")
 """GPT-2's pattern parts two line breaks, where a digit does not follow that another step has split off before."""
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _PATTERNS = {_SPLIT % r"\p{N}{1,3}": "Llama 3", _SPLIT % r"\p{N}": "Qwen"}
@@ -28,19 +30,21 @@ _PATTERNS = {_SPLIT % r"\p{N}{1,3}": "Llama 3", _SPLIT % r"\p{N}": "Qwen"}
 _KEPT = 200_000
 """Words remembered before all are forgotten: about 40 MB."""
 _KEPT_TOKENS = 5_000
+_ID = np.dtype(np.int32).itemsize
 _LONGEST = 64
 """Characters of a word that is remembered: longer ones (a text without spaces, for instance) hardly come again."""
 
 
-class _Words(dict[str, tuple[int, ...]]):
-    """Word → ids of ``before`` and the word."""
+class _Words(dict[str, bytes]):
+    """Word → ids of ``before`` and the word, as the bytes of int32: joined, they are an array."""
 
     def __init__(self, tokenizer: Tokenizer, before: str) -> None:
         self._tokenizer = tokenizer
         self._before = before
 
-    def __missing__(self, word: str) -> tuple[int, ...]:
-        ids = tuple(self._tokenizer.encode(self._before + word, add_special_tokens=False).ids)
+    def __missing__(self, word: str) -> bytes:
+        found = self._tokenizer.encode(self._before + word, add_special_tokens=False).ids
+        ids = array("i", found).tobytes()
         if len(word) <= _LONGEST:
             if len(self) >= _KEPT:
                 self.clear()
@@ -73,12 +77,16 @@ class WordEncoder:
         segments: list[str] = []
         for part in self._specials.split(text) if self._specials else [text]:
             if "\n" in part:
-                segments += self._line.split(part)
+                start = 0
+                for cut in self._line.finditer(part):
+                    segments.append(part[start : cut.end()])
+                    start = cut.end()
+                segments.append(part[start:])
             else:
                 segments.append(part)
         words = list(map(_cut, segments))
-        later = self.later.__getitem__
-        ids = [[*self.first[some[0]], *chain.from_iterable(map(later, some[1:]))] if some[0] else [] for some in words]
+        first, later = self.first, self.later.__getitem__
+        ids = [first[some[0]] + b"".join(map(later, some[1:])) if some[0] else b"" for some in words]
         return WordEncoding(self, segments, words, ids)
 
 
@@ -96,13 +104,13 @@ def _cut(text: str) -> list[str]:
 class WordEncoding:
     """What ``Encoding`` tells about a text; places are looked up in the word that holds them."""
 
-    def __init__(self, encoder: WordEncoder, segments: list[str], words: list[list[str]], ids: list[list[int]]) -> None:
+    def __init__(self, encoder: WordEncoder, segments: list[str], words: list[list[str]], ids: list[bytes]) -> None:
         self._encoder = encoder
         self._words = words
         self._ends = list(accumulate(map(len, segments)))
-        self._tokens = list(accumulate(map(len, ids)))
-        """Characters and tokens up to the end of each segment."""
-        self.ids = list(chain.from_iterable(ids))
+        self._bytes = list(accumulate(map(len, ids)))
+        """Characters, and bytes of ids, up to the end of each segment."""
+        self.ids = np.frombuffer(b"".join(ids), dtype=np.int32)
 
     def char_to_token(self, place: int) -> int | None:
         """The token that holds the character at ``place``, if one does."""
@@ -120,16 +128,16 @@ class WordEncoding:
     def _word_at(self, place: int) -> tuple[int, int, Encoding]:
         """The word that holds the character at ``place``: its first character, its first token, its tokens."""
         at = bisect_right(self._ends, place)
-        start, first = (self._ends[at - 1], self._tokens[at - 1]) if at else (0, 0)
+        start, before = (self._ends[at - 1], self._bytes[at - 1]) if at else (0, 0)
         encoder, words = self._encoder, self._words[at]
         word, known = words[0], encoder.first
         for later in words[1:]:
             if place < start + len(word):
                 break
             start += len(word)
-            first += len(known[word] if known is encoder.first else known[word[1:]])
+            before += len(known[word] if known is encoder.first else known[word[1:]])
             word, known = " " + later, encoder.later
-        return start, first, encoder.tokens(word)
+        return start, before // _ID, encoder.tokens(word)
 
 
 def _line_cuts(tokenizer: Tokenizer) -> re.Pattern[str] | None:
