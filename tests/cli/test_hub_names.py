@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_hub import Hub, small_hub
+from small_hub import Hub
 from tiny_language_model import rows
 
 NAME = "harbour/charts"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with small_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        hub.datasets[NAME] = {"train.jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in rows(12))}
-        yield hub
+@pytest.fixture(autouse=True)
+def charts(hub: Hub) -> None:
+    hub.datasets[NAME] = {"train.jsonl": b"".join(json.dumps(row).encode() + b"\n" for row in rows(12))}
 
 
 def test_validate_and_data_fetch_once_and_write_where_the_person_stands(

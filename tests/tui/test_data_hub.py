@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text
-from small_hub import Hub, small_hub
+from small_hub import Hub
 
 from backprop_tui.widgets.path_input import PromptInput
 
 NAME = "harbour/charts"
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with small_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        hub.datasets[NAME] = {"train.jsonl": b"".join(json.dumps(alpaca(n)).encode() + b"\n" for n in range(1, 41))}
-        yield hub
+@pytest.fixture(autouse=True)
+def charts(hub: Hub) -> None:
+    hub.datasets[NAME] = {"train.jsonl": b"".join(json.dumps(alpaca(n)).encode() + b"\n" for n in range(1, 41))}
 
 
 async def test_a_name_is_fetched_with_progress_and_opened(hub: Hub) -> None:
