@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from backprop.core.errors import BackpropError
 from backprop.core.events import Stop
@@ -35,7 +35,7 @@ CADENCES = (4.0, 2.0, 1.0)
 CATCH_UP = 0.02
 
 
-def _data_screen() -> Screen:
+def _data_screen() -> Screen[Any]:
     # Reading data needs numpy, which nobody waits for who only looks at runs.
     from backprop_tui.screens.data import DataScreen
 
@@ -45,7 +45,11 @@ def _data_screen() -> Screen:
 class BackpropApp(App[None]):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, Callable[[], Screen]]] = {"live": LiveScreen, "runs": RunsScreen, "data": _data_screen}
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
+        "live": LiveScreen,
+        "runs": RunsScreen,
+        "data": _data_screen,
+    }
     DEFAULT_MODE = "runs"
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("everywhere")]
     ENABLE_COMMAND_PALETTE = True
@@ -53,7 +57,7 @@ class BackpropApp(App[None]):
     def __init__(self, config: RunConfig | None = None, attach: Path | None = None) -> None:
         """Open with a run to start (``config``), one to watch (``attach``), or the list of runs."""
         if config is not None or attach is not None:
-            self.DEFAULT_MODE = "live"
+            self.DEFAULT_MODE = "live"  # type: ignore[misc]  # looked up on the instance when it is made
         no_color = bool(os.environ.get("NO_COLOR"))
         super().__init__(ansi_color=True if no_color else None)
         for theme in themes.OWN:
@@ -61,7 +65,7 @@ class BackpropApp(App[None]):
         few = no_color or self.console.color_system == "standard"
         self.theme = themes.SIXTEEN.name if few else themes.DARK.name
         self.animation_level = "none"
-        self.watch: Watch | None = None
+        self.watched: Watch | None = None
         self.leaving = False
         """Leave when the run has ended."""
         self.error: BackpropError | None = None
@@ -106,7 +110,7 @@ class BackpropApp(App[None]):
         """The one place where a run's news reach the screen."""
         if not self._catching_up:
             self._advance()
-        if (self.leaving or self._asking) and (self.watch is None or not self.watch.live):
+        if (self.leaving or self._asking) and (self.watched is None or not self.watched.live):
             self.exit()
         try:
             screen = self.screen
@@ -116,7 +120,7 @@ class BackpropApp(App[None]):
             screen.flush()
 
     def _advance(self) -> None:
-        self._catching_up = self.watch is not None and self.watch.advance()
+        self._catching_up = self.watched is not None and self.watched.advance()
         if self._catching_up:
             self.set_timer(CATCH_UP, self._advance)
 
@@ -173,22 +177,22 @@ class BackpropApp(App[None]):
     def start_demo(self) -> None:
         from backprop.demo import demo_config
 
-        if self.watch is not None and self.watch.live:
+        if self.watched is not None and self.watched.live:
             self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
             return
         self.start_run(demo_config())
 
     def open_run(self, path: Path) -> None:
         """Show a run on the Live screen, living or over."""
-        if self.watch is not None and self.watch.path == path.absolute():
+        if self.watched is not None and self.watched.path == path.absolute():
             self.switch_mode("live")
             return
         self._show_run(Watch.attach(path))
 
     def _show_run(self, watch: Watch) -> None:
-        if self.watch is not None:
-            self.watch.close()
-        self.watch = watch
+        if self.watched is not None:
+            self.watched.close()
+        self.watched = watch
         self.run_worker(lambda: _remember(watch.path), thread=True, exit_on_error=False)
         if self.current_mode != "live":
             self.switch_mode("live")
@@ -200,7 +204,7 @@ class BackpropApp(App[None]):
         if not self.screen.is_modal:
             self.switch_mode(name)
 
-    def action_back(self) -> None:
+    async def action_back(self) -> None:
         screen = self.screen
         if screen.is_modal:
             self.pop_screen()
@@ -220,12 +224,12 @@ class BackpropApp(App[None]):
 
     def action_leave(self) -> None:
         """Leave; with a living run, ask what becomes of it."""
-        if self.watch is None or not self.watch.live or self.leaving:
+        if self.watched is None or not self.watched.live or self.leaving:
             self.exit()
             return
         if isinstance(self.screen, Question):
             return
-        state = self.watch.state
+        state = self.watched.state
         text = (
             f"Run {state.run_id} is at step {state.step} of {state.total_steps}."
             if state.step
@@ -238,12 +242,12 @@ class BackpropApp(App[None]):
         self._asking = False
         if value == "leave":
             self.exit()
-        elif value == "kill" and self.watch is not None:
-            self.watch.kill()
+        elif value == "kill" and self.watched is not None:
+            self.watched.kill()
             self.leaving = True
-        elif value == "stop" and self.watch is not None:
+        elif value == "stop" and self.watched is not None:
             try:
-                self.watch.send(Stop())
+                self.watched.send(Stop())
             except BackpropError as error:
                 self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
                 return
@@ -265,7 +269,7 @@ class BackpropApp(App[None]):
 
     # Palette
 
-    def get_system_commands(self, screen: Screen) -> Iterable[SystemCommand]:
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key that works here, by its name, and the themes."""
         for key in (*keys.keys_of(self.current_mode), *keys.keys_of("everywhere")):
             if key.name not in ("command_palette", "back", "interrupt"):
@@ -280,7 +284,7 @@ def _collect_garbage_again() -> None:
     gc.enable()
 
 
-def _runner(screen: Screen, action: str) -> Callable[[], Awaitable[None]]:
+def _runner(screen: Screen[Any], action: str) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         await screen.run_action(action)
 

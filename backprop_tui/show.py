@@ -34,7 +34,7 @@ def farewell(app: BackpropApp) -> None:
     """What a person wants to keep from the screen that is gone."""
     from backprop.runs.describe import number
 
-    watch = app.watch
+    watch = app.watched
     if watch is None:
         return
     state = watch.state

@@ -16,7 +16,7 @@ class DataScreen(DataCleaning):
     """Browse and check one dataset file."""
 
     CSS_PATH = "data.tcss"
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (120, "-wide")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("data")]
 
     def compose(self) -> ComposeResult:

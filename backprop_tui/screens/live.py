@@ -41,8 +41,8 @@ COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
 class LiveScreen(SparingScreen):
     app: BackpropApp
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("live")]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (32, "-high")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
 
     def __init__(self) -> None:
         super().__init__(id="live")
@@ -99,7 +99,7 @@ class LiveScreen(SparingScreen):
         """Bring every widget up to date; each draws only what changed, and only where it is seen."""
         if not self._built:
             return
-        watch = self.app.watch
+        watch = self.app.watched
         if watch is not self._watch:
             self._begin(watch)
         state = watch.state if watch else None

@@ -69,8 +69,8 @@ class RunsHeader(Cells):
 class RunsScreen(SparingScreen):
     app: BackpropApp
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("runs")]
-    HORIZONTAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar[list[tuple[int, str]] | None] = [(0, "-low"), (32, "-high")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
 
     def __init__(self) -> None:
         super().__init__(id="runs")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from textual.events import Resize
+
 from backprop_tui.widgets.row_view import RowView
 from backprop_tui.widgets.styled import Line
 
@@ -20,5 +22,6 @@ class Histogram(RowView):
         if self.line_width:
             self.show(self._draw(self.line_width, self.size.height), self.line_width)
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
+        del event
         self.redraw()

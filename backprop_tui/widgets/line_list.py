@@ -58,7 +58,7 @@ class LineList(Inked, can_focus=True):
         segments = [Segment(text, self.style_of(name, cursor=cursor)) for text, name in self.line_at(index, width)]
         return Strip(segments).adjust_cell_length(width, self.style_of("", cursor=cursor))
 
-    def visible(self) -> range:
+    def in_view(self) -> range:
         """The indices of the lines on screen."""
         first = self.scroll_offset.y
         return range(first, min(first + self.size.height, self.count))

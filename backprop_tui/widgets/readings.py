@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isnan
 
 from backprop_tui.watch import Curves
@@ -9,6 +10,9 @@ from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
 from backprop_tui.widgets.curve import Curve, shown_steps
 from backprop_tui.widgets.raster import SYMBOLS, Raster, Symbols
 from backprop_tui.words import count
+
+_Series = tuple[str, Curve, Callable[[float], str]]
+"""A title, the values, and how one is written."""
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#%"
@@ -103,7 +107,7 @@ class Readings(Cells):
         if self.curves is None:
             return []
         curves = self.curves
-        series = [
+        series: list[_Series] = [
             ("learning rate", curves.learning_rate, _scientific),
             ("gradient norm", curves.grad_norm, _norm),
             ("tokens/s", curves.tokens_per_second, count),
@@ -113,7 +117,7 @@ class Readings(Cells):
             return self._beside(series, shown, width)
         return self._below(series, shown, width, height)
 
-    def _beside(self, series: list, shown: int, width: int) -> list[Row]:
+    def _beside(self, series: list[_Series], shown: int, width: int) -> list[Row]:
         gap = 3
         each = (width - 2 * gap) // 3
         numbers: Row = []
@@ -129,7 +133,7 @@ class Readings(Cells):
             bars.append((sparkline(curve, shown, each, self.symbols.name == "ascii"), "info"))
         return [numbers, bars]
 
-    def _below(self, series: list, shown: int, width: int, height: int) -> list[Row]:
+    def _below(self, series: list[_Series], shown: int, width: int, height: int) -> list[Row]:
         rows: list[Row] = []
         tall = max(1, (height - 6) // 3) if height >= 9 else 1
         for title, curve, form in series:

@@ -89,19 +89,19 @@ class RowTable(LineList):
             fresh.add(row)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        for position in self.visible():
+        for position in self.in_view():
             if self.row_at(position) in fresh:
                 self.refresh_line(position)
 
     def ask(self) -> None:
         """Ask for the rows on screen, then for one page before and after them."""
-        visible = self.visible()
-        if not visible:
+        in_view = self.in_view()
+        if not in_view:
             return
         page = max(self.size.height, 1)
-        after = range(visible.stop, min(visible.stop + page, self.count))
-        before = range(max(visible.start - page, 0), visible.start)
-        wanted = [self.row_at(position) for part in (visible, after, before) for position in part]
+        after = range(in_view.stop, min(in_view.stop + page, self.count))
+        before = range(max(in_view.start - page, 0), in_view.start)
+        wanted = [self.row_at(position) for part in (in_view, after, before) for position in part]
         missing = [row for row in wanted if row is not None and row not in self._known]
         if missing:
             self.post_message(self.Wanted(missing))

@@ -24,7 +24,7 @@ async def seen(pilot: Pilot[None], seq: int) -> BackpropApp:
     """Wait until the watched run is taken in up to event ``seq`` and drawn."""
     app = pilot.app
     assert isinstance(app, BackpropApp)
-    await until(lambda: app.watch is not None and app.watch.state.last_seq >= seq, f"event {seq}")
+    await until(lambda: app.watched is not None and app.watched.state.last_seq >= seq, f"event {seq}")
     await pilot.pause()
     app.flush()
     await pilot.pause()
@@ -35,7 +35,7 @@ async def ended(pilot: Pilot[None]) -> BackpropApp:
     """Wait until the watched run is known to be over and drawn."""
     app = pilot.app
     assert isinstance(app, BackpropApp)
-    await until(lambda: app.watch is not None and not app.watch.state.alive and app.watch.state.ended, "the end")
+    await until(lambda: app.watched is not None and not app.watched.state.alive and app.watched.state.ended, "the end")
     await pilot.pause()
     app.flush()
     await pilot.pause()

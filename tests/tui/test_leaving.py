@@ -95,7 +95,7 @@ async def test_without_a_living_run_leaving_asks_nothing(output: Path) -> None:
     run = recorded.finished_demo(output)
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         app = await seen(pilot, run.seq)
-        await until(lambda: app.watch is not None and not app.watch.live, "the end")
+        await until(lambda: app.watched is not None and not app.watched.live, "the end")
         await pilot.press("q")
         assert exiting(pilot)
 

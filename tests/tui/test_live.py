@@ -190,7 +190,7 @@ async def test_a_run_that_vanished_is_said_and_nothing_breaks(output: Path) -> N
     async with BackpropApp(attach=path).run_test(size=(100, 30)) as pilot:
         app = pilot.app
         assert isinstance(app, BackpropApp)
-        await until(lambda: app.watch is not None and app.watch.error is not None, "the error")
+        await until(lambda: app.watched is not None and app.watched.error is not None, "the error")
         app.flush()
         await pilot.pause()
         assert "~/output/nothing-here is no run directory" in text_of(app)

@@ -99,8 +99,8 @@ async def test_enter_opens_the_chosen_run(output: Path) -> None:
         await listed(pilot, 1)
         await pilot.press("enter")
         assert app.current_mode == "live"
-        assert app.watch is not None
-        await until(lambda: app.watch is not None and app.watch.state.status == "done", "the state")
+        assert app.watched is not None
+        await until(lambda: app.watched is not None and app.watched.state.status == "done", "the state")
 
 
 async def test_deleting_asks_and_removes_the_directory(output: Path) -> None:
