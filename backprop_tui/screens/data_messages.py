@@ -98,7 +98,7 @@ class Checked(Message):
 
 
 class Counted(Message):
-    """CountedLengths counted so far."""
+    """Lengths counted so far."""
 
     def __init__(self, job: Job, lengths: CountedLengths) -> None:
         super().__init__()

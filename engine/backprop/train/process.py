@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,11 @@ def environment() -> dict[str, Any]:
 
 
 def quiet_libraries() -> None:
-    """Nothing is sent anywhere, and no progress bars: set before the libraries are imported."""
+    """Nothing is sent anywhere, no progress bars, no news for the libraries' own callers: set before they are imported.
+
+    The last lines of the log are what a person reads when an engine has gone.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
