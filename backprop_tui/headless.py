@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 from backprop.cli import main as cli
-from backprop.cli.history import find_run
+from backprop.cli.runs import find_run
 from backprop.cli.shared_options import json_and_verbose
 
 
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
 def attach(prefix: str, as_json: bool, verbose: bool) -> int:
     """Watch a run that is going on, from its first event; Ctrl+C leaves it running."""
     from backprop.cli.follow import follow
-    from backprop.runs import link
+    from backprop.runs import engine_client
 
     path: Path = find_run(prefix)
-    return follow(link.attach(path), as_json=as_json, verbose=verbose, leave=True)
+    return follow(engine_client.attach(path), as_json=as_json, verbose=verbose, leave=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 from backprop.core.errors import BackpropError, EngineCrashedError
 from backprop.core.events import AnyEvent, Command
 from backprop.core.settings import RunConfig
-from backprop.runs import link as links
-from backprop.runs.link import Link
+from backprop.runs import engine_client as links
+from backprop.runs.engine_client import Link
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.widgets.curve import Curve

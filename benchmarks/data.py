@@ -33,7 +33,7 @@ from typing import Any
 import msgspec
 import orjson
 from backprop.core.paths import model_cache
-from backprop.data.source import open_source
+from backprop.data.reader import open_source
 from backprop.data.validate import validate
 
 SAMPLE = 200_000_000

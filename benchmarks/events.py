@@ -30,7 +30,7 @@ from backprop.core.events import RunStarted, Step
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import JournalWriter
-from backprop.train.stream import EventPipe, EventWriter
+from backprop.worker.event_stream import EventPipe, EventWriter
 
 EVENTS = 20_000
 ROUNDS = 5

@@ -24,10 +24,10 @@ from pathlib import Path
 
 from backprop.core.events import CheckpointSaved, Step
 from backprop.core.settings import EMBEDDED_MODEL, RunConfig
-from backprop.runs import journal, link
+from backprop.runs import engine_client, journal
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.runs.link import Link
+from backprop.runs.engine_client import Link
 from backprop.runs.state import read_run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
@@ -133,7 +133,7 @@ def killed_run(
     """
     chooser = random.Random(found.kills)
     launched = time.time()
-    watched = link.start(config)
+    watched = engine_client.start(config)
     directory = watched.directory
     here, same = 0, True
     while True:
@@ -152,7 +152,7 @@ def killed_run(
         where = "inside a save" if inside else "at random"
         print(f"kill {found.kills + here:3}  {where:13}  after step {len(now):4}  equal so far: {same}", flush=True)
         launched = time.time()
-        watched = link.resume(directory.path)
+        watched = engine_client.resume(directory.path)
     found.kills += here
     found.equal += here if now == plain and same else 0
     note_files(directory, found)
@@ -186,11 +186,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="backprop-resume-") as name:
         config = configuration(given.model, given.steps, given.save_steps, Path(name))
         launched = time.time()
-        undisturbed = link.start(config)
+        undisturbed = engine_client.start(config)
         drain(undisturbed)
         plain = curve(undisturbed.directory)
         if len(plain) != given.steps:
-            print(link.last_words(undisturbed.directory), file=sys.stderr)
+            print(engine_client.last_words(undisturbed.directory), file=sys.stderr)
             return 2
         found = Found()
         note_speed(undisturbed.directory, launched, found)

@@ -96,7 +96,7 @@ def configuration(options: argparse.Namespace) -> Any:
 
 def run_ours(options: argparse.Namespace, turns: Turns, folder: Path) -> None:
     import numpy as np
-    from backprop.train.objectives import StepTrainer, plan
+    from backprop.train.trainer import StepTrainer, plan
 
     loaded, config, plain = prepare(options)
 

@@ -17,7 +17,7 @@ from backprop.core.errors import (
     InvalidSettingError,
     ModelLoadError,
 )
-from backprop.runs import link
+from backprop.runs import engine_client
 from backprop.runs.state import read_run
 from backprop.trainer import spool
 from tiny_language_model import rows, write_model, write_rows
@@ -114,7 +114,7 @@ def test_ctrl_c_stops_the_run_keeps_the_result_and_comes_out(trainer: Trainer, t
     state = read_run(path)
     assert state.status == "interrupted"
     assert Path(state.output_path, "adapter_config.json").is_file()
-    assert not link.attach(path).alive()
+    assert not engine_client.attach(path).alive()
 
 
 def test_settings_are_checked_when_the_trainer_is_made() -> None:

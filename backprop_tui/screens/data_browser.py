@@ -9,8 +9,8 @@ from functools import partial
 from backprop.data.formats import FORMATS
 from backprop.data.mapping import describe_mapping
 from backprop.data.opening import KINDS
-from backprop.data.source import Row
-from backprop.data.spool import PACKED
+from backprop.data.reader import Row
+from backprop.data.to_jsonl import PACKED
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical

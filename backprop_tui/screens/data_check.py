@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from backprop.core.errors import ModelLoadError
 from backprop.core.events import Problem
 from backprop.core.settings import EMBEDDED_MODEL, RunConfig
-from backprop.data.source import Row
+from backprop.data.reader import Row
 from msgspec.structs import fields
 from textual import on
 from textual.app import ComposeResult

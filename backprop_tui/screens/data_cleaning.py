@@ -77,8 +77,8 @@ def rules_from(words: str) -> Rules:
         InputError: a word that is no rule.
     """
     from backprop.data.clean import Rules
-    from backprop.data.duplicates import THRESHOLD
-    from backprop.data.filters import LengthLimits, TraceLimits
+    from backprop.data.dedup import THRESHOLD
+    from backprop.data.quality import LengthLimits, TraceLimits
 
     asked = words.lower().split()
     languages = [word.removeprefix("language:") for word in asked if word.startswith("language:")]

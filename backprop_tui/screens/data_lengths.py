@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from backprop.data.formats import RowError
 from backprop.data.lengths import LengthCounter, Lengths
 from backprop.data.mapping import Fields
-from backprop.data.source import Row, open_source
+from backprop.data.reader import Row, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.data_rows import all_turns, format_of, read_row
@@ -18,7 +18,7 @@ from backprop_tui.widgets.row_table import in_bytes
 from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:
-    from backprop.data.encoding import Rendered
+    from backprop.data.encode import Rendered
     from backprop.data.tokenizer import ChatTokenizer
 
 _BATCH_ROWS = 500
@@ -106,7 +106,7 @@ class _Encoder:
     """Rows → what counts of their tokens."""
 
     def __init__(self, opened: OpenFile, tokenizer: ChatTokenizer, counter: _Counter) -> None:
-        from backprop.data.encoding import Renderer
+        from backprop.data.encode import Renderer
 
         self._file = opened.file
         self._names = Fields(opened.file.mapping)
@@ -129,7 +129,7 @@ class _Encoder:
             self._encode([item for item in rendered if item.raw == raw], raw)
 
     def _encode(self, rendered: list[Rendered], raw: bool) -> None:
-        from backprop.data.encoding import encode_row
+        from backprop.data.encode import encode_row
         from backprop.data.fit import chat_size
 
         chats, texts = [], []

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-from backprop.data.source import Row, Source
-from backprop.data.turns import RowError
+from backprop.data.example import RowError
+from backprop.data.reader import Row, Source
 
 _BATCH = 16
 Summary = TypeVar("Summary")

@@ -7,7 +7,7 @@ import re
 
 from backprop.data.formats import Example, FileFormat, Format, RowError, Turn, convert, detect_fields
 from backprop.data.mapping import Fields
-from backprop.data.source import Row
+from backprop.data.reader import Row
 
 from backprop_tui.widgets.row_table import RowSummary
 from backprop_tui.widgets.styled import Line, many_lines, one_line, split_lines

@@ -20,7 +20,7 @@ from backprop_tui.widgets.styled import Line, one_line
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport
 
-ENGINE = "backprop.train.scoring"
+ENGINE = "backprop.train.perplexity"
 _EVERY = 1.0
 """Seconds between two looks at the rows scored so far."""
 
@@ -67,7 +67,7 @@ class DataScoring(DataCheck):
 
     def _listen(self, job: Job, request: jobs.ScoreRequest) -> None:
         """Follow the engine, in a thread."""
-        from backprop.runs.workplace import engine_job
+        from backprop.runs.engine_jobs import engine_job
 
         rows: list[jobs.RowScore] = []
         shown = time.monotonic()

@@ -12,13 +12,13 @@ from backprop.core.errors import ModelLoadError
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.settings import EMBEDDED_MODEL
 from backprop.data.formats import FileFormat, RowError
-from backprop.data.source import Row
+from backprop.data.reader import Row
 
 from backprop_tui.screens.data_rows import format_of, problem_lines
 from backprop_tui.widgets.styled import Line, Piece, many_lines
 
 if TYPE_CHECKING:
-    from backprop.data.encoding import Token
+    from backprop.data.encode import Token
     from backprop.data.tokenizer import ChatTokenizer
 
 MOST_TOKENS = 50_000
@@ -63,7 +63,7 @@ def token_lines(
         limit: the longest row in tokens; what it would do to this row is said.
         brackets: put trained tokens in brackets, for a terminal without colour.
     """
-    from backprop.data.encoding import explain_row
+    from backprop.data.encode import explain_row
 
     if row.error is not None:
         return problem_lines(row.error)

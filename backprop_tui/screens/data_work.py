@@ -13,7 +13,7 @@ from backprop.core.location import is_hub_name
 from backprop.data.fetched import find_fetched
 from backprop.data.formats import FORMATS, FileFormat, detect_fields, detect_file
 from backprop.data.mapping import Fields
-from backprop.data.source import Row, Source, open_source
+from backprop.data.reader import Row, Source, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.data_rows import read_row

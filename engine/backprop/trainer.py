@@ -22,11 +22,11 @@ from backprop.core import events as ev
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError, error_for
 from backprop.core.location import default_model, locate
 from backprop.core.settings import RunConfig, config_from
-from backprop.runs import link as links
+from backprop.runs import engine_client as links
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_client import Link
 from backprop.runs.index import RunIndex
-from backprop.runs.link import Link
 from backprop.runs.state import RunState
 
 _LOOK = 0.5

@@ -17,7 +17,7 @@ from backprop.cli.main import main
 from backprop.core import events as ev
 from backprop.core.errors import EngineCrashedError
 from backprop.core.settings import RunConfig
-from backprop.runs import link
+from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from made_events import finished, started, step
@@ -32,13 +32,13 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def recorded(tmp_path: Path, *events: ev.Event) -> link.Link:
+def recorded(tmp_path: Path, *events: ev.Event) -> engine_client.Link:
     directory = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path)))
     with directory.journal.open("wb") as file:
         for number, event in enumerate(events, 1):
             event.run_id, event.seq, event.time = directory.run_id, number, 1000.0 + number
             file.write(ev.encode(event))
-    return link.attach(directory.path)
+    return engine_client.attach(directory.path)
 
 
 def ended(status: str) -> ev.RunFinished:
@@ -146,7 +146,7 @@ def test_a_reader_that_leaves_and_a_lost_terminal_do_not_stop_the_run(
     assert process.wait(PATIENCE) == 0
     assert f"run {path.name} goes on" in said
 
-    watched = link.attach(path)
+    watched = engine_client.attach(path)
     before = read_run(path).step
     wait_until(lambda: read_run(path).step > before, "another step")
     assert watched.alive()

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from backprop.core.errors import OperationCancelledError
+from backprop.data.dedup import NearDuplicates, exact_duplicates, overlap, shingles
 from backprop.data.difficulty import by_difficulty, chunk_sizes, difficulty
-from backprop.data.duplicates import NearDuplicates, exact_duplicates, overlap, shingles
-from backprop.data.filters import LengthLimits, TraceLimits, estimate_tokens
 from backprop.data.formats import convert
 from backprop.data.language import language
+from backprop.data.quality import LengthLimits, TraceLimits, estimate_tokens
 from backprop.data.report import histogram, outliers, report
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]

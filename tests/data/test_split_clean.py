@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from backprop.core.errors import DatasetError, InputError, InvalidSettingError
 from backprop.data.clean import Rules, clean_file
-from backprop.data.duplicates import clusters
-from backprop.data.filters import LengthLimits, TraceLimits
+from backprop.data.dedup import clusters
+from backprop.data.quality import LengthLimits, TraceLimits
 from backprop.data.split import held_out_rows, held_out_size, split_file, split_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from backprop.core.errors import DatasetError
-from backprop.data.encoding import Renderer, encode_row, explain_row
+from backprop.data.encode import Renderer, encode_row, explain_row
 from backprop.data.formats import Format, RowError, convert, detect
+from backprop.data.loss_mask import answer_spans
 from backprop.data.mapping import PLAIN, find_mapping
-from backprop.data.mask import answer_spans
 from backprop.data.tokens import ChatTokenizer, prepare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from backprop.data.encoding import Rendered, encode_row
-from backprop.data.mask import Span
+from backprop.data.encode import Rendered, encode_row
+from backprop.data.loss_mask import Span
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.words import _PATTERNS, WordEncoder
 from hypothesis import given, settings

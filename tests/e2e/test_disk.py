@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from backprop.core.events import Stop
-from backprop.runs import link
+from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from commands import Command, sequence
@@ -50,7 +50,7 @@ def goes_on(command: Command, step: int) -> None:
 
 
 def stop(command: Command, directory: RunDirectory) -> None:
-    link.attach(directory.path).send(Stop())
+    engine_client.attach(directory.path).send(Stop())
     code, rest = command.finish()
     assert code == 0
     assert (rest[-1]["type"], rest[-1]["status"]) == ("run_finished", "stopped")

@@ -10,7 +10,7 @@ import signal
 
 import pytest
 from backprop.core.events import Stop
-from backprop.runs import link
+from backprop.runs import engine_client
 from place import ENDLESS, PATIENCE, Place, program
 from terminal import Terminal
 
@@ -102,7 +102,7 @@ def test_a_hung_up_command_line_leaves_its_run_going(place: Place) -> None:
         terminal.hang_up()
         assert terminal.process.wait(PATIENCE) is not None
     place.wait_step(place.state().step + 50)
-    link.attach(place.run().path).send(Stop())
+    engine_client.attach(place.run().path).send(Stop())
     place.wait_until(lambda: place.state().status == "stopped", "the end")
 
 

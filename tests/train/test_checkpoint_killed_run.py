@@ -25,8 +25,8 @@ from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train.checkpoint import trained_parameters
-from backprop.train.objectives import StepTrainer, plan
-from backprop.train.saving import Saver
+from backprop.train.trainer import StepTrainer, plan
+from backprop.train.checkpointing import Saver
 
 config = msgspec.json.decode(sys.argv[1], type=RunConfig)
 folder = Path(sys.argv[2])

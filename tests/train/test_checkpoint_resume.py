@@ -16,11 +16,11 @@ from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.train import model as models
 from backprop.train.checkpoint import trained_parameters
+from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.identity import identity
-from backprop.train.objectives import StepTrainer, plan
-from backprop.train.resuming import ExactResume, as_resolved, open_checkpoint, require_same_identity
-from backprop.train.saving import Saver, expected_bytes
+from backprop.train.resume import ExactResume, as_resolved, open_checkpoint, require_same_identity
 from backprop.train.tensor_tree import difference
+from backprop.train.trainer import StepTrainer, plan
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 STEPS = 12

@@ -9,8 +9,8 @@ from backprop.core.settings import RunConfig
 from backprop.train import loss as losses
 from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
 from backprop.train.model import Loaded
-from backprop.train.objectives import StepTrainer, plan
 from backprop.train.packing import Pass, Spread, pack, pad
+from backprop.train.trainer import StepTrainer, plan
 from msgspec.structs import replace
 from torch.nn import functional
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, masking_utils

@@ -29,10 +29,10 @@ from backprop.core.events import (
 )
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
-from backprop.train import objectives, session
+from backprop.train import session, trainer
 from backprop.train.model import resolved
-from backprop.train.objectives import StepTrainer, plan, rate_factor
-from backprop.train.resuming import Beginning
+from backprop.train.resume import Beginning
+from backprop.train.trainer import StepTrainer, plan, rate_factor
 from msgspec.structs import replace
 from safetensors.torch import load_file
 
@@ -223,7 +223,7 @@ def test_a_sample_on_request_comes_from_the_model_as_it_is_and_training_goes_on(
 def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the_run(
     tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = objectives.summed_loss
+    plain = trainer.summed_loss
     calls = {"count": 0}
 
     def sick(model: Any, one: Any, *, plain_head: bool) -> Any:
@@ -231,7 +231,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
         loss = plain(model, one, plain_head=plain_head)
         return loss * float("nan") if calls["count"] > 1 else loss
 
-    monkeypatch.setattr(objectives, "summed_loss", sick)
+    monkeypatch.setattr(trainer, "summed_loss", sick)
     config = replace(tiny_config, steps=50, max_seq_length=256)
     events: list[Event] = []
 
@@ -285,9 +285,9 @@ def test_an_adapter_that_cannot_be_saved_is_said_with_its_place(
     def full(path: Any, *args: Any, **kwargs: Any) -> None:
         raise OSError(28, os.strerror(28))
 
-    from backprop.train import result
+    from backprop.train import adapter
 
-    monkeypatch.setattr(result, "flush_folder", full)
+    monkeypatch.setattr(adapter, "flush_folder", full)
 
     with pytest.raises(TrainingError, match="No space left") as caught:
         do(tiny_config, played())

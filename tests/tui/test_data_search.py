@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from backprop.data.source import Row
+from backprop.data.reader import Row
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 

@@ -184,7 +184,7 @@ def _rules(
     **others: Any,
 ) -> Any:
     from backprop.data.clean import Rules
-    from backprop.data.filters import LengthLimits, TraceLimits
+    from backprop.data.quality import LengthLimits, TraceLimits
 
     lengths = None
     if min_tokens is not None or max_tokens is not None:

@@ -9,8 +9,8 @@ from backprop.cli import output
 from backprop.cli.views import View, choose_view
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, error_for
 from backprop.core.settings import RunConfig
-from backprop.runs import link as links
-from backprop.runs.link import Link
+from backprop.runs import engine_client as links
+from backprop.runs.engine_client import Link
 from backprop.runs.state import RunState
 
 _LOOK = 0.2

@@ -34,8 +34,8 @@ COMMANDS = {
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
-    "list-runs": Lazy("backprop.cli.history", "list_runs", "the runs so far, the newest first"),
-    "show-run": Lazy("backprop.cli.history", "show_run", "one run in detail"),
+    "list-runs": Lazy("backprop.cli.runs", "list_runs", "the runs so far, the newest first"),
+    "show-run": Lazy("backprop.cli.runs", "show_run", "one run in detail"),
     "info": Lazy("backprop.cli.info", "info", "this machine: versions, GPUs, extras; the error codes"),
 }
 

@@ -8,11 +8,11 @@ import click
 import msgspec
 
 from backprop.cli import follow, options
-from backprop.cli.history import find_run
+from backprop.cli.runs import find_run
 from backprop.cli.shared_options import json_and_verbose
 from backprop.cli.train import continue_run, setting_options
 from backprop.core.errors import InputError
-from backprop.runs import link
+from backprop.runs import engine_client
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 
@@ -35,7 +35,7 @@ def resume(run: str, as_json: bool, verbose: bool) -> int:
 @json_and_verbose
 def extend(run: str, steps: int, as_json: bool, verbose: bool) -> int:
     """Continue a run to a new end, under the same run id. The learning-rate curve is computed anew."""
-    return follow.follow(link.extend(find_run(run), steps), as_json=as_json, verbose=verbose)
+    return follow.follow(engine_client.extend(find_run(run), steps), as_json=as_json, verbose=verbose)
 
 
 @click.command

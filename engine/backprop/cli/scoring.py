@@ -17,7 +17,7 @@ from backprop.core.jobs import Scored, ScoreRequest
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport, Scores
 
-JOB = "backprop.train.scoring"
+JOB = "backprop.train.perplexity"
 _SHOWN = 10
 
 
@@ -72,7 +72,7 @@ def ask(request: ScoreRequest) -> tuple[Scores, Scored]:
     from backprop.core.events import ModelLoading
     from backprop.data.scores import Scores
     from backprop.runs.describe import describe
-    from backprop.runs.workplace import engine_job
+    from backprop.runs.engine_jobs import engine_job
 
     progress = Progress("scoring", in_bytes=False)
     rows: list[jobs.RowScore] = []

@@ -82,10 +82,10 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
 def continue_run(run: str, as_json: bool, verbose: bool) -> int:
     """Continue ``run`` (an id, or its beginning) exactly, and follow it to its end."""
     from backprop.cli import follow
-    from backprop.cli.history import find_run
-    from backprop.runs import link
+    from backprop.cli.runs import find_run
+    from backprop.runs import engine_client
 
-    return follow.follow(link.resume(find_run(run)), as_json=as_json, verbose=verbose)
+    return follow.follow(engine_client.resume(find_run(run)), as_json=as_json, verbose=verbose)
 
 
 def show_plan(config: RunConfig, as_json: bool) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
+from backprop.data.line_index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 
 _QUOTE, _BACKSLASH, _COMMA = 34, 92, 44
 _LOWER = 0x20

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from backprop.data.arrays import ArrayIndex
-from backprop.data.index import Place
+from backprop.data.line_index import Place
 from backprop.data.lines import LineIndex
 from backprop.data.prints import Numbers
-from backprop.data.source import Row, Source
+from backprop.data.reader import Row, Source
 from backprop.data.typed import QuickLook
 
 _ROWS = 1_000

@@ -11,14 +11,14 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
+from backprop.data.dedup import NearDuplicates
 from backprop.data.difficulty import by_difficulty, difficulty
-from backprop.data.duplicates import NearDuplicates
-from backprop.data.filters import LengthLimits, TraceLimits
-from backprop.data.index import Cancelled, Progress
+from backprop.data.examples import Read, Reader, whole_text
 from backprop.data.language import language
-from backprop.data.reading import Read, Reader, whole_text
+from backprop.data.line_index import Cancelled, Progress
+from backprop.data.quality import LengthLimits, TraceLimits
+from backprop.data.reader import open_source
 from backprop.data.scores import Scores
-from backprop.data.source import open_source
 from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
 

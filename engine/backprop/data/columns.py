@@ -11,9 +11,9 @@ from typing import Any
 import orjson
 
 from backprop.core.errors import DatasetParseError
-from backprop.data.index import LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
+from backprop.data.example import RowError
+from backprop.data.line_index import LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 from backprop.data.parse import not_utf8
-from backprop.data.turns import RowError
 
 _RECORDS_PER_SCAN = 4096
 _LARGEST_FIELD = 2**31 - 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
+from backprop.data.example import Format
 from backprop.data.mapping import PLAIN, Fields
-from backprop.data.turns import Format
 
 _encoder = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str)
 _PARTS: dict[Format, tuple[str, ...]] = {

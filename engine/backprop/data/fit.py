@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from msgspec import Struct
 
-from backprop.data.encoding import Encoded, Rendered
+from backprop.data.encode import Encoded, Rendered
+from backprop.data.example import RowError
 from backprop.data.token_cache import Flags, Ids
-from backprop.data.turns import RowError
 
 
 class Fitted(Struct):

@@ -11,9 +11,9 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
+from backprop.data.example import Example, Format, RowError, Turn, as_context
 from backprop.data.mapping import PLAIN, Fields, find_mapping
 from backprop.data.messages import as_text, check_turns, kind, read_tools, read_turns, shown
-from backprop.data.turns import Example, Format, RowError, Turn, as_context
 
 __all__ = ["Example", "FileFormat", "Format", "RowError", "Turn", "convert", "detect", "detect_fields", "detect_file"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from backprop.data.index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
+from backprop.data.line_index import CHUNK, LONG_ROW, ROWS_PER_ENTRY, Place, RowIndex
 
 PIECE = 1024 * 1024
 _NEWLINE = 10

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from backprop.data.turns import ROLES, RowError, Turn
+from backprop.data.example import ROLES, RowError, Turn
 
 _ROLES = {
     "system": "system",

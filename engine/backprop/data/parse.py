@@ -6,7 +6,7 @@ import codecs
 
 import orjson
 
-from backprop.data.turns import RowError
+from backprop.data.example import RowError
 
 BOM = codecs.BOM_UTF8
 _WIDE = {

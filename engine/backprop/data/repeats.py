@@ -13,13 +13,13 @@ from msgspec import Struct
 
 from backprop.data.batches import batches
 from backprop.data.content import content, content_key
+from backprop.data.example import Format
 from backprop.data.formats import detect_fields
-from backprop.data.index import Cancelled, Progress
+from backprop.data.line_index import Cancelled, Progress
 from backprop.data.mapping import Fields
 from backprop.data.prints import Numbers, Prints
-from backprop.data.source import Source, open_source
+from backprop.data.reader import Source, open_source
 from backprop.data.survey import file_format
-from backprop.data.turns import Format
 
 Keys = npt.NDArray[np.uint64]
 """Content keys, two numbers each."""

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
+from backprop.data.dedup import THRESHOLD, NearDuplicates, exact_duplicates
 from backprop.data.difficulty import difficulty
-from backprop.data.duplicates import THRESHOLD, NearDuplicates, exact_duplicates
-from backprop.data.filters import LengthLimits, TraceLimits, estimate_tokens
-from backprop.data.index import Cancelled, Progress
+from backprop.data.example import Format
+from backprop.data.examples import Read, Reader, answer_text, prompt_text, whole_text
 from backprop.data.language import language
-from backprop.data.reading import Read, Reader, answer_text, prompt_text, whole_text
+from backprop.data.line_index import Cancelled, Progress
+from backprop.data.quality import LengthLimits, TraceLimits, estimate_tokens
+from backprop.data.reader import open_source
 from backprop.data.scores import PerplexityReport, Scores
-from backprop.data.source import open_source
 from backprop.data.spread import Spread, far_from_the_rest, spread
-from backprop.data.turns import Format
 
 LANGUAGE_SAMPLE = 2_000
 SHOWN = 20

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-from backprop.data.mask import Span, answer_spans
-from backprop.data.template import ChatTemplate
-from backprop.data.turns import RowError
+from backprop.data.chat_template import ChatTemplate
+from backprop.data.example import RowError
+from backprop.data.loss_mask import Span, answer_spans
 
 _Key: TypeAlias = tuple[str, str, bool]
 """Role before, role after, and whether it is the last turn that follows. No role: begin or end of the text."""

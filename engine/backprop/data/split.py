@@ -13,10 +13,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from backprop.core.errors import InvalidSettingError
-from backprop.data.duplicates import THRESHOLD, clusters
-from backprop.data.index import Cancelled, Progress
-from backprop.data.reading import Reader, Usable
-from backprop.data.source import open_source
+from backprop.data.dedup import THRESHOLD, clusters
+from backprop.data.examples import Reader, Usable
+from backprop.data.line_index import Cancelled, Progress
+from backprop.data.reader import open_source
 from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
 HELD_OUT = 0.05

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 from backprop.data.formats import FileFormat, detect_file
-from backprop.data.source import Source
+from backprop.data.reader import Source
 
 _SAMPLE = 1_000
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from backprop.data.content import content
+from backprop.data.example import Format, RowError
 from backprop.data.mapping import Fields
-from backprop.data.turns import Format, RowError
 
 CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_ .▁-]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"

@@ -13,7 +13,7 @@ import msgspec
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from backprop.core.errors import ModelLoadError
-from backprop.data.template import CHATML, PLAIN, ChatTemplate, choose
+from backprop.data.chat_template import CHATML, PLAIN, ChatTemplate, choose
 from backprop.data.words import WordEncoder
 
 FILES = (

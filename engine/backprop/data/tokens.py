@@ -21,10 +21,10 @@ import tokenizers
 from backprop.core.errors import InvalidSettingError
 from backprop.core.paths import token_cache
 from backprop.data import token_cache as cache
-from backprop.data.encoding import Token, explain_row
+from backprop.data.encode import Token, explain_row
 from backprop.data.mapping import PARTS, unknown_parts
-from backprop.data.preparation import Options, Preparation
-from backprop.data.source import open_source
+from backprop.data.preprocess import Options, Preparation
+from backprop.data.reader import open_source
 from backprop.data.token_cache import Prepared
 from backprop.data.tokenizer import ChatTokenizer
 

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from backprop.data.example import Format, RowError, Turn
 from backprop.data.mapping import ABSENT, Fields
 from backprop.data.messages import check_turns
 from backprop.data.prints import Prints
 from backprop.data.texts import CONTROL_TOKEN
-from backprop.data.turns import Format, RowError, Turn
 
 _Never = Literal["\0a value that no field has"]
 Take = Callable[[Sequence[Any], Prints], list[int]]

@@ -17,15 +17,15 @@ from msgspec import Struct
 from backprop.core.errors import DatasetParseError, DatasetValidationError
 from backprop.core.events import Problem
 from backprop.data.batches import Batch, batches
+from backprop.data.example import Format, RowError
 from backprop.data.formats import convert, detect_fields
-from backprop.data.index import Cancelled, Progress
+from backprop.data.line_index import Cancelled, Progress
 from backprop.data.mapping import PLAIN, Fields, describe_mapping
 from backprop.data.prints import Numbers
+from backprop.data.reader import Row, Source, open_source
 from backprop.data.repeats import Repeats
-from backprop.data.source import Row, Source, open_source
 from backprop.data.survey import file_format
 from backprop.data.texts import odd_texts
-from backprop.data.turns import Format, RowError
 from backprop.data.typed import QuickLook, supports
 
 LISTED = 10_000

@@ -12,7 +12,7 @@ import orjson
 
 from backprop.core.errors import BackpropError, InputError
 from backprop.core.paths import cache_dir
-from backprop.data.source import Row
+from backprop.data.reader import Row
 
 
 def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from backprop.core.jobs import Fetched, FetchRequest, Progress
-from backprop.runs import link
-from backprop.runs.workplace import engine_job
+from backprop.runs import engine_client
+from backprop.runs.engine_jobs import engine_job
 
-ENGINE = "backprop.train.dataset_hub"
+ENGINE = "backprop.fetch.datasets"
 
 
 def fetch_dataset(
     name: str,
     progress: Callable[[int, int], object] | None = None,
-    started: Callable[[link.Job], object] | None = None,
+    started: Callable[[engine_client.Job], object] | None = None,
 ) -> Fetched:
     """The dataset ``owner/name`` as a file on this machine.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from backprop.core.errors import TrainingError
-from backprop.train.objectives import Measured
+from backprop.train.trainer import Measured
 
 
 class Liveness:

@@ -21,7 +21,7 @@ from backprop.core.events import Event, ModelLoaded, ModelLoading
 from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS
 from backprop.core.settings import EMBEDDED_MODEL, RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.train import embedded, hub
+from backprop.fetch import embedded, models
 
 GB = 1024**3
 Emit = Callable[[Event], None]
@@ -67,7 +67,7 @@ def find(name: str, emit: Emit) -> Path:
             f"there is no model {name!r}: it is no preset, no directory and no Hugging Face name (owner/name)",
             hint="presets: " + ", ".join(MODEL_PRESETS),
         )
-    return _checked(hub.fetch(repository, emit))
+    return _checked(models.fetch(repository, emit))
 
 
 def _published_name(name: str) -> str:

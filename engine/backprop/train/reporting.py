@@ -12,7 +12,7 @@ import torch
 
 from backprop.core.errors import TrainingError
 from backprop.core.events import Event, Step, StepSkipped
-from backprop.train.objectives import Measured, Plan
+from backprop.train.trainer import Measured, Plan
 
 SKIPS_IN_A_ROW = 5
 """Steps without a finite gradient after which a run gives up."""

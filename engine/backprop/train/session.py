@@ -19,22 +19,22 @@ from backprop.hardware.condition import Thresholds
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
+from backprop.train import generate
 from backprop.train import model as models
-from backprop.train import sampling
-from backprop.train.between_steps import BetweenSteps
+from backprop.train.adapter import save_adapter
+from backprop.train.callbacks import BetweenSteps
 from backprop.train.checkpoint import load_weights, read_progress
-from backprop.train.evaluation import Evaluator
-from backprop.train.guard import Guard
+from backprop.train.checkpointing import Saver
+from backprop.train.dataset import Subset, divide, prepare
+from backprop.train.evaluate import Evaluator
+from backprop.train.gpu_guard import Guard
 from backprop.train.identity import identity
 from backprop.train.liveness import Liveness
-from backprop.train.objectives import Plan, StepTrainer, plan, rate_factor
-from backprop.train.recovery import MOST_HALVINGS, Recovery
+from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.reporting import Reporter
-from backprop.train.result import save_adapter
-from backprop.train.resuming import Beginning, library_notes, require_same_identity
-from backprop.train.rows import Subset, divide, prepare
-from backprop.train.saving import Saver
+from backprop.train.resume import Beginning, library_notes, require_same_identity
 from backprop.train.steering import Commands, Steering
+from backprop.train.trainer import Plan, StepTrainer, plan, rate_factor
 
 Emit = Callable[[Event], None]
 EVALUATIONS = 10
@@ -305,7 +305,7 @@ class Sampler:
 
     def answer(self, step: int, *, tuned: bool = True) -> None:
         for prompt in self._config.sample_prompts:
-            text = sampling.generate(
+            text = generate.generate(
                 self._loaded.model,
                 self._loaded.chat,
                 prompt,

@@ -1,0 +1,143 @@
+"""The rows of a source as examples: what the quality tools look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from backprop.core.errors import OperationCancelledError
+from backprop.data.content import content_key
+from backprop.data.dedup import NearDuplicates
+from backprop.data.example import Example, Format, RowError
+from backprop.data.formats import convert, detect_fields
+from backprop.data.line_index import Cancelled, Progress
+from backprop.data.mapping import PLAIN, Fields
+from backprop.data.reader import Row, Source
+from backprop.data.survey import file_format
+
+
+class Read(Struct):
+    """One row with what it became: an example, or the error that keeps it out."""
+
+    index: int
+    row: Row
+    example: Example | None
+    error: RowError | None
+    key: bytes
+    """Equal for rows of equal content; empty where there is no example."""
+
+
+class Reader:
+    """Reads a source as examples, as often as asked.
+
+    Args:
+        mapping: part → field; looked for in the first rows where not given.
+        progress: called with bytes read and their total.
+        cancelled: asked often; reading then ends with ``OperationCancelledError``.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        mapping: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> None:
+        self.source = source
+        seen = file_format(source, mapping)
+        self.format: Format | None = seen.format
+        self.mapping = seen.mapping
+        self.names = Fields(seen.mapping) if seen.mapping else PLAIN
+        self._progress = progress
+        self._cancelled = cancelled
+
+    @property
+    def path(self) -> Path:
+        return self.source.path
+
+    def __iter__(self) -> Iterator[Read]:
+        done = 0
+        for index, row in enumerate(self.source):
+            done += len(row.raw) + 1
+            if index % 256 == 0:
+                if self._cancelled is not None and self._cancelled():
+                    raise OperationCancelledError(f"reading {self.path} was stopped")
+                if self._progress is not None:
+                    self._progress(min(done, self.source.bytes), self.source.bytes)
+            yield self.read(index, row)
+
+    def read(self, index: int, row: Row) -> Read:
+        """One row."""
+        if row.error is not None:
+            return Read(index, row, None, row.error, b"")
+        found = detect_fields(row.value, self.names)
+        read_as = found if found is not None and self.format not in ("preference", "kto") else self.format
+        if read_as is None:
+            return Read(
+                index, row, None, RowError("unknown_format", "", "the fields are those of no known format"), b""
+            )
+        try:
+            example = convert(row.value, read_as, self.names)
+        except RowError as error:
+            return Read(index, row, None, error, b"")
+        return Read(index, row, example, None, content_key(row.value, read_as, self.names))
+
+
+def prompt_text(example: Example) -> str:
+    """What is asked: the turns that are not the assistant's, without the system's, which many rows share."""
+    return "\n".join(turn.content for turn in example.turns if turn.role not in ("assistant", "system"))
+
+
+def answer_text(example: Example) -> str:
+    """What is learned: the assistant's turns (the chosen side, the judged completion), or the raw text."""
+    if example.text is not None:
+        return example.text
+    turns = [turn for turn in example.turns if turn.role == "assistant"]
+    turns = [*turns, *example.chosen, *example.completion]
+    return "\n".join(part for turn in turns for part in (turn.reasoning, turn.content) if part)
+
+
+def whole_text(example: Example) -> str:
+    """Prompt and answer."""
+    prompt, answer = prompt_text(example), answer_text(example)
+    return f"{prompt}\n{answer}" if prompt and answer else prompt or answer
+
+
+class Usable:
+    """The rows of a source that have an example, read once: their content keys, and on request their likeness.
+
+    Args:
+        near: overlap from which rows are near duplicates; ``None`` where nobody asks.
+    """
+
+    def __init__(self, reader: Reader, near: float | None) -> None:
+        self._reader = reader
+        self._likeness = NearDuplicates(near) if near is not None else None
+        self.rows = 0
+        self.places: list[int] = []
+        """Index in the source of each usable row."""
+        self.keys: list[bytes] = []
+        """Its content key."""
+        self.left_out: Counter[str] = Counter()
+        """Other rows, by the code of what is wrong with them."""
+        for read in reader:
+            self.rows += 1
+            if read.example is None:
+                self.left_out[read.error.code if read.error is not None else "unknown_format"] += 1
+                continue
+            if self._likeness is not None:
+                self._likeness.add(len(self.keys), whole_text(read.example))
+            self.places.append(read.index)
+            self.keys.append(read.key)
+
+    def near_groups(self) -> list[list[int]]:
+        """Groups of near duplicates, as positions in ``places``."""
+        return self._likeness.groups(self._text) if self._likeness is not None else []
+
+    def _text(self, i: int) -> str:
+        index = self.places[i]
+        example = self._reader.read(index, self._reader.source.row(index)).example
+        return whole_text(example) if example is not None else ""

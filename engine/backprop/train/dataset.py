@@ -1,0 +1,170 @@
+"""The rows of a run: tokenised once, counted aloud, and divided into those trained on and those held out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from backprop.core import events
+from backprop.core.errors import DatasetValidationError, InvalidSettingError
+from backprop.core.events import DatasetPrepared, Event, PhaseChanged
+from backprop.core.settings import RunConfig
+from backprop.data import tokens
+from backprop.data.split import held_out_rows
+from backprop.fetch import datasets
+from backprop.train import model as models
+from backprop.train.packing import Row
+
+Emit = Callable[[Event], None]
+PROGRESS_SECONDS = 0.5
+
+
+def prepare(config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]) -> tokens.Prepared:
+    """The tokenised rows, after ``dataset_prepared`` has said what was kept and what was not.
+
+    Raises:
+        DatasetValidationError: some rows would train nothing and ``skip_bad`` is off; it names the first of them.
+        DatasetError, ModelLoadError: as ``tokens.prepare``.
+    """
+    rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
+    summary = rows.summary
+    emit(summary)
+    if (bad := summary.dropped + summary.answer_lost) and not config.skip_bad:
+        shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
+        raise DatasetValidationError(
+            f"{summary.path}: {bad} of {summary.rows} rows would train nothing; "
+            + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
+            hint=_way_out(summary),
+            details={"path": summary.path, "rows": bad, "lines": [problem.line for problem in shown]},
+        )
+    return rows
+
+
+def _way_out(summary: DatasetPrepared) -> str:
+    others = "train on the others with --skip-bad"
+    if not summary.answer_lost:
+        return f"{others}, or repair them: `backprop validate` lists them all"
+    hint = f"every answer fits with --max-seq-length {summary.answers_fit} (more memory); or {others}"
+    return hint + "; `backprop validate` lists them all" if summary.dropped else hint
+
+
+def tokenise(
+    config: RunConfig,
+    path: str,
+    model_path: Path,
+    emit: Emit,
+    look: Callable[[], bool],
+    *,
+    samples: int | None = None,
+) -> tokens.Prepared:
+    """The rows of ``path`` as tokens, with its progress in ``phase_changed`` events.
+
+    ``path`` may name a dataset on the Hugging Face Hub, which is fetched first.
+    """
+    path = datasets.find(path, emit, look)
+    length = config.max_seq_length
+    fits = models.context_length(model_path)
+    if fits is not None and length > fits:
+        emit(events.Warning(code="CONTEXT_SHORTER", message=f"the model reads at most {fits} tokens of a row"))
+        length = fits
+    said = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        look()
+        if time.monotonic() - said > PROGRESS_SECONDS:
+            said = time.monotonic()
+            emit(PhaseChanged(phase="preparing_data", detail=f"{100 * done // max(1, total)} %"))
+
+    return tokens.prepare(
+        path,
+        model_path,
+        max_length=length,
+        train_on_responses=config.train_on_responses,
+        mapping=config.mapping or None,
+        samples=samples,
+        progress=progress,
+    )
+
+
+class Subset:
+    """Some rows of a prepared dataset, renumbered from 0."""
+
+    def __init__(self, rows: tokens.Prepared, places: Sequence[int]) -> None:
+        self._rows = rows
+        self._places = np.asarray(places, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def row(self, index: int) -> Row:
+        return self._rows.row(int(self._places[index]))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each row."""
+        return self._rows.lengths[self._places]
+
+
+def divide(
+    rows: tokens.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+) -> tuple[Subset, Subset]:
+    """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
+
+    Rows of the same file are held out by the hash of their tokens, so equal rows stay on one side and adding rows moves
+    none of the others. A file of its own is held out whole; rows that are in both files are warned about.
+
+    Raises:
+        InvalidSettingError: ``held_out`` is neither a known word, nor a share, nor a file.
+    """
+    held_out = config.held_out
+    keys = _content_keys(rows)
+    if held_out not in ("auto", "none") and not _is_number(held_out) and Path(held_out).is_file():
+        others = tokenise(config, held_out, model_path, emit, look)
+        both = set(keys) & set(_content_keys(others))
+        if both:
+            emit(
+                events.Warning(
+                    code="HELD_OUT_OVERLAP",
+                    message=f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that",
+                    hint="`backprop validate --held-out` lists them",
+                )
+            )
+        return Subset(rows, range(len(rows))), Subset(others, range(len(others)))
+    if held_out == "none":
+        chosen: list[int] = []
+    elif held_out == "auto":
+        chosen = held_out_rows(keys, seed=config.seed)
+    else:
+        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=config.seed)
+    out = set(chosen)
+    return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
+
+
+def _content_keys(rows: tokens.Prepared) -> list[bytes]:
+    return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _share(text: str) -> float:
+    share = float(text) if _is_number(text) else math.nan
+    if not 0 < share < 1:
+        raise InvalidSettingError(
+            f"held_out: {text!r} is no share between 0 and 1, and no file",
+            hint="auto, none, a share such as 0.05, or a dataset file",
+            details={"field": "held_out"},
+        )
+    return share

@@ -1,0 +1,237 @@
+"""How hard each row of a dataset is for a model: ``python -P -m backprop.train.perplexity DIRECTORY``.
+
+The request comes as JSON on standard input, scores go to the private stream as they are made. Rows are tokenised,
+masked and cut as training does it, so a score is the loss that the row would begin its training with, and its
+perplexity is e to that. Whoever asks for a second time gets the answer from the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from backprop.core import paths
+from backprop.core.errors import GPUMemoryError
+from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
+from backprop.data import tokens
+from backprop.data.writing import whole_file
+from backprop.worker.job import Say, run_job
+
+PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
+"""Positions in one forward pass, padding included."""
+_EVERY = 0.25
+"""Seconds between two messages about how far the tokenising is."""
+
+
+class _Kept(Struct):
+    """A finished scoring in the cache."""
+
+    summary: Scored
+    rows: list[RowScore]
+
+
+def score(request: ScoreRequest, say: Say) -> None:
+    """Score every row of a dataset and say so, row by row.
+
+    Raises:
+        DatasetError: the file cannot be read, or nothing in it can be trained.
+        ModelLoadError: the model cannot be had.
+        GPUMemoryError: even a single row does not fit.
+    """
+    from backprop.train import model as models
+
+    models.use_all_cores()
+    path = models.find(request.model, say)  # type: ignore[arg-type]
+    fits = models.context_length(path)
+    prepared = tokens.prepare(
+        request.data,
+        path,
+        max_length=min(request.max_length, fits or request.max_length),
+        train_on_responses=request.train_on_responses,
+        mapping=request.mapping or None,
+        progress=_tokenising(say),
+    )
+    device = models.choose_device(request.backend)
+    dtype = models.choose_dtype(device)
+    place = paths.cache_dir() / "scores" / f"{_key(path, prepared.key, f'{device.type} {dtype}')}.json"
+    kept = _read(place)
+    if kept is None:
+        base = models.load_base(path, device, dtype, request.trust_remote_code)
+        rows: list[RowScore] = []
+
+        def progress(done: int, total: int) -> None:
+            say(_progress("scoring", done, total))
+
+        for some in scores(base, prepared, device, dtype, progress=progress):
+            rows += some
+            say(RowScores(rows=some))
+        kept = _Kept(_summary(prepared, len(rows)), rows)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(place) as file:
+            file.write(msgspec.json.encode(kept))
+    else:
+        say(RowScores(rows=kept.rows))
+        kept.summary.cached = True
+    say(kept.summary)
+
+
+def _tokenising(say: Say) -> Callable[[int, int], None]:
+    said = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _EVERY:
+            said = time.monotonic()
+            say(_progress("counting tokens", done, total))
+
+    return progress
+
+
+def _progress(doing: str, done: int, total: int) -> Progress:
+    return Progress(doing=doing, done=done, total=total)
+
+
+def _key(path: Path, data_key: str, how: str) -> str:
+    """Everything that decides about the scores: rows as tokens, weights, and the arithmetic."""
+    from backprop.train.identity import file_hash
+
+    digest = hashlib.blake2b(f"{data_key} {how}".encode(), digest_size=20)
+    for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):
+        digest.update(f" {file.name} {file_hash(file)}".encode())
+    return digest.hexdigest()
+
+
+def _read(place: Path) -> _Kept | None:
+    try:
+        return msgspec.json.decode(place.read_bytes(), type=_Kept)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _summary(prepared: tokens.Prepared, scored: int) -> Scored:
+    found = prepared.summary
+    return Scored(
+        rows=found.rows,
+        scored=scored,
+        cut=found.cut,
+        max_length=found.max_length,
+        answer_lost=found.answer_lost,
+        dropped=found.rows - found.answer_lost - scored,
+        problems=[problem for problem in found.problems if problem.severity == "error"],
+    )
+
+
+def scores(
+    model: Any,
+    prepared: tokens.Prepared,
+    device: Any,
+    dtype: Any,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    pass_tokens: int | None = None,
+) -> Iterator[list[RowScore]]:
+    """Mean loss over the trained tokens of every row, some rows at a time, the longest first.
+
+    A text that was split into several samples has one score. When memory runs out, passes become half as large.
+
+    Args:
+        model: a causal language model on ``device``, weights in ``dtype``.
+        pass_tokens: positions in one forward pass; by the kind of device where not given.
+
+    Raises:
+        GPUMemoryError: not even one row fits.
+    """
+    import torch
+
+    from backprop.train.loss import has_plain_head
+    from backprop.train.model import evaluating
+
+    lengths = prepared.lengths
+    order = np.argsort(-lengths, kind="stable")
+    parts = _Parts(prepared.lines)
+    room = pass_tokens or PASS_TOKENS[device.type]
+    done, total, at = 0, int(lengths.sum()), 0
+    pad_id = 0  # whatever it is: padding is masked by position and never a target
+    with evaluating(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plain = has_plain_head(model)
+        while at < len(order):
+            chosen = order[at : at + max(1, room // int(lengths[order[at]]))]
+            try:
+                sums = _sums(model, [prepared.row(int(i)) for i in chosen], device, pad_id, plain)
+            except RuntimeError as error:
+                room = _smaller(error, len(chosen), int(lengths[order[at]]))
+                continue
+            at += len(chosen)
+            done += int(lengths[chosen].sum())
+            if progress is not None:
+                progress(done, total)
+            ready = [one for i, part in zip(chosen, sums, strict=True) if (one := parts.add(int(i), *part)) is not None]
+            if ready:
+                yield ready
+
+
+def _sums(model: Any, rows: Sequence[Any], device: Any, pad_id: int, plain: bool) -> list[tuple[float, int]]:
+    """Loss summed over the trained tokens of each row, and their number."""
+    from backprop.train.loss import token_losses
+    from backprop.train.packing import pad, trained_count
+
+    losses = token_losses(model, pad(rows, pad_id).to(device), plain_head=plain).double().cpu()
+    counts = [trained_count(row) for row in rows]
+    return [(float(part.sum()), len(part)) for part in losses.split(counts)]
+
+
+def _smaller(error: RuntimeError, rows: int, longest: int) -> int:
+    """Room for half as many rows, where it was memory that ran out.
+
+    Raises:
+        GPUMemoryError: there was one row only.
+        RuntimeError: it was something else.
+    """
+    import torch
+
+    from backprop.train.out_of_memory import is_out_of_memory
+
+    if not is_out_of_memory(error):
+        raise error
+    if rows == 1:
+        raise GPUMemoryError(
+            f"out of memory at a single row of {longest} tokens: {str(error).splitlines()[0]}",
+            hint="cut rows shorter with --max-seq-length, or take a smaller model",
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return rows // 2 * longest
+
+
+class _Parts:
+    """Puts the samples of one line together: a long text is several."""
+
+    def __init__(self, lines: Any) -> None:
+        self._lines = lines
+        numbers, counts = np.unique(lines, return_counts=True)
+        several = counts > 1
+        self._missing = dict(zip(numbers[several].tolist(), counts[several].tolist(), strict=True))
+        self._sums: dict[int, tuple[float, int]] = {}
+
+    def add(self, index: int, loss: float, count: int) -> RowScore | None:
+        """The score of the line that sample ``index`` belongs to, once it is whole and has something to score."""
+        line = int(self._lines[index])
+        if line in self._missing:
+            before = self._sums.get(line, (0.0, 0))
+            loss, count = self._sums[line] = (before[0] + loss, before[1] + count)
+            self._missing[line] -= 1
+            if self._missing[line]:
+                return None
+        return RowScore(line, loss / count, count) if count and math.isfinite(loss) else None
+
+
+if __name__ == "__main__":
+    run_job(ScoreRequest, score)

@@ -1,0 +1,49 @@
+"""A short job in an engine process: one request on standard input, messages on standard output, then the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, TypeAlias, TypeVar
+
+import msgspec
+
+from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK
+from backprop.core.jobs import Message, encode_message
+from backprop.runs.directory import RunDirectory
+from backprop.worker.event_stream import take_stdout
+from backprop.worker.process import failure, quiet_libraries
+
+Request = TypeVar("Request", bound=msgspec.Struct)
+Say: TypeAlias = Callable[[Message], None]
+
+
+def run_job(request: type[Request], work: Callable[[Request, Say], None]) -> NoReturn:
+    """Do ``work`` on the request that comes in, and end the process. What it raises is its last message."""
+    code = _done(request, work)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Libraries leave threads behind that can hang or crash a process whose work is done; a download may be going on.
+    os._exit(code)
+
+
+def _done(request: type[Request], work: Callable[[Request, Say], None]) -> int:
+    private = take_stdout(RunDirectory(Path(sys.argv[1])).log)
+    os.set_blocking(private, True)
+    quiet_libraries()
+    with os.fdopen(private, "wb", buffering=0) as stream:
+
+        def say(message: Message) -> None:
+            stream.write(encode_message(message))
+
+        try:
+            work(msgspec.json.decode(sys.stdin.buffer.read(), type=request), say)
+        except (KeyboardInterrupt, BrokenPipeError):
+            return EXIT_INTERRUPTED
+        except Exception as error:  # whatever it is, whoever asked is told
+            traceback.print_exc()
+            say(failure(error))
+    return EXIT_OK

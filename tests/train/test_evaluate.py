@@ -1,0 +1,251 @@
+"""Held-out loss: what is held out, how it is computed, and when a run ends for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from backprop.core import events as ev
+from backprop.core.errors import InvalidSettingError
+from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
+from backprop.core.settings import RunConfig
+from backprop.runs.checkpoints import CheckpointStore
+from backprop.train import evaluate, trainer
+from backprop.train.dataset import divide, prepare
+from backprop.train.evaluate import Evaluator
+from backprop.train.loss import summed_loss
+from backprop.train.packing import Spread
+from backprop.train.session import steps_between_evaluations
+from msgspec.structs import replace
+from runs_in_process import go_on, of, train
+
+
+def spread(packing: bool = True) -> Spread:
+    return Spread(packing=packing, batch_size=4, capacity=100, pad_id=0)
+
+
+def evaluator(loaded: Any, rows: Any, packing: bool = True) -> Evaluator:
+    return Evaluator(loaded, rows, spread(packing), plain_head=True)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_loss_is_the_mean_over_supervised_tokens_and_not_over_passes(
+    loaded_tiny: Any, ragged: Any, packing: bool
+) -> None:
+    rows = ragged([90, 12, 7, 33, 5, 61, 18])
+    total, count, means = 0.0, 0, []
+    loaded_tiny.model.eval()
+    for number in range(len(rows)):
+        ids, trained = rows.row(number)
+        with torch.no_grad():
+            logits = loaded_tiny.model(input_ids=torch.from_numpy(ids).long()[None]).logits[0].double()
+        chosen = logits.log_softmax(-1)[range(len(ids) - 1), torch.from_numpy(ids[1:]).long()]
+        supervised = -chosen[torch.from_numpy(trained[1:])]
+        total, count = total + float(supervised.sum()), count + len(supervised)
+        means.append(float(supervised.mean()))
+
+    found = evaluator(loaded_tiny, rows, packing).evaluate(3, lambda: None)
+
+    assert (found.step, found.rows, found.tokens, found.best) == (3, 7, count, True)
+    assert found.loss == pytest.approx(total / count, rel=1e-5)
+    assert found.loss != pytest.approx(sum(means) / len(means), rel=1e-4)
+
+
+def test_dropout_is_off_while_evaluating_and_the_mode_comes_back_even_after_an_error(
+    loaded_tiny: Any, ragged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    def looked_at(model: Any, one: Any, *, plain_head: bool) -> Any:
+        modes.append(model.training)
+        if len(modes) > 1:
+            raise ZeroDivisionError
+        return summed_loss(model, one, plain_head=plain_head)
+
+    monkeypatch.setattr(evaluate, "summed_loss", looked_at)
+    loaded_tiny.model.train()
+    evaluator(loaded_tiny, ragged([9])).evaluate(1, lambda: None)
+    assert loaded_tiny.model.training
+    with pytest.raises(ZeroDivisionError):
+        evaluator(loaded_tiny, ragged([9])).evaluate(2, lambda: None)
+    assert loaded_tiny.model.training
+    assert modes == [False, False]
+
+
+def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
+    loaded_tiny: Any, ragged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor = [math.nan, 1.0, math.nan, math.inf, 0.5]
+    monkeypatch.setattr(evaluate, "summed_loss", lambda model, one, *, plain_head: torch.tensor(factor.pop(0)))
+    one = evaluator(loaded_tiny, ragged([9]))
+
+    found = [one.evaluate(step, lambda: None) for step in range(1, 6)]
+
+    assert [each.best for each in found] == [False, True, False, False, True]
+    assert [each.loss is None for each in found] == [True, False, True, True, False]
+
+
+@pytest.mark.parametrize(("steps", "held_out", "expected"), [(100, 8, 10), (20, 50, 7), (3, 0, 1)])
+def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int, held_out: int, expected: int) -> None:
+    config = RunConfig(data="", batch_size=2, gradient_accumulation=4)
+    assert steps_between_evaluations(config, steps, held_out) == expected
+
+
+def seen_rows(module: Any, monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
+    """Filled with the token ids of every pass that ``module`` takes; passes must hold one row."""
+    seen: set[tuple[int, ...]] = set()
+
+    def looked_at(model: Any, one: Any, *, plain_head: bool) -> Any:
+        assert one.rows == 1
+        seen.add(tuple(one.input_ids.flatten().tolist()))
+        return summed_loss(model, one, plain_head=plain_head)
+
+    monkeypatch.setattr(module, "summed_loss", looked_at)
+    return seen
+
+
+def test_no_held_out_row_is_trained_and_all_others_are(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, evaluated = seen_rows(trainer, monkeypatch), seen_rows(evaluate, monkeypatch)
+    config = replace(
+        tiny_config, held_out="0.25", steps=None, epochs=1.0, batch_size=1, gradient_accumulation=1, packing=False
+    )
+
+    events, _ = train(config, [])
+
+    assert trained.isdisjoint(evaluated)
+    assert len(trained) + len(evaluated) == 40
+    assert len(evaluated) == of(events, Evaluated)[0].rows > 5
+
+
+def divided(config: RunConfig) -> tuple[list[bytes], list[bytes], list[Event]]:
+    events: list[Event] = []
+    path = Path(config.model)
+    rows = prepare(config, path, events.append, lambda: False)
+    sides = divide(rows, config, path, events.append, lambda: False)
+    trained, held_out = ([side.row(i)[0].tobytes() for i in range(len(side))] for side in sides)
+    return trained, held_out, events
+
+
+def chats(path: Path, numbers: range) -> str:
+    turns = [
+        [{"role": "user", "content": f"Count to {n}."}, {"role": "assistant", "content": f"{n}, and done."}]
+        for n in numbers
+    ]
+    path.write_text("".join(json.dumps({"messages": each}) + "\n" for each in turns))
+    return str(path)
+
+
+def test_the_ways_to_hold_rows_out(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, data=chats(tmp_path / "many.jsonl", range(400)))
+
+    # A row's hash decides for itself, so a share is met about.
+    for held_out, least, most in (("auto", 10, 32), ("0.05", 10, 32), ("0.5", 160, 240), ("none", 0, 0)):
+        trained, out, _ = divided(replace(config, held_out=held_out))
+        assert least <= len(out) <= most
+        assert len(trained) + len(out) == 400
+        assert set(trained).isdisjoint(out)
+
+
+def test_a_held_out_file_is_held_out_whole_and_rows_in_both_files_are_warned_about(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, data=chats(tmp_path / "train.jsonl", range(30)))
+
+    apart = divided(replace(config, held_out=chats(tmp_path / "apart.jsonl", range(100, 110))))
+    assert (len(apart[0]), len(apart[1])) == (30, 10)
+    assert [warning.code for warning in of(apart[2], ev.Warning)] == []
+    both = divided(replace(config, held_out=chats(tmp_path / "both.jsonl", range(27, 37))))
+    (warning,) = of(both[2], ev.Warning)
+    assert warning.code == "HELD_OUT_OVERLAP"
+    assert warning.message.startswith("3 rows of ")
+
+
+def test_rows_stay_held_out_when_the_file_grows(tiny_config: RunConfig, tmp_path: Path) -> None:
+    data = tmp_path / "growing.jsonl"
+    config = replace(tiny_config, held_out="0.2")
+    before = divided(replace(config, data=chats(data, range(50))))
+    after = divided(replace(config, data=chats(data, range(60))))
+
+    assert len(before[1]) >= 5
+    assert set(before[1]) <= set(after[1])
+    assert set(before[0]) <= set(after[0])
+
+
+@pytest.mark.parametrize("wrong", ["1.5", "0", "nan", "nowhere.jsonl"])
+def test_what_is_no_share_and_no_file_is_refused(tiny_config: RunConfig, wrong: str) -> None:
+    with pytest.raises(InvalidSettingError) as caught:
+        divided(replace(tiny_config, held_out=wrong))
+    assert caught.value.details["field"] == "held_out"
+
+
+class Losses:
+    """Evaluations that give these losses, one after the other."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
+        self.left = list(losses)
+        monkeypatch.setattr(Evaluator, "evaluate", lambda one, step, look: self.next(one, step))
+
+    def next(self, one: Evaluator, step: int) -> Evaluated:
+        loss = self.left.pop(0)
+        shown = loss if math.isfinite(loss) else None
+        return Evaluated(step=step, loss=shown, tokens=1, rows=1, seconds=0.0, best=one.record(loss))
+
+
+@pytest.fixture
+def evaluated_config(tiny_config: RunConfig) -> RunConfig:
+    return replace(tiny_config, held_out="0.2", steps=10, eval_steps=1, early_stopping=2)
+
+
+def test_a_run_ends_early_when_the_best_is_not_beaten_for_as_long_as_asked(
+    evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Losses(monkeypatch, 1.0, 0.9, 0.95, 0.92)
+
+    events, directory = train(evaluated_config, [])
+
+    assert len(of(events, Step)) == 4
+    warnings = [each for each in of(events, ev.Warning) if each.code == "EARLY_STOPPING"]
+    assert [("step 4" in each.message, "0.9000" in each.hint) for each in warnings] == [(True, True)]
+    finished = events[-1]
+    assert isinstance(finished, RunFinished)
+    assert (finished.status, finished.steps) == ("done", 4)
+    store = CheckpointStore(directory.checkpoints, directory.run_id)
+    kept = {each.step: each.val_loss for each in store.checkpoints()}
+    assert kept[2] == 0.9
+    assert max(kept) == 4
+    assert [store.verify(each.path) for each in store.checkpoints()] == [[]] * len(kept)
+
+
+def test_evaluations_that_are_no_number_count_against_patience(
+    evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Losses(monkeypatch, 1.0, math.nan, math.inf)
+
+    events, _ = train(evaluated_config, [])
+
+    assert len(of(events, Step)) == 3
+
+
+def test_patience_goes_on_over_a_resume(evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = Losses(monkeypatch, 1.0, 0.9, 0.95, 0.92, 0.1)
+    events, directory = train(evaluated_config, [], lambda seen: [Stop()] if len(of(seen, Evaluated)) == 3 else [])
+    assert len(of(events, Step)) == 3
+
+    rest = go_on(directory)
+
+    assert [step.step for step in of(rest, Step)] == [4]
+    assert [each.best for each in of(rest, Evaluated)] == [False]
+    assert losses.left == [0.1]
+
+
+def test_without_early_stopping_the_run_goes_to_its_end_and_the_last_step_is_evaluated(
+    evaluated_config: RunConfig,
+) -> None:
+    events, _ = train(replace(evaluated_config, early_stopping=None, steps=5, eval_steps=2), [])
+
+    assert [each.step for each in of(events, Evaluated)] == [2, 4, 5]
+    assert len(of(events, Step)) == 5

@@ -1,0 +1,74 @@
+"""The generate job as a process: its stream, and how it fails."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from backprop.core.errors import CheckpointError, EngineCrashedError, ModelLoadError
+from backprop.core.events import Sample
+from backprop.core.jobs import Delta, GenerateRequest
+from backprop.core.settings import RunConfig
+from backprop.runs import engine_client
+from backprop.runs.directory import RunDirectory
+from backprop.trainer import Trainer
+from tiny_language_model import write_model, write_rows
+
+JOB = "backprop.train.generate_job"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """The directory of a short run on the tiny model."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("CACHE", "DATA", "CONFIG"):
+            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
+        trainer = Trainer(str(write_model(folder / "tiny")), lora_r=4, backend="cpu", output_dir=str(folder / "out"))
+        run = trainer.train(write_rows(folder / "rows.jsonl", 8), steps=1)
+    return RunDirectory(Path(run.output_path).parent)
+
+
+def request(directory: RunDirectory) -> GenerateRequest:
+    return GenerateRequest(run=str(directory.path), prompts=["One?", "Two?"], base=True, max_tokens=6)
+
+
+def test_pieces_come_before_the_whole_and_make_it_up(trained: RunDirectory) -> None:
+    pieces: dict[tuple[int, bool], str] = {}
+    samples: list[Sample] = []
+    for message in engine_client.job(JOB, trained, request(trained)).messages():
+        if isinstance(message, Delta):
+            key = (message.index, message.tuned)
+            pieces[key] = pieces.get(key, "") + message.text
+        elif isinstance(message, Sample):
+            samples.append(message)
+    assert [(s.prompt, s.tuned) for s in samples] == [("One?", False), ("One?", True), ("Two?", False), ("Two?", True)]
+    told = {(request(trained).prompts.index(s.prompt), s.tuned): s.text for s in samples}
+    assert {key: text.strip() for key, text in pieces.items() if text.strip()} == {k: t for k, t in told.items() if t}
+
+
+def test_a_truncated_adapter_is_an_error_that_names_it(trained: RunDirectory, tmp_path: Path) -> None:
+    shutil.copytree(trained.path, tmp_path / "copy", ignore=shutil.ignore_patterns("control"))
+    copy = RunDirectory(tmp_path / "copy")
+    weights = copy.adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="adapter"):
+        list(engine_client.job(JOB, copy, request(copy)).messages())
+
+
+def test_a_base_model_that_is_gone_is_an_error_that_names_it(trained: RunDirectory, tmp_path: Path) -> None:
+    directory = RunDirectory.create(RunConfig(data="d", model=str(tmp_path / "gone"), output_dir=str(tmp_path)))
+    with pytest.raises(ModelLoadError, match="gone"):
+        list(engine_client.job(JOB, directory, request(directory)).messages())
+
+
+def test_a_job_that_dies_is_a_crash_with_its_last_words(tmp_path: Path) -> None:
+    directory = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path)))
+
+    class Nothing(msgspec.Struct):
+        pass
+
+    with pytest.raises(EngineCrashedError, match="No module named"):
+        list(engine_client.job("backprop.nothing", directory, Nothing()).messages())
