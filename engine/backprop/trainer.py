@@ -20,6 +20,7 @@ import msgspec
 
 from backprop.core import events as ev
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError, error_for
+from backprop.core.files import new_folder
 from backprop.core.location import default_model, locate
 from backprop.core.settings import RunConfig, config_from
 from backprop.runs import engine_client as links
@@ -126,11 +127,8 @@ class Trainer:
         target = Path(path).expanduser().absolute()
         if target.exists() and not (target / "adapter_config.json").is_file() and any(target.iterdir()):
             raise InputError(f"{target} holds something that is no adapter", hint="save into a new folder")
-        staging = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(self.last_run.output_path, staging)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.rename(target)
+        with new_folder(target) as folder:
+            shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
         return target
 
 

@@ -10,7 +10,7 @@ import pytest
 from backprop.core.errors import ConfigurationError, RunError
 from backprop.core.settings import RunConfig
 from backprop.runs import directory as directory_module
-from backprop.runs.directory import RunDirectory, write_atomically
+from backprop.runs.directory import RunDirectory
 
 HOLDER = """
 import sys
@@ -65,22 +65,6 @@ def test_an_output_directory_that_cannot_be_made_is_a_configuration_error(tmp_pa
     with pytest.raises(ConfigurationError) as caught:
         RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path / "file")))
     assert "--output" in caught.value.hint
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "run.json"
-    write_atomically(path, b"old")
-
-    def refuse(descriptor: int) -> None:
-        raise OSError("no space")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_missing_or_broken_record_says_so(directory: RunDirectory) -> None:

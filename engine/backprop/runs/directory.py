@@ -1,4 +1,4 @@
-"""One run, one directory: its layout, its lock, and writing its files so that a crash leaves the old or the new one.
+"""One run, one directory: its layout, its identity and its lock.
 
 ::
 
@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Struct, field
 
 from backprop.core.errors import ConfigurationError, RunError
+from backprop.core.files import write_file
 from backprop.core.settings import RunConfig
 
 SCHEMA = 1
@@ -76,7 +77,7 @@ class RunDirectory:
         directory = cls(Path(config.output_dir).expanduser() / run_id)
         try:
             directory.path.mkdir(parents=True)
-            write_atomically(
+            write_file(
                 directory.record,
                 msgspec.json.format(
                     msgspec.json.encode(
@@ -121,7 +122,7 @@ class RunDirectory:
     def update_record(self, **changes: Any) -> None:
         """Rewrite fields of ``run.json`` atomically."""
         record = msgspec.structs.replace(self.read_record(), **changes)
-        write_atomically(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
+        write_file(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
 
     def is_locked(self) -> bool:
         """Whether a living engine works here. Survives power cuts and reused process ids: the kernel drops the lock."""
@@ -183,33 +184,6 @@ class RunDirectory:
             yield
         finally:
             os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` with ``content``: after a crash the old or the new file is there, whole.
-
-    The folder's entry is flushed too, so that a power cut cannot bring the old one back.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames and new names in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_run(path: Path) -> bool:

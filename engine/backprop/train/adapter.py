@@ -12,9 +12,9 @@ import msgspec
 from safetensors import safe_open
 
 from backprop.core.errors import TrainingError
+from backprop.core.files import flush_folder
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import FILES
-from backprop.runs.directory import flush_folder
 from backprop.train.model import Loaded
 
 IDENTITY = "backprop.json"
