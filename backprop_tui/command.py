@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from backprop.cli.train import setting_options
+from backprop.cli.options import run_config, setting_options
 
 from backprop_tui.show import show
 
@@ -33,7 +33,7 @@ def command(what: str | None, attach: str | None, file: str | None, no_tui: bool
     elif what == "demo":
         config = demo(given)
     elif what == "train" or file is not None or any(value not in (None, ()) for value in given.values()):
-        config = configured(given, file)
+        config = run_config(given, file)
     return show(config, run)
 
 
@@ -54,16 +54,3 @@ def demo(given: dict[str, Any]) -> RunConfig:
     from backprop.demo import demo_config
 
     return demo_config(given["output_dir"]) if given.get("output_dir") else demo_config()
-
-
-def configured(given: dict[str, Any], file: str | None) -> RunConfig:
-    """The configuration of the flags.
-
-    Raises:
-        BackpropError: what the flags or the file say cannot be used.
-    """
-    from backprop.cli import options
-    from backprop.cli.train import choose_model
-
-    values = options.gather(given, file)
-    return choose_model(options.configure(values), named="model" in values)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 from backprop.cli import main as cli
+from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.cli.shared_options import json_and_verbose
 
 
 def run(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from backprop.cli import output
-from backprop.cli.shared_options import json_and_verbose
+from backprop.cli.options import json_and_verbose
 from backprop.core.errors import ERROR_CODES
 from backprop.runs.describe import bytes_text
 

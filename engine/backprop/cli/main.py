@@ -27,10 +27,10 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "train": Lazy("backprop.cli.train", "train", "one training run"),
-    "demo": Lazy("backprop.cli.demo", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
-    "resume": Lazy("backprop.cli.resume", "resume", "continue a stopped or crashed run exactly"),
-    "extend": Lazy("backprop.cli.resume", "extend", "continue a run to a new end"),
-    "fork": Lazy("backprop.cli.resume", "fork", "a new run from the weights of another one's checkpoint"),
+    "demo": Lazy("backprop.cli.train", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
+    "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
+    "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
+    "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
