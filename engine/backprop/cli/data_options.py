@@ -16,6 +16,7 @@ from backprop.cli import options, output
 from backprop.core.errors import InputError
 from backprop.core.jobs import Scored, ScoreRequest
 from backprop.core.settings import RunConfig
+from backprop.runs.describe import bytes_text, describe
 
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport, Scores
@@ -40,7 +41,7 @@ class ProgressLine:
         now = time.monotonic()
         if self._wanted and now - self._last >= _EVERY and total:
             self._last, self._shown = now, True
-            size = f" of {total / 1e6:,.0f} MB" if self._in_bytes else ""
+            size = f" of {bytes_text(total)}" if self._in_bytes else ""
             sys.stderr.write(f"\r\x1b[K{self.doing} {done / total:4.0%}{size}")
             sys.stderr.flush()
 
@@ -127,7 +128,6 @@ def ask(config: RunConfig) -> tuple[Scores, Scored]:
     from backprop.core import jobs
     from backprop.core.events import ModelLoading
     from backprop.data.scores import Scores
-    from backprop.runs.describe import describe
     from backprop.runs.engine_jobs import engine_job
 
     request = ScoreRequest(

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from backprop.core.errors import ConfigurationError, RunError
 from backprop.core.files import write_file
@@ -48,9 +48,6 @@ class RunRecord(Struct, kw_only=True):
     kind: str = "train"
     created: float
     config: RunConfig
-    environment: dict[str, Any] = field(default_factory=dict)
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    """Hashes of what went in: data, model, code (filled by the engine)."""
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
 
