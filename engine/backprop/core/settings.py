@@ -21,7 +21,7 @@ from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     """Settings of one training run. Field order is the order in which people meet them."""
 
-    data: Annotated[str, Meta(description="dataset: a file, or a Hugging Face name")]
+    data: Annotated[str, Meta(description="dataset: a file, or owner/name[@revision][:configuration][:split]")]
     model: Annotated[str, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
     mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
     backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
