@@ -32,7 +32,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def recorded(tmp_path: Path, *events: ev.Event) -> engine_client.Link:
+def recorded(tmp_path: Path, *events: ev.Event) -> engine_client.EngineClient:
     directory = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path)))
     with directory.journal.open("wb") as file:
         for number, event in enumerate(events, 1):

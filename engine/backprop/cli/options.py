@@ -17,8 +17,7 @@ import msgspec
 from msgspec import Struct, inspect
 
 from backprop.core.errors import InputError, InvalidSettingError
-from backprop.core.location import locate
-from backprop.core.settings import RunConfig, config_from, setting_help
+from backprop.core.settings import RunConfig, config_from, locate, setting_help
 
 NAMES: dict[str, tuple[str, ...]] = {
     "data": ("--data", "-d"),

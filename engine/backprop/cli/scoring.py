@@ -146,7 +146,7 @@ def score(
 
 
 def _usual_model(backend: str) -> str:
-    from backprop.core.location import default_model
+    from backprop.core.presets import default_model
     from backprop.hardware.devices import info
 
     model, why = default_model(backend, gpu=info().gpu_problem is None)

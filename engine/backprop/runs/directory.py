@@ -32,6 +32,8 @@ from backprop.core.files import write_file
 from backprop.core.settings import RunConfig
 
 SCHEMA = 1
+LAST_LINES = 8
+"""Lines of the log that tell how an engine went."""
 START_PATIENCE = 30.0
 """Seconds that a new run may take until its engine holds the lock."""
 LOCK_PATIENCE = 2.0
@@ -123,6 +125,16 @@ class RunDirectory:
         """Rewrite fields of ``run.json`` atomically."""
         record = msgspec.structs.replace(self.read_record(), **changes)
         write_file(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
+
+    def last_lines(self) -> str:
+        """The last lines that the engine or its libraries printed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, self.log.stat().st_size - 4096))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-LAST_LINES:])
 
     def is_locked(self) -> bool:
         """Whether a living engine works here. Survives power cuts and reused process ids: the kernel drops the lock."""
