@@ -6,11 +6,9 @@ from array import array
 from bisect import bisect_left
 from functools import partial
 
+from backprop.data.example import describe_mapping
 from backprop.data.formats import FORMATS
-from backprop.data.mapping import describe_mapping
-from backprop.data.opening import KINDS
-from backprop.data.reader import Row
-from backprop.data.to_jsonl import PACKED
+from backprop.data.reader import KINDS, PACKED, Row
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from backprop.data.formats import RowError
-from backprop.data.lengths import LengthCounter, Lengths
-from backprop.data.mapping import Fields
+from backprop.data.example import Fields, RowError
 from backprop.data.reader import Row, open_source
+from backprop.data.truncate import LengthCounter, Lengths
 from msgspec import Struct
 
 from backprop_tui.screens.data_rows import all_turns, format_of, read_row
@@ -130,9 +129,8 @@ class _Encoder:
 
     def _encode(self, rendered: list[Rendered], raw: bool) -> None:
         from backprop.data.encode import encode_row
-        from backprop.data.fit import chat_size
 
-        chats, texts = [], []
+        counted = []
         encodings = self._tokenizer.encode([item.text for item in rendered], special=raw) if rendered else []
         for item, encoding in zip(rendered, encodings, strict=True):
             encoded = encode_row(item, encoding, self._tokenizer)
@@ -142,12 +140,8 @@ class _Encoder:
                 continue
             self._counter.trained += trained
             self._counter.tokens += len(encoded.ids)
-            if raw:
-                texts.append(len(encoded.ids))
-            else:
-                chats.append(chat_size(encoded, self._tokenizer.bos_id))
-        self._counter.lengths.add_chats(chats)
-        self._counter.lengths.add_texts(texts)
+            counted.append((item, encoded))
+        self._counter.lengths.add(counted, self._tokenizer.bos_id)
 
 
 def edges(longest: int, limit: int, most: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backprop.data.mapping import describe_mapping
+from backprop.data.example import describe_mapping
 
 from backprop_tui.screens.data_work import OpenFile
 from backprop_tui.widgets.row_table import in_bytes

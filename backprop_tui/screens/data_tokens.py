@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from backprop.data.formats import FileFormat, RowError
+from backprop.data.example import RowError
+from backprop.data.formats import FileFormat
 from backprop.data.reader import Row
 
 from backprop_tui.screens.data_rows import format_of, problem_lines
@@ -14,6 +15,7 @@ from backprop_tui.widgets.styled import Line, Piece, many_lines
 if TYPE_CHECKING:
     from backprop.data.encode import Token
     from backprop.data.tokenizer import ChatTokenizer
+    from backprop.data.truncate import Truncated
 
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
@@ -29,15 +31,17 @@ def token_lines(
         brackets: put trained tokens in brackets, for a terminal without colour.
     """
     from backprop.data.encode import explain_row
+    from backprop.data.truncate import truncate_value
 
     if row.error is not None:
         return problem_lines(row.error)
     try:
         format = format_of(row.value, file)
         tokens = explain_row(row.value, tokenizer, format=format, mapping=file.mapping)
+        cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    lines = [*_summary(tokens, tokenizer), *_cut(tokens, limit, tokenizer.bos_id, raw=format == "text"), ()]
+    lines = [*_summary(tokens, tokenizer), *_cut(cut, limit), ()]
     lines += _body(tokens[:MOST_TOKENS], brackets=brackets)
     if len(tokens) > MOST_TOKENS:
         lines.append(((f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "dim"),))
@@ -78,20 +82,14 @@ def _ends(tokens: Sequence[Token]) -> list[Token]:
     ]
 
 
-def _cut(tokens: Sequence[Token], limit: int, bos_id: int | None, *, raw: bool) -> list[Line]:
-    """What training at this limit does to the row (the rule of ``backprop.data.fit``)."""
-    if len(tokens) <= limit:
-        return []
-    if raw:
-        return [((f"! longer than the limit of {limit:,}: the text is split into pieces", "warning"),)]
-    end = max((i + 1 for i, token in enumerate(tokens) if token.trained), default=0)
-    start = max((i + 1 for i, token in enumerate(tokens[:end]) if not token.trained), default=0)
-    head = int(bos_id is not None and tokens[0].id == bos_id and sum(token.id == bos_id for token in tokens) == 1)
-    first = max(end - limit + head, head)
-    if first >= start:
+def _cut(fitted: Truncated, limit: int) -> list[Line]:
+    """What training at this limit does to the row."""
+    if not fitted.samples:
         return [((f"! its last answer does not fit the limit of {limit:,}: the row is left out", "warning"),)]
-    words = f"{first - head:,} tokens are cut from its beginning to fit the limit of {limit:,}"
-    return [((f"! {words}", "warning"),)] if first > head else []
+    if len(fitted.samples) > 1:
+        return [((f"! longer than the limit of {limit:,}: the text is split into pieces", "warning"),)]
+    words = f"{fitted.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"
+    return [((f"! {words}", "warning"),)] if fitted.cut else []
 
 
 def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Line]:

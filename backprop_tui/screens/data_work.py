@@ -5,20 +5,17 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 from backprop.core.datasets import is_hub_name
 from backprop.core.errors import InputError
-from backprop.data.formats import FORMATS, FileFormat, detect_fields, detect_file
-from backprop.data.mapping import Fields
+from backprop.data.example import Fields
+from backprop.data.formats import FORMATS, FileFormat, detect_fields, file_format
 from backprop.data.reader import Row, Source, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.data_rows import read_row
 
-_SAMPLE_ROWS = 200
-_SAMPLE_BYTES = 4_000_000
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -83,7 +80,7 @@ def open_file(path: str, job: Job) -> OpenFile:
     if name:
         path = _fetched(name, job)
     source = open_source(path, progress=job.progress, cancelled=job.stopped)
-    return OpenFile(path, source, detect_file(_sample(source)), name)
+    return OpenFile(path, source, file_format(source), name)
 
 
 def _fetched(name: str, job: Job) -> str:
@@ -95,17 +92,6 @@ def _fetched(name: str, job: Job) -> str:
         job.when_stopped(engine.stop)
 
     return fetch_dataset(name, job.progress, started).path
-
-
-def _sample(source: Source) -> Iterator[tuple[int, Any]]:
-    """(line, value) of the first good rows, up to some megabytes."""
-    size = 0
-    for row in islice(source, _SAMPLE_ROWS):
-        size += len(row.raw)
-        if row.error is None:
-            yield row.line, row.value
-        if size > _SAMPLE_BYTES:
-            return
 
 
 Test = Callable[[Row], bool]

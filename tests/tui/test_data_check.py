@@ -12,9 +12,9 @@ from backprop.core import paths
 from backprop.core.errors import DatasetError
 from backprop.data.formats import FileFormat
 from backprop.data.parse import parse_json
+from backprop.data.preprocess import prepare
 from backprop.data.reader import Row
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.data.tokens import prepare
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from tiny_tokenizer import write_model
 

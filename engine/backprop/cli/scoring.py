@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.cli.data_options import Progress, dataset_argument, read_mapping
 from backprop.core.errors import EXIT_OK, InputError
 from backprop.core.jobs import Scored, ScoreRequest
 

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, dataset_file, read_mapping
+from backprop.cli.data_options import Progress, dataset_argument, dataset_file, read_mapping
 from backprop.core.errors import EXIT_OK, EXIT_USER
 
 SHOWN = 20
@@ -70,7 +70,7 @@ def _tokens(
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
-    from backprop.data.tokens import prepare
+    from backprop.data.preprocess import prepare
 
     progress = Progress("counting tokens")
     try:
