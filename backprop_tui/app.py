@@ -24,9 +24,9 @@ from textual.worker import Worker, WorkerState
 
 from backprop_tui import keys, themes
 from backprop_tui.screens import small
+from backprop_tui.screens.dialogs import LEAVING, Question
 from backprop_tui.screens.help import Help
 from backprop_tui.screens.live import LiveScreen
-from backprop_tui.screens.quit import LEAVING, Question
 from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
@@ -37,7 +37,7 @@ CATCH_UP = 0.02
 
 def _data_screen() -> Screen[Any]:
     # Reading data needs numpy, which nobody waits for who only looks at runs.
-    from backprop_tui.screens.data import DataScreen
+    from backprop_tui.screens.dataset.screen import DataScreen
 
     return DataScreen()
 

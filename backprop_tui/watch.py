@@ -19,7 +19,7 @@ from backprop.runs import engine_client as links
 from backprop.runs.engine_client import Link
 from backprop.runs.state import RunState, read_run
 
-from backprop_tui.widgets.curve import Curve
+from backprop_tui.charts.series import Curve
 
 EVENTS_AT_ONCE = 4000
 STEPS_AT_ONCE = 2500

@@ -9,11 +9,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 
+from backprop_tui.charts.timeline import MARKS
 from backprop_tui.keys import keys_of
+from backprop_tui.text import wrap
 from backprop_tui.widgets.cells import Row, heading
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.widgets.timeline import MARKS
-from backprop_tui.words import wrap
+from backprop_tui.widgets.text_view import ScrollPane
 
 TITLES = {"live": "Live", "runs": "Runs", "data": "Data", "everywhere": "everywhere"}
 

@@ -15,18 +15,18 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 
 from backprop_tui import keys
-from backprop_tui.screens.quit import ABORTING, Question
-from backprop_tui.sparing import SparingScreen
+from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.charts.series import Curve
+from backprop_tui.charts.sparkline import Readings
+from backprop_tui.screens.base import SparingScreen
+from backprop_tui.screens.dialogs import ABORTING, Question
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.cells import Row
-from backprop_tui.widgets.curve import Curve
 from backprop_tui.widgets.facts import DataPane, FactsPanel
 from backprop_tui.widgets.gpu import GpuPanel
 from backprop_tui.widgets.keybar import KeyBar
 from backprop_tui.widgets.log import EventLog
-from backprop_tui.widgets.plot import LossPlot
 from backprop_tui.widgets.problem import ProblemPane, problem_of
-from backprop_tui.widgets.readings import Readings
 from backprop_tui.widgets.samples import SamplesPane, pairs
 from backprop_tui.widgets.status import Progress, RunHeader
 from backprop_tui.widgets.tabs import PaneTabs

@@ -16,15 +16,15 @@ from textual.containers import Horizontal
 from textual.widgets import Input
 
 from backprop_tui import keys
-from backprop_tui.screens.quit import Question, deleting
-from backprop_tui.sparing import SparingScreen
+from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.screens.base import SparingScreen
+from backprop_tui.screens.dialogs import Question, deleting
+from backprop_tui.text import from_home
 from backprop_tui.watch import Curves
 from backprop_tui.widgets.cells import Cells, Row, spread
 from backprop_tui.widgets.keybar import KeyBar
-from backprop_tui.widgets.plot import LossPlot
-from backprop_tui.widgets.rundetail import RunDetail
-from backprop_tui.widgets.runtable import SORTS, RunTable
-from backprop_tui.words import from_home
+from backprop_tui.widgets.run_detail import RunDetail
+from backprop_tui.widgets.run_table import SORTS, RunTable
 
 if TYPE_CHECKING:
     from backprop_tui.app import BackpropApp

@@ -7,10 +7,10 @@ from backprop.runs.describe import share
 from backprop.runs.state import RunState
 from rich.cells import cell_len
 
+from backprop_tui.text import count, safe, short_path, wrap
 from backprop_tui.widgets.cells import Row, bar, cut, heading
-from backprop_tui.widgets.scroll import ScrollPane
 from backprop_tui.widgets.state_cells import StateCells
-from backprop_tui.words import count, safe, short_path, wrap
+from backprop_tui.widgets.text_view import ScrollPane
 
 _LABEL = 13
 

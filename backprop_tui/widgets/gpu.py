@@ -5,9 +5,9 @@ from __future__ import annotations
 from backprop.core.events import Gpu
 from backprop.hardware.condition import Thresholds
 
+from backprop_tui.text import safe, wrap
 from backprop_tui.widgets.cells import Row, cut, heading, row_width, spread
 from backprop_tui.widgets.state_cells import StateCells
-from backprop_tui.words import safe, wrap
 
 LIMITS = Thresholds()
 _LEVEL_INK = {

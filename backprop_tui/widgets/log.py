@@ -9,9 +9,9 @@ from backprop.core.events import AnyEvent, Sample
 from backprop.runs.describe import describe, level
 from backprop.runs.state import RunState
 
+from backprop_tui.text import from_home, wrap
 from backprop_tui.widgets.cells import Row
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import from_home, wrap
+from backprop_tui.widgets.text_view import ScrollPane
 
 _INK = {"info": "text", "warning": "warn", "error": "bad"}
 _TIME = 10

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from backprop_tui.text import from_home, wrap
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.cells import Row, heading
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import from_home, wrap
+from backprop_tui.widgets.text_view import ScrollPane
 
 
 def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:

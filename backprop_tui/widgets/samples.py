@@ -9,9 +9,9 @@ from backprop.runs.state import RunState
 from msgspec import Struct
 from rich.cells import cell_len
 
+from backprop_tui.text import wrap
 from backprop_tui.widgets.cells import Row, heading
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import wrap
+from backprop_tui.widgets.text_view import ScrollPane
 
 
 class Pair(Struct):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from backprop.runs.describe import PHASES, bytes_text
 from backprop.runs.state import RunState
 
+from backprop_tui.text import STATUS, clock, count, model_name, safe, short_path
 from backprop_tui.widgets.cells import Cells, Row, bar, cut, row_width, spread
 from backprop_tui.widgets.state_cells import StateCells
-from backprop_tui.words import STATUS, clock, count, model_name, safe, short_path
 
 _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from recorded import ev
 from rich.cells import cell_len
 
+from backprop_tui.charts.canvas import SYMBOLS, Raster
+from backprop_tui.charts.sparkline import bars
+from backprop_tui.text import clock, safe, wrap
 from backprop_tui.widgets.cells import Row, changed_stretches, cut, row_width, spread
 from backprop_tui.widgets.facts import row_rows
-from backprop_tui.widgets.raster import SYMBOLS, Raster
-from backprop_tui.widgets.readings import bars
-from backprop_tui.words import clock, safe, wrap
 
 
 def test_a_number_that_ticks_changes_its_digits_only() -> None:

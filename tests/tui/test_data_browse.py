@@ -10,7 +10,7 @@ import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens.data import DataScreen
+from backprop_tui.screens.dataset.screen import DataScreen
 from backprop_tui.widgets.path_input import PromptInput
 
 NARROW, WIDE = (80, 24), (140, 40)

@@ -18,11 +18,11 @@ from backprop.data.tokens import prepare
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from tiny_tokenizer import write_model
 
-from backprop_tui.screens.data_lengths import count_lengths
-from backprop_tui.screens.data_tokens import token_lines
-from backprop_tui.screens.data_work import Job, open_file
+from backprop_tui.screens.dataset.file import Job, open_file
+from backprop_tui.screens.dataset.lengths import count_lengths
+from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.tokens import token_lines
 from backprop_tui.widgets.path_input import PromptInput
-from backprop_tui.widgets.row_view import RowView
 
 NARROW, WIDE = (80, 24), (140, 40)
 

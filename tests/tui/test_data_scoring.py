@@ -10,8 +10,8 @@ import tiny_language_model as tiny
 from data_screen_app import DataApp, at_rest, until, until_text
 from textual.pilot import Pilot
 
+from backprop_tui.screens.dataset.score_list import ScoreList
 from backprop_tui.widgets.path_input import PromptInput
-from backprop_tui.widgets.score_list import ScoreList
 
 NARROW, WIDE = (80, 24), (140, 40)
 

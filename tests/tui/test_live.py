@@ -10,10 +10,10 @@ from backprop.core import events as ev
 from backprop.core.errors import RunError
 
 from backprop_tui.app import BackpropApp
+from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
-from backprop_tui.screens.quit import Question
 from backprop_tui.watch import Watch
-from backprop_tui.widgets.plot import LossPlot
 
 
 @pytest.fixture

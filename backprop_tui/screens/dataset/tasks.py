@@ -10,8 +10,8 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
-from backprop_tui.screens.data_messages import Failed
-from backprop_tui.screens.data_work import Job
+from backprop_tui.screens.dataset.file import Job
+from backprop_tui.screens.dataset.messages import Failed
 from backprop_tui.widgets.styled import one_line
 
 

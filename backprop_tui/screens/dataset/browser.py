@@ -17,15 +17,15 @@ from textual.containers import Horizontal, Vertical
 from textual.css.query import NoMatches
 from textual.widgets import ContentSwitcher, Static
 
-from backprop_tui.screens.data_jobs import JobScreen, defect_in
-from backprop_tui.screens.data_messages import DetailMade, Failed, LineFound, Opened, RowsRead
-from backprop_tui.screens.data_reader import RowReader
-from backprop_tui.screens.data_rows import chat_lines, problem_text, raw_lines, summarise
-from backprop_tui.screens.data_work import OpenFile, open_file
-from backprop_tui.widgets.line_list import LineList
+from backprop_tui.screens.dataset.file import OpenFile, open_file
+from backprop_tui.screens.dataset.messages import DetailMade, Failed, LineFound, Opened, RowsRead
+from backprop_tui.screens.dataset.reader import RowReader
+from backprop_tui.screens.dataset.row_text import chat_lines, problem_text, raw_lines, summarise
+from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.rows import RowSummary, RowTable, in_bytes
+from backprop_tui.screens.dataset.tasks import JobScreen, defect_in
+from backprop_tui.widgets.list_view import LineList
 from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.row_table import RowSummary, RowTable, in_bytes
-from backprop_tui.widgets.row_view import RowView
 from backprop_tui.widgets.styled import Line, one_line, wrap
 
 ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))

@@ -8,14 +8,14 @@ from textual.app import ComposeResult
 from textual.binding import BindingType
 
 from backprop_tui import keys
-from backprop_tui.screens.data_cleaning import DataCleaning
+from backprop_tui.screens.dataset.clean import DataCleaning
 from backprop_tui.widgets.keybar import KeyBar
 
 
 class DataScreen(DataCleaning):
     """Browse and check one dataset file."""
 
-    CSS_PATH = "data.tcss"
+    CSS_PATH = "screen.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
     BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("data")]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from backprop.core.events import Problem
 from textual.message import Message
 
-from backprop_tui.widgets.line_list import LineList
+from backprop_tui.widgets.list_view import LineList
 from backprop_tui.widgets.styled import Line, fit, one_line
 
 _MARKS = {"error": "✗", "warning": "!", "info": "·"}

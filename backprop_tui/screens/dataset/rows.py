@@ -9,7 +9,7 @@ from msgspec import Struct
 from textual.events import Resize
 from textual.message import Message
 
-from backprop_tui.widgets.line_list import LineList
+from backprop_tui.widgets.list_view import LineList
 from backprop_tui.widgets.styled import Line, Piece, fit
 
 _REMEMBERED = 2000

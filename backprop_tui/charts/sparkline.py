@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isnan
 
+from backprop_tui.charts.canvas import SYMBOLS, Raster, Symbols
+from backprop_tui.charts.series import Curve, shown_steps
+from backprop_tui.text import count
 from backprop_tui.watch import Curves
 from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
-from backprop_tui.widgets.curve import Curve, shown_steps
-from backprop_tui.widgets.raster import SYMBOLS, Raster, Symbols
-from backprop_tui.words import count
 
 _Series = tuple[str, Curve, Callable[[float], str]]
 """A title, the values, and how one is written."""

@@ -11,10 +11,10 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, number
 from backprop.runs.state import RunState
 
+from backprop_tui.text import STATUS, clock, from_home, safe, short_path, wrap
 from backprop_tui.widgets.cells import Row, heading
 from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import STATUS, clock, from_home, safe, short_path, wrap
+from backprop_tui.widgets.text_view import ScrollPane
 
 _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
 

@@ -16,18 +16,18 @@ from msgspec.structs import fields
 from textual import on
 from textual.app import ComposeResult
 
-from backprop_tui.screens.data_lengths import CountedLengths, count_lengths, histogram_lines
-from backprop_tui.screens.data_messages import Checked, Counted, FoundSoFar, ModelChosen, Opened
-from backprop_tui.screens.data_rows import problem_text
-from backprop_tui.screens.data_search import DataSearch
-from backprop_tui.screens.data_statistics import statistics_lines
-from backprop_tui.screens.data_tokens import find_tokenizer, token_lines
-from backprop_tui.screens.data_work import Job
-from backprop_tui.widgets.histogram import Histogram
-from backprop_tui.widgets.line_list import LineList
+from backprop_tui.screens.dataset.file import Job
+from backprop_tui.screens.dataset.histogram import Histogram
+from backprop_tui.screens.dataset.lengths import CountedLengths, count_lengths, histogram_lines
+from backprop_tui.screens.dataset.messages import Checked, Counted, FoundSoFar, ModelChosen, Opened
+from backprop_tui.screens.dataset.problem_list import ProblemList
+from backprop_tui.screens.dataset.row_text import problem_text
+from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.search import DataSearch
+from backprop_tui.screens.dataset.statistics import statistics_lines
+from backprop_tui.screens.dataset.tokens import find_tokenizer, token_lines
+from backprop_tui.widgets.list_view import LineList
 from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.problem_list import ProblemList
-from backprop_tui.widgets.row_view import RowView
 from backprop_tui.widgets.styled import Line, one_line
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from backprop.data.mapping import Fields
 from backprop.data.reader import Row, open_source
 from msgspec import Struct
 
-from backprop_tui.screens.data_rows import all_turns, format_of, read_row
-from backprop_tui.screens.data_work import Job, OpenFile
-from backprop_tui.widgets.row_table import in_bytes
+from backprop_tui.screens.dataset.file import Job, OpenFile
+from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
+from backprop_tui.screens.dataset.rows import in_bytes
 from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from backprop.core.settings import EMBEDDED_MODEL
 from backprop.data.formats import FileFormat, RowError
 from backprop.data.reader import Row
 
-from backprop_tui.screens.data_rows import format_of, problem_lines
+from backprop_tui.screens.dataset.row_text import format_of, problem_lines
 from backprop_tui.widgets.styled import Line, Piece, many_lines
 
 if TYPE_CHECKING:

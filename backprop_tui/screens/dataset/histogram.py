@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from textual.events import Resize
 
-from backprop_tui.widgets.row_view import RowView
+from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.widgets.styled import Line
 
 

@@ -9,7 +9,7 @@ from backprop.data.formats import Example, FileFormat, Format, RowError, Turn, c
 from backprop.data.mapping import Fields
 from backprop.data.reader import Row
 
-from backprop_tui.widgets.row_table import RowSummary
+from backprop_tui.screens.dataset.rows import RowSummary
 from backprop_tui.widgets.styled import Line, many_lines, one_line, split_lines
 
 PREVIEW = 400

@@ -8,9 +8,9 @@ from functools import partial
 from backprop.core.errors import BackpropError
 from textual import on
 
-from backprop_tui.screens.data_browser import DataBrowser, next_in
-from backprop_tui.screens.data_messages import ScanEnded
-from backprop_tui.screens.data_work import Job, Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.browser import DataBrowser, next_in
+from backprop_tui.screens.dataset.file import Job, Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.messages import ScanEnded
 from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.styled import one_line
 

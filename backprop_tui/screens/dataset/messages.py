@@ -11,8 +11,8 @@ from backprop.core.events import Problem
 from backprop.core.jobs import RowScore, Scored
 from textual.message import Message
 
-from backprop_tui.screens.data_work import Job, OpenFile
-from backprop_tui.widgets.row_table import RowSummary
+from backprop_tui.screens.dataset.file import Job, OpenFile
+from backprop_tui.screens.dataset.rows import RowSummary
 from backprop_tui.widgets.styled import Line
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.data.validate import Validation
 
-    from backprop_tui.screens.data_lengths import CountedLengths
+    from backprop_tui.screens.dataset.lengths import CountedLengths
 
 
 class Opened(Message):

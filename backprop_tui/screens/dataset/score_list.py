@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from backprop.core.jobs import RowScore
 from textual.message import Message
 
-from backprop_tui.widgets.line_list import LineList
+from backprop_tui.widgets.list_view import LineList
 from backprop_tui.widgets.styled import Line
 
 _HEAD = f"{'':>14}{'perplexity':>14}{'loss':>9}{'trained':>10}"

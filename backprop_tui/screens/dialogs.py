@@ -11,8 +11,8 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.screen import ModalScreen
 
+from backprop_tui.text import wrap
 from backprop_tui.widgets.cells import Cells, Row
-from backprop_tui.words import wrap
 
 
 class Answer(NamedTuple):

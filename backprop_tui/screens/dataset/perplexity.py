@@ -11,10 +11,10 @@ from backprop.runs.describe import describe
 from textual import on
 from textual.app import ComposeResult
 
-from backprop_tui.screens.data_check import DataCheck
-from backprop_tui.screens.data_messages import Opened, RowsScored
-from backprop_tui.screens.data_work import Job, OpenFile
-from backprop_tui.widgets.score_list import ScoreList
+from backprop_tui.screens.dataset.file import Job, OpenFile
+from backprop_tui.screens.dataset.findings import DataCheck
+from backprop_tui.screens.dataset.messages import Opened, RowsScored
+from backprop_tui.screens.dataset.score_list import ScoreList
 from backprop_tui.widgets.styled import Line, one_line
 
 if TYPE_CHECKING:

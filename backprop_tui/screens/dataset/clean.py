@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from backprop.core.errors import InputError
 from textual import on
 
-from backprop_tui.screens.data_messages import Cleaned
-from backprop_tui.screens.data_scoring import DataScoring
-from backprop_tui.screens.data_work import Job
+from backprop_tui.screens.dataset.file import Job
+from backprop_tui.screens.dataset.messages import Cleaned
+from backprop_tui.screens.dataset.perplexity import DataScoring
+from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.row_view import RowView
 from backprop_tui.widgets.styled import Line, one_line
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
 
+from backprop_tui.charts.sparkline import bars
+from backprop_tui.text import STATUS, ago, clock, safe, short_path
 from backprop_tui.widgets.cells import Cells, Row, cut, row_width
-from backprop_tui.widgets.readings import bars
-from backprop_tui.words import STATUS, ago, clock, safe, short_path
 
 
 class Column(NamedTuple):

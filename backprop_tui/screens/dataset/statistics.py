@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from backprop.data.mapping import describe_mapping
 
-from backprop_tui.screens.data_work import OpenFile
-from backprop_tui.widgets.row_table import in_bytes
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.rows import in_bytes
 from backprop_tui.widgets.styled import Line, one_line
 
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport
     from backprop.data.validate import Validation
 
-    from backprop_tui.screens.data_lengths import CountedLengths
+    from backprop_tui.screens.dataset.lengths import CountedLengths
 
 
 def statistics_lines(

@@ -16,7 +16,7 @@ from backprop.data.mapping import Fields
 from backprop.data.reader import Row, Source, open_source
 from msgspec import Struct
 
-from backprop_tui.screens.data_rows import read_row
+from backprop_tui.screens.dataset.row_text import read_row
 
 _SAMPLE_ROWS = 200
 _SAMPLE_BYTES = 4_000_000
