@@ -10,11 +10,11 @@ from backprop.runs.describe import number
 from backprop.runs.state import RunState
 from msgspec import Struct
 
-from backprop_tui.charts.axis import Axis, step_labels
-from backprop_tui.charts.canvas import SYMBOLS, Raster
+from backprop_tui.charts.canvas import SYMBOLS, Axis, Raster, step_labels
 from backprop_tui.charts.series import SMOOTHING, Curve, shown_steps
 from backprop_tui.charts.timeline import marks, timeline
-from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
+from backprop_tui.text import Row
+from backprop_tui.widgets.cells import Cells, cut, heading, row_width
 
 _LABELS = 7
 """Cells left of the plot for the numbers of the vertical axis."""

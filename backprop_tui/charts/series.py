@@ -1,4 +1,4 @@
-"""A curve of any length in 1024 buckets.
+"""Series of any length in 1024 buckets.
 
 A bucket covers ``width`` steps and keeps their lowest, highest and mean value, and the smoothed value at its end. When
 the steps outgrow the buckets, neighbours are merged and ``width`` doubles: adding stays cheap, spikes survive, and what
@@ -10,7 +10,12 @@ from __future__ import annotations
 from math import inf, isnan
 from typing import NamedTuple
 
+from backprop.runs.state import RunState
+
 BUCKETS = 1024
+STEPS_AT_ONCE = 2500
+_COARSE = 256
+"""Buckets of the series that are shown small."""
 SMOOTHING = (0.0, 0.6, 0.9, 0.98)
 """Weights of the exponential moving averages that can be chosen; 0 is no smoothing."""
 
@@ -139,6 +144,35 @@ class Curve:
         lows = [v for v, n in zip(self._cells.low, self._cells.count, strict=True) if n and (v > 0 or not positive)]
         highs = [v for v, n in zip(self._cells.high, self._cells.count, strict=True) if n and (v > 0 or not positive)]
         return (min(lows), max(highs)) if lows and highs else None
+
+
+class RunSeries:
+    """The run's series in buckets, caught up with its state a portion at a time."""
+
+    def __init__(self) -> None:
+        self._clear()
+        self._resumes = 0
+
+    def _clear(self) -> None:
+        self.loss = Curve()
+        self.learning_rate, self.grad_norm, self.tokens_per_second = (Curve(_COARSE, ()) for _ in range(3))
+        self.taken = 0
+
+    def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:
+        """Take in at most ``most`` new steps; whether more wait. After a resume the series begin anew."""
+        columns = state.curves
+        if state.resumes != self._resumes or len(columns) < self.taken:
+            self._clear()
+            self._resumes = state.resumes
+        end = min(len(columns), self.taken + most)
+        for i in range(self.taken, end):
+            step = columns.step[i]
+            self.loss.add(step, columns.loss[i])
+            self.learning_rate.add(step, columns.learning_rate[i])
+            self.grad_norm.add(step, columns.grad_norm[i])
+            self.tokens_per_second.add(step, columns.tokens_per_second[i])
+        self.taken = end
+        return end < len(columns)
 
 
 def shown_steps(last: int, total: int) -> int:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from math import isnan
 
 from backprop_tui.charts.canvas import SYMBOLS, Raster, Symbols
-from backprop_tui.charts.series import Curve, shown_steps
-from backprop_tui.text import count
-from backprop_tui.watch import Curves
-from backprop_tui.widgets.cells import Cells, Row, cut, heading, row_width
+from backprop_tui.charts.series import Curve, RunSeries, shown_steps
+from backprop_tui.text import Row, count
+from backprop_tui.widgets.cells import Cells, cut, heading, row_width
 
 _Series = tuple[str, Curve, Callable[[float], str]]
 """A title, the values, and how one is written."""
@@ -91,31 +90,30 @@ class Readings(Cells):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.curves: Curves | None = None
+        self.series: RunSeries | None = None
         self.total = 0
         self.symbols = SYMBOLS[0]
         self._seen: tuple[object, ...] = ()
 
-    def show(self, curves: Curves | None, total: int, symbols: Symbols) -> None:
-        seen = (0, 0, total, symbols) if curves is None else (id(curves.loss), curves.loss.last_step, total, symbols)
-        self.curves, self.total, self.symbols = curves, total, symbols
+    def show(self, series: RunSeries | None, total: int, symbols: Symbols) -> None:
+        seen = (0, 0, total, symbols) if series is None else (id(series.loss), series.loss.last_step, total, symbols)
+        self.series, self.total, self.symbols = series, total, symbols
         if seen != self._seen:
             self._seen = seen
             self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        if self.curves is None:
+        if self.series is None:
             return []
-        curves = self.curves
-        series: list[_Series] = [
-            ("learning rate", curves.learning_rate, _scientific),
-            ("gradient norm", curves.grad_norm, _norm),
-            ("tokens/s", curves.tokens_per_second, count),
+        small: list[_Series] = [
+            ("learning rate", self.series.learning_rate, "{:.2e}".format),
+            ("gradient norm", self.series.grad_norm, lambda norm: f"{norm:.2f}" if norm < 1000 else f"{norm:.1e}"),
+            ("tokens/s", self.series.tokens_per_second, count),
         ]
-        shown = shown_steps(curves.loss.last_step, self.total)
+        shown = shown_steps(self.series.loss.last_step, self.total)
         if height < 6:
-            return self._beside(series, shown, width)
-        return self._below(series, shown, width, height)
+            return self._beside(small, shown, width)
+        return self._below(small, shown, width, height)
 
     def _beside(self, series: list[_Series], shown: int, width: int) -> list[Row]:
         gap = 3
@@ -142,11 +140,3 @@ class Readings(Cells):
             rows += course(curve, shown, width, tall, self.symbols)
             rows.append([])
         return rows
-
-
-def _scientific(value: float) -> str:
-    return f"{value:.2e}"
-
-
-def _norm(value: float) -> str:
-    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from backprop.core import events as ev
 
-from backprop_tui.widgets.cells import Piece, Row
+from backprop_tui.text import Piece, Row
 
 
 class Mark(NamedTuple):

@@ -1,114 +1,109 @@
-"""A list of any length with a cursor, of which only the visible lines are ever made."""
+"""A list of any length with a cursor, of which only the rows that are seen are ever made."""
 
 from __future__ import annotations
 
-from rich.segment import Segment
-from textual.binding import Binding
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
 from textual.events import Click
-from textual.geometry import Size
 from textual.message import Message
-from textual.reactive import reactive
-from textual.strip import Strip
 
-from backprop_tui.widgets.inked import Inked
-from backprop_tui.widgets.styled import Line
+from backprop_tui.text import Row
+from backprop_tui.widgets.cells import cut, row_width
+from backprop_tui.widgets.text_view import Scroll
 
 
-class LineList(Inked, can_focus=True):
-    """``count`` lines, each made by ``line_at`` when it is to be shown."""
+class ListView(Scroll):
+    """``count`` rows, each made by ``row_at`` when it is to be seen."""
 
-    BINDINGS = [
-        Binding("up,k", "move(-1)", "Up", show=False),
-        Binding("down,j", "move(1)", "Down", show=False),
-        Binding("pageup", "page(-1)", "Page up", show=False),
-        Binding("pagedown", "page(1)", "Page down", show=False),
-        Binding("home", "move_to(0)", "First", show=False),
-        Binding("end", "move_to_end", "Last", show=False),
-        Binding("enter", "choose", "Open", show=False),
-    ]
-
-    count: reactive[int] = reactive(0, repaint=False)
-    cursor: reactive[int] = reactive(0, repaint=False)
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "open", show=False)]
 
     class Moved(Message):
-        """The cursor is on another line."""
+        """The cursor is on another row."""
 
-        def __init__(self, line_list: LineList, index: int) -> None:
+        def __init__(self, view: ListView) -> None:
             super().__init__()
-            self.line_list = line_list
-            self.index = index
+            self.view = view
 
         @property
-        def control(self) -> LineList:
-            return self.line_list
+        def control(self) -> ListView:
+            return self.view
 
     class Chosen(Moved):
-        """A line was opened: enter, or a second click."""
+        """A row was opened: enter, or a second click."""
 
-    def line_at(self, index: int, width: int) -> Line:
-        """The pieces of one line; a subclass says what they are."""
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.count = 0
+        self._cursor = 0
+
+    def row_at(self, index: int, width: int) -> Row:
+        """The pieces of one row; a subclass says what they are."""
         raise NotImplementedError
 
-    def render_line(self, y: int) -> Strip:
-        width = self.line_width
-        index = y + self.scroll_offset.y
-        if index >= self.count:
-            return Strip.blank(width, self.style_of(""))
-        cursor = index == self.cursor
-        segments = [Segment(text, self.style_of(name, cursor=cursor)) for text, name in self.line_at(index, width)]
-        return Strip(segments).adjust_cell_length(width, self.style_of("", cursor=cursor))
+    def under_cursor(self, row: Row, width: int) -> Row:
+        """The row as it looks where the cursor is; heavier where keys go to the list."""
+        ground = "+cursor+bold" if self.has_focus else "+cursor"
+        row = cut(row, width)
+        return [(text, ink + ground) for text, ink in (*row, (" " * (width - row_width(row)), "text"))]
+
+    @property
+    def cursor(self) -> int:
+        return self._cursor
+
+    @cursor.setter
+    def cursor(self, index: int) -> None:
+        index = max(0, min(index, self.count - 1))
+        if index != self._cursor:
+            self._cursor = index
+            self.bring_into_view(index)
+            self.redraw()
+            self.post_message(self.Moved(self))
+
+    def resize_list(self, count: int) -> None:
+        """There are ``count`` rows now; the cursor stays where that is possible."""
+        self.count = count
+        self.cursor = self._cursor
+        self.redraw()
+
+    @property
+    def text_width(self) -> int:
+        return max(1, self.size.width - (self.count > self.body_height))
+
+    def total(self) -> int:
+        return self.count
+
+    def window(self, first: int, number: int) -> list[Row]:
+        width = self.text_width
+        rows = [self.row_at(index, width) for index in range(first, first + number)]
+        if 0 <= self._cursor - first < number:
+            rows[self._cursor - first] = self.under_cursor(rows[self._cursor - first], width)
+        return rows
 
     def in_view(self) -> range:
-        """The indices of the lines on screen."""
-        first = self.scroll_offset.y
-        return range(first, min(first + self.size.height, self.count))
-
-    def watch_count(self, count: int) -> None:
-        self.virtual_size = Size(0, count)
-        if self.cursor >= count:
-            self.cursor = max(count - 1, 0)
-
-    def validate_cursor(self, cursor: int) -> int:
-        return max(0, min(cursor, self.count - 1))
-
-    def watch_cursor(self, old: int, new: int) -> None:
-        self.refresh_line(old)
-        self.refresh_line(new)
-        self.bring_into_view(new)
-        self.post_message(self.Moved(self, new))
+        """The indices of the rows that are seen."""
+        return range(self.top, min(self.top + self.body_height, self.count))
 
     def bring_into_view(self, index: int) -> None:
-        """Scroll as little as shows the line; far away, put it in the middle."""
-        height = self.size.height
-        top = self.scroll_offset.y
-        if not height or top <= index < top + height:
+        """Scroll as little as shows the row; far away, put it in the middle."""
+        height = self.body_height
+        if self.top <= index < self.top + height:
             return
-        if index < top - height or index > top + 2 * height:
-            target = index - height // 2
-        else:
-            target = index if index < top else index - height + 1
-        self.scroll_to(y=max(0, target), animate=False)
+        far = index < self.top - height or index > self.top + 2 * height
+        target = index - height // 2 if far else index if index < self.top else index - height + 1
+        self.scroll_by(max(0, target) - self.top)
 
-    def action_move(self, by: int) -> None:
-        self.cursor += by
-
-    def action_page(self, pages: int) -> None:
-        self.cursor += pages * max(self.size.height - 1, 1)
-
-    def action_move_to(self, index: int) -> None:
-        self.cursor = index
-
-    def action_move_to_end(self) -> None:
-        self.cursor = self.count - 1
+    def action_by(self, rows: int) -> None:
+        self.cursor += rows
 
     def action_choose(self) -> None:
         if self.count:
-            self.post_message(self.Chosen(self, self.cursor))
+            self.post_message(self.Chosen(self))
 
     def on_click(self, event: Click) -> None:
-        index = event.y + self.scroll_offset.y
-        if index >= self.count:
+        index = event.y - len(self.head()) + self.top
+        if self.on_bar(event) or event.y < len(self.head()) or index >= self.count:
             return
-        if index == self.cursor and event.chain > 1:
+        if index == self._cursor and event.chain > 1:
             self.action_choose()
         self.cursor = index

@@ -11,15 +11,15 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, number
 from backprop.runs.state import RunState
 
-from backprop_tui.text import STATUS, clock, from_home, safe, short_path, wrap
-from backprop_tui.widgets.cells import Row, heading
+from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
+from backprop_tui.widgets.cells import heading, labelled
 from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
-from backprop_tui.widgets.text_view import ScrollPane
+from backprop_tui.widgets.text_view import TextView
 
 _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
 
 
-class RunDetail(ScrollPane):
+class RunDetail(TextView):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
@@ -105,10 +105,7 @@ def config_rows(config: dict[str, Any], width: int) -> list[Row]:
     for name, value in config.items():
         plain = name in defaults and (value == defaults[name])
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        lines = wrap(text or "–", max(8, width - 25))
-        for i, line in enumerate(lines):
-            label = name if i == 0 else ""
-            rows.append([(f"{label:<24} ", "muted"), (line, "muted" if plain else "strong")])
+        rows += labelled(f"{name:<24} ", text or "–", width, "muted" if plain else "strong")
     return rows
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from backprop.runs.describe import number
 from backprop.runs.index import RunSummary
-from textual import events
-from textual.binding import Binding, BindingType
-from textual.message import Message
 
 from backprop_tui.charts.sparkline import bars
-from backprop_tui.text import STATUS, ago, clock, safe, short_path
-from backprop_tui.widgets.cells import Cells, Row, cut, row_width
+from backprop_tui.text import STATUS, Row, ago, clock, safe, short_path
+from backprop_tui.widgets.cells import cut, row_width
+from backprop_tui.widgets.list_view import ListView
 
 
 class Column(NamedTuple):
@@ -63,57 +61,33 @@ SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"
 NARROW = 110
 
 
-class RunTable(Cells, can_focus=True):
+class RunTable(ListView):
     """``runs`` in the order in which they are shown; the cursor stays on its run when they change."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", show=False),
-        Binding("down,j", "move(1)", show=False),
-        Binding("pageup", "page(-1)", show=False),
-        Binding("pagedown,space", "page(1)", show=False),
-        Binding("home", "move(-100000000)", show=False),
-        Binding("end", "move(100000000)", show=False),
-    ]
-
-    class Moved(Message):
-        """The cursor is on another run."""
-
-    class Opened(Message):
-        """A run was clicked twice."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.runs: list[RunSummary] = []
         self.empty: list[Row] = []
         self.sort = "started"
-        self.at = 0
-        self.top = 0
 
     @property
     def chosen(self) -> RunSummary | None:
-        return self.runs[self.at] if self.at < len(self.runs) else None
+        return self.runs[self.cursor] if self.cursor < len(self.runs) else None
 
     def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
         """Show ``runs``; ``empty`` where there are none."""
         before = self.chosen.path if self.chosen else None
         self.runs, self.sort, self.empty = sorted_runs(runs, sort), sort, empty
         paths = [run.path for run in self.runs]
-        self.at = paths.index(before) if before in paths else max(0, min(self.at, len(paths) - 1))
+        self.count = len(paths)
+        self.cursor = paths.index(before) if before in paths else self.cursor
+        self.bring_into_view(self.cursor)
         self.redraw()
         if (self.chosen.path if self.chosen else None) != before:
-            self.post_message(self.Moved())
+            self.post_message(self.Moved(self))
 
     def rows(self, width: int, height: int) -> list[Row]:
-        if not self.runs:
-            return self.empty
-        body = max(1, height - 1)
-        self.top = max(min(self.top, self.at), self.at - body + 1, 0)
-        shown = self.runs[self.top : self.top + body]
-        rows = [self._head(width)]
-        for place, run in enumerate(shown, self.top):
-            row = self._row(run, width)
-            rows.append(self._under_cursor(row, width) if place == self.at else row)
-        return rows
+        return super().rows(width, height) if self.runs else self.empty
 
     def columns(self, width: int) -> list[tuple[Column, int]]:
         if width < NARROW:
@@ -121,52 +95,25 @@ class RunTable(Cells, can_focus=True):
         spare = max(0, width - 2 - sum(c.width for c in COLUMNS))
         return [(c, c.width + (spare if c.title == "curve" else 0)) for c in COLUMNS]
 
-    def _head(self, width: int) -> Row:
+    def head(self) -> list[Row]:
         row: Row = [("  ", "text")]
-        for column, size in self.columns(width):
+        for column, size in self.columns(self.size.width):
             title = column.title + ("▾" if column.title == self.sort else "")
             text = f"{title:>{size - 2}}  " if column.right else f"{title:<{size}}"
             row.append((text, "info" if column.title == self.sort else "muted"))
-        return cut(row, width)
+        return [cut(row, self.size.width)]
 
-    def _row(self, run: RunSummary, width: int) -> Row:
+    def row_at(self, index: int, width: int) -> Row:
         row: Row = [("  ", "text")]
         for column, size in self.columns(width):
             room = size - (2 if column.right else 1)
-            cell = cut(column.cell(run, size), room)
+            cell = cut(column.cell(self.runs[index], size), room)
             gap = " " * (size - row_width(cell))
             row += [(gap[2:], "text"), *cell, ("  ", "text")] if column.right else [*cell, (gap, "text")]
         return cut(row, width)
 
-    def _under_cursor(self, row: Row, width: int) -> Row:
-        full = [("▸ ", "info+bold"), *row[1:], (" " * (width - row_width(row)), "text")]
-        return [(text, ink + "+cursor") for text, ink in full]
-
-    def action_move(self, by: int) -> None:
-        at = max(0, min(len(self.runs) - 1, self.at + by))
-        if at != self.at and self.runs:
-            self.at = at
-            self.redraw()
-            self.post_message(self.Moved())
-
-    def action_page(self, pages: int) -> None:
-        self.action_move(pages * max(1, self.size.height - 2))
-
-    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        event.stop()
-        self.action_move(-1)
-
-    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        event.stop()
-        self.action_move(1)
-
-    def on_click(self, event: events.Click) -> None:
-        place = self.top + event.y - 1
-        if event.y == 0 or place >= len(self.runs):
-            return
-        self.action_move(place - self.at)
-        if event.chain == 2:
-            self.post_message(self.Opened())
+    def under_cursor(self, row: Row, width: int) -> Row:
+        return super().under_cursor([("▸ ", "info+bold"), *row[1:]], width)
 
 
 def sorted_runs(runs: list[RunSummary], sort: str) -> list[RunSummary]:

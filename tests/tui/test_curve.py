@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backprop_tui.charts.axis import Axis
+from backprop_tui.charts.canvas import Axis
 from backprop_tui.charts.series import BUCKETS, SMOOTHING, Curve, shown_steps
 
 

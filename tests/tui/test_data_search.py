@@ -11,7 +11,7 @@ from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_r
 from textual.pilot import Pilot
 
 from backprop_tui.screens.dataset import search as data_search
-from backprop_tui.screens.dataset.file import text_test
+from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)
 

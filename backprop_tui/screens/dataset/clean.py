@@ -1,73 +1,50 @@
-"""Last layer of the Data screen: write a cleaned copy beside the original, and say what was left out."""
+"""A cleaned copy beside the original: what is left out of it, and what was. Nothing is written over a file."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import InputError
-from textual import on
+from textual.message import Message
 
-from backprop_tui.screens.dataset.file import Job
-from backprop_tui.screens.dataset.messages import Cleaned
-from backprop_tui.screens.dataset.perplexity import DataScoring
-from backprop_tui.screens.dataset.row_view import RowView
-from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.styled import Line, one_line
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.text import Row, safe
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult, Rules
+    from backprop.data.scores import Scores
 
+HELP = (
+    "and without: near (duplicates) · lengths · traces · language:en,de · perplexity:50 · outliers; "
+    "in order: curriculum"
+)
 _LISTED = 500
 
 
-class DataCleaning(DataScoring):
-    """Writes nothing before it was asked, and never over a file."""
+class Cleaned(Message):
+    """A cleaned copy was written."""
 
-    def action_clean(self) -> None:
-        """Ask, then write a copy without unusable and repeated rows."""
-        if self.opened is None:
-            return
-        from backprop.data.writing import beside
+    def __init__(self, result: CleanResult) -> None:
+        super().__init__()
+        self.result = result
 
-        output = beside(Path(self.opened.path), "clean")
-        self.query_one(Prompt).ask(
-            "clean",
-            f"Write {one_line(output.name)} beside it, without unusable rows and exact duplicates? enter writes",
-            help="and without: near (duplicates) · lengths · traces · language:en,de · perplexity:50 · outliers; "
-            "in order: curriculum",
-        )
 
-    def answer(self, kind: str, text: str) -> None:
-        if kind == "clean":
-            self._write(text)
-        else:
-            super().answer(kind, text)
+def write_copy(opened: OpenFile, words: str, scores: Scores | None, tasks: Tasks) -> None:
+    """Write a copy without unusable and repeated rows, and without what ``words`` name; ``Cleaned`` when it is done."""
 
-    def _write(self, words: str) -> None:
-        opened = self.opened
-        if opened is None:
-            return
-        scores = self.scored.scores if self.scored is not None and self.scored.summary is not None else None
+    def write(task: Task) -> None:
+        from backprop.data.clean import clean_file
 
-        def write(job: Job) -> None:
-            from backprop.data.clean import clean_file
+        rules = rules_from(words)
+        if rules.need_scores and scores is None:
+            raise InputError(
+                "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
+            )
+        done = clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
+        tasks.post(Cleaned(done))
 
-            rules = rules_from(words)
-            if rules.need_scores and scores is None:
-                raise InputError(
-                    "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
-                )
-            done = clean_file(opened.path, rules, scores=scores, progress=job.progress, cancelled=job.stopped)
-            self.post_message(Cleaned(done))
-
-        self.begin("clean", "writing the cleaned copy", write)
-
-    @on(Cleaned)
-    def _show_result(self, event: Cleaned) -> None:
-        self.show_pane("report")
-        self.query_one("#report", RowView).show_wrapped(_result_lines(event.result))
-        self.say(f"wrote {event.result.kept:,} of {event.result.rows:,} rows to {event.result.output}")
+    tasks.begin("clean", "writing the cleaned copy", write)
 
 
 def rules_from(words: str) -> Rules:
@@ -102,21 +79,21 @@ def rules_from(words: str) -> Rules:
     )
 
 
-def _result_lines(result: CleanResult) -> list[Line]:
-    lines: list[Line] = [
-        ((f"{result.kept:,} of {result.rows:,} rows written", "heading"),),
-        (("to      ", "dim"), (one_line(result.output), "")),
-        (("report  ", "dim"), (one_line(result.report), "")),
-        (),
+def result_lines(result: CleanResult) -> list[Row]:
+    lines: list[Row] = [
+        [(f"{result.kept:,} of {result.rows:,} rows written", "strong+bold")],
+        [("to      ", "muted"), (safe(result.output), "text")],
+        [("report  ", "muted"), (safe(result.report), "text")],
+        [],
     ]
     if not result.removed:
-        return [*lines, (("Nothing was left out.", ""),)]
-    lines.append((("Left out", "heading"),))
-    lines += [((f"{count:>9,} ", "warning"), (reason, "")) for reason, count in result.removed.items()]
-    lines.append(())
+        return [*lines, [("Nothing was left out.", "text")]]
+    lines.append([("Left out", "strong+bold")])
+    lines += [[(f"{count:>9,} ", "warn"), (reason, "text")] for reason, count in result.removed.items()]
+    lines.append([])
     for row in result.left_out[:_LISTED]:
-        detail = one_line(row.detail)
-        lines.append(((f"line {row.line:,} ", "dim"), (row.reason, "warning"), (f"  {detail}" if detail else "", "")))
+        detail = f"  {safe(row.detail)}" if row.detail else ""
+        lines.append([(f"line {row.line:,} ", "muted"), (row.reason, "warn"), (detail, "text")])
     if len(result.left_out) > _LISTED:
-        lines.append(((f"… {len(result.left_out) - _LISTED:,} more: see the report", "dim"),))
+        lines.append([(f"… {len(result.left_out) - _LISTED:,} more: see the report", "muted")])
     return lines

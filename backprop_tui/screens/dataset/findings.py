@@ -1,4 +1,4 @@
-"""Third layer of the Data screen: what is wrong, what will be trained, how long the rows are."""
+"""What is wrong with the rows: a check in the background, its findings listed while it goes on."""
 
 from __future__ import annotations
 
@@ -8,138 +8,65 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backprop.core.errors import ModelLoadError
 from backprop.core.events import Problem
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
-from backprop.data.reader import Row
-from msgspec.structs import fields
-from textual import on
-from textual.app import ComposeResult
+from textual.message import Message
 
-from backprop_tui.screens.dataset.file import Job
-from backprop_tui.screens.dataset.histogram import Histogram
-from backprop_tui.screens.dataset.lengths import CountedLengths, count_lengths, histogram_lines
-from backprop_tui.screens.dataset.messages import Checked, Counted, FoundSoFar, ModelChosen, Opened
-from backprop_tui.screens.dataset.problem_list import ProblemList
-from backprop_tui.screens.dataset.row_text import problem_text
-from backprop_tui.screens.dataset.row_view import RowView
-from backprop_tui.screens.dataset.search import DataSearch
-from backprop_tui.screens.dataset.statistics import statistics_lines
-from backprop_tui.screens.dataset.tokens import find_tokenizer, token_lines
-from backprop_tui.widgets.list_view import LineList
-from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.styled import Line, one_line
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.messages import GoToLine, Notice
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.text import SEVERITY, Row, fit, safe
+from backprop_tui.widgets.list_view import ListView
 
 if TYPE_CHECKING:
-    from backprop.data.scores import PerplexityReport
-    from backprop.data.tokenizer import ChatTokenizer
     from backprop.data.validate import Validation
 
-DEFAULT_LIMIT: int = {field.name: field.default for field in fields(RunConfig)}["max_seq_length"]
 _OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format")
 """Findings that reading the row alone does not give."""
 _EVERY = 0.5
 """Seconds between two looks at what a check has found so far."""
-_LIMITS = [2**power for power in range(4, 21)]
+_ORDER = list(SEVERITY)
 
 
-class DataCheck(DataSearch):
-    """Checks, counts, and shows rows as tokens."""
+class FindingsPane(ListView):
+    """Counts per code, then every finding with its line.
 
-    VIEWS = ("chat", "JSON", "tokens")
+    Enter on a code shows its findings alone (and again: all of them); enter on a finding goes to its row.
+    """
 
-    def __init__(self, path: str = "") -> None:
-        super().__init__(path)
-        self.model = EMBEDDED_MODEL
-        self.tokenizer: ChatTokenizer | None = None
-        self.no_tokenizer: ModelLoadError | None = None
-        """Why there is no tokenizer, once it was looked for."""
-        self.limit = DEFAULT_LIMIT
+    class Found(Message):
+        """What a check has found so far; with ``whole``, it ended or was stopped."""
+
+        def __init__(
+            self, task: Task, problems: Sequence[Problem], counts: Mapping[str, int], whole: Validation | None = None
+        ) -> None:
+            super().__init__()
+            self.task, self.problems, self.counts, self.whole = task, problems, counts, whole
+
+    def __init__(self, tasks: Tasks, *, id: str) -> None:
+        super().__init__(id=id)
+        self._tasks = tasks
+        self._checking: Task | None = None
         self.found: Validation | None = None
-        self.lengths: CountedLengths | None = None
-        self.hardness: PerplexityReport | None = None
         self._bad_lines: array[int] = array("Q")
-        self._stepped_to = 0
-        self._counting: Job | None = None
+        self._problems: Sequence[Problem] = ()
+        self._shown: Sequence[Problem] = ()
+        self._codes: list[tuple[str, str, int]] = []
+        self._only = ""
+        self._empty = ""
+        self._unit = "line"
 
-    def compose_side(self) -> ComposeResult:
-        yield ProblemList(id="problems")
-        yield Histogram(self._draw_lengths, id="lengths")
-        yield RowView(id="statistics")
+    # Checking
 
-    @on(Opened)
-    def _forget_findings(self) -> None:
-        self.found = self.hardness = None
-        self._stop_counting()
+    def forget(self) -> None:
+        """Another file."""
+        self.found = self._checking = None
         self._bad_lines = array("Q")
-        self._stepped_to = 0
-        self.query_one(ProblemList).say("not checked")
+        self._say("not checked")
 
-    # The model whose tokens are shown
+    def check(self, opened: OpenFile) -> None:
+        """Check every row of a file, in a thread."""
 
-    def action_model(self) -> None:
-        """Ask for the model whose tokenizer is used."""
-        self.query_one(Prompt).ask(
-            "model",
-            "Tokens of the model",
-            self.model,
-            endings=("tokenizer.json",),
-            help=f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory",
-        )
-
-    def needs_model(self) -> bool:
-        """Whether the tokenizer is still to be looked for: reading it takes a moment, so it is done when it is used."""
-        return self.tokenizer is None and self.no_tokenizer is None and "model" not in self.jobs
-
-    def action_next_view(self) -> None:
-        super().action_next_view()
-        if self.VIEWS[self.view] == "tokens" and self.needs_model():
-            self.find_model(self.model)
-
-    def find_model(self, name: str) -> None:
-        """Load a tokenizer in a thread."""
-
-        def load(job: Job) -> None:
-            from backprop.data.tokenizer import ChatTokenizer
-
-            try:
-                made = ModelChosen(name, ChatTokenizer.load(find_tokenizer(name)), None)
-            except ModelLoadError as error:
-                made = ModelChosen(name, None, error)
-            if not job.stopped():
-                self.post_message(made)
-
-        self.begin("model", f"reading the tokenizer of {name}", load)
-
-    @on(ModelChosen)
-    def _take_model(self, event: ModelChosen) -> None:
-        self.model, self.tokenizer, self.no_tokenizer = event.name, event.tokenizer, event.why
-        self._stop_counting()
-        if event.tokenizer is not None and event.tokenizer.notes:
-            self.say(event.tokenizer.notes[0])
-        self.show_detail(again=True)
-        if self.opened is not None and self.side.current == "lengths":
-            self._count()
-
-    def row_lines(self, row: Row, view: str) -> list[Line]:
-        if view != "tokens":
-            return [*self._findings_of(row.line), *super().row_lines(row, view)]
-        if self.tokenizer is None:
-            return problem_text(self.no_tokenizer) if self.no_tokenizer else [(("reading the tokenizer …", "dim"),)]
-        assert self.opened is not None
-        brackets = self.app.no_color
-        head: Line = (("model   ", "dim"), (one_line(self.model), ""), ("  (m: another one)", "dim"))
-        return [head, *token_lines(row, self.opened.file, self.tokenizer, self.limit, brackets=brackets)]
-
-    # What is wrong
-
-    def action_check(self) -> None:
-        """Check every row, in a thread."""
-        opened = self.opened
-        if opened is None:
-            return
-
-        def check(job: Job) -> None:
+        def check(task: Task) -> None:
             from backprop.data.validate import validate
 
             told, known = time.monotonic(), 0
@@ -148,41 +75,39 @@ class DataCheck(DataSearch):
                 nonlocal told, known
                 if len(problems) > known and (not known or time.monotonic() - told > _EVERY):
                     told, known = time.monotonic(), len(problems)
-                    self.post_message(FoundSoFar(opened.path, list(problems), dict(counts)))
+                    self.post_message(self.Found(task, list(problems), dict(counts)))
 
-            found = validate(opened.path, progress=job.progress, cancelled=job.stopped, so_far=so_far)
-            self.post_message(Checked(opened.path, found))
+            found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
+            self.post_message(self.Found(task, found.problems, found.problem_counts, found))
 
-        self.begin("check", "checking", check)
-        self.query_one(ProblemList).say("checking every row …")
+        self._unit = opened.source.unit
+        self._checking = self._tasks.begin("check", "checking", check)
+        self._say("checking every row …")
 
-    @on(FoundSoFar)
-    def _list_findings(self, event: FoundSoFar) -> None:
-        opened = self.opened
-        if opened is not None and event.path == opened.path and "check" in self.jobs:
-            self.query_one(ProblemList).show(event.problems, event.counts, opened.source.unit)
+    def need_check(self, opened: OpenFile) -> None:
+        """Check where that was not done."""
+        if self.found is None and not self._tasks.goes_on("check"):
+            self.check(opened)
 
-    @on(Checked)
-    def _take_findings(self, event: Checked) -> None:
-        if self.opened is None or event.path != self.opened.path:
+    def on_findings_pane_found(self, message: Found) -> None:
+        if message.task is not self._checking:
             return
-        found = self.found = event.found
+        found = message.whole
+        if message.problems:
+            self._list(message.problems, message.counts)
+        if found is None:
+            return
+        self.found = found
         lines = {problem.line for problem in found.problems if problem.line and problem.severity != "info"}
         self._bad_lines = array("Q", sorted(lines))
         part = "" if found.complete else ", stopped before the end"
-        listed = self.query_one(ProblemList)
-        if found.problems:
-            listed.show(found.problems, found.problem_counts, found.unit)
-        else:
-            listed.say(f"nothing to say about {found.rows:,} rows{part}")
-        self.notice = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
-        self.table.forget()
-        self._draw_statistics()
-        if self.side.current == "detail" and found.problem_counts:
-            self.notice += " (p lists them, n goes to the next)"
-        self.flush()
+        if not found.problems:
+            self._say(f"nothing to say about {found.rows:,} rows{part}")
+        said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
+        hint = " (p lists them, n goes to the next)" if found.problem_counts and not self.has_focus else ""
+        self.post_message(Notice(said + hint))
 
-    def _findings_of(self, line: int) -> list[Line]:
+    def of_line(self, line: int) -> list[Row]:
         """What the check said of one line, beyond what reading the row alone tells."""
         found = self.found
         at = bisect_left(self._bad_lines, line)
@@ -191,123 +116,70 @@ class DataCheck(DataSearch):
         first = bisect_left(found.problems, line, key=lambda problem: problem.line)
         last = bisect_right(found.problems, line, key=lambda problem: problem.line)
         return [
-            ((f"! {problem.code}: {one_line(problem.message)}", "warning"),)
+            [(f"! {problem.code}: {safe(problem.message)}", "warn")]
             for problem in found.problems[first:last]
             if problem.code in _OF_THE_FILE
         ]
 
-    def action_problems(self) -> None:
-        """The list of findings; a check is started where there was none."""
-        if self.opened is None:
-            return
-        if self.found is None and "check" not in self.jobs:
-            self.action_check()
-        self.show_pane("problems")
+    def line_after(self, here: int, by: int) -> int | None:
+        """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""
+        if not len(self._bad_lines):
+            return None
+        at = bisect_right(self._bad_lines, here) if by > 0 else bisect_left(self._bad_lines, here) - 1
+        return self._bad_lines[at % len(self._bad_lines)]
 
-    @on(ProblemList.Picked)
-    def _go_to_problem(self, event: ProblemList.Picked) -> None:
-        if event.problem.line:
-            self.side.current = "detail"
-            self.go_to_line(str(event.problem.line))
-            self.go_inside()
-        else:
-            self.say(event.problem.message)
+    # The list
 
-    def action_step(self, by: int) -> None:
-        """The next or previous hit of a search; without a search, the next or previous row with a finding."""
-        if "search" in self.words or self.opened is None:
-            super().action_step(by)
-        elif self.found is None:
-            self.say("c checks the file, then n and N go to the next and the previous finding")
-        elif not len(self._bad_lines):
-            self.say("the check found nothing to look at")
-        else:
-            here = self._stepped_to or self.table.line_of_cursor()
-            at = bisect_right(self._bad_lines, here) if by > 0 else bisect_left(self._bad_lines, here) - 1
-            self._stepped_to = self._bad_lines[at % len(self._bad_lines)]
-            self.go_to_line(str(self._stepped_to))
+    def _list(self, problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
+        """List findings, and how many there are of each code (more than are listed, maybe).
 
-    @on(LineList.Moved, "#rows")
-    def _forget_step(self) -> None:
-        self._stepped_to = 0
+        A list that grows keeps the finding under the cursor, and the code that is shown alone.
+        """
+        place = self.cursor - len(self._codes)
+        worst: dict[str, str] = {}
+        for problem in problems:
+            before = worst.get(problem.code, "info")
+            worst[problem.code] = min(before, problem.severity, key=_ORDER.index)
+        self._codes = sorted(
+            ((code, worst.get(code, "info"), count) for code, count in counts.items()),
+            key=lambda item: (_ORDER.index(item[1]), -item[2]),
+        )
+        self._problems = problems
+        self._show_code(self._only if self._only in counts else "")
+        if place > 0:
+            self.cursor = len(self._codes) + place
 
-    # How long the rows are
+    def _say(self, text: str) -> None:
+        """Say in one line why there is nothing to list."""
+        self._problems, self._codes, self._empty = (), [], text
+        self._show_code("")
 
-    def action_lengths(self) -> None:
-        """The lengths of the rows; they are counted where they were not."""
-        if self.opened is None:
-            return
-        self.show_pane("lengths")
-        if self.needs_model():
-            self.find_model(self.model)
-        elif self.lengths is None and "lengths" not in self.jobs:
-            self._count()
+    def _show_code(self, code: str) -> None:
+        self._only = code
+        self._shown = [problem for problem in self._problems if problem.code == code] if code else self._problems
+        self.resize_list(len(self._codes) + 1 + len(self._shown))
 
-    def _count(self) -> None:
-        opened, tokenizer = self.opened, self.tokenizer
-        assert opened is not None
+    def row_at(self, index: int, width: int) -> Row:
+        if index < len(self._codes):
+            code, severity, count = self._codes[index]
+            mark, ink = SEVERITY[severity]
+            only = "  shown alone: enter shows all" if code == self._only else ""
+            return [(f"{count:>9,} {mark} {code}", ink), (only, "muted")]
+        if index == len(self._codes):
+            return [("─" * width if self._codes else self._empty, "muted")]
+        problem = self._shown[index - len(self._codes) - 1]
+        mark, ink = SEVERITY[problem.severity]
+        where = f"{self._unit} {problem.line:,}" if problem.line else "the file"
+        message = safe(problem.message)
+        if problem.field and problem.field not in message:
+            message = f"{safe(problem.field)}: {message}"
+        head = f"{where:>12} {mark} "
+        return [(head, ink), (fit(message, width - len(head)), "text")]
 
-        def count(job: Job) -> None:
-            count_lengths(opened, tokenizer, job, lambda lengths: self.post_message(Counted(job, lengths)))
-
-        self.begin("lengths", "counting tokens" if tokenizer is not None else "counting characters", count)
-        self._counting = self.jobs["lengths"]
-
-    def _stop_counting(self) -> None:
-        if self._counting is not None:
-            self._counting.stop()
-        self._counting = self.lengths = None
-
-    @on(Counted)
-    def _take_lengths(self, event: Counted) -> None:
-        if event.job is self._counting:
-            self.lengths = event.lengths
-            self._draw_statistics()
-            if self.side.current == "lengths":
-                self.query_one(Histogram).redraw()
-
-    def _draw_lengths(self, width: int, height: int) -> list[Line]:
-        if self.lengths is None:
-            return [(("counting …", "dim"),)]
-        keys: Line = ((f"limit {self.limit:,}", "heading"), ("  (+ and - change it, = asks)", "dim"))
-        return [keys, *histogram_lines(self.lengths, self.limit, width, height - 1)]
-
-    def action_limit(self, by: int) -> None:
-        """The next longer or shorter power of two as the limit."""
-        higher = [limit for limit in _LIMITS if limit > self.limit]
-        lower = [limit for limit in _LIMITS if limit < self.limit]
-        self._set_limit(higher[0] if by > 0 and higher else lower[-1] if by < 0 and lower else self.limit)
-
-    def action_ask_limit(self) -> None:
-        self.query_one(Prompt).ask("limit", "Longest row in tokens", str(self.limit))
-
-    def _set_limit(self, limit: int) -> None:
-        self.limit = limit
-        self.query_one(Histogram).redraw()
-        if self.VIEWS[self.view] == "tokens":
-            self.show_detail(again=True)
-
-    # Statistics
-
-    def action_statistics(self) -> None:
-        """What is known of the file."""
-        if self.opened is not None:
-            self.show_pane("statistics")
-            self._draw_statistics()
-
-    def _draw_statistics(self) -> None:
-        if self.opened is not None and self.side.current == "statistics":
-            lines = statistics_lines(self.opened, self.found, self.lengths, self.model, self.hardness)
-            self.query_one("#statistics", RowView).show_wrapped(lines)
-
-    def answer(self, kind: str, text: str) -> None:
-        if kind == "model" and text:
-            self.tokenizer = self.no_tokenizer = None
-            self.find_model(text.rstrip("/").removesuffix("/tokenizer.json"))
-        elif kind == "limit":
-            if text.replace(",", "").isdecimal() and int(text.replace(",", "")) >= _LIMITS[0]:
-                self._set_limit(int(text.replace(",", "")))
-            else:
-                self.say(f"{text!r}: a whole number of tokens from {_LIMITS[0]} is needed")
-        else:
-            super().answer(kind, text)
+    def action_choose(self) -> None:
+        if self.cursor < len(self._codes):
+            code = self._codes[self.cursor][0]
+            self._show_code("" if code == self._only else code)
+        elif self.cursor > len(self._codes):
+            problem = self._shown[self.cursor - len(self._codes) - 1]
+            self.post_message(GoToLine(problem.line) if problem.line else Notice(problem.message))

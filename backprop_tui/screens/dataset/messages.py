@@ -1,27 +1,17 @@
-"""What the Data screen's threads tell it. Threads touch no widget: they post these."""
+"""What the panes and the threads of the Data screen report to it. Threads touch no widget: they post these."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from backprop.core.errors import BackpropError, ModelLoadError
-from backprop.core.events import Problem
-from backprop.core.jobs import RowScore, Scored
+from backprop.core.errors import ModelLoadError
 from textual.message import Message
 
-from backprop_tui.screens.dataset.file import Job, OpenFile
-from backprop_tui.screens.dataset.rows import RowSummary
-from backprop_tui.widgets.styled import Line
+from backprop_tui.screens.dataset.file import OpenFile
 
 if TYPE_CHECKING:
-    from backprop.data.clean import CleanResult
-    from backprop.data.scores import Scores
     from backprop.data.tokenizer import ChatTokenizer
-    from backprop.data.validate import Validation
-
-    from backprop_tui.screens.dataset.lengths import CountedLengths
 
 
 class Opened(Message):
@@ -32,32 +22,20 @@ class Opened(Message):
         self.opened = opened
 
 
-class Failed(Message):
-    """A piece of work ended with an error that is meant for a person."""
+class Notice(Message):
+    """A line for the bottom of the screen. What is known of the file may have changed."""
 
-    def __init__(self, work: str, error: BackpropError) -> None:
+    def __init__(self, text: str = "") -> None:
         super().__init__()
-        self.work = work
-        self.error = error
+        self.text = text
 
 
-class RowsRead(Message):
-    """Summaries of rows that the table asked for."""
+class GoToLine(Message):
+    """Show the row of this line of the file."""
 
-    def __init__(self, opened: OpenFile, rows: list[tuple[int, RowSummary]]) -> None:
+    def __init__(self, line: int) -> None:
         super().__init__()
-        self.opened = opened
-        self.rows = rows
-
-
-class DetailMade(Message):
-    """One row as lines, wrapped to ``width``."""
-
-    def __init__(self, row: int, lines: list[Line], width: int) -> None:
-        super().__init__()
-        self.row = row
-        self.lines = lines
-        self.width = width
+        self.line = line
 
 
 class LineFound(Message):
@@ -78,34 +56,6 @@ class ScanEnded(Message):
         self.whole = whole
 
 
-class FoundSoFar(Message):
-    """What a check that goes on has found until now."""
-
-    def __init__(self, path: str, problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
-        super().__init__()
-        self.path = path
-        self.problems = problems
-        self.counts = counts
-
-
-class Checked(Message):
-    """A check ended, or was stopped."""
-
-    def __init__(self, path: str, found: Validation) -> None:
-        super().__init__()
-        self.path = path
-        self.found = found
-
-
-class Counted(Message):
-    """Lengths counted so far."""
-
-    def __init__(self, job: Job, lengths: CountedLengths) -> None:
-        super().__init__()
-        self.job = job
-        self.lengths = lengths
-
-
 class ModelChosen(Message):
     """A tokenizer was loaded, or why not."""
 
@@ -114,23 +64,3 @@ class ModelChosen(Message):
         self.name = name
         self.tokenizer = tokenizer
         self.why = why
-
-
-class RowsScored(Message):
-    """Rows scored so far; with ``summary``, all of them."""
-
-    def __init__(self, job: Job, rows: list[RowScore], summary: Scored | None) -> None:
-        from backprop.data.scores import Scores
-
-        super().__init__()
-        self.job = job
-        self.scores: Scores = Scores(rows)
-        self.summary = summary
-
-
-class Cleaned(Message):
-    """A cleaned copy was written."""
-
-    def __init__(self, result: CleanResult) -> None:
-        super().__init__()
-        self.result = result

@@ -1,22 +1,24 @@
-"""What the Data screen says about single rows: the line of the table, the chat, the JSON. Made in threads."""
+"""What the Data screen says about a single row: its line in the table, as a chat, as JSON. Made in threads."""
 
 from __future__ import annotations
 
 import json
 import re
 
+from backprop.core.errors import BackpropError
 from backprop.data.formats import Example, FileFormat, Format, RowError, Turn, convert, detect_fields
 from backprop.data.mapping import Fields
-from backprop.data.reader import Row
+from backprop.data.reader import Row as DataRow
+from msgspec import Struct
 
-from backprop_tui.screens.dataset.rows import RowSummary
-from backprop_tui.widgets.styled import Line, many_lines, one_line, split_lines
+from backprop_tui.text import SEVERITY, Row, many_lines, safe, split_lines
 
 PREVIEW = 400
 LONGEST_SHOWN = 200_000
 """Characters of one text that a view shows: a row of megabytes stays readable and quick."""
 _KINDS = {int: "a number", float: "a number", bool: "true or false", str: "a text", list: "a list", type(None): "null"}
 _LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T"}
+_ROLES = {"system": "warn+bold", "user": "info+bold", "assistant": "good+bold", "tool": "mark+bold"}
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|(-?\d[\d.eE+-]*)|(true|false|null)|([^"\d\w-]+|\S)')
 
 
@@ -27,7 +29,7 @@ def format_of(value: object, file: FileFormat) -> Format | None:
     return file.format if found is None or file.format in ("preference", "kto") else found
 
 
-def read_row(row: Row, file: FileFormat) -> tuple[Example | None, RowError | None]:
+def read_row(row: DataRow, file: FileFormat) -> tuple[Example | None, RowError | None]:
     """The row as an example of the file's format, or of its own where the file mixes them; or what is wrong."""
     if row.error is not None:
         return None, row.error
@@ -42,13 +44,27 @@ def read_row(row: Row, file: FileFormat) -> tuple[Example | None, RowError | Non
         return None, error
 
 
-def summarise(row: Row, file: FileFormat) -> RowSummary:
+class RowSummary(Struct, frozen=True):
+    """What the table shows of one row."""
+
+    line: int
+    mark: str
+    """``error``, ``warning`` or empty."""
+    turns: str
+    """The roles in order, one letter each (``SUAUA``), or the format where a row has none."""
+    size: int
+    """Bytes of the row in the file."""
+    preview: str
+    """The row's text on one line, or what is wrong with it."""
+
+
+def summarise(row: DataRow, file: FileFormat) -> RowSummary:
     """The row's line in the table."""
     example, error = read_row(row, file)
     if example is None:
         message = error.message if error is not None else ""
         where = f"{error.field}: " if error is not None and error.field and error.field not in message else ""
-        return RowSummary(row.line, "error", "", len(row.raw), one_line(f"{where}{message}")[:PREVIEW])
+        return RowSummary(row.line, "error", "", len(row.raw), safe(f"{where}{message}")[:PREVIEW])
     mark = "warning" if any(warning.severity == "warning" for warning in example.warnings) else ""
     return RowSummary(row.line, mark, _letters(example), len(row.raw), _preview(example))
 
@@ -77,114 +93,106 @@ def _letters(example: Example) -> str:
 
 def _preview(example: Example) -> str:
     if example.text is not None:
-        return one_line(example.text[:PREVIEW])
+        return safe(example.text[:PREVIEW])
     turns = [turn for _, part in all_turns(example) for turn in part]
     words = [turn.content[:PREVIEW].strip() for turn in turns if turn.role != "system"] or [
         turn.content[:PREVIEW] for turn in turns
     ]
-    return one_line(" ▸ ".join(word for word in words if word)[:PREVIEW])
+    return safe(" ▸ ".join(word for word in words if word)[:PREVIEW])
 
 
-def chat_lines(row: Row, file: FileFormat) -> list[Line]:
+def chat_lines(row: DataRow, file: FileFormat) -> list[Row]:
     """The row as the conversation it is read as, with what was noticed about it first."""
     if row.error is not None:
         return raw_lines(row)
     example, error = read_row(row, file)
     if example is None:
-        return [*problem_lines(error), (), *raw_lines(row)[:200]]
-    lines: list[Line] = []
+        return [*problem_lines(error), [], *raw_lines(row)[:200]]
+    lines: list[Row] = []
     for warning in example.warnings:
-        style = "warning" if warning.severity == "warning" else "dim"
-        lines += [((f"{'!' if style == 'warning' else '·'} {one_line(warning.message)}", style),)]
+        mark, ink = SEVERITY["warning" if warning.severity == "warning" else "info"]
+        lines.append([(f"{mark} {safe(warning.message)}", ink)])
     if example.text is not None:
-        return [*lines, *_shortened(example.text, "")]
+        return [*lines, *_shortened(example.text)]
     if example.tools:
         functions = (tool.get("function", tool) for tool in example.tools)
         names = ", ".join(str(f.get("name", "?")) if isinstance(f, dict) else str(f) for f in functions)
-        lines += [((f"tools: {one_line(names)}", "tool"),)]
+        lines.append([(f"tools: {safe(names)}", "mark+bold")])
     for heading, turns in all_turns(example):
         if heading:
-            lines += [(), ((f"── {heading} ──", "heading"),)]
+            lines += [[], [(f"── {heading} ──", "strong+bold")]]
         for turn in turns:
             lines += _turn_lines(turn)
     return lines
 
 
-def _turn_lines(turn: Turn) -> list[Line]:
-    style = turn.role if turn.role in _LETTERS else "other"
+def _turn_lines(turn: Turn) -> list[Row]:
+    ink = _ROLES.get(turn.role, "bad+bold")
     note = {None: "", True: "  (the row says: train)", False: "  (not trained)"}[turn.train]
-    name = f" {one_line(turn.name)}" if turn.name else ""
-    lines: list[Line] = [(), ((f"▌{one_line(turn.role)}{name}", style), (note, "dim"))]
+    name = f" {safe(turn.name)}" if turn.name else ""
+    lines: list[Row] = [[], [(f"▌{safe(turn.role)}{name}", ink), (note, "muted")]]
     if turn.reasoning:
-        lines += [((f"  {text}", "dim"),) for text in many_lines(turn.reasoning[:LONGEST_SHOWN]).split("\n")]
+        lines += [[(f"  {text}", "muted")] for text in many_lines(turn.reasoning[:LONGEST_SHOWN]).split("\n")]
     if turn.content:
-        lines += _shortened(turn.content, "")
+        lines += _shortened(turn.content)
     for call in turn.tool_calls or []:
         function = call.get("function", {})
         arguments = json.dumps(function.get("arguments"), ensure_ascii=False)[:LONGEST_SHOWN]
-        lines += [((f"→ {one_line(str(function.get('name')))}({one_line(arguments)})", "tool"),)]
+        lines.append([(f"→ {safe(str(function.get('name')))}({safe(arguments)})", "mark+bold")])
     if turn.blank():
-        lines += [(("(empty)", "dim"),)]
+        lines.append([("(empty)", "muted")])
     return lines
 
 
-def _shortened(text: str, style: str) -> list[Line]:
-    lines = split_lines(text[:LONGEST_SHOWN], style)
+def _shortened(text: str) -> list[Row]:
+    lines = split_lines(text[:LONGEST_SHOWN], "text")
     if len(text) > LONGEST_SHOWN:
-        lines += [((f"… {len(text) - LONGEST_SHOWN:,} more characters, not shown", "dim"),)]
+        lines.append([(f"… {len(text) - LONGEST_SHOWN:,} more characters, not shown", "muted")])
     return lines
 
 
-def problem_lines(error: RowError | None) -> list[Line]:
+def problem_lines(error: RowError | None) -> list[Row]:
     if error is None:
         return []
-    lines: list[Line] = [(("✗ This row cannot be used for training", "error"),)]
+    lines: list[Row] = [[("✗ This row cannot be used for training", "bad")]]
     if error.field:
-        lines += [(("field  ", "dim"), (one_line(error.field), ""))]
-    lines += [(("why    ", "dim"), (one_line(error.message), "")), (("code   ", "dim"), (error.code, ""))]
-    return lines
+        lines.append([("field  ", "muted"), (safe(error.field), "text")])
+    return [*lines, [("why    ", "muted"), (safe(error.message), "text")], [("code   ", "muted"), (error.code, "text")]]
 
 
-def raw_lines(row: Row) -> list[Line]:
+def raw_lines(row: DataRow) -> list[Row]:
     """The row as JSON, indented and coloured; as it stands in the file where it is no JSON."""
     if row.error is not None:
-        return [
-            *problem_lines(row.error),
-            (),
-            *_shortened(row.raw[: 4 * LONGEST_SHOWN].decode("utf-8", "replace"), ""),
-        ]
+        raw = row.raw[: 4 * LONGEST_SHOWN].decode("utf-8", "replace")
+        return [*problem_lines(row.error), [], *_shortened(raw)]
     text = json.dumps(row.value, ensure_ascii=False, indent=2, default=str)
     lines = [_coloured(line) for line in text[:LONGEST_SHOWN].split("\n")]
     if len(text) > LONGEST_SHOWN:
-        lines += [((f"… {len(text) - LONGEST_SHOWN:,} more characters, not shown", "dim"),)]
+        lines.append([(f"… {len(text) - LONGEST_SHOWN:,} more characters, not shown", "muted")])
     return lines
 
 
-def _coloured(line: str) -> Line:
+def _coloured(line: str) -> Row:
     """One line of indented JSON by kinds of token. What does not scan (a string cut off) stays plain."""
-    pieces: list[tuple[str, str]] = []
+    pieces: Row = []
     end = 0
     for match in _TOKEN.finditer(line):
         if match.start() > end:
-            pieces.append((one_line(line[end : match.start()]), ""))
+            pieces.append((safe(line[end : match.start()]), "text"))
         string, colon, number, literal, _ = match.groups()
-        style = "key" if colon else "string" if string else "number" if number else "literal" if literal else ""
-        pieces.append((one_line(string), style) if string else (one_line(match[0]), style))
+        ink = "info" if colon else "good" if string else "mark" if number else "warn" if literal else "text"
+        pieces.append((safe(string or match[0]), ink))
         if colon:
-            pieces.append((colon, ""))
+            pieces.append((colon, "text"))
         end = match.end()
     if end < len(line):
-        pieces.append((one_line(line[end:]), ""))
+        pieces.append((safe(line[end:]), "text"))
     return pieces
 
 
-def problem_text(error: object) -> list[Line]:
-    """An error for a person, as lines: what, then what to do."""
-    message = getattr(error, "message", str(error))
-    hint, code = getattr(error, "hint", ""), getattr(error, "code", "")
-    lines: list[Line] = [*([(f"✗ {one_line(part)}", "error")] for part in str(message).split("\n"))]
-    if hint:
-        lines += [(), (("→ ", "heading"), (one_line(hint), ""))]
-    if code:
-        lines += [(), ((code, "dim"),)]
-    return lines
+def error_lines(error: BackpropError) -> list[Row]:
+    """An error for a person: what, then what to do."""
+    lines: list[Row] = [[(f"✗ {safe(part)}", "bad")] for part in error.message.split("\n")]
+    if error.hint:
+        lines += [[], [("→ ", "strong+bold"), (safe(error.hint), "text")]]
+    return [*lines, [], [(error.code, "muted")]] if error.code else lines

@@ -1,91 +1,82 @@
-"""Styled text of any length to scroll through: a row as a chat, as JSON, as tokens; the statistics of a file."""
+"""The row under the cursor: as a chat, as JSON, or as tokens with the trained ones marked; drawn in a thread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
-from rich.segment import Segment
-from textual.binding import Binding
-from textual.events import Resize
-from textual.geometry import Size
+from backprop.data.reader import Row as DataRow
 from textual.message import Message
-from textual.strip import Strip
 
-from backprop_tui.widgets.inked import Inked
-from backprop_tui.widgets.styled import Line, wrap
+from backprop_tui.screens.dataset.row_text import chat_lines, error_lines, raw_lines
+from backprop_tui.screens.dataset.rows import RowReader
+from backprop_tui.screens.dataset.tokens import Chosen, token_lines
+from backprop_tui.text import Row, safe, wrap
+from backprop_tui.widgets.text_view import TextView
+
+VIEWS = ("chat", "JSON", "tokens")
+_Asked = tuple[RowReader, int, int, int]
+"""Reader of the file, row, view and width."""
 
 
-class RowView(Inked, can_focus=True):
-    """Lines of pieces, wrapped to the width, drawn one by one."""
+class RowView(TextView):
+    """One row in one of ``VIEWS``.
 
-    BINDINGS = [
-        Binding("up,k", "scroll_up", "Up", show=False),
-        Binding("down,j", "scroll_down", "Down", show=False),
-        Binding("pageup", "page_up", "Page up", show=False),
-        Binding("pagedown,space", "page_down", "Page down", show=False),
-        Binding("home", "scroll_home", "Top", show=False),
-        Binding("end", "scroll_end", "End", show=False),
-    ]
+    Args:
+        chosen: the model whose tokens are shown, and the limit.
+        findings: what a check said of a line of the file.
+    """
 
-    class WidthChanged(Message):
-        """The lines shown were wrapped for another width."""
+    class Drawn(Message):
+        """A row, wrapped to the width."""
 
-        def __init__(self, view: RowView) -> None:
+        def __init__(self, asked: _Asked, lines: list[Row]) -> None:
             super().__init__()
-            self.view = view
+            self.asked = asked
+            self.lines = lines
 
-        @property
-        def control(self) -> RowView:
-            return self.view
-
-    def __init__(self, *, id: str | None = None) -> None:
+    def __init__(self, chosen: Chosen, findings: Callable[[int], list[Row]], *, id: str) -> None:
         super().__init__(id=id)
-        self._lines: Sequence[Line] = ()
-        self._source: Sequence[Line] | None = None
-        """The lines before they were wrapped, where that is done here."""
-        self._wrapped_at = 0
-
-    def show(self, lines: Sequence[Line], width: int) -> None:
-        """Show lines that were wrapped for ``width``, from the top."""
-        self._source = None
-        self._put(lines, width)
-
-    def _put(self, lines: Sequence[Line], width: int) -> None:
-        self._lines = lines
-        self._wrapped_at = width
-        self.virtual_size = Size(0, len(lines))
-        self.scroll_to(y=0, animate=False)
-        self.refresh()
-        self._compare_width()
-
-    def show_wrapped(self, lines: Sequence[Line]) -> None:
-        """Show a few lines, wrapped here at any width. For long texts wrap in a thread and use ``show``."""
-        self._source = lines
-        width = max(self.line_width, 20)
-        self._put([part for line in lines for part in wrap(line, width)], width)
+        self._chosen, self._findings = chosen, findings
+        self.view = 0
+        """Which of ``VIEWS`` the row is seen in."""
+        self._asked: _Asked | None = None
+        """What is shown or on its way."""
 
     @property
-    def text(self) -> str:
-        """Everything shown, without styles."""
-        return "\n".join("".join(text for text, _ in line) for line in self._lines)
+    def as_tokens(self) -> bool:
+        return VIEWS[self.view] == "tokens"
 
-    def on_resize(self, event: Resize) -> None:
-        del event
-        self._compare_width()
+    def next_view(self) -> None:
+        self.view = (self.view + 1) % len(VIEWS)
 
-    def _compare_width(self) -> None:
-        if self._lines and self.line_width and self.line_width != self._wrapped_at:
-            self._wrapped_at = self.line_width
-            if self._source is not None:
-                self.show_wrapped(self._source)
-            else:
-                self.post_message(self.WidthChanged(self))
+    def show_row(self, reader: RowReader, row: int, *, again: bool = False) -> None:
+        """Have a row drawn, where it is not the one that is shown, or ``again``."""
+        asked = (reader, row, self.view, max(self.text_width, 20))
+        if asked != self._asked or again:
+            self._asked = asked
+            reader.detail(row, lambda found: self._draw(asked, found))
 
-    def render_line(self, y: int) -> Strip:
-        index = y + self.scroll_offset.y
-        width = self.line_width
-        plain = self.style_of("")
-        if index >= len(self._lines):
-            return Strip.blank(width, plain)
-        segments = [Segment(text, self.style_of(name)) for text, name in self._lines[index]]
-        return Strip(segments).adjust_cell_length(width, plain)
+    def _draw(self, asked: _Asked, found: DataRow) -> None:
+        reader, _, view, width = asked
+        head: Row = [(f"line {found.line}", "strong+bold"), (f"  as {VIEWS[view]}  (v: another view)", "muted")]
+        lines = [head, *self._lines(reader, found, VIEWS[view])]
+        self.post_message(self.Drawn(asked, [part for line in lines for part in wrap(line, width)]))
+
+    def _lines(self, reader: RowReader, row: DataRow, view: str) -> list[Row]:
+        file = reader.opened.file
+        if view != "tokens":
+            return [*self._findings(row.line), *(chat_lines(row, file) if view == "chat" else raw_lines(row))]
+        chosen = self._chosen
+        if chosen.tokenizer is None:
+            return error_lines(chosen.why_none) if chosen.why_none else [[("reading the tokenizer …", "muted")]]
+        head: Row = [("model   ", "muted"), (safe(chosen.model), "text"), ("  (m: another one)", "muted")]
+        return [head, *token_lines(row, file, chosen.tokenizer, chosen.limit, brackets=self.app.no_color)]
+
+    def on_row_view_drawn(self, message: Drawn) -> None:
+        message.stop()
+        if message.asked == self._asked:
+            self.show_rows(message.lines)
+
+    def on_resize(self) -> None:
+        if self._asked is not None:
+            self.show_row(*self._asked[:2])

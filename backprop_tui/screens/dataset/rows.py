@@ -1,59 +1,61 @@
-"""The rows of a dataset as a table: only rows on screen, and one page around them, are ever read."""
+"""The rows of the open file: a table of which only what is on screen, and a page around it, is ever read."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from msgspec import Struct
-from textual.events import Resize
+from backprop.data.example import RowError
+from backprop.data.reader import Row as DataRow
 from textual.message import Message
 
-from backprop_tui.widgets.list_view import LineList
-from backprop_tui.widgets.styled import Line, Piece, fit
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.row_text import RowSummary, summarise
+from backprop_tui.screens.dataset.tasks import Failed, defect_in
+from backprop_tui.text import SEVERITY, Row, fit, short_number
+from backprop_tui.widgets.list_view import ListView
 
 _REMEMBERED = 2000
 """Summaries kept: a few hundred bytes each."""
-MARKS = {"error": "✗", "warning": "!", "": " "}
+_BATCH = 16
 
 
-class RowSummary(Struct, frozen=True):
-    """What the table shows of one row."""
-
-    line: int
-    mark: str
-    """``error``, ``warning`` or empty."""
-    turns: str
-    """The roles in order, one letter each (``SUAUA``), or the format where a row has none."""
-    size: int
-    """Bytes of the row in the file."""
-    preview: str
-    """The row's text on one line, or what is wrong with it."""
-
-
-class RowTable(LineList):
+class RowTable(ListView):
     """Rows by position. ``order`` names the rows that are shown where a filter leaves some out."""
 
-    class Wanted(Message):
-        """These rows (indices in the file) are to be shown and are not known yet."""
+    class RowsRead(Message):
+        """Summaries of rows that were asked for."""
 
-        def __init__(self, rows: list[int]) -> None:
+        def __init__(self, opened: OpenFile, rows: list[tuple[int, RowSummary]]) -> None:
             super().__init__()
+            self.opened = opened
             self.rows = rows
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self.reader: RowReader | None = None
         self.order: Sequence[int] | None = None
         self._known: OrderedDict[int, RowSummary] = OrderedDict()
 
-    def clear(self) -> None:
-        """Forget every row: another file was opened, or the rows mean something else now."""
+    def open(self, opened: OpenFile) -> None:
+        """Show the rows of a file, from the first; the file that was open is closed."""
+        self.close()
+        self.reader = RowReader(
+            opened,
+            lambda rows: self.post_message(self.RowsRead(opened, rows)),
+            lambda error: self.post_message(Failed("row", defect_in("reading a row", error))),
+        )
         self.order = None
         self._known.clear()
-        self.count = 0
-        self.cursor = 0
-        self.scroll_to(y=0, animate=False)
-        self.refresh()
+        self.count = self.top = self.cursor = 0
+        self.redraw()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
 
     def forget(self) -> None:
         """Read the rows on screen again: what their summary says has changed."""
@@ -62,14 +64,12 @@ class RowTable(LineList):
 
     def show(self, order: Sequence[int] | None, count: int) -> None:
         """Show these rows, or with ``None`` the first ``count`` of the file."""
-        changed = order is not self.order
-        self.order = order
-        self.count = count
-        if changed:
-            self.refresh()
+        if order is not self.order or count != self.count:
+            self.order = order
+            self.resize_list(count)
         self.ask()
 
-    def row_at(self, position: int) -> int | None:
+    def row_of(self, position: int) -> int | None:
         """The row (index in the file) in this position."""
         if not 0 <= position < self.count:
             return None
@@ -77,77 +77,142 @@ class RowTable(LineList):
 
     def line_of_cursor(self) -> int:
         """The line (in the file) of the row under the cursor; before it is read, its number."""
-        row = self.row_at(self.cursor) or 0
+        row = self.row_of(self.cursor) or 0
         summary = self._known.get(row)
         return summary.line if summary is not None else row + 1
 
-    def put(self, rows: Iterable[tuple[int, RowSummary]]) -> None:
+    def on_row_table_rows_read(self, message: RowsRead) -> None:
         """Take summaries that were asked for, and show those on screen."""
-        fresh = set()
-        for row, summary in rows:
-            self._known[row] = summary
-            fresh.add(row)
+        if self.reader is None or message.opened is not self.reader.opened:
+            return
+        self._known.update(message.rows)
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
-        for position in self.in_view():
-            if self.row_at(position) in fresh:
-                self.refresh_line(position)
+        fresh = {row for row, _ in message.rows}
+        if any(self.row_of(position) in fresh for position in self.in_view()):
+            self.redraw()
 
     def ask(self) -> None:
         """Ask for the rows on screen, then for one page before and after them."""
         in_view = self.in_view()
-        if not in_view:
+        if not in_view or self.reader is None:
             return
-        page = max(self.size.height, 1)
+        page = self.body_height
         after = range(in_view.stop, min(in_view.stop + page, self.count))
         before = range(max(in_view.start - page, 0), in_view.start)
-        wanted = [self.row_at(position) for part in (in_view, after, before) for position in part]
+        wanted = [self.row_of(position) for part in (in_view, after, before) for position in part]
         missing = [row for row in wanted if row is not None and row not in self._known]
         if missing:
-            self.post_message(self.Wanted(missing))
+            self.reader.want(missing)
 
-    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        super().watch_scroll_y(old_value, new_value)
-        if round(old_value) != round(new_value):
-            self.ask()
+    def scroll_by(self, rows: int) -> None:
+        super().scroll_by(rows)
+        self.ask()
 
-    def on_resize(self, event: Resize) -> None:
-        del event
+    def on_resize(self) -> None:
         self.bring_into_view(self.cursor)
         self.ask()
 
-    def _columns(self, width: int) -> tuple[int, bool]:
+    def _columns(self) -> tuple[int, bool]:
         """Digits of the line number, and whether there is room for the size."""
-        digits = max(len(str(self._largest())), 4)
-        return digits, width - digits > 72
+        largest = self.count if self.order is None or not len(self.order) else self.order[-1] + 1
+        digits = max(len(str(largest)), 4)
+        return digits, self.size.width - 1 - digits > 72
 
-    def head(self, width: int) -> str:
-        """The names of the columns."""
-        digits, sized = self._columns(width)
-        return f"{'line':>{digits}}   {'turns':<8} {'size  ' if sized else ''}{' ' * sized}text"
+    def head(self) -> list[Row]:
+        digits, sized = self._columns()
+        names = f"{'line':>{digits}}   {'turns':<8} {'size  ' if sized else ''}{' ' * sized}text"
+        return [[(fit(names, self.size.width), "muted+underline")]]
 
-    def line_at(self, index: int, width: int) -> Line:
-        row = self.row_at(index)
+    def row_at(self, index: int, width: int) -> Row:
+        row = self.row_of(index)
         summary = None if row is None else self._known.get(row)
-        digits, sized = self._columns(width)
+        digits, sized = self._columns()
         if summary is None:
-            return [(fit("…".rjust(digits), width), "dim")]
-        pieces: list[Piece] = [(f"{summary.line:>{digits}} ", "dim"), (f"{MARKS[summary.mark]} ", summary.mark)]
-        pieces.append((fit(summary.turns, 8) + " ", "key"))
+            return [("…".rjust(digits), "muted")]
+        mark, ink = SEVERITY[summary.mark]
+        pieces: Row = [(f"{summary.line:>{digits}} ", "muted"), (f"{mark} ", ink)]
+        pieces.append((fit(summary.turns, 8) + " ", "info"))
         if sized:
-            pieces.append((f"{in_bytes(summary.size):>6} ", "dim"))
+            pieces.append((f"{short_number(summary.size):>6} ", "muted"))
         rest = width - digits - 12 - 7 * sized
-        pieces.append((fit(summary.preview, rest), "error" if summary.mark == "error" else ""))
+        pieces.append((fit(summary.preview, rest), "bad" if summary.mark == "error" else "text"))
         return pieces
 
-    def _largest(self) -> int:
-        return self.count if self.order is None or not len(self.order) else self.order[-1] + 1
 
+class RowReader:
+    """Reads rows of the open file in a thread of its own; what was asked for last comes first.
 
-def in_bytes(count: float) -> str:
-    """``512``, ``1.5k``, ``12M``: at most five characters."""
-    for unit in ("", "k", "M", "G"):
-        if count < 999.5 or unit == "G":
-            break
-        count /= 1000
-    return f"{count:.0f}{unit}" if not unit or count >= 9.95 else f"{count:.1f}{unit}"
+    Args:
+        opened: the open file; only this thread reads rows from it.
+        deliver: called from the thread with (index, summary) pairs.
+        report: called from the thread with a defect in what it was given to do; reading goes on.
+    """
+
+    def __init__(
+        self,
+        opened: OpenFile,
+        deliver: Callable[[list[tuple[int, RowSummary]]], object],
+        report: Callable[[Exception], object],
+    ) -> None:
+        self.opened = opened
+        self.reads = 0
+        """Rows read so far."""
+        self._deliver = deliver
+        self._report = report
+        self._wanted: list[int] = []
+        self._task: tuple[int, Callable[[DataRow], object]] | None = None
+        self._closed = False
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="row-reader", daemon=True)
+        self._thread.start()
+
+    def want(self, rows: Iterable[int]) -> None:
+        """Summarise these rows, in this order, instead of those asked for before."""
+        with self._change:
+            self._wanted = list(rows)
+            self._change.notify()
+
+    def detail(self, row: int, use: Callable[[DataRow], object]) -> None:
+        """Read one row ahead of all others and hand it to ``use``, in the thread; only the last request counts."""
+        with self._change:
+            self._task = (row, use)
+            self._change.notify()
+
+    def close(self) -> None:
+        """Stop after the row being read, and close the file."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                while not (self._wanted or self._task or self._closed):
+                    self._change.wait()
+                if self._closed:
+                    break
+                task, self._task = self._task, None
+                batch: Sequence[int] = ()
+                if task is None:
+                    batch, self._wanted = self._wanted[:_BATCH], self._wanted[_BATCH:]
+            try:
+                self._do(task, batch)
+            except Exception as error:
+                self._report(error)
+        self.opened.source.close()
+
+    def _do(self, task: tuple[int, Callable[[DataRow], object]] | None, batch: Sequence[int]) -> None:
+        if task is None:
+            self._deliver([(row, summarise(self._read(row), self.opened.file)) for row in batch])
+        else:
+            row, use = task
+            use(self._read(row))
+
+    def _read(self, row: int) -> DataRow:
+        self.reads += 1
+        try:
+            return self.opened.source.row(row)
+        except (IndexError, OSError):
+            gone = "the row is no longer there: the file was changed while it is open here. Open it again"
+            return DataRow(row + 1, b"", None, RowError("file_changed", "", gone))

@@ -1,155 +1,169 @@
-"""Second layer of the Data screen: search and filter, in the background, with progress and a way to stop."""
+"""Search and filter: which rows hold some words, found in the background while hits are looked at already."""
 
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
-from backprop.core.errors import BackpropError
-from textual import on
+from backprop.core.errors import InputError
+from backprop.data.formats import FORMATS, FileFormat, detect_fields
+from backprop.data.mapping import Fields
+from backprop.data.reader import Row as DataRow
+from backprop.data.reader import open_source
 
-from backprop_tui.screens.dataset.browser import DataBrowser, next_in
-from backprop_tui.screens.dataset.file import Job, Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.messages import ScanEnded
-from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.styled import one_line
+from backprop_tui.screens.dataset.row_text import read_row
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.text import rows_of, safe
+
+_ROLES = {"human": "user", "gpt": "assistant"}
 
 
-class DataSearch(DataBrowser):
-    """A search marks rows to step through; a filter leaves the others out of the table."""
+class Scans:
+    """The search, whose hits are stepped through, and the filter, whose hits alone are shown."""
 
-    def __init__(self, path: str = "") -> None:
-        super().__init__(path)
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks = tasks
         self.words: dict[str, str] = {}
-        """What is searched for and what is filtered by."""
+        """What is searched for (``search``) and what is filtered by (``filter``)."""
         self.hits: dict[str, array[int]] = {}
         """Rows found for each so far, in order."""
-        self._seek = 0
-        """The direction of a step that waits for a first hit."""
 
-    def action_search(self) -> None:
-        if self.opened is not None:
-            self.query_one(Prompt).ask(
-                "search", "Search", self.words.get("search", ""), help="text in any field, in any case · n and N step"
-            )
+    def begin(self, kind: str, words: str, opened: OpenFile) -> None:
+        """Look for words in place of those looked for before; without words, forget them.
 
-    def action_filter(self) -> None:
-        if self.opened is not None:
-            self.query_one(Prompt).ask(
-                "filter",
-                "Show only rows with",
-                self.words.get("filter", ""),
-                help="text, or: bad · role:tool · format:alpaca · nothing: all rows",
-            )
-
-    @on(Prompt.Answered)
-    def _answered(self, event: Prompt.Answered) -> None:
-        self.table.focus()
-        self.answer(event.kind, event.text)
-
-    @on(Prompt.Left)
-    def _prompt_left(self) -> None:
-        if self.opened is not None:
-            self.table.focus()
-
-    def answer(self, kind: str, text: str) -> None:
-        """Do what the prompt was asked for."""
-        if kind == "open" and text:
-            self.open_path(text)
-        elif kind == "go":
-            self.go_to_line(text)
-        elif kind in ("search", "filter"):
-            self.look_for(kind, text)
-
-    def look_for(self, kind: str, words: str) -> None:
-        """Search for words, or show only the rows that a filter lets through; without words, forget it."""
-        opened = self.opened
-        if opened is None:
-            return
+        Raises:
+            InputError: a filter that does not exist.
+        """
         self.forget(kind)
         if not words:
-            self.flush()
             return
-        try:
-            test = text_test(words) if kind == "search" else row_test(words, opened.file)
-        except BackpropError as error:
-            self.say(f"{error.message}; {error.hint}")
-            return
+        test = text_test(words) if kind == "search" else row_test(words, opened.file)
         self.words[kind] = words
         hits = self.hits[kind] = array("Q")
-        self._seek = 1 if kind == "search" else self._seek
-        self.begin(kind, f"{kind} {one_line(words)!r}", partial(self._scan, kind, opened.path, test, hits))
-        if kind == "filter":
-            self.table.cursor = 0
+        self._tasks.begin(kind, f"{kind} {safe(words)!r}", partial(self._scan, kind, opened.path, test, hits))
 
-    def _scan(self, kind: str, path: str, test: Test, hits: array[int], job: Job) -> None:
-        whole = scan(path, test, hits, job)
-        self.post_message(ScanEnded(kind, hits, whole=whole))
+    def _scan(self, kind: str, path: str, test: Test, hits: array[int], task: Task) -> None:
+        whole = scan(path, test, hits, task)
+        self._tasks.post(ScanEnded(kind, hits, whole=whole))
 
     def forget(self, kind: str) -> None:
         """End a search or a filter."""
-        if kind in self.jobs:
-            self.jobs[kind].stop()
+        self._tasks.stop(kind)
         self.words.pop(kind, None)
         self.hits.pop(kind, None)
 
-    @on(ScanEnded)
-    def _scan_ended(self, event: ScanEnded) -> None:
-        if self.hits.get(event.kind) is not event.hits:
-            return
-        count = f"{len(event.hits):,} row{'' if len(event.hits) == 1 else 's'}"
-        part = "" if event.whole else " so far: stopped before the end"
-        self.notice = f"{event.kind}: {count}{part}"
-        if event.kind == "search" and not len(event.hits):
-            self.notice = f"search: {self.words['search']!r} was not found{part}"
-        self.flush()
-        if event.kind == "filter":
-            self.show_detail(again=True)
+    def result(self, ended: ScanEnded) -> str:
+        """What a scan found, in words; empty where it is no longer wanted."""
+        if self.hits.get(ended.kind) is not ended.hits:
+            return ""
+        part = "" if ended.whole else " so far: stopped before the end"
+        if ended.kind == "search" and not len(ended.hits):
+            return f"search: {self.words['search']!r} was not found{part}"
+        return f"{ended.kind}: {rows_of(len(ended.hits))}{part}"
 
-    def flush(self) -> None:
-        super().flush()
-        if self._seek and self.hits.get("search"):
-            by, self._seek = self._seek, 0
-            self.step(self.hits["search"], by, stay=True)
-
-    def show_rows(self) -> None:
-        hits = self.hits.get("filter")
-        if hits is None:
-            super().show_rows()
-        else:
-            self.table.show(hits, len(hits))
-
-    def action_step(self, by: int) -> None:
-        """The next or previous hit of the search."""
-        hits = self.hits.get("search")
-        if hits is None:
-            self.say("nothing to step through: / searches")
-        else:
-            self.step(hits, by)
-
-    def step(self, places: array[int], by: int, *, stay: bool = False) -> None:
-        """Go to the next or previous of ``places``; with ``stay`` the row under the cursor counts."""
-        here = self.table.row_at(self.table.cursor) or 0
-        row = next_in(places, here - 1 if stay and here else here, by) if not (stay and here in places[:1]) else here
-        if row is not None:
-            self.go_to_row(row)
-
-    def view_words(self) -> list[str]:
+    def shown(self) -> list[str]:
+        """What is shown of the file, where that is not all of it."""
         marks = (("filter", "only "), ("search", "search "))
         return [
-            f"{word}{one_line(self.words[kind])!r}: {len(self.hits[kind]):,}"
-            for kind, word in marks
-            if kind in self.words
+            f"{mark}{safe(self.words[kind])!r}: {len(self.hits[kind]):,}" for kind, mark in marks if kind in self.words
         ]
 
-    def action_back(self) -> None:
-        """One layer out: the pane beside the table, then the search, then the filter."""
-        if self.has_class("-inside") or self.side.current != "detail":
-            super().action_back()
-        elif "search" in self.words:
-            self.forget("search")
-            self.flush()
-        elif "filter" in self.words:
-            row = self.table.row_at(self.table.cursor) or 0
-            self.forget("filter")
-            self.go_to_row(row)
+
+def next_in(places: array[int], here: int, by: int, *, stay: bool = False) -> int | None:
+    """The next (``by`` 1) or previous (-1) of sorted ``places``, beginning again at the other end.
+
+    With ``stay`` the place ``here`` counts too.
+    """
+    if not len(places):
+        return None
+    if by < 0:
+        return places[bisect_left(places, here) - 1]
+    return places[(bisect_left if stay else bisect_right)(places, here) % len(places)]
+
+
+Test = Callable[[DataRow], bool]
+
+
+def row_test(words: str, file: FileFormat) -> Test:
+    """What a filter means: ``bad``, ``role:NAME``, ``format:NAME``, or words that the row holds.
+
+    Raises:
+        InputError: a format that does not exist.
+    """
+    if words == "bad":
+        return lambda row: read_row(row, file)[1] is not None
+    part, colon, name = words.partition(":")
+    name = name.strip().lower()
+    if colon and part == "role":
+        wanted = _ROLES.get(name, name)
+        return lambda row: _has_role(row, file, wanted)
+    if colon and part == "format":
+        if name not in FORMATS:
+            raise InputError(f"no format is called {name!r}", hint=f"formats: {', '.join(FORMATS)}")
+        names = Fields(file.mapping)
+        return lambda row: row.error is None and detect_fields(row.value, names) == name
+    return text_test(words)
+
+
+def _has_role(row: DataRow, file: FileFormat, role: str) -> bool:
+    example, _ = read_row(row, file)
+    return example is not None and any(
+        turn.role == role for turn in (*example.turns, *example.chosen, *example.rejected, *example.completion)
+    )
+
+
+def text_test(words: str) -> Test:
+    """Whether any text of the row holds ``words``, in whatever case; of a broken row, its bytes."""
+    wanted = words.casefold()
+    in_bytes = words.lower().encode()
+    # JSON may write these characters in another way, so their bytes prove nothing.
+    plain = words.isascii() and not set(words) & set('"\\/\n\t')
+
+    def test(row: DataRow) -> bool:
+        if (plain or b"\\" not in row.raw) and words.isascii() and in_bytes not in row.raw.lower():
+            return False
+        if row.error is not None:
+            return wanted in row.raw.decode("utf-8", "replace").casefold()
+        return any(wanted in text.casefold() for text in _texts(row.value))
+
+    return test
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a row's value; numbers and truth values as JSON writes them. Keys are not texts."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+        elif item is not None:
+            yield str(item).lower() if isinstance(item, bool) else str(item)
+
+
+def scan(path: str, test: Test, hits: array[int], task: Task) -> bool:
+    """Append the index of every row that passes ``test`` to ``hits`` while the screen shows them.
+
+    Returns:
+        whether the whole file was looked at (False when the person stopped it).
+    """
+    with open_source(path) as source:
+        size = max(source.bytes, 1)
+        seen = 0
+        for index, row in enumerate(source):
+            if not index % 256:
+                if task.stopped():
+                    return False
+                task.progress(min(seen, size), size)
+            seen += len(row.raw) + 1
+            if test(row):
+                hits.append(index)
+    return True

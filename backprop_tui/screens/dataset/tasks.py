@@ -1,91 +1,107 @@
-"""A screen whose work runs in threads: begun, stopped, and told of by a timer that rests when there is none."""
+"""Work that takes longer than a frame: it runs in threads, says how far it is, and can be stopped."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from backprop.core.errors import BackpropError
-from textual import on
+from textual.message import Message
 from textual.screen import Screen
-from textual.timer import Timer
-from textual.worker import Worker, WorkerState
-
-from backprop_tui.screens.dataset.file import Job
-from backprop_tui.screens.dataset.messages import Failed
-from backprop_tui.widgets.styled import one_line
 
 
-class JobScreen(Screen[None]):
-    """Subclasses say in ``flush`` what is shown of the work; it is called while there is any, and at its end."""
+class Failed(Message):
+    """A piece of work ended with an error that is meant for a person."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: str, error: BackpropError) -> None:
         super().__init__()
-        self.jobs: dict[str, Job] = {}
-        """Work that is running, by kind: one of each."""
-        self.notice = ""
-        self._timer: Timer | None = None
+        self.work = work
+        self.error = error
 
-    def on_unmount(self) -> None:
-        for job in self.jobs.values():
-            job.stop()
 
-    def flush(self) -> None:
-        """Show what changed since the last time."""
-        raise NotImplementedError
+class Task:
+    """One piece of work: what it is, how far it is, and whether the person stopped it.
 
-    def tick(self) -> None:
-        """Flush now, and several times a second until ``rest``."""
-        if self._timer is None:
-            self._timer = self.set_interval(0.25, self.flush)
-        self._timer.resume()
-        self.flush()
+    A thread writes ``done`` and ``total``, the screen's flush reads them: no message per step.
+    """
 
-    def rest(self) -> None:
-        """Stop flushing: nothing changes by itself any more, and nothing is drawn."""
-        if self._timer is not None:
-            self._timer.pause()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.done = 0
+        self.total = 0
+        self.ended = False
+        self._stop = threading.Event()
+        self._ends: Callable[[], object] = bool
 
-    def drop_ended(self) -> None:
-        """Forget work that is done."""
-        for work in [work for work, job in self.jobs.items() if job.ended]:
-            del self.jobs[work]
+    def progress(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
 
-    def begin(self, work: str, words: str, function: Callable[[Job], object]) -> None:
-        """Run ``function`` in a thread as the one piece of ``work``; what ran under that name before is stopped."""
-        if work in self.jobs:
-            self.jobs[work].stop()
-        job = self.jobs[work] = Job(words)
-        self.notice = ""
+    def stop(self) -> None:
+        self._stop.set()
+        self._ends()
+
+    def when_stopped(self, end: Callable[[], object]) -> None:
+        """Call ``end`` when the person stops the work: for work that waits for another process."""
+        self._ends = end
+        if self.stopped():
+            end()
+
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def words(self) -> str:
+        share = f" {100 * self.done // self.total} %" if self.total else " …"
+        return f"{self.name}{share}"
+
+
+class Tasks:
+    """The work that goes on for one screen, by kind: one of each."""
+
+    def __init__(self, owner: Screen[None]) -> None:
+        self._owner = owner
+        self._tasks: dict[str, Task] = {}
+
+    def begin(self, work: str, words: str, function: Callable[[Task], object]) -> Task:
+        """Run ``function`` in a thread as the one piece of ``work``; what ran under that name before is stopped.
+
+        What it raises is posted to the screen as ``Failed``: a defect in a thread does not end the application.
+        """
+        self.stop(work)
+        task = self._tasks[work] = Task(words)
 
         def run() -> None:
             try:
-                function(job)
+                function(task)
             except BackpropError as error:
-                if not job.stopped():
-                    self.post_message(Failed(work, error))
+                if not task.stopped():
+                    self.post(Failed(work, error))
+            except Exception as error:
+                self.post(Failed(work, defect_in(words, error)))
             finally:
-                job.ended = True
+                task.ended = True
 
-        self.run_worker(run, thread=True, group=work, name=words, exit_on_error=False)
-        self.tick()
+        self._owner.run_worker(run, thread=True, group=work, name=words, exit_on_error=False)
+        return task
 
-    @on(Worker.StateChanged)
-    def _say_defect(self, event: Worker.StateChanged) -> None:
-        """A defect in a thread is said on screen; it does not end the application."""
-        if event.state is WorkerState.ERROR and event.worker.error is not None:
-            self.post_message(Failed(event.worker.group, defect_in(event.worker.name, event.worker.error)))
+    def post(self, message: Message) -> None:
+        """Give the screen a message, from any thread."""
+        self._owner.post_message(message)
 
-    def action_stop_work(self) -> None:
-        """Stop everything that is running in the background."""
-        running = [job for job in self.jobs.values() if not job.ended]
-        for job in running:
-            job.stop()
-        self.say("stopped" if running else "nothing is running")
+    def goes_on(self, work: str) -> bool:
+        task = self._tasks.get(work)
+        return task is not None and not task.ended
 
-    def say(self, text: str) -> None:
-        """Show a line at the bottom until the next one."""
-        self.notice = one_line(text)
-        self.flush()
+    def stop(self, *works: str) -> bool:
+        """Stop these (without names: everything); whether any was going on."""
+        going = [task for work, task in self._tasks.items() if not task.ended and (not works or work in works)]
+        for task in going:
+            task.stop()
+        return bool(going)
+
+    def running(self) -> list[Task]:
+        """What goes on, the oldest first; what is done is forgotten."""
+        self._tasks = {work: task for work, task in self._tasks.items() if not task.ended}
+        return list(self._tasks.values())
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:
