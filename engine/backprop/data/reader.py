@@ -19,6 +19,7 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
+from backprop.core.datasets import is_hub_name
 from backprop.core.errors import (
     BackpropError,
     DatasetError,
@@ -26,7 +27,6 @@ from backprop.core.errors import (
     DatasetNotFoundError,
     DatasetParseError,
 )
-from backprop.core.datasets import is_hub_name
 from backprop.data.example import RowError
 from backprop.data.file_kinds import KINDS, PACKED, Kind
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress
