@@ -37,9 +37,11 @@ def _show(arguments: list[str]) -> int:
 
         return show(None, None)
     import click
+    from backprop.cli.main import require_once
 
     from backprop_tui.command import command
 
+    require_once(command, arguments)
     try:
         return int(command.main(arguments, prog_name="backprop-tui", standalone_mode=False))
     except click.ClickException as usage:
