@@ -15,8 +15,8 @@ from pathlib import Path
 from backprop.core.errors import BackpropError, EngineCrashedError
 from backprop.core.events import AnyEvent, Command
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client as links
-from backprop.runs.engine_client import Link
+from backprop.runs import engine_client
+from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.widgets.curve import Curve
@@ -61,7 +61,7 @@ class Curves:
 class Watch:
     """A run on its way to the screen. ``state`` is empty until its directory was read."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: EngineClient) -> None:
         self.link = link
         self.path: Path = link.directory.path
         self.state = RunState(run_id=link.run_id, path=str(self.path), alive=True)
@@ -84,7 +84,7 @@ class Watch:
         Raises:
             ConfigurationError: the output directory cannot be written.
         """
-        return cls(links.start(config))
+        return cls(engine_client.start(config))
 
     @classmethod
     def resume(cls, path: Path) -> Watch:
@@ -93,12 +93,12 @@ class Watch:
         Raises:
             RunError: it is being worked on, or it is done.
         """
-        return cls(links.resume(path))
+        return cls(engine_client.resume(path))
 
     @classmethod
     def attach(cls, path: Path) -> Watch:
         """Watch a run that exists, whoever started it."""
-        return cls(links.attach(path))
+        return cls(engine_client.attach(path))
 
     def _read(self) -> None:
         try:

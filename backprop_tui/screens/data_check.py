@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from backprop.core.errors import ModelLoadError
 from backprop.core.events import Problem
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.models import find_tokenizer
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
 from backprop.data.reader import Row
 from msgspec.structs import fields
 from textual import on
@@ -21,7 +23,7 @@ from backprop_tui.screens.data_messages import Checked, Counted, FoundSoFar, Mod
 from backprop_tui.screens.data_rows import problem_text
 from backprop_tui.screens.data_search import DataSearch
 from backprop_tui.screens.data_statistics import statistics_lines
-from backprop_tui.screens.data_tokens import find_tokenizer, token_lines
+from backprop_tui.screens.data_tokens import token_lines
 from backprop_tui.screens.data_work import Job
 from backprop_tui.widgets.histogram import Histogram
 from backprop_tui.widgets.line_list import LineList

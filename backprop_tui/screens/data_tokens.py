@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backprop.core import paths
-from backprop.core.errors import ModelLoadError
-from backprop.core.presets import MODEL_PRESETS
-from backprop.core.settings import EMBEDDED_MODEL
 from backprop.data.formats import FileFormat, RowError
 from backprop.data.reader import Row
 
@@ -23,35 +17,6 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
-
-
-def find_tokenizer(name: str) -> Path:
-    """The directory of a model's tokenizer: a directory, a preset, or a Hugging Face name that was fetched before.
-
-    Raises:
-        ModelLoadError: it is not on this machine, with the way to get it.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name == EMBEDDED_MODEL:
-        folder = paths.model_cache(EMBEDDED_MODEL)
-        hint = "run `backprop demo` once: it fetches the small model (93 MB); or name a model's directory (m)"
-    else:
-        repo = MODEL_PRESETS[name].repo if name in MODEL_PRESETS else name
-        folder = _fetched(repo)
-        hint = f"name the directory of a model (m), or {EMBEDDED_MODEL}; a model is fetched when a run first uses it"
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelLoadError(f"the tokenizer of {name} is not on this machine", hint=hint, details={"model": name})
-    return folder
-
-
-def _fetched(repo: str) -> Path:
-    """Where the Hugging Face cache keeps the newest copy of ``repo``."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repo.replace('/', '--')}"
-    revision = folder / "refs" / "main"
-    return folder / "snapshots" / (revision.read_text().strip() if revision.is_file() else "none")
 
 
 def token_lines(

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+from backprop.core.datasets import is_hub_name
 from backprop.core.errors import InputError
-from backprop.core.location import is_hub_name
-from backprop.data.fetched import find_fetched
 from backprop.data.formats import FORMATS, FileFormat, detect_fields, detect_file
 from backprop.data.mapping import Fields
 from backprop.data.reader import Row, Source, open_source
@@ -89,13 +88,13 @@ def open_file(path: str, job: Job) -> OpenFile:
 
 def _fetched(name: str, job: Job) -> str:
     """The file of a dataset that is on the hub, from the cache or fetched by an engine process."""
-    found = find_fetched(name)
-    if found is None:
-        from backprop.runs.fetching import fetch_dataset
+    from backprop.runs.engine_jobs import EngineJob, fetch_dataset
 
+    def started(engine: EngineJob) -> None:
         job.name = f"fetching {name}"
-        found = fetch_dataset(name, job.progress, lambda engine: job.when_stopped(engine.stop))
-    return found.path
+        job.when_stopped(engine.stop)
+
+    return fetch_dataset(name, job.progress, started).path
 
 
 def _sample(source: Source) -> Iterator[tuple[int, Any]]:

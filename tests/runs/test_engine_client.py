@@ -12,7 +12,7 @@ from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFinished, Stop, 
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_client import Link
+from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import read_run
 from backprop.worker.setup import quiet_libraries
 
@@ -26,11 +26,11 @@ def talking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FIXTURES))
 
 
-def start(tmp_path: Path, story: str) -> Link:
+def start(tmp_path: Path, story: str) -> EngineClient:
     return engine_client.start(RunConfig(data="d", run_name=story, output_dir=str(tmp_path)))
 
 
-def read_to_end(watched: Link) -> list[AnyEvent]:
+def read_to_end(watched: EngineClient) -> list[AnyEvent]:
     events: list[AnyEvent] = []
     deadline = time.monotonic() + PATIENCE
     while not watched.over:

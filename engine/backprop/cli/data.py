@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.cli.data_options import Progress, dataset_argument, read_mapping
 from backprop.cli.main import Commands
 from backprop.cli.scoring import find_scores, score, scores_option, show_scores
 from backprop.cli.validation import validate

@@ -20,8 +20,7 @@ from msgspec import Struct, inspect
 
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.files import MOST_BYTES, too_deep
-from backprop.core.location import locate
-from backprop.core.settings import RunConfig, config_from, override, setting_help, shown
+from backprop.core.settings import RunConfig, config_from, locate, override, setting_help, shown
 
 NAMES: dict[str, tuple[str, ...]] = {
     "data": ("--data", "-d"),

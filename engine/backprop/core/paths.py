@@ -34,8 +34,8 @@ def model_cache(name: str) -> Path:
 
 
 def dataset_cache(name: str) -> Path:
-    """Directory in which the dataset ``owner/name`` of the Hugging Face Hub is kept once it was fetched."""
-    return cache_dir() / "datasets" / name.replace("/", "--")
+    """Directory in which the dataset ``name`` of the Hugging Face Hub (``core.datasets``) is kept once fetched."""
+    return cache_dir() / "datasets" / name.replace("/", "--").replace(":", "+")
 
 
 def token_cache() -> Path:

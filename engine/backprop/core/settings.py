@@ -10,15 +10,16 @@ import difflib
 import math
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from backprop.core.errors import InvalidSettingError
+from backprop.core.datasets import is_hub_name
+from backprop.core.errors import DatasetNotFoundError, InvalidSettingError
+from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
-EMBEDDED_MODEL = "smollm2-135m"
-DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 LARGEST = 2**53
 """The largest whole number that a setting takes: every reader of JSON gives it back."""
 _SHOWN = 120
@@ -218,6 +219,38 @@ def _plain(value: Any) -> Any:
 
 def _meaning(name: str) -> str:
     return f"{name}: {setting_help(name)}" if setting_help(name) else ""
+
+
+def locate(config: RunConfig) -> RunConfig:
+    """Make the paths of a configuration absolute: the engine and whoever looks at the run may stand elsewhere.
+
+    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it.
+
+    Raises:
+        DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
+    """
+    data = Path(config.data).expanduser().absolute()
+    if not data.is_file() and not is_hub_name(config.data):
+        raise _no_data(data)
+    changes = {
+        "data": str(data) if data.is_file() else config.data,
+        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
+    }
+    model = Path(config.model).expanduser()
+    if config.model not in MODEL_PRESETS and model.is_dir():
+        changes["model"] = str(model.absolute())
+    return msgspec.structs.replace(config, **changes)
+
+
+def _no_data(data: Path) -> DatasetNotFoundError:
+    details = {"path": str(data), "field": "data"}
+    if data.is_dir():
+        hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
+        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
+    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
+    near = difflib.get_close_matches(data.name, beside, n=1)
+    hint = f"did you mean {data.parent / near[0]}?" if near else "look at the path of the data"
+    return DatasetNotFoundError(f"there is no dataset {data}", hint=hint, details=details)
 
 
 def setting_help(name: str) -> str:

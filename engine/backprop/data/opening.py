@@ -6,8 +6,8 @@ import difflib
 from pathlib import Path
 from typing import Literal
 
+from backprop.core.datasets import is_hub_name
 from backprop.core.errors import BackpropError, DatasetError, DatasetNotFoundError, DatasetParseError
-from backprop.core.location import is_hub_name
 from backprop.data.parse import parse_json
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "txt"]

@@ -34,6 +34,8 @@ from backprop.core.settings import RunConfig
 from backprop.runs import journal
 
 SCHEMA = 1
+LAST_LINES = 8
+"""Lines of the log that tell how an engine went."""
 START_PATIENCE = 30.0
 """Seconds that a new run may take until its engine holds the lock."""
 LOCK_PATIENCE = 2.0
@@ -256,6 +258,16 @@ class RunDirectory:
     def update_record(self, **changes: Any) -> None:
         """Rewrite fields of ``run.json`` atomically."""
         self._write_record(msgspec.structs.replace(self.read_record(), **changes))
+
+    def last_lines(self) -> str:
+        """The last lines that the engine or its libraries printed."""
+        try:
+            with os.fdopen(open_regular(self.log), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-LAST_LINES:])
 
     def is_locked(self) -> bool:
         """Whether a living engine works here. Survives power cuts and reused process ids: the kernel drops the lock."""

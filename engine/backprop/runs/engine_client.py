@@ -1,4 +1,4 @@
-"""The only door between the faces and the work: start an engine process, read its events, send it commands.
+"""The only door between the faces and a run's engine: start its process, read its events, send it commands.
 
 The engine is started in a session of its own, so that a hang-up of the terminal does not reach it. Its pipe is the fast
 path and may lose lines when nobody reads; the journal has them all, and a reader that sees a gap in ``seq`` fills it
@@ -14,15 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from backprop.core.errors import EngineCrashedError, RunError, error_for
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
-from backprop.core.files import open_regular
-from backprop.core.jobs import Message, decode_message
 from backprop.core.settings import RunConfig, config_from
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.journal import Follower
@@ -32,19 +29,18 @@ ENGINE = "backprop.train"
 _CHUNK = 1 << 20
 _POLL = 0.2
 """Seconds between two looks at a journal that is followed without a pipe."""
-_LAST_LINES = 8
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that an engine answers; it starts with them blocked (``worker.commands.Control``)."""
 
 
-class Link:
-    """One run, watched. ``read`` gives every event once and in order, from the first."""
+class EngineClient:
+    """The engine of one run, from outside. ``read`` gives every event once and in order, from the first."""
 
     def __init__(self, directory: RunDirectory, process: subprocess.Popen[bytes] | None = None) -> None:
         self.directory = directory
         self._process = process
         self.launched_at = time.time() if process is not None else 0.0
-        """When this link started the engine, in seconds since the epoch; 0 where somebody else did."""
+        """When this client started the engine, in seconds since the epoch; 0 where somebody else did."""
         self._pipe: int | None = None
         if process is not None and process.stdout is not None:
             self._pipe = process.stdout.fileno()
@@ -73,7 +69,7 @@ class Link:
         """New events, waiting up to ``timeout`` seconds for the first. Empty when none came or the run is over.
 
         Raises:
-            RunError: the engine that this link started may not work on the run; another one does, for instance.
+            RunError: the engine that this client started may not work on the run; another one does, for instance.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -164,7 +160,7 @@ class Link:
         return pid if _works_on(pid, self.directory) else 0
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for an engine that this link started; its exit status, ``None`` for one that was attached to."""
+        """Wait for an engine that this client started; its exit status, ``None`` for one that was attached to."""
         return None if self._process is None else self._process.wait(timeout)
 
     def detach(self) -> None:
@@ -172,12 +168,12 @@ class Link:
         self._close_pipe()
 
     def crash(self) -> EngineCrashedError:
-        """What is known about an engine that went without a word."""
+        """The error for an engine that is gone without an end event, with the last lines of its log."""
         code = self._process.poll() if self._process is not None else None
         how = ""
         if code is not None:
             how = f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
-        last = last_words(self.directory)
+        last = self.directory.last_lines()
         return EngineCrashedError(
             f"the engine of run {self.run_id} is gone{how}" + (f"; its last lines:\n{last}" if last else ""),
             hint=f"`backprop resume {self.run_id}` goes on from its last checkpoint; the log is {self.directory.log}",
@@ -202,81 +198,7 @@ def _works_on(pid: int, directory: RunDirectory) -> bool:
         return not Path("/proc/self").exists()  # this system shows no command lines
 
 
-def last_words(directory: RunDirectory) -> str:
-    """The last lines that the engine or its libraries printed."""
-    try:
-        with os.fdopen(open_regular(directory.log), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    return "\n".join(text.strip().splitlines()[-_LAST_LINES:])
-
-
-class Job:
-    """A short piece of work in an engine process. It ends with whoever asked for it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
-        self._process = process
-        self._directory = directory
-        self.stopped = False
-        """Whether somebody stopped it before its end."""
-
-    def messages(self) -> Iterator[Message]:
-        """What the job says, as it says it; waits for each message.
-
-        Raises:
-            BackpropError: the job failed, as the error's own class.
-            EngineCrashedError: the process went without a word.
-        """
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            message = decode_message(line)
-            if isinstance(message, RunFailed):
-                error = error_for(message.code, message.message, message.hint, message.retryable)
-                raise error from RuntimeError(message.traceback)
-            yield message
-        status = self._process.wait()
-        if status != 0:
-            raise EngineCrashedError(
-                f"the engine process is gone (exit status {status}); its last lines:\n{last_words(self._directory)}",
-                hint=f"the whole log is {self._directory.log}",
-                retryable=True,
-            )
-
-    def stop(self) -> None:
-        """Stop the job from another thread than the one that reads its messages: that one sees it end."""
-        self.stopped = True
-        self._process.kill()
-
-    def end(self) -> None:
-        """Stop the job if it still works."""
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-
-def job(module: str, directory: RunDirectory, request: msgspec.Struct) -> Job:
-    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log.
-
-    Raises:
-        RunError: the log cannot be written.
-    """
-    with directory.open_log() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(directory.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-    assert process.stdin is not None
-    with process.stdin:
-        process.stdin.write(msgspec.json.encode(request))
-    return Job(process, directory)
-
-
-def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> Link:
+def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> EngineClient:
     """Make a run directory and start its engine.
 
     Args:
@@ -288,7 +210,7 @@ def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> Link
     return launch(RunDirectory.create(config, kind, forked_from), "start")
 
 
-def resume(path: Path) -> Link:
+def resume(path: Path) -> EngineClient:
     """Continue the run in ``path`` exactly where its newest good checkpoint stands.
 
     Raises:
@@ -304,7 +226,7 @@ def resume(path: Path) -> Link:
     return launch(RunDirectory(path), "resume")
 
 
-def extend(path: Path, steps: int) -> Link:
+def extend(path: Path, steps: int) -> EngineClient:
     """Continue the run in ``path`` to a new end of ``steps`` steps; its learning-rate curve is computed anew.
 
     Raises:
@@ -336,7 +258,7 @@ def _require_usable(path: Path) -> RunRecord:
     return record
 
 
-def launch(directory: RunDirectory, *how: str) -> Link:
+def launch(directory: RunDirectory, *how: str) -> EngineClient:
     """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
 
     Raises:
@@ -356,9 +278,9 @@ def launch(directory: RunDirectory, *how: str) -> Link:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Link(directory, process)
+    return EngineClient(directory, process)
 
 
-def attach(path: Path) -> Link:
+def attach(path: Path) -> EngineClient:
     """Watch the run in ``path``, running or not."""
-    return Link(RunDirectory(path))
+    return EngineClient(RunDirectory(path))

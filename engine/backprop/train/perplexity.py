@@ -46,10 +46,11 @@ def score(request: ScoreRequest, say: Send) -> None:
         ModelLoadError: the model cannot be had.
         GPUMemoryError: even a single row does not fit.
     """
+    from backprop.fetch.models import fetch_model
     from backprop.train import model as models
 
     models.use_all_cores()
-    path = models.find(request.model, say)  # type: ignore[arg-type]
+    path = fetch_model(request.model, say)
     fits = models.context_length(path)
     prepared = tokens.prepare(
         request.data,

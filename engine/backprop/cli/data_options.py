@@ -60,22 +60,17 @@ def read_mapping(pairs: tuple[str, ...]) -> dict[str, str] | None:
 
 def dataset_file(path: str) -> str:
     """The file that ``DATASET`` means: itself, or the copy of a dataset on the Hugging Face Hub, fetched if need be."""
-    from backprop.core.location import is_hub_name
+    from backprop.core.datasets import is_hub_name
 
     if not is_hub_name(path):
         return path
-    from backprop.data.fetched import find_fetched
+    from backprop.runs.engine_jobs import fetch_dataset
 
-    found = find_fetched(path)
-    if found is None:
-        from backprop.runs.fetching import fetch_dataset
-
-        output.narrate(f"fetching {path} from the Hugging Face Hub")
-        progress = Progress("fetching")
-        try:
-            found = fetch_dataset(path, progress)
-        finally:
-            progress.close()
+    progress = Progress("fetching")
+    try:
+        found = fetch_dataset(path, progress, lambda job: output.narrate(f"fetching {path} from the Hugging Face Hub"))
+    finally:
+        progress.close()
     files = f", {found.files} files" if found.files > 1 else ""
     output.narrate(f"{path}: split {found.split}{files}, commit {found.revision[:8]}, in {found.path}")
     return found.path
