@@ -74,9 +74,12 @@ def farewell(app: BackpropApp) -> None:
 def _understood(arguments: list[str]) -> int:
     """Show what the arguments ask for; the exit code."""
     import click
+    from backprop.cli.main import require_once
 
+    understood = command()
+    require_once(understood, arguments)
     try:
-        return int(command().main(arguments, prog_name="backprop-tui", standalone_mode=False))
+        return int(understood.main(arguments, prog_name="backprop-tui", standalone_mode=False))
     except click.ClickException as usage:
         usage.show()
         return EXIT_USER
