@@ -54,7 +54,21 @@ def test_line_breaks_in_text_never_break_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{", b"[]", b'{"type":"nonsense"}', b'{"type":"step"', b"\xff\xfe", b'{"type":"step","step":"x"}']
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"type":"nonsense"}',
+        b'{"type":"step"',
+        b"\xff\xfe",
+        b'{"type":"step","step":"x"}',
+        b'{"type":"heartbeat","run_id":"r","seq":9223372036854775808,"time":1.0}',
+        b'{"type":"heartbeat","run_id":"r","seq":1,"time":1e300}',
+        b'{"type":"heartbeat","run_id":"r","seq":1,"time":1.0,"step":9223372036854775808}',
+        b'{"type":"nonsense","run_id":"r","seq":1,"time":1.0,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=lambda line: line[:40].decode(errors="replace"),
 )
 def test_what_is_no_event_is_passed_over(line: bytes) -> None:
     assert ev.decode_event(line) is None

@@ -19,6 +19,7 @@ from backprop.cli.data_options import (
     scores_option,
     show_scores,
 )
+from backprop.cli.main import Commands
 from backprop.cli.options import usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER
 from backprop.core.settings import RunConfig
@@ -71,7 +72,7 @@ def _tokens(
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
-    from backprop.data.tokens import prepare
+    from backprop.data.preprocess import prepare
 
     with ProgressLine("counting tokens") as progress:
         summary = prepare(path, model_dir, max_length=length, mapping=mapping, progress=progress).summary
@@ -134,7 +135,7 @@ def _show_problem(problem: dict[str, Any], unit: str) -> None:
         output.line(f"    {problem['excerpt']}", "quiet")
 
 
-@click.group
+@click.group(cls=Commands)
 def data() -> None:
     """Quality report of a dataset, train and held-out files, a cleaned copy."""
 

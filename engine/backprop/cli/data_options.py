@@ -92,7 +92,7 @@ def dataset_command(*settings: str) -> Callable[[Callable[..., int]], Callable[.
 
 
 def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
-    from backprop.data.mapping import PARTS, unknown_parts
+    from backprop.data.example import PARTS, unknown_parts
 
     values = options.gather(named)
     if wrong := unknown_parts(values.get("mapping", {})):

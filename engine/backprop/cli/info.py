@@ -21,7 +21,7 @@ def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -
     if error_codes:
         return _show_codes(ERROR_CODES, as_json)
     if finding_codes:
-        from backprop.data.codes import PROBLEM_CODES
+        from backprop.data.example import PROBLEM_CODES
 
         return _show_codes(PROBLEM_CODES, as_json)
     from backprop.hardware.devices import info_dict

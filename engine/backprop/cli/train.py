@@ -10,7 +10,7 @@ import msgspec
 from backprop.cli import options, output
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import InputError
-from backprop.core.settings import RunConfig
+from backprop.core.settings import RunConfig, override
 from backprop.demo import demo_config
 
 if TYPE_CHECKING:
@@ -117,10 +117,8 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
 
     directory = RunDirectory(find_run(run))
     checkpoint = _checkpoint(directory, step)
-    values = {**msgspec.to_builtins(directory.read_record().config), **options.gather(given)}
-    if "steps" in options.gather(given):
-        values["epochs"] = None
-    config = options.configure(values)
+    settings = msgspec.to_builtins(directory.read_record().config)
+    config = options.configure(override(settings, options.gather(given)))
     return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))
 
 

@@ -43,6 +43,8 @@ _LEFTOVER = re.compile(r"\.step-\d{8,}(\.\d+)?\.(partial|deleting)")
 
 
 class FileFacts(Struct, frozen=True):
+    """What a manifest says of one file."""
+
     bytes: int
     sha256: str
 
@@ -74,10 +76,12 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def step(self) -> int:
+        """Optimizer steps taken."""
         return self.manifest.step
 
     @property
     def val_loss(self) -> float | None:
+        """Held-out loss at this step; ``None`` where it was not measured."""
         return loss_from_json(self.manifest.val_loss)
 
     @property

@@ -16,10 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from backprop.core.errors import EngineCrashedError, RunError
+import msgspec
+
+from backprop.core.errors import EngineCrashedError, RunError, error_for
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
-from backprop.core.settings import RunConfig
-from backprop.runs.directory import RunDirectory
+from backprop.core.settings import RunConfig, config_from
+from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.journal import Follower
 from backprop.runs.state import read_run
 
@@ -27,6 +29,8 @@ ENGINE = "backprop.train"
 _CHUNK = 1 << 20
 _POLL = 0.2
 """Seconds between two looks at a journal that is followed without a pipe."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that an engine answers; it starts with them blocked (``worker.commands.Control``)."""
 
 
 class EngineClient:
@@ -41,13 +45,14 @@ class EngineClient:
         if process is not None and process.stdout is not None:
             self._pipe = process.stdout.fileno()
             os.set_blocking(self._pipe, False)
-        self._follower = Follower(directory.journal)
+        self._follower = Follower(directory.journal, run_id=_run_id(directory))
         self._rest = b""
         self._last_seq = 0
         self._ended = False
 
     @property
     def run_id(self) -> str:
+        """The run that is watched."""
         return self.directory.run_id
 
     def alive(self) -> bool:
@@ -62,7 +67,11 @@ class EngineClient:
         return self._ended
 
     def read(self, timeout: float) -> list[AnyEvent]:
-        """New events, waiting up to ``timeout`` seconds for the first. Empty when none came or the run is over."""
+        """New events, waiting up to ``timeout`` seconds for the first. Empty when none came or the run is over.
+
+        Raises:
+            RunError: the engine that this client started may not work on the run; another one does, for instance.
+        """
         deadline = time.monotonic() + timeout
         while True:
             was_alive = self.alive()
@@ -92,7 +101,13 @@ class EngineClient:
             self._close_pipe()
             return self._follower.poll()
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        found = [event for line in lines if (event := decode_event(line)) is not None and event.seq > self._last_seq]
+        events = [event for line in lines if (event := decode_event(line)) is not None]
+        for event in events:
+            if event.seq == 0 and isinstance(event, RunFailed):
+                self._close_pipe()
+                self._ended = True
+                raise error_for(event.code, event.message, event.hint, event.retryable)
+        found = [event for event in events if event.seq > self._last_seq]
         if found and found[-1].seq - self._last_seq != len(found):
             return self._follower.poll()
         return found
@@ -106,8 +121,9 @@ class EngineClient:
         """Give the engine a command; what comes of it is an event.
 
         Raises:
-            RunError: no engine listens (code ``RUN_NOT_ACTIVE``).
+            RunError: no engine listens (code ``RUN_NOT_ACTIVE``), or ``control`` is no pipe (``RUN_DAMAGED``).
         """
+        self.directory.require_control()
         try:
             descriptor = os.open(self.directory.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -141,7 +157,8 @@ class EngineClient:
         """Process id of the living engine, 0 where there is none."""
         if self._process is not None:
             return self._process.pid
-        return int(self.directory.lock_holder().get("pid", 0)) if self.directory.is_locked() else 0
+        pid = self.directory.lock_holder().pid if self.directory.is_locked() else 0
+        return pid if _works_on(pid, self.directory) else 0
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for an engine that this client started; its exit status, ``None`` for one that was attached to."""
@@ -166,6 +183,22 @@ class EngineClient:
         )
 
 
+def _run_id(directory: RunDirectory) -> str:
+    """The id in ``run.json``; empty where that cannot be read."""
+    try:
+        return directory.read_record().run_id
+    except RunError:
+        return ""
+
+
+def _works_on(pid: int, directory: RunDirectory) -> bool:
+    """Whether process ``pid`` may be the run's engine: what a damaged ``lock`` names must not be killed."""
+    try:
+        return os.fsencode(directory.path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self").exists()  # this system shows no command lines
+
+
 def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> EngineClient:
     """Make a run directory and start its engine.
 
@@ -182,9 +215,9 @@ def resume(path: Path) -> EngineClient:
     """Continue the run in ``path`` exactly where its newest good checkpoint stands.
 
     Raises:
-        RunError: it is being worked on, or it is done.
+        RunError: it is being worked on, it is done, or its directory is damaged.
     """
-    _require_over(path)
+    _require_usable(path)
     if read_run(path).status == "done":
         raise RunError(
             f"run {path.name} is done: there is nothing left to resume",
@@ -198,9 +231,11 @@ def extend(path: Path, steps: int) -> EngineClient:
     """Continue the run in ``path`` to a new end of ``steps`` steps; its learning-rate curve is computed anew.
 
     Raises:
-        RunError: it is being worked on, or it is beyond that step already.
+        InvalidSettingError: no run has so many steps.
+        RunError: it is being worked on, it is beyond that step already, or its directory is damaged.
     """
-    _require_over(path)
+    record = _require_usable(path)
+    config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
     taken = read_run(path).step
     if steps <= taken:
         raise RunError(
@@ -209,26 +244,41 @@ def extend(path: Path, steps: int) -> EngineClient:
     return launch(RunDirectory(path), "extend", str(steps))
 
 
-def _require_over(path: Path) -> None:
-    if RunDirectory(path).is_alive():
+def _require_usable(path: Path) -> RunRecord:
+    """What the run is, where nobody works on it and an engine could."""
+    directory = RunDirectory(path)
+    if directory.is_alive():
         raise RunError(
             f"run {path.name} is being worked on",
             code="RUN_ALREADY_ACTIVE",
             hint=f"watch it: backprop-tui --attach {path.name}",
         )
+    record = directory.find_record()
+    directory.require_own_journal(record.run_id)
+    directory.require_control()
+    return record
 
 
 def launch(directory: RunDirectory, *how: str) -> EngineClient:
-    """Start an engine on an existing run directory: from step 0 where ``how`` is empty."""
-    with directory.log.open("ab") as log:
-        process = subprocess.Popen(
-            # -P keeps a file of the person's working directory from shadowing a module.
-            [sys.executable, "-P", "-m", ENGINE, str(directory.path), *how],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
+    """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
+
+    Raises:
+        RunError: the log cannot be written.
+    """
+    with directory.open_log() as log:
+        # A Ctrl+C waits until the engine can obey, however soon it comes: it inherits the blocked signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            process = subprocess.Popen(
+                # -P keeps a file of the person's working directory from shadowing a module.
+                [sys.executable, "-P", "-m", ENGINE, str(directory.path), *how],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return EngineClient(directory, process)
 
 

@@ -71,8 +71,12 @@ class EngineJob:
 
 
 def start_job(module: str, directory: RunDirectory, request: msgspec.Struct) -> EngineJob:
-    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log."""
-    with directory.log.open("ab") as log:
+    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log.
+
+    Raises:
+        RunError: the log cannot be written.
+    """
+    with directory.open_log() as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(directory.path)],
             stdin=subprocess.PIPE,
