@@ -28,7 +28,7 @@ from backprop.data.fetched import RECORD, find_fetched
 from backprop.data.reader import open_source
 from backprop.data.writing import line_of, whole_file
 from backprop.fetch.dataset_files import Chosen, choose, choose_converted
-from backprop.worker.job import Say, run_job
+from backprop.worker.job import Send, run_job
 
 LOOK_SECONDS = 0.5
 CONVERTED = "refs/convert/parquet"
@@ -237,7 +237,7 @@ def _failed(name: str, why: str, hint: str) -> DatasetDownloadError:
     return DatasetDownloadError(f"{name} could not be fetched: {why}", hint=hint, details={"name": name})
 
 
-def answer(request: FetchRequest, say: Say) -> None:
+def answer(request: FetchRequest, say: Send) -> None:
     """Fetch what is asked for, and say how far it is."""
     doing = f"fetching {request.name}"
     say(fetch(request.name, lambda done, total: say(Progress(doing=doing, done=done, total=total))))

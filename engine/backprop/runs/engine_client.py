@@ -27,7 +27,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import Follower
 from backprop.runs.state import read_run
 
-ENGINE = "backprop.worker.process"
+ENGINE = "backprop.train"
 _CHUNK = 1 << 20
 _POLL = 0.2
 """Seconds between two looks at a journal that is followed without a pipe."""

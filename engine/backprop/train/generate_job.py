@@ -14,10 +14,10 @@ from backprop.core.errors import CheckpointError
 from backprop.core.jobs import Delta, GenerateRequest
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-from backprop.worker.job import Say, run_job
+from backprop.worker.job import Send, run_job
 
 
-def answer(request: GenerateRequest, say: Say) -> None:
+def answer(request: GenerateRequest, say: Send) -> None:
     """Load the run's model and answer every prompt.
 
     Raises:
@@ -42,7 +42,7 @@ def answer(request: GenerateRequest, say: Say) -> None:
             say(Sample(step=state.step, prompt=prompt, text=text, tuned=tuned))
 
 
-def load(path: Path, config: dict[str, Any], say: Say) -> tuple[Any, Any]:
+def load(path: Path, config: dict[str, Any], say: Send) -> tuple[Any, Any]:
     """The run's base model with its adapter, and its tokenizer with the chat template.
 
     Raises:

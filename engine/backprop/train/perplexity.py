@@ -23,7 +23,7 @@ from backprop.core.errors import GPUMemoryError
 from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
 from backprop.data import tokens
 from backprop.data.writing import whole_file
-from backprop.worker.job import Say, run_job
+from backprop.worker.job import Send, run_job
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions in one forward pass, padding included."""
@@ -38,7 +38,7 @@ class _Kept(Struct):
     rows: list[RowScore]
 
 
-def score(request: ScoreRequest, say: Say) -> None:
+def score(request: ScoreRequest, say: Send) -> None:
     """Score every row of a dataset and say so, row by row.
 
     Raises:
@@ -83,7 +83,7 @@ def score(request: ScoreRequest, say: Say) -> None:
     say(kept.summary)
 
 
-def _tokenising(say: Say) -> Callable[[int, int], None]:
+def _tokenising(say: Send) -> Callable[[int, int], None]:
     said = 0.0
 
     def progress(done: int, total: int) -> None:
