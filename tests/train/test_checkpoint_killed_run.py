@@ -37,7 +37,7 @@ class Rows:
     def __init__(self):
         chooser = np.random.default_rng(0)
         self.lengths = lengths = np.array([9 + 3 * (i % 5) for i in range(22)])
-        self.rows = [(chooser.integers(3, 512, n, dtype=np.int32), np.arange(n) >= n // 2) for n in lengths]
+        self.rows = [(chooser.integers(3, 320, n, dtype=np.int32), np.arange(n) >= n // 2) for n in lengths]
 
     def __len__(self):
         return len(self.rows)

@@ -12,6 +12,8 @@ from backprop.train.model import Loaded
 from backprop.train.packing import Batching, MicroBatch, pack, pad, step_rows
 from backprop.train.trainer import Schedule, StepLoop
 from msgspec.structs import replace
+from pinned_machine import within
+from tiny_language_model import VOCABULARY
 from torch.nn import functional
 from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, masking_utils
 
@@ -58,8 +60,8 @@ def test_the_loss_at_trained_positions_is_the_full_logit_loss(loaded_tiny: Loade
     theirs = full_logit_loss(loaded_tiny.model, one)
     theirs.backward()
 
-    assert abs(ours.item() / theirs.item() - 1) < 1e-6
-    assert (our_gradient - gradient(loaded_tiny)).norm() / our_gradient.norm() < 1e-6
+    assert abs(ours.item() / theirs.item() - 1) < within(1e-6, bf16=1e-3)
+    assert (our_gradient - gradient(loaded_tiny)).norm() / our_gradient.norm() < within(1e-6, bf16=1e-2)
 
 
 def test_the_loss_in_pieces_is_the_loss(loaded_tiny: Loaded, rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,12 +70,12 @@ def test_the_loss_in_pieces_is_the_loss(loaded_tiny: Loaded, rows: Any, monkeypa
     whole.backward()
     whole_gradient = gradient(loaded_tiny)
 
-    monkeypatch.setitem(losses.PIECE_BYTES, "cpu", 4 * 512 * 10)  # ten positions at a time
+    monkeypatch.setitem(losses.PIECE_BYTES, "cpu", 4 * VOCABULARY * 10)  # ten positions at a time
     pieces = summed_loss(loaded_tiny.model, one, plain_head=True)
     pieces.backward()
 
-    assert abs(pieces.item() / whole.item() - 1) < 1e-6
-    assert (gradient(loaded_tiny) - whole_gradient).norm() / whole_gradient.norm() < 1e-6
+    assert abs(pieces.item() / whole.item() - 1) < within(1e-6, bf16=1e-3)
+    assert (gradient(loaded_tiny) - whole_gradient).norm() / whole_gradient.norm() < within(1e-6, bf16=1e-2)
 
 
 def test_a_packed_row_has_the_loss_that_it_has_alone(loaded_tiny: Loaded, rows: Any) -> None:
@@ -85,7 +87,7 @@ def test_a_packed_row_has_the_loss_that_it_has_alone(loaded_tiny: Loaded, rows: 
 
     for row, part in zip(every, each.split(counts), strict=True):
         alone = full_logit_loss(loaded_tiny.model, pack([row]))
-        assert abs(part.sum().item() / alone.item() - 1) < 1e-5
+        assert abs(part.sum().item() / alone.item() - 1) < within(1e-5, bf16=1e-3)
 
 
 def test_the_model_keeps_packed_rows_apart_and_one_without_a_block_mask_is_found_out(
@@ -118,7 +120,7 @@ def test_scaling_and_capping_are_part_of_the_loss(kind: str, rows: Any) -> None:
 
     ours = summed_loss(model, one, plain_head=has_plain_head(model))
 
-    assert abs(ours.item() / full_logit_loss(model, one).item() - 1) < 1e-6
+    assert abs(ours.item() / full_logit_loss(model, one).item() - 1) < within(1e-6, bf16=1e-3)
     assert abs(summed_loss(model, one, plain_head=True).item() / ours.item() - 1) > 1e-2
 
 
@@ -142,8 +144,8 @@ def test_eight_times_one_four_times_two_one_times_eight_and_packed_give_one_grad
 
     first_loss, first = results[0]
     for loss, other in results[1:]:
-        assert abs(loss / first_loss - 1) < 1e-6
-        assert (other - first).norm() / first.norm() < 1e-6
+        assert abs(loss / first_loss - 1) < within(1e-6, bf16=1e-3)
+        assert (other - first).norm() / first.norm() < within(1e-6, bf16=1e-2)
 
 
 def test_the_last_step_of_an_epoch_is_weighed_by_its_own_tokens(
@@ -161,5 +163,5 @@ def test_the_last_step_of_an_epoch_is_weighed_by_its_own_tokens(
     found = gradient(loaded_tiny)
     expected = full_logit_loss(loaded_tiny.model, batch) / batch.supervised
     expected.backward()
-    assert abs(loop.metrics.loss / expected.item() - 1) < 1e-6
-    assert (found - gradient(loaded_tiny)).norm() / found.norm() < 1e-6
+    assert abs(loop.metrics.loss / expected.item() - 1) < within(1e-6, bf16=1e-3)
+    assert (found - gradient(loaded_tiny)).norm() / found.norm() < within(1e-6, bf16=3e-2)

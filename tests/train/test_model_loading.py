@@ -47,7 +47,6 @@ def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_
     assert str(tmp_path) in caught.value.message
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
 def test_cuda_that_does_not_work_is_refused_with_the_way_out() -> None:
     with pytest.raises(GPUNotAvailableError, match="CUDA was asked for") as caught:
         models.choose_device("cuda")
@@ -65,6 +64,21 @@ def test_adapters_are_float32_and_of_the_rank_that_was_asked_for(tiny_config: Ru
     assert said.trainable_parameters == sum(p.numel() for p in trainable)
     assert said.parameters + said.trainable_parameters == sum(p.numel() for p in loaded.model.parameters())
     assert said.targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_frozen_weights_are_bf16_where_the_processor_multiplies_in_it_and_adapters_float32_everywhere(
+    tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    events: list[Event] = []
+
+    loaded = models.load(models.resolved(tiny_config), tiny_model, events.append)
+
+    kinds = {(p.requires_grad, p.dtype) for p in loaded.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16 if bf16 else torch.float32)}
+    said = next(event for event in events if isinstance(event, ModelLoaded))
+    assert said.dtype == ("bfloat16" if bf16 else "float32")
 
 
 def test_the_fast_preset_targets_queries_and_values(tiny_config: RunConfig, tiny_model: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from backprop.core import events
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
-from backprop.hardware.condition import Thresholds
+from backprop.hardware.thermal import Thresholds
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
