@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backprop.core.events import CheckpointSaved, Step
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, journal
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory

@@ -13,8 +13,9 @@ import pytest
 from backprop.cli.main import main
 from backprop.core import events as ev
 from backprop.core.errors import ERROR_CODES
+from backprop.core.files import write_file
 from backprop.core.settings import RunConfig
-from backprop.runs.directory import RunDirectory, write_atomically
+from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex
 from made_events import finished, started, step
 
@@ -32,7 +33,7 @@ def recorded(tmp_path: Path) -> Callable[..., RunDirectory]:
         made = RunDirectory.create(RunConfig(data="/d/rows.jsonl", model="m", output_dir=str(tmp_path / "runs")))
         directory = RunDirectory(made.path.with_name(run_id))
         made.path.rename(directory.path)
-        write_atomically(directory.record, directory.record.read_bytes().replace(made.run_id.encode(), run_id.encode()))
+        write_file(directory.record, directory.record.read_bytes().replace(made.run_id.encode(), run_id.encode()))
         with directory.journal.open("wb") as file:
             for number, event in enumerate(events, 1):
                 event.run_id, event.seq, event.time = run_id, number, time + number

@@ -18,8 +18,6 @@ One process works on a run's checkpoints: the holder of the run's lock. Reading 
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import re
 import shutil
 import time
@@ -31,7 +29,7 @@ import msgspec
 from msgspec import Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.runs.directory import flush_folder
+from backprop.core.files import flush_folder, flush_tree, remove, sha256, write_file
 from backprop.runs.retention import Candidate, CheckpointPolicy, chosen, loss_from_json, loss_to_json
 
 SCHEMA = 1
@@ -170,10 +168,10 @@ class CheckpointStore:
                 boundary=boundary,
                 val_loss=loss_to_json(val_loss),
                 identity=identity or {},
-                files=_flush_and_measure(staged),
+                files=_measured(staged),
             )
-            _write_flushed(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-            flush_folder(staged)
+            flush_tree(staged)
+            write_file(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
             saved = Checkpoint(self.directory / name, manifest)
             staged.rename(saved.path)
             flush_folder(self.directory)
@@ -302,14 +300,9 @@ class CheckpointStore:
         return f"step-{step:08d}" + (f".{attempt}" if attempt > 1 else ""), attempt
 
     def _remove(self, paths: Iterable[Path]) -> None:
-        """Hide each by a rename, then delete it: a kill in between leaves nothing that looks like a checkpoint."""
         try:
             for path in paths:
-                hidden = path.with_name(f".{path.name}.deleting")
-                shutil.rmtree(hidden, ignore_errors=True)
-                path.rename(hidden)
-                flush_folder(self.directory)
-                shutil.rmtree(hidden)
+                remove(path)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -325,25 +318,10 @@ class CheckpointStore:
         )
 
 
-def _flush_and_measure(folder: Path) -> dict[str, FileFacts]:
-    """Flush every file and folder below ``folder`` to the disk; length and hash of each file by its relative name."""
-    found: dict[str, FileFacts] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            flush_folder(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(folder).as_posix()] = FileFacts(os.fstat(file.fileno()).st_size, digest)
-    return found
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _measured(folder: Path) -> dict[str, FileFacts]:
+    """Length and hash of every file below ``folder`` by its relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, sha256(path)) for path in files}
 
 
 def _file_problem(folder: Path, name: str, facts: FileFacts) -> str:
@@ -351,12 +329,11 @@ def _file_problem(folder: Path, name: str, facts: FileFacts) -> str:
     if pure.is_absolute() or ".." in pure.parts:
         return f"{name} points outside the checkpoint"
     try:
-        with (folder / pure).open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            if length != facts.bytes:
-                return f"{name} has {length} bytes instead of {facts.bytes}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts.sha256:
-                return f"{name} was altered (its SHA-256 differs)"
+        length = (folder / pure).stat().st_size
+        if length != facts.bytes:
+            return f"{name} has {length} bytes instead of {facts.bytes}"
+        if sha256(folder / pure) != facts.sha256:
+            return f"{name} was altered (its SHA-256 differs)"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.runs.directory import flush_folder, write_atomically
+from backprop.core.files import exclusive, remove, write_file
 
 SCHEMA = 1
 REGISTER = "checkpoints.json"
@@ -160,7 +158,7 @@ class CheckpointManager:
         with self._changing() as register:
             register.checkpoints, doomed = self._doomed(register)
             for path in doomed:
-                _delete(path)
+                remove(path)
         return doomed
 
     def _doomed(self, register: _Register) -> tuple[list[RegisteredCheckpoint], list[Path]]:
@@ -196,29 +194,12 @@ class CheckpointManager:
         """Hold the register, and write it back if the block ends well."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.directory / f".{REGISTER}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with exclusive(self.directory / f".{REGISTER}.lock"):
                 register = self._read()
                 yield register
-                write_atomically(
-                    self.directory / REGISTER, msgspec.json.format(msgspec.json.encode(register), indent=2)
-                )
-            finally:
-                os.close(lock)
+                write_file(self.directory / REGISTER, msgspec.json.format(msgspec.json.encode(register), indent=2))
         except OSError as error:
             raise CheckpointError(
                 f"the register of checkpoints in {self.directory} cannot be changed: {error.strerror or error}",
                 code="RUNTIME_IO_FAILED",
             ) from error
-
-
-def _delete(path: Path) -> None:
-    """Hide first, so that a crash in between leaves nothing that looks like a checkpoint."""
-    hidden = path.with_name(f".{path.name}.deleting")
-    path.replace(hidden)
-    flush_folder(hidden.parent)
-    if hidden.is_dir():
-        shutil.rmtree(hidden)
-    else:
-        hidden.unlink()

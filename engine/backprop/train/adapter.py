@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 from backprop.core.errors import TrainingError
+from backprop.core.files import flush_folder
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import FILES
-from backprop.runs.directory import flush_folder
 from backprop.train.model import Loaded
 from backprop.train.resume import file_hash, settings_with_effect
 

@@ -26,7 +26,7 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
-from backprop.data.tokens import Prepared
+from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory, RunRecord
