@@ -87,6 +87,7 @@ def loss_to_json(val_loss: float | None) -> float | str | None:
 
 
 def loss_from_json(val_loss: float | str | None) -> float | None:
+    """The loss that ``loss_to_json`` wrote."""
     return float(val_loss) if isinstance(val_loss, str) else val_loss
 
 
