@@ -17,7 +17,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, start_job
 from backprop.runs.state import read_run
 
-JOB = "backprop.train.generate_job"
+JOB = "backprop.train.generate"
 
 
 @click.command
