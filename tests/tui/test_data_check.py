@@ -226,7 +226,7 @@ def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> 
     model, path = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows)
     shown = []
     opened = open_file(str(path), Task("open"))
-    count_lengths(opened, ChatTokenizer.load(model), Task("count"), shown.append)
+    count_lengths(opened, ChatTokenizer.load(model), Task("count", shown.append))
     opened.source.close()
     at = shown[-1].lengths.at(limit)
     if not at.whole + at.cut:

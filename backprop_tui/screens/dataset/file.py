@@ -10,10 +10,12 @@ from typing import Any
 from backprop.core.location import is_hub_name
 from backprop.data.fetched import find_fetched
 from backprop.data.formats import FileFormat, detect_file
+from backprop.data.mapping import describe_mapping
 from backprop.data.reader import Source, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.dataset.tasks import Task
+from backprop_tui.text import rows_of, safe, short_number
 
 _SAMPLE_ROWS = 200
 _SAMPLE_BYTES = 4_000_000
@@ -34,8 +36,16 @@ class OpenFile(Struct):
         """What the person knows it by, in short."""
         return self.fetched or self.path.rpartition("/")[2]
 
+    def words(self, shown: list[str]) -> str:
+        """Name, format, size, with ``shown`` for what is shown of it where that is not all."""
+        source, file = self.source, self.file
+        format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
+        rows = f"{'' if source.complete else '> '}{rows_of(source.known)}"
+        words = [safe(self.name), *shown, format, rows, f"{short_number(source.bytes)}B"]
+        return " · ".join([*words, f"read as {describe_mapping(file.mapping)}"] if file.mapping else words)
 
-def open_file(path: str, task: Task) -> OpenFile:
+
+def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
     """Open a file, or a dataset of the Hugging Face Hub (which is fetched), and look at its first rows.
 
     Raises:
@@ -47,7 +57,7 @@ def open_file(path: str, task: Task) -> OpenFile:
     return OpenFile(path, source, detect_file(_sample(source)), name)
 
 
-def _fetched(name: str, task: Task) -> str:
+def _fetched(name: str, task: Task[OpenFile]) -> str:
     """The file of a dataset that is on the hub, from the cache or fetched by an engine process."""
     found = find_fetched(name)
     if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from backprop.data.formats import RowError
@@ -11,8 +11,7 @@ from backprop.data.lengths import LengthCounter, Lengths
 from backprop.data.mapping import Fields
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
-from msgspec import Struct
-from textual.message import Message
+from msgspec import Struct, structs
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.messages import Notice
@@ -35,43 +34,29 @@ LIMITS = [2**power for power in range(4, 21)]
 class LengthsPane(TextView):
     """The lengths as bars, with the limit between them, and what it costs."""
 
-    class Counted(Message):
-        """Lengths counted so far."""
-
-        def __init__(self, task: Task, lengths: CountedLengths) -> None:
-            super().__init__()
-            self.task = task
-            self.lengths = lengths
-
     def __init__(self, chosen: Chosen, tasks: Tasks, *, id: str) -> None:
         super().__init__(id=id)
         self._chosen, self._tasks = chosen, tasks
         self.counted: CountedLengths | None = None
-        self._counting: Task | None = None
 
     def forget(self) -> None:
         """Another file, or another model."""
-        self._tasks.stop("lengths")
-        self._counting = self.counted = None
+        self._tasks.forget("lengths")
+        self.counted = None
         self.redraw()
 
-    def need_count(self, opened: OpenFile) -> None:
-        """Count where that was not done: with the chosen tokenizer, once it was looked for."""
-        if self._chosen.need_tokenizer(self._tasks) or self._counting is not None:
-            return
+    def count(self, opened: OpenFile) -> None:
+        """Count with the chosen tokenizer, or characters where there is none."""
         tokenizer = self._chosen.tokenizer
-
-        def count(task: Task) -> None:
-            count_lengths(opened, tokenizer, task, lambda lengths: self.post_message(self.Counted(task, lengths)))
-
         unit = "tokens" if tokenizer is not None else "characters"
-        self._counting = self._tasks.begin("lengths", f"counting {unit}", count)
+        self._tasks.begin(
+            "lengths", f"counting {unit}", lambda task: count_lengths(opened, tokenizer, task), self._take
+        )
 
-    def on_lengths_pane_counted(self, message: Counted) -> None:
-        if message.task is self._counting:
-            self.counted = message.lengths
-            self.redraw()
-            self.post_message(Notice())
+    def _take(self, counted: CountedLengths) -> None:
+        self.counted = counted
+        self.redraw()
+        self.post_message(Notice())
 
     def next_limit(self, by: int) -> int:
         """The next longer or shorter power of two."""
@@ -87,7 +72,7 @@ class LengthsPane(TextView):
         return [keys, *histogram_lines(self.counted, limit, width, self.size.height - 1)]
 
 
-class CountedLengths(Struct, frozen=True):
+class CountedLengths(Struct):
     """What is known of the rows counted so far, in tokens, or in characters where no tokenizer was given."""
 
     unit: str
@@ -101,41 +86,33 @@ class CountedLengths(Struct, frozen=True):
     """True when every row was counted."""
 
 
-class _Counter:
-    """The numbers behind ``CountedLengths`` while they grow."""
+def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> None:
+    """Count the rows of a file, delivering what is known twice a second and at the end."""
+    counter = LengthCounter()
+    known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
+    encoder = _Encoder(opened, tokenizer, counter, known) if tokenizer is not None else None
 
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
-        self.lengths = LengthCounter()
-        self.rows = self.unusable = self.tokens = self.trained = 0
+    def deliver() -> None:
+        task.deliver(structs.replace(known, lengths=counter.snapshot()))
 
-    def snapshot(self, *, whole: bool = False) -> CountedLengths:
-        lengths = self.lengths.snapshot()
-        return CountedLengths(self.unit, lengths, self.rows, self.unusable, self.tokens, self.trained, whole)
-
-
-def count_lengths(
-    opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task, show: Callable[[CountedLengths], object]
-) -> None:
-    """Count the rows of a file, handing what is known to ``show`` twice a second and at the end."""
-    counter = _Counter("tokens" if tokenizer is not None else "characters")
-    encoder = _Encoder(opened, tokenizer, counter) if tokenizer is not None else None
     seen, shown = 0, time.monotonic()
     with open_source(opened.path) as source:
         for batch in _batches(source):
             if task.stopped():
-                show(counter.snapshot())
+                deliver()
                 return
+            known.rows += len(batch)
             if encoder is None:
-                _count_characters(batch, opened, counter)
+                _count_characters(batch, opened, counter, known)
             else:
                 encoder.count(batch)
             seen += sum(len(row.raw) + 1 for row in batch)
             task.progress(min(seen, source.bytes), source.bytes)
             if time.monotonic() - shown > 0.5:
                 shown = time.monotonic()
-                show(counter.snapshot())
-    show(counter.snapshot(whole=True))
+                deliver()
+    known.whole = True
+    deliver()
 
 
 def _batches(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
@@ -151,42 +128,42 @@ def _batches(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
         yield batch
 
 
-def _count_characters(batch: list[DataRow], opened: OpenFile, counter: _Counter) -> None:
+def _count_characters(batch: list[DataRow], opened: OpenFile, counter: LengthCounter, known: CountedLengths) -> None:
     lengths = []
     for row in batch:
-        counter.rows += 1
         example, _ = read_row(row, opened.file)
         if example is None:
-            counter.unusable += 1
+            known.unusable += 1
         else:
             turns = [turn for _, part in all_turns(example) for turn in part]
             lengths.append(len(example.text or "") + sum(len(turn.content) for turn in turns))
-    counter.lengths.add_texts(lengths)
+    counter.add_texts(lengths)
 
 
 class _Encoder:
     """Rows → what counts of their tokens."""
 
-    def __init__(self, opened: OpenFile, tokenizer: ChatTokenizer, counter: _Counter) -> None:
+    def __init__(
+        self, opened: OpenFile, tokenizer: ChatTokenizer, counter: LengthCounter, known: CountedLengths
+    ) -> None:
         from backprop.data.encode import Renderer
 
         self._file = opened.file
         self._names = Fields(opened.file.mapping)
         self._tokenizer = tokenizer
         self._renderer = Renderer(tokenizer)
-        self._counter = counter
+        self._counter, self._known = counter, known
 
     def count(self, batch: list[DataRow]) -> None:
         rendered = []
         for row in batch:
-            self._counter.rows += 1
             format = None if row.error is not None else format_of(row.value, self._file)
             try:
                 if format is not None:
                     rendered.append(self._renderer.render(row.value, format, self._names))
             except RowError:
                 pass  # counted below, with all others that cannot be used
-        self._counter.unusable += len(batch) - len(rendered)
+        self._known.unusable += len(batch) - len(rendered)
         for raw in (False, True):
             self._encode([item for item in rendered if item.raw == raw], raw)
 
@@ -200,16 +177,16 @@ class _Encoder:
             encoded = encode_row(item, encoding, self._tokenizer)
             trained = int(encoded.trained.sum())
             if not trained:
-                self._counter.unusable += 1
+                self._known.unusable += 1
                 continue
-            self._counter.trained += trained
-            self._counter.tokens += len(encoded.ids)
+            self._known.trained += trained
+            self._known.tokens += len(encoded.ids)
             if raw:
                 texts.append(len(encoded.ids))
             else:
                 chats.append(chat_size(encoded, self._tokenizer.bos_id))
-        self._counter.lengths.add_chats(chats)
-        self._counter.lengths.add_texts(texts)
+        self._counter.add_chats(chats)
+        self._counter.add_texts(texts)
 
 
 def edges(longest: int, limit: int, most: int) -> list[int]:
