@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
-from backprop.data.tokens import ChatTokenizer, Prepared, prepare
+from backprop.data.preprocess import Prepared, prepare
+from backprop.data.tokenizer import ChatTokenizer
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -70,6 +71,28 @@ def test_the_summary_counts_tokens_and_shows_the_first_row(ready: Callable[..., 
         ("\n", False),
     ]
     assert "answers end with <|im_end|>, which is trained" in summary.notes
+
+
+def test_the_fingerprint_names_the_samples_whatever_file_they_come_from(model_dir: ModelDir, tmp_path: Path) -> None:
+    rows = [pair("Who?", "Me."), pair("Why?", "So.")]
+    lines = write(tmp_path / "a.jsonl", rows)
+    first = prepare(lines, model_dir("chatml"), cache_dir=tmp_path / "one")
+    (tmp_path / "b.json").write_text(json.dumps([{"id": 7, **row} for row in rows], indent=3))
+    second = prepare(tmp_path / "b.json", model_dir("chatml"), cache_dir=tmp_path / "two", max_length=4096)
+    assert first.key != second.key
+    assert first.fingerprint == second.fingerprint
+    again = prepare(lines, model_dir("chatml"), cache_dir=tmp_path / "one")
+    assert (again.summary.cached, again.fingerprint) == (True, first.fingerprint)
+
+
+def test_the_fingerprint_differs_where_tokens_flags_or_borders_do(model_dir: ModelDir, tmp_path: Path) -> None:
+    def mark(rows: list[Any], **options: Any) -> str:
+        return prepare(write(tmp_path / "data.jsonl", rows), model_dir("chatml"), **options).fingerprint
+
+    rows = [pair("Who?", "Me."), pair("Why?", "So.")]
+    others = [mark(rows[::-1]), mark(rows, train_on_responses=False), mark([*rows, rows[0]]), mark(rows[:1])]
+    split, whole = mark([{"text": "a b c d e f"}], max_length=4), mark([{"text": "a b c d e f"}])
+    assert len({mark(rows), *others, split, whole}) == 7
 
 
 def test_a_row_too_long_loses_its_beginning_and_keeps_its_answer(

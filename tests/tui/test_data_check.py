@@ -12,9 +12,9 @@ from backprop.core import paths
 from backprop.core.errors import DatasetError
 from backprop.data.formats import FileFormat
 from backprop.data.parse import parse_json
+from backprop.data.preprocess import prepare
 from backprop.data.reader import Row
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.data.tokens import prepare
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from tiny_tokenizer import write_model
 
@@ -75,13 +75,13 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
     from backprop.data import validate
 
     seen = threading.Event()
-    real = validate.batches
+    real = validate._Checking.pieces
 
-    def slowly(source: object) -> Iterator[object]:
-        yield from real(source)
+    def slowly(self: validate._Checking) -> Iterator[int]:
+        yield from real(self)
         assert seen.wait(60)
 
-    monkeypatch.setattr(validate, "batches", slowly)
+    monkeypatch.setattr(validate._Checking, "pieces", slowly)
     async with DataApp(faulty).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
         await pilot.press("p")

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from backprop.core.location import is_hub_name
+from backprop.data.example import describe_mapping
 from backprop.data.fetched import find_fetched
-from backprop.data.formats import FileFormat, detect_file
-from backprop.data.mapping import describe_mapping
+from backprop.data.formats import FileFormat, file_format
 from backprop.data.reader import Source, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.dataset.tasks import Task
 from backprop_tui.text import rows_of, safe, short_number
-
-_SAMPLE_ROWS = 200
-_SAMPLE_BYTES = 4_000_000
 
 
 class OpenFile(Struct):
@@ -54,7 +48,7 @@ def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
     name = path if is_hub_name(path) else ""
     path = _fetched(name, task) if name else str(Path(path).expanduser())
     source = open_source(path, progress=task.progress, cancelled=task.stopped)
-    return OpenFile(path, source, detect_file(_sample(source)), name)
+    return OpenFile(path, source, file_format(source), name)
 
 
 def _fetched(name: str, task: Task[OpenFile]) -> str:
@@ -66,14 +60,3 @@ def _fetched(name: str, task: Task[OpenFile]) -> str:
         task.name = f"fetching {name}"
         found = fetch_dataset(name, task.progress, lambda engine: task.when_stopped(engine.stop))
     return found.path
-
-
-def _sample(source: Source) -> Iterator[tuple[int, Any]]:
-    """(line, value) of the first good rows, up to some megabytes."""
-    size = 0
-    for row in islice(source, _SAMPLE_ROWS):
-        size += len(row.raw)
-        if row.error is None:
-            yield row.line, row.value
-        if size > _SAMPLE_BYTES:
-            return

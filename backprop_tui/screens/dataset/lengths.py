@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from backprop.data.formats import RowError
-from backprop.data.lengths import LengthCounter, Lengths
-from backprop.data.mapping import Fields
+from backprop.data.example import Fields, RowError
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
+from backprop.data.truncate import LengthCounter, Lengths
 from msgspec import Struct, structs
 
 from backprop_tui.screens.dataset.file import OpenFile
@@ -22,7 +21,7 @@ from backprop_tui.text import Row, short_number
 from backprop_tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
-    from backprop.data.encode import Rendered
+    from backprop.data.encode import Renderer
     from backprop.data.tokenizer import ChatTokenizer
 
 _BATCH_ROWS = 500
@@ -88,9 +87,11 @@ class CountedLengths(Struct):
 
 def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> None:
     """Count the rows of a file, delivering what is known twice a second and at the end."""
+    from backprop.data.encode import Renderer
+
     counter = LengthCounter()
     known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
-    encoder = _Encoder(opened, tokenizer, counter, known) if tokenizer is not None else None
+    renderer = Renderer(tokenizer) if tokenizer is not None else None
 
     def deliver() -> None:
         task.deliver(structs.replace(known, lengths=counter.snapshot()))
@@ -102,10 +103,10 @@ def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[
                 deliver()
                 return
             known.rows += len(batch)
-            if encoder is None:
+            if renderer is None:
                 _count_characters(batch, opened, counter, known)
             else:
-                encoder.count(batch)
+                _count_tokens(batch, opened, renderer, counter, known)
             seen += sum(len(row.raw) + 1 for row in batch)
             task.progress(min(seen, source.bytes), source.bytes)
             if time.monotonic() - shown > 0.5:
@@ -140,53 +141,32 @@ def _count_characters(batch: list[DataRow], opened: OpenFile, counter: LengthCou
     counter.add_texts(lengths)
 
 
-class _Encoder:
-    """Rows → what counts of their tokens."""
+def _count_tokens(
+    batch: list[DataRow], opened: OpenFile, renderer: Renderer, counter: LengthCounter, known: CountedLengths
+) -> None:
+    from backprop.data.encode import encode_row
 
-    def __init__(
-        self, opened: OpenFile, tokenizer: ChatTokenizer, counter: LengthCounter, known: CountedLengths
-    ) -> None:
-        from backprop.data.encode import Renderer
-
-        self._file = opened.file
-        self._names = Fields(opened.file.mapping)
-        self._tokenizer = tokenizer
-        self._renderer = Renderer(tokenizer)
-        self._counter, self._known = counter, known
-
-    def count(self, batch: list[DataRow]) -> None:
-        rendered = []
-        for row in batch:
-            format = None if row.error is not None else format_of(row.value, self._file)
-            try:
-                if format is not None:
-                    rendered.append(self._renderer.render(row.value, format, self._names))
-            except RowError:
-                pass  # counted below, with all others that cannot be used
-        self._known.unusable += len(batch) - len(rendered)
-        for raw in (False, True):
-            self._encode([item for item in rendered if item.raw == raw], raw)
-
-    def _encode(self, rendered: list[Rendered], raw: bool) -> None:
-        from backprop.data.encode import encode_row
-        from backprop.data.fit import chat_size
-
-        chats, texts = [], []
-        encodings = self._tokenizer.encode([item.text for item in rendered], special=raw) if rendered else []
-        for item, encoding in zip(rendered, encodings, strict=True):
-            encoded = encode_row(item, encoding, self._tokenizer)
+    tokenizer, names = renderer.tokenizer, Fields(opened.file.mapping)
+    rendered, counted = [], []
+    for row in batch:
+        format = None if row.error is not None else format_of(row.value, opened.file)
+        try:
+            if format is not None:
+                rendered.append(renderer.render(row.value, format, names))
+        except RowError:
+            pass  # counted below, with all others that cannot be used
+    for raw in (False, True):
+        items = [item for item in rendered if item.raw == raw]
+        encodings = tokenizer.encode([item.text for item in items], special=raw) if items else []
+        for item, encoding in zip(items, encodings, strict=True):
+            encoded = encode_row(item, encoding, tokenizer)
             trained = int(encoded.trained.sum())
-            if not trained:
-                self._known.unusable += 1
-                continue
-            self._known.trained += trained
-            self._known.tokens += len(encoded.ids)
-            if raw:
-                texts.append(len(encoded.ids))
-            else:
-                chats.append(chat_size(encoded, self._tokenizer.bos_id))
-        self._counter.add_chats(chats)
-        self._counter.add_texts(texts)
+            if trained:
+                known.trained += trained
+                known.tokens += len(encoded.ids)
+                counted.append((item, encoded))
+    known.unusable += len(batch) - len(counted)
+    counter.add(counted, tokenizer.bos_id)
 
 
 def edges(longest: int, limit: int, most: int) -> list[int]:

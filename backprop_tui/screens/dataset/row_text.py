@@ -6,8 +6,8 @@ import json
 import re
 
 from backprop.core.errors import BackpropError
-from backprop.data.formats import Example, FileFormat, Format, RowError, Turn, convert, detect_fields
-from backprop.data.mapping import Fields
+from backprop.data.example import Example, Fields, Format, RowError, Turn
+from backprop.data.formats import FileFormat, convert, read_as, unknown_format
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct
 
@@ -16,7 +16,6 @@ from backprop_tui.text import SEVERITY, Row, many_lines, safe, split_lines
 PREVIEW = 400
 LONGEST_SHOWN = 200_000
 """Characters of one text that a view shows: a row of megabytes stays readable and quick."""
-_KINDS = {int: "a number", float: "a number", bool: "true or false", str: "a text", list: "a list", type(None): "null"}
 _LETTERS = {"system": "S", "user": "U", "assistant": "A", "tool": "T"}
 _ROLES = {"system": "warn+bold", "user": "info+bold", "assistant": "good+bold", "tool": "mark+bold"}
 _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|(-?\d[\d.eE+-]*)|(true|false|null)|([^"\d\w-]+|\S)')
@@ -24,9 +23,7 @@ _TOKEN = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?|(-?\d[\d.eE+-]*)|(true|false|nu
 
 def format_of(value: object, file: FileFormat) -> Format | None:
     """What a row is read as: its own format where the file mixes them, as training does."""
-    found = detect_fields(value, Fields(file.mapping))
-    # Pairs and judged answers are read as what the file is, so that the error names the field that is missing.
-    return file.format if found is None or file.format in ("preference", "kto") else found
+    return read_as(value, file.format, Fields(file.mapping))
 
 
 def read_row(row: DataRow, file: FileFormat) -> tuple[Example | None, RowError | None]:
@@ -35,9 +32,7 @@ def read_row(row: DataRow, file: FileFormat) -> tuple[Example | None, RowError |
         return None, row.error
     format = format_of(row.value, file)
     if format is None:
-        kind = _KINDS.get(type(row.value))
-        words = f"it is {kind}, not an object with fields" if kind else "its fields are no known format's"
-        return None, RowError("unknown_format", "", words)
+        return None, unknown_format(row.value)
     try:
         return convert(row.value, format, file.mapping), None
     except RowError as error:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from backprop.core.settings import EMBEDDED_MODEL
 from backprop.data.formats import FORMATS
-from backprop.data.opening import KINDS
-from backprop.data.to_jsonl import PACKED
+from backprop.data.reader import KINDS, PACKED
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal

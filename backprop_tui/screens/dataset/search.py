@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from backprop.core.errors import InputError
+from backprop.data.example import Fields
 from backprop.data.formats import FORMATS, FileFormat, detect_fields
-from backprop.data.mapping import Fields
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 

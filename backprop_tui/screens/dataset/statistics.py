@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backprop.data.mapping import describe_mapping
+from backprop.data.example import describe_mapping
 
 from backprop_tui.screens.dataset import perplexity
 from backprop_tui.screens.dataset.file import OpenFile

@@ -11,7 +11,8 @@ from backprop.core import paths
 from backprop.core.errors import ModelLoadError
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.settings import EMBEDDED_MODEL, RunConfig
-from backprop.data.formats import FileFormat, RowError
+from backprop.data.example import RowError
+from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
 from msgspec.structs import fields
 
@@ -22,6 +23,7 @@ from backprop_tui.text import Row, many_lines
 if TYPE_CHECKING:
     from backprop.data.encode import Token
     from backprop.data.tokenizer import ChatTokenizer
+    from backprop.data.truncate import Truncated
 
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
@@ -112,15 +114,17 @@ def token_lines(
         brackets: put trained tokens in brackets, for a terminal without colour.
     """
     from backprop.data.encode import explain_row
+    from backprop.data.truncate import truncate_value
 
     if row.error is not None:
         return problem_lines(row.error)
     try:
         format = format_of(row.value, file)
         tokens = explain_row(row.value, tokenizer, format=format, mapping=file.mapping)
+        cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    lines = [*_summary(tokens, tokenizer), *_cut(tokens, limit, tokenizer.bos_id, raw=format == "text"), []]
+    lines = [*_summary(tokens, tokenizer), *_cut(cut, limit), []]
     lines += _body(tokens[:MOST_TOKENS], brackets=brackets)
     if len(tokens) > MOST_TOKENS:
         lines.append([(f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "muted")])
@@ -165,20 +169,17 @@ def _ends(tokens: Sequence[Token]) -> list[Token]:
     ]
 
 
-def _cut(tokens: Sequence[Token], limit: int, bos_id: int | None, *, raw: bool) -> list[Row]:
-    """What training at this limit does to the row (the rule of ``backprop.data.fit``)."""
-    if len(tokens) <= limit:
+def _cut(cut: Truncated, limit: int) -> list[Row]:
+    """What training at this limit does to the row."""
+    if not cut.samples:
+        words = f"its last answer does not fit the limit of {limit:,}: the row is left out"
+    elif len(cut.samples) > 1:
+        words = f"longer than the limit of {limit:,}: the text is split into pieces"
+    elif cut.cut:
+        words = f"{cut.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"
+    else:
         return []
-    if raw:
-        return [[(f"! longer than the limit of {limit:,}: the text is split into pieces", "warn")]]
-    end = max((i + 1 for i, token in enumerate(tokens) if token.trained), default=0)
-    start = max((i + 1 for i, token in enumerate(tokens[:end]) if not token.trained), default=0)
-    head = int(bos_id is not None and tokens[0].id == bos_id and sum(token.id == bos_id for token in tokens) == 1)
-    first = max(end - limit + head, head)
-    if first >= start:
-        return [[(f"! its last answer does not fit the limit of {limit:,}: the row is left out", "warn")]]
-    words = f"{first - head:,} tokens are cut from its beginning to fit the limit of {limit:,}"
-    return [[(f"! {words}", "warn")]] if first > head else []
+    return [[(f"! {words}", "warn")]]
 
 
 def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Row]:

@@ -5,6 +5,7 @@ A folder per key; it is written aside and renamed, and believed only when sizes 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -37,13 +38,16 @@ class Prepared:
         offsets: sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; int64, ``len + 1`` values.
         lines: the file's line (or row number, from 1) that each sample comes from, int64.
         summary: the counted pre-flight, not yet stamped with run, sequence number and time.
-        key: names data, tokenizer, template, code and options together; hexadecimal.
+        key: names data, tokenizer, template, code and options together; hexadecimal. It says where the arrays are kept.
+        fingerprint: names the samples themselves (ids, trained flags and where each ends), whatever file, cache or
+            code they come from; hexadecimal. It says what is trained.
     """
 
-    def __init__(self, folder: Path, summary: DatasetPrepared, key: str) -> None:
+    def __init__(self, folder: Path, summary: DatasetPrepared, key: str, fingerprint: str) -> None:
         self.folder = folder
         self.summary = summary
         self.key = key
+        self.fingerprint = fingerprint
         self.ids: Ids = _map(folder, "ids")
         self.trained: Flags = _map(folder, "trained")
         self.offsets: Longs = _map(folder, "offsets")
@@ -72,6 +76,7 @@ class _Record(Struct):
     summary: DatasetPrepared
     sizes: dict[str, int]
     checksums: dict[str, int]
+    fingerprint: str
 
 
 def _map(folder: Path, name: str) -> npt.NDArray[Any]:
@@ -95,6 +100,7 @@ class Writer:
             name: (self._folder / f"{name}.bin").open("wb") for name in ("ids", "trained")
         }
         self._checksums = dict.fromkeys(_ARRAYS, 0)
+        self._hashes = {name: hashlib.sha256() for name in ("ids", "trained", "offsets")}
         self._offsets = array("q", [0])
         self._lines = array("q")
 
@@ -102,6 +108,7 @@ class Writer:
         for name, data in (("ids", ids.tobytes()), ("trained", trained.tobytes())):
             self._files[name].write(data)
             self._checksums[name] = zlib.crc32(data, self._checksums[name])
+            self._hashes[name].update(data)
         self._offsets.append(self._offsets[-1] + len(ids))
         self._lines.append(line)
 
@@ -115,19 +122,21 @@ class Writer:
             self._checksums[name] = zlib.crc32(data)
             self._files[name] = (self._folder / f"{name}.bin").open("wb")
             self._files[name].write(data)
+        self._hashes["offsets"].update(self._offsets.tobytes())
+        fingerprint = hashlib.sha256(b"".join(part.digest() for part in self._hashes.values())).hexdigest()
         sizes = {}
         for name, file in self._files.items():
             file.flush()
             os.fsync(file.fileno())
             sizes[name] = file.tell()
             file.close()
-        record = _Record(summary, sizes, self._checksums)
+        record = _Record(summary, sizes, self._checksums, fingerprint)
         with (self._folder / "summary.json").open("wb") as file:
             file.write(msgspec.json.encode(record))
             file.flush()
             os.fsync(file.fileno())
         self._promote()
-        return Prepared(self._final, summary, self._key)
+        return Prepared(self._final, summary, self._key, fingerprint)
 
     def _promote(self) -> None:
         """Rename into place. Another process may have finished the same work: its result is as good."""
@@ -156,7 +165,7 @@ def load(root: Path, key: str) -> Prepared | None:
             path = folder / f"{name}.bin"
             if path.stat().st_size != record.sizes[name] or _checksum(path) != record.checksums[name]:
                 return None
-        prepared = Prepared(folder, record.summary, key)
+        prepared = Prepared(folder, record.summary, key, record.fingerprint)
     except (OSError, msgspec.DecodeError, KeyError):
         return None
     prepared.summary.cached = True

@@ -16,8 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from backprop.core.errors import DatasetError, DatasetFormatError, DatasetNotFoundError
-from backprop.data.opening import KINDS
-from backprop.data.to_jsonl import PACKED
+from backprop.data.reader import KINDS, PACKED
 
 _NO_DATA = re.compile(
     r"(dataset_infos?|dataset_dict|state|config|metadata)\.json|(licen[cs]e|requirements|readme)\.txt", re.IGNORECASE
