@@ -13,7 +13,7 @@ from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.messages import Notice, RowsChanged
 from backprop_tui.screens.dataset.rows import RowTable
 from backprop_tui.screens.dataset.search import Test, row_test, scan, text_test
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tasks import Tasks
 from backprop_tui.text import rows_of, safe
 
 
@@ -69,6 +69,12 @@ class Browser(Vertical):
         """The row (index in the file) under the cursor."""
         return self.table.row_of(self.table.cursor) or 0
 
+    def where(self) -> str:
+        """Which of how many rows that is."""
+        if self.opened is None or not self.table.count:
+            return ""
+        return f"{self.table.cursor + 1:,} of {'' if self.opened.source.complete else '> '}{self.table.count:,}"
+
     def last(self) -> None:
         """Go to the last row; while rows are still being found, the last known one and on with it."""
         if self.opened is not None:
@@ -84,11 +90,7 @@ class Browser(Vertical):
             self.table.cursor = 0
         elif number.isdecimal() and opened is not None:
             line, find = int(number), opened.source.find
-
-            def go(task: Task[int]) -> None:
-                task.deliver(find(line))
-
-            self._tasks.begin("go", f"going to line {line:,}", go, self.go_to_row)
+            self._tasks.begin("go", f"going to line {line:,}", lambda _: find(line), self.go_to_row)
         else:
             self.post_message(Notice(f"{text!r} is no line number"))
 
@@ -123,10 +125,12 @@ class Browser(Vertical):
         else:
             self.table.cursor = 0
 
-        def look(task: Task[bool]) -> None:
-            task.deliver(scan(path, test, hits, task))
-
-        self._tasks.begin(kind, f"{kind} {safe(words)!r}", look, lambda whole: self._scanned(kind, whole=whole))
+        self._tasks.begin(
+            kind,
+            f"{kind} {safe(words)!r}",
+            lambda task: scan(path, test, hits, task),
+            lambda whole: self._scanned(kind, whole=whole),
+        )
 
     def _scanned(self, kind: str, *, whole: bool) -> None:
         """The file was looked at: all of it, or until a person stopped it."""

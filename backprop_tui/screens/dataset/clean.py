@@ -27,7 +27,7 @@ def write_copy(
 ) -> None:
     """Write a copy without unusable and repeated rows, and without what ``words`` name."""
 
-    def write(task: Task[CleanResult]) -> None:
+    def write(task: Task[CleanResult]) -> CleanResult:
         from backprop.data.clean import clean_file
 
         rules = rules_from(words)
@@ -35,7 +35,7 @@ def write_copy(
             raise InputError(
                 "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
             )
-        task.deliver(clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped))
+        return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
 
     tasks.begin("clean", "writing the cleaned copy", write, then)
 

@@ -7,12 +7,25 @@ from pathlib import Path
 from backprop.core.location import is_hub_name
 from backprop.data.example import describe_mapping
 from backprop.data.fetched import find_fetched
-from backprop.data.formats import FileFormat, file_format
-from backprop.data.reader import Source, open_source
+from backprop.data.formats import FORMATS, FileFormat, file_format
+from backprop.data.reader import KINDS, PACKED, Source, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.dataset.tasks import Task
-from backprop_tui.text import rows_of, safe, short_number
+from backprop_tui.text import Row, rows_of, safe, short_number
+
+ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))
+WELCOME: list[Row] = [
+    [("No dataset is open", "strong+bold")],
+    [],
+    [("Press o and name a file; tab completes the path.", "text")],
+    [("A name of the Hugging Face Hub (owner/name) is fetched first.", "text")],
+    [],
+    [("files   ", "muted"), (", ".join(KINDS), "text"), (", each also .gz or .zst", "text")],
+    [("rows    ", "muted"), (", ".join(FORMATS), "text")],
+    [],
+    [("The format is found from the rows. Your file is never changed.", "muted")],
+]
 
 
 class OpenFile(Struct):
@@ -46,7 +59,7 @@ def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
         BackpropError: the file as a whole cannot be read, with what to do.
     """
     name = path if is_hub_name(path) else ""
-    path = _fetched(name, task) if name else str(Path(path).expanduser())
+    path = _fetched(name, task) if name else str(Path(path.strip("'\"")).expanduser())
     source = open_source(path, progress=task.progress, cancelled=task.stopped)
     return OpenFile(path, source, file_format(source), name)
 

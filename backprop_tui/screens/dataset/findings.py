@@ -57,7 +57,7 @@ class FindingsPane(ListView):
     def check(self, opened: OpenFile) -> None:
         """Check every row of a file, in a thread."""
 
-        def check(task: Task[_Found]) -> None:
+        def check(task: Task[_Found]) -> _Found:
             from backprop.data.validate import validate
 
             told, known = time.monotonic(), 0
@@ -69,7 +69,7 @@ class FindingsPane(ListView):
                     task.deliver((list(problems), dict(counts), None))
 
             found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
-            task.deliver((found.problems, found.problem_counts, found))
+            return found.problems, found.problem_counts, found
 
         self._unit = opened.source.unit
         self._say("checking every row …")

@@ -13,7 +13,7 @@ from backprop.data.truncate import LengthCounter, Lengths
 from msgspec import Struct, structs
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import Notice
+from backprop_tui.screens.dataset.messages import Notice, RowsChanged
 from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
@@ -63,6 +63,16 @@ class LengthsPane(TextView):
         further = [at for at in LIMITS if at > limit] if by > 0 else [at for at in reversed(LIMITS) if at < limit]
         return further[0] if further else limit
 
+    def set_limit(self, text: str) -> None:
+        """Look at the rows at another limit."""
+        number = text.replace(",", "")
+        if number.isdecimal() and int(number) >= LIMITS[0]:
+            self._chosen.limit = int(number)
+            self.redraw()
+            self.post_message(RowsChanged())
+        else:
+            self.post_message(Notice(f"{text!r}: a whole number of tokens from {LIMITS[0]} is needed"))
+
     def content(self, width: int) -> list[Row]:
         if self.counted is None:
             return [[("counting …", "muted")]]
@@ -85,23 +95,19 @@ class CountedLengths(Struct):
     """True when every row was counted."""
 
 
-def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> None:
-    """Count the rows of a file, delivering what is known twice a second and at the end."""
+def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> CountedLengths:
+    """Count the rows of a file, delivering what is known twice a second."""
     from backprop.data.encode import Renderer
 
     counter = LengthCounter()
     known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
     renderer = Renderer(tokenizer) if tokenizer is not None else None
 
-    def deliver() -> None:
-        task.deliver(structs.replace(known, lengths=counter.snapshot()))
-
     seen, shown = 0, time.monotonic()
     with open_source(opened.path) as source:
         for batch in _batches(source):
             if task.stopped():
-                deliver()
-                return
+                break
             known.rows += len(batch)
             if renderer is None:
                 _count_characters(batch, opened, counter, known)
@@ -111,9 +117,8 @@ def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[
             task.progress(min(seen, source.bytes), source.bytes)
             if time.monotonic() - shown > 0.5:
                 shown = time.monotonic()
-                deliver()
-    known.whole = True
-    deliver()
+                task.deliver(structs.replace(known, lengths=counter.snapshot()))
+    return structs.replace(known, lengths=counter.snapshot(), whole=not task.stopped())
 
 
 def _batches(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:

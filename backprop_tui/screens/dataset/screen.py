@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop.core.settings import EMBEDDED_MODEL
-from backprop.data.formats import FORMATS
-from backprop.data.reader import KINDS, PACKED
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -18,17 +16,17 @@ from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dataset import KEYS
 from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import HELP, result_lines, write_copy
-from backprop_tui.screens.dataset.file import OpenFile, open_file
+from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
-from backprop_tui.screens.dataset.lengths import LIMITS, LengthsPane
+from backprop_tui.screens.dataset.lengths import LengthsPane
 from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.statistics import statistics_lines
-from backprop_tui.screens.dataset.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
-from backprop_tui.text import Row, safe
+from backprop_tui.text import safe
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
@@ -37,25 +35,12 @@ from backprop_tui.widgets.text_view import TextView
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult
 
-ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))
-WELCOME: list[Row] = [
-    [("No dataset is open", "strong+bold")],
-    [],
-    [("Press o and name a file; tab completes the path.", "text")],
-    [("A name of the Hugging Face Hub (owner/name) is fetched first.", "text")],
-    [],
-    [("files   ", "muted"), (", ".join(KINDS), "text"), (", each also .gz or .zst", "text")],
-    [("rows    ", "muted"), (", ".join(FORMATS), "text")],
-    [],
-    [("The format is found from the rows. Your file is never changed.", "muted")],
-]
-
 
 class DataScreen(BaseScreen):
     """Browse and check one dataset file.
 
     Args:
-        path: the file to open at once.
+        wanted_path: the file to open at once; later the one that was asked for last.
     """
 
     NAME, KEYS = "data", KEYS
@@ -63,9 +48,9 @@ class DataScreen(BaseScreen):
     CSS_PATH = "screen.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, wanted_path: str = "") -> None:
         super().__init__()
-        self.wanted_path = path
+        self.wanted_path = wanted_path
         self.tasks = Tasks(self)
         self.chosen = Chosen()
         self.notice = ""
@@ -125,19 +110,10 @@ class DataScreen(BaseScreen):
     def _show_words(self) -> None:
         title = self.opened.words(self.browser.shown()) if self.opened is not None else "Data"
         self._title.show([(title, "text")], [])
-        self._status.show([(self._status_words(), "text")], [])
+        finding = () if self.opened is None or self.opened.source.complete else ("finding all rows",)
+        words = (self.browser.where(), self.tasks.words(*finding), self.notice)
+        self._status.show([("  ".join(word for word in words if word), "text")], [])
         self.show_keys()
-
-    def _status_words(self) -> str:
-        tasks = self.tasks.running()
-        running, where = [task.words() for task in tasks], ""
-        if self.opened is not None and not self.opened.source.complete:
-            running.append("finding all rows")
-        if self.opened is not None and self.table.count:
-            many = f"{'' if self.opened.source.complete else '> '}{self.table.count:,}"
-            where = f"{self.table.cursor + 1:,} of {many}"
-        stop = " (x stops it)" if tasks else ""
-        return "  ".join(word for word in (where, "; ".join(running) + stop, self.notice) if word)
 
     def useful_keys(self) -> list[Key]:
         inside = self.has_class("-inside")
@@ -169,8 +145,6 @@ class DataScreen(BaseScreen):
 
     @on(RowsChanged)
     def _rows_changed(self) -> None:
-        if self.findings.found is not None:
-            self.table.forget()
         self.flush()
         self.show_detail(again=True)
 
@@ -209,28 +183,23 @@ class DataScreen(BaseScreen):
     # Opening
 
     def action_open(self) -> None:
-        start = self.opened.path if self.opened and not self.opened.fetched else ""
         self._prompt.ask(
             "Open a dataset file, or owner/name of the Hugging Face Hub",
             lambda path: self.open_path(path) if path else None,
-            start,
+            self.wanted_path,
             endings=ENDINGS,
             help="tab completes · enter opens · esc leaves",
         )
 
     def open_path(self, path: str) -> None:
         """Open a file in place of the one on screen."""
-        self.notice = ""
-
-        def load(task: Task[OpenFile]) -> None:
-            task.deliver(open_file(path, task))
-
-        self.tasks.begin("open", f"opening {path}", load, self._show_file)
+        self.notice, self.wanted_path = "", path
+        self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
 
     def _show_file(self, opened: OpenFile) -> None:
         """Everything begins anew, but for the model and the limit."""
-        self.tasks.forget("clean")
+        self.tasks.forget("clean", "check", "lengths", "score")
         for pane in (self.findings, self.lengths, self.scores):
             pane.forget()
         self.notice = ""
@@ -257,13 +226,10 @@ class DataScreen(BaseScreen):
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
-        self.table.focus()
-        event.then(event.text)
-
-    @on(Prompt.Left)
-    def _prompt_left(self) -> None:
-        if self.opened is not None:
+        if self.opened is not None or event.text is not None:
             self.table.focus()
+        if event.text is not None:
+            event.then(event.text)
 
     def action_stop_work(self) -> None:
         """Stop everything that is running in the background."""
@@ -375,23 +341,10 @@ class DataScreen(BaseScreen):
             self.lengths.count(self.opened)
 
     def action_limit(self, by: int) -> None:
-        self._set_limit(self.lengths.next_limit(by))
+        self.lengths.set_limit(str(self.lengths.next_limit(by)))
 
     def action_ask_limit(self) -> None:
-        self._prompt.ask("Longest row in tokens", self._take_limit, str(self.chosen.limit))
-
-    def _take_limit(self, text: str) -> None:
-        number = text.replace(",", "")
-        if number.isdecimal() and int(number) >= LIMITS[0]:
-            self._set_limit(int(number))
-        else:
-            self.say(f"{text!r}: a whole number of tokens from {LIMITS[0]} is needed")
-
-    def _set_limit(self, limit: int) -> None:
-        self.chosen.limit = limit
-        self.lengths.redraw()
-        if self.detail.as_tokens:
-            self.show_detail(again=True)
+        self._prompt.ask("Longest row in tokens", self.lengths.set_limit, str(self.chosen.limit))
 
     def action_scores(self) -> None:
         """The rows by how hard the model finds them."""

@@ -80,12 +80,12 @@ class Tasks:
         self._takers: dict[str, Callable[[Any], object]] = {}
 
     def begin(
-        self, work: str, words: str, function: Callable[[Task[Value]], object], take: Callable[[Value], object]
+        self, work: str, words: str, function: Callable[[Task[Value]], Value | None], take: Callable[[Value], object]
     ) -> None:
         """Run ``function`` in a thread as the one piece of ``work``; what ran under that name before is forgotten.
 
-        What it delivers is given to ``take`` by the screen; what it raises is posted as ``Failed``: a defect in a
-        thread does not end the application.
+        What it delivers, and what it returns, is given to ``take`` by the screen; what it raises is posted as
+        ``Failed``: a defect in a thread does not end the application.
         """
         self.forget(work)
         task: Task[Value] = Task(words)
@@ -94,7 +94,8 @@ class Tasks:
 
         def run() -> None:
             try:
-                function(task)
+                if (value := function(task)) is not None:
+                    task.deliver(value)
             except BackpropError as error:
                 if not task.stopped():
                     self._owner.post_message(Failed(work, error))
@@ -132,6 +133,11 @@ class Tasks:
     def running(self) -> list[Task[Any]]:
         """What goes on, the oldest first."""
         return [task for task in self._tasks.values() if not task.ended]
+
+    def words(self, *more: str) -> str:
+        """What goes on, in one line, and what more does that cannot be stopped."""
+        running = [task.words() for task in self.running()]
+        return "; ".join([*running, *more]) + (" (x stops it)" if running else "")
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:

@@ -56,13 +56,13 @@ class Chosen:
         """Load the tokenizer of a model in a thread."""
         self.tokenizer = self.why_none = None
 
-        def load(task: Task[ChatTokenizer | ModelLoadError]) -> None:
+        def load(_: Task[ChatTokenizer | ModelLoadError]) -> ChatTokenizer | ModelLoadError:
             from backprop.data.tokenizer import ChatTokenizer
 
             try:
-                task.deliver(ChatTokenizer.load(find_tokenizer(name)))
+                return ChatTokenizer.load(find_tokenizer(name))
             except ModelLoadError as error:
-                task.deliver(error)
+                return error
 
         def take(found: ChatTokenizer | ModelLoadError) -> None:
             self.model = name
