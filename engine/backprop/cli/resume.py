@@ -12,6 +12,7 @@ from backprop.cli.runs import find_run
 from backprop.cli.shared_options import json_and_verbose
 from backprop.cli.train import continue_run, setting_options
 from backprop.core.errors import InputError
+from backprop.core.settings import override
 from backprop.runs import engine_client
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -49,16 +50,13 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
     Settings are those of RUN where no flag says otherwise.
     """
     directory = RunDirectory(find_run(run))
-    checkpoint = _checkpoint(directory, step)
-    values = {**msgspec.to_builtins(directory.read_record().config), **options.gather(given)}
-    if "steps" in options.gather(given):
-        values["epochs"] = None
-    config = options.configure(values)
+    record = directory.find_record()
+    checkpoint = _checkpoint(CheckpointStore(directory.checkpoints, record.run_id), step)
+    config = options.configure(override(msgspec.to_builtins(record.config), options.gather(given)))
     return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))
 
 
-def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
-    store = CheckpointStore(directory.checkpoints, directory.read_record().run_id)
+def _checkpoint(store: CheckpointStore, step: int | None) -> Checkpoint:
     if step is None:
         return store.require_valid()[0]
     for checkpoint in reversed(store.checkpoints()):
@@ -66,5 +64,5 @@ def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
             return checkpoint
     there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
     raise InputError(
-        f"run {directory.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
+        f"run {store.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
     )
