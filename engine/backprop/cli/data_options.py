@@ -44,7 +44,7 @@ class Progress:
 
 def read_mapping(pairs: tuple[str, ...]) -> dict[str, str] | None:
     """``--map`` as part → field, ``None`` where it was not given."""
-    from backprop.data.mapping import PARTS, unknown_parts
+    from backprop.data.example import PARTS, unknown_parts
 
     mapping = {}
     for pair in pairs:

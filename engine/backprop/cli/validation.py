@@ -70,7 +70,7 @@ def _tokens(
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
-    from backprop.data.tokens import prepare
+    from backprop.data.preprocess import prepare
 
     progress = Progress("counting tokens")
     try:

@@ -59,5 +59,5 @@ def dataset_cache(name: str) -> Path:
 
 
 def token_cache() -> Path:
-    """Directory of tokenised datasets, one folder per key (see ``backprop.data.tokens``)."""
+    """Directory of tokenised datasets, one folder per key (see ``backprop.data.preprocess``)."""
     return cache_dir() / "tokens"

@@ -15,7 +15,7 @@ from backprop.core import events
 from backprop.core.errors import DatasetValidationError, InvalidSettingError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.settings import RunConfig
-from backprop.data import tokens
+from backprop.data import preprocess as tokens
 from backprop.data.split import held_out_rows
 from backprop.fetch import datasets
 from backprop.train import model as models

@@ -21,7 +21,7 @@ from msgspec import Struct
 from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
 from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
-from backprop.data import tokens
+from backprop.data import preprocess as tokens
 from backprop.data.writing import whole_file
 from backprop.worker.job import Send, run_job
 

@@ -14,9 +14,9 @@ from transformers import set_seed
 from backprop.core import events
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
-from backprop.data import tokens
+from backprop.data import preprocess as tokens
 from backprop.fetch.models import fetch_model
-from backprop.hardware.condition import Thresholds
+from backprop.hardware.thermal import Thresholds
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
