@@ -151,8 +151,8 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
         cause: BaseException = usage
     except BackpropError as known:
         error = cause = known
-    except OSError as refused:
-        error, cause = _refused(refused), refused
+    except OSError as system:
+        error, cause = refused(system), system
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
@@ -171,7 +171,7 @@ def _drop(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _refused(error: OSError) -> BackpropError:
+def refused(error: OSError) -> BackpropError:
     """What the system would not do, as an error of its own: a disk, a permission or a name is no defect here."""
     from backprop.core.settings import shown
 
