@@ -40,12 +40,12 @@ class Interrupts:
 def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
     """Start a run and show it to its end; the exit code."""
     link = engine_client.start(config, kind, forked_from)
-    from backprop.runs.index import RunIndex
-
-    with RunIndex() as index:
-        index.add(link.directory.path)
-    # The engine speaks when its libraries are imported, seconds from now.
+    # First of all: whatever fails from here on, the person knows what trains. The engine speaks seconds from now.
     output.narrate(f"starting the engine of run {link.run_id}")
+    from backprop.cli.runs import open_index
+
+    with open_index() as index:
+        index.add(link.directory.path)
     return follow(link, as_json=as_json, verbose=verbose)
 
 
@@ -102,7 +102,7 @@ def _pass_on(link: EngineClient, times: int) -> None:
 
 
 def _exit_code(link: EngineClient, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
-    if state.failed is not None:
+    if state.failed is not None and state.last_event_at >= link.launched_at:
         failed = state.failed
         error = error_for(failed.code, failed.message, failed.hint, failed.retryable)
         if verbose and failed.traceback:
@@ -112,6 +112,6 @@ def _exit_code(link: EngineClient, state: RunState, interrupts: int, as_json: bo
         return error.exit_code
     if interrupts:
         return EXIT_INTERRUPTED
-    if state.finished is None:
+    if state.finished is None or state.last_event_at < link.launched_at:  # an end of before is not this engine's
         raise link.crash()
     return EXIT_INTERRUPTED if state.finished.status == "interrupted" else EXIT_OK
