@@ -34,9 +34,12 @@ def main() -> None:
     try:
         # No words, no time spent on the options they could be.
         sys.exit(_understood(arguments) if arguments else show(None, None))
-    except BackpropError as error:
-        output.show_error(error, as_json=False)
-        sys.exit(error.exit_code)
+    except (BackpropError, OSError) as error:
+        from backprop.cli.main import refused
+
+        known = refused(error) if isinstance(error, OSError) else error
+        output.show_error(known, as_json=False)
+        sys.exit(known.exit_code)
 
 
 def show(config: RunConfig | None, run: Path | None) -> int:
@@ -57,6 +60,7 @@ def show(config: RunConfig | None, run: Path | None) -> int:
 
 def farewell(app: BackpropApp) -> None:
     """Print what a person wants to keep from the screen that is gone."""
+    from backprop.cli import output
     from backprop.runs.describe import number
 
     watch = app.watched
@@ -65,10 +69,10 @@ def farewell(app: BackpropApp) -> None:
     state = watch.state
     loss = f", loss {number(state.final_loss)}" if state.step else ""
     steps = f"step {state.step}/{state.total_steps}" if state.total_steps else "no step yet"
-    print(f"run {state.run_id}: {state.status}, {steps}{loss}")
-    print(f"directory: {watch.path}")
+    output.line(output.inline(f"run {state.run_id}: {state.status}, {steps}{loss}"))
+    output.line(output.inline(f"directory: {watch.path}"))
     verb = "watch it again" if watch.live else "look at it again"
-    print(f"{verb}: backprop-tui --attach {state.run_id}")
+    output.line(output.inline(f"{verb}: backprop-tui --attach {state.run_id}"))
 
 
 def _understood(arguments: list[str]) -> int:

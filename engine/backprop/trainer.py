@@ -21,8 +21,9 @@ import msgspec
 from backprop.core import events as ev
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
+from backprop.core.paths import expand
 from backprop.core.presets import default_model
-from backprop.core.settings import RunConfig, config_from, locate
+from backprop.core.settings import RunConfig, config_from, locate, locate_model, override
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
@@ -32,6 +33,12 @@ from backprop.runs.state import RunState
 
 _LOOK = 0.5
 """Seconds to wait for an event before looking again whether the engine lives."""
+_TABLES = {
+    "to_dict('records')": ("iloc", "to_dict"),
+    "to_dicts()": ("columns", "to_dicts"),
+    "to_pylist()": ("schema", "to_pylist"),
+}
+"""How a table of pandas, polars and pyarrow gives its rows, and what it is known by."""
 _IN_MEMORY = "rows from memory"
 """Stands for the path until the rows are in the run's directory."""
 
@@ -109,7 +116,7 @@ class Trainer:
         """
         given = {"steps": steps, "epochs": epochs, "samples": samples}
         chosen = {name: value for name, value in given.items() if value is not None}
-        config = config_from({**msgspec.to_builtins(self.config), **chosen})
+        config = config_from(override(msgspec.to_builtins(self.config), chosen))
         engine = _start(config, dataset)
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
         run = _Watch(engine, callback or TrainingCallback()).to_the_end()
@@ -124,7 +131,7 @@ class Trainer:
         """
         if self.last_run is None or not self.last_run.output_path:
             raise InputError("there is no adapter to save yet", hint="call train() first")
-        target = Path(path).expanduser().absolute()
+        target = expand(path)
         if target.exists() and not (target / "adapter_config.json").is_file() and any(target.iterdir()):
             raise InputError(f"{target} holds something that is no adapter", hint="save into a new folder")
         with new_folder(target) as folder:
@@ -145,8 +152,8 @@ def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
     else:
-        output = str(Path(config.output_dir).expanduser().absolute())
-        config = msgspec.structs.replace(config, output_dir=output)
+        output, model = str(expand(config.output_dir)), locate_model(config.model)
+        config = msgspec.structs.replace(config, output_dir=output, model=model)
         directory = RunDirectory.create(config)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
@@ -156,6 +163,8 @@ def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping
         directory.update_record(config=msgspec.structs.replace(config, data=str(rows)))
     with RunIndex() as index:
         index.add(directory.path)
+        if index.trouble:
+            print(index.trouble, file=sys.stderr)
     return engine_client.launch(directory)
 
 
@@ -165,9 +174,7 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     Raises:
         DatasetFormatError: something is no row, or a value that JSON cannot hold.
     """
-    if isinstance(rows, Mapping):
-        names = ", ".join(map(str, rows))
-        raise DatasetFormatError(f"this is several datasets ({names}), not one", hint="pass one of them: data['train']")
+    rows = _by_rows(rows)
     encoder = msgspec.json.Encoder(enc_hook=_plain)
     with path.open("wb") as file:
         for number, row in enumerate(rows, 1):
@@ -181,6 +188,29 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
                     f"row {number} cannot be written as JSON: {error}", hint="keep text, numbers and lists of them"
                 ) from error
     return path
+
+
+def _by_rows(data: Any) -> Iterable[Any]:
+    """Rows, also of a mapping of columns.
+
+    Raises:
+        DatasetFormatError: it is something else that holds rows; the hint says how to pass it.
+    """
+    for call, names in _TABLES.items():
+        if all(hasattr(data, name) for name in names):
+            raise DatasetFormatError("a table is not read row by row", hint=f"pass its rows: table.{call}")
+    if not isinstance(data, Mapping):
+        return data  # type: ignore[no-any-return]
+    named = ", ".join(map(str, data))
+    columns = list(data.values())
+    if any(isinstance(column, str) or not hasattr(column, "__len__") for column in columns):
+        raise DatasetFormatError(f"this is one row ({named}), not several", hint="put it into a list")
+    if all(isinstance(next(iter(column), {}), Mapping) for column in columns):
+        raise DatasetFormatError(f"this is several datasets ({named}), not one", hint="pass one of them: data['train']")
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in data.items())
+        raise DatasetFormatError(f"the columns differ in length: {lengths}", hint="give each row one value in each")
+    return (dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True))
 
 
 def _plain(value: Any) -> Any:

@@ -40,12 +40,12 @@ class Interrupts:
 def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
     """Start a run and show it to its end; the exit code."""
     engine = engine_client.start(config, kind, forked_from)
-    from backprop.runs.index import RunIndex
-
-    with RunIndex() as index:
-        index.add(engine.directory.path)
-    # The first event comes when the engine has imported its libraries, seconds from now.
+    # First of all: whatever fails from here on, the person knows what trains. Its first event comes seconds from now.
     output.narrate(f"starting the engine of run {engine.run_id}")
+    from backprop.cli.runs import open_index
+
+    with open_index() as index:
+        index.add(engine.directory.path)
     return follow(engine, as_json=as_json, verbose=verbose)
 
 
@@ -102,7 +102,7 @@ def _pass_on(engine: EngineClient, times: int) -> None:
 
 
 def _exit_code(engine: EngineClient, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
-    if state.failed is not None:
+    if state.failed is not None and state.last_event_at >= engine.launched_at:
         failed = state.failed
         if verbose and failed.traceback:
             output.narrate(failed.traceback.rstrip())
@@ -111,6 +111,6 @@ def _exit_code(engine: EngineClient, state: RunState, interrupts: int, as_json: 
         return failed.error().exit_code
     if interrupts:
         return EXIT_INTERRUPTED
-    if state.finished is None:
+    if state.finished is None or state.last_event_at < engine.launched_at:  # an end of before is not this engine's
         raise engine.crash()
     return EXIT_INTERRUPTED if state.finished.status == "interrupted" else EXIT_OK

@@ -6,11 +6,12 @@ and, where something went wrong, one error with its code and the next thing to d
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import click
 
@@ -148,31 +149,44 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
         output.narrate("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has left; the interpreter's last flush must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)  # whoever read has left
         return EXIT_OK
     except click.ClickException as usage:
         error: BackpropError = _usage_error(usage)
         cause: BaseException = usage
     except BackpropError as known:
         error = cause = known
-    except OSError as refused:
-        error, cause = _refused(refused), refused
+    except OSError as system:
+        error, cause = refused(system), system
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
-    output.show_error(error, as_json, cause if verbose else None)
+    try:
+        output.show_error(error, as_json, cause if verbose else None)
+        sys.stdout.flush()
+    except OSError:
+        _drop(sys.stdout)  # its disk is full: what is left in it cannot be written at exit either
+        with contextlib.suppress(OSError):
+            output.show_error(error, as_json=False)
     return error.exit_code
 
 
-def _refused(error: OSError) -> BackpropError:
+def _drop(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that the interpreter's last flush does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def refused(error: OSError) -> BackpropError:
     """What the system would not do, as an error of its own: a disk, a permission or a name is no defect here."""
+    from backprop.core.settings import shown
+
     if error.filename is None and error.errno == errno.ENOENT:
         return InputError("the working directory is gone", hint="change to one that exists: cd")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"a name is longer than the file system allows: {shown(error.filename)}", hint="shorten it")
     hint = {
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space",
-        errno.ENAMETOOLONG: "choose a shorter name",
         errno.EACCES: "look at the permissions of the path",
         errno.EPERM: "look at the permissions of the path",
         errno.EROFS: "write somewhere else",

@@ -14,8 +14,7 @@ from backprop.core.settings import RunConfig, override
 from backprop.demo import demo_config
 
 if TYPE_CHECKING:
-    from backprop.runs.checkpoints import Checkpoint
-    from backprop.runs.directory import RunDirectory
+    from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 
 
 @click.command
@@ -113,19 +112,17 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
     """
     from backprop.cli import follow
     from backprop.cli.runs import find_run
+    from backprop.runs.checkpoints import CheckpointStore
     from backprop.runs.directory import RunDirectory
 
     directory = RunDirectory(find_run(run))
-    checkpoint = _checkpoint(directory, step)
-    settings = msgspec.to_builtins(directory.read_record().config)
-    config = options.configure(override(settings, options.gather(given)))
+    record = directory.find_record()
+    checkpoint = _checkpoint(CheckpointStore(directory.checkpoints, record.run_id), step)
+    config = options.configure(override(msgspec.to_builtins(record.config), options.gather(given)))
     return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))
 
 
-def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
-    from backprop.runs.checkpoints import CheckpointStore
-
-    store = CheckpointStore(directory.checkpoints, directory.read_record().run_id)
+def _checkpoint(store: CheckpointStore, step: int | None) -> Checkpoint:
     if step is None:
         return store.require_valid()[0]
     for checkpoint in reversed(store.checkpoints()):
@@ -133,5 +130,5 @@ def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
             return checkpoint
     there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
     raise InputError(
-        f"run {directory.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
+        f"run {store.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
     )

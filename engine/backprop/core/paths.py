@@ -6,11 +6,31 @@ writes only to the output directory that the person named.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import platformdirs
 
+from backprop.core.errors import InputError
+
 APP = "backprop"
+
+
+def expand(text: str | os.PathLike[str]) -> Path:
+    """The absolute path that a person means by ``text``, ``~`` and ``~user`` included.
+
+    Raises:
+        InputError: there is no such user, or the working directory is gone.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no home directory of {path.parts[0]}", hint="write the path out") from None
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: the working directory is gone", hint="change to one that exists, or give an absolute path"
+        ) from None
 
 
 def cache_dir() -> Path:

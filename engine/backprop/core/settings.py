@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from backprop.core.datasets import is_hub_name
 from backprop.core.errors import DatasetNotFoundError, InvalidSettingError
+from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
 LARGEST = 2**53
@@ -246,17 +247,35 @@ def locate(config: RunConfig) -> RunConfig:
     Raises:
         DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
     """
-    data = Path(config.data).expanduser().absolute()
-    if not data.is_file() and not is_hub_name(config.data):
+    data = expand(config.data)
+    is_file = _is_file(data)
+    if not is_file and not is_hub_name(config.data):
         raise _no_data(data)
     changes = {
-        "data": str(data) if data.is_file() else config.data,
-        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
+        "data": str(data) if is_file else config.data,
+        "output_dir": str(expand(config.output_dir)),
+        "model": locate_model(config.model),
     }
-    model = Path(config.model).expanduser()
-    if config.model not in MODEL_PRESETS and model.is_dir():
-        changes["model"] = str(model.absolute())
     return msgspec.structs.replace(config, **changes)
+
+
+def locate_model(name: str) -> str:
+    """The absolute path of a model's folder; a preset, or a name on the Hugging Face Hub, as it is.
+
+    Raises:
+        InputError: the path begins in the home directory of somebody unknown.
+    """
+    if name in MODEL_PRESETS:
+        return name
+    folder = expand(name)
+    return str(folder) if folder.is_dir() else name
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _no_data(data: Path) -> DatasetNotFoundError:
@@ -264,6 +283,9 @@ def _no_data(data: Path) -> DatasetNotFoundError:
     if data.is_dir():
         hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
         return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
+    if data.exists():
+        hint = "it would have to be read twice: write it into a file first"
+        return DatasetNotFoundError(f"{data} is a pipe or a device, not a file", hint=hint, details=details)
     beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
     near = difflib.get_close_matches(data.name, beside, n=1)
     hint = f"did you mean {data.parent / near[0]}?" if near else "look at the path of the data"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import assert_never
 
 from backprop.core import events as ev
@@ -16,6 +17,12 @@ PHASES = {
     "cooling": "cooling down",
     "finishing": "finishing",
 }
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as a local date and time of day; 0 is not known."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "unknown"
+
 
 _FOR_EVER = 10**11
 """Seconds that nothing takes: a damaged file says so."""

@@ -30,6 +30,7 @@ from msgspec import Struct
 from backprop.core.errors import BackpropError, ConfigurationError, RunError
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import open_regular, read_json, write_file
+from backprop.core.paths import expand
 from backprop.core.settings import RunConfig
 from backprop.runs import journal
 
@@ -82,7 +83,7 @@ class RunDirectory:
             ConfigurationError: the output directory cannot be made or written.
         """
         run_id = secrets.token_hex(6)
-        directory = cls(Path(config.output_dir).expanduser() / run_id)
+        directory = cls(expand(config.output_dir) / run_id)
         try:
             directory.path.mkdir(parents=True)
             directory._write_record(
