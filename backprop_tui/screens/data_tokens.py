@@ -121,7 +121,7 @@ def _cut(fitted: Truncated, limit: int) -> list[Line]:
     """What training at this limit does to the row."""
     if not fitted.samples:
         return [((f"! its last answer does not fit the limit of {limit:,}: the row is left out", "warning"),)]
-    if len(fitted.samples) > 1:
+    if fitted.split:
         return [((f"! longer than the limit of {limit:,}: the text is split into pieces", "warning"),)]
     words = f"{fitted.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"
     return [((f"! {words}", "warning"),)] if fitted.cut else []

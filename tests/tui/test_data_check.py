@@ -74,13 +74,13 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
     from backprop.data import validate
 
     seen = threading.Event()
-    real = validate.batches
+    real = validate._Checking.pieces
 
-    def slowly(source: object) -> Iterator[object]:
-        yield from real(source)
+    def slowly(checking: validate._Checking) -> Iterator[int]:
+        yield from real(checking)
         assert seen.wait(60)
 
-    monkeypatch.setattr(validate, "batches", slowly)
+    monkeypatch.setattr(validate._Checking, "pieces", slowly)
     async with DataApp(faulty).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
         await pilot.press("p")
