@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
 from backprop.core.errors import TrainingError
-from backprop.core.files import flush_folder
-from backprop.core.settings import RunConfig
+from backprop.core.files import new_folder
+from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES
 from backprop.train.model import Loaded
-from backprop.train.resume import file_hash, settings_with_effect
+from backprop.train.resume import file_hash
 
 IDENTITY = "backprop.json"
 _TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
@@ -28,45 +27,26 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
     Raises:
         TrainingError: ``RUNTIME_IO_FAILED``; what was in ``target`` is still there.
     """
-    staging = target.with_name(f".{target.name}.partial")
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        loaded.mode.save(loaded.model, staging)
-        for name in _TOKENIZER_FILES:
-            if (loaded.path / name).is_file():
-                shutil.copyfile(loaded.path / name, staging / name)
-        settings = json.dumps(settings_with_effect(config), sort_keys=True)
-        identity = {
-            "run_id": run_id,
-            "model": config.model,
-            "model_path": str(loaded.path),
-            "data": fingerprint,
-            "config": hashlib.sha256(settings.encode()).hexdigest(),
-            "steps": steps,
-            "weights": {path.name: file_hash(path) for path in sorted(staging.glob("*.safetensors"))},
-        }
-        (staging / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-        for path in staging.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        flush_folder(staging)
-        _swap(staging, target)
+        with new_folder(target) as folder:
+            loaded.mode.save(loaded.model, folder)
+            for name in _TOKENIZER_FILES:
+                if (loaded.path / name).is_file():
+                    shutil.copyfile(loaded.path / name, folder / name)
+            settings = json.dumps(settings_with_effect(config), sort_keys=True)
+            identity = {
+                "run_id": run_id,
+                "model": config.model,
+                "model_path": str(loaded.path),
+                "data": fingerprint,
+                "config": hashlib.sha256(settings.encode()).hexdigest(),
+                "steps": steps,
+                "weights": {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))},
+            }
+            (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise TrainingError(
             f"the adapter could not be saved in {target}: {error.strerror or error}",
             hint="make room or choose another --output; the run's checkpoints are untouched",
             code="RUNTIME_IO_FAILED",
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    flush_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
