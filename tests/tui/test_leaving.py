@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import seen, text_of, until
+from textual import events
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
 from backprop_tui.screens.dialogs import Question
+from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
 
@@ -82,6 +84,23 @@ async def test_a_run_that_ends_while_it_is_asked_about_answers_the_question(run:
         assert isinstance(pilot.app.screen, Question)
         run.finish(40, 1.0, "stopped")
         await until(lambda: exiting(pilot), "the exit")
+
+
+@pytest.mark.parametrize("keys", [("escape", "escape"), ("enter", "enter"), ("n", "n"), ("d", "d")])
+async def test_two_keys_in_one_burst_answer_a_question_once(output: Path, keys: tuple[str, ...]) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test() as pilot:
+        app = pilot.app
+        screen = app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: bool(screen.chosen_path), "the run")
+        await pilot.press("x")
+        assert isinstance(app.screen, Question)
+        for key in keys:  # without a pause between them
+            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await pilot.pause()
+        await until(lambda: app.screen is screen, "the list")
+        assert app.is_running
 
 
 async def test_kill_ends_the_engine(run: recorded.Recorder, asked: list[str]) -> None:
