@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,7 +92,7 @@ class BackpropApp(App[None]):
 
     def _make(self, entry: Entry) -> BaseScreen:
         """A screen of the table, when it is opened first."""
-        screen: BaseScreen = import_module(entry.module).make()
+        screen: BaseScreen = entry.load_screen()()
         screen.watch_run = self.watched
         self._made.append(screen)
         return screen

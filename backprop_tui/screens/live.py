@@ -268,6 +268,3 @@ def phases_so_far(state: RunState) -> list[Row]:
     if not rows and not state.ended:
         rows.append([("● ", "info"), ("starting the engine", "strong")])
     return rows
-
-
-make = LiveScreen

@@ -276,6 +276,3 @@ def matches(run: RunSummary, words: str) -> bool:
     """Whether every word is somewhere in what the list shows of the run."""
     text = " ".join((run.run_id, run.name, run.model, run.dataset, run.status, run.kind, run.method, run.mode)).lower()
     return all(word in text for word in words.lower().split())
-
-
-make = RunsScreen
