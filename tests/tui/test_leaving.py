@@ -11,6 +11,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
+from backprop_tui.screens.base import OpenRun
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
@@ -65,6 +66,28 @@ async def test_the_question_is_asked_on_the_list_of_runs_too(run: recorded.Recor
         assert isinstance(pilot.app.screen, Question)
         await pilot.press("escape")
         assert not exiting(pilot)
+
+
+async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_about(
+    run: recorded.Recorder, output: Path, asked: list[str]
+) -> None:
+    over = recorded.failed(output)
+    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
+        app = await seen(pilot, run.seq)
+        app.post_message(OpenRun(lambda: Watch.attach(over.directory.path), over.directory.path))
+        await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
+        for key in ("1", "2", "3"):
+            await pilot.press(key)
+            await pilot.pause()
+            app.flush()
+            await until(lambda: "b81e40aa 40/1000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
+            if key == "3":
+                await pilot.press("escape")
+        await pilot.press("q")
+        assert isinstance(app.screen, Question)
+        assert "Run b81e40aa12cd is at step 40 of 1000." in text_of(app)
+        await pilot.press("s")
+        assert asked == ["Stop"]
 
 
 async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder, asked: list[str]) -> None:

@@ -109,7 +109,7 @@ class DataScreen(BaseScreen):
 
     def _show_words(self) -> None:
         title = self.opened.words(self.browser.shown()) if self.opened is not None else "Data"
-        self._title.show([(title, "text")], [])
+        self._title.show([(title, "text")], self.chip())
         finding = () if self.opened is None or self.opened.source.complete else ("finding all rows",)
         words = (self.browser.where(), self.tasks.words(*finding), self.notice)
         self._status.show([("  ".join(word for word in words if word), "text")], [])
