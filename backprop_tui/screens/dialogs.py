@@ -188,7 +188,7 @@ class Help(Dialog[None]):
 class _Need(Cells):
     def rows(self, width: int, height: int) -> list[Row]:
         size = self.app.size
-        lines = ["this window is too small", f"needs {WIDTH}x{HEIGHT}, has {size.width}x{size.height}"]
+        lines = ["this window is too small (q leaves)", f"needs {WIDTH}x{HEIGHT}, has {size.width}x{size.height}"]
         above = max(0, (height - len(lines)) // 2)
         rows: list[Row] = [[] for _ in range(above)]
         return rows + [[(line[:width].center(width), "text")] for line in lines]
@@ -197,8 +197,15 @@ class _Need(Cells):
 class TooSmall(Dialog[None]):
     """Covers everything until the window is large enough. Training and watching go on."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,ctrl+q", "app.leave", show=False)]
+
     def __init__(self) -> None:
         super().__init__(id="small")
+
+    def on_screen_resume(self) -> None:
+        """A question that lay over it was answered; meanwhile the window may have grown."""
+        if self.app.size.width >= WIDTH and self.app.size.height >= HEIGHT:
+            self.dismiss()
 
     def compose(self) -> ComposeResult:
         yield _Need()

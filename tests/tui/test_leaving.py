@@ -147,6 +147,9 @@ async def test_a_window_that_is_too_small_says_what_it_needs_and_comes_back(run:
         app = await seen(pilot, run.seq)
         await pilot.resize_terminal(50, 12)
         await until(lambda: "needs 60x16" in text_of(app), "the notice")
+        await pilot.press("q")
+        assert isinstance(pilot.app.screen, Question)
+        await pilot.press("escape")
         await pilot.resize_terminal(80, 24)
         await until(lambda: "learning rate" in text_of(app), "the screen")
 
