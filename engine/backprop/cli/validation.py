@@ -28,22 +28,29 @@ _BY_TOKENS = frozenset(
 @dataset_argument
 @click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
 @click.option("--model", "-m", metavar="DIR", help="count tokens with this model's tokenizer (a directory, or cached)")
-@click.option("--max-seq-length", type=click.IntRange(8), metavar="N", default=2048, show_default=True)
+@click.option(
+    "--max-seq-length", type=click.IntRange(8), metavar="N", help="longest row in tokens [2048]; with --model"
+)
 def validate(
     *,
     path: str,
     pairs: tuple[str, ...],
     held_out: str | None,
     model: str | None,
-    max_seq_length: int,
+    max_seq_length: int | None,
     as_json: bool,
     verbose: bool,
 ) -> int:
-    """Check every row of a dataset without training. Exit code 1 when rows cannot be used."""
+    """Check every row of a dataset without training. Exit code 1 when training would refuse rows of it."""
     from backprop.data.validate import validate as check
 
     held_out = dataset_file(held_out) if held_out is not None else None
     mapping = read_mapping(pairs)
+    if max_seq_length is not None and model is None:
+        raise InputError(
+            "--max-seq-length counts tokens, which only a model's tokenizer makes",
+            hint="name the model that is to be trained with --model",
+        )
     model_dir = _model_dir(model) if model else None
     progress = Progress("checking")
     try:
@@ -52,7 +59,7 @@ def validate(
         progress.close()
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
-        answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, max_seq_length)
+        answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, max_seq_length or 2048)
         answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
         counts = {**answer["problem_counts"], **counts}
         answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
@@ -60,7 +67,9 @@ def validate(
         output.document(answer)
     else:
         _show_validation(answer)
-    return EXIT_USER if found.invalid else EXIT_OK
+    tokens = answer.get("tokens", {})
+    unusable = found.invalid or tokens.get("dropped") or tokens.get("answer_lost")
+    return EXIT_USER if unusable else EXIT_OK
 
 
 def _model_dir(model: str) -> Path:
