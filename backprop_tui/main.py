@@ -92,7 +92,7 @@ def _understood(arguments: list[str]) -> int:
 def command() -> click.Command:
     """The words after ``backprop-tui``: what they mean, and the run they ask for."""
     import click
-    from backprop.cli.train import setting_options
+    from backprop.cli.options import run_config, setting_options
 
     @click.command(context_settings={"help_option_names": ["-h", "--help"]})
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
@@ -116,23 +116,10 @@ def command() -> click.Command:
 
             return show(demo_config(given["output_dir"]) if given.get("output_dir") else demo_config(), None)
         if what == "train" or file is not None or any(value not in (None, ()) for value in given.values()):
-            return show(configured(given, file), None)
+            return show(run_config(given, file), None)
         return show(None, None)
 
     return asked
-
-
-def configured(given: dict[str, Any], file: str | None) -> RunConfig:
-    """The configuration of the flags.
-
-    Raises:
-        BackpropError: what the flags or the file say cannot be used.
-    """
-    from backprop.cli import options
-    from backprop.cli.train import choose_model
-
-    values = options.gather(given, file)
-    return choose_model(options.configure(values), named="model" in values)
 
 
 def headless(arguments: list[str]) -> int:
@@ -159,8 +146,8 @@ def attach_command() -> click.Command:
     """``--attach`` without a screen."""
     import click
     from backprop.cli.follow import follow
+    from backprop.cli.options import json_and_verbose
     from backprop.cli.runs import find_run
-    from backprop.cli.shared_options import json_and_verbose
     from backprop.runs import engine_client
 
     @click.command

@@ -110,10 +110,8 @@ class LiveScreen(BaseScreen):
         self.set_class(state is not None and not state.gpus, "-no-gpu")
         for panel in self._gpus:
             panel.show(state)
-        self._facts.show(state)
-        self._events.show(state)
-        self._samples.show(state)
-        self._data.show(state)
+        for view in (self._facts, self._events, self._samples, self._data):
+            view.show(state)
         self._problem.show(problem)
         self.show_keys()
 

@@ -230,6 +230,7 @@ class _Watch:
         self._epochs = 0
 
     def to_the_end(self) -> TrainingRun:
+        """Wait for the end, calling the callbacks on the way."""
         try:
             while not self._link.over:
                 for event in self._link.read(_LOOK):

@@ -10,7 +10,7 @@ from backprop.data.reader import Row
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 
-from backprop_tui.screens.dataset import search as data_search
+from backprop_tui.screens.dataset import browser
 from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)
@@ -104,7 +104,7 @@ async def test_hits_can_be_looked_at_while_the_search_goes_on_and_x_stops_it(
 ) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
-    def slow(words: str) -> data_search.Test:
+    def slow(words: str) -> browser.Test:
         plain = text_test(words)
 
         def test(row: Row) -> bool:
@@ -116,7 +116,7 @@ async def test_hits_can_be_looked_at_while_the_search_goes_on_and_x_stops_it(
         return test
 
     many = write_rows(log.with_name("many.jsonl"), (alpaca(number) for number in range(2000)))
-    monkeypatch.setattr(data_search, "text_test", slow)
+    monkeypatch.setattr(browser, "text_test", slow)
     async with DataApp(many).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
         await pilot.press("slash", *"hold 7", "enter")

@@ -29,10 +29,10 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "train": Lazy("backprop.cli.train", "train", "one training run"),
-    "demo": Lazy("backprop.cli.demo", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
-    "resume": Lazy("backprop.cli.resume", "resume", "continue a stopped or crashed run exactly"),
-    "extend": Lazy("backprop.cli.resume", "extend", "continue a run to a new end"),
-    "fork": Lazy("backprop.cli.resume", "fork", "a new run from the weights of another one's checkpoint"),
+    "demo": Lazy("backprop.cli.train", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
+    "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
+    "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
+    "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
@@ -48,6 +48,7 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` begin with; a mistyped one is an error that names the nearest."""
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, click.Group):
             require_once(command, rest)
@@ -93,15 +94,18 @@ class LazyGroup(Commands):
     """A group whose commands are imported only when one of them is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command called ``cmd_name``, imported now."""
         lazy = COMMANDS.get(cmd_name)
         return getattr(importlib.import_module(lazy.module), lazy.name) if lazy else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` begin with; a mistyped one is an error that names the nearest."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             import difflib
@@ -114,6 +118,7 @@ class LazyGroup(Commands):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in ``--help``, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
 

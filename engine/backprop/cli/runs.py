@@ -12,8 +12,8 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from backprop.cli import lines, output
-from backprop.cli.shared_options import json_and_verbose
+from backprop.cli import output, views
+from backprop.cli.options import json_and_verbose
 from backprop.core.errors import InputError, RunError
 from backprop.core.paths import expand
 from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
@@ -157,5 +157,5 @@ def _story(state: RunState) -> list[tuple[str, str]]:
         size = sum(checkpoint.bytes for checkpoint in state.checkpoints)
         told.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
     if state.samples:
-        told += [(text, "info") for text in lines.before_and_after(state.samples, output.width())] + [("", "info")]
-    return told + [(text, "info") for text in lines.ending(state)]
+        told += [(text, "info") for text in views.before_and_after(state.samples, output.width())] + [("", "info")]
+    return told + [(text, "info") for text in views.ending_lines(state)]

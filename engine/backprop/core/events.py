@@ -81,6 +81,8 @@ class RunStarted(Event):
 
 
 class PhaseChanged(Event):
+    """The run does something else from here; ``detail`` says how far it is or what with."""
+
     phase: Phase
     detail: str = ""
 
@@ -191,6 +193,8 @@ class Step(Event):
     seconds: float = 0.0
     memory: Count = 0
     """Peak bytes so far: of the GPU where one is used, else of the process."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the training method measures beside the loss, by name, as means over the step; those that are finite."""
 
 
 class Evaluated(Event):
@@ -240,6 +244,8 @@ class Gpu(Event):
 
 
 class CheckpointSaved(Event):
+    """A checkpoint is safe on the disk."""
+
     step: Count
     path: str
     seconds_blocked: float
@@ -260,11 +266,15 @@ class CheckpointFailed(Event):
 
 
 class CheckpointPruned(Event):
+    """A checkpoint was deleted by the keep policy."""
+
     path: str
     step: Count
 
 
 class Warning(Event):
+    """Something that a person should know, and that stops nothing."""
+
     code: str
     message: str
     hint: str = ""
@@ -289,11 +299,15 @@ class StepSkipped(Event):
 
 
 class Paused(Event):
+    """The run stands still after ``step``: on request, or until the GPU has cooled."""
+
     step: Count
     reason: str = "requested"
 
 
 class Resumed(Event):
+    """The run goes on after a pause."""
+
     step: Count
     reason: str = "requested"
 
@@ -313,6 +327,8 @@ class Heartbeat(Event):
 
 
 class RunFinished(Event):
+    """Last event of a stretch that ended in order."""
+
     status: EndStatus
     steps: Count
     final_loss: float | None
@@ -325,6 +341,8 @@ class RunFinished(Event):
 
 
 class RunFailed(Event):
+    """Last event of a stretch that ended on an error."""
+
     code: str
     message: str
     hint: str

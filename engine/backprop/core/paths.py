@@ -1,6 +1,6 @@
-"""Where things live: the user's cache, data and settings directories, by the platform's own conventions.
+"""Where things live: the user's cache and data directories, by the platform's own conventions.
 
-On Linux they follow ``XDG_CACHE_HOME``, ``XDG_DATA_HOME`` and ``XDG_CONFIG_HOME``. Beside these, the program
+On Linux they follow ``XDG_CACHE_HOME`` and ``XDG_DATA_HOME``. Beside these, the program
 writes only to the output directory that the person named.
 """
 
@@ -41,11 +41,6 @@ def cache_dir() -> Path:
 def data_dir() -> Path:
     """The index over all runs: a speed-up, rebuilt from the run directories."""
     return Path(platformdirs.user_data_dir(APP, appauthor=False))
-
-
-def settings_dir() -> Path:
-    """The user's settings file and saved configurations."""
-    return Path(platformdirs.user_config_dir(APP, appauthor=False))
 
 
 def model_cache(name: str) -> Path:

@@ -33,7 +33,9 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         InvalidSettingError: a value that no file could hold and give back, wherever it came from.
     """
 
-    data: Annotated[str, Meta(min_length=1, description="dataset: a file, or a Hugging Face name")]
+    data: Annotated[
+        str, Meta(min_length=1, description="dataset: a file, or owner/name[@revision][:configuration][:split]")
+    ]
     model: Annotated[str, Meta(min_length=1, description="preset, local directory or Hugging Face name")] = (
         EMBEDDED_MODEL
     )

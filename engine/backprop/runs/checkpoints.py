@@ -31,6 +31,7 @@ from msgspec import Struct, field
 from backprop.core.errors import CheckpointError
 from backprop.core.events import Count
 from backprop.core.files import flush_folder, flush_tree, read_json, remove, sha256, write_file
+from backprop.runs.describe import bytes_text
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
 SCHEMA = 1
@@ -43,6 +44,8 @@ _LEFTOVER = re.compile(r"\.step-\d{8,}(\.\d+)?\.(partial|deleting)")
 
 
 class FileFacts(Struct, frozen=True):
+    """What a manifest says of one file."""
+
     bytes: Count
     sha256: str
 
@@ -74,10 +77,12 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def step(self) -> int:
+        """Optimizer steps taken."""
         return self.manifest.step
 
     @property
     def val_loss(self) -> float | None:
+        """Held-out loss at this step; ``None`` where it was not measured."""
         return loss_from_json(self.manifest.val_loss)
 
     @property
@@ -120,8 +125,8 @@ class CheckpointStore:
             raise self._failed(error) from error
         if free < needed + SPARE_BYTES:
             raise CheckpointError(
-                f"no room for a checkpoint in {self.directory}: it needs {needed / 2**20:.0f} MiB and "
-                f"{SPARE_BYTES / 2**20:.0f} MiB to spare, {free / 2**20:.0f} MiB are free",
+                f"no room for a checkpoint in {self.directory}: it needs {bytes_text(needed)} and "
+                f"{bytes_text(SPARE_BYTES)} to spare, {bytes_text(free)} are free",
                 hint="free some space; the next save tries again",
                 code="RUNTIME_DISK_FULL",
                 retryable=True,

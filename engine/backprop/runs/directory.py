@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from backprop.core.errors import BackpropError, ConfigurationError, RunError
 from backprop.core.events import Count, Moment, RunStarted
@@ -51,9 +51,6 @@ class RunRecord(Struct, kw_only=True):
     kind: str = "train"
     created: Moment
     config: RunConfig
-    environment: dict[str, Any] = field(default_factory=dict)
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    """Hashes of what went in: data, model, code (filled by the engine)."""
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
 
@@ -103,6 +100,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
+        """The run that the directory belongs to, by its name."""
         return self.path.name
 
     def ensure_control(self) -> None:

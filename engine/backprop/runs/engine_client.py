@@ -52,6 +52,7 @@ class EngineClient:
 
     @property
     def run_id(self) -> str:
+        """The run that is watched."""
         return self.directory.run_id
 
     def alive(self) -> bool:

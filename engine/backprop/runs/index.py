@@ -55,6 +55,7 @@ class RunSummary(Struct, kw_only=True):
 
 
 def summarise(state: RunState) -> RunSummary:
+    """The line of ``list-runs`` for a run."""
     config = state.config
     return RunSummary(
         run_id=state.run_id,
@@ -181,6 +182,7 @@ class RunIndex:
                     self.add(path)
 
     def remove(self, path: Path) -> None:
+        """Forget the run in ``path``; its directory stays."""
         self._execute("delete from runs where path = ?", str(path.absolute()))
 
     def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:

@@ -92,6 +92,7 @@ def loss_to_json(val_loss: float | None) -> Loss:
 
 
 def loss_from_json(val_loss: Loss) -> float | None:
+    """The loss that ``loss_to_json`` wrote."""
     return float(val_loss) if isinstance(val_loss, str) else val_loss
 
 

@@ -40,6 +40,7 @@ class Curves(Struct):
     seconds: array[float] = field(default_factory=lambda: array("d"))
 
     def append(self, event: ev.Step) -> None:
+        """Take in one step."""
         nan = float("nan")
         self.step.append(event.step)
         self.loss.append(nan if event.loss is None else event.loss)
@@ -121,6 +122,7 @@ class RunState(Struct, kw_only=True):
 
     @property
     def ended(self) -> bool:
+        """Whether no engine works on the run any more."""
         return self.status in ENDED
 
     @property
@@ -150,6 +152,7 @@ class RunState(Struct, kw_only=True):
 
     @property
     def output_path(self) -> str:
+        """The trained adapter's directory; empty before the end."""
         return self.finished.output_path if self.finished else ""
 
     def apply(self, event: ev.AnyEvent) -> None:
