@@ -163,6 +163,20 @@ def test_a_held_out_file_is_held_out_whole_and_rows_in_both_files_are_warned_abo
     assert warning.message.startswith("3 rows of ")
 
 
+@pytest.mark.parametrize("by", ["auto", "0.25", "none", "file"])
+def test_how_many_rows_are_held_out_is_said_before_training_and_so_many_are_evaluated(
+    by: str, tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    held_out = chats(tmp_path / "apart.jsonl", range(100, 107)) if by == "file" else by
+
+    events, _ = train(replace(tiny_config, held_out=held_out), [])
+
+    (prepared,) = of(events, ev.DatasetPrepared)
+    assert [each.rows for each in of(events, Evaluated)][:1] == ([prepared.held_out] if by != "none" else [])
+    assert prepared.held_out == {"file": 7, "none": 0}.get(by, prepared.held_out)
+    assert (prepared.held_out > 0) is (by != "none")
+
+
 def test_rows_stay_held_out_when_the_file_grows(tiny_config: RunConfig, tmp_path: Path) -> None:
     data = tmp_path / "growing.jsonl"
     config = replace(tiny_config, held_out="0.2")
