@@ -90,8 +90,7 @@ def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
 
 @pytest.mark.parametrize(("steps", "held_out", "expected"), [(100, 8, 10), (20, 50, 7), (3, 0, 1)])
 def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int, held_out: int, expected: int) -> None:
-    config = RunConfig(data="", batch_size=2, gradient_accumulation=4)
-    assert steps_between_evaluations(config, steps, held_out) == expected
+    assert steps_between_evaluations(steps, 8, held_out) == expected
 
 
 def seen_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
