@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backprop.core.datasets import is_hub_name
-from backprop.core.errors import DatasetNotFoundError, InvalidSettingError
+from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError
 from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
@@ -130,9 +130,16 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            problem = _unwritable(getattr(self, name))
-            if problem:
-                raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
+            _require_writable(name, getattr(self, name))
+
+
+def _require_writable(name: str, value: Any) -> None:
+    try:
+        problem = _unwritable(value)
+    except RecursionError:
+        problem = "it is nested too deep"
+    if problem:
+        raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
 
 
 WITHOUT_EFFECT = frozenset(
@@ -159,10 +166,14 @@ def _unwritable(value: Any) -> str:
                 value.encode()
             except UnicodeEncodeError:
                 return f"{shown(value)} is not UTF-8"
-        case list():
+        case list() | tuple():
             return next((problem for item in value if (problem := _unwritable(item))), "")
         case dict():
             return _unwritable([*value.keys(), *value.values()])
+        case None | int() | float():
+            pass
+        case _:
+            return f"no setting is of type {type(value).__name__}"
     return ""
 
 
@@ -202,11 +213,15 @@ def config_from(values: dict[str, Any]) -> RunConfig:
                 hint=f"did you mean {near[0]!r}?" if near else "`backprop train --help` lists the settings",
                 details={"field": str(name)[:_SHOWN]},
             )
+    plain = {name: _plain(value) for name, value in values.items()}
+    for name, value in plain.items():
+        _require_writable(name, value)
     try:
-        config = msgspec.convert({name: _plain(value) for name, value in values.items()}, RunConfig)
-    except (msgspec.ValidationError, RecursionError) as error:
+        config = msgspec.convert(plain, RunConfig)
+    except msgspec.ValidationError as error:
         text = str(error)
-        path = text.rpartition("at `$.")[2].rstrip("`") if "at `$." in text else ""
+        place = re.search(r"\$\.([^`]*)", text)
+        path = place[1] if place else ""
         wrong = text.partition(" - at")[0]
         given = f", not {shown(values[path])}" if path in values else ""
         field = re.split(r"\W", path)[0]
@@ -247,13 +262,13 @@ def locate(config: RunConfig) -> RunConfig:
     Raises:
         DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
     """
-    data = expand(config.data)
+    data = _expand("data", config.data)
     is_file = _is_file(data)
     if not is_file and not is_hub_name(config.data):
         raise _no_data(data)
     changes = {
         "data": str(data) if is_file else config.data,
-        "output_dir": str(expand(config.output_dir)),
+        "output_dir": str(_expand("output_dir", config.output_dir)),
         "model": locate_model(config.model),
     }
     return msgspec.structs.replace(config, **changes)
@@ -267,8 +282,15 @@ def locate_model(name: str) -> str:
     """
     if name in MODEL_PRESETS:
         return name
-    folder = expand(name)
+    folder = _expand("model", name)
     return str(folder) if folder.is_dir() else name
+
+
+def _expand(setting: str, text: str) -> Path:
+    try:
+        return expand(text)
+    except InputError as error:
+        raise InputError(f"{setting}: {error.message}", hint=error.hint, details={"field": setting}) from None
 
 
 def _is_file(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The result of a run: its adapter, tokenizer files and a note of what it is, on disk whole or not at all."""
+"""The result of a run: what was trained, tokenizer files and a note of what it is, on disk whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,33 +7,32 @@ import json
 import shutil
 from pathlib import Path
 
+from backprop.core import files
 from backprop.core.errors import TrainingError
-from backprop.core.files import new_folder
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES
 from backprop.train.model import Loaded
-from backprop.train.resume import file_hash
 
 IDENTITY = "backprop.json"
 _TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
 def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
-    """Write what was trained into ``target``, replacing what is there.
+    """Write what was trained into the folder ``target``, replacing what is there.
 
-    All files go into a folder beside it and are flushed; one rename makes them the result. ``backprop.json`` says
-    which run, base model, data and configuration it is from, and has the hash of each file of weights.
+    ``backprop.json`` says which run, base model, data and configuration it is from, and has the hash of each file of
+    weights.
 
     Raises:
         TrainingError: ``RUNTIME_IO_FAILED``; what was in ``target`` is still there.
     """
+    settings = json.dumps(settings_with_effect(config), sort_keys=True)
     try:
-        with new_folder(target) as folder:
+        with files.new_folder(target) as folder:
             loaded.mode.save(loaded.model, folder)
             for name in _TOKENIZER_FILES:
                 if (loaded.path / name).is_file():
                     shutil.copyfile(loaded.path / name, folder / name)
-            settings = json.dumps(settings_with_effect(config), sort_keys=True)
             identity = {
                 "run_id": run_id,
                 "model": config.model,
@@ -41,7 +40,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
                 "data": fingerprint,
                 "config": hashlib.sha256(settings.encode()).hexdigest(),
                 "steps": steps,
-                "weights": {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))},
+                "weights": {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))},
             }
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
