@@ -24,7 +24,7 @@ from backprop.core.datasets import RECORD, HubName, find_fetched, hub_name
 from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetFormatError, DatasetNotFoundError
 from backprop.core.events import Event, PhaseChanged
 from backprop.core.files import exclusive, new_file, write_file
-from backprop.core.jobs import Fetched, FetchRequest, Progress
+from backprop.core.jobs import Fetched, FetchRequest, JobProgress
 from backprop.data.reader import KINDS, PACKED, open_source
 from backprop.data.writing import line_of
 from backprop.fetch import hub
@@ -235,7 +235,7 @@ def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Rep
 def answer(request: FetchRequest, send: Send) -> None:
     """Fetch what is asked for, and send how far it is."""
     doing = f"fetching {request.name}"
-    send(fetch(request.name, lambda done, total: send(Progress(doing=doing, done=done, total=total))))
+    send(fetch(request.name, lambda done, total: send(JobProgress(doing=doing, done=done, total=total))))
 
 
 if __name__ == "__main__":
