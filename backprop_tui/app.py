@@ -19,6 +19,7 @@ from textual import events
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
+from textual.notifications import SeverityLevel
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
@@ -28,6 +29,7 @@ from backprop_tui.keys import EVERYWHERE, bindings
 from backprop_tui.screens import SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
+from backprop_tui.text import many_lines
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
@@ -144,6 +146,18 @@ class BackpropApp(App[None]):
             self.small = False
             if isinstance(self.screen, TooSmall):
                 self.screen.dismiss()
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = False,
+    ) -> None:
+        """Show a message for a while. It is text: what a path or an error holds in brackets is no markup."""
+        super().notify(many_lines(message), title=title, severity=severity, timeout=timeout, markup=False)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """A thread that failed is told about; it does not take the application along."""

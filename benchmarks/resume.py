@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backprop.core.events import CheckpointSaved, Step
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, journal
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -90,7 +91,7 @@ def kill_inside_save(watched: Link) -> bool:
         stepped = any(isinstance(event, Step) for event in watched.read(0.0 if stepped else 1.0)) or stepped
         if stepped and staged(watched.directory) and watched.directory.is_locked():
             # Held still, it is looked at again: the save may have ended in between.
-            pid = watched.directory.lock_holder()["pid"]
+            pid = watched.directory.lock_holder().pid
             os.kill(pid, signal.SIGSTOP)
             if staged(watched.directory):
                 watched.kill()

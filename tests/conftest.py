@@ -1,26 +1,39 @@
-"""Every test gets its own home: no test reads or writes the person's cache, data or settings."""
+"""Every test gets its own home, and a machine that chooses as every other one does."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import pinned_machine
 import pytest
 from small_hub import Hub, small_hub
+from tiny_language_model import write_model
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Models of two layers gain nothing from a second thread, and tests that run side by side would wait for each other's.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+pinned_machine.pin_environment()
+
+
+def pytest_unconfigure() -> None:
+    pinned_machine.clean_up()
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Cache, data and settings directories of this test alone."""
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Home, cache, data and settings directories of this test alone: it reads and writes nothing of the person's."""
     home = tmp_path_factory.mktemp("home")
-    for name in ("CACHE", "DATA", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
-    return home
+    # A patch of its own: a test that undoes its patches stays at home.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name in ("CACHE", "DATA", "CONFIG", "STATE"):
+            patch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
+        patch.delenv("HF_HOME")
+        yield home
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a language model of two layers with a tokenizer of its own."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -29,5 +42,4 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with small_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield hub

@@ -76,6 +76,8 @@ class RunsScreen(BaseScreen):
         self.sort = SORTS[0]
         self._shown_state: RunState | None = None
         self._series = RunSeries()
+        self._troubled = False
+        """It was said that the index over runs cannot be used."""
 
     def compose(self) -> ComposeResult:
         yield self._header
@@ -104,7 +106,11 @@ class RunsScreen(BaseScreen):
         with RunIndex() as index:
             index.scan(OUTPUT)
             found = index.summaries()
+            trouble = index.trouble
         self.app.call_from_thread(self._take_runs, found)
+        if trouble and not self._troubled:
+            self._troubled = True
+            self.app.call_from_thread(self.notify, trouble, severity="warning", timeout=8)
 
     def _take_runs(self, found: list[RunSummary]) -> None:
         changed = found != self.found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from math import isnan
 from typing import Any
 
 import msgspec
 from backprop.core.settings import RunConfig
-from backprop.runs.describe import bytes_text, number
+from backprop.runs.describe import bytes_text, moment, number
 from backprop.runs.state import RunState
 
 from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
@@ -52,7 +51,7 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     elif state.status == "crashed":
         rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
     if state.started_at:
-        rows.append(fact("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started_at))))
+        rows.append(fact("started", moment(state.started_at)))
     if len(state.curves):
         first = next((v for v in state.curves.loss if not isnan(v)), None)
         rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))

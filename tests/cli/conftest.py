@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_language_model import write_model, write_rows
+from tiny_language_model import write_rows
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PATIENCE = 240.0
-
-
-@pytest.fixture(scope="session")
-def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
@@ -86,14 +81,14 @@ class NosyRun:
 
 
 @pytest.fixture(scope="session")
-def nosy_run(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> NosyRun:
+def nosy_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> NosyRun:
     """The run that several tests look at: six steps, two sample prompts."""
     folder, home = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("nosy-home")
     notes = tmp_path_factory.mktemp("notes") / "notes.txt"
     (home / "tmp").mkdir()
     run = NosyRun(Answer(0, "", ""), folder, home, [])
     data = write_rows(folder / "rows.jsonl")
-    arguments = ["train", "--data", str(data), "--model", str(tiny_model_folder), "--steps", "6", "--batch-size", "2"]
+    arguments = ["train", "--data", str(data), "--model", str(tiny_model), "--steps", "6", "--batch-size", "2"]
     arguments += ["--gradient-accumulation", "2", "--lora-r", "4", "--lr", "0.01", "--backend", "cpu", "--json"]
     arguments += ["--sample-prompt", "What is number 3?", "--sample-tokens", "8"]
     answer = run_command(
@@ -102,7 +97,7 @@ def nosy_run(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         **run.environment,
         HOME=str(home / "user"),
         TMPDIR=str(home / "tmp"),
-        PYTHONPATH=str(FIXTURES / "nosy"),
+        PYTHONPATH=os.pathsep.join([str(FIXTURES / "nosy"), str(FIXTURES)]),
         PYTHONDONTWRITEBYTECODE="1",
         NOSY_NOTES=str(notes),
         HF_HUB_OFFLINE="0",

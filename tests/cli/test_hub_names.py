@@ -33,9 +33,9 @@ def test_validate_and_data_fetch_once_and_write_where_the_person_stands(
 
 
 def test_training_fetches_the_dataset_and_keeps_its_name(
-    hub: Hub, backprop: Callable[..., Any], tiny_model_folder: Path
+    hub: Hub, backprop: Callable[..., Any], tiny_model: Path
 ) -> None:
-    words = ["train", "--data", NAME, "--model", str(tiny_model_folder), "--steps", "1", "--backend", "cpu", "--json"]
+    words = ["train", "--data", NAME, "--model", str(tiny_model), "--steps", "1", "--backend", "cpu", "--json"]
     done = backprop(*words, "--lora-r", "4")
     assert done.code == 0, done.out
     by_type = {event["type"]: event for event in done.events}

@@ -11,11 +11,11 @@ MODEL = ("--backend", "cpu", "--max-seq-length", "256")
 
 
 def test_scores_are_written_counted_and_used_again(
-    backprop: Callable[..., Any], tiny_model_folder: Path, rows_file: Path
+    backprop: Callable[..., Any], tiny_model: Path, rows_file: Path
 ) -> None:
     with rows_file.open("a") as more:
         more.write('{"instruction": "half\n')
-    model = ("--model", str(tiny_model_folder), *MODEL)
+    model = ("--model", str(tiny_model), *MODEL)
     done = backprop("data", "score", str(rows_file), *model, "--json")
     assert done.code == 0, done.out
     answer = done.json

@@ -5,12 +5,6 @@ from pathlib import Path
 
 import pytest
 from place import Place
-from tiny_language_model import write_model
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A tiny random language model with a tokenizer of its own, made in a moment, and rows for it."""
+"""Rows for the tiny language model, a run on them, and the model as a run loads it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ import torch
 from backprop.core.events import Event
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_language_model import VOCABULARY
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 SENTENCES = [
     "A heron stood in the shallow water and waited for the tide to turn.",
     "Bread rises when yeast turns sugar into small bubbles of gas.",
@@ -27,51 +21,6 @@ SENTENCES = [
     "To mend a net you need patience, twine and a wooden needle.",
     "Clouds over the ridge mean rain before the evening bell.",
 ]
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of 512 tokens with ChatML's two and a padding token."""
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<pad>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<pad>",
-        "chat_template": CHATML,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def write_model(folder: Path, **changes: object) -> Path:
-    """A Llama of two layers and hidden size 64 with random weights, the same ones each time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "initializer_range": 0.2,
-        **changes,
-    }
-    torch.manual_seed(11)
-    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder)
-    write_tokenizer(folder)
-    return folder
 
 
 def write_chats(path: Path, count: int) -> Path:
@@ -92,7 +41,7 @@ class RaggedRows:
 
     key = "made-for-a-test"
 
-    def __init__(self, lengths: list[int], seed: int = 0, vocabulary: int = 512) -> None:
+    def __init__(self, lengths: list[int], seed: int = 0, vocabulary: int = VOCABULARY) -> None:
         chooser = np.random.default_rng(seed)
         self._rows = []
         for length in lengths:
@@ -124,11 +73,6 @@ class Played:
     def wait(self, timeout: float | None = None) -> object:
         assert self.held, "the run would wait forever"
         return self.held.pop(0)
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

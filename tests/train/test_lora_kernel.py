@@ -12,6 +12,7 @@ from backprop.train.loss import summed_loss
 from backprop.train.packing import pack
 from msgspec.structs import replace
 from peft import LoraConfig, get_peft_model
+from pinned_machine import within
 
 
 def losses_and_gradients(model: Any, one: Any) -> tuple[float, dict[str, torch.Tensor]]:
@@ -30,10 +31,10 @@ def test_the_shorter_way_gives_the_same_loss_and_gradients(loaded_tiny: models.L
     assert fuse(loaded_tiny.model) == 14
 
     loss, gradients = losses_and_gradients(loaded_tiny.model, one)
-    assert abs(loss / plain_loss - 1) < 1e-6
+    assert abs(loss / plain_loss - 1) < within(1e-6, bf16=1e-3)
     assert gradients.keys() == plain.keys()
     for name, gradient in gradients.items():
-        assert (gradient - plain[name]).norm() <= 2e-6 * plain[name].norm()
+        assert (gradient - plain[name]).norm() <= within(2e-6, bf16=5e-2) * plain[name].norm()
 
 
 def test_dropout_stays_dropout(tiny_config: RunConfig, tiny_model: Path, ragged: Any) -> None:
@@ -52,9 +53,9 @@ def test_dropout_stays_dropout(tiny_config: RunConfig, tiny_model: Path, ragged:
 
     torch.manual_seed(3)
     loss, gradients = losses_and_gradients(loaded.model, one)
-    assert abs(loss / plain_loss - 1) < 1e-6
+    assert abs(loss / plain_loss - 1) < within(1e-6, bf16=1e-3)
     for name, gradient in gradients.items():
-        assert (gradient - plain[name]).norm() <= 2e-6 * plain[name].norm()
+        assert (gradient - plain[name]).norm() <= within(2e-6, bf16=5e-2) * plain[name].norm()
     assert losses_and_gradients(loaded.model, one)[0] != pytest.approx(loss, rel=1e-6)
 
 

@@ -9,31 +9,12 @@ from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, Mode
 from backprop.core.events import Event, ModelLoaded
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
+from backprop.train.modes import lora
 from msgspec.structs import replace
 
 
 def ignore(event: Event) -> None:
     pass
-
-
-def test_a_name_that_is_nothing_is_refused_with_the_presets(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="no preset, no directory and no Hugging Face name") as caught:
-        models.find("no-such-model", ignore)
-    assert "smollm2-135m" in caught.value.hint
-
-
-def test_a_hub_model_that_is_not_cached_is_refused_while_offline() -> None:
-    with pytest.raises(ModelLoadError, match="not in the local cache") as caught:
-        models.find("nobody/nothing-here", ignore)
-    assert caught.value.code == "DEP_MODEL_DOWNLOAD_FAILED"
-
-
-def test_weights_in_pickle_files_are_not_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-
-    with pytest.raises(ModelLoadError, match=r"no \.safetensors weights"):
-        models.find(str(tmp_path), ignore)
 
 
 def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_path: Path) -> None:
@@ -46,7 +27,6 @@ def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_
     assert str(tmp_path) in caught.value.message
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA works here")
 def test_cuda_that_does_not_work_is_refused_with_the_way_out() -> None:
     with pytest.raises(GPUNotAvailableError, match="CUDA was asked for") as caught:
         models.choose_device("cuda")
@@ -66,12 +46,27 @@ def test_adapters_are_float32_and_of_the_rank_that_was_asked_for(tiny_config: Ru
     assert said.targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_frozen_weights_are_bf16_where_the_processor_multiplies_in_it_and_adapters_float32_everywhere(
+    tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    events: list[Event] = []
+
+    loaded = models.load(models.resolved(tiny_config), tiny_model, events.append)
+
+    kinds = {(p.requires_grad, p.dtype) for p in loaded.model.parameters()}
+    assert kinds == {(True, torch.float32), (False, torch.bfloat16 if bf16 else torch.float32)}
+    said = next(event for event in events if isinstance(event, ModelLoaded))
+    assert said.dtype == ("bfloat16" if bf16 else "float32")
+
+
 def test_the_fast_preset_targets_queries_and_values(tiny_config: RunConfig, tiny_model: Path) -> None:
     config = models.resolved(replace(tiny_config, lora_preset="fast"))
 
     loaded = models.load(config, tiny_model, ignore)
 
-    assert loaded.targets == ["q_proj", "v_proj"]
+    assert loaded.mode.targets == ["q_proj", "v_proj"]
 
 
 def test_a_named_layer_that_is_missing_is_refused_with_those_that_exist(
@@ -94,7 +89,7 @@ def test_an_architecture_without_the_presets_layers_gets_adapters_on_all_linear_
         def get_output_embeddings(self) -> Any:
             return self.head
 
-    targets, notes = models.choose_targets(Other(), models.resolved(tiny_config))
+    targets, notes = lora.choose_targets(Other(), models.resolved(tiny_config))
 
     assert targets == ["wqkv"]
     assert "all linear" in notes[0]
@@ -103,13 +98,13 @@ def test_an_architecture_without_the_presets_layers_gets_adapters_on_all_linear_
 def test_what_is_in_memory_is_held_against_what_was_asked(
     tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = models.get_peft_model
+    plain = lora.get_peft_model
 
     def halved(model: Any, config: Any) -> Any:
         config.r //= 2
         return plain(model, config)
 
-    monkeypatch.setattr(models, "get_peft_model", halved)
+    monkeypatch.setattr(lora, "get_peft_model", halved)
 
     with pytest.raises(models.TrainingError, match="not what was asked for"):
         models.load(models.resolved(tiny_config), tiny_model, ignore)

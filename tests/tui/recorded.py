@@ -13,8 +13,9 @@ from pathlib import Path
 
 import msgspec
 from backprop.core import events as ev
+from backprop.core.files import write_file
 from backprop.core.settings import RunConfig
-from backprop.runs.directory import RunDirectory, RunRecord, write_atomically
+from backprop.runs.directory import RunDirectory, RunRecord
 
 NOW = 1_790_000_000.0
 """A fixed moment."""
@@ -42,7 +43,7 @@ class Recorder:
         self.directory = RunDirectory(output / run_id)
         self.directory.path.mkdir(parents=True)
         record = RunRecord(run_id=run_id, created=created, config=config)
-        write_atomically(self.directory.record, msgspec.json.encode(record))
+        write_file(self.directory.record, msgspec.json.encode(record))
         self.config = config
         self.time = created
         self.seq = 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backprop.core.location import is_hub_name
+from backprop.core.datasets import is_hub_name
 from backprop.data.example import describe_mapping
-from backprop.data.fetched import find_fetched
 from backprop.data.formats import FORMATS, FileFormat, file_format
 from backprop.data.reader import KINDS, PACKED, Source, open_source
 from msgspec import Struct
@@ -66,10 +65,10 @@ def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
 
 def _fetched(name: str, task: Task[OpenFile]) -> str:
     """The file of a dataset that is on the hub, from the cache or fetched by an engine process."""
-    found = find_fetched(name)
-    if found is None:
-        from backprop.runs.fetching import fetch_dataset
+    from backprop.runs.engine_jobs import EngineJob, fetch_dataset
 
+    def started(engine: EngineJob) -> None:
         task.name = f"fetching {name}"
-        found = fetch_dataset(name, task.progress, lambda engine: task.when_stopped(engine.stop))
-    return found.path
+        task.when_stopped(engine.stop)
+
+    return fetch_dataset(name, task.progress, started).path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backprop.core.settings import EMBEDDED_MODEL
+from backprop.core.presets import EMBEDDED_MODEL
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal

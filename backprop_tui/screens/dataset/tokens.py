@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backprop.core import paths
 from backprop.core.errors import ModelLoadError
-from backprop.core.presets import MODEL_PRESETS
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.models import find_tokenizer
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
@@ -73,35 +71,6 @@ class Chosen:
             then()
 
         tasks.begin("model", f"reading the tokenizer of {name}", load, take)
-
-
-def find_tokenizer(name: str) -> Path:
-    """The directory of a model's tokenizer: a directory, a preset, or a Hugging Face name that was fetched before.
-
-    Raises:
-        ModelLoadError: it is not on this machine, with the way to get it.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name == EMBEDDED_MODEL:
-        folder = paths.model_cache(EMBEDDED_MODEL)
-        hint = "run `backprop demo` once: it fetches the small model (93 MB); or name a model's directory (m)"
-    else:
-        repo = MODEL_PRESETS[name].repo if name in MODEL_PRESETS else name
-        folder = _fetched(repo)
-        hint = f"name the directory of a model (m), or {EMBEDDED_MODEL}; a model is fetched when a run first uses it"
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelLoadError(f"the tokenizer of {name} is not on this machine", hint=hint, details={"model": name})
-    return folder
-
-
-def _fetched(repo: str) -> Path:
-    """Where the Hugging Face cache keeps the newest copy of ``repo``."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    folder = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{repo.replace('/', '--')}"
-    revision = folder / "refs" / "main"
-    return folder / "snapshots" / (revision.read_text().strip() if revision.is_file() else "none")
 
 
 def token_lines(

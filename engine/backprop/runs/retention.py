@@ -7,19 +7,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.runs.directory import flush_folder, write_atomically
+from backprop.core.files import exclusive, read_json, remove, write_file
+
+Loss: TypeAlias = float | Literal["nan", "inf", "-inf"] | None
+"""A held-out loss as JSON holds it."""
 
 SCHEMA = 1
 REGISTER = "checkpoints.json"
@@ -83,12 +84,15 @@ def _rank(candidate: Candidate, index: int) -> tuple[int, float, int]:
     return 0, candidate.val_loss, index
 
 
-def loss_to_json(val_loss: float | None) -> float | str | None:
+def loss_to_json(val_loss: float | None) -> Loss:
     """JSON has no number for a loss that is not finite: it is written as text."""
-    return val_loss if val_loss is None or math.isfinite(val_loss) else str(val_loss)
+    if val_loss is None or math.isfinite(val_loss):
+        return val_loss
+    return "nan" if math.isnan(val_loss) else "inf" if val_loss > 0 else "-inf"
 
 
-def loss_from_json(val_loss: float | str | None) -> float | None:
+def loss_from_json(val_loss: Loss) -> float | None:
+    """The loss that ``loss_to_json`` wrote."""
     return float(val_loss) if isinstance(val_loss, str) else val_loss
 
 
@@ -97,7 +101,7 @@ class RegisteredCheckpoint(Struct, kw_only=True):
 
     run_index: int
     path: str
-    val_loss: float | str | None = None
+    val_loss: Loss = None
     boundary: bool = False
 
 
@@ -160,7 +164,7 @@ class CheckpointManager:
         with self._changing() as register:
             register.checkpoints, doomed = self._doomed(register)
             for path in doomed:
-                _delete(path)
+                remove(path)
         return doomed
 
     def _doomed(self, register: _Register) -> tuple[list[RegisteredCheckpoint], list[Path]]:
@@ -182,10 +186,10 @@ class CheckpointManager:
 
     def _read(self) -> _Register:
         try:
-            return msgspec.json.decode((self.directory / REGISTER).read_bytes(), type=_Register)
+            return read_json(self.directory / REGISTER, _Register)
         except FileNotFoundError:
             return _Register()
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self.directory / REGISTER} cannot be read: {error}",
                 hint="move it aside; checkpoints themselves are not touched",
@@ -196,29 +200,12 @@ class CheckpointManager:
         """Hold the register, and write it back if the block ends well."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.directory / f".{REGISTER}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with exclusive(self.directory / f".{REGISTER}.lock"):
                 register = self._read()
                 yield register
-                write_atomically(
-                    self.directory / REGISTER, msgspec.json.format(msgspec.json.encode(register), indent=2)
-                )
-            finally:
-                os.close(lock)
+                write_file(self.directory / REGISTER, msgspec.json.format(msgspec.json.encode(register), indent=2))
         except OSError as error:
             raise CheckpointError(
                 f"the register of checkpoints in {self.directory} cannot be changed: {error.strerror or error}",
                 code="RUNTIME_IO_FAILED",
             ) from error
-
-
-def _delete(path: Path) -> None:
-    """Hide first, so that a crash in between leaves nothing that looks like a checkpoint."""
-    hidden = path.with_name(f".{path.name}.deleting")
-    path.replace(hidden)
-    flush_folder(hidden.parent)
-    if hidden.is_dir():
-        shutil.rmtree(hidden)
-    else:
-        hidden.unlink()

@@ -15,35 +15,31 @@ from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK
 from backprop.core.jobs import Message, encode_message
 from backprop.runs.directory import RunDirectory
 from backprop.worker.event_stream import take_stdout
-from backprop.worker.process import failure, quiet_libraries
+from backprop.worker.setup import end_process, failure, quiet_libraries
 
 Request = TypeVar("Request", bound=msgspec.Struct)
-Say: TypeAlias = Callable[[Message], None]
+Send: TypeAlias = Callable[[Message], None]
 
 
-def run_job(request: type[Request], work: Callable[[Request, Say], None]) -> NoReturn:
-    """Do ``work`` on the request that comes in, and end the process. What it raises is its last message."""
-    code = _done(request, work)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Libraries leave threads behind that can hang or crash a process whose work is done; a download may be going on.
-    os._exit(code)
+def run_job(request: type[Request], work: Callable[[Request, Send], None]) -> NoReturn:
+    """Do ``work`` on the request that comes in, and end the process. What it raises is sent as the last message."""
+    end_process(_answer(request, work))
 
 
-def _done(request: type[Request], work: Callable[[Request, Say], None]) -> int:
+def _answer(request: type[Request], work: Callable[[Request, Send], None]) -> int:
     private = take_stdout(RunDirectory(Path(sys.argv[1])).log)
     os.set_blocking(private, True)
     quiet_libraries()
     with os.fdopen(private, "wb", buffering=0) as stream:
 
-        def say(message: Message) -> None:
+        def send(message: Message) -> None:
             stream.write(encode_message(message))
 
         try:
-            work(msgspec.json.decode(sys.stdin.buffer.read(), type=request), say)
+            work(msgspec.json.decode(sys.stdin.buffer.read(), type=request), send)
         except (KeyboardInterrupt, BrokenPipeError):
             return EXIT_INTERRUPTED
         except Exception as error:  # whatever it is, whoever asked is told
             traceback.print_exc()
-            say(failure(error))
+            send(failure(error))
     return EXIT_OK

@@ -1,164 +1,125 @@
-"""The engine process: ``python -P -m backprop.worker.process RUN_DIRECTORY [start | resume | extend STEPS]``.
+"""An engine process that works on a run, told by its caller what the work is.
 
-It takes over its descriptors, holds the run's lock, imports the heavy libraries and says ``run_started`` with the
-configuration as resolved on this machine. It ends with ``run_finished`` or ``run_failed`` in the journal, whatever
-happens short of being killed.
+It takes over its descriptors, holds the run's lock and listens to commands before the work imports anything heavy. It
+ends with ``run_finished`` or ``run_failed`` in the journal, whatever happens short of being killed.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 import traceback
-import warnings
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypeAlias
 
-import msgspec
-
+from backprop.core import events
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
-from backprop.core.events import Event, RunFailed, RunFinished, RunStarted, Step
-from backprop.core.paths import cache_dir
-from backprop.core.redaction import redact
+from backprop.core.events import EndStatus, Event, PhaseChanged, RunFinished, RunStarted, Step, encode
 from backprop.runs.directory import RunDirectory
-from backprop.runs.journal import JournalWriter
+from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.event_stream import EventPipe, EventWriter, take_stdout
+from backprop.worker.setup import end_process, failure, quiet_libraries
 
-_LIBRARIES = ("backprop-tui", "torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
-
-
-def environment() -> dict[str, Any]:
-    """What the result depends on beside data and configuration: versions and the machine."""
-    facts: dict[str, Any] = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
-    for name in _LIBRARIES:
-        try:
-            facts[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            facts[name] = None
-    return facts
+Emit: TypeAlias = Callable[[Event], None]
+Work: TypeAlias = Callable[[RunDirectory, Emit, Control], EndStatus]
+"""Emits everything from ``run_started`` to ``run_finished`` and returns how the run ended; raises where it failed."""
 
 
-def quiet_libraries() -> None:
-    """Nothing is sent anywhere, no progress bars, no news for the libraries' own callers: set before they are imported.
+class _Reporter:
+    """Emits events, and remembers what an interrupted run must report at its end.
 
-    The last lines of the log are what a person reads when an engine has gone.
+    Args:
+        notes: events for after ``run_started``.
+        earlier: seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
     """
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Importing torch makes this folder, by default beside everybody's temporary files.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "torchinductor"))
 
-
-class Progress:
-    """Remembers what an interrupted run must say at its end."""
-
-    def __init__(self, writer: EventWriter) -> None:
+    def __init__(self, writer: EventWriter, control: Control, notes: list[Event], earlier: float) -> None:
         self._writer = writer
-        self.started = time.monotonic()
-        self.last: Step | None = None
+        self._control = control
+        self._notes = notes
+        self._earlier = earlier
+        self._started = time.monotonic()
+        self._last: Step | None = None
         self.finished = False
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, Step):
-            self.last = event
-        self.finished = self.finished or isinstance(event, RunFinished)
+        match event:
+            case Step():
+                self._last = event
+            case RunFinished():
+                self.finished = True
+                event.duration_seconds = self._earlier + time.monotonic() - self._started
+            case PhaseChanged():
+                self._control.require_uninterrupted()
+            case RunStarted():
+                self._control.require_uninterrupted()
+                self._started = time.monotonic()
         self._writer.emit(event)
+        if isinstance(event, RunStarted):
+            for note in self._notes:
+                self._writer.emit(note)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
             status="interrupted",
-            steps=self.last.step if self.last else 0,
-            final_loss=self.last.loss if self.last else None,
+            steps=self._last.step if self._last else 0,
+            final_loss=self._last.loss if self._last else None,
             output_path="",
-            duration_seconds=time.monotonic() - self.started,
-            samples_seen=self.last.samples_seen if self.last else 0,
-            tokens_seen=self.last.tokens_seen if self.last else 0,
+            duration_seconds=0.0,
+            samples_seen=self._last.samples_seen if self._last else 0,
+            tokens_seen=self._last.tokens_seen if self._last else 0,
         )
 
 
-def failure(error: BaseException) -> RunFailed:
-    """The event for ``error``; secrets in it are blacked out."""
-    trace = redact("".join(traceback.format_exception(error)))
-    if isinstance(error, BackpropError):
-        return RunFailed(
-            code=error.code,
-            message=redact(error.message),
-            hint=redact(error.hint),
-            retryable=error.retryable,
-            traceback=trace,
-        )
-    text = redact(f"{type(error).__name__}: {error}")
-    if isinstance(error, OSError):
-        hint = "look at the disk and the permissions of the path"
-        return RunFailed(code="RUNTIME_IO_FAILED", message=text, hint=hint, retryable=True, traceback=trace)
-    hint = "--verbose shows the traceback; the run's engine.log has the rest"
-    return RunFailed(code="RUNTIME_TRAINING_FAILED", message=text, hint=hint, retryable=False, traceback=trace)
+def run_engine(work: Work) -> NoReturn:
+    """Do ``work`` on the run directory that the first argument names, and end the process."""
+    end_process(_run(RunDirectory(Path(sys.argv[1])), work))
 
 
-def work(directory: RunDirectory, control: Control, progress: Progress, verb: str, steps: int | None) -> int:
-    """Do the run and say how it ended; the process's exit status."""
-    record = directory.read_record()
-    try:
-        quiet_libraries()
-        # Five seconds of imports. The lock is held and commands are listened to before them.
-        from backprop.train import session
-        from backprop.train.model import resolved
-        from backprop.train.resume import begin
-
-        start = begin(directory, record, verb, steps, resolved)
-        progress.emit(
-            RunStarted(
-                config=msgspec.to_builtins(start.config),
-                output_dir=str(directory.path),
-                pid=os.getpid(),
-                kind=record.kind,
-                resumed_from=start.resumed_from,
-                environment=environment(),
-            )
-        )
-        for note in start.notes:
-            progress.emit(note)
-        ended = session.run(start, directory, progress.emit, control)
-        return EXIT_INTERRUPTED if ended == "interrupted" else EXIT_OK
-    except KeyboardInterrupt:
-        if not progress.finished:
-            progress.emit(progress.interrupted())
-        return EXIT_INTERRUPTED
-    except BaseException as error:
-        traceback.print_exc()
-        progress.emit(failure(error))
-        return error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME
-
-
-def main() -> int:
-    directory = RunDirectory(Path(sys.argv[1]))
-    verb = sys.argv[2] if len(sys.argv) > 2 else "start"
-    steps = int(sys.argv[3]) if len(sys.argv) > 3 else None
+def _run(directory: RunDirectory, work: Work) -> int:
     pipe = EventPipe(take_stdout(directory.log))
     control = Control()
-    control.catch_signals()
     try:
-        record = directory.read_record()
         with directory.hold_lock():
-            writer = EventWriter(JournalWriter(directory.journal), pipe, record.run_id)
+            restored = directory.restore_record()
+            run_id = directory.read_record().run_id
+            journal = directory.open_journal(run_id)
+            earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
             control.listen(directory)
-            status = work(directory, control, Progress(writer), verb, steps)
+            writer = EventWriter(journal, pipe, run_id)
+            reporter = _Reporter(writer, control, _notes(restored), earlier)
+            status = _report(directory, control, reporter, work)
             writer.close()
     except RunError as error:
+        # It may not touch the journal: whoever started it is told, with a number that no event of the run has.
         print(f"[{error.code}] {error.message}", file=sys.stderr)
+        pipe.offer(encode(failure(error)))
         return error.exit_code
     return status
 
 
-if __name__ == "__main__":
-    # Libraries leave threads and at-exit hooks behind that can hang or crash an engine whose work is done.
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _notes(restored: bool) -> list[Event]:
+    if not restored:
+        return []
+    return [events.Warning(code="RECORD_RESTORED", message="run.json was missing: it was made again from the journal")]
+
+
+def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work: Work) -> int:
+    """Do the work and emit how it ended; the process's exit status."""
+    try:
+        control.catch_signals()
+        quiet_libraries()
+        ended = work(directory, reporter.emit, control)
+        return EXIT_INTERRUPTED if ended == "interrupted" else EXIT_OK
+    except KeyboardInterrupt:
+        control.ignore_signals()
+        if not reporter.finished:
+            reporter.emit(reporter.interrupted())
+        return EXIT_INTERRUPTED
+    except BaseException as error:
+        control.ignore_signals()
+        traceback.print_exc()
+        reporter.emit(failure(error))
+        return error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME

@@ -1,0 +1,49 @@
+"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [start | resume | extend STEPS]``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+from backprop.core.events import EndStatus, RunStarted
+from backprop.runs.directory import RunDirectory
+from backprop.worker.commands import Control
+from backprop.worker.process import Emit, run_engine
+from backprop.worker.setup import environment
+
+
+def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
+    """Train the run in ``directory`` from where the command line says, ``run_started`` first.
+
+    Raises:
+        BackpropError: the run failed.
+    """
+    verb = sys.argv[2] if len(sys.argv) > 2 else "start"
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    # Five seconds of imports. The lock is held and commands are listened to before them.
+    from backprop.train import session
+    from backprop.train.model import resolved
+    from backprop.train.resume import begin
+
+    record = directory.read_record()
+    start = begin(directory, record, verb, steps, resolved)
+    emit(
+        RunStarted(
+            config=msgspec.to_builtins(start.config),
+            output_dir=str(directory.path),
+            pid=os.getpid(),
+            kind=record.kind,
+            resumed_from=start.resumed_from,
+            environment=environment(),
+            forked_from=record.forked_from,
+        )
+    )
+    for note in start.notes:
+        emit(note)
+    return session.run(start, directory, emit, control)
+
+
+if __name__ == "__main__":
+    run_engine(train)

@@ -1,0 +1,83 @@
+"""What every engine process sets up before its work, and how it reports what ended it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+import warnings
+from importlib import metadata
+from typing import Any, NoReturn
+
+from backprop.core.errors import BackpropError
+from backprop.core.events import RunFailed
+from backprop.core.paths import cache_dir
+from backprop.core.redaction import redact
+
+_LIBRARIES = (
+    *("backprop-tui", "torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("tokenizers", "safetensors", "numpy"),
+)
+
+
+_LAUNCHERS = re.compile(
+    r"((LOCAL_|GROUP_|ROLE_|CROSS_)?(RANK|WORLD_SIZE)|ROLE_NAME|LOCAL_SIZE|NODE_RANK|MASTER_(ADDR|PORT)"
+    r"|(TORCHELASTIC|OMPI|PMI|PMIX|MPI|MV2|ACCELERATE|FSDP|SM|SMP)_\w+|MPI_LOCAL(NRANKS|RANKID))"
+)
+"""Variables by which a launcher tells a process that it is one of several."""
+
+
+def environment() -> dict[str, Any]:
+    """What the result depends on beside data and configuration: versions and the machine."""
+    facts: dict[str, Any] = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
+    for name in _LIBRARIES:
+        try:
+            facts[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            facts[name] = None
+    return facts
+
+
+def quiet_libraries() -> None:
+    """Nothing is sent anywhere, no progress bars, no news for the libraries' own callers: set before they are imported.
+
+    The last lines of the log are what a person reads when an engine has gone. An engine is one process: in the shell of
+    a cluster's or of torchrun's launcher it would wait for ever for the others.
+    """
+    for name in [name for name in os.environ if _LAUNCHERS.fullmatch(name)]:
+        del os.environ[name]
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Importing torch makes this folder, by default beside everybody's temporary files.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "torchinductor"))
+
+
+def failure(error: BaseException) -> RunFailed:
+    """The event for ``error``; secrets in it are blacked out."""
+    trace = redact("".join(traceback.format_exception(error)))
+    if isinstance(error, BackpropError):
+        return RunFailed(
+            code=error.code,
+            message=redact(error.message),
+            hint=redact(error.hint),
+            retryable=error.retryable,
+            traceback=trace,
+        )
+    text = redact(f"{type(error).__name__}: {error}")
+    if isinstance(error, OSError):
+        hint = "look at the disk and the permissions of the path"
+        return RunFailed(code="RUNTIME_IO_FAILED", message=text, hint=hint, retryable=True, traceback=trace)
+    hint = "--verbose shows the traceback; the run's engine.log has the rest"
+    return RunFailed(code="RUNTIME_TRAINING_FAILED", message=text, hint=hint, retryable=False, traceback=trace)
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process at once: libraries leave threads and at-exit hooks behind that can hang or crash it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,191 @@
+"""Checkpoints are written beside training; a save that fails is told and nothing else happens."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from backprop.core.errors import CheckpointError
+from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, Warning  # noqa: A004
+from backprop.runs.checkpoints import CheckpointStore
+from backprop.runs.retention import CheckpointPolicy
+from backprop.train.checkpoint import Snapshot
+from backprop.train.checkpointing import CheckpointWriter, Save
+
+
+def snapshot(step: int, size: int = 1000) -> Snapshot:
+    return Snapshot(step, {"w": torch.full((size,), float(step))}, {"m": torch.zeros(size)}, {"step": step})
+
+
+class Held(Snapshot):
+    """A snapshot whose writing waits until it is let go."""
+
+    begun: threading.Event
+    go: threading.Event
+
+    @classmethod
+    def at(cls, step: int) -> Held:
+        plain = snapshot(step)
+        held = cls(plain.step, plain.weights, plain.tensors, plain.state)
+        object.__setattr__(held, "begun", threading.Event())
+        object.__setattr__(held, "go", threading.Event())
+        return held
+
+    def write(self, folder: Path) -> None:
+        self.begun.set()
+        assert self.go.wait(60)
+        super().write(folder)
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", "run-a")
+
+
+@pytest.fixture
+def writer(store: CheckpointStore, events: list[Event]) -> Iterator[CheckpointWriter]:
+    made = CheckpointWriter(store, events.append, CheckpointPolicy(keep_best_n=0, keep_last=2), in_use=[1])
+    yield made
+    made.close()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+) -> None:
+    held = Held.at(10)
+    writer.submit(Save(held, "time", seconds_blocked=0.25))
+    assert held.begun.wait(60)
+    assert writer.busy
+    assert events == []
+    held.go.set()
+    writer.wait()
+    assert not writer.busy
+    (saved,) = events
+    assert isinstance(saved, CheckpointSaved)
+    assert (saved.step, saved.reason, saved.seconds_blocked) == (10, "time", 0.25)
+    assert saved.seconds >= saved.seconds_blocked
+    newest, _ = store.newest_valid()
+    assert newest is not None
+    assert (str(newest.path), newest.bytes) == (saved.path, saved.bytes)
+
+
+def test_a_second_save_waits_for_the_first_and_none_is_lost(
+    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+) -> None:
+    held = Held.at(10)
+    writer.submit(Save(held, "time", 0.0))
+    second = threading.Thread(target=lambda: writer.submit(Save(snapshot(11), "asked for", 0.0)))
+    second.start()
+    assert held.begun.wait(60)
+    held.go.set()
+    second.join(60)
+    writer.wait()
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [10, 11]
+
+
+def test_what_is_pruned_is_told_and_the_one_resumed_from_stays(
+    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+) -> None:
+    for step in (1, 2, 3, 4):
+        writer.submit(Save(snapshot(step), "steps", 0.0))
+    writer.wait()
+    assert [event.step for event in events if isinstance(event, CheckpointPruned)] == [2]
+    assert [checkpoint.step for checkpoint in store.checkpoints()] == [1, 3, 4]
+
+
+def test_closing_waits_for_the_save_in_progress(store: CheckpointStore, events: list[Event]) -> None:
+    writer = CheckpointWriter(store, events.append, CheckpointPolicy())
+    writer.submit(Save(snapshot(5, size=1_000_000), "end", 0.0))
+    writer.close()
+    assert [type(event) for event in events] == [CheckpointSaved]
+    assert store.verify(store.directory / "step-00000005") == []
+
+
+def test_a_failed_save_is_told_and_the_next_one_succeeds(
+    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+) -> None:
+    store.directory.write_text("in the way")
+    writer.submit(Save(snapshot(1), "steps", 0.0))
+    writer.wait()
+    (told,) = events
+    assert isinstance(told, CheckpointFailed)
+    assert (told.step, told.code) == (1, "RUNTIME_IO_FAILED")
+    assert "checkpoints" in told.message
+    assert told.hint
+    store.directory.unlink()
+    writer.submit(Save(snapshot(2), "steps", 0.0))
+    writer.wait()
+    assert isinstance(events[-1], CheckpointSaved)
+
+
+def test_a_defect_while_writing_is_told_and_not_swallowed(writer: CheckpointWriter, events: list[Event]) -> None:
+    class Defective(Snapshot):
+        def write(self, folder: Path) -> None:
+            raise ZeroDivisionError("a defect")
+
+    writer.submit(Save(Defective(1, {}, {}, {}), "steps", 0.0))
+    writer.wait()
+    (told,) = events
+    assert isinstance(told, CheckpointFailed)
+    assert (told.code, told.message) == ("RUNTIME_INTERNAL", "ZeroDivisionError: a defect")
+
+
+def test_when_old_checkpoints_cannot_be_deleted_the_new_one_still_counts(
+    writer: CheckpointWriter, store: CheckpointStore, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise CheckpointError("Permission denied", code="RUNTIME_IO_FAILED")
+
+    monkeypatch.setattr(CheckpointStore, "prune", refuse)
+    writer.submit(Save(snapshot(1), "steps", 0.0))
+    writer.wait()
+    assert [type(event) for event in events] == [CheckpointSaved, Warning]
+
+
+def test_a_listener_that_fails_does_not_hang_the_next_save(store: CheckpointStore) -> None:
+    def deaf(event: Event) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    writer = CheckpointWriter(store, deaf, CheckpointPolicy())
+    for step in (1, 2):
+        writer.submit(Save(snapshot(step), "steps", 0.0))
+    with pytest.raises(BrokenPipeError):
+        writer.close()
+    assert [checkpoint.step for checkpoint in store.checkpoints()] == [1, 2]
+
+
+def test_a_disk_that_fills_while_tensors_are_written_is_told_as_that(
+    tmp_path: Path, request: pytest.FixtureRequest, events: list[Event]
+) -> None:
+    small = tmp_path / "disk"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if done.returncode != 0:
+        pytest.skip(f"mounting a small tmpfs is not allowed here: {done.stderr.strip()}")
+    request.addfinalizer(lambda: subprocess.run(["umount", str(small)], check=True))
+    store = CheckpointStore(small / "checkpoints", "run-a")
+    older = store.save(1, snapshot(1).write)
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        store.save(2, snapshot(2, size=4_000_000).write)
+    assert caught.value.code == "RUNTIME_DISK_FULL"
+    assert store.newest_valid() == (older, [])
+    writer = CheckpointWriter(store, events.append, CheckpointPolicy())
+    writer.submit(Save(snapshot(3, size=4_000_000), "steps", 0.0))
+    writer.close()
+    (told,) = events
+    assert isinstance(told, CheckpointFailed)
+    assert "no room for a checkpoint" in told.message
+    assert store.newest_valid() == (older, [])
