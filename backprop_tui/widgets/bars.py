@@ -73,9 +73,14 @@ class KeyBar(Cells):
         self.redraw_for(keys)
 
     def rows(self, width: int, height: int) -> list[Row]:
-        shown = list(self.keys)
-        while shown and sum(len(k.shown) + len(k.label) + 3 for k in shown) > width:
-            shown.remove(max(shown, key=lambda k: k.rank))
+        shown, room = [], width
+        # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
+        for key in sorted(self.keys[::-1], key=lambda key: key.rank):
+            size = len(key.shown) + len(key.label) + 3
+            if size <= room:
+                shown.append(key)
+                room -= size
+        shown.sort(key=self.keys.index)
         row: Row = [(" ", "text")]
         self._places = []
         x = 1
