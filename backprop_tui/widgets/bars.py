@@ -75,7 +75,8 @@ class KeyBar(Cells):
     def rows(self, width: int, height: int) -> list[Row]:
         shown, room = [], width
         # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
-        for key in sorted(self.keys[::-1], key=lambda key: key.rank):
+        places = sorted(range(len(self.keys)), key=lambda place: (self.keys[place].rank, -place))
+        for key in (self.keys[place] for place in places):
             size = len(key.shown) + len(key.label) + 3
             if size <= room:
                 shown.append(key)
