@@ -27,7 +27,7 @@ from textual.worker import Worker, WorkerState
 from backprop_tui import themes
 from backprop_tui.keys import EVERYWHERE, bindings
 from backprop_tui.screens import SCREENS, Entry
-from backprop_tui.screens.base import BaseScreen, Go, OpenRun
+from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import many_lines
 from backprop_tui.watch import Watch
@@ -195,9 +195,6 @@ class BackpropApp(App[None]):
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
         self._show_run(watch)
-
-    def on_go(self, message: Go) -> None:
-        self.switch_mode(message.name)
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch

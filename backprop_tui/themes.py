@@ -97,6 +97,8 @@ SIXTEEN = Theme(
         "block-cursor-text-style": "reverse",
         "border": "ansi_cyan",
         "border-blurred": "ansi_bright_black",
+        "scrollbar": "ansi_bright_black",
+        "scrollbar-background": "ansi_default",
     },
 )
 

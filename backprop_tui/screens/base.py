@@ -7,7 +7,7 @@ one method of Textual's compositor; the rest of it is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,14 +21,6 @@ from backprop_tui.keys import EVERYWHERE, Key
 from backprop_tui.text import STATUS, Row, clock
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
-
-
-class Go(Message):
-    """Show the screen of this name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
 
 
 class OpenRun(Message):
@@ -80,8 +72,9 @@ class BaseScreen(Screen[None]):
         more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
         return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]
 
-    def action_back(self) -> None:
+    def action_back(self) -> Awaitable[None] | None:
         """Escape: one layer out."""
+        return None
 
     def on_screen_resume(self) -> None:
         if self.is_mounted:

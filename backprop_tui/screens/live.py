@@ -16,7 +16,7 @@ from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens.base import BaseScreen, Go
+from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dialogs import ABORTING, Question
 from backprop_tui.text import Row
 from backprop_tui.watch import Watch
@@ -170,8 +170,8 @@ class LiveScreen(BaseScreen):
             found.append(key)
         return found
 
-    def action_back(self) -> None:
-        self.post_message(Go("runs"))
+    async def action_back(self) -> None:
+        await self.run_action("app.go('runs')")
 
     def on_pane_tabs_chosen(self, message: PaneTabs.Chosen) -> None:
         self._chosen_by_hand = True

@@ -111,7 +111,8 @@ class Scroll(Cells, can_focus=True):
             self._drag(event)
 
     def on_mouse_up(self) -> None:
-        self.release_mouse()
+        if self.app.mouse_captured is self:
+            self.release_mouse()
 
     def _drag(self, event: events.MouseEvent) -> None:
         share = (event.y - len(self.head())) / max(1, self.body_height - 1)

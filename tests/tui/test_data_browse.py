@@ -45,6 +45,20 @@ async def test_the_last_row_is_reached_before_the_next_tick_after_the_index_is_c
         assert screen.table.cursor == 99_999
 
 
+async def test_the_bar_scrolls_the_rows_and_leaves_the_cursor_where_it_is(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(300)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.mouse_down("#rows", offset=(79, 20))
+        await until_text(pilot, "What is in hold 299?", "1 of 300")
+        await pilot.hover("#rows", offset=(79, 1))
+        await until_text(pilot, "What is in hold 0?")
+        await pilot.mouse_up("#rows", offset=(79, 1))
+        await pilot.hover("#rows", offset=(79, 20))
+        await pilot.pause()
+        assert "What is in hold 0?" in pilot.app.text()
+
+
 async def test_without_a_file_the_screen_asks_for_one_and_names_what_it_reads() -> None:
     async with DataApp().run_test(size=NARROW) as pilot:
         await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "Open a dataset file")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backprop.core.events import Problem
+from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
@@ -154,8 +155,8 @@ class FindingsPane(ListView):
         if index < len(self._codes):
             code, severity, count = self._codes[index]
             mark, ink = SEVERITY[severity]
-            only = "  shown alone: enter shows all" if code == self._only else ""
-            return [(f"{count:>9,} {mark} {code}", ink), (only, "muted")]
+            words = "shown alone: enter shows all" if code == self._only else PROBLEM_CODES.get(code, "")
+            return [(f"{count:>9,} {mark} {code}", ink), (f"  {words}", "muted")]
         if index == len(self._codes):
             return [("─" * width if self._codes else self._empty, "muted")]
         problem = self._shown[index - len(self._codes) - 1]
