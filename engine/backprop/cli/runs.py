@@ -140,15 +140,15 @@ def _story(state: RunState) -> list[tuple[str, str]]:
     """A run's page: head, what is damaged, what happened, how it ended."""
     name = state.config.get("run_name")
     told: list[tuple[str, str]] = [
-        (f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}", "head"),
-        (f"directory: {state.path}", "info"),
+        (output.inline(f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}"), "head"),
+        (output.inline(f"directory: {state.path}"), "info"),
     ]
     told += [(f"damaged: {what}", "warning") for what in state.damage]
     if state.status == "crashed":
         told.append(("the engine ended without saying why; its engine.log has its last words", "error"))
     for setting in ("model", "data"):
         if state.config.get(setting):
-            told.append((f"{setting}: {state.config[setting]}", "info"))
+            told.append((output.inline(f"{setting}: {state.config[setting]}"), "info"))
     for event in state.notable:
         text = describe(event)
         if text and event.type not in ("sample", "run_started", "phase_changed"):
