@@ -52,6 +52,7 @@ def _check(directory: RunDirectory) -> None:
     if (directory.adapter / "adapter_config.json").is_file():
         if not isinstance(read_run(directory.path).config.get("model"), str):
             directory.find_record()  # says what is missing
+        directory.require_files(directory.adapter)
         return
     status = read_run(directory.path).status
     going = status in ("starting", "running", "paused")
