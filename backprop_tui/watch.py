@@ -102,7 +102,7 @@ class Watch:
                 self.state.await_start()
             self.was_alive = self.state.alive
         if self.error is not None:
-            self.state.alive, self.state.told_status = False, "damaged"
+            self.state.alive, self.state.journal_status = False, "damaged"
         budget = EVENTS_AT_ONCE
         while budget > 0 and (self._rest or self._inbox):
             if not self._rest:

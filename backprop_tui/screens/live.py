@@ -102,7 +102,7 @@ class LiveScreen(BaseScreen):
         if self._asked and (state is None or state.ended or self._asked[1](state)):
             self._asked = None
         problem = problem_of(watch) if watch else None
-        self._header.show(state, self._asked[0] if self._asked else "")
+        self._header.show(state, self._asked[0] if self._asked else "", self.chip())
         self._progress.show(state)
         self._choose_pane(watch, problem is not None)
         self._tabs.show(self._panes(state, problem is not None), self.pane)
@@ -268,6 +268,3 @@ def phases_so_far(state: RunState) -> list[Row]:
     if not rows and not state.ended:
         rows.append([("● ", "info"), ("starting the engine", "strong")])
     return rows
-
-
-make = LiveScreen

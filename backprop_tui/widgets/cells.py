@@ -35,6 +35,7 @@ class Cells(Widget):
         self._drawn: list[Row] = []
         self._drawn_size = Size(0, 0)
         self._inks: dict[str, Style] = {}
+        self._seen: object = None
 
     def rows(self, width: int, height: int) -> list[Row]:
         """What to show in ``width`` by ``height`` cells: at most ``height`` rows."""
@@ -60,6 +61,12 @@ class Cells(Widget):
         ]
         if changed:
             self.refresh(*changed)
+
+    def redraw_for(self, seen: object) -> None:
+        """Draw again where what is shown is another than the last time."""
+        if seen != self._seen:
+            self._seen = seen
+            self.redraw()
 
     def on_resize(self) -> None:
         self.redraw()

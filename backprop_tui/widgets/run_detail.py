@@ -13,21 +13,16 @@ from backprop.runs.state import RunState
 from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
 from backprop_tui.widgets.cells import heading, labelled
 from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
-from backprop_tui.widgets.text_view import TextView
+from backprop_tui.widgets.text_view import StateView
 
 _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
 
 
-class RunDetail(TextView):
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-
+class RunDetail(StateView):
     def show(self, state: RunState | None) -> None:
         if state is None or self.state is None or state.path != self.state.path:
             self.top = 0
-        self.state = state
-        self.redraw()
+        super().show(state)
 
     def content(self, width: int) -> list[Row]:
         state = self.state

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from backprop.core import events as ev
-from backprop.core.errors import BackpropError, DatasetFormatError, InputError, error_for
+from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
@@ -117,9 +117,9 @@ class Trainer:
         given = {"steps": steps, "epochs": epochs, "samples": samples}
         chosen = {name: value for name, value in given.items() if value is not None}
         config = config_from(override(msgspec.to_builtins(self.config), chosen))
-        link = _start(config, dataset)
-        print(f"run_started run_id={link.run_id}", file=sys.stderr)
-        run = _Watch(link, callback or TrainingCallback()).to_the_end()
+        engine = _start(config, dataset)
+        print(f"run_started run_id={engine.run_id}", file=sys.stderr)
+        run = _Watch(engine, callback or TrainingCallback()).to_the_end()
         self.last_run = run
         return run
 
@@ -223,19 +223,19 @@ def _plain(value: Any) -> Any:
 class _Watch:
     """Follows one run for ``train``."""
 
-    def __init__(self, link: EngineClient, callback: TrainingCallback) -> None:
-        self._link = link
+    def __init__(self, engine: EngineClient, callback: TrainingCallback) -> None:
+        self._engine = engine
         self._callback = callback
-        self._state = RunState(run_id=link.run_id, path=str(link.directory.path), alive=True)
+        self._state = RunState(run_id=engine.run_id, path=str(engine.directory.path), alive=True)
         self._epochs = 0
 
     def to_the_end(self) -> TrainingRun:
         """Wait for the end, calling the callbacks on the way."""
         try:
-            while not self._link.over:
-                for event in self._link.read(_LOOK):
+            while not self._engine.over:
+                for event in self._engine.read(_LOOK):
                     self._state.apply(event)
-                    self._tell(event)
+                    self._call_back(event)
             run = self._result()
         except BackpropError as error:
             if self._callback.on_error:
@@ -248,7 +248,7 @@ class _Watch:
             self._callback.on_complete(run)
         return run
 
-    def _tell(self, event: ev.AnyEvent) -> None:
+    def _call_back(self, event: ev.AnyEvent) -> None:
         callback = self._callback
         match event:
             case ev.Step():
@@ -271,16 +271,14 @@ class _Watch:
         """What came of it.
 
         Raises:
-            BackpropError: the run failed, or its engine went without a word.
+            BackpropError: the run failed, or its engine is gone without an end.
         """
         state = self._state
         state.alive = False
         if state.failed is not None:
-            failed = state.failed
-            error = error_for(failed.code, failed.message, failed.hint, failed.retryable)
-            raise error from RuntimeError(failed.traceback)
+            raise state.failed.error() from RuntimeError(state.failed.traceback)
         if state.finished is None:
-            raise self._link.crash()
+            raise self._engine.crash()
         return TrainingRun(
             run_id=state.run_id,
             steps=state.finished.steps,
@@ -295,9 +293,9 @@ class _Watch:
     def _stop(self) -> None:
         """Have the engine finish its step and save; a second Ctrl+C kills it."""
         try:
-            self._link.interrupt()
-            self._link.detach()
-            self._link.wait()
+            self._engine.interrupt()
+            self._engine.detach()
+            self._engine.wait()
         except KeyboardInterrupt:
-            self._link.kill()
+            self._engine.kill()
             raise

@@ -77,8 +77,8 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
     seen = threading.Event()
     real = validate._Checking.pieces
 
-    def slowly(self: validate._Checking) -> Iterator[int]:
-        yield from real(self)
+    def slowly(checking: validate._Checking) -> Iterator[int]:
+        yield from real(checking)
         assert seen.wait(60)
 
     monkeypatch.setattr(validate._Checking, "pieces", slowly)

@@ -144,3 +144,15 @@ def test_a_search_looks_into_values_however_they_are_written(raw: bytes, words: 
 
     value, error = parse_json(raw)
     assert text_test(words)(Row(1, raw, value, error)) is holds
+
+
+async def test_another_file_is_shown_whole_whatever_the_first_was_filtered_by(log: Path) -> None:
+    other = write_rows(log.with_name("other.jsonl"), [{"text": f"entry {number}"} for number in range(30)])
+    async with DataApp(log).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await ask(pilot, "f", "whale")
+        await ask(pilot, "slash", "whale")
+        await until_text(pilot, "1 of 2", "only 'whale'")
+        pilot.app.data.open_path(str(other))
+        screen = await until_text(pilot, "other.jsonl · text · 30 rows", "entry 0", "entry 9", "1 of 30")
+        assert "whale" not in screen.lower()

@@ -13,11 +13,11 @@ from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import EVERYWHERE, Key, bindings
 from backprop_tui.screens.base import BaseScreen
-from backprop_tui.screens.dataset import KEYS
 from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import HELP, result_lines, write_copy
 from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
+from backprop_tui.screens.dataset.keys import KEYS
 from backprop_tui.screens.dataset.lengths import LengthsPane
 from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
 from backprop_tui.screens.dataset.perplexity import ScoresPane
@@ -109,7 +109,7 @@ class DataScreen(BaseScreen):
 
     def _show_words(self) -> None:
         title = self.opened.words(self.browser.shown()) if self.opened is not None else "Data"
-        self._title.show([(title, "text")], [])
+        self._title.show([(title, "text")], self.chip())
         finding = () if self.opened is None or self.opened.source.complete else ("finding all rows",)
         words = (self.browser.where(), self.tasks.words(*finding), self.notice)
         self._status.show([("  ".join(word for word in words if word), "text")], [])

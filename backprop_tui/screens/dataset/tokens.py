@@ -142,7 +142,7 @@ def _cut(cut: Truncated, limit: int) -> list[Row]:
     """What training at this limit does to the row."""
     if not cut.samples:
         words = f"its last answer does not fit the limit of {limit:,}: the row is left out"
-    elif len(cut.samples) > 1:
+    elif cut.split:
         words = f"longer than the limit of {limit:,}: the text is split into pieces"
     elif cut.cut:
         words = f"{cut.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"

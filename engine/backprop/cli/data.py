@@ -21,7 +21,7 @@ from backprop.cli.data_options import (
 )
 from backprop.cli.main import Commands
 from backprop.cli.options import usual_model
-from backprop.core.errors import EXIT_OK, EXIT_USER
+from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 from backprop.core.settings import RunConfig
 
 SHOWN = 20
@@ -41,13 +41,18 @@ _BY_TOKENS = frozenset(
 @dataset_command("model", "max_seq_length")
 @click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
 def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_json: bool) -> int:
-    """Check every row of a dataset without training. Exit code 1 when rows cannot be used.
+    """Check every row of a dataset without training. Exit code 1 when training would refuse rows of it.
 
     With --model, tokens are counted too, by the tokenizer of a model that is on this machine.
     """
     from backprop.core.models import find_tokenizer
     from backprop.data.validate import validate as check
 
+    if model is None and config.max_seq_length != RunConfig(data="").max_seq_length:
+        raise InputError(
+            "--max-seq-length counts tokens, which only a model's tokenizer makes",
+            hint="name the model that is to be trained with --model",
+        )
     held_out = dataset_file(held_out) if held_out is not None else None
     path, mapping = config.data, config.mapping or None
     model_dir = find_tokenizer(model) if model else None
@@ -63,7 +68,9 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         output.document(answer)
     else:
         _show_validation(answer)
-    return EXIT_USER if found.invalid else EXIT_OK
+    tokens = answer.get("tokens", {})
+    refused = found.invalid or tokens.get("dropped") or tokens.get("answer_lost")
+    return EXIT_USER if refused else EXIT_OK
 
 
 def _tokens(

@@ -139,23 +139,23 @@ def details(state: RunState) -> dict[str, Any]:
 def _story(state: RunState) -> list[tuple[str, str]]:
     """A run's page: head, what is damaged, what happened, how it ended."""
     name = state.config.get("run_name")
-    told: list[tuple[str, str]] = [
+    shown: list[tuple[str, str]] = [
         (output.inline(f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}"), "head"),
         (output.inline(f"directory: {state.path}"), "info"),
     ]
-    told += [(f"damaged: {what}", "warning") for what in state.damage]
+    shown += [(f"damaged: {what}", "warning") for what in state.damage]
     if state.status == "crashed":
-        told.append(("the engine ended without saying why; its engine.log has its last words", "error"))
+        shown.append(("the engine ended without an end event; the last lines of its engine.log may say why", "error"))
     for setting in ("model", "data"):
         if state.config.get(setting):
-            told.append((output.inline(f"{setting}: {state.config[setting]}"), "info"))
+            shown.append((output.inline(f"{setting}: {state.config[setting]}"), "info"))
     for event in state.notable:
         text = describe(event)
         if text and event.type not in ("sample", "run_started", "phase_changed"):
-            told.append((text, level(event)))
+            shown.append((text, level(event)))
     if state.checkpoints:
         size = sum(checkpoint.bytes for checkpoint in state.checkpoints)
-        told.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
+        shown.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
     if state.samples:
-        told += [(text, "info") for text in views.before_and_after(state.samples, output.width())] + [("", "info")]
-    return told + [(text, "info") for text in views.ending_lines(state)]
+        shown += [(text, "info") for text in views.before_and_after(state.samples, output.width())] + [("", "info")]
+    return shown + [(text, "info") for text in views.ending_lines(state)]

@@ -208,7 +208,7 @@ class CheckpointError(TrainingError):
 
 
 class EngineCrashedError(TrainingError):
-    """The engine process is gone and left no end event; the message has its last words."""
+    """The engine process is gone and left no end event; the message has the last lines of its log."""
 
     code = "RUNTIME_ENGINE_CRASHED"
 

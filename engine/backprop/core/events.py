@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta, Struct, field
 
+from backprop.core.errors import BackpropError, error_for
 from backprop.core.files import too_deep
 
 SCHEMA = 1
@@ -349,6 +350,10 @@ class RunFailed(Event):
     retryable: bool
     traceback: str = ""
     """For ``--verbose``; secrets blacked out."""
+
+    def error(self) -> BackpropError:
+        """The same as an exception, of the class that raises its code here."""
+        return error_for(self.code, self.message, self.hint, self.retryable)
 
 
 class Unknown(Event):

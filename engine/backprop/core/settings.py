@@ -142,6 +142,16 @@ def _require_writable(name: str, value: Any) -> None:
         raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
 
 
+WITHOUT_EFFECT = frozenset(
+    {
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
+    }
+)
+"""Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
+
+
 def _unwritable(value: Any) -> str:
     """Why ``run.json`` could not hold ``value`` and give it back; empty where it can."""
     match value:
@@ -237,6 +247,11 @@ def _plain(value: Any) -> Any:
 
 def _meaning(name: str) -> str:
     return f"{name}: {setting_help(name)}" if setting_help(name) else ""
+
+
+def settings_with_effect(config: RunConfig) -> dict[str, Any]:
+    """The settings that reach the weights, as plain values."""
+    return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
 
 
 def locate(config: RunConfig) -> RunConfig:

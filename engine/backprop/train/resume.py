@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import importlib.metadata
-import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,22 +22,17 @@ import msgspec
 from backprop.core import events
 from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
+from backprop.core.files import sha256
 from backprop.core.paths import token_cache
-from backprop.core.settings import RunConfig
+from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.worker.setup import environment
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
-WITHOUT_EFFECT = frozenset(
-    {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
-        *("data", "model", "mapping", "skip_bad", "samples"),
-        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
-    }
-)
-"""Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
+LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
+"""Those whose version can reach the last bits."""
 WHOLE_FILE = 256 * 2**20
 """Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
 _MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
@@ -137,13 +130,8 @@ def identity(config: RunConfig, model_path: Path, fingerprint: str) -> dict[str,
         "model": {path.name: file_hash(path) for path in sorted(model_path.iterdir()) if _is_model_file(path)},
         "tokens": fingerprint,
         "config": settings_with_effect(config),
-        "libraries": {"python": platform.python_version(), **_versions()},
+        "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
-
-
-def settings_with_effect(config: RunConfig) -> dict[str, Any]:
-    """The settings that reach the weights, as plain values."""
-    return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
 
 
 def require_same_identity(
@@ -244,7 +232,7 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
 
 def library_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Libraries of another version than when the checkpoint was made: results may differ in the last bits."""
-    before = {name: version for name, version in saved.get("libraries", {}).items() if name in ("python", *LIBRARIES)}
+    before = {name: version for name, version in saved.get("libraries", {}).items() if name in LIBRARIES}
     changes = _changes(before, now["libraries"])
     return [f"{name} was {_shown(was)} and is {_shown(is_now)}" for name, was, is_now in changes]
 
@@ -258,9 +246,9 @@ def file_hash(path: Path) -> str:
     if target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name):
         return f"sha256:{target.name}"
     size = target.stat().st_size
+    if size <= WHOLE_FILE:
+        return "sha256:" + sha256(target)
     with target.open("rb") as file:
-        if size <= WHOLE_FILE:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
         for number in range(_PIECES):
             file.seek((size - _PIECE) * number // (_PIECES - 1))
@@ -285,13 +273,3 @@ def _shown(value: Any) -> str:
 
 def _is_model_file(path: Path) -> bool:
     return path.is_file() and _MODEL_FILES.fullmatch(path.name) is not None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
