@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backprop.core.errors import RunError
 from backprop.core.events import Abort as AbortCommand
-from backprop.core.events import Checkpoint, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
+from backprop.core.events import CheckpointNow, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
 from backprop.runs.describe import PHASES
 from backprop.runs.state import RunState
 from textual.app import ComposeResult
@@ -207,7 +207,7 @@ class LiveScreen(BaseScreen):
     def action_checkpoint(self) -> None:
         before = self._count("checkpoint_saved", "checkpoint_failed")
         self._ask(
-            Checkpoint(),
+            CheckpointNow(),
             "saving after this step…",
             lambda state: count_of(state, "checkpoint_saved", "checkpoint_failed") > before,
         )

@@ -197,6 +197,7 @@ def test_a_stopped_download_leaves_nothing_that_looks_whole(hub: Hub) -> None:
         (["dev.jsonl", "train.jsonl", "extra.jsonl"], [1]),
         (["test.jsonl", ".hidden.jsonl", "dataset_infos.json"], [0]),
         (["train/a.jsonl", "train/b.jsonl", "train.csv"], [0, 1]),
+        (["a[1].jsonl", "a1.jsonl"], [1, 0]),
     ],
 )
 def test_splits_are_read_from_paths_and_files_without_rows_are_left_alone(

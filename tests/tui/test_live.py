@@ -84,7 +84,7 @@ async def test_pause_and_go_on_are_one_key(run: recorded.Recorder, commands: lis
         assert isinstance(commands[-1], ev.Resume)
 
 
-@pytest.mark.parametrize(("key", "command"), [("s", ev.Stop), ("c", ev.Checkpoint), ("g", ev.SampleNow)])
+@pytest.mark.parametrize(("key", "command"), [("s", ev.Stop), ("c", ev.CheckpointNow), ("g", ev.SampleNow)])
 async def test_keys_send_commands(
     run: recorded.Recorder, commands: list[ev.Command], key: str, command: type[ev.Command]
 ) -> None:

@@ -114,7 +114,7 @@ def _listen(task: Task[_Scores], request: jobs.ScoreRequest) -> None:
                 case ModelLoading():
                     task.name = describe(message)
                     task.progress(message.done, message.total)
-                case jobs.Progress():
+                case jobs.JobProgress():
                     task.name = message.doing
                     task.progress(message.done, message.total)
                 case jobs.RowScores():

@@ -19,7 +19,7 @@ from backprop.cli.data_options import (
     scores_option,
     show_scores,
 )
-from backprop.cli.main import Commands
+from backprop.cli.main import CommandGroup
 from backprop.cli.options import usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 from backprop.core.settings import RunConfig
@@ -142,7 +142,7 @@ def _show_problem(problem: dict[str, Any], unit: str) -> None:
         output.line(f"    {problem['excerpt']}", "quiet")
 
 
-@click.group(cls=Commands)
+@click.group(cls=CommandGroup)
 def data() -> None:
     """Quality report of a dataset, train and held-out files, a cleaned copy."""
 

@@ -144,7 +144,7 @@ def ask(config: RunConfig) -> tuple[Scores, Scored]:
             match message:
                 case ModelLoading():
                     output.narrate(describe(message))
-                case jobs.Progress():
+                case jobs.JobProgress():
                     progress.doing = message.doing
                     progress(message.done, message.total)
                 case jobs.RowScores():

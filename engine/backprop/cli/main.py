@@ -42,7 +42,7 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """A group that refuses an option which is given twice."""
 
     def resolve_command(
@@ -90,7 +90,7 @@ def _values(option: click.Option, arguments: list[str]) -> list[str]:
     return values
 
 
-class LazyGroup(Commands):
+class LazyGroup(CommandGroup):
     """A group whose commands are imported only when one of them is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -406,7 +406,7 @@ class Resume(Command):
     """Go on after a pause; answered by ``resumed``."""
 
 
-class Checkpoint(Command):
+class CheckpointNow(Command, tag="checkpoint"):
     """Save after the step in progress; answered by ``checkpoint_saved`` or ``checkpoint_failed``."""
 
 
@@ -424,7 +424,7 @@ class SampleNow(Command):
     """Answer the configured prompts with the model as it is; answered by ``sample`` events."""
 
 
-AnyCommand: TypeAlias = Pause | Resume | Checkpoint | Stop | Abort | SampleNow
+AnyCommand: TypeAlias = Pause | Resume | CheckpointNow | Stop | Abort | SampleNow
 
 _KNOWN = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 _encoder = msgspec.json.Encoder()

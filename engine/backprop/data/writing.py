@@ -9,6 +9,7 @@ from typing import IO
 
 import orjson
 
+from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError, InputError
 from backprop.core.files import new_file
 from backprop.core.paths import cache_dir
@@ -25,7 +26,7 @@ def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
         path = Path.cwd() / f"{path.parent.name.rpartition('--')[2]}-{path.name}"
     stem = path.name
     for suffix in reversed(path.suffixes[-2:]):
-        if suffix.lower() in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt"):
+        if suffix.lower() in FILE_ENDINGS:
             stem = stem.removesuffix(suffix)
     return path.with_name(f"{stem}.{word}{ending}")
 

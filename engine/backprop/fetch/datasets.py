@@ -7,6 +7,7 @@ written, broken ones too. A copy that is there is used as it is: nobody is asked
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,12 +20,12 @@ from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
 from backprop.core import paths
-from backprop.core.datasets import FILE_ENDINGS, RECORD, HubName, find_fetched, hub_name
+from backprop.core.datasets import RECORD, HubName, find_fetched, hub_name
 from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetFormatError, DatasetNotFoundError
 from backprop.core.events import Event, PhaseChanged
 from backprop.core.files import exclusive, new_file, write_file
-from backprop.core.jobs import Fetched, FetchRequest, Progress
-from backprop.data.reader import open_source
+from backprop.core.jobs import Fetched, FetchRequest, JobProgress
+from backprop.data.reader import KINDS, PACKED, open_source
 from backprop.data.writing import line_of
 from backprop.fetch import hub
 from backprop.worker.job import Send, run_job
@@ -90,7 +91,7 @@ def _download(name: str, wanted: HubName, folder: Path, progress: hub.ReportByte
     hub.download(
         wanted.repository,
         info.siblings or [],
-        files,
+        [glob.escape(file) for file in files],
         progress,
         repo_type="dataset",
         revision=info.sha,
@@ -176,7 +177,7 @@ def _split(name: str, asked: str | None, splits: Mapping[str, list[str]]) -> tup
     readable = {split: [file for file in files if _is_readable(file)] for split, files in splits.items()}
     filled = {split: files for split, files in readable.items() if files}
     if not filled:
-        raise _no_rows(name, f"it holds nothing that ends in {', '.join(FILE_ENDINGS)}")
+        raise _no_rows(name, f"it holds nothing that ends in {', '.join(KINDS)}")
     chosen = asked or ("train" if "train" in filled or len(filled) > 1 else next(iter(filled)))
     if chosen in filled:
         return chosen, filled[chosen]
@@ -186,7 +187,10 @@ def _split(name: str, asked: str | None, splits: Mapping[str, list[str]]) -> tup
 
 
 def _is_readable(file: str) -> bool:
-    return "::" not in file and PurePosixPath(file).suffix.lower() in FILE_ENDINGS
+    endings = [ending.lower() for ending in PurePosixPath(file).suffixes]
+    if endings and endings[-1] in PACKED:
+        endings.pop()
+    return "::" not in file and bool(endings) and endings[-1] in KINDS
 
 
 def _several(name: str, what: str, names: Sequence[str]) -> DatasetError:
@@ -231,7 +235,7 @@ def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Rep
 def answer(request: FetchRequest, send: Send) -> None:
     """Fetch what is asked for, and send how far it is."""
     doing = f"fetching {request.name}"
-    send(fetch(request.name, lambda done, total: send(Progress(doing=doing, done=done, total=total))))
+    send(fetch(request.name, lambda done, total: send(JobProgress(doing=doing, done=done, total=total))))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import msgspec
 from backprop.core.datasets import find_fetched
 from backprop.core.errors import BackpropError, EngineCrashedError
 from backprop.core.events import RunFailed
-from backprop.core.jobs import Fetched, FetchRequest, Message, Progress, decode_message
+from backprop.core.jobs import Fetched, FetchRequest, JobProgress, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
@@ -135,7 +135,7 @@ def fetch_dataset(
         if started is not None:
             started(job)
         for message in job.messages():
-            if isinstance(message, Progress) and progress is not None:
+            if isinstance(message, JobProgress) and progress is not None:
                 progress(message.done, message.total)
             elif isinstance(message, Fetched):
                 found = message

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
-from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
+from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored, ScoreRequest
 from backprop.data import preprocess as tokens
 from backprop.data.writing import whole_file
 from backprop.worker.job import Send, run_job
@@ -96,8 +96,8 @@ def _tokenising(say: Send) -> Callable[[int, int], None]:
     return progress
 
 
-def _progress(doing: str, done: int, total: int) -> Progress:
-    return Progress(doing=doing, done=done, total=total)
+def _progress(doing: str, done: int, total: int) -> JobProgress:
+    return JobProgress(doing=doing, done=done, total=total)
 
 
 def _key(path: Path, data_key: str, how: str) -> str:
