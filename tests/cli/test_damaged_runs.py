@@ -50,6 +50,7 @@ FILES = (
     f"{CHECKPOINT}/weights.safetensors",
     "adapter",
     "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
 )
 EVIL = "\x1b[31m\x07\x9b2J\u202e\u2066\r\n\x7fend"
 
@@ -145,6 +146,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory.log.write_text("a library printed\n")
     directory.adapter.mkdir()
     (directory.adapter / "adapter_config.json").write_text('{"r": 1}')
+    (directory.adapter / "adapter_model.safetensors").write_bytes(b"weights")
     return directory.path
 
 
@@ -194,6 +196,8 @@ def begin_in_process(directory: RunDirectory, *how: str) -> EngineClient:
 def answer_in_process(module: str, directory: RunDirectory, request: msgspec.Struct) -> Any:
     directory.open_log().close()
     read_run(directory.path)
+    for path in directory.adapter.iterdir():
+        path.read_bytes()  # as the libraries do
     raise LaunchedError("launched")
 
 
@@ -213,7 +217,8 @@ COMMANDS = (
 
 
 @pytest.fixture
-def engines_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def engines_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where a fork goes whose parent's output directory is no absolute path any more
     monkeypatch.setattr(engine_client, "launch", begin_in_process)
     monkeypatch.setattr(generate_command, "start_job", answer_in_process)
 

@@ -48,8 +48,11 @@ def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int,
 
 
 def _check(directory: RunDirectory) -> None:
-    """A run without a result is noticed before an engine starts."""
+    """A run without a result is noticed before an engine starts, and one whose model nothing names any more."""
     if (directory.adapter / "adapter_config.json").is_file():
+        if not isinstance(read_run(directory.path).config.get("model"), str):
+            directory.find_record()  # says what is missing
+        directory.require_files(directory.adapter)
         return
     status = read_run(directory.path).status
     going = status in ("starting", "running", "paused")

@@ -140,15 +140,15 @@ def _story(state: RunState) -> list[tuple[str, str]]:
     """A run's page: head, what is damaged, what happened, how it ended."""
     name = state.config.get("run_name")
     shown: list[tuple[str, str]] = [
-        (f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}", "head"),
-        (f"directory: {state.path}", "info"),
+        (output.inline(f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}"), "head"),
+        (output.inline(f"directory: {state.path}"), "info"),
     ]
     shown += [(f"damaged: {what}", "warning") for what in state.damage]
     if state.status == "crashed":
         shown.append(("the engine ended without an end event; the last lines of its engine.log may say why", "error"))
     for setting in ("model", "data"):
         if state.config.get(setting):
-            shown.append((f"{setting}: {state.config[setting]}", "info"))
+            shown.append((output.inline(f"{setting}: {state.config[setting]}"), "info"))
     for event in state.notable:
         text = describe(event)
         if text and event.type not in ("sample", "run_started", "phase_changed"):

@@ -6,7 +6,10 @@ writes only to the output directory that the person named.
 
 from __future__ import annotations
 
+import functools
 import os
+import stat
+import tempfile
 from pathlib import Path
 
 import platformdirs
@@ -34,8 +37,31 @@ def expand(text: str | os.PathLike[str]) -> Path:
 
 
 def cache_dir() -> Path:
-    """Models converted once and tokenised data: everything here can be deleted and is made again."""
-    return Path(platformdirs.user_cache_dir(APP, appauthor=False))
+    """Models converted once and tokenised data: everything here can be deleted and is made again.
+
+    Where the home directory is none or cannot be written, as in many containers, it is a folder of this user's among
+    the temporary files.
+    """
+    usual = Path(platformdirs.user_cache_dir(APP, appauthor=False))
+    return usual if _can_hold(usual) else _temporary_cache()
+
+
+def _can_hold(path: Path) -> bool:
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    except OSError:
+        ours = False
+    # Whoever made that folder first could fill it: another user's is not used.
+    return folder if ours else Path(tempfile.mkdtemp(prefix=f"{APP}-"))
 
 
 def data_dir() -> Path:

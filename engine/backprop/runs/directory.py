@@ -173,6 +173,18 @@ class RunDirectory:
                 hint="put the run's own journal back, or move this one away",
             )
 
+    def require_files(self, folder: Path) -> None:
+        """Check that everything in ``folder`` is a regular file, so that nobody who reads it waits for ever.
+
+        Raises:
+            RunError: something is not, or cannot be read.
+        """
+        for path in sorted(folder.iterdir()):
+            try:
+                os.close(open_regular(path))
+            except OSError as error:
+                raise self._unusable(path, error) from error
+
     def _unusable(self, path: Path, error: OSError) -> RunError:
         here = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
         return RunError(
