@@ -114,6 +114,8 @@ def repeated(keys: Numbers) -> tuple[Numbers, Numbers]:
     ordered = keys[order]
     leads = np.ones(len(order), dtype=np.bool_)
     leads[1:] = ordered[1:] != ordered[:-1]
+    if leads.all():
+        return order[:0], order[:0]
     group = np.maximum.accumulate(np.where(leads, np.arange(len(order)), 0))
     again, earlier = order[~leads], order[group[~leads]]
     ascending = np.argsort(again)

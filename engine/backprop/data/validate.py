@@ -72,7 +72,7 @@ def validate(
     """Check every row of a dataset.
 
     Args:
-        mapping: part → field of the rows; looked for in the first rows where not given.
+        mapping: part → field of the rows; found from the rows where not given.
         held_out: a file that must share no row with this one.
         progress: called with bytes read and their total.
         cancelled: asked often; when true, what was found so far is returned, with ``complete`` false.
