@@ -91,7 +91,7 @@ def kill_inside_save(watched: Link) -> bool:
         stepped = any(isinstance(event, Step) for event in watched.read(0.0 if stepped else 1.0)) or stepped
         if stepped and staged(watched.directory) and watched.directory.is_locked():
             # Held still, it is looked at again: the save may have ended in between.
-            pid = watched.directory.lock_holder()["pid"]
+            pid = watched.directory.lock_holder().pid
             os.kill(pid, signal.SIGSTOP)
             if staged(watched.directory):
                 watched.kill()

@@ -55,7 +55,6 @@ class LossPlot(Cells):
         self.waiting: list[Row] = []
         """Shown instead of the axes while there is no step."""
         self._axis = Axis()
-        self._seen: tuple[object, ...] = ()
 
     def show(self, curve: Curve, state: RunState | None, total: int, waiting: list[Row]) -> None:
         """Draw ``curve`` over ``total`` steps with what else happened in the run of ``state``."""
@@ -63,9 +62,7 @@ class LossPlot(Cells):
         self.evaluations, self.events = (state.evaluations, state.notable) if state else ([], [])
         happened = (len(self.evaluations), len(self.events))
         seen = (id(curve), curve.last_step, happened, total, waiting if not curve.last_step else [])
-        if seen != self._seen:
-            self._seen = seen
-            self.redraw()
+        self.redraw_for(seen)
 
     def toggle_log(self) -> None:
         self.log_y = not self.log_y

@@ -11,6 +11,7 @@ from math import inf, isnan
 from typing import NamedTuple
 
 from backprop.runs.state import RunState
+from msgspec import Struct
 
 BUCKETS = 1024
 STEPS_AT_ONCE = 2500
@@ -30,34 +31,27 @@ class Bucket(NamedTuple):
     """Whether a step of it was not finite."""
 
 
-class _Open:
-    """The buckets while they are filled: columns, so that merging is a loop over slices."""
+class _Cell(Struct):
+    """A bucket while it is filled."""
 
-    def __init__(self) -> None:
-        self.low: list[float] = []
-        self.high: list[float] = []
-        self.total: list[float] = []
-        self.count: list[int] = []
-        self.gaps: list[int] = []
-        self.smooth: list[tuple[float, ...]] = []
+    low: float = inf
+    high: float = -inf
+    total: float = 0.0
+    count: int = 0
+    gaps: int = 0
+    smooth: tuple[float, ...] = ()
 
-    def extend_to(self, length: int) -> None:
-        while len(self.low) < length:
-            self.low.append(inf)
-            self.high.append(-inf)
-            self.total.append(0.0)
-            self.count.append(0)
-            self.gaps.append(0)
-            self.smooth.append(())
 
-    def halve(self) -> None:
-        self.extend_to(len(self.low) + len(self.low) % 2)
-        self.low = [min(pair) for pair in zip(self.low[::2], self.low[1::2], strict=True)]
-        self.high = [max(pair) for pair in zip(self.high[::2], self.high[1::2], strict=True)]
-        self.total = [sum(pair) for pair in zip(self.total[::2], self.total[1::2], strict=True)]
-        self.count = [sum(pair) for pair in zip(self.count[::2], self.count[1::2], strict=True)]
-        self.gaps = [sum(pair) for pair in zip(self.gaps[::2], self.gaps[1::2], strict=True)]
-        self.smooth = [later or sooner for sooner, later in zip(self.smooth[::2], self.smooth[1::2], strict=True)]
+def _merged(a: _Cell, b: _Cell) -> _Cell:
+    """Of two neighbours one."""
+    return _Cell(
+        min(a.low, b.low),
+        max(a.high, b.high),
+        a.total + b.total,
+        a.count + b.count,
+        a.gaps + b.gaps,
+        b.smooth or a.smooth,
+    )
 
 
 class Curve:
@@ -72,7 +66,7 @@ class Curve:
         self.gaps = 0
         """Steps whose value was not finite."""
         self._most, self._smoothing = buckets, smoothing
-        self._cells = _Open()
+        self._cells: list[_Cell] = []
         self._averages = [0.0] * len(smoothing)
         self._seen = 0
         self._known: list[tuple[float, Bucket]] = []
@@ -81,30 +75,32 @@ class Curve:
         """The first bucket that changed since ``_known`` was made."""
 
     def __len__(self) -> int:
-        return len(self._cells.low)
+        return len(self._cells)
 
     def add(self, step: int, value: float) -> None:
         """Take in the value of ``step``; NaN is a gap."""
         index = (step - 1) // self.width
         while index >= self._most:
-            self._cells.halve()
+            cells = [*self._cells, *[_Cell()] * (len(self._cells) % 2)]
+            self._cells = [_merged(*pair) for pair in zip(cells[::2], cells[1::2], strict=True)]
             self.width *= 2
             self._changed = 0
             index = (step - 1) // self.width
         self._changed = min(self._changed, index)
-        cells = self._cells
-        cells.extend_to(index + 1)
+        while len(self._cells) <= index:
+            self._cells.append(_Cell())
+        cell = self._cells[index]
         self.last_step, self.last = step, value
         if isnan(value):
-            cells.gaps[index] += 1
+            cell.gaps += 1
             self.gaps += 1
             return
-        cells.low[index] = min(cells.low[index], value)
-        cells.high[index] = max(cells.high[index], value)
-        cells.total[index] += value
-        cells.count[index] += 1
+        cell.low = min(cell.low, value)
+        cell.high = max(cell.high, value)
+        cell.total += value
+        cell.count += 1
         if self._smoothing:
-            cells.smooth[index] = self._smoothed(value)
+            cell.smooth = self._smoothed(value)
 
     def _smoothed(self, value: float) -> tuple[float, ...]:
         """The averages, corrected for their start at zero (as in Adam, arXiv:1412.6980)."""
@@ -117,32 +113,28 @@ class Curve:
 
     def buckets(self) -> list[tuple[float, Bucket]]:
         """Every bucket with a finite value, with its last step. One before a bucket without any ends at a gap too."""
-        cells, known, indices = self._cells, self._known, self._indices
+        known, indices = self._known, self._indices
         # The one before may have learned of a gap from a bucket that has a value now.
         start = max(0, self._changed - 1)
         while indices and indices[-1] >= start:
             indices.pop()
             known.pop()
-        for index in range(start, len(cells.low)):
-            if cells.count[index]:
-                bucket = Bucket(
-                    cells.low[index],
-                    cells.high[index],
-                    cells.total[index] / cells.count[index],
-                    cells.smooth[index],
-                    cells.gaps[index] > 0,
-                )
+        for index in range(start, len(self._cells)):
+            cell = self._cells[index]
+            if cell.count:
+                bucket = Bucket(cell.low, cell.high, cell.total / cell.count, cell.smooth, cell.gaps > 0)
                 known.append((min(self.last_step, (index + 1) * self.width), bucket))
                 indices.append(index)
-            elif cells.gaps[index] and known:
+            elif cell.gaps and known:
                 known[-1] = (known[-1][0], known[-1][1]._replace(has_gap=True))
-        self._changed = len(cells.low)
+        self._changed = len(self._cells)
         return known
 
     def span(self, positive: bool = False) -> tuple[float, float] | None:
         """Lowest and highest value, of the positive ones only for a logarithmic axis."""
-        lows = [v for v, n in zip(self._cells.low, self._cells.count, strict=True) if n and (v > 0 or not positive)]
-        highs = [v for v, n in zip(self._cells.high, self._cells.count, strict=True) if n and (v > 0 or not positive)]
+        filled = [cell for cell in self._cells if cell.count]
+        lows = [cell.low for cell in filled if cell.low > 0 or not positive]
+        highs = [cell.high for cell in filled if cell.high > 0 or not positive]
         return (min(lows), max(highs)) if lows and highs else None
 
 

@@ -102,7 +102,7 @@ class LiveScreen(BaseScreen):
         if self._asked and (state is None or state.ended or self._asked[1](state)):
             self._asked = None
         problem = problem_of(watch) if watch else None
-        self._header.show(state, self._asked[0] if self._asked else "")
+        self._header.show(state, self._asked[0] if self._asked else "", self.chip())
         self._progress.show(state)
         self._choose_pane(watch, problem is not None)
         self._tabs.show(self._panes(state, problem is not None), self.pane)
@@ -110,10 +110,8 @@ class LiveScreen(BaseScreen):
         self.set_class(state is not None and not state.gpus, "-no-gpu")
         for panel in self._gpus:
             panel.show(state)
-        self._facts.show(state)
-        self._events.show(state)
-        self._samples.show(state)
-        self._data.show(state)
+        for view in (self._facts, self._events, self._samples, self._data):
+            view.show(state)
         self._problem.show(problem)
         self.show_keys()
 
@@ -270,6 +268,3 @@ def phases_so_far(state: RunState) -> list[Row]:
     if not rows and not state.ended:
         rows.append([("● ", "info"), ("starting the engine", "strong")])
     return rows
-
-
-make = LiveScreen

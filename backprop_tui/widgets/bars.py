@@ -18,9 +18,8 @@ class Bar(Cells):
         self._row: tuple[Row, Row] = ([], [])
 
     def show(self, left: Row, right: Row) -> None:
-        if (left, right) != self._row:
-            self._row = left, right
-            self.redraw()
+        self._row = left, right
+        self.redraw_for(self._row)
 
     def rows(self, width: int, height: int) -> list[Row]:
         return [spread(*self._row, width)]
@@ -70,9 +69,8 @@ class KeyBar(Cells):
         self._places: list[tuple[int, Key]] = []
 
     def show(self, keys: list[Key]) -> None:
-        if keys != self.keys:
-            self.keys = keys
-            self.redraw()
+        self.keys = keys
+        self.redraw_for(keys)
 
     def rows(self, width: int, height: int) -> list[Row]:
         shown = list(self.keys)

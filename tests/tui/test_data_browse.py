@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
+from textual.widgets import Input
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.dataset.screen import DataScreen
-from backprop_tui.widgets.path_input import PromptInput
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -213,7 +213,7 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         await until(pilot, lambda: isinstance(app.screen, DataScreen), "the Data screen")
         screen = app.screen
         assert isinstance(screen, DataScreen)
-        entry = screen.query_one(PromptInput)
+        entry = screen.query_one(Input)
         await until(pilot, lambda: app.focused is entry, "a prompt")
         entry.value = str(path)
         await pilot.press("enter")

@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from backprop.cli import lines, output
+from backprop.cli import output, views
+from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.cli.shared_options import json_and_verbose
 from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample
 from backprop.core.jobs import Delta, GenerateRequest
@@ -42,7 +42,7 @@ def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int,
         answers = [{"prompt": s.prompt, "text": s.text, "tuned": s.tuned} for s in samples]
         output.document({"run_id": directory.run_id, "answers": answers})
     elif base:
-        for text in lines.before_and_after(samples, output.width()):
+        for text in views.before_and_after(samples, output.width()):
             output.line(text)
     return 0
 

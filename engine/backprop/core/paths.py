@@ -1,16 +1,36 @@
-"""Where things live: the user's cache, data and settings directories, by the platform's own conventions.
+"""Where things live: the user's cache and data directories, by the platform's own conventions.
 
-On Linux they follow ``XDG_CACHE_HOME``, ``XDG_DATA_HOME`` and ``XDG_CONFIG_HOME``. Beside these, the program
+On Linux they follow ``XDG_CACHE_HOME`` and ``XDG_DATA_HOME``. Beside these, the program
 writes only to the output directory that the person named.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import platformdirs
 
+from backprop.core.errors import InputError
+
 APP = "backprop"
+
+
+def expand(text: str | os.PathLike[str]) -> Path:
+    """The absolute path that a person means by ``text``, ``~`` and ``~user`` included.
+
+    Raises:
+        InputError: there is no such user, or the working directory is gone.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no home directory of {path.parts[0]}", hint="write the path out") from None
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: the working directory is gone", hint="change to one that exists, or give an absolute path"
+        ) from None
 
 
 def cache_dir() -> Path:
@@ -21,11 +41,6 @@ def cache_dir() -> Path:
 def data_dir() -> Path:
     """The index over all runs: a speed-up, rebuilt from the run directories."""
     return Path(platformdirs.user_data_dir(APP, appauthor=False))
-
-
-def settings_dir() -> Path:
-    """The user's settings file and saved configurations."""
-    return Path(platformdirs.user_config_dir(APP, appauthor=False))
 
 
 def model_cache(name: str) -> Path:

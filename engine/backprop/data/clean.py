@@ -44,6 +44,8 @@ class Rules(Struct, frozen=True):
 
 
 class LeftOut(Struct):
+    """A row that was left out, and why."""
+
     line: int
     reason: str
     detail: str = ""

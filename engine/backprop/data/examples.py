@@ -53,6 +53,7 @@ class Reader:
 
     @property
     def path(self) -> Path:
+        """The file, as the person named it."""
         return self.source.path
 
     def __iter__(self) -> Iterator[Read]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import IO
 import orjson
 
 from backprop.core.errors import BackpropError, InputError
+from backprop.core.files import new_file
 from backprop.core.paths import cache_dir
 from backprop.data.reader import Row
 
@@ -48,21 +48,15 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         BackpropError: it cannot be written (``RUNTIME_IO_FAILED``); nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with new_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
     except OSError as error:
         raise BackpropError(
             f"{path} could not be written: {error.strerror or error}",
             hint="look at the free space and the permissions there, or name another place",
             code="RUNTIME_IO_FAILED",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def line_of(row: Row, kind: str) -> bytes:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import msgspec
 from huggingface_hub import HfApi
@@ -55,7 +56,7 @@ def find(data: str, emit: Callable[[Event], None], look: Callable[[], object]) -
     return fetch(data, progress).path
 
 
-def fetch(name: str, progress: hub.Progress) -> Fetched:
+def fetch(name: str, progress: hub.ReportBytes) -> Fetched:
     """The dataset ``name`` (see ``core.datasets``) as one file in the cache, downloaded where it is missing.
 
     Raises:
@@ -82,7 +83,7 @@ def fetch(name: str, progress: hub.Progress) -> Fetched:
         return find_fetched(name) or _download(name, wanted, folder, progress)
 
 
-def _download(name: str, wanted: HubName, folder: Path, progress: hub.Progress) -> Fetched:
+def _download(name: str, wanted: HubName, folder: Path, progress: hub.ReportBytes) -> Fetched:
     progress(0, 0)
     info, split, files = _look_up(name, wanted)
     parts = folder / "download"
@@ -134,8 +135,8 @@ def _listed(name: str, wanted: HubName, commit: str) -> tuple[str, list[str]]:
         configurations = get_dataset_config_names(repository, revision=commit)
         default = get_dataset_default_config_name(repository, revision=commit)
         chosen, split = _configuration(name, wanted.parts, configurations, default)
-        cache = str(paths.cache_dir() / "datasets" / ".library")
-        builder = load_dataset_builder(repository, chosen, revision=commit, cache_dir=cache)
+        with TemporaryDirectory() as unused:
+            builder = load_dataset_builder(repository, chosen, revision=commit, cache_dir=unused)
     except (ValueError, RuntimeError, FileNotFoundError, DatasetsError) as error:
         raise _no_rows(name, str(error)) from error
     start = f"hf://datasets/{repository}@{commit}/"
@@ -210,7 +211,7 @@ def _names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{more}"
 
 
-def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Progress) -> Path:
+def _put_together(folder: Path, split: str, files: list[Path], progress: hub.ReportBytes) -> Path:
     """One file of all: moved as it is where there is only one, else JSON Lines of all rows."""
     if len(files) == 1:
         target = folder / files[0].name

@@ -27,12 +27,12 @@ from tqdm import tqdm
 from backprop.core.errors import BackpropError
 
 LOOK_SECONDS = 0.5
-Progress = Callable[[int, int], object]
+ReportBytes = Callable[[int, int], object]
 """Called with bytes fetched and their total, twice a second; what it raises ends the waiting."""
 
 
 def download(
-    repository: str, files: Sequence[RepoSibling], wanted: list[str], progress: Progress, **options: Any
+    repository: str, files: Sequence[RepoSibling], wanted: list[str], progress: ReportBytes, **options: Any
 ) -> Path:
     """Fetch the ``wanted`` files (names or patterns) of a repository; the folder that they are in.
 

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from backprop.core.errors import BackpropError, ConfigurationError, RunError
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import open_regular, read_json, write_file
+from backprop.core.paths import expand
 from backprop.core.settings import RunConfig
 from backprop.runs import journal
 
@@ -50,9 +51,6 @@ class RunRecord(Struct, kw_only=True):
     kind: str = "train"
     created: Moment
     config: RunConfig
-    environment: dict[str, Any] = field(default_factory=dict)
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    """Hashes of what went in: data, model, code (filled by the engine)."""
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
 
@@ -85,7 +83,7 @@ class RunDirectory:
             ConfigurationError: the output directory cannot be made or written.
         """
         run_id = secrets.token_hex(6)
-        directory = cls(Path(config.output_dir).expanduser() / run_id)
+        directory = cls(expand(config.output_dir) / run_id)
         try:
             directory.path.mkdir(parents=True)
             directory._write_record(
@@ -102,6 +100,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
+        """The run that the directory belongs to, by its name."""
         return self.path.name
 
     def ensure_control(self) -> None:
