@@ -16,25 +16,41 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt", ".gz", ".zst")
 
 
-def locate(config: RunConfig) -> RunConfig:
+def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
     """Make paths absolute: the engine and whoever looks at the run later may stand elsewhere.
 
-    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it.
+    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it. With ``rows_in_memory`` the
+    data is no file yet, and is left alone.
 
     Raises:
-        DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
+        DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
     """
+    changes = {"output_dir": str(Path(config.output_dir).expanduser().absolute())}
     data = Path(config.data).expanduser().absolute()
-    if not data.is_file() and not is_hub_name(config.data):
-        raise _no_data(data)
-    changes = {
-        "data": str(data) if data.is_file() else config.data,
-        "output_dir": str(Path(config.output_dir).expanduser().absolute()),
-    }
+    if not rows_in_memory and data.is_file():
+        changes["data"] = str(data)
+    elif not rows_in_memory and not is_hub_name(config.data):
+        raise _no_data(data, "data")
+    held_out = held_out_file(config.held_out)
+    if held_out is not None:
+        if not held_out.is_file():
+            raise _no_data(held_out, "held_out")
+        changes["held_out"] = str(held_out)
     model = Path(config.model).expanduser()
     if config.model not in MODEL_PRESETS and model.is_dir():
         changes["model"] = str(model.absolute())
     return msgspec.structs.replace(config, **changes)
+
+
+def held_out_file(held_out: str) -> Path | None:
+    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number."""
+    if held_out in ("auto", "none"):
+        return None
+    try:
+        float(held_out)
+    except ValueError:
+        return Path(held_out).expanduser().absolute()
+    return None
 
 
 def is_hub_name(text: str) -> bool:
@@ -48,15 +64,16 @@ def is_hub_name(text: str) -> bool:
     )
 
 
-def _no_data(data: Path) -> DatasetNotFoundError:
-    details = {"path": str(data), "field": "data"}
+def _no_data(data: Path, field: str) -> DatasetNotFoundError:
+    details = {"path": str(data), "field": field}
     if data.is_dir():
         hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
         return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
     beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
     near = difflib.get_close_matches(data.name, beside, n=1)
-    hint = f"did you mean {data.parent / near[0]}?" if near else "look at the path of the data"
-    return DatasetNotFoundError(f"there is no dataset {data}", hint=hint, details=details)
+    what = "dataset" if field == "data" else "file of held-out rows"
+    hint = f"did you mean {data.parent / near[0]}?" if near else f"look at the path of the {what}"
+    return DatasetNotFoundError(f"there is no {what} {data}", hint=hint, details=details)
 
 
 def default_model(backend: str, gpu: bool) -> tuple[str, str]:
