@@ -112,9 +112,10 @@ class Trainer:
         config = config_from({**msgspec.to_builtins(self.config), **chosen})
         link = _start(config, dataset)
         print(f"run_started run_id={link.run_id}", file=sys.stderr)
-        run = _Watch(link, callback or TrainingCallback()).to_the_end()
+        return _Watch(link, callback or TrainingCallback(), self._remember).to_the_end()
+
+    def _remember(self, run: TrainingRun) -> None:
         self.last_run = run
-        return run
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the adapter of the last run to ``path``; an adapter that is there is replaced.
@@ -145,8 +146,7 @@ def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
     else:
-        output = str(Path(config.output_dir).expanduser().absolute())
-        config = msgspec.structs.replace(config, output_dir=output)
+        config = locate(config, rows_in_memory=True)
         directory = RunDirectory.create(config)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
@@ -193,9 +193,10 @@ def _plain(value: Any) -> Any:
 class _Watch:
     """Follows one run for ``train``."""
 
-    def __init__(self, link: Link, callback: TrainingCallback) -> None:
+    def __init__(self, link: Link, callback: TrainingCallback, remember: Callable[[TrainingRun], None]) -> None:
         self._link = link
         self._callback = callback
+        self._remember = remember
         self._state = RunState(run_id=link.run_id, path=str(link.directory.path), alive=True)
         self._epochs = 0
 
@@ -206,12 +207,11 @@ class _Watch:
                     self._state.apply(event)
                     self._tell(event)
             run = self._result()
-        except BackpropError as error:
-            if self._callback.on_error:
-                self._callback.on_error(error)
-            raise
-        except BaseException:
+            self._remember(run)
+        except BaseException as error:
             self._stop()
+            if isinstance(error, BackpropError) and self._callback.on_error:
+                self._callback.on_error(error)
             raise
         if self._callback.on_complete:
             self._callback.on_complete(run)
@@ -262,11 +262,14 @@ class _Watch:
         )
 
     def _stop(self) -> None:
-        """Have the engine finish its step and save; a second Ctrl+C kills it."""
+        """Have the engine finish its step and save, and know the result; a second Ctrl+C kills it."""
         try:
             self._link.interrupt()
-            self._link.detach()
-            self._link.wait()
+            while not self._link.over:
+                for event in self._link.read(_LOOK):
+                    self._state.apply(event)
         except KeyboardInterrupt:
             self._link.kill()
             raise
+        if self._state.finished is not None:
+            self._remember(self._result())
