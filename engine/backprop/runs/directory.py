@@ -99,6 +99,11 @@ class RunDirectory:
     def run_id(self) -> str:
         return self.path.name
 
+    @property
+    def result(self) -> str:
+        """The folder of the trained adapter where it is there, else empty."""
+        return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
+
     def ensure_control(self) -> None:
         """Make the named pipe for commands where it is missing. Only its owner may write to it."""
         with contextlib.suppress(FileExistsError):

@@ -236,7 +236,8 @@ class RunState(Struct, kw_only=True):
         self.curves.truncate(step)
         self.step = step
         self.evaluations = [e for e in self.evaluations if e.step <= step]
-        self.samples = [s for s in self.samples if s.step <= step]
+        # From the start, the untouched model is asked again too.
+        self.samples = [s for s in self.samples if 0 < step >= s.step]
 
     def _end(self, status: Status, time: float) -> None:
         self.told_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
-from backprop.core.events import EndStatus, Event, RunFinished, Step
+from backprop.core.events import EndStatus, Event, RunFinished, RunStarted, Step
 from backprop.runs.directory import RunDirectory
 from backprop.runs.journal import JournalWriter
 from backprop.worker.commands import Control
@@ -29,24 +29,28 @@ Work: TypeAlias = Callable[[RunDirectory, Emit, Control], EndStatus]
 class _Reporter:
     """Emits events, and remembers what an interrupted run must report at its end."""
 
-    def __init__(self, writer: EventWriter) -> None:
+    def __init__(self, writer: EventWriter, directory: RunDirectory) -> None:
         self._writer = writer
+        self._directory = directory
         self._started = time.monotonic()
+        self._resumed_from = 0
         self._last: Step | None = None
         self.finished = False
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Step):
             self._last = event
+        if isinstance(event, RunStarted):
+            self._resumed_from = event.resumed_from or 0
         self.finished = self.finished or isinstance(event, RunFinished)
         self._writer.emit(event)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
             status="interrupted",
-            steps=self._last.step if self._last else 0,
+            steps=self._last.step if self._last else self._resumed_from,
             final_loss=self._last.loss if self._last else None,
-            output_path="",
+            output_path=self._directory.result,
             duration_seconds=time.monotonic() - self._started,
             samples_seen=self._last.samples_seen if self._last else 0,
             tokens_seen=self._last.tokens_seen if self._last else 0,
@@ -67,7 +71,7 @@ def _run(directory: RunDirectory, work: Work) -> int:
         with directory.hold_lock():
             writer = EventWriter(JournalWriter(directory.journal), pipe, record.run_id)
             control.listen(directory)
-            status = _report(directory, control, _Reporter(writer), work)
+            status = _report(directory, control, _Reporter(writer, directory), work)
             writer.close()
     except RunError as error:
         print(f"[{error.code}] {error.message}", file=sys.stderr)
