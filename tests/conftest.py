@@ -13,14 +13,21 @@ from tiny_language_model import write_model
 pinned_machine.pin_environment()
 
 
+def pytest_unconfigure() -> None:
+    pinned_machine.clean_up()
+
+
 @pytest.fixture(autouse=True)
-def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Home, cache, data and settings directories of this test alone: it reads and writes nothing of the person's."""
     home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    for name in ("CACHE", "DATA", "CONFIG", "STATE"):
-        monkeypatch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
-    return home
+    # A patch of its own: a test that undoes its patches stays at home.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        for name in ("CACHE", "DATA", "CONFIG", "STATE"):
+            patch.setenv(f"XDG_{name}_HOME", str(home / name.lower()))
+        patch.delenv("HF_HOME")
+        yield home
 
 
 @pytest.fixture(scope="session")

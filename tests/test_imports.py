@@ -16,7 +16,9 @@ print("loaded:", *sorted(name for name in {HEAVY!r} if name in sys.modules), fil
 
 def heavy_modules_of(code: str) -> list[str]:
     """Heavy libraries that a fresh interpreter has loaded after ``code``."""
-    done = subprocess.run([sys.executable, "-P", "-c", code + REPORT], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code + REPORT], capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr.splitlines()[-1].split()[1:]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backprop.core.events import Gpu
-from backprop.hardware.condition import Thresholds
+from backprop.hardware.thermal import Thresholds
 
 from backprop_tui.widgets.cells import Row, cut, heading, row_width, spread
 from backprop_tui.widgets.state_cells import StateCells

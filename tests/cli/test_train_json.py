@@ -62,7 +62,7 @@ def test_the_preflight_says_what_is_kept_and_what_is_trained(events: list[dict[s
 
 
 def test_the_journal_holds_the_same_events(nosy_run: Any, events: list[dict[str, Any]]) -> None:
-    journal = [json.loads(line) for line in (nosy_run.run / "events.jsonl").read_text().splitlines()]
+    journal = [json.loads(line) for line in (nosy_run.run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert journal == events
 
 

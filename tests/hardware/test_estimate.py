@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+from backprop.core.events import Gpu
 from backprop.hardware import estimate
 
 MIB = 2**20
@@ -44,14 +45,8 @@ def test_free_space_is_known_for_a_directory_that_is_not_made_yet(tmp_path):
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
 
 
-CARD = "from backprop.hardware.estimate import card_memory\nanswer([card_memory(0), card_memory(3)])"
-
-
-def test_free_card_memory_is_what_the_driver_says(play):
-    first, fourth = play("60 memory=25\n", CARD)
-    assert round(100 * first["available"] / first["total"]) == 75
-    assert fourth is None
-
-
-def test_without_a_card_there_is_no_card_memory(play, no_library):
-    assert play("", CARD, library=no_library) == [None, None]
+def test_free_card_memory_is_what_nobody_uses_and_unknown_where_the_card_does_not_say():
+    used_by_others = Gpu(index=0, name="card", memory_used=4 * MIB, memory_total=16 * MIB)
+    assert estimate.card_memory(used_by_others) == estimate.Memory(16 * MIB, 12 * MIB)
+    assert estimate.card_memory(Gpu(index=0, name="card", memory_total=16 * MIB)).available is None
+    assert estimate.card_memory(Gpu(index=0, name="card")) == estimate.Memory(None, None)

@@ -18,15 +18,15 @@ import hashlib, json, os, signal, sys, traceback
 from pathlib import Path
 
 import msgspec, numpy as np, torch
-from transformers import TrainerCallback, set_seed
 
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train.checkpoint import trained_parameters
-from backprop.train.trainer import StepTrainer, plan
+from backprop.train.trainer import Schedule, StepLoop
 from backprop.train.checkpointing import Saver
+from backprop.train.methods.sft import SFT
 
 config = msgspec.json.decode(sys.argv[1], type=RunConfig)
 folder = Path(sys.argv[2])
@@ -46,15 +46,15 @@ class Rows:
         return self.rows[index]
 
 
-class Watch(TrainerCallback):
-    def on_step_end(self, args, state, control, **_):
-        losses[state.global_step] = trainer.measured.loss
-        # On a slow disk too, every step is saved: operations are counted. Half of the saves are waited for, half are
-        # written beside the next step, so that kills fall into both.
+def after_step(step):
+    losses[step] = loop.metrics.loss
+    # On a slow disk too, every step is saved: operations are counted. Half of the saves are waited for, half are
+    # written beside the next step, so that kills fall into both.
+    saver._writer.wait()
+    saver.after_step(step)
+    if step % 2:
         saver._writer.wait()
-        saver.after_step(state.global_step)
-        if state.global_step % 2:
-            saver._writer.wait()
+    return False
 
 
 def kill_at(directory, fatal):
@@ -71,25 +71,25 @@ def kill_at(directory, fatal):
 
 
 def train(directory, fatal, result):
-    global trainer, saver, losses
+    global loop, saver, losses
     torch.set_num_threads(1)
     losses = {}
     loaded = models.load(config, Path(config.model), lambda event: None)
-    set_seed(config.seed)
     rows = Rows()
-    trainer = StepTrainer(loaded, config, rows, plan(config, len(rows)), folder)
-    trainer.add_callback(Watch())
+    loop = StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
     store = CheckpointStore(directory, "run-a")
     store.remove_leftovers()
     newest, broken = store.newest_valid()
     assert not broken, broken
-    saver = Saver(store, lambda event: None, trainer, {}, every_steps=1, policy=CheckpointPolicy(keep_best_n=0))
+    if newest:
+        loop.restore(newest.path)
+    policy = CheckpointPolicy(keep_best_n=0)
+    saver = Saver(store, lambda event: None, lambda: loop.snapshot({}), {}, every_steps=1, policy=policy)
     if fatal:
         kill_at(directory, fatal)
-    trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
-    saver.finish(trainer.state.global_step, "end")
+    saver.finish(loop.run(after_step), "end")
     saver.close()
-    weights = b"".join(each.detach().numpy().tobytes() for each in trained_parameters(trainer.model).values())
+    weights = b"".join(each.detach().numpy().tobytes() for each in trained_parameters(loaded.model).values())
     names = [path.name for path in directory.iterdir()]
     summary = {"resumed": newest.step if newest else 0, "losses": losses, "left": names}
     result.write_text(json.dumps({**summary, "weights": hashlib.sha256(weights).hexdigest()}))

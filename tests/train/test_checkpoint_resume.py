@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +12,35 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import CheckpointFailed, CheckpointSaved, Event
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
+from backprop.runs.directory import RunDirectory
 from backprop.train import model as models
-from backprop.train.checkpoint import trained_parameters
+from backprop.train import trainer
+from backprop.train.checkpoint import difference, trained_parameters
 from backprop.train.checkpointing import Saver, expected_bytes
-from backprop.train.identity import identity
-from backprop.train.resume import ExactResume, as_resolved, open_checkpoint, require_same_identity
-from backprop.train.tensor_tree import difference
-from backprop.train.trainer import StepTrainer, plan
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from backprop.train.methods.sft import SFT
+from backprop.train.resume import as_resolved, identity, require_same_identity
+from backprop.train.trainer import Schedule, StepLoop
 
 STEPS = 12
 RUN = "run-a"
 
 
-class ResumableTrainer(ExactResume, Trainer):
-    """Transformers' own trainer, with its own accumulation, sampler and scheduler."""
+class Watch:
+    """Collects what the steps came to; saves and stops when told."""
 
-    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-        loss = super().training_step(*arguments, **named)
-        self.passes.append(float(loss))
-        return loss
-
-
-class Watch(TrainerCallback):
-    """Collects the losses; saves and stops when told."""
-
-    def __init__(self, loss: Callable[[], Any]) -> None:
-        self.loss = loss
-        self.losses: dict[int, Any] = {}
+    def __init__(self, loop: StepLoop) -> None:
+        self.loop = loop
+        self.values: dict[int, Any] = {}
         self.saver: Saver | None = None
         self.save_at: set[int] = set()
         self.stop_at = 0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        self.losses[state.global_step] = self.loss()
-        if self.saver and state.global_step in self.save_at:
-            self.saver.save(state.global_step, "test")
-        if state.global_step == self.stop_at:
-            control.should_training_stop = True
-        return control
+    def __call__(self, step: int) -> bool:
+        metrics = self.loop.metrics
+        self.values[step] = (metrics.loss, metrics.grad_norm, metrics.learning_rate)
+        if self.saver and step in self.save_at:
+            self.saver.save(step, "test")
+        return step == self.stop_at
 
 
 @pytest.fixture
@@ -61,78 +49,47 @@ def config(tiny_config: RunConfig) -> RunConfig:
     return models.resolved(msgspec.structs.replace(tiny_config, steps=STEPS, lora_dropout=0.1, warmup_steps=3))
 
 
-def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: weight.detach().clone() for name, weight in trained_parameters(trainer.model).items()}
+def weights_of(loop: StepLoop) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in trained_parameters(loop.loaded.model).items()}
 
 
-def step_trainer(config: RunConfig, rows: Any, out: Path) -> tuple[Trainer, Watch]:
+def made(config: RunConfig, rows: Any) -> tuple[StepLoop, Watch]:
     loaded = models.load(config, Path(config.model), lambda event: None)
-    set_seed(config.seed)
-    trainer = StepTrainer(loaded, config, rows, plan(config, len(rows)), out)
-    watch = Watch(lambda: (trainer.measured.loss, trainer.measured.grad_norm, trainer.measured.learning_rate))
-    trainer.add_callback(watch)
-    return trainer, watch
+    loop = StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+    return loop, Watch(loop)
 
 
-def plain_trainer(config: RunConfig, rows: Any, out: Path) -> tuple[Trainer, Watch]:
-    loaded = models.load(config, Path(config.model), lambda event: None)
-    set_seed(config.seed)
-    data = [{"input_ids": rows.row(i)[0].tolist(), "labels": rows.row(i)[0].tolist()} for i in range(len(rows))]
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=STEPS,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=4,
-        learning_rate=1e-2,
-        warmup_steps=3,
-        lr_scheduler_type="cosine",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        dataloader_pin_memory=False,
-        seed=config.seed,
-    )
-    collate = lambda batch: {name: torch.tensor([row[name] for row in batch]) for name in batch[0]}  # noqa: E731
-    trainer = ResumableTrainer(model=loaded.model, args=arguments, train_dataset=data, data_collator=collate)
-    trainer.passes = []
-    watch = Watch(lambda: [trainer.passes.pop(0) for _ in range(len(trainer.passes))])
-    trainer.add_callback(watch)
-    return trainer, watch
+def saver_for(loop: StepLoop, store: CheckpointStore, events: list[Event], **options: Any) -> Saver:
+    return Saver(store, events.append, lambda: loop.snapshot({"tokens_seen": 7}), {"config": {}}, **options)
 
 
-def saver_for(trainer: Trainer, store: CheckpointStore, events: list[Event], **options: Any) -> Saver:
-    return Saver(store, events.append, trainer, {"config": {}}, lambda: {"tokens_seen": 7}, **options)
-
-
-@pytest.mark.parametrize("make", [step_trainer, plain_trainer])
 @pytest.mark.parametrize("stop_at", [5, 6, 7])
 def test_every_loss_and_weight_after_a_resume_is_that_of_the_uninterrupted_run(
-    make: Any, stop_at: int, config: RunConfig, ragged: Any, tmp_path: Path
+    stop_at: int, config: RunConfig, ragged: Any, tmp_path: Path
 ) -> None:
     events: list[Event] = []
     rows = ragged([9 + 3 * (i % 5) for i in range(22)])
-    whole, watched = make(config, rows, tmp_path)
-    whole.train()
-    assert list(watched.losses) == list(range(1, STEPS + 1))
+    whole, watched = made(config, rows)
+    assert whole.run(watched) == STEPS
+    assert list(watched.values) == list(range(1, STEPS + 1))
 
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    first, first_watch = make(config, rows, tmp_path)
+    first, first_watch = made(config, rows)
     first_watch.saver = saver_for(first, store, events)
     first_watch.save_at, first_watch.stop_at = {2, stop_at}, stop_at
-    first.train()
+    assert first.run(first_watch) == stop_at
     first_watch.saver.close()
     assert [type(event) for event in events] == [CheckpointSaved, CheckpointSaved]
-    assert first_watch.losses == {step: watched.losses[step] for step in range(1, stop_at + 1)}
+    assert first_watch.values == {step: watched.values[step] for step in range(1, stop_at + 1)}
 
-    checkpoint, broken = open_checkpoint(store)
+    checkpoint, broken = store.require_valid()
     assert (checkpoint.step, broken) == (stop_at, [])
     torch.manual_seed(999)
-    second, second_watch = make(config, rows, tmp_path)
-    second.train(resume_from_checkpoint=str(checkpoint.path))
-    assert second.restored.progress == {"tokens_seen": 7}
-    assert second_watch.losses == {step: watched.losses[step] for step in range(stop_at + 1, STEPS + 1)}
+    second, second_watch = made(config, rows)
+    assert second.restore(checkpoint.path) == {"tokens_seen": 7}
+    torch.manual_seed(998)
+    second.run(second_watch)
+    assert second_watch.values == {step: watched.values[step] for step in range(stop_at + 1, STEPS + 1)}
     assert difference(weights_of(second), weights_of(whole)) == ""
     assert difference(second.optimizer.state_dict(), whole.optimizer.state_dict()) == ""
 
@@ -142,28 +99,35 @@ def test_dropout_is_on_in_these_runs_so_random_states_matter(
 ) -> None:
     rows = ragged([12] * 22)
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    first, watch = step_trainer(config, rows, tmp_path)
+    first, watch = made(config, rows)
     watch.saver, watch.save_at = saver_for(first, store, events), {5}
-    first.train()
+    first.run(watch)
     watch.saver.close()
-    monkeypatch.setattr(ExactResume, "_load_rng_state", lambda self, checkpoint: None)
-    second, other = step_trainer(config, rows, tmp_path)
-    second.train(resume_from_checkpoint=str(store.directory / "step-00000005"))
-    assert other.losses[6] != watch.losses[6]
+    monkeypatch.setattr(trainer, "restore_random", lambda state: None)
+    second, other = made(config, rows)
+    second.restore(store.directory / "step-00000005")
+    second.run(other)
+    assert other.values[6] != watch.values[6]
+
+
+def after_one_step(config: RunConfig, ragged: Any) -> StepLoop:
+    loop, watch = made(config, ragged([12] * 22))
+    watch.stop_at = 1
+    loop.run(watch)
+    return loop
 
 
 def test_saves_come_by_steps_and_by_time_and_on_request(
     config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
 ) -> None:
-    trainer, watch = step_trainer(config, ragged([12] * 22), tmp_path)
-    watch.stop_at = 1
-    trainer.train()
+    loop = after_one_step(config, ragged)
     now = 0.0
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    saver = saver_for(trainer, store, events, every_steps=10, every_minutes=2.0, clock=lambda: now)
+    saver = saver_for(loop, store, events, every_steps=10, every_minutes=2.0, clock=lambda: now)
 
     def saved_after(step: int) -> list[tuple[int, str]]:
         before = len(events)
+        loop.step = step
         saver.after_step(step)
         saver._writer.wait()
         return [(event.step, event.reason) for event in events[before:] if isinstance(event, CheckpointSaved)]
@@ -178,10 +142,13 @@ def test_saves_come_by_steps_and_by_time_and_on_request(
     assert saved_after(10) == [(10, "steps")]
     now = 299.0
     assert saved_after(11) == []
+    loop.step = 12
     saver.save(12, "asked for")
     saver.save(12, "again")
+    loop.step = 13
     saver.after_evaluation(13, 0.5)
     saver.finish(13, "end")
+    loop.step = 14
     saver.finish(14, "end")
     saver.close()
     told = [(event.step, event.reason) for event in events if isinstance(event, CheckpointSaved)]
@@ -192,12 +159,11 @@ def test_saves_come_by_steps_and_by_time_and_on_request(
 def test_only_evaluations_among_the_best_are_saved(
     config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
 ) -> None:
-    trainer, watch = step_trainer(config, ragged([12] * 22), tmp_path)
-    watch.stop_at = 1
-    trainer.train()
+    loop = after_one_step(config, ragged)
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    saver = saver_for(trainer, store, events)
+    saver = saver_for(loop, store, events)
     for step, loss in enumerate([0.5, 0.4, 0.6, 0.7, float("nan"), 0.3], start=1):
+        loop.step = step
         saver.after_evaluation(step, loss)
     saver.close()
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 2, 3, 6]
@@ -208,32 +174,31 @@ def test_a_run_goes_on_when_its_checkpoints_cannot_be_written(
     config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
 ) -> None:
     (tmp_path / "checkpoints").write_text("in the way")
-    trainer, watch = step_trainer(config, ragged([12] * 22), tmp_path)
+    loop, watch = made(config, ragged([12] * 22))
     store = CheckpointStore(tmp_path / "elsewhere", RUN)
-    watch.saver, watch.save_at = saver_for(trainer, store, events), {3, 6}
+    watch.saver, watch.save_at = saver_for(loop, store, events), {3, 6}
     store.directory = tmp_path / "checkpoints"
-    trainer.train()
+    loop.run(watch)
     watch.saver.close()
-    assert list(watch.losses) == list(range(1, STEPS + 1))
+    assert list(watch.values) == list(range(1, STEPS + 1))
     assert [(type(event), event.step) for event in events] == [(CheckpointFailed, 3), (CheckpointFailed, 6)]
 
 
 def test_a_run_is_not_continued_with_other_settings_or_data(
     config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
 ) -> None:
-    trainer, watch = step_trainer(config, ragged([12] * 22), tmp_path)
-    watch.stop_at = 1
-    trainer.train()
     path = Path(config.model)
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    saver = Saver(store, events.append, trainer, identity(config, path, "template", "rows"))
+    loop = after_one_step(config, ragged)
+    saver = Saver(store, events.append, lambda: loop.snapshot({}), identity(config, path, "rows"))
     saver.finish(1, "stop")
     saver.close()
-    checkpoint, _ = open_checkpoint(store)
-    require_same_identity(checkpoint, identity(config, path, "template", "rows"))
+    checkpoint, _ = store.require_valid()
+    nowhere: Any = (None, RunDirectory(tmp_path))
+    assert require_same_identity(checkpoint, identity(config, path, "rows"), *nowhere) == []
     other = msgspec.structs.replace(config, learning_rate=0.5)
     with pytest.raises(CheckpointError) as caught:
-        require_same_identity(checkpoint, identity(other, path, "template", "edited rows"))
+        require_same_identity(checkpoint, identity(other, path, "edited rows"), *nowhere)
     assert caught.value.code == "STATE_IDENTITY_MISMATCH"
     assert caught.value.details["differences"] == [
         "the data, or how it becomes tokens, was changed",
@@ -244,27 +209,23 @@ def test_a_run_is_not_continued_with_other_settings_or_data(
 def test_what_was_left_open_is_chosen_as_before(
     config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
 ) -> None:
-    trainer, watch = step_trainer(config, ragged([12] * 22), tmp_path)
-    watch.stop_at = 1
-    trainer.train()
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    saver = Saver(store, events.append, trainer, identity(config, Path(config.model), "", ""))
+    loop = after_one_step(config, ragged)
+    saver = Saver(store, events.append, lambda: loop.snapshot({}), identity(config, Path(config.model), ""))
     saver.finish(1, "stop")
     saver.close()
     asked = msgspec.structs.replace(config, batch_size="auto", lora_alpha=None, learning_rate=0.3)
-    again = as_resolved(asked, open_checkpoint(store)[0])
+    again = as_resolved(asked, store.require_valid()[0])
     assert (again.batch_size, again.lora_alpha, again.learning_rate) == (config.batch_size, config.lora_alpha, 0.3)
 
 
-def test_the_loops_state_is_plain_json_and_the_expected_size_holds(
-    config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
-) -> None:
-    trainer, watch = step_trainer(config, ragged([12] * 22), tmp_path)
+def test_the_expected_size_holds(config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]) -> None:
+    loop, watch = made(config, ragged([12] * 22))
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
-    watch.saver, watch.save_at = saver_for(trainer, store, events), {3}
-    watch.saver.require_space()
-    trainer.train()
+    watch.saver, watch.save_at = saver_for(loop, store, events), {3}
+    watch.saver.require_space(loop.loaded.model)
+    loop.run(watch)
     watch.saver.close()
-    checkpoint, _ = open_checkpoint(store)
-    assert json.loads((checkpoint.path / "trainer_state.json").read_text())["global_step"] == 3
-    assert expected_bytes(trainer) <= checkpoint.bytes < expected_bytes(trainer) + 2**17
+    checkpoint, _ = store.require_valid()
+    expected = expected_bytes(loop.loaded.model)
+    assert expected <= checkpoint.bytes < expected + 2**17

@@ -14,8 +14,16 @@ import orjson
 import pytest
 import torch
 from backprop.core.errors import CheckpointError
-from backprop.train.checkpoint import capture, load_weights, read_progress, restore, trained_parameters
-from backprop.train.tensor_tree import difference, flatten, unflatten
+from backprop.train.checkpoint import (
+    capture,
+    difference,
+    flatten,
+    load_weights,
+    restore,
+    restore_random,
+    trained_parameters,
+    unflatten,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
@@ -78,8 +86,8 @@ def test_after_a_restore_every_loss_and_weight_is_the_same_to_the_last_bit(tmp_p
     fresh = OPTIMIZERS[kind](trained(second))
     other_rates = scheduler(fresh)
     restored = restore(tmp_path, second, fresh, other_rates)
-    restored.restore_random()
-    assert (restored.step, restored.progress) == (3, {"tokens": 48})
+    restore_random(restored["random"])
+    assert (restored["step"], restored["progress"]) == (3, {"tokens": 48})
     assert take_steps(second, fresh, other_rates, 7) == expected
     assert difference(dict(first.state_dict()), dict(second.state_dict())) == ""
     assert difference(optimizer.state_dict(), fresh.state_dict()) == ""
@@ -95,7 +103,7 @@ def test_eight_bit_adam_is_put_back_exactly(tmp_path: Path) -> None:
     take_steps(first, optimizer, rates, 3)
     capture(first, optimizer, rates, step=3).write(tmp_path)
     expected = take_steps(first, optimizer, rates, 5)
-    restore(tmp_path, second, fresh, other_rates).restore_random()
+    restore_random(restore(tmp_path, second, fresh, other_rates)["random"])
     assert take_steps(second, fresh, other_rates, 5) == expected
     assert difference(dict(first.state_dict()), dict(second.state_dict())) == ""
 
@@ -116,12 +124,13 @@ def test_training_on_does_not_change_what_was_captured(tmp_path: Path) -> None:
 def test_only_trained_weights_are_saved_and_no_pickle(tmp_path: Path) -> None:
     trainee = model()
     optimizer = OPTIMIZERS["adamw"](trained(trainee))
-    take_steps(trainee, optimizer, scheduler(optimizer), 1)
-    snapshot = capture(trainee, optimizer, None, step=1, documents={"trainer_state.json": b"{}"})
+    rates = scheduler(optimizer)
+    take_steps(trainee, optimizer, rates, 1)
+    snapshot = capture(trainee, optimizer, rates, step=1)
     assert "0.weight" not in snapshot.weights
     snapshot.write(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"weights.safetensors", "state.safetensors", "state.json", "trainer_state.json"}
+    assert names == {"weights.safetensors", "state.safetensors", "state.json"}
     assert snapshot.bytes >= sum(path.stat().st_size for path in tmp_path.iterdir())
 
 
@@ -164,11 +173,12 @@ def test_a_state_that_loading_would_change_is_refused(tmp_path: Path) -> None:
         restore(tmp_path, other, optimizer, scheduler(optimizer))
 
 
-def test_a_missing_scheduler_is_an_error_and_not_a_silent_start(tmp_path: Path) -> None:
+def test_another_scheduler_is_an_error_and_not_a_silent_start(tmp_path: Path) -> None:
     saved_by_adamw(tmp_path)
     other = model()
-    with pytest.raises(CheckpointError, match="scheduler"):
-        restore(tmp_path, other, torch.optim.AdamW(trained(other)), None)
+    optimizer = torch.optim.AdamW(trained(other))
+    with pytest.raises(CheckpointError, match=r"scheduler is another one.*LambdaLR in the checkpoint"):
+        restore(tmp_path, other, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1))
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -177,11 +187,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         load_weights(tmp_path, model(hidden=16))
     with pytest.raises(CheckpointError, match="trains other weights"):
         load_weights(tmp_path, torch.nn.Linear(4, 1))
-
-
-def test_progress_is_read_without_a_model(tmp_path: Path) -> None:
-    saved_by_adamw(tmp_path)
-    assert read_progress(tmp_path) == (2, {"rows": 8})
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors", "state.json"])

@@ -14,23 +14,21 @@ from backprop.core.errors import InvalidSettingError
 from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
-from backprop.train import evaluate, trainer
-from backprop.train.dataset import divide, prepare
+from backprop.train.dataset import prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import summed_loss
-from backprop.train.packing import Spread
+from backprop.train.methods import sft
+from backprop.train.out_of_memory import Recovery
+from backprop.train.packing import Batching
 from backprop.train.session import steps_between_evaluations
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import go_on, of, train
 
 
-def spread(packing: bool = True) -> Spread:
-    return Spread(packing=packing, batch_size=4, capacity=100, pad_id=0)
-
-
 def evaluator(loaded: Any, rows: Any, packing: bool = True) -> Evaluator:
-    return Evaluator(loaded, rows, spread(packing), plain_head=True)
+    batching = Batching(packing=packing, batch_size=4, token_budget=100)
+    return Evaluator(loaded, sft.SFT(loaded.model), rows, batching, recovery=Recovery())
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -67,7 +65,7 @@ def test_dropout_is_off_while_evaluating_and_the_mode_comes_back_even_after_an_e
             raise ZeroDivisionError
         return summed_loss(model, one, plain_head=plain_head)
 
-    monkeypatch.setattr(evaluate, "summed_loss", looked_at)
+    monkeypatch.setattr(sft, "summed_loss", looked_at)
     loaded_tiny.model.train()
     evaluator(loaded_tiny, ragged([9])).evaluate(1, lambda: None)
     assert loaded_tiny.model.training
@@ -81,7 +79,7 @@ def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
     loaded_tiny: Any, ragged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factor = [math.nan, 1.0, math.nan, math.inf, 0.5]
-    monkeypatch.setattr(evaluate, "summed_loss", lambda model, one, *, plain_head: torch.tensor(factor.pop(0)))
+    monkeypatch.setattr(sft, "summed_loss", lambda model, one, *, plain_head: torch.tensor(factor.pop(0)))
     one = evaluator(loaded_tiny, ragged([9]))
 
     found = [one.evaluate(step, lambda: None) for step in range(1, 6)]
@@ -96,21 +94,22 @@ def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int
     assert steps_between_evaluations(config, steps, held_out) == expected
 
 
-def seen_rows(module: Any, monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, ...]]:
-    """Filled with the token ids of every pass that ``module`` takes; passes must hold one row."""
-    seen: set[tuple[int, ...]] = set()
+def seen_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
+    """Filled with the token ids of every micro-batch that is trained, and evaluated; each must hold one row."""
+    trained: set[tuple[int, ...]] = set()
+    evaluated: set[tuple[int, ...]] = set()
 
     def looked_at(model: Any, one: Any, *, plain_head: bool) -> Any:
         assert one.rows == 1
-        seen.add(tuple(one.input_ids.flatten().tolist()))
+        (trained if torch.is_grad_enabled() else evaluated).add(tuple(one.input_ids.flatten().tolist()))
         return summed_loss(model, one, plain_head=plain_head)
 
-    monkeypatch.setattr(module, "summed_loss", looked_at)
-    return seen
+    monkeypatch.setattr(sft, "summed_loss", looked_at)
+    return trained, evaluated
 
 
 def test_no_held_out_row_is_trained_and_all_others_are(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained, evaluated = seen_rows(trainer, monkeypatch), seen_rows(evaluate, monkeypatch)
+    trained, evaluated = seen_rows(monkeypatch)
     config = replace(
         tiny_config, held_out="0.25", steps=None, epochs=1.0, batch_size=1, gradient_accumulation=1, packing=False
     )
@@ -125,8 +124,7 @@ def test_no_held_out_row_is_trained_and_all_others_are(tiny_config: RunConfig, m
 def divided(config: RunConfig) -> tuple[list[bytes], list[bytes], list[Event]]:
     events: list[Event] = []
     path = Path(config.model)
-    rows = prepare(config, path, events.append, lambda: False)
-    sides = divide(rows, config, path, events.append, lambda: False)
+    _, *sides = prepare(config, path, events.append, lambda: False)
     trained, held_out = ([side.row(i)[0].tobytes() for i in range(len(side))] for side in sides)
     return trained, held_out, events
 

@@ -16,7 +16,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 
-JOB = "backprop.train.generate_job"
+JOB = "backprop.train.generate"
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from backprop.core.events import (
     Stop,
 )
 from backprop.core.settings import RunConfig
-from backprop.hardware.condition import Thresholds
+from backprop.hardware.thermal import Thresholds
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.train import gpu_guard as guards
 from backprop.train.gpu_guard import QUIET, SILENCE, Guard

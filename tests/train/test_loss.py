@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +7,10 @@ import torch
 from backprop.core.settings import RunConfig
 from backprop.train import loss as losses
 from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
+from backprop.train.methods.sft import SFT
 from backprop.train.model import Loaded
-from backprop.train.packing import Pass, Spread, pack, pad
-from backprop.train.trainer import StepTrainer, plan
+from backprop.train.packing import Batching, MicroBatch, pack, pad, step_rows
+from backprop.train.trainer import Schedule, StepLoop
 from msgspec.structs import replace
 from pinned_machine import within
 from tiny_language_model import VOCABULARY
@@ -34,7 +34,7 @@ def rows(ragged: Any) -> Any:
     return ragged([31, 12, 44, 20, 9, 27, 38, 16])
 
 
-def full_logit_loss(model: torch.nn.Module, one: Pass) -> torch.Tensor:
+def full_logit_loss(model: torch.nn.Module, one: MicroBatch) -> torch.Tensor:
     """The plain way: logits of every position from the model's own forward, labels shifted, the rest ignored."""
     inputs = {"input_ids": one.input_ids, "position_ids": one.position_ids, "attention_mask": one.attention_mask}
     logits = model(**inputs, use_cache=False).logits
@@ -52,7 +52,7 @@ def gradient(loaded: Loaded) -> torch.Tensor:
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_loss_at_trained_positions_is_the_full_logit_loss(loaded_tiny: Loaded, rows: Any, packed: bool) -> None:
     some = [rows.row(i) for i in range(4)]
-    one = pack(some) if packed else pad(some, 0)
+    one = pack(some) if packed else pad(some)
 
     ours = summed_loss(loaded_tiny.model, one, plain_head=True)
     ours.backward()
@@ -116,7 +116,7 @@ def test_scaling_and_capping_are_part_of_the_loss(kind: str, rows: Any) -> None:
         model = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).eval()
     else:
         model = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=1.0)).eval()
-    one = pad([rows.row(i) for i in range(3)], 0)
+    one = pad([rows.row(i) for i in range(3)])
 
     ours = summed_loss(model, one, plain_head=has_plain_head(model))
 
@@ -124,25 +124,23 @@ def test_scaling_and_capping_are_part_of_the_loss(kind: str, rows: Any) -> None:
     assert abs(summed_loss(model, one, plain_head=True).item() / ours.item() - 1) > 1e-2
 
 
-def step_gradient(
-    loaded: Loaded, config: RunConfig, rows: Any, spread: Spread, tmp_path: Path
-) -> tuple[float, torch.Tensor]:
-    trainer = StepTrainer(loaded, config, rows, plan(config, len(rows)), tmp_path)
-    trainer.spread = spread
-    trainer.create_optimizer()
-    loader = trainer.get_train_dataloader()
-    (step,), trained = trainer.get_batch_samples(iter(loader), 1, torch.device("cpu"))
-    loss = trainer.training_step(loaded.model, step, trained)
-    return float(loss), gradient(loaded)
+def step_loop(loaded: Loaded, config: RunConfig, rows: Any) -> StepLoop:
+    return StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
 
 
 def test_eight_times_one_four_times_two_one_times_eight_and_packed_give_one_gradient(
-    loaded_tiny: Loaded, tiny_config: RunConfig, rows: Any, tmp_path: Path
+    loaded_tiny: Loaded, tiny_config: RunConfig, rows: Any
 ) -> None:
     config = replace(tiny_config, batch_size=1, gradient_accumulation=8, gradient_checkpointing=False)
-    ways = [Spread(False, 1, 0, 0), Spread(False, 2, 0, 0), Spread(False, 8, 0, 0), Spread(True, 1, 64, 0)]
+    ways = [Batching(False, 1, 0), Batching(False, 2, 0), Batching(False, 8, 0), Batching(True, 1, 64)]
+    every = [rows.row(i) for i in range(8)]
 
-    results = [step_gradient(loaded_tiny, config, rows, spread, tmp_path) for spread in ways]
+    results = []
+    for batching in ways:
+        loop = step_loop(loaded_tiny, config, rows)
+        loop.batching = batching
+        loop.gradient(every)
+        results.append((loop.metrics.loss, gradient(loaded_tiny)))
 
     first_loss, first = results[0]
     for loss, other in results[1:]:
@@ -151,18 +149,19 @@ def test_eight_times_one_four_times_two_one_times_eight_and_packed_give_one_grad
 
 
 def test_the_last_step_of_an_epoch_is_weighed_by_its_own_tokens(
-    loaded_tiny: Loaded, tiny_config: RunConfig, rows: Any, tmp_path: Path
+    loaded_tiny: Loaded, tiny_config: RunConfig, rows: Any
 ) -> None:
-    config = replace(tiny_config, batch_size=3, gradient_accumulation=1, gradient_checkpointing=False)
-    trainer = StepTrainer(loaded_tiny, config, rows, plan(config, len(rows)), tmp_path)
-    trainer.create_optimizer()
-    steps = list(trainer.get_train_dataloader())
+    config = replace(tiny_config, batch_size=3, gradient_accumulation=1, gradient_checkpointing=False, packing=False)
+    steps = [step_rows(len(rows), 3, config.seed, number) for number in range(3)]
+    assert [len(step) for step in steps] == [3, 3, 2]
+    last = [rows.row(index) for index in steps[-1]]
+    loop = step_loop(loaded_tiny, config, rows)
 
-    assert [len(step.rows) for step in steps] == [3, 3, 2]
-    last = steps[-1]
-    passes = trainer.spread.passes(last.rows)
-    trained = sum(one.trained for one in passes)
-    loss = trainer.training_step(loaded_tiny.model, last, trained)
-    with torch.no_grad():
-        expected = sum(full_logit_loss(loaded_tiny.model, one) for one in passes) / trained
-    assert abs(float(loss) / float(expected) - 1) < within(1e-6, bf16=1e-3)
+    loop.gradient(last)
+
+    batch = pad(last)
+    found = gradient(loaded_tiny)
+    expected = full_logit_loss(loaded_tiny.model, batch) / batch.supervised
+    expected.backward()
+    assert abs(loop.metrics.loss / expected.item() - 1) < within(1e-6, bf16=1e-3)
+    assert (found - gradient(loaded_tiny)).norm() / found.norm() < within(1e-6, bf16=3e-2)

@@ -9,6 +9,7 @@ from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, Mode
 from backprop.core.events import Event, ModelLoaded
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
+from backprop.train.modes import lora
 from msgspec.structs import replace
 
 
@@ -85,7 +86,7 @@ def test_the_fast_preset_targets_queries_and_values(tiny_config: RunConfig, tiny
 
     loaded = models.load(config, tiny_model, ignore)
 
-    assert loaded.targets == ["q_proj", "v_proj"]
+    assert loaded.mode.targets == ["q_proj", "v_proj"]
 
 
 def test_a_named_layer_that_is_missing_is_refused_with_those_that_exist(
@@ -108,7 +109,7 @@ def test_an_architecture_without_the_presets_layers_gets_adapters_on_all_linear_
         def get_output_embeddings(self) -> Any:
             return self.head
 
-    targets, notes = models.choose_targets(Other(), models.resolved(tiny_config))
+    targets, notes = lora.choose_targets(Other(), models.resolved(tiny_config))
 
     assert targets == ["wqkv"]
     assert "all linear" in notes[0]
@@ -117,13 +118,13 @@ def test_an_architecture_without_the_presets_layers_gets_adapters_on_all_linear_
 def test_what_is_in_memory_is_held_against_what_was_asked(
     tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = models.get_peft_model
+    plain = lora.get_peft_model
 
     def halved(model: Any, config: Any) -> Any:
         config.r //= 2
         return plain(model, config)
 
-    monkeypatch.setattr(models, "get_peft_model", halved)
+    monkeypatch.setattr(lora, "get_peft_model", halved)
 
     with pytest.raises(models.TrainingError, match="not what was asked for"):
         models.load(models.resolved(tiny_config), tiny_model, ignore)

@@ -11,7 +11,7 @@ import torch
 from backprop.core.errors import GPUMemoryError
 from backprop.core.events import BatchHalved, Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
-from backprop.train import evaluate, trainer
+from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery, is_out_of_memory
 from msgspec.structs import replace
 from pinned_machine import within
@@ -19,15 +19,21 @@ from runs_in_process import go_on, of, train
 
 
 class Device:
-    """A device with room for ``room`` in one pass, measured by ``size``, from the ``begin``-th pass on."""
+    """A device with room for ``room`` in one micro-batch, measured by ``size``, from the ``begin``-th on.
 
-    def __init__(self, module: Any, monkeypatch: pytest.MonkeyPatch, room: float, size: Any, begin: int = 1) -> None:
+    It counts those of training, or those of evaluation.
+    """
+
+    def __init__(self, what: str, monkeypatch: pytest.MonkeyPatch, room: float, size: Any, begin: int = 1) -> None:
         self.room, self.size, self.begin = room, size, begin
         self.taken: list[Any] = []
-        self._plain = module.summed_loss
-        monkeypatch.setattr(module, "summed_loss", self)
+        self._training = what == "training"
+        self._plain = sft.summed_loss
+        monkeypatch.setattr(sft, "summed_loss", self)
 
     def __call__(self, model: Any, one: Any, *, plain_head: bool) -> torch.Tensor:
+        if torch.is_grad_enabled() is not self._training:
+            return self._plain(model, one, plain_head=plain_head)
         self.taken.append(self.size(one))
         if len(self.taken) >= self.begin and self.size(one) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB free.")
@@ -74,7 +80,7 @@ def test_memory_that_runs_out_in_a_steps_second_pass_changes_no_loss_and_no_lear
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, _ = train(config, [])
-    device = Device(trainer, monkeypatch, 2, rows, begin=6)
+    device = Device("training", monkeypatch, 2, rows, begin=6)
 
     found, _ = train(config, [])
 
@@ -96,12 +102,12 @@ def test_one_long_batch_is_taken_in_pieces_and_the_run_goes_on(
         turns = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": long[:150]}]
         file.write(json.dumps({"messages": turns}) + "\n")
     config = replace(config, steps=None, epochs=1.0)
-    usual = Device(trainer, monkeypatch, float("inf"), cells)
+    usual = Device("training", monkeypatch, float("inf"), cells)
     plain, _ = train(config, [])
     second, largest = sorted(usual.taken)[-2:]
     assert second < largest
     monkeypatch.undo()
-    Device(trainer, monkeypatch, largest - 1, cells)
+    Device("training", monkeypatch, largest - 1, cells)
 
     found, _ = train(config, [])
 
@@ -111,10 +117,10 @@ def test_one_long_batch_is_taken_in_pieces_and_the_run_goes_on(
 
 def test_packed_passes_are_halved_by_tokens(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = replace(config, packing=True)
-    usual = Device(trainer, monkeypatch, float("inf"), cells)
+    usual = Device("training", monkeypatch, float("inf"), cells)
     plain, _ = train(packed, [])
     monkeypatch.undo()
-    device = Device(trainer, monkeypatch, max(usual.taken) * 0.6, cells)
+    device = Device("training", monkeypatch, max(usual.taken) * 0.6, cells)
 
     found, _ = train(packed, [])
 
@@ -126,7 +132,7 @@ def test_packed_passes_are_halved_by_tokens(config: RunConfig, monkeypatch: pyte
 def test_the_batch_is_halved_down_to_single_rows_and_then_the_error_says_what_to_do(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Device(trainer, monkeypatch, 0, rows, begin=3)
+    Device("training", monkeypatch, 0, rows, begin=3)
     events: list[Event] = []
 
     with pytest.raises(GPUMemoryError, match="after the batch was halved 2 times") as caught:
@@ -139,7 +145,7 @@ def test_the_batch_is_halved_down_to_single_rows_and_then_the_error_says_what_to
 
 
 def test_a_run_halves_three_times_and_no_more(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    Device(trainer, monkeypatch, 1, rows)
+    Device("training", monkeypatch, 1, rows)
     events: list[Event] = []
 
     with pytest.raises(GPUMemoryError, match="halved 3 times"):
@@ -149,7 +155,7 @@ def test_a_run_halves_three_times_and_no_more(config: RunConfig, monkeypatch: py
 
 
 def test_with_recovery_off_the_first_failure_is_the_error(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    Device(trainer, monkeypatch, 2, rows)
+    Device("training", monkeypatch, 2, rows)
     events: list[Event] = []
 
     with pytest.raises(GPUMemoryError, match=r"out of memory: CUDA out of memory"):
@@ -163,8 +169,8 @@ def test_an_evaluation_that_does_not_fit_is_halved_and_training_is_not(
 ) -> None:
     config = replace(config, held_out="0.2", eval_steps=3)
     plain, _ = train(config, [])
-    training = Device(trainer, monkeypatch, float("inf"), rows)
-    Device(evaluate, monkeypatch, 2, rows)
+    training = Device("training", monkeypatch, float("inf"), rows)
+    Device("evaluation", monkeypatch, 2, rows)
 
     found, _ = train(config, [])
 
@@ -178,7 +184,7 @@ def test_an_evaluation_that_does_not_fit_is_halved_and_training_is_not(
 
 def test_the_halved_size_is_kept_over_a_resume(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _ = train(config, [])
-    device = Device(trainer, monkeypatch, 2, rows)
+    device = Device("training", monkeypatch, 2, rows)
     events: list[Event] = []
     _, directory = train(config, events, lambda seen: [Stop()] if len(of(seen, Step)) == 2 else [])
     assert [each.batch_size for each in of(events, BatchHalved)] == [2]
@@ -193,7 +199,7 @@ def test_the_halved_size_is_kept_over_a_resume(config: RunConfig, monkeypatch: p
 
 
 def test_the_halved_evaluation_is_kept_over_a_resume(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    Device(evaluate, monkeypatch, 2, rows)
+    Device("evaluation", monkeypatch, 2, rows)
     config = replace(config, held_out="0.2", eval_steps=1)
     events: list[Event] = []
     _, directory = train(config, events, lambda seen: [Stop()] if len(of(seen, Evaluated)) == 1 else [])
@@ -206,7 +212,7 @@ def test_the_halved_evaluation_is_kept_over_a_resume(config: RunConfig, monkeypa
 
 
 def test_halvings_before_a_resume_count(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = Device(trainer, monkeypatch, 4, rows)
+    device = Device("training", monkeypatch, 4, rows)
     events: list[Event] = []
     wide = replace(config, batch_size=16, gradient_accumulation=1)
     _, directory = train(wide, events, lambda seen: [Stop()] if len(of(seen, Step)) == 2 else [])

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backprop.train.packing import Spread, StepSampler, best_fit_decreasing, capacity_for, epoch_order, pack, pad
+from backprop.train.methods.sft import SFT
+from backprop.train.packing import Batching, best_fit_decreasing, epoch_order, pack, pad, step_rows, token_budget
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,14 +28,13 @@ def test_the_longest_are_placed_first_and_into_the_fullest_bin_that_has_room() -
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 5))
 def test_an_epoch_visits_every_row_once(count: int, per_step: int, epoch: int) -> None:
-    sampler = StepSampler(count, per_step, seed=3)
-    sampler.set_epoch(epoch)
+    steps_per_epoch = -(-count // per_step)
 
-    steps = list(sampler)
+    steps = [step_rows(count, per_step, 3, epoch * steps_per_epoch + place) for place in range(steps_per_epoch)]
 
-    assert len(steps) == len(sampler)
     assert sorted(row for step in steps for row in step) == list(range(count))
     assert all(len(step) == per_step for step in steps[:-1])
+    assert [row for step in steps for row in step] == epoch_order(count, 3, epoch).tolist()
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
@@ -64,19 +64,19 @@ def test_a_row_never_predicts_the_first_token_of_the_next() -> None:
     assert one.targets.tolist() == [6, 7, 6, 7]
 
 
-@pytest.mark.parametrize("spread", [Spread(True, 3, 64, PAD), Spread(False, 3, 64, PAD)])
-def test_both_ways_of_spreading_train_the_same_tokens(spread: Spread, ragged: Any) -> None:
+@pytest.mark.parametrize("batching", [Batching(True, 3, 64), Batching(False, 3, 64)])
+def test_both_ways_of_spreading_train_the_same_tokens(batching: Batching, ragged: Any) -> None:
     rows = ragged([9, 30, 17, 25, 4, 11, 40])
     every = [rows.row(i) for i in range(len(rows))]
 
-    passes = spread.passes(every)
+    batches = SFT.collate(None, every, batching)
 
-    assert sum(one.tokens for one in passes) == 136
-    assert sum(one.rows for one in passes) == 7
-    targets = torch.cat([one.targets for one in passes])
+    assert sum(one.tokens for one in batches) == 136
+    assert sum(one.rows for one in batches) == 7
+    targets = torch.cat([one.targets for one in batches])
     expected = np.concatenate([ids[1:][trained[1:]] for ids, trained in every])
     assert sorted(targets.tolist()) == sorted(expected.tolist())
-    for one in passes:
+    for one in batches:
         assert torch.equal(one.input_ids.flatten()[one.predict_at + 1], one.targets)
 
 
@@ -84,7 +84,7 @@ def test_a_trained_token_that_looks_like_padding_stays_trained() -> None:
     ids = np.array([5, PAD, PAD], dtype=np.int32)
     longer = np.arange(10, 16, dtype=np.int32)
 
-    one = pad([(ids, np.array([False, True, True])), (longer, np.ones(6, dtype=np.bool_))], PAD)
+    one = pad([(ids, np.array([False, True, True])), (longer, np.ones(6, dtype=np.bool_))])
 
     assert one.targets.tolist() == [PAD, PAD, 11, 12, 13, 14, 15]
     assert one.attention_mask is not None
@@ -94,6 +94,6 @@ def test_a_trained_token_that_looks_like_padding_stays_trained() -> None:
 def test_a_pass_holds_the_longest_row_and_never_more_than_the_batch_would() -> None:
     cpu = torch.device("cpu")
 
-    assert capacity_for(cpu, longest=900, batch_size=1, max_seq_length=2048) == 900
-    assert capacity_for(cpu, longest=60, batch_size=1, max_seq_length=256) == 256
-    assert capacity_for(cpu, longest=60, batch_size=8, max_seq_length=2048) == 512
+    assert token_budget(cpu, longest=900, batch_size=1, max_seq_length=2048) == 900
+    assert token_budget(cpu, longest=60, batch_size=1, max_seq_length=256) == 256
+    assert token_budget(cpu, longest=60, batch_size=8, max_seq_length=2048) == 512

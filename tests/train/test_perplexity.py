@@ -53,11 +53,11 @@ def test_a_score_is_the_mean_loss_of_the_row_computed_alone(file: Path, tiny_mod
     expected: dict[int, tuple[float, int]] = {}
     mixed = models.choose_dtype(CPU) == torch.bfloat16
     for i, line in enumerate(prepared.lines.tolist()):
-        one = pad([prepared.row(i)], 0)
+        one = pad([prepared.row(i)])
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             loss = float(summed_loss(base, one, plain_head=True))
         before = expected.get(line, (0.0, 0))
-        expected[line] = (before[0] + loss, before[1] + one.trained)
+        expected[line] = (before[0] + loss, before[1] + one.supervised)
     assert sum(prepared.lines == 12) > 1
     whole = {line: (total / count, count) for line, (total, count) in expected.items() if count}
     assert {row.line: row.tokens for row in found} == {line: count for line, (_, count) in whole.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from backprop.core.errors import BackpropError, DatasetValidationError, TrainingAbortedError, TrainingError
 from backprop.core.events import (
     Abort,
@@ -29,10 +31,11 @@ from backprop.core.events import (
 )
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
-from backprop.train import session, trainer
+from backprop.train import session
+from backprop.train.methods import sft
 from backprop.train.model import resolved
 from backprop.train.resume import Beginning
-from backprop.train.trainer import StepTrainer, plan, rate_factor
+from backprop.train.trainer import Schedule
 from msgspec.structs import replace
 from pinned_machine import within
 from safetensors.torch import load_file
@@ -224,7 +227,7 @@ def test_a_sample_on_request_comes_from_the_model_as_it_is_and_training_goes_on(
 def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the_run(
     tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = trainer.summed_loss
+    plain = sft.summed_loss
     calls = {"count": 0}
 
     def sick(model: Any, one: Any, *, plain_head: bool) -> Any:
@@ -232,7 +235,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
         loss = plain(model, one, plain_head=plain_head)
         return loss * float("nan") if calls["count"] > 1 else loss
 
-    monkeypatch.setattr(trainer, "summed_loss", sick)
+    monkeypatch.setattr(sft, "summed_loss", sick)
     config = replace(tiny_config, steps=50, max_seq_length=256)
     events: list[Event] = []
 
@@ -247,14 +250,11 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
 def test_a_run_that_trains_nothing_says_so_after_the_first_step(
     tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = StepTrainer.create_optimizer
+    class Deaf(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> None:
+            return None
 
-    def deaf(self: StepTrainer, model: Any = None) -> Any:
-        optimizer = plain(self, model)
-        optimizer.step = lambda closure=None: None
-        return optimizer
-
-    monkeypatch.setattr(StepTrainer, "create_optimizer", deaf)
+    monkeypatch.setattr(torch.optim, "AdamW", Deaf)
 
     with pytest.raises(TrainingError, match="changed no trained weight") as caught:
         do(tiny_config, played())
@@ -305,19 +305,20 @@ def test_rank_without_alpha_gets_twice_the_rank_and_the_preset_its_own(tiny_conf
 
 
 def test_the_learning_rate_warms_up_from_the_first_step_and_decays_to_a_tenth() -> None:
-    rates = [rate_factor(step, 20, 4, "cosine") for step in range(20)]
+    schedule = Schedule(rows=80, rows_per_step=4, steps=20, warmup_steps=4, kind="cosine")
+    rates = [schedule.factor(step) for step in range(20)]
 
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
-    assert rate_factor(19, 20, 0, "linear") == pytest.approx(0.1)
-    assert rate_factor(19, 20, 0, "constant") == 1.0
+    assert dataclasses.replace(schedule, warmup_steps=0, kind="linear").factor(19) == pytest.approx(0.1)
+    assert dataclasses.replace(schedule, warmup_steps=0, kind="constant").factor(19) == 1.0
 
 
 def test_steps_come_from_epochs_and_warm_up_from_steps(tiny_config: RunConfig) -> None:
     config = resolved(replace(tiny_config, steps=None, epochs=2.0, batch_size=4, gradient_accumulation=4))
 
-    schedule = plan(config, 100)
+    schedule = Schedule.of(config, 100)
 
     assert (schedule.rows_per_step, schedule.steps_per_epoch, schedule.steps) == (16, 7, 14)
-    assert plan(replace(config, epochs=None, steps=4000), 100).warmup_steps == 100
+    assert Schedule.of(replace(config, epochs=None, steps=4000), 100).warmup_steps == 100

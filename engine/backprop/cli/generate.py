@@ -17,7 +17,7 @@ from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 
-JOB = "backprop.train.generate_job"
+JOB = "backprop.train.generate"
 
 
 @click.command

@@ -182,6 +182,8 @@ class Step(Event):
     seconds: float = 0.0
     memory: int = 0
     """Peak bytes so far: of the GPU where one is used, else of the process."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the training method measures beside the loss, by name, as means over the step; those that are finite."""
 
 
 class Evaluated(Event):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,10 @@ import msgspec
 from msgspec import Struct
 from packaging.requirements import Requirement
 
-from backprop.hardware import absence, nvml
-from backprop.hardware.absence import GPUProblem
+from backprop.hardware import nvml
+from backprop.hardware.estimate import card_memory
 from backprop.hardware.gpu import GPUMonitor
+from backprop.hardware.nvml import GPUProblem
 
 DISTRIBUTION = "backprop-tui"
 LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers", "gguf")
@@ -30,7 +34,7 @@ FEATURES = {
 }
 
 
-class Card(Struct, kw_only=True):
+class CardFacts(Struct, kw_only=True):
     """One NVIDIA card; bytes and degrees Celsius, ``None`` where it does not say."""
 
     name: str
@@ -71,7 +75,7 @@ class Info(Struct, kw_only=True):
     driver: str | None
     driver_cuda: str | None
     """Newest CUDA version that the driver serves."""
-    gpus: list[Card]
+    gpus: list[CardFacts]
     gpu_problem: GPUProblem | None
     """Why training would not use a GPU; ``null`` where it can."""
     libraries: dict[str, str | None]
@@ -83,7 +87,7 @@ def info() -> Info:
     cards, driver, driver_cuda, problem = _look_at_cards()
     torch = installed_torch()
     if cards:
-        problem = absence.visibility_problem() or absence.torch_problem(
+        problem = visibility_problem() or torch_problem(
             torch.version if torch else None, torch.cuda if torch else None, cards=len(cards)
         )
     return Info(
@@ -132,6 +136,43 @@ def cuda_of_version_file(text: str) -> str | None:
     """The value of ``cuda`` in the text of ``torch/version.py``."""
     found = re.search(r"""^cuda\b[^=\n]*=\s*['"]([^'"]+)['"]""", text, re.MULTILINE)
     return found[1] if found else None
+
+
+def torch_problem(torch_version: str | None, torch_cuda: str | None, *, cards: int) -> GPUProblem | None:
+    """Why torch would not use the cards that are there; ``None`` where it would, or where there is no card.
+
+    Args:
+        torch_version: as installed, ``None`` if it is not.
+        torch_cuda: CUDA version that torch was built with, ``None`` for a CPU build.
+        cards: NVIDIA cards that the driver lists.
+    """
+    if cards == 0:
+        return None
+    if torch_version is None:
+        return GPUProblem("no_torch", "torch is not installed", "pip install torch")
+    if torch_cuda is not None:
+        return None
+    if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
+        hint = "pip install --force-reinstall torch (on this platform PyPI has the CUDA build)"
+    else:
+        hint = "choose a CUDA build of torch at https://pytorch.org/get-started/locally"
+    return GPUProblem(
+        "cpu_torch",
+        f"there is an NVIDIA card, but the installed torch {torch_version} is a CPU-only build and cannot use it",
+        hint,
+    )
+
+
+def visibility_problem(environ: Mapping[str, str] | None = None) -> GPUProblem | None:
+    """Cards that are hidden from CUDA by ``CUDA_VISIBLE_DEVICES``; ``None`` where they are not."""
+    value = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    if value is None or value.strip() not in {"", "-1"}:
+        return None
+    return GPUProblem(
+        "hidden",
+        f"CUDA_VISIBLE_DEVICES={value.strip()!r} hides every NVIDIA card from this program",
+        "unset CUDA_VISIBLE_DEVICES, or set it to the number of a card",
+    )
 
 
 def install_command(extra: str) -> str:
@@ -187,26 +228,23 @@ def _met(requirement: Requirement) -> bool:
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
-def _look_at_cards() -> tuple[list[Card], str | None, str | None, GPUProblem | None]:
+def _look_at_cards() -> tuple[list[CardFacts], str | None, str | None, GPUProblem | None]:
     """Cards, driver version, its CUDA version, and why there is no card."""
-    monitor = GPUMonitor()
-    try:
+    driver, driver_cuda = None, None
+    with closing(GPUMonitor()) as monitor:
         readings = monitor.read()
-        driver, driver_cuda = nvml.versions() if readings else (None, None)
-    except nvml.CardGoneError:  # between two questions
-        driver, driver_cuda = None, None
-    finally:
-        monitor.close()
-    cards = [
-        Card(
-            name=reading.name,
-            index=reading.index,
-            vram_total=reading.memory_total,
-            vram_free=None
-            if reading.memory_total is None or reading.memory_used is None
-            else reading.memory_total - reading.memory_used,
-            temperature=reading.temperature,
+        with suppress(nvml.CardGoneError):  # between two questions
+            driver, driver_cuda = nvml.versions() if readings else (None, None)
+    cards = []
+    for reading in readings:
+        memory = card_memory(reading)
+        cards.append(
+            CardFacts(
+                name=reading.name,
+                index=reading.index,
+                vram_total=memory.total,
+                vram_free=memory.available,
+                temperature=reading.temperature,
+            )
         )
-        for reading in readings
-    ]
     return cards, driver, driver_cuda, monitor.problem

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from backprop.hardware.gpu import GPUMonitor
+from backprop.core.events import Gpu
 
 
 class Memory(Struct, frozen=True):
@@ -36,18 +36,10 @@ def host_memory(root: Path = Path("/")) -> Memory:
     return Memory(total, available)
 
 
-def card_memory(index: int = 0) -> Memory | None:
-    """Memory of the NVIDIA card ``index`` (in NVML's order), ``None`` where there is no such card."""
-    monitor = GPUMonitor()
-    try:
-        readings = monitor.read()
-    finally:
-        monitor.close()
-    for reading in readings:
-        if reading.index == index:
-            total, used = reading.memory_total, reading.memory_used
-            return Memory(total, None if total is None or used is None else total - used)
-    return None
+def card_memory(reading: Gpu) -> Memory:
+    """Memory of the NVIDIA card of ``reading``, which all programs on it share."""
+    total, used = reading.memory_total, reading.memory_used
+    return Memory(total, None if total is None or used is None else total - used)
 
 
 def disk_free(path: Path) -> int:

@@ -13,15 +13,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import closing
 
 from backprop.core.errors import GPUNotAvailableError
 from backprop.core.events import Gpu
-from backprop.hardware import absence, nvml
-from backprop.hardware.absence import GPUProblem
-from backprop.hardware.condition import Level, Thresholds, condition, worst
+from backprop.hardware import nvml
+from backprop.hardware.nvml import GPUProblem
+from backprop.hardware.thermal import Thresholds, condition, worst
 
-__all__ = ["GPUMonitor", "GPUProblem", "Level", "Thresholds", "check_gpu_safe", "condition", "worst"]
-
+NO_CARD = GPUProblem("no_card", "the NVIDIA driver runs but finds no card", "see what `nvidia-smi -L` says")
 REOPEN_ATTEMPTS = 5
 """How often a lost card is looked for again before it is given up."""
 REOPEN_SECONDS = 30.0
@@ -153,7 +153,7 @@ class GPUMonitor:
         try:
             found = nvml.open_cards()
         except nvml.NvmlUnavailableError as error:
-            self._lose_all(absence.nvml_problem(error.code, str(error)))
+            self._lose_all(error.problem)
             return
         except nvml.CardGoneError as error:
             self._lose_all(GPUProblem("gone", f"the NVIDIA driver went away: {error}"))
@@ -167,39 +167,23 @@ class GPUMonitor:
             if uuid not in answering:
                 self._lose(card, "it is no longer listed by the driver")
         if not self._cards:
-            self.problem = absence.no_card()
+            self.problem = NO_CARD
 
     def _read_card(self, card: nvml.Card, now: float) -> Gpu:
-        sensors = None
+        reading, joules = None, None
         if card.handle is not None:
             try:
-                sensors = nvml.read_sensors(card)
+                reading, joules = nvml.read_card(card)
             except nvml.CardGoneError as error:
                 if card.uuid not in self._details:  # a new loss; one that comes back only to fail again is the old one
                     self._attempts, self._next_attempt = 0, now
                 self._lose(card, f"it stopped answering: {error}")
-        if sensors is None:
+        if reading is None:
             return Gpu(index=card.index, name=card.name, detail=self._details[card.uuid])
         self._details.pop(card.uuid, None)
         if not self._details:
             self.problem = None
-        reading = Gpu(
-            index=card.index,
-            name=card.name,
-            temperature=sensors.temperature,
-            utilization=sensors.utilization,
-            memory_used=sensors.memory_used,
-            memory_total=sensors.memory_total,
-            power=sensors.power,
-            power_limit=sensors.power_limit,
-            fan=sensors.fan,
-            clock=sensors.clock,
-            throttle=sensors.throttle,
-            other_processes=sensors.other_processes,
-            energy=self._energy[card.uuid].add(now, sensors.energy_counter, sensors.power),
-            shutdown_temperature=card.shutdown,
-            detail="" if sensors.temperature is not None else "its temperature sensor gives no value",
-        )
+        reading.energy = self._energy[card.uuid].add(now, joules, reading.power)
         reading.level = condition(reading, self.thresholds)
         return reading
 
@@ -223,12 +207,9 @@ def check_gpu_safe(thresholds: Thresholds | None = None) -> bool:
     Raises:
         GPUNotAvailableError: there is no card to ask; the message says why.
     """
-    monitor = GPUMonitor(thresholds=thresholds)
-    try:
+    with closing(GPUMonitor(thresholds=thresholds)) as monitor:
         readings = monitor.read()
-    finally:
-        monitor.close()
     if not readings:
-        problem = monitor.problem or absence.no_card()
+        problem = monitor.problem or NO_CARD
         raise GPUNotAvailableError(problem.message, hint=problem.hint, details={"cause": problem.cause})
     return worst([reading.level for reading in readings]) in {"safe", "warm"}

@@ -1,17 +1,36 @@
 """NVIDIA's management library, read through its own Python bindings (``nvidia-ml-py``).
 
 Every sensor can fail for itself (not there on this model, not permitted, broken): it reads ``None`` and the others go
-on. Failures that mean the card or the driver is gone raise ``CardGoneError``. Reference: NVIDIA NVML API.
+on. Failures that mean the card or the driver is gone raise ``CardGoneError``; where nothing can be read at all, a
+``GPUProblem`` says why in words, with the next thing to do. Reference: NVIDIA NVML API.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from msgspec import Struct
+
+from backprop.core.events import Gpu
+
+Cause: TypeAlias = Literal[
+    "no_card",
+    "no_driver",
+    "no_library",
+    "driver_not_loaded",
+    "version_mismatch",
+    "no_permission",
+    "hidden",
+    "cpu_torch",
+    "no_torch",
+    "gone",
+    "failed",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +47,19 @@ THROTTLE_REASONS = {
 }
 _IDLE = 0x001
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # inode that Linux gives to the machine's own process-id namespace
+_NVIDIA_PCI_VENDOR = "0x10de"
+_DISPLAY_PCI_CLASS = "0x03"
+
+
+class GPUProblem(Struct, frozen=True):
+    """One reason: ``message`` says what is so, ``hint`` what to do about it (empty where nothing is wrong)."""
+
+    cause: Cause
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.hint}".rstrip(". ") + "."
 
 
 class CardGoneError(Exception):
@@ -35,11 +67,11 @@ class CardGoneError(Exception):
 
 
 class NvmlUnavailableError(Exception):
-    """NVML could not be opened; ``code`` is its return value."""
+    """NVML could not be opened; ``problem`` says why."""
 
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+    def __init__(self, problem: GPUProblem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
 
 
 class Card(Struct):
@@ -50,22 +82,6 @@ class Card(Struct):
     name: str
     handle: Any
     shutdown: float | None = None
-
-
-class Sensors(Struct, kw_only=True):
-    """One look at a card, in the units of ``core.events.Gpu``; ``energy_counter`` is in joules since driver load."""
-
-    temperature: float | None
-    utilization: float | None = None
-    memory_used: int | None = None
-    memory_total: int | None = None
-    power: float | None = None
-    power_limit: float | None = None
-    fan: float | None = None
-    clock: float | None = None
-    throttle: list[str] = []
-    other_processes: int | None = None
-    energy_counter: float | None = None
 
 
 def open_cards() -> list[Card]:
@@ -80,7 +96,7 @@ def open_cards() -> list[Card]:
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError as error:
-        raise NvmlUnavailableError(error.value, str(error)) from None
+        raise NvmlUnavailableError(nvml_problem(error.value, str(error))) from None
     cards = []
     for index in range(count):
         try:
@@ -93,14 +109,46 @@ def open_cards() -> list[Card]:
     return cards
 
 
+def nvml_problem(code: int, text: str, root: Path = Path("/")) -> GPUProblem:
+    """What NVML's answer to being opened means on this machine.
+
+    Args:
+        code: NVML's return value.
+        text: NVML's own words for it.
+        root: where ``/sys`` and ``/proc`` are looked for.
+    """
+    import pynvml
+
+    if code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+        return _no_library(root)
+    known = {
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: GPUProblem(
+            "driver_not_loaded",
+            "the NVIDIA driver is installed but not running",
+            "try `sudo modprobe nvidia`; after a kernel update, reboot or install the driver again",
+        ),
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: GPUProblem(
+            "version_mismatch",
+            "the NVIDIA driver was updated while the old one is still running",
+            "reboot this machine",
+        ),
+        pynvml.NVML_ERROR_NO_PERMISSION: GPUProblem(
+            "no_permission",
+            "this user may not talk to the NVIDIA driver",
+            "look at the rights of /dev/nvidia*; the user may have to be in the group `video` or `render`",
+        ),
+    }
+    return known.get(code) or GPUProblem(
+        "failed", f"the NVIDIA driver does not answer: {text}", "see what `nvidia-smi` says"
+    )
+
+
 def close() -> None:
     """Stop NVML; one that is already gone is left as it is."""
     import pynvml
 
-    try:
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return
 
 
 def versions() -> tuple[str | None, str | None]:
@@ -112,8 +160,10 @@ def versions() -> tuple[str | None, str | None]:
     return driver, None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}"
 
 
-def read_sensors(card: Card) -> Sensors:
-    """Read every sensor of a card; temperature first.
+def read_card(card: Card) -> tuple[Gpu, float | None]:
+    """Read every sensor of a card, temperature first: the reading, and joules since driver load.
+
+    Open in the reading: ``level`` and ``energy``, which depend on more than this card now.
 
     Raises:
         CardGoneError: the card or the driver went away.
@@ -132,8 +182,11 @@ def read_sensors(card: Card) -> Sensors:
         lambda: nv.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
     )
     processes = _sensor(lambda: nv.nvmlDeviceGetComputeRunningProcesses(handle))
-    return Sensors(
-        temperature=_plausible(temperature),
+    degrees = _plausible(temperature)
+    reading = Gpu(
+        index=card.index,
+        name=card.name,
+        temperature=degrees,
         utilization=None if utilization is None else float(utilization.gpu),
         memory_used=None if memory is None else memory.total - memory.free,
         memory_total=None if memory is None else memory.total,
@@ -143,8 +196,10 @@ def read_sensors(card: Card) -> Sensors:
         clock=_scaled(_sensor(lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM)), 1),
         throttle=throttle_names(reasons or 0),
         other_processes=None if processes is None else other_processes([p.pid for p in processes]),
-        energy_counter=_scaled(_sensor(lambda: nv.nvmlDeviceGetTotalEnergyConsumption(handle))),
+        shutdown_temperature=card.shutdown,
+        detail="" if degrees is not None else "its temperature sensor gives no value",
     )
+    return reading, _scaled(_sensor(lambda: nv.nvmlDeviceGetTotalEnergyConsumption(handle)))
 
 
 def throttle_names(bits: int) -> list[str]:
@@ -214,3 +269,35 @@ def _plausible(degrees: int | None) -> float | None:
 
 def _scaled(value: int | None, divisor: float = 1000) -> float | None:
     return None if value is None else value / divisor
+
+
+def _no_library(root: Path) -> GPUProblem:
+    if platform.system() == "Darwin":
+        return GPUProblem("no_card", "no NVIDIA GPU: Macs have none; training runs on the CPU")
+    if (root / "proc/driver/nvidia/version").exists():
+        return GPUProblem(
+            "no_library",
+            "the NVIDIA driver runs, but its library libnvidia-ml.so.1 cannot be found here",
+            "in a container: start it with `--gpus all` (NVIDIA Container Toolkit); "
+            "else install the driver's library (Debian: libnvidia-ml1)",
+        )
+    if _has_nvidia_card(root):
+        return GPUProblem(
+            "no_driver",
+            "this machine has an NVIDIA card but no NVIDIA driver",
+            "install the driver from your distribution or https://www.nvidia.com/drivers, then reboot",
+        )
+    return GPUProblem("no_card", "no NVIDIA GPU on this machine; training runs on the CPU")
+
+
+def _has_nvidia_card(root: Path) -> bool:
+    """Linux lists what is on the PCI bus, with or without a driver for it; elsewhere nothing is known: False."""
+    for device in (root / "sys/bus/pci/devices").glob("*"):
+        try:
+            vendor = (device / "vendor").read_text().strip()
+            kind = (device / "class").read_text().strip()
+        except OSError:
+            continue  # unplugged while we look
+        if vendor == _NVIDIA_PCI_VENDOR and kind.startswith(_DISPLAY_PCI_CLASS):
+            return True
+    return False

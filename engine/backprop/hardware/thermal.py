@@ -1,7 +1,8 @@
-"""What training does about heat: rests between steps, a pause, an abort. A pure state machine without threads.
+"""Heat: how a reading of a card is judged, and what training does about it (rests between steps, a pause, an abort).
 
-It is fed with readings and the time, and answers with a ``Decision``. Temperatures below are the defaults
-(``hardware.condition.Thresholds``); they are lowered together for a card that switches itself off early.
+``ThermalGuard`` is a pure state machine without threads: fed with readings and the time, it answers with a
+``Decision``. Temperatures below are the defaults (``Thresholds``); they are lowered together for a card that switches
+itself off early.
 
 ========================  ====================================================================================
 a card at 80 °C or more   rests after each step begin at half a second and grow by half every ten seconds while it is
@@ -10,7 +11,7 @@ a card at 80 °C or more   rests after each step begin at half a second and grow
 at 90 °C                  pause at once, until every hot card has been read at 75 °C or less
 at 95 °C, three times     abort with a checkpoint. Readings count when five seconds or more apart; one below resets.
                           Since the first of them pauses the run, this means: hot although nothing is training.
-temperature unknown       said once per loss. Training goes on as it was, rests included; a pause stays. It neither
+temperature unknown       reported once per loss. Training goes on as it was, rests included; a pause stays. It neither
                           counts as hot nor as cool: only a cool reading, or ``release``, ends a pause.
 ========================  ====================================================================================
 
@@ -21,13 +22,19 @@ or a person resumes it (``release``).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, Literal, TypeAlias
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
-from backprop.core.errors import GPUTemperatureError
+from backprop.core.errors import GPUTemperatureError, InvalidSettingError
 from backprop.core.events import Event, Gpu, Pacing, Paused, Resumed
 from backprop.core.events import Warning as WarningEvent
-from backprop.hardware.condition import Thresholds
+
+Level: TypeAlias = Literal["safe", "warm", "warning", "critical", "emergency", "unknown"]
+
+_ORDER: tuple[Level, ...] = ("safe", "warm", "unknown", "warning", "critical", "emergency")
+"""From best to worst. Not knowing is worse than warm: a missing sensor is never called safe."""
 
 HYSTERESIS = 5.0
 """Degrees between where pacing begins and where it eases, and the least between pacing and pause."""
@@ -42,6 +49,98 @@ HOT_READINGS = 3
 HOT_SECONDS = 5.0
 STEADY_READINGS = 10
 """A sensor that came back is trusted, and its next loss is news, after so many readings in a row."""
+
+
+class Thresholds(Struct, frozen=True, kw_only=True):
+    """Where the levels begin: degrees Celsius, and percent of the card's memory and power limit.
+
+    Raises:
+        InvalidSettingError: the temperatures, or the memory shares, are not in rising order.
+    """
+
+    warm: Annotated[float, Meta(description="degrees: worth a look")] = 70
+    warning: Annotated[float, Meta(description="degrees: rests between steps begin")] = 80
+    critical: Annotated[float, Meta(description="degrees: training pauses until the card has cooled")] = 90
+    emergency: Annotated[float, Meta(description="degrees: saved and aborted when it stays this hot")] = 95
+    shutdown_margin: Annotated[
+        float, Meta(description="emergency this many degrees below the card's own switch-off")
+    ] = 3
+    memory_warning: float = 90
+    memory_critical: float = 95
+    power_warm: float = 95
+    power_warning: float = 100
+
+    def __post_init__(self) -> None:
+        rising = [
+            ("warm", "warning"),
+            ("warning", "critical"),
+            ("critical", "emergency"),
+            ("memory_warning", "memory_critical"),
+            ("power_warm", "power_warning"),
+        ]
+        for low, high in rising:
+            if not getattr(self, low) < getattr(self, high):
+                raise InvalidSettingError(
+                    f"{low} ({getattr(self, low):g}) must be below {high} ({getattr(self, high):g})",
+                    hint=f"the defaults are {low}={_DEFAULTS[low]:g} and {high}={_DEFAULTS[high]:g}",
+                    details={"field": low},
+                )
+
+    def emergency_at(self, shutdown: float | None) -> float:
+        """Degrees at which a card that turns itself off at ``shutdown`` is in an emergency.
+
+        A card that switches off early takes the process along, so its emergency begins ``shutdown_margin`` degrees
+        before that: with a switch-off at 91 °C it is 88 °C, although 88 °C is only a warning elsewhere.
+        """
+        return self.emergency if shutdown is None else min(self.emergency, shutdown - self.shutdown_margin)
+
+
+_DEFAULTS: dict[str, float] = {
+    f.name: f.default for f in msgspec.structs.fields(Thresholds) if isinstance(f.default, int | float)
+}
+
+
+def condition(reading: Gpu, thresholds: Thresholds) -> Level:
+    """The level of one reading: the worst of temperature, memory and power.
+
+    The level is for people to look at; what training does about heat is decided by ``ThermalGuard`` from the
+    temperature alone. A full card memory is "critical" and yet no reason to stop: training is meant to fill it.
+
+    Without a temperature the level is "unknown", or worse where memory is. A missing memory or power sensor alone
+    does not make a card unknown: laptops and small boards have none.
+    """
+    heat = _level(
+        reading.temperature,
+        warm=thresholds.warm,
+        warning=thresholds.warning,
+        critical=thresholds.critical,
+        emergency=thresholds.emergency_at(reading.shutdown_temperature),
+    )
+    memory = _level(
+        _percent(reading.memory_used, reading.memory_total),
+        warning=thresholds.memory_warning,
+        critical=thresholds.memory_critical,
+    )
+    power = _level(
+        _percent(reading.power, reading.power_limit), warm=thresholds.power_warm, warning=thresholds.power_warning
+    )
+    return worst([heat or "unknown", *(level for level in (memory, power) if level is not None)])
+
+
+def worst(levels: Sequence[Level]) -> Level:
+    """The worst level; "unknown" where there is none."""
+    return max(levels, key=_ORDER.index, default="unknown")
+
+
+def _level(value: float | None, **starts: float) -> Level | None:
+    """The worst level whose start ``value`` has reached; "safe" below all, ``None`` for an unknown value."""
+    if value is None:
+        return None
+    return worst(["safe", *(level for level in _ORDER if level in starts and value >= starts[level])])
+
+
+def _percent(part: float | None, whole: float | None) -> float | None:
+    return 100 * part / whole if part is not None and whole else None
 
 
 class Limits(Struct, frozen=True):
@@ -66,7 +165,7 @@ class Decision(Struct, kw_only=True):
     """``Pacing``, ``Paused``, ``Resumed`` and ``Warning``, only when something changed."""
 
 
-class _Card(Struct):
+class _Watched(Struct):
     """What the guard remembers of a card. ``temperature`` is ``None`` while it is unknown."""
 
     name: str
@@ -75,7 +174,7 @@ class _Card(Struct):
     last_hot: float = 0.0
     holds: bool = False
     """The run is paused for this card."""
-    loss_said: bool = False
+    loss_reported: bool = False
     steady: int = 0
 
 
@@ -84,7 +183,7 @@ class ThermalGuard:
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self.thresholds = thresholds or Thresholds()
-        self._cards: dict[int, _Card] = {}
+        self._cards: dict[int, _Watched] = {}
         self._rest = 0.0
         self._paused = False
         self._adjusted: float | None = None
@@ -109,7 +208,7 @@ class ThermalGuard:
         events: list[Event] = []
         abort: GPUTemperatureError | None = None
         for reading in readings:
-            card = self._cards.setdefault(reading.index, _Card(reading.name))
+            card = self._cards.setdefault(reading.index, _Watched(reading.name))
             self._note(card, reading, step, events)
             if reading.temperature is not None:
                 abort = self._count_hot(card, reading, now) or abort
@@ -145,18 +244,18 @@ class ThermalGuard:
             events.append(Resumed(step=step, reason="by hand, with the temperature unknown"))
         return Decision(rest=self._rest, paused=self._paused, events=events)
 
-    def _note(self, card: _Card, reading: Gpu, step: int, events: list[Event]) -> None:
-        """Remember the temperature; say once when it is lost."""
+    def _note(self, card: _Watched, reading: Gpu, step: int, events: list[Event]) -> None:
+        """Remember the temperature; report once that it is lost."""
         card.temperature = reading.temperature
         if reading.temperature is not None:
             card.steady += 1
             if card.steady >= STEADY_READINGS:
-                card.loss_said = False
+                card.loss_reported = False
             return
         card.steady = 0
-        if card.loss_said:
+        if card.loss_reported:
             return
-        card.loss_said = True
+        card.loss_reported = True
         why = f" ({reading.detail})" if reading.detail else ""
         held = card.holds
         events.append(
@@ -168,7 +267,7 @@ class ThermalGuard:
             )
         )
 
-    def _count_hot(self, card: _Card, reading: Gpu, now: float) -> GPUTemperatureError | None:
+    def _count_hot(self, card: _Watched, reading: Gpu, now: float) -> GPUTemperatureError | None:
         assert reading.temperature is not None
         limits = self.limits(reading.shutdown_temperature)
         if reading.temperature < limits.emergency:

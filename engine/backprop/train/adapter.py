@@ -8,33 +8,22 @@ import os
 import shutil
 from pathlib import Path
 
-import msgspec
-from safetensors import safe_open
-
 from backprop.core.errors import TrainingError
 from backprop.core.files import flush_folder
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import FILES
 from backprop.train.model import Loaded
+from backprop.train.resume import file_hash, settings_with_effect
 
 IDENTITY = "backprop.json"
-WEIGHTS = "adapter_model.safetensors"
 _TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def config_hash(config: RunConfig) -> str:
-    """Hash of every setting that decides about the weights: not the run's name or where it is put."""
-    settings = msgspec.to_builtins(config)
-    for name in ("output_dir", "run_name", "sample_prompts", "sample_tokens"):
-        settings.pop(name)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, data_key: str, steps: int) -> None:
-    """Write the adapter into ``target``, replacing what is there.
+def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
+    """Write what was trained into ``target``, replacing what is there.
 
     All files go into a folder beside it and are flushed; one rename makes them the result. ``backprop.json`` says
-    which run, base model, data and configuration the adapter is from, and has the hash of its weights.
+    which run, base model, data and configuration it is from, and has the hash of each file of weights.
 
     Raises:
         TrainingError: ``RUNTIME_IO_FAILED``; what was in ``target`` is still there.
@@ -42,20 +31,20 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
     staging = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(staging, ignore_errors=True)
-        # "auto" for embeddings would ask the hub about the base model.
-        loaded.model.save_pretrained(staging, safe_serialization=True, save_embedding_layers=False)
-        (staging / "README.md").unlink(missing_ok=True)
+        staging.mkdir(parents=True)
+        loaded.mode.save(loaded.model, staging)
         for name in _TOKENIZER_FILES:
             if (loaded.path / name).is_file():
                 shutil.copyfile(loaded.path / name, staging / name)
+        settings = json.dumps(settings_with_effect(config), sort_keys=True)
         identity = {
             "run_id": run_id,
             "model": config.model,
             "model_path": str(loaded.path),
-            "data": data_key,
-            "config": config_hash(config),
+            "data": fingerprint,
+            "config": hashlib.sha256(settings.encode()).hexdigest(),
             "steps": steps,
-            "weights_sha256": file_sha256(staging / WEIGHTS),
+            "weights": {path.name: file_hash(path) for path in sorted(staging.glob("*.safetensors"))},
         }
         (staging / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
         for path in staging.iterdir():
@@ -81,14 +70,3 @@ def _swap(staging: Path, target: Path) -> None:
     staging.rename(target)
     flush_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def adapter_moved(adapter: Path) -> bool:
-    """Whether training changed the saved adapter: LoRA's B starts at zero, so an untrained one is zero everywhere."""
-    with safe_open(adapter / WEIGHTS, "pt") as tensors:
-        return any(bool(tensors.get_tensor(name).any()) for name in tensors.keys() if "lora_B" in name)  # noqa: SIM118

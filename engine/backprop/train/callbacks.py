@@ -1,90 +1,239 @@
-"""What happens between two optimizer steps: report, evaluate, save, look at the heat, do what was asked."""
+"""What happens after each optimizer step: report it, see that something is learned, evaluate, save, obey."""
 
 from __future__ import annotations
 
+import math
+import resource
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+import torch
 
 from backprop.core import events
-from backprop.core.events import BatchHalved, Event, PhaseChanged
+from backprop.core.errors import TrainingError
+from backprop.core.events import Event, PhaseChanged, Step, StepSkipped
 from backprop.train.checkpointing import Saver
 from backprop.train.evaluate import Evaluator
-from backprop.train.liveness import Liveness
-from backprop.train.out_of_memory import Recovery
-from backprop.train.reporting import Reporter
+from backprop.train.gpu_guard import Guard
 from backprop.train.steering import Steering
-from backprop.train.trainer import StepTrainer
+from backprop.train.trainer import Schedule, StepLoop, StepMetrics
+
+SKIPS_IN_A_ROW = 5
+"""Steps without a finite gradient after which a run gives up."""
 
 
-@dataclass
-class BetweenSteps(TrainerCallback):
-    """The callback of a run's training loop. Whatever takes time here is no part of the next step's time."""
+def finite(value: float) -> float | None:
+    """``value``, or ``None`` where it is no number: events carry ``null`` then."""
+    return value if math.isfinite(value) else None
 
-    emit: Callable[[Event], None]
-    trainer: StepTrainer
-    reporter: Reporter
-    steering: Steering
-    liveness: Liveness
-    saver: Saver
-    evaluator: Evaluator
-    eval_recovery: Recovery
-    eval_steps: int
-    patience: int | None
-    sample: Callable[[int], None]
-    stopped_early: bool = False
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        step = state.global_step
-        measured = self.trainer.measured
-        self.reporter.step(step, measured)
-        self.liveness.check(step, measured)
-        if len(self.evaluator) and (step % self.eval_steps == 0 or step == state.max_steps):
-            self.evaluate(step)
-        self.saver.after_step(step)
-        if self.steering.settle(step) or self.stopped_early:
-            control.should_training_stop = True
-        self.reporter.start_clock()
-        return control
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes so far, of the GPU where one is used, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
-    def evaluate(self, step: int) -> None:
-        """Loss on the held-out rows, the samples, and a checkpoint if it is among the best."""
-        self.emit(PhaseChanged(phase="evaluating"))
-        result = self.eval_recovery.attempt(
-            lambda: self.evaluator.evaluate(step, self.steering.look), lambda: None, self._halve_evaluation(step)
+
+class Reporter:
+    """Counts what a run has seen and emits its steps.
+
+    ``tokens_seen`` and ``samples_seen`` go on where a resumed run stood: set them before the first step.
+    """
+
+    def __init__(self, emit: Callable[[Event], None], schedule: Schedule, device: torch.device) -> None:
+        self._emit = emit
+        self._schedule = schedule
+        self._device = device
+        self._since = time.perf_counter()
+        self._skipped = 0
+        self.tokens_seen = 0
+        self.samples_seen = 0
+        self.last_loss: float | None = None
+
+    def start_clock(self) -> None:
+        """The next step's time counts from here: called after whatever was no part of a step (a pause, a save)."""
+        self._since = time.perf_counter()
+
+    def step(self, number: int, metrics: StepMetrics) -> None:
+        """Report optimizer step ``number``.
+
+        Raises:
+            TrainingError: ``RUNTIME_NOT_FINITE`` after too many skipped steps in a row.
+        """
+        seconds = time.perf_counter() - self._since
+        self.tokens_seen += metrics.tokens
+        self.samples_seen += metrics.rows
+        self.last_loss = finite(metrics.loss)
+        self._emit(
+            Step(
+                step=number,
+                total_steps=self._schedule.steps,
+                loss=self.last_loss,
+                learning_rate=metrics.learning_rate,
+                grad_norm=finite(metrics.grad_norm),
+                tokens_per_second=metrics.tokens / max(seconds, 1e-9),
+                tokens_seen=self.tokens_seen,
+                epoch=number / self._schedule.steps_per_epoch,
+                trained_tokens=metrics.supervised,
+                samples_seen=self.samples_seen,
+                seconds=seconds,
+                memory=peak_memory(self._device),
+                metrics={name: value for name, value in metrics.by_name.items() if math.isfinite(value)},
+            )
         )
-        self.emit(result)
+        self._count_skips(number, metrics)
+
+    def _count_skips(self, number: int, metrics: StepMetrics) -> None:
+        if not metrics.skipped:
+            self._skipped = 0
+            return
+        self._skipped += 1
+        self._emit(StepSkipped(step=number, reason="the gradient is not finite", in_a_row=self._skipped))
+        if self._skipped >= SKIPS_IN_A_ROW:
+            raise TrainingError(
+                f"{self._skipped} steps in a row had a gradient that is not finite (the last was step {number})",
+                hint="lower the learning rate with --lr, or look at the rows with `backprop validate`",
+                code="RUNTIME_NOT_FINITE",
+            )
+
+
+class Liveness:
+    """Is anything being learned? Looked at on the first step, before hours are spent on nothing.
+
+    Compares the trained weights before and after the first step that had a learning rate and a finite gradient.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._before: list[torch.Tensor] | None = self._sums()
+
+    def _sums(self) -> list[torch.Tensor]:
+        trained = [p.detach() for p in self._model.parameters() if p.requires_grad]
+        return [torch.stack([p.double().sum(), p.double().abs().sum()]) for p in trained]
+
+    def check(self, step: int, metrics: StepMetrics) -> None:
+        """Look at what step ``step`` did; does nothing after the first step that counts.
+
+        Raises:
+            TrainingError: ``RUNTIME_NOTHING_IS_TRAINING``.
+        """
+        if self._before is None or metrics.skipped or metrics.learning_rate == 0:
+            return
+        if metrics.grad_norm == 0:
+            raise _nothing_learned(f"step {step} had a gradient of exactly zero")
+        if all(torch.equal(old, new) for old, new in zip(self._before, self._sums(), strict=True)):
+            raise _nothing_learned(f"step {step} changed no trained weight")
+        self._before = None
+
+
+def _nothing_learned(what: str) -> TrainingError:
+    return TrainingError(
+        f"nothing is training: {what}",
+        hint="look at the trained tokens of a row with `backprop validate`, and at --lr and --target-modules",
+        code="RUNTIME_NOTHING_IS_TRAINING",
+    )
+
+
+class Callbacks:
+    """Called by the step loop between two steps. Whatever takes time here is no part of the next step's time.
+
+    Args:
+        eval_steps: steps between two evaluations; the last step is evaluated as well.
+        patience: evaluations in a row without a better one after which the run ends; ``None`` is never.
+        sample: answers the configured prompts, given the number of the last step.
+
+    Attributes:
+        saver: set once there is one: what it saves is in part kept here.
+    """
+
+    saver: Saver
+
+    def __init__(
+        self,
+        emit: Callable[[Event], None],
+        loop: StepLoop,
+        reporter: Reporter,
+        *,
+        steering: Steering,
+        guard: Guard,
+        evaluator: Evaluator,
+        eval_steps: int,
+        patience: int | None,
+        sample: Callable[[int], None],
+    ) -> None:
+        self._emit = emit
+        self._loop = loop
+        self._reporter = reporter
+        self._steering = steering
+        self._guard = guard
+        self._evaluator = evaluator
+        self._eval_steps = eval_steps
+        self._patience = patience
+        self._sample = sample
+        self._liveness = Liveness(loop.loaded.model)
+        self._stopped_early = False
+
+    def after_step(self, step: int) -> bool:
+        """Everything that follows step ``step``; whether the run is to end.
+
+        Raises:
+            TrainingError: nothing is learned, or too many steps were skipped.
+            TrainingAbortedError, GPUTemperatureError: see ``Steering.settle``.
+        """
+        self._reporter.step(step, self._loop.metrics)
+        self._liveness.check(step, self._loop.metrics)
+        if len(self._evaluator) and (step % self._eval_steps == 0 or step == self._loop.schedule.steps):
+            self._evaluate(step)
+        self.saver.after_step(step)
+        ends = self._steering.settle(step) or self._stopped_early
+        self._reporter.start_clock()
+        return ends
+
+    def _evaluate(self, step: int) -> None:
+        """Loss on the held-out rows, the samples, and a checkpoint if it is among the best."""
+        self._emit(PhaseChanged(phase="evaluating"))
+        result = self._evaluator.evaluate(step, self._steering.look)
+        self._emit(result)
         if result.loss is not None:
             self.saver.after_evaluation(step, result.loss)
-        self.sample(step)
-        if self.patience is not None and self.evaluator.since_best >= self.patience:
-            self.stopped_early = True
-            best = self.evaluator.best
-            self.emit(
+        self._sample(step)
+        if self._patience is not None and self._evaluator.since_best >= self._patience:
+            self._stopped_early = True
+            best = self._evaluator.best
+            self._emit(
                 events.Warning(
                     code="EARLY_STOPPING",
-                    message=f"no better held-out loss in {self.patience} evaluations: training ends at step {step}",
+                    message=f"no better held-out loss in {self._patience} evaluations: training ends at step {step}",
                     hint="" if best is None else f"the best was {best:.4f}; its checkpoint is kept",
                 )
             )
-        self.emit(PhaseChanged(phase="training"))
+        self._emit(PhaseChanged(phase="training"))
 
-    def _halve_evaluation(self, step: int) -> Callable[[BaseException], bool]:
-        def halve(error: BaseException) -> bool:
-            spread = self.evaluator.halve()
-            if spread is None:
-                return False
-            self.emit(
-                BatchHalved(
-                    step=step,
-                    batch_size=spread.batch_size,
-                    gradient_accumulation=1,
-                    message=str(error).splitlines()[0],
-                    where="evaluation",
-                )
-            )
-            return True
+    def progress(self) -> dict[str, Any]:
+        """How far the run is beside weights and optimizer: kept in its checkpoints, for ``restore``."""
+        training, evaluation = self._loop.batching, self._evaluator.batching
+        return {
+            "tokens_seen": self._reporter.tokens_seen,
+            "samples_seen": self._reporter.samples_seen,
+            "batch_size": training.batch_size,
+            "capacity": training.token_budget,
+            "eval_batch_size": evaluation.batch_size,
+            "eval_capacity": evaluation.token_budget,
+            "halvings": self._loop.recovery.halvings,
+            "best": self._evaluator.best,
+            "since_best": self._evaluator.since_best,
+            "energy": self._guard.energy,
+        }
 
-        return halve
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Put back what an earlier stretch of the run had come to."""
+        loop, evaluator = self._loop, self._evaluator
+        self._reporter.tokens_seen, self._reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
+        loop.batching = loop.batching.resized(saved["batch_size"], saved["capacity"])
+        evaluator.batching = evaluator.batching.resized(saved["eval_batch_size"], saved["eval_capacity"])
+        loop.recovery.halvings = saved["halvings"]
+        evaluator.best, evaluator.since_best = saved["best"], saved["since_best"]
+        self._guard.earlier_energy = saved["energy"]

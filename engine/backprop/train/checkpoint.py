@@ -4,40 +4,35 @@ Files of a checkpoint, beside the manifest of ``runs.checkpoints``::
 
     weights.safetensors   the trained parameters, by the model's own names
     state.safetensors     tensors of optimizer, scheduler and random generators
-    state.json            everything else of these, and how far the run is (``tensor_tree``)
+    state.json            everything else of these, and how far the run is (``flatten``)
 
-plus what the training loop adds (``documents``). No pickle anywhere. A checkpoint is taken between two optimizer steps,
-so no gradient is being accumulated and none is saved.
+No pickle anywhere. A checkpoint is taken between two optimizer steps, so no gradient is being accumulated and none is
+saved.
 """
 
 from __future__ import annotations
 
 import errno
+import math
+import random
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import orjson
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LRScheduler
 
 from backprop.core.errors import CheckpointError
-from backprop.train.random_state import capture_random, restore_random
-from backprop.train.tensor_tree import difference, flatten, unflatten
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 TENSORS = "state.safetensors"
 STATE = "state.json"
-
-
-class Stateful(Protocol):
-    """A scheduler or a loss scale."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -48,14 +43,12 @@ class Snapshot:
     weights: dict[str, torch.Tensor]
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
-    documents: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
         """Size on disk, headers and JSON estimated."""
         held = [*self.weights.values(), *self.tensors.values()]
-        texts = sum(map(len, self.documents.values()))
-        return sum(tensor.nbytes + 256 for tensor in held) + texts + 2**16
+        return sum(tensor.nbytes + 256 for tensor in held) + 2**16
 
     def write(self, folder: Path) -> None:
         """Write the files into ``folder``.
@@ -66,33 +59,15 @@ class Snapshot:
         _save_tensors(self.weights, folder / WEIGHTS)
         _save_tensors(self.tensors, folder / TENSORS)
         (folder / STATE).write_bytes(orjson.dumps(self.state))
-        for name, content in self.documents.items():
-            (folder / name).write_bytes(content)
-
-
-@dataclass(frozen=True)
-class RestoredState:
-    """What ``restore`` found besides the state it has put into model, optimizer and scheduler."""
-
-    path: Path
-    step: int
-    progress: dict[str, Any]
-    random: dict[str, Any]
-
-    def restore_random(self) -> None:
-        """Put the random generators back: the last thing before the next step, for anything may draw from them."""
-        restore_random(self.random)
 
 
 def capture(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    scheduler: Stateful | None,
+    scheduler: LRScheduler,
     *,
     step: int,
     progress: dict[str, Any] | None = None,
-    documents: dict[str, bytes] | None = None,
-    scaler: Stateful | None = None,
 ) -> Snapshot:
     """Copy the complete state to CPU memory. The training loop stands still for this, and for nothing else.
 
@@ -100,8 +75,6 @@ def capture(
         model: parameters with ``requires_grad`` are saved.
         step: optimizer steps taken.
         progress: how far the run is, in plain values: data position, tokens seen, batch size in force.
-        documents: further files by name.
-        scaler: loss scale of fp16 training.
 
     Raises:
         CheckpointError: the optimizer holds something that cannot be saved without pickle.
@@ -115,8 +88,7 @@ def capture(
                 "parameters": _parameter_names(model, optimizer),
                 "state": optimizer.state_dict(),
             },
-            "scheduler": scheduler and {"kind": _kind(scheduler), "state": scheduler.state_dict()},
-            "scaler": scaler and scaler.state_dict(),
+            "scheduler": {"kind": _kind(scheduler), "state": scheduler.state_dict()},
             "random": capture_random(),
             "progress": progress or {},
         }
@@ -126,28 +98,32 @@ def capture(
         weights={name: _copy(parameter) for name, parameter in trained_parameters(model).items()},
         tensors={name: _copy(tensor) for name, tensor in tensors.items()},
         state=state,
-        documents=documents or {},
     )
 
 
 def restore(
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Stateful | None,
-    *,
-    scaler: Stateful | None = None,
-) -> RestoredState:
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
+) -> dict[str, Any]:
     """Put the state of the checkpoint at ``path`` into model, optimizer and scheduler, and check that it is in them.
 
-    The random generators are left alone; see ``RestoredState.restore_random``. Verify the checkpoint first
-    (``runs.checkpoints``).
+    Verify the checkpoint first (``runs.checkpoints``). The random generators are left alone.
+
+    Returns:
+        ``step``, ``progress`` and ``random``: the last is for ``restore_random``, right before the next step, for
+        anything may draw from the generators.
 
     Raises:
         CheckpointError: the checkpoint is of another model, optimizer or scheduler; the message says how they differ.
     """
     load_weights(path, model)
-    return restore_optimizer(path, model, optimizer, scheduler, scaler=scaler)
+    state = _read_state(path)
+    saved = state["optimizer"]
+    _require_same(path, "optimizer", saved["kind"], _kind(optimizer))
+    _require_same(path, "order of trained weights", saved["parameters"], _parameter_names(model, optimizer))
+    _load_state(path, "optimizer", optimizer, saved["state"])
+    _require_same(path, "scheduler", state["scheduler"]["kind"], _kind(scheduler))
+    _load_state(path, "scheduler", scheduler, state["scheduler"]["state"])
+    return {name: state[name] for name in ("step", "progress", "random")}
 
 
 def load_weights(path: Path, model: torch.nn.Module) -> None:
@@ -174,45 +150,6 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
-
-
-def restore_optimizer(
-    path: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Stateful | None,
-    *,
-    scaler: Stateful | None = None,
-) -> RestoredState:
-    """As ``restore``, without the weights.
-
-    Raises:
-        CheckpointError: as there.
-    """
-    state = _read_state(path)
-    saved = state["optimizer"]
-    _require_same(path, "optimizer", saved["kind"], _kind(optimizer))
-    _require_same(path, "order of trained weights", saved["parameters"], _parameter_names(model, optimizer))
-    _load_state(path, "optimizer", optimizer, saved["state"])
-    for name, part, kept in (("scheduler", scheduler, state["scheduler"]), ("loss scale", scaler, state["scaler"])):
-        if (part is None) != (kept is None):
-            raise CheckpointError(f"{path.name}: a {name} is {'not ' * (kept is None)}in the checkpoint")
-        if part is not None and name == "scheduler":
-            _require_same(path, name, kept["kind"], _kind(part))
-            kept = kept["state"]
-        if part is not None:
-            _load_state(path, name, part, kept)
-    return RestoredState(path, state["step"], state["progress"], state["random"])
-
-
-def read_progress(path: Path) -> tuple[int, dict[str, Any]]:
-    """Step and progress of the checkpoint at ``path``, before there is a model to restore.
-
-    Raises:
-        CheckpointError: its state cannot be read.
-    """
-    state = _read_state(path)
-    return state["step"], state["progress"]
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -247,14 +184,8 @@ def _require_same(path: Path, what: str, saved: Any, here: Any) -> None:
         raise CheckpointError(f"{path.name}: the {what} is another one{shown}", code="STATE_IDENTITY_MISMATCH")
 
 
-def _unwrapped(part: Any) -> Any:
-    """The optimizer inside accelerate's wrapper."""
-    return getattr(part, "optimizer", part) if type(part).__module__.startswith("accelerate.") else part
-
-
-def _kind(part: Any) -> str:
-    inner = type(_unwrapped(part))
-    return f"{inner.__module__}.{inner.__qualname__}"
+def _kind(part: object) -> str:
+    return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
 def _parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
@@ -290,3 +221,127 @@ def _describe(tensor: torch.Tensor) -> str:
 
 def _some(names: list[str]) -> str:
     return (", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")) or "none"
+
+
+def seed_random(seed: int) -> None:
+    """Start every generator that training draws from at ``seed``."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def capture_random() -> dict[str, Any]:
+    """State of every generator, as nested plain values and tensors on the CPU."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
+        "torch": torch.get_rng_state(),
+        # Not asked before CUDA is in use: asking would start it and take its memory.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def restore_random(state: dict[str, Any]) -> None:
+    """Put every generator back. Devices that this machine lacks are left out."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda_state, device)
+
+
+def flatten(value: Any, place: str = "state") -> tuple[Any, dict[str, torch.Tensor]]:
+    """``value`` as JSON and the tensors in it, named by their place; tensors are not copied.
+
+    Raises:
+        CheckpointError: something in it cannot be saved without pickle; the message says what and where.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    return _flatten(value, place, tensors), tensors
+
+
+def _flatten(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else {"$int": str(value)}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, torch.Tensor):
+        tensors[place] = value
+        return {"$tensor": place}
+    if isinstance(value, tuple):
+        return {"$tuple": [_flatten(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]}
+    if isinstance(value, list):
+        return [_flatten(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _flatten(item, f"{place}.{key}", tensors) for key, item in value.items()}
+        return {
+            "$pairs": [
+                [_flatten(key, f"{place}.key", tensors), _flatten(item, f"{place}.{key}", tensors)]
+                for key, item in value.items()
+            ]
+        }
+    raise CheckpointError(
+        f"{place} is a {type(value).__name__}, which cannot be saved as JSON or as a tensor",
+        hint="choose another optimizer or scheduler",
+    )
+
+
+def unflatten(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The state that ``flatten`` was given.
+
+    Raises:
+        CheckpointError: a tensor is missing or a mark is not known.
+    """
+    if isinstance(value, list):
+        return [unflatten(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    mark = next(iter(value), "")
+    if len(value) != 1 or not mark.startswith("$"):
+        return {key: unflatten(item, tensors) for key, item in value.items()}
+    inner = value[mark]
+    if mark == "$tensor":
+        if inner not in tensors:
+            raise CheckpointError(f"the tensor {inner} is missing from the checkpoint")
+        return tensors[inner]
+    if mark in ("$float", "$int"):
+        return float(inner) if mark == "$float" else int(inner)
+    if mark == "$tuple":
+        return tuple(unflatten(item, tensors) for item in inner)
+    if mark == "$pairs":
+        return {unflatten(key, tensors): unflatten(item, tensors) for key, item in inner}
+    raise CheckpointError(f"the checkpoint has a part that is not known: {mark}")
+
+
+def difference(a: Any, b: Any, place: str = "state") -> str:
+    """Where two nested states first differ, to the last bit; empty where they do not. Devices are not compared."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return "" if same_bits(a, b) else place
+    if type(a) is not type(b):
+        return place
+    if isinstance(a, dict):
+        if a.keys() != b.keys():
+            return place
+        return next((found for key in a if (found := difference(a[key], b[key], f"{place}.{key}"))), "")
+    if isinstance(a, list | tuple):
+        if len(a) != len(b):
+            return place
+        pairs = enumerate(zip(a, b, strict=True))
+        return next((found for index, (x, y) in pairs if (found := difference(x, y, f"{place}.{index}"))), "")
+    return "" if a == b or (a != a and b != b) else place  # noqa: PLR0124 - NaN
+
+
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors have the same type, shape and bits; NaN and signed zeros are told apart as bits are."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

@@ -1,29 +1,130 @@
-"""When a run saves, and the joint between the training loop and the checkpoint writer.
+"""When a run saves, and the thread that writes checkpoints beside training.
 
-``Saver`` is called between two optimizer steps, from a callback's ``on_step_end``: weights, optimizer, scheduler and
-random generators then belong to the same step, and the next step has drawn nothing yet.
+``Saver`` is called between two optimizer steps: weights, optimizer, scheduler and random generators then belong to the
+same step, and the next step has drawn nothing yet.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+import torch
 
-from backprop.core.errors import CheckpointError
-from backprop.core.events import CheckpointSaved, Event
+from backprop.core.errors import BackpropError, CheckpointError
+from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, Warning  # noqa: A004
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import Candidate, CheckpointPolicy, chosen
-from backprop.train.checkpoint import Snapshot, capture, trained_parameters
-from backprop.train.checkpoint_writer import CheckpointWriter, Save, failed
+from backprop.train.checkpoint import Snapshot, trained_parameters
 
 POLICY = CheckpointPolicy(keep_best_n=3, keep_last=2)
 MINUTES = 10.0
+
+
+@dataclass(frozen=True)
+class Save:
+    """A snapshot and what its manifest will say."""
+
+    snapshot: Snapshot
+    reason: str
+    seconds_blocked: float
+    identity: dict[str, Any] = field(default_factory=dict)
+    val_loss: float | None = None
+
+
+class CheckpointWriter:
+    """One save at a time. A save that fails is reported and training goes on; earlier checkpoints stand.
+
+    Args:
+        store: where checkpoints go.
+        report: called from a thread with ``CheckpointSaved``, ``CheckpointFailed``, ``CheckpointPruned``.
+        policy: what is kept after each save.
+        in_use: steps that are never pruned, such as the one resumed from.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        report: Callable[[Event], None],
+        policy: CheckpointPolicy,
+        in_use: Iterable[int] = (),
+    ) -> None:
+        self._store = store
+        self._report = report
+        self._policy = policy
+        self._in_use = frozenset(in_use)
+        self._thread: threading.Thread | None = None
+        self._unreported: Exception | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is going on: an optional one had better wait, for each holds a copy of the state."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return when the save going on, if any, is done."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def submit(self, save: Save) -> None:
+        """Write a snapshot in a thread; waits while an earlier one is being written."""
+        self.wait()
+        # A daemon: a person who wants out now is not held by a slow disk; an unfinished save leaves only leftovers.
+        self._thread = threading.Thread(target=self._work, args=(save,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish the save going on.
+
+        Raises:
+            Exception: what ``report`` raised when a failure could not even be reported.
+        """
+        self.wait()
+        if self._unreported is not None:
+            raise self._unreported
+
+    def _work(self, save: Save) -> None:
+        try:
+            try:
+                self._save(save)
+            except BackpropError as error:
+                self._report(failed(save.snapshot.step, error))
+            except Exception as error:  # a defect here must not end the training, and must be seen
+                wrapped = CheckpointError(f"{type(error).__name__}: {error}", code="RUNTIME_INTERNAL")
+                self._report(failed(save.snapshot.step, wrapped))
+        except Exception as error:
+            self._unreported = error
+
+    def _save(self, save: Save) -> None:
+        began = time.monotonic()
+        saved = self._store.save(
+            save.snapshot.step,
+            save.snapshot.write,
+            needed=save.snapshot.bytes,
+            reason=save.reason,
+            identity=save.identity,
+            val_loss=save.val_loss,
+        )
+        self._report(
+            CheckpointSaved(
+                step=saved.step,
+                path=str(saved.path),
+                seconds_blocked=save.seconds_blocked,
+                seconds=save.seconds_blocked + time.monotonic() - began,
+                bytes=saved.bytes,
+                reason=save.reason,
+            )
+        )
+        try:
+            pruned = self._store.prune(self._policy, in_use=self._in_use)
+        except CheckpointError as error:
+            self._report(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
+            return
+        for gone in pruned:
+            self._report(CheckpointPruned(path=str(gone.path), step=gone.step))
 
 
 class Saver:
@@ -35,9 +136,8 @@ class Saver:
     Args:
         store: the run's checkpoints.
         emit: takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writer's thread.
-        trainer: the training loop.
-        identity: what the checkpoints depend on (``identity.identity``).
-        progress: plain values to get back at a resume, such as tokens seen and the batch size in force.
+        snapshot: copies the state as it is (``trainer.StepLoop.snapshot``).
+        identity: what the checkpoints depend on (``resume.identity``).
         every_steps, every_minutes: how often; ``None`` is never.
         policy: what is kept.
         in_use: steps that are never pruned, such as the one resumed from.
@@ -48,9 +148,8 @@ class Saver:
         self,
         store: CheckpointStore,
         emit: Callable[[Event], None],
-        trainer: Trainer,
+        snapshot: Callable[[], Snapshot],
         identity: dict[str, Any],
-        progress: Callable[[], dict[str, Any]] = dict,
         *,
         every_steps: int | None = None,
         every_minutes: float | None = MINUTES,
@@ -60,9 +159,8 @@ class Saver:
     ) -> None:
         self._store = store
         self._emit = emit
-        self._trainer = trainer
+        self._snapshot = snapshot
         self._identity = identity
-        self._progress = progress
         self._every_steps = every_steps
         self._every_seconds = every_minutes * 60 if every_minutes else None
         self._policy = policy
@@ -70,27 +168,27 @@ class Saver:
         self._last_time = clock()
         self._last_step: int | None = None
         self._saved_step: int | None = None
-        self._owed = ""
+        self._due = ""
         self._losses = [checkpoint.val_loss for checkpoint in store.checkpoints() if checkpoint.val_loss is not None]
         self._writer = CheckpointWriter(store, self._note, policy, in_use)
 
-    def require_space(self) -> None:
-        """Before the first step: check that the disk has room for a checkpoint.
+    def require_space(self, model: torch.nn.Module) -> None:
+        """Before the first step: check that the disk has room for a checkpoint of ``model``.
 
         Raises:
             CheckpointError: it has not (``RUNTIME_DISK_FULL``), or the directory cannot be written.
         """
         earlier = self._store.checkpoints()
-        self._store.require_space(earlier[-1].bytes if earlier else expected_bytes(self._trainer))
+        self._store.require_space(earlier[-1].bytes if earlier else expected_bytes(model))
 
     def after_step(self, step: int) -> None:
         """Save if time or steps say so and nothing is being written."""
         if self._every_steps and step % self._every_steps == 0:
-            self._owed = "steps"
+            self._due = "steps"
         elif self._every_seconds and self._clock() - self._last_time >= self._every_seconds:
-            self._owed = self._owed or "time"
-        if self._owed and not self._writer.busy:
-            self.save(step, self._owed)
+            self._due = self._due or "time"
+        if self._due and not self._writer.busy:
+            self.save(step, self._due)
 
     def after_evaluation(self, step: int, val_loss: float) -> None:
         """Save if the policy would keep a checkpoint for this held-out loss. Call it before ``after_step``."""
@@ -99,18 +197,18 @@ class Saver:
         if len(self._losses) - 1 in chosen(best, [Candidate(loss) for loss in self._losses]):
             self.save(step, "evaluated", val_loss=val_loss)
 
-    def save(self, step: int, reason: str, *, val_loss: float | None = None, boundary: bool = False) -> None:
+    def save(self, step: int, reason: str, *, val_loss: float | None = None) -> None:
         """Copy the state and hand it to the writer; nothing if this step was handed over already.
 
         A failure is emitted, never raised: training goes on.
         """
-        if step == self._last_step and val_loss is None and not boundary:
+        if step == self._last_step and val_loss is None:
             return
-        self._owed = ""
+        self._due = ""
         began = time.perf_counter()
         self._writer.wait()
         try:
-            snapshot = snapshot_of(self._trainer, step, self._progress())
+            snapshot = self._snapshot()
         except CheckpointError as error:
             self._emit(failed(step, error))
         except (MemoryError, RuntimeError) as error:
@@ -119,21 +217,21 @@ class Saver:
             )
         else:
             blocked = time.perf_counter() - began
-            self._writer.submit(Save(snapshot, reason, blocked, self._identity, val_loss, boundary))
+            self._writer.submit(Save(snapshot, reason, blocked, self._identity, val_loss))
             self._last_step = step
         # After a failure too: the next try comes after the usual time.
         self._last_time = self._clock()
 
-    def finish(self, step: int, reason: str, *, boundary: bool = False) -> None:
+    def finish(self, step: int, reason: str) -> None:
         """The last save of a run: made unless this step is on disk already. Waits until it is."""
         self._writer.wait()
-        if self._saved_step != step or boundary:
+        if self._saved_step != step:
             self._last_step = None
-            self.save(step, reason, boundary=boundary)
+            self.save(step, reason)
         self._writer.wait()
 
     def close(self) -> None:
-        """Wait for the save in progress and end the writer."""
+        """Wait for the save in progress."""
         self._writer.close()
 
     def _note(self, event: Event) -> None:
@@ -142,28 +240,11 @@ class Saver:
         self._emit(event)
 
 
-def snapshot_of(trainer: Trainer, step: int, progress: dict[str, Any]) -> Snapshot:
-    """The complete state of a transformers trainer between two steps.
-
-    Raises:
-        CheckpointError: part of it cannot be saved.
-    """
-    return capture(
-        trainer.model,
-        trainer.optimizer,
-        trainer.lr_scheduler,
-        step=step,
-        progress=progress,
-        documents={TRAINER_STATE_NAME: _trainer_state(trainer.state)},
-        scaler=trainer.accelerator.scaler,
-    )
-
-
-def expected_bytes(trainer: Trainer) -> int:
+def expected_bytes(model: torch.nn.Module) -> int:
     """Size of a checkpoint before there is one: the trained weights, and two moments of float32 each."""
-    return sum(each.numel() * (each.element_size() + 8) for each in trained_parameters(trainer.model).values())
+    return sum(each.numel() * (each.element_size() + 8) for each in trained_parameters(model).values())
 
 
-def _trainer_state(state: TrainerState) -> bytes:
-    """What the loop needs to find its place. Callbacks keep their own state: ours is in the checkpoint's progress."""
-    return json.dumps({**dataclasses.asdict(state), "stateful_callbacks": {}}).encode()
+def failed(step: int, error: BackpropError) -> CheckpointFailed:
+    """The event for a save that did not succeed."""
+    return CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint)

@@ -25,17 +25,22 @@ Emit = Callable[[Event], None]
 PROGRESS_SECONDS = 0.5
 
 
-def prepare(config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]) -> tokens.Prepared:
-    """The tokenised rows, after ``dataset_prepared`` has said what was kept and what was not.
+def prepare(
+    config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+) -> tuple[tokens.Prepared, Subset, Subset]:
+    """The tokenised rows, and which of them are trained and which are held out (``divide``).
+
+    ``dataset_prepared`` says what was kept, what was not, and how many are held out.
 
     Raises:
         DatasetValidationError: some rows would train nothing and ``skip_bad`` is off; it names the first of them.
+        InvalidSettingError: as ``divide``.
         DatasetError, ModelLoadError: as ``tokens.prepare``.
     """
     rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
     summary = rows.summary
-    emit(summary)
     if (bad := summary.dropped + summary.answer_lost) and not config.skip_bad:
+        emit(summary)
         shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
         raise DatasetValidationError(
             f"{summary.path}: {bad} of {summary.rows} rows would train nothing; "
@@ -43,7 +48,10 @@ def prepare(config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], 
             hint=_way_out(summary),
             details={"path": summary.path, "rows": bad, "lines": [problem.line for problem in shown]},
         )
-    return rows
+    trained, held_out = divide(rows, config, model_path, emit, look)
+    summary.held_out = len(held_out)
+    emit(summary)
+    return rows, trained, held_out
 
 
 def _way_out(summary: DatasetPrepared) -> str:

@@ -9,26 +9,42 @@ from collections.abc import Callable
 import torch
 
 from backprop.core.events import Evaluated
-from backprop.train.dataset import Subset
-from backprop.train.loss import summed_loss
+from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
-from backprop.train.packing import Spread
+from backprop.train.out_of_memory import Recovery
+from backprop.train.packing import Batching, MicroBatch, Rows
+from backprop.train.trainer import batch_loss
 
 PIECE = 64
 """Rows that are read at once."""
 
 
 class Evaluator:
-    """Loss on held-out rows, weighted by supervised tokens, in passes as large as the training ones.
+    """Loss on held-out rows, weighted by supervised tokens, in micro-batches as large as the training ones.
 
-    Logits are never kept: only their loss is.
+    Logits are never kept: only their loss is. An evaluation that runs out of memory begins again in smaller
+    micro-batches (``recovery``); training's are not changed.
+
+    Args:
+        on_halved: called with the step, the batching from now on and the error.
     """
 
-    def __init__(self, loaded: Loaded, rows: Subset, spread: Spread, *, plain_head: bool) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        method: Method,
+        rows: Rows,
+        batching: Batching,
+        *,
+        recovery: Recovery,
+        on_halved: Callable[[int, Batching, BaseException], object] = lambda step, batching, error: None,
+    ) -> None:
         self._loaded = loaded
+        self._method = method
         self._rows = rows
-        self.spread = spread
-        self._plain_head = plain_head
+        self.batching = batching
+        self._recovery = recovery
+        self._on_halved = on_halved
         self.best: float | None = None
         self.since_best = 0
         """Evaluations since the best one."""
@@ -36,41 +52,52 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def halve(self) -> Spread | None:
-        """Evaluate in passes half as large from now on; ``None`` where each holds one row already."""
-        rows = [self._rows.row(i) for i in range(min(len(self._rows), PIECE))]
-        smaller = self.spread.halved(self.spread.passes(rows))
-        if smaller is not None:
-            self.spread = smaller
-        return smaller
+    def evaluate(self, step: int, between: Callable[[], object]) -> Evaluated:
+        """Evaluate after ``step``; dropout is off during it and the mode is put back, also after an error.
 
-    @torch.no_grad()
-    def evaluate(self, step: int, between_passes: Callable[[], object]) -> Evaluated:
-        """Evaluate after ``step``; dropout is off during it and the mode is put back, also after an error."""
+        Raises:
+            GPUMemoryError: not even small micro-batches fit.
+        """
         began = time.perf_counter()
-        total, count = 0.0, 0
-        device = self._loaded.device
-        mixed = self._loaded.dtype == torch.bfloat16
-        with evaluating(self._loaded.model):
-            # A piece at a time, so that only its rows are read from disk.
-            for start in range(0, len(self._rows), PIECE):
-                rows = [self._rows.row(i) for i in range(start, min(start + PIECE, len(self._rows)))]
-                for one in self.spread.passes(rows):
-                    between_passes()
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-                        loss = summed_loss(self._loaded.model, one.to(device), plain_head=self._plain_head)
-                    total += float(loss)
-                    count += one.trained
-        mean = total / count if count and math.isfinite(total) else math.nan
+
+        def halve(error: BaseException) -> bool:
+            smaller = self.batching.halved(self._micro_batches(0))
+            if smaller is None:
+                return False
+            self.batching = smaller
+            self._on_halved(step, smaller, error)
+            return True
+
+        total, weight, tokens = self._recovery.attempt(lambda: self._sum(between), lambda: None, halve)
+        mean = total / weight if weight and math.isfinite(total) else math.nan
         best = self.record(mean)
         return Evaluated(
             step=step,
             loss=mean if math.isfinite(mean) else None,
-            tokens=count,
+            tokens=tokens,
             rows=len(self._rows),
             seconds=time.perf_counter() - began,
             best=best,
         )
+
+    @torch.no_grad()
+    def _sum(self, between: Callable[[], object]) -> tuple[float, int, int]:
+        """The loss summed over all rows, what it weighs, and the number of supervised tokens."""
+        total, weight, tokens = 0.0, 0, 0
+        with evaluating(self._loaded.model):
+            # A piece at a time, so that only its rows are read from disk.
+            for start in range(0, len(self._rows), PIECE):
+                for batch in self._micro_batches(start):
+                    between()
+                    total += float(batch_loss(self._loaded, self._method, batch).sum)
+                    weight += batch.weight
+                    tokens += batch.supervised
+        return total, weight, tokens
+
+    def _micro_batches(self, start: int) -> list[MicroBatch]:
+        """Those of the piece of rows that begins at ``start``."""
+        rows = [self._rows.row(i) for i in range(start, min(start + PIECE, len(self._rows)))]
+        return self._method.collate(rows, self.batching)
 
     def record(self, loss: float) -> bool:
         """Compare with the best so far (never with the last); a loss that is not finite is never the best."""

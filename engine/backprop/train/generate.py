@@ -1,50 +1,55 @@
-"""Answers of a model in memory: greedy, through the model's own chat template, piece by piece."""
+"""Answers of a model: greedy, through the model's own chat template, piece by piece.
+
+``python -P -m backprop.train.generate RUN_DIRECTORY``, with the request as JSON on standard input, asks a run's model:
+pieces of the answers and then each whole answer go to the private stream, what libraries print goes to the run's log.
+The journal is not touched.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import StoppingCriteria
-from transformers.generation.streamers import BaseStreamer
+from backprop.core.errors import CheckpointError
+from backprop.core.events import ModelLoading, Sample
+from backprop.core.jobs import Delta, GenerateRequest
+from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
+from backprop.worker.job import Send, run_job
 
-from backprop.data.tokenizer import ChatTokenizer
-from backprop.train.model import evaluating
+# Heavy libraries are imported where they are used: the job first sees to its log.
+if TYPE_CHECKING:
+    import torch
+
+    from backprop.data.tokenizer import ChatTokenizer
 
 
-class _Pieces(BaseStreamer):
-    """Turns the token ids that ``generate`` puts in into text, never half a character."""
+class _Pieces:
+    """A streamer of transformers' ``generate``: turns token ids into text as they come, never half a character."""
 
     def __init__(self, chat: ChatTokenizer, on_text: Callable[[str], None]) -> None:
         self._chat = chat
         self._on_text = on_text
         self._prompt_seen = False
         self._ids: list[int] = []
-        self._said = 0
+        self._given = 0
 
     def put(self, value: torch.Tensor) -> None:
         if not self._prompt_seen:
             self._prompt_seen = True
             return
         self._ids += value.flatten().tolist()
-        self._say(answer_text(self._chat, self._ids).rstrip("\ufffd"))
+        self._give(answer_text(self._chat, self._ids).rstrip("\ufffd"))
 
     def end(self) -> None:
-        self._say(answer_text(self._chat, self._ids))
+        self._give(answer_text(self._chat, self._ids))
 
-    def _say(self, text: str) -> None:
-        if len(text) > self._said:
-            self._on_text(text[self._said :])
-            self._said = len(text)
-
-
-class _StopWhen(StoppingCriteria):
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self._asked = asked
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._asked(), dtype=torch.bool, device=input_ids.device)
+    def _give(self, text: str) -> None:
+        if len(text) > self._given:
+            self._on_text(text[self._given :])
+            self._given = len(text)
 
 
 def answer_text(chat: ChatTokenizer, ids: Iterable[int]) -> str:
@@ -69,9 +74,17 @@ def generate(
 
     The model's train/eval mode is what it was, afterwards.
     """
+    import torch
+
+    from backprop.train.model import evaluating
+
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     encoded = chat.encode([chat.template.render(messages, prompt=True)])[0]
     ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
+
+    def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((ids.shape[0],), stop_when is not None and stop_when(), dtype=torch.bool, device=ids.device)
+
     with evaluating(model), torch.inference_mode():
         output = model.generate(
             input_ids=ids,
@@ -85,6 +98,60 @@ def generate(
             eos_token_id=sorted(chat.end_ids) or None,
             pad_token_id=min(chat.end_ids, default=0),
             streamer=_Pieces(chat, on_text) if on_text else None,
-            stopping_criteria=[_StopWhen(stop_when)] if stop_when else None,
+            stopping_criteria=[stop] if stop_when else None,
         )
     return answer_text(chat, output[0, ids.shape[1] :].tolist()).strip()
+
+
+def answer(request: GenerateRequest, send: Send) -> None:
+    """Load the run's model and answer every prompt.
+
+    Raises:
+        ModelLoadError: the base model cannot be loaded.
+        CheckpointError: the adapter cannot be read.
+    """
+    path = Path(request.run)
+    state = read_run(path)
+    send(ModelLoading(model=str(state.config["model"]), stage="load"))
+    model, chat = load(path, state.config, send)
+    for index, prompt in enumerate(request.prompts):
+        for tuned in (False, True) if request.base else (True,):
+
+            def on_text(text: str, index: int = index, tuned: bool = tuned) -> None:
+                send(Delta(index=index, tuned=tuned, text=text))
+
+            with nullcontext() if tuned else model.disable_adapter():
+                text = generate(model, chat, prompt, request.max_tokens, on_text)
+            send(Sample(step=state.step, prompt=prompt, text=text, tuned=tuned))
+
+
+def load(path: Path, config: dict[str, Any], send: Send) -> tuple[Any, ChatTokenizer]:
+    """The run's base model with its adapter, and its tokenizer with the chat template.
+
+    Raises:
+        ModelLoadError, CheckpointError
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    from backprop.data.tokenizer import ChatTokenizer
+    from backprop.train import model as models
+
+    models.use_all_cores()
+    trusted = bool(config.get("trust_remote_code"))
+    base_path = models.find(str(config["model"]), send)  # type: ignore[arg-type]
+    chat = ChatTokenizer.load(base_path)
+    # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
+    device = models.choose_device("cpu" if config.get("backend") == "cpu" else "auto")
+    base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
+    adapter = RunDirectory(path).adapter
+    try:
+        return PeftModel.from_pretrained(base, adapter), chat
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the adapter in {adapter} cannot be read: {error}", hint="train again, or restore the file from a backup"
+        ) from error
+
+
+if __name__ == "__main__":
+    run_job(GenerateRequest, answer)

@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from backprop.core.events import Event, Gpu
-from backprop.hardware.condition import Thresholds
 from backprop.hardware.gpu import GPUMonitor
-from backprop.hardware.thermal import Decision, ThermalGuard
+from backprop.hardware.thermal import Decision, ThermalGuard, Thresholds
 
 INTERVAL = 2.0
 """Seconds between two readings."""

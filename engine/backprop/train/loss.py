@@ -1,13 +1,13 @@
-"""The loss: cross-entropy of the trained tokens, with the head evaluated at their positions only.
+"""The loss: cross-entropy of the supervised tokens, with the head evaluated at their positions only.
 
-In chat data half of the positions or more are not trained, and the logits of a position (one number per word of the
-vocabulary) cost more memory than all its hidden states. So the decoder runs over the whole pass, and the head over
-the hidden states that predict a trained token, in pieces. The value is that of the full-logit loss.
+In chat data half of the positions or more are not supervised, and the logits of a position (one number per word of the
+vocabulary) cost more memory than all its hidden states. So the decoder runs over the whole micro-batch, and the
+head over the hidden states that predict a supervised token, in pieces. The value is that of the full-logit loss.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,67 +15,77 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from backprop.train.packing import Pass, pack
+from backprop.train.packing import MicroBatch, pack
 
 PIECE_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
 """Float32 logits that exist at once."""
 
 
-def summed_loss(model: nn.Module, one: Pass, *, plain_head: bool) -> torch.Tensor:
-    """Cross-entropy summed over the trained tokens of a pass (a float32 scalar).
+class Loss(NamedTuple):
+    """The loss of one micro-batch, summed over what its weight counts (a float32 scalar).
+
+    ``metrics`` are further values by name, each summed over the same; the means over a step are reported.
+    """
+
+    sum: torch.Tensor
+    metrics: dict[str, torch.Tensor] = {}
+
+
+def summed_loss(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
+    """Cross-entropy summed over the supervised tokens of a micro-batch (a float32 scalar).
 
     Args:
         model: a causal language model, with adapters or without.
-        one: the pass, on the model's device.
+        batch: the micro-batch, on the model's device.
         plain_head: whether logits are the head applied to the decoder's output and nothing else
             (``has_plain_head``). Otherwise the model's own forward makes the logits, scaling and capping included.
     """
-    if not one.trained:
-        return torch.zeros((), device=one.input_ids.device, requires_grad=True)
+    if not batch.supervised:
+        return torch.zeros((), device=batch.input_ids.device, requires_grad=True)
     base = base_model(model)
     if not plain_head:
-        return _sum(_own_logits(base, one), one.targets)
-    head, chosen = base.get_output_embeddings(), _predicting(base, one)
+        return _sum(_own_logits(base, batch), batch.targets)
+    head, chosen = base.get_output_embeddings(), _predicting(base, batch)
     piece = _piece(head, chosen)
-    if one.trained <= piece:
-        return _head_and_sum(head, chosen, one.targets)
-    parts = zip(chosen.split(piece), one.targets.split(piece), strict=True)
+    if batch.supervised <= piece:
+        return _head_and_sum(head, chosen, batch.targets)
+    parts = zip(chosen.split(piece), batch.targets.split(piece), strict=True)
     # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
     return torch.stack([checkpoint(_head_and_sum, head, *part, use_reentrant=False) for part in parts]).sum()
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, one: Pass, *, plain_head: bool) -> torch.Tensor:
-    """Cross-entropy of each trained token of a pass ([trained], float32), in the order of its targets.
+def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
+    """Cross-entropy of each supervised token of a micro-batch ([supervised], float32), in the order of its targets.
 
     For looking at rows, not for training them; arguments as in ``summed_loss``.
     """
     base = base_model(model)
     if not plain_head:
-        return functional.cross_entropy(_own_logits(base, one).float(), one.targets, reduction="none")
-    head, chosen = base.get_output_embeddings(), _predicting(base, one)
+        return functional.cross_entropy(_own_logits(base, batch).float(), batch.targets, reduction="none")
+    head, chosen = base.get_output_embeddings(), _predicting(base, batch)
     piece = _piece(head, chosen)
-    parts = zip(chosen.split(piece), one.targets.split(piece), strict=True)
+    parts = zip(chosen.split(piece), batch.targets.split(piece), strict=True)
     return torch.cat([functional.cross_entropy(head(some).float(), then, reduction="none") for some, then in parts])
 
 
-def _inputs(one: Pass) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"input_ids": one.input_ids, "position_ids": one.position_ids, "use_cache": False}
-    if one.attention_mask is not None:
-        inputs["attention_mask"] = one.attention_mask
+def _inputs(batch: MicroBatch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False}
+    if batch.attention_mask is not None:
+        inputs["attention_mask"] = batch.attention_mask
     return inputs
 
 
-def _own_logits(base: Any, one: Pass) -> torch.Tensor:
-    """The model's own logits at the positions that predict a trained token."""
-    logits: torch.Tensor = base(**_inputs(one)).logits
-    return logits.flatten(0, 1)[one.predict_at]
+def _own_logits(base: Any, batch: MicroBatch) -> torch.Tensor:
+    """The model's own logits at the positions that predict a supervised token."""
+    logits: torch.Tensor = base(**_inputs(batch)).logits
+    return logits.flatten(0, 1)[batch.predict_at]
 
 
-def _predicting(base: Any, one: Pass) -> torch.Tensor:
-    """Hidden states of the positions that predict a trained token ([trained, width])."""
-    hidden: torch.Tensor = decoder(base)(**_inputs(one)).last_hidden_state
-    return hidden.flatten(0, 1)[one.predict_at]
+def _predicting(base: Any, batch: MicroBatch) -> torch.Tensor:
+    """Hidden states of the positions that predict a supervised token ([supervised, width])."""
+    hidden: torch.Tensor = decoder(base)(**_inputs(batch)).last_hidden_state
+    return hidden.flatten(0, 1)[batch.predict_at]
 
 
 def _piece(head: nn.Module, chosen: torch.Tensor) -> int:
@@ -121,15 +131,15 @@ def has_plain_head(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def keeps_rows_apart(model: nn.Module) -> bool:
-    """Whether rows that share a packed pass get the loss that they get alone: tried on two short rows.
+    """Whether rows that are packed together get the loss that they get alone: tried on two short rows.
 
     Attention that ignores where positions start again, and layers that carry a state along the sequence, answer no.
     """
     base = base_model(model)
     device = next(base.parameters()).device
     ids = _probe_ids(base, 40)[0].numpy().astype(np.int32)
-    trained = np.ones(20, dtype=np.uint8)
-    rows = [(ids[:20], trained), (ids[20:], trained)]
+    mask = np.ones(20, dtype=np.bool_)
+    rows = [(ids[:20], mask), (ids[20:], mask)]
     packed = base(**_inputs(pack(rows).to(device))).logits[0, 20:]
     alone = base(**_inputs(pack(rows[1:]).to(device))).logits[0]
     rounding = 2e-2 if packed.dtype != torch.float32 else 1e-3

@@ -1,4 +1,4 @@
-"""The model of a run: where its files are, loading it, giving it adapters, and saying what is really in memory."""
+"""The model of a run: where its files are, loading it in the mode asked for, and reporting what is really in memory."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM
 
-from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, ModelLoadError, TrainingError
+from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
 from backprop.core.events import Event, ModelLoaded, ModelLoading
 from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS
 from backprop.core.settings import EMBEDDED_MODEL, RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.fetch import embedded, models
+from backprop.train.modes import MODES, Mode
 
 GB = 1024**3
 Emit = Callable[[Event], None]
@@ -30,23 +30,14 @@ MODEL_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass
 class Loaded:
-    """A model with its adapters, ready to be trained, and its tokenizer."""
+    """A model ready to be trained, and its tokenizer. ``dtype`` is that of the frozen weights."""
 
-    model: PeftModel
+    model: Any
+    mode: Mode
     chat: ChatTokenizer
     path: Path
     device: torch.device
     dtype: torch.dtype
-    """Of the frozen weights. Adapters are always float32: in bf16 their updates would be rounded away."""
-    targets: list[str]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The same tokenizer in the form that transformers' and TRL's classes ask for."""
-        tokens = self.chat.template.tokens
-        known = {name: tokens[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if name in tokens}
-        return PreTrainedTokenizerFast(tokenizer_object=self.chat.tokenizer, **known)
 
 
 def find(name: str, emit: Emit) -> Path:
@@ -136,8 +127,12 @@ def resolved(config: RunConfig) -> RunConfig:
     )
 
 
-def load_base(path: Path, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+def load_base(
+    path: Path, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False, **options: Any
+) -> Any:
     """The model in ``path`` with its weights in ``dtype`` on ``device``, read from safetensors only.
+
+    ``options`` are further ones of transformers' ``from_pretrained``.
 
     Raises:
         ModelLoadError: the weights are damaged, of an unknown architecture, or need code that is not trusted.
@@ -150,6 +145,7 @@ def load_base(path: Path, device: torch.device, dtype: torch.dtype, trust_remote
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            **options,
         )
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{path} does not fit the GPU's memory", code="RUNTIME_GPU_OOM") from error
@@ -163,7 +159,7 @@ def load_base(path: Path, device: torch.device, dtype: torch.dtype, trust_remote
 
 
 def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
-    """Load the model in ``path`` and add the adapters of a ``resolved`` configuration.
+    """Load the model in ``path`` in the mode of a ``resolved`` configuration.
 
     Emits ``model_loading`` while it works and ``model_loaded`` with what was measured.
 
@@ -175,72 +171,33 @@ def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
     device = choose_device(config.backend)
     dtype = choose_dtype(device)
     chat = ChatTokenizer.load(path)
-    base = load_base(path, device, dtype, config.trust_remote_code)
-    targets, notes = choose_targets(base, config)
-    set_seed(config.seed)
-    adapter = LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=_published_name(config.model) or str(path),
-    )
-    model = get_peft_model(base, adapter)
-    loaded = Loaded(model, chat, path, device, dtype, targets, notes)
+    mode: Mode = MODES[config.mode](config, _published_name(config.model) or str(path))
+    model = mode.load(lambda **options: load_base(path, device, dtype, config.trust_remote_code, **options))
+    loaded = Loaded(model, mode, chat, path, device, dtype)
     emit(_measured(loaded, config))
     return loaded
 
 
-def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]:
-    """Kinds of layer that get an adapter, and what has to be said about the choice.
-
-    Named ones that the model lacks are an error when the person named them; a preset's are narrowed to those that
-    exist, and an architecture with none of them gets adapters on all its linear layers (but not the head).
-    """
-    head = model.get_output_embeddings()
-    linear = {
-        n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
-    }
-    wanted = list(config.target_modules or [])
-    found = [name for name in wanted if name in linear]
-    preset = list(LORA_PRESETS[config.lora_preset].target_modules)
-    if missing := [name for name in wanted if name not in linear]:
-        if wanted != preset:
-            raise InvalidSettingError(
-                f"the model has no linear layer called {', '.join(missing)}",
-                hint="its layers: " + ", ".join(sorted(linear)),
-                details={"field": "target_modules"},
-            )
-        if not found:
-            return sorted(linear), ["the preset's layers are not in this architecture: adapters are on all linear ones"]
-    return found, []
-
-
 def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
     """Facts about the weights in memory; raises where they contradict the configuration."""
-    model = loaded.model
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    if not trainable or any("lora_" not in name for name in trainable):
-        raise TrainingError("the adapters are not what is trained", code="RUNTIME_NOTHING_IS_TRAINING")
-    ranks = {p.shape[0] for name, p in trainable.items() if "lora_A" in name}
-    wrong = [str(p.dtype) for p in frozen if p.is_floating_point() and p.dtype != loaded.dtype]
-    if ranks != {config.lora_r} or any(p.dtype != torch.float32 for p in trainable.values()) or wrong:
+    trainable = loaded.mode.trainable(loaded.model)
+    frozen = [weight for weight in loaded.model.parameters() if not weight.requires_grad]
+    wrong = {str(each.dtype) for each in frozen if each.is_floating_point() and each.dtype != loaded.dtype}
+    if wrong:
         raise TrainingError(
-            f"the weights in memory are not what was asked for: ranks {ranks}, frozen weights also {set(wrong)}",
+            f"the weights in memory are not what was asked for: frozen ones in {wrong} instead of {loaded.dtype}",
             hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",
         )
     return ModelLoaded(
         model=config.model,
         path=str(loaded.path),
         device=_device_name(loaded.device),
-        mode="lora",
+        mode=config.mode,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        parameters=sum(p.numel() for p in frozen),
-        trainable_parameters=sum(p.numel() for p in trainable.values()),
-        targets=loaded.targets,
-        notes=loaded.notes,
+        parameters=sum(weight.numel() for weight in frozen),
+        trainable_parameters=sum(weight.numel() for weight in trainable.values()),
+        targets=loaded.mode.targets,
+        notes=loaded.mode.notes,
     )
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from backprop.core.errors import GPUMemoryError
-from backprop.train.random_state import capture_random, restore_random
+from backprop.train.checkpoint import capture_random, restore_random
 
 MOST_HALVINGS = 3
 _TELLING = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED")

@@ -1,39 +1,36 @@
-"""From rows to forward passes: the order of the rows, and several rows in one pass without touching each other.
+"""From rows to micro-batches: the order of the rows, and several rows in one sequence without touching each other.
 
 An optimizer step always takes ``batch_size * gradient_accumulation`` rows. Packing decides only how these rows are
-spread over forward passes, never which rows a step learns from: with the loss summed over the whole step, the
+spread over micro-batches, never which rows a step learns from: with the loss summed over the whole step, the
 gradient is the same for every spread, and so are steps, epochs and the learning-rate curve with packing on or off.
 
-A packed pass is one sequence without padding: the rows one behind the other, positions starting at 0 for each.
+A packed micro-batch is one sequence without padding: the rows one behind the other, positions starting at 0 for each.
 Models see from the positions where a row begins and mask attention between rows (``loss.keeps_rows_apart`` tests that).
-That mask is dense in torch's attention, so its cost grows with the square of the pass: ``capacity`` bounds it.
+That mask is dense in torch's attention, so its cost grows with the square of the sequence: the token budget bounds it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-CPU_CAPACITY = 512
-"""Tokens in a packed pass on a CPU, where the dense mask is paid for in full: short rows gain little beyond this."""
-CUDA_CAPACITY = 8192
+CPU_TOKEN_BUDGET = 512
+"""Tokens of a packed micro-batch on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
+CUDA_TOKEN_BUDGET = 8192
 
 
-Row: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]
-"""Token ids of a row and, for each, whether it is trained (both of shape [length])."""
+Row: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
+"""Token ids of a row and its loss mask: for each token, whether predicting it is in the loss (both [length])."""
 
 
 class Rows(Protocol):
-    """Tokenised rows: ``row(i)`` gives token ids and, for each, whether it is trained (both of shape [length]).
-
-    ``lengths`` ([rows]) are their tokens.
-    """
+    """Tokenised rows by number, from 0. ``lengths`` ([rows]) are their tokens."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]: ...
@@ -44,12 +41,12 @@ class Rows(Protocol):
 
 
 @dataclass
-class Pass:
+class MicroBatch:
     """One forward pass over ``tokens`` real tokens of ``rows`` rows.
 
-    ``input_ids`` and ``position_ids`` are [batch, length]; ``attention_mask`` is of the same shape, or ``None`` for a
-    packed pass (batch 1). ``predict_at`` are positions in the flattened pass whose next token is trained, and
-    ``targets`` those next tokens (both [trained]).
+    ``input_ids`` and ``position_ids`` are [batch, length]; ``attention_mask`` is of the same shape, or ``None`` where
+    the rows are packed (batch 1). ``predict_at`` are positions in the flattened input whose next token is supervised,
+    and ``targets`` those next tokens (both [supervised]).
     """
 
     input_ids: torch.Tensor
@@ -61,10 +58,16 @@ class Pass:
     rows: int
 
     @property
-    def trained(self) -> int:
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
         return len(self.targets)
 
-    def to(self, device: torch.device) -> Pass:
+    @property
+    def weight(self) -> int:
+        """What the loss is summed over, and the sum of a step is divided by: supervised tokens."""
+        return self.supervised
+
+    def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
@@ -73,33 +76,17 @@ class Pass:
         return replace(self, **moved)
 
 
+@lru_cache(maxsize=1)
 def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The order of ``count`` rows in an epoch: depends on seed and epoch alone, so a resumed run finds its place."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
 
 
-class StepSampler:
-    """Yields the rows of one optimizer step after the other; the last step of an epoch may have fewer.
-
-    ``set_epoch`` chooses the order. Usable as a ``batch_sampler`` of a torch ``DataLoader``.
-    """
-
-    def __init__(self, count: int, rows_per_step: int, seed: int) -> None:
-        self.count = count
-        self.rows_per_step = rows_per_step
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.count / self.rows_per_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.count, self.seed, self.epoch).tolist()
-        for start in range(0, self.count, self.rows_per_step):
-            yield order[start : start + self.rows_per_step]
+def step_rows(count: int, rows_per_step: int, seed: int, step: int) -> list[int]:
+    """Which of ``count`` rows optimizer step ``step`` (from 0) takes; the last step of an epoch may have fewer."""
+    epoch, place = divmod(step, -(-count // rows_per_step))
+    chosen: list[int] = epoch_order(count, seed, epoch)[place * rows_per_step : (place + 1) * rows_per_step].tolist()
+    return chosen
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -122,62 +109,64 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return sorted(sorted(each) for each in bins)
 
 
-def capacity_for(device: torch.device, longest: int, batch_size: int, max_seq_length: int) -> int:
-    """Tokens that one packed pass may hold.
+def token_budget(device: torch.device, longest: int, batch_size: int, max_seq_length: int) -> int:
+    """Tokens that one packed micro-batch may hold.
 
     At least the longest row; at most what ``batch_size`` rows of ``max_seq_length`` tokens would have been, and on
     each kind of device no more than is worth its attention mask.
     """
-    worth = CUDA_CAPACITY if device.type == "cuda" else CPU_CAPACITY
+    worth = CUDA_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET
     return max(longest, min(batch_size * max_seq_length, worth))
 
 
-@dataclass
-class Spread:
-    """How the rows of a step become passes: packed up to ``capacity`` tokens, or padded in groups of ``batch_size``."""
+@dataclass(frozen=True)
+class Batching:
+    """How rows become micro-batches: packed up to ``token_budget`` tokens, or padded in groups of ``batch_size``."""
 
     packing: bool
     batch_size: int
-    capacity: int
-    pad_id: int
+    token_budget: int
 
-    def passes(self, rows: Sequence[Row]) -> list[Pass]:
-        """The forward passes for ``rows`` (ids and trained flags of each)."""
+    def groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Which rows, by their place in ``lengths``, share a micro-batch."""
         if self.packing:
-            groups = best_fit_decreasing([len(ids) for ids, _ in rows], self.capacity)
-            return [pack([rows[i] for i in group]) for group in groups]
-        starts = range(0, len(rows), self.batch_size)
-        return [pad(rows[start : start + self.batch_size], self.pad_id) for start in starts]
+            return best_fit_decreasing(lengths, self.token_budget)
+        places = range(len(lengths))
+        return [list(places[start : start + self.batch_size]) for start in range(0, len(lengths), self.batch_size)]
 
-    def with_size(self, batch_size: int, capacity: int) -> Spread:
-        return replace(self, batch_size=batch_size, capacity=capacity)
+    def join(self, rows: Sequence[Row]) -> MicroBatch:
+        """``rows`` as one micro-batch."""
+        return pack(rows) if self.packing else pad(rows)
 
-    def halved(self, passes: Sequence[Pass]) -> Spread | None:
-        """A spread whose passes are half as large as ``passes``, or ``None`` where each holds one row already."""
-        most = max((one.rows for one in passes), default=1)
+    def resized(self, batch_size: int, token_budget: int) -> Batching:
+        return replace(self, batch_size=batch_size, token_budget=token_budget)
+
+    def halved(self, batches: Sequence[MicroBatch]) -> Batching | None:
+        """Batching half as large as ``batches``, or ``None`` where each holds one row already."""
+        most = max((batch.rows for batch in batches), default=1)
         if most <= 1:
             return None
-        largest = max(one.tokens for one in passes)
-        return replace(self, batch_size=max(1, min(self.batch_size, most) // 2), capacity=max(1, largest // 2))
+        largest = max(batch.tokens for batch in batches)
+        return replace(self, batch_size=max(1, min(self.batch_size, most) // 2), token_budget=max(1, largest // 2))
 
 
-def trained_count(row: Row) -> int:
+def supervised_count(row: Row) -> int:
     """Supervised tokens of a row."""
     return len(_predictions(row[1]))
 
 
-def _predictions(trained: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Positions in a row whose next token is trained. The first token is never predicted."""
-    return np.flatnonzero(trained[1:])
+def _predictions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Positions in a row whose next token is supervised. The first token is never predicted."""
+    return np.flatnonzero(mask[1:])
 
 
-def pack(rows: Sequence[Row]) -> Pass:
+def pack(rows: Sequence[Row]) -> MicroBatch:
     """All ``rows`` in one sequence."""
     starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     flat = np.concatenate([ids for ids, _ in rows]).astype(np.int64)
-    at = np.concatenate([start + _predictions(trained) for start, (_, trained) in zip(starts, rows, strict=False)])
+    at = np.concatenate([start + _predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)])
     positions = np.concatenate([np.arange(len(ids)) for ids, _ in rows])
-    return Pass(
+    return MicroBatch(
         input_ids=torch.from_numpy(flat)[None],
         position_ids=torch.from_numpy(positions)[None],
         attention_mask=None,
@@ -188,22 +177,25 @@ def pack(rows: Sequence[Row]) -> Pass:
     )
 
 
-def pad(rows: Sequence[Row], pad_id: int) -> Pass:
-    """``rows`` beside each other, padded on the right. Masks come from lengths, never from the padding token."""
+def pad(rows: Sequence[Row]) -> MicroBatch:
+    """``rows`` beside each other, padded on the right.
+
+    Masks come from lengths, never from a padding token: any will do, because it is neither attended to nor a target.
+    """
     lengths = [len(ids) for ids, _ in rows]
     width = max(lengths)
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
+    ids = np.zeros((len(rows), width), dtype=np.int64)
+    attended = np.zeros((len(rows), width), dtype=np.int64)
     at = []
-    for number, (row, trained) in enumerate(rows):
+    for number, (row, mask) in enumerate(rows):
         ids[number, : len(row)] = row
-        mask[number, : len(row)] = 1
-        at.append(number * width + _predictions(trained))
+        attended[number, : len(row)] = 1
+        at.append(number * width + _predictions(mask))
     predict_at = np.concatenate(at)
-    return Pass(
+    return MicroBatch(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.arange(width).expand(len(rows), width),
-        attention_mask=torch.from_numpy(mask),
+        attention_mask=torch.from_numpy(attended),
         predict_at=torch.from_numpy(predict_at),
         targets=torch.from_numpy(ids.reshape(-1)[predict_at + 1]),
         tokens=sum(lengths),

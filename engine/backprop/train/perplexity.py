@@ -101,7 +101,7 @@ def _progress(doing: str, done: int, total: int) -> Progress:
 
 def _key(path: Path, data_key: str, how: str) -> str:
     """Everything that decides about the scores: rows as tokens, weights, and the arithmetic."""
-    from backprop.train.identity import file_hash
+    from backprop.train.resume import file_hash
 
     digest = hashlib.blake2b(f"{data_key} {how}".encode(), digest_size=20)
     for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):
@@ -138,7 +138,7 @@ def scores(
     progress: Callable[[int, int], None] | None = None,
     pass_tokens: int | None = None,
 ) -> Iterator[list[RowScore]]:
-    """Mean loss over the trained tokens of every row, some rows at a time, the longest first.
+    """Mean loss over the supervised tokens of every row, some rows at a time, the longest first.
 
     A text that was split into several samples has one score. When memory runs out, passes become half as large.
 
@@ -159,13 +159,12 @@ def scores(
     parts = _Parts(prepared.lines)
     room = pass_tokens or PASS_TOKENS[device.type]
     done, total, at = 0, int(lengths.sum()), 0
-    pad_id = 0  # whatever it is: padding is masked by position and never a target
     with evaluating(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         plain = has_plain_head(model)
         while at < len(order):
             chosen = order[at : at + max(1, room // int(lengths[order[at]]))]
             try:
-                sums = _sums(model, [prepared.row(int(i)) for i in chosen], device, pad_id, plain)
+                sums = _sums(model, [prepared.row(int(i)) for i in chosen], device, plain)
             except RuntimeError as error:
                 room = _smaller(error, len(chosen), int(lengths[order[at]]))
                 continue
@@ -178,13 +177,13 @@ def scores(
                 yield ready
 
 
-def _sums(model: Any, rows: Sequence[Any], device: Any, pad_id: int, plain: bool) -> list[tuple[float, int]]:
-    """Loss summed over the trained tokens of each row, and their number."""
+def _sums(model: Any, rows: Sequence[Any], device: Any, plain: bool) -> list[tuple[float, int]]:
+    """Loss summed over the supervised tokens of each row, and their number."""
     from backprop.train.loss import token_losses
-    from backprop.train.packing import pad, trained_count
+    from backprop.train.packing import pad, supervised_count
 
-    losses = token_losses(model, pad(rows, pad_id).to(device), plain_head=plain).double().cpu()
-    counts = [trained_count(row) for row in rows]
+    losses = token_losses(model, pad(rows).to(device), plain_head=plain).double().cpu()
+    counts = [supervised_count(row) for row in rows]
     return [(float(part.sum()), len(part)) for part in losses.split(counts)]
 
 

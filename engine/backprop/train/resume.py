@@ -1,12 +1,20 @@
 """Where a run starts: at step 0, exactly where it stopped, beyond its old end, or from another run's weights.
 
 ``begin`` decides before anything heavy is loaded. ``require_same_identity`` compares once model and rows are known.
-``ExactResume`` puts a checkpoint into the training loop.
+
+An identity is what a checkpoint depends on, so that a run is never continued with something else, as a nested
+dictionary of plain values: ``model`` (a hash of each file, those of the tokenizer included), ``tokens`` (fingerprint of
+the tokenised rows), ``config`` (settings that have an effect on the weights) and ``libraries`` (versions).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import filecmp
+import hashlib
+import importlib.metadata
+import platform
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,20 +23,28 @@ import msgspec
 
 from backprop.core import events
 from backprop.core.errors import CheckpointError
+from backprop.core.events import DatasetPrepared
+from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
+from backprop.data.tokens import Prepared
+from backprop.runs import journal
 from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory, RunRecord
-from backprop.train.checkpoint import RestoredState, load_weights, restore_optimizer
-from backprop.train.identity import identity_differences, library_differences
 
-
-def library_notes(checkpoint: Checkpoint, now: dict[str, Any]) -> list[events.Event]:
-    """A warning where libraries have other versions than when the checkpoint was made."""
-    changed = library_differences(checkpoint.manifest.identity, now)
-    if not changed:
-        return []
-    message = "libraries changed, so results may differ in the last bits: " + "; ".join(changed)
-    return [events.Warning(code="LIBRARIES_CHANGED", message=message)]
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
+WITHOUT_EFFECT = frozenset(
+    {
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
+    }
+)
+"""Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
+WHOLE_FILE = 256 * 2**20
+"""Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
+_MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
+_PIECES = 256
+_PIECE = 2**16
 
 
 @dataclass
@@ -76,38 +92,26 @@ def begin(
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config)
     store = CheckpointStore(directory.checkpoints, record.run_id)
-    if not _has_checkpoints(store):
+    store.remove_leftovers()
+    if not any(store.directory.glob("step-*")):
         note = events.Warning(code="NO_CHECKPOINT", message="the run had no checkpoint yet: it starts again at step 1")
         return Beginning(resolve(config), continued=True, extended=verb == "extend", notes=[note])
-    checkpoint, broken = open_checkpoint(store)
-    notes: list[events.Event] = [
-        events.Warning(
-            code="STATE_CHECKPOINT_INVALID",
-            message=f"checkpoint {each.path.name} is not used: {'; '.join(each.problems)}",
-            hint=f"going on from step {checkpoint.step}",
-        )
-        for each in broken
-    ]
+    checkpoint, broken = store.require_valid()
     return Beginning(
-        resolve(as_resolved(config, checkpoint)), checkpoint, continued=True, extended=verb == "extend", notes=notes
+        resolve(as_resolved(config, checkpoint)),
+        checkpoint,
+        continued=True,
+        extended=verb == "extend",
+        notes=[_passed_over(each, checkpoint) for each in broken],
     )
 
 
-def _has_checkpoints(store: CheckpointStore) -> bool:
-    store.remove_leftovers()
-    return store.directory.is_dir() and any(store.directory.glob("step-*"))
-
-
-def open_checkpoint(store: CheckpointStore) -> tuple[Checkpoint, list[BrokenCheckpoint]]:
-    """The newest checkpoint that verifies, and the broken ones passed over, to be named.
-
-    Leftovers of a crash are removed: the run's lock must be held.
-
-    Raises:
-        CheckpointError: there is none; the message says of each why not.
-    """
-    store.remove_leftovers()
-    return store.require_valid()
+def _passed_over(broken: BrokenCheckpoint, used: Checkpoint) -> events.Warning:
+    return events.Warning(
+        code="STATE_CHECKPOINT_INVALID",
+        message=f"checkpoint {broken.path.name} is not used: {'; '.join(broken.problems)}",
+        hint=f"going on from step {used.step}",
+    )
 
 
 def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
@@ -121,8 +125,38 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     return msgspec.convert({**msgspec.to_builtins(config), **chosen}, RunConfig)
 
 
-def require_same_identity(checkpoint: Checkpoint, now: dict[str, Any], *, extended: bool = False) -> None:
+def identity(config: RunConfig, model_path: Path, fingerprint: str) -> dict[str, Any]:
+    """The identity of a run.
+
+    Args:
+        config: as resolved.
+        model_path: the directory that model and tokenizer are loaded from.
+        fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
+    """
+    return {
+        "model": {path.name: file_hash(path) for path in sorted(model_path.iterdir()) if _is_model_file(path)},
+        "tokens": fingerprint,
+        "config": settings_with_effect(config),
+        "libraries": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def settings_with_effect(config: RunConfig) -> dict[str, Any]:
+    """The settings that reach the weights, as plain values."""
+    return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
+
+
+def require_same_identity(
+    checkpoint: Checkpoint, now: dict[str, Any], rows: Prepared, directory: RunDirectory, *, extended: bool = False
+) -> list[events.Warning]:
     """Refuse to continue with another model, data or configuration. An extended run may have another end.
+
+    Args:
+        now: the identity that the run would go on with.
+        rows: the tokenised rows behind it.
+
+    Returns:
+        What has to be said all the same.
 
     Raises:
         CheckpointError: ``STATE_IDENTITY_MISMATCH`` with the list of differences.
@@ -131,7 +165,12 @@ def require_same_identity(checkpoint: Checkpoint, now: dict[str, Any], *, extend
     if extended:
         end = {name: now["config"].get(name) for name in ("steps", "epochs", "warmup_steps")}
         saved = {**saved, "config": {**saved.get("config", {}), **end}}
+    notes = []
     differences = identity_differences(saved, now)
+    if "tokens" not in saved:
+        found = compare_unhashed(str(saved.get("data", "")), rows, directory)
+        differences += [found] if isinstance(found, str) else []
+        notes += [found] if isinstance(found, events.Warning) else []
     if differences:
         raise CheckpointError(
             "the run cannot be continued exactly: " + "; ".join(differences),
@@ -139,47 +178,120 @@ def require_same_identity(checkpoint: Checkpoint, now: dict[str, Any], *, extend
             hint="put these back as they were, or start a new run",
             details={"differences": differences, "checkpoint": str(checkpoint.path)},
         )
+    if changed := library_differences(saved, now):
+        message = "libraries changed, so results may differ in the last bits: " + "; ".join(changed)
+        notes.append(events.Warning(code="LIBRARIES_CHANGED", message=message))
+    return notes
 
 
-class ExactResume:
-    """Makes a transformers ``Trainer`` resume from our checkpoints; name it before the trainer class among the bases.
+def compare_unhashed(key: str, rows: Prepared, directory: RunDirectory) -> events.Warning | str | None:
+    """Compare the data of a checkpoint without a hash of its tokens: earlier versions kept a key made from their code.
 
-    The loop of transformers finds its place by the step number and calls these at the right moments: random generators
-    last, when the batches already taken have been skipped.
+    The tokens themselves are compared where the cache still holds them under ``key``. Otherwise what the run's journal
+    says of them must agree: how many rows, tokens and supervised tokens they were, and their limit.
+
+    Returns:
+        ``None`` where the tokens are the same, a warning where only their numbers are known to be, else the difference.
     """
+    kept, files = token_cache() / key, ("ids.bin", "trained.bin", "offsets.bin")
+    if key and all((kept / name).is_file() for name in files):
+        same = all(filecmp.cmp(kept / name, rows.folder / name, shallow=False) for name in files)
+        return None if same else DATA_CHANGED
+    told = (event for event in journal.read(directory.journal).events if isinstance(event, DatasetPrepared))
+    before = next(told, None)
+    if before is None:
+        return "whether the data is the same cannot be told: the run's journal does not describe it"
+    for name, words in _COUNTED.items():
+        was, is_now = getattr(before, name), getattr(rows.summary, name)
+        if was != is_now:
+            return f"{DATA_CHANGED} ({words} were {was} and are {is_now})"
+    return events.Warning(
+        code="DATA_COMPARED_BY_COUNTS",
+        message="the checkpoint is of a version that kept no hash of the data: "
+        f"{before.kept} rows with {before.tokens} tokens, {before.trained_tokens} of them trained, are as many as then "
+        "and taken for the same",
+        hint="if the file was edited since, start a new run instead",
+    )
 
-    model: Any
-    optimizer: Any
-    lr_scheduler: Any
-    accelerator: Any
-    restored: RestoredState | None = None
-    """What the checkpoint held besides, once it is loaded."""
-    recompute_schedule = False
-    """The run has a new end: the next step takes its learning rate from the new curve, not from the checkpoint."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_weights(Path(resume_from_checkpoint), self.model)
+DATA_CHANGED = "the data, or how it becomes tokens, was changed"
+_COUNTED = {
+    "rows": "rows",
+    "kept": "kept rows",
+    "tokens": "tokens",
+    "trained_tokens": "trained tokens",
+    "max_length": "tokens of the longest row allowed",
+}
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            self.restored = restore_optimizer(
-                Path(checkpoint), self.model, self.optimizer, self.lr_scheduler, scaler=self.accelerator.scaler
-            )
-            if self.recompute_schedule:
-                self._rate_from_new_curve()
 
-    def _rate_from_new_curve(self) -> None:
-        # The factors are functions and were not saved with the scheduler: they are the new curve's.
-        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
-        for group, base, factor in zip(
-            self.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(scheduler.last_epoch)
+def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not as it was when the checkpoint was made; each would make the continued run another run.
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        """The loss scale came with the optimizer."""
+    A setting that the checkpoint's version did not have counts as its default: what that version did. Tokens are
+    compared where both have a fingerprint. Versions of libraries are not among them; see ``library_differences``.
+    """
+    found = []
+    for name, before, after in _changes(saved.get("model", {}), now["model"]):
+        word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
+        found.append(f"the model's file {name} {word}")
+    if saved.get("tokens", now["tokens"]) != now["tokens"]:
+        found.append(DATA_CHANGED)
+    defaults = settings_with_effect(RunConfig(data=""))
+    for name, before, after in _changes({**defaults, **saved.get("config", {})}, now["config"]):
+        found.append(f"{name} was {_shown(before)} and is {_shown(after)}")
+    return found
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            assert self.restored is not None
-            self.restored.restore_random()
+
+def library_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Libraries of another version than when the checkpoint was made: results may differ in the last bits."""
+    before = {name: version for name, version in saved.get("libraries", {}).items() if name in ("python", *LIBRARIES)}
+    changes = _changes(before, now["libraries"])
+    return [f"{name} was {_shown(was)} and is {_shown(is_now)}" for name, was, is_now in changes]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as ``sha256:…``; above ``WHOLE_FILE`` of its length and evenly spread pieces, as ``pieces:…``.
+
+    A file of the Hugging Face cache is a link to a blob that is named by its SHA-256: that name is taken.
+    """
+    target = path.resolve()
+    if target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name):
+        return f"sha256:{target.name}"
+    size = target.stat().st_size
+    with target.open("rb") as file:
+        if size <= WHOLE_FILE:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        for number in range(_PIECES):
+            file.seek((size - _PIECE) * number // (_PIECES - 1))
+            digest.update(file.read(_PIECE))
+    return "pieces:" + digest.hexdigest()
+
+
+_ABSENT = object()
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Names whose values differ, those of ``before`` first, with both values."""
+    for name in [*before, *(name for name in after if name not in before)]:
+        was, is_now = before.get(name, _ABSENT), after.get(name, _ABSENT)
+        if was != is_now:
+            yield name, was, is_now
+
+
+def _shown(value: Any) -> str:
+    return "not there" if value is _ABSENT else repr(value)
+
+
+def _is_model_file(path: Path) -> bool:
+    return path.is_file() and _MODEL_FILES.fullmatch(path.name) is not None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

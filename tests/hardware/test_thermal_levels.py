@@ -1,7 +1,7 @@
 import pytest
 from backprop.core.errors import InvalidSettingError
 from backprop.core.events import Gpu
-from backprop.hardware.condition import Thresholds, condition, worst
+from backprop.hardware.thermal import Thresholds, condition, worst
 
 
 def level(**sensors):

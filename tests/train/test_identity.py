@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 from backprop.core.settings import RunConfig
-from backprop.train import identity as module
-from backprop.train.identity import file_hash, identity, identity_differences, library_differences
+from backprop.train import resume as module
+from backprop.train.resume import file_hash, identity, identity_differences, library_differences
 
 CONFIG = RunConfig(data="rows.jsonl", batch_size=2)
 
@@ -23,8 +23,8 @@ def model_path(tmp_path: Path) -> Path:
     return folder
 
 
-def made(model_path: Path, data_key: str = "key", template: str = "{{ messages }}", **settings: Any) -> dict[str, Any]:
-    return identity(msgspec.structs.replace(CONFIG, **settings), model_path, template, data_key)
+def made(model_path: Path, fingerprint: str = "tokens", **settings: Any) -> dict[str, Any]:
+    return identity(msgspec.structs.replace(CONFIG, **settings), model_path, fingerprint)
 
 
 def test_the_same_run_has_no_differences_even_through_json(model_path: Path) -> None:
@@ -46,25 +46,32 @@ def test_settings_that_do_not_reach_the_weights_are_free(model_path: Path) -> No
     assert identity_differences(made(model_path), now) == []
 
 
-def test_changed_files_data_and_template_are_named(model_path: Path) -> None:
+def test_changed_files_and_data_are_named(model_path: Path) -> None:
     saved = made(model_path)
     content = bytearray((model_path / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (model_path / "model.safetensors").write_bytes(content)
     (model_path / "merges.txt").unlink()
     (model_path / "added.json").write_text("{}")
-    assert identity_differences(saved, made(model_path, data_key="other", template="")) == [
+    assert identity_differences(saved, made(model_path, fingerprint="other")) == [
         "the model's file merges.txt is missing",
         "the model's file model.safetensors was changed",
         "the model's file added.json is new",
-        "the chat template was changed",
         "the data, or how it becomes tokens, was changed",
     ]
+
+
+def test_a_setting_that_came_later_counts_as_its_default(model_path: Path) -> None:
+    saved = made(model_path)
+    del saved["config"]["packing"]
+    assert identity_differences(saved, made(model_path)) == []
+    assert identity_differences(saved, made(model_path, packing=False)) == ["packing was True and is False"]
 
 
 def test_another_version_of_a_library_is_said_but_no_difference_of_identity(model_path: Path) -> None:
     saved = made(model_path)
     saved["libraries"]["torch"] = "2.0.0"
+    saved["libraries"]["a-library-that-is-no-longer-used"] = "1.0"
     assert identity_differences(saved, made(model_path)) == []
     (told,) = library_differences(saved, made(model_path))
     assert told.startswith("torch was '2.0.0' and is ")

@@ -1,0 +1,37 @@
+"""Training methods: what is computed of a micro-batch. The step loop is the same for all of them.
+
+A method is one file here and one line in ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from backprop.train.loss import Loss
+from backprop.train.methods.sft import SFT
+from backprop.train.packing import Batching, MicroBatch
+
+
+class Method(Protocol):
+    """What one training method knows; ``trainer.StepLoop`` does the rest.
+
+    A method that compares with the untouched model computes its answers in ``loss``, inside ``Mode.base_answers``.
+    """
+
+    columns: tuple[str, ...]
+    """What of a row becomes tokens; a row that ``collate`` gets holds a sequence for each."""
+
+    def collate(self, rows: Sequence[Any], batching: Batching) -> list[MicroBatch]:
+        """The micro-batches of ``rows``. Their weights are known before the first of them is computed."""
+        ...
+
+    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
+        """The loss of a micro-batch that is on the model's device, summed and not yet divided by its weight."""
+        ...
+
+
+METHODS = {"sft": SFT}
+"""By name; each is made with the loaded model."""
