@@ -8,7 +8,9 @@
         engine.log     what libraries printed
         lock           held by the living engine, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
-        checkpoints/   adapter/   exports/
+        checkpoints/   exports/
+        adapter/       the result; of a run that stopped early that of its best evaluation, with the last
+                       step's beside it in adapter-last/
 """
 
 from __future__ import annotations
@@ -51,6 +53,8 @@ class RunRecord(Struct, kw_only=True):
     """Hashes of what went in: data, model, code (filled by the engine)."""
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
+    extended: bool = False
+    """The run has been given its present end by an extend: checkpoints from before it have another."""
 
 
 class RunDirectory:
@@ -65,6 +69,7 @@ class RunDirectory:
         self.control = self.path / "control"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
+        self.last_adapter = self.path / "adapter-last"
 
     @classmethod
     def create(cls, config: RunConfig, kind: str = "train", forked_from: str = "") -> RunDirectory:

@@ -198,7 +198,8 @@ class RunState(Struct, kw_only=True):
             case ev.Evaluated():
                 self.evaluations.append(event)
             case ev.Sample():
-                self.samples.append(event)
+                # A resumed run answers again what it was ended at.
+                self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]
             case ev.CheckpointSaved():
                 self.checkpoints.append(event)
             case ev.CheckpointPruned(path=path):
@@ -236,11 +237,14 @@ class RunState(Struct, kw_only=True):
         self.curves.truncate(step)
         self.step = step
         self.evaluations = [e for e in self.evaluations if e.step <= step]
-        # From the start, the untouched model is asked again too.
-        self.samples = [s for s in self.samples if 0 < step >= s.step]
+        self.samples = [s for s in self.samples if s.step <= step]
 
     def _end(self, status: Status, time: float) -> None:
         self.told_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
+
+
+def _asked(sample: ev.Sample) -> tuple[int, str, bool]:
+    return sample.step, sample.prompt, sample.tuned
 
 
 def read_run(path: Path) -> RunState:

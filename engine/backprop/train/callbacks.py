@@ -143,10 +143,11 @@ class Callbacks:
     Args:
         eval_steps: steps between two evaluations; the last step is evaluated as well.
         patience: evaluations in a row without a better one after which the run ends; ``None`` is never.
-        sample: answers the configured prompts, given the number of the last step.
+        sample: answers the configured prompts, given the number of the last step; whether it answered all of them.
 
     Attributes:
         saver: set once there is one: what it saves is in part kept here.
+        stopped_early: whether patience has run out, in this stretch of the run or in an earlier one.
     """
 
     saver: Saver
@@ -162,7 +163,7 @@ class Callbacks:
         evaluator: Evaluator,
         eval_steps: int,
         patience: int | None,
-        sample: Callable[[int], None],
+        sample: Callable[[int], bool],
     ) -> None:
         self._emit = emit
         self._loop = loop
@@ -174,7 +175,8 @@ class Callbacks:
         self._patience = patience
         self._sample = sample
         self._liveness = Liveness(loop.loaded.model)
-        self._stopped_early = False
+        self.stopped_early = False
+        self._owes_samples = False
 
     def after_step(self, step: int) -> bool:
         """Everything that follows step ``step``; whether the run is to end.
@@ -188,7 +190,7 @@ class Callbacks:
         if len(self._evaluator) and (step % self._eval_steps == 0 or step == self._loop.schedule.steps):
             self._evaluate(step)
         self.saver.after_step(step)
-        ends = self._steering.settle(step) or self._stopped_early
+        ends = self._steering.settle(step) or self.stopped_early
         self._reporter.start_clock()
         return ends
 
@@ -197,20 +199,28 @@ class Callbacks:
         self._emit(PhaseChanged(phase="evaluating"))
         result = self._evaluator.evaluate(step, self._steering.look)
         self._emit(result)
+        self._answer(step)
         if result.loss is not None:
             self.saver.after_evaluation(step, result.loss)
-        self._sample(step)
-        if self._patience is not None and self._evaluator.since_best >= self._patience:
-            self._stopped_early = True
+        if self._out_of_patience:
+            self.stopped_early = True
             best = self._evaluator.best
             self._emit(
                 events.Warning(
                     code="EARLY_STOPPING",
                     message=f"no better held-out loss in {self._patience} evaluations: training ends at step {step}",
-                    hint="" if best is None else f"the best was {best:.4f}; its checkpoint is kept",
+                    hint="" if best is None else f"the best was {best:.4f}",
                 )
             )
         self._emit(PhaseChanged(phase="training"))
+
+    def _answer(self, step: int) -> None:
+        """The samples of an evaluated step. What a stop leaves out is asked again when the run goes on."""
+        self._owes_samples = not self._sample(step)
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return self._patience is not None and self._evaluator.since_best >= self._patience
 
     def progress(self) -> dict[str, Any]:
         """How far the run is beside weights and optimizer: kept in its checkpoints, for ``restore``."""
@@ -223,17 +233,34 @@ class Callbacks:
             "eval_batch_size": evaluation.batch_size,
             "eval_capacity": evaluation.token_budget,
             "halvings": self._loop.recovery.halvings,
+            "last_loss": self._reporter.last_loss,
+            "owes_samples": self._owes_samples,
             "best": self._evaluator.best,
             "since_best": self._evaluator.since_best,
             "energy": self._guard.energy,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Put back what an earlier stretch of the run had come to."""
+    def restore(self, saved: dict[str, Any], *, new_end: bool = False) -> None:
+        """Put back what an earlier stretch of the run had come to.
+
+        Args:
+            new_end: the run is given another end, and patience with it.
+        """
         loop, evaluator = self._loop, self._evaluator
         self._reporter.tokens_seen, self._reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
+        # Not in checkpoints of earlier versions.
+        self._reporter.last_loss, self._owes_samples = saved.get("last_loss"), saved.get("owes_samples", False)
         loop.batching = loop.batching.resized(saved["batch_size"], saved["capacity"])
         evaluator.batching = evaluator.batching.resized(saved["eval_batch_size"], saved["eval_capacity"])
         loop.recovery.halvings = saved["halvings"]
         evaluator.best, evaluator.since_best = saved["best"], saved["since_best"]
+        if new_end and self._out_of_patience:
+            evaluator.since_best = 0
+        self.stopped_early = self._out_of_patience
         self._guard.earlier_energy = saved["energy"]
+
+    def begin(self) -> bool:
+        """Before the first step: give what a resumed run still owes; whether a step is to follow."""
+        if self._owes_samples:
+            self._answer(self._loop.step)
+        return not (self.stopped_early or self._owes_samples)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ from backprop.train.gpu_guard import Guard
 from backprop.train.methods import METHODS
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
-from backprop.train.resume import Beginning, identity, require_same_identity
+from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Commands, Steering
 from backprop.train.trainer import Schedule, StepLoop
 
@@ -78,19 +80,19 @@ def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands
         with loaded.mode.base_answers(loaded.model):
             sampler.answer(0, tuned=False)
 
-    steps = start.resumed_from or 0
+    steps, tuned = start.resumed_from or 0, 0
     control.stepping = True
     with Guard(emit, loaded.device, thresholds(start.config)) as guard:
         steering.guard = guard
         if not steering.settle(steps):
-            steps = train(parts, guard)
+            steps, tuned = train(parts, guard)
         energy = guard.energy
     control.stepping = False
 
-    if start.config.sample_prompts and steps:
+    if start.config.sample_prompts and tuned:
         emit(PhaseChanged(phase="sampling", detail="the tuned model"))
         sampler.ended_early = lambda: False
-        sampler.answer(steps)
+        sampler.answer(tuned)
 
     stop = steering.stop
     status: EndStatus = "done" if stop is None else "interrupted" if stop.by == "signal" else "stopped"
@@ -99,7 +101,7 @@ def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands
             status=status,
             steps=steps,
             final_loss=reporter.last_loss,
-            output_path=str(directory.adapter) if steps else "",
+            output_path=directory.result,
             duration_seconds=time.monotonic() - began,
             samples_seen=reporter.samples_seen,
             tokens_seen=reporter.tokens_seen,
@@ -120,12 +122,14 @@ def load(start: Beginning, directory: RunDirectory, emit: Emit, steering: Steeri
 
     emit(PhaseChanged(phase="loading_model"))
     loaded = models.load(config, path, emit)
-    who = identity(config, path, rows.fingerprint)
+    who = identity(config, path, rows.fingerprint, held_out.fingerprint)
     if start.checkpoint:
         for note in require_same_identity(start.checkpoint, who, rows, directory, extended=start.extended):
             emit(note)
     if start.weights:
         load_weights(start.weights, loaded.model)
+        for note in fork_notes(start.weights, who):
+            emit(note)
 
     sampler = Sampler(config, loaded, emit)
     sampler.ended_early = steering.look
@@ -146,8 +150,13 @@ def load(start: Beginning, directory: RunDirectory, emit: Emit, steering: Steeri
     )
 
 
-def train(parts: Parts, guard: Guard) -> int:
-    """Take the steps, then save the last checkpoint and the adapter; the number of steps taken."""
+def train(parts: Parts, guard: Guard) -> tuple[int, int]:
+    """Take the steps, then save the last checkpoint and the adapter.
+
+    Returns:
+        The number of steps taken, and the step whose weights are the result, which the model then has: the last, or
+        the best of a run that stopped early.
+    """
     start, config, directory, emit, steering = parts.start, parts.config, parts.directory, parts.emit, parts.steering
     emit(PhaseChanged(phase="training"))
     method = METHODS["sft"](parts.loaded.model)
@@ -182,11 +191,13 @@ def train(parts: Parts, guard: Guard) -> int:
         sample=parts.sampler.answer,
     )
     if start.checkpoint:
-        callbacks.restore(loop.restore(start.checkpoint.path, new_end=start.extended))
+        progress = loop.restore(start.checkpoint.path, new_end=start.extended)
+        callbacks.restore(progress, new_end=start.extended)
         if start.extended:
             emit(new_curve(start.checkpoint, config, parts.schedule))
+    store = CheckpointStore(directory.checkpoints, directory.run_id)
     saver = callbacks.saver = Saver(
-        CheckpointStore(directory.checkpoints, directory.run_id),
+        store,
         emit,
         lambda: loop.snapshot(callbacks.progress()),
         parts.who,
@@ -198,19 +209,47 @@ def train(parts: Parts, guard: Guard) -> int:
     with closing(saver):
         saver.require_space(parts.loaded.model)
         steering.on_checkpoint = lambda step: saver.save(step, "requested")
+        goes_on = callbacks.begin()
         parts.reporter.start_clock()
-        steps = loop.run(callbacks.after_step)
+        steps = loop.run(callbacks.after_step) if goes_on else loop.step
         emit(PhaseChanged(phase="saving"))
         saver.finish(steps, "final" if steering.stop is None else "stopped")
+    best = store.best(steps) if callbacks.stopped_early else None
+    if best is None or best.step == steps:
+        save_result(parts, directory.adapter, steps)
+        shutil.rmtree(directory.last_adapter, ignore_errors=True)
+        return steps, steps
+    save_result(parts, directory.last_adapter, steps)
+    load_weights(best.path, parts.loaded.model)
+    save_result(parts, directory.adapter, best.step)
+    emit(result_is_best(best, steps, directory))
+    return steps, best.step
+
+
+def save_result(parts: Parts, target: Path, step: int) -> None:
+    """Write what the model is after ``step`` steps into ``target``.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
     save_adapter(
         parts.loaded,
-        directory.adapter,
-        run_id=directory.run_id,
-        config=config,
+        target,
+        run_id=parts.directory.run_id,
+        config=parts.config,
         fingerprint=parts.who["tokens"],
-        steps=steps,
+        steps=step,
     )
-    return steps
+
+
+def result_is_best(best: Checkpoint, last: int, directory: RunDirectory) -> events.Warning:
+    """Which step's adapter is the result of a run that stopped early, and where the last one is."""
+    return events.Warning(
+        code="RESULT_IS_BEST",
+        message=f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
+        f"({best.val_loss:.4f}): {directory.adapter}",
+        hint=f"that of the last step, {last}, is kept in {directory.last_adapter}",
+    )
 
 
 def thresholds(config: RunConfig) -> Thresholds:
@@ -270,7 +309,8 @@ class Sampler:
         self._emit = emit
         self.ended_early: Callable[[], bool] = lambda: False
 
-    def answer(self, step: int, *, tuned: bool = True) -> None:
+    def answer(self, step: int, *, tuned: bool = True) -> bool:
+        """Answer the prompts after ``step`` steps; whether all of them were."""
         for prompt in self._config.sample_prompts:
             text = generate(
                 self._loaded.model,
@@ -280,5 +320,6 @@ class Sampler:
                 stop_when=self.ended_early,
             )
             if self.ended_early():
-                return
+                return False
             self._emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
+        return True
