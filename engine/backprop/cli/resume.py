@@ -8,12 +8,10 @@ import click
 import msgspec
 
 from backprop.cli import follow, options
-from backprop.cli.runs import find_run
+from backprop.cli.runs import find_checkpoint, find_run
 from backprop.cli.shared_options import json_and_verbose
 from backprop.cli.train import continue_run, setting_options
-from backprop.core.errors import InputError
 from backprop.runs import engine_client
-from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 
 
@@ -49,22 +47,9 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
     Settings are those of RUN where no flag says otherwise.
     """
     directory = RunDirectory(find_run(run))
-    checkpoint = _checkpoint(directory, step)
+    checkpoint = find_checkpoint(directory, step)
     values = {**msgspec.to_builtins(directory.read_record().config), **options.gather(given)}
     if "steps" in options.gather(given):
         values["epochs"] = None
     config = options.configure(values)
     return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))
-
-
-def _checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
-    store = CheckpointStore(directory.checkpoints, directory.read_record().run_id)
-    if step is None:
-        return store.require_valid()[0]
-    for checkpoint in reversed(store.checkpoints()):
-        if checkpoint.step == step and not store.verify(checkpoint.path):
-            return checkpoint
-    there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
-    raise InputError(
-        f"run {directory.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
-    )

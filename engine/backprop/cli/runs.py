@@ -13,7 +13,9 @@ import msgspec
 from backprop.cli import lines, output
 from backprop.cli.shared_options import json_and_verbose
 from backprop.core.errors import InputError, RunError
+from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.describe import bytes_text, describe, duration, level, number
+from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex, RunSummary, summarise
 from backprop.runs.state import RunState, Status, read_run
 
@@ -95,6 +97,24 @@ def find_run(run: str) -> Path:
             # Runs of this place that the index has not seen: made on another machine, or before it was deleted.
             index.scan(Path("./output").absolute())
             return index.find(run)
+
+
+def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    """The checkpoint of step ``step``, or the newest where none is named; read whole and verified.
+
+    Raises:
+        InputError: there is none of that step, or it is broken; those that there are, are named.
+        CheckpointError: none is named, and there is none that verifies.
+    """
+    store = CheckpointStore(directory.checkpoints, directory.read_record().run_id)
+    if step is None:
+        return store.require_valid()[0]
+    if (checkpoint := store.of_step(step)) is not None:
+        return checkpoint
+    there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
+    raise InputError(
+        f"run {directory.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
+    )
 
 
 def details(state: RunState) -> dict[str, Any]:
