@@ -7,7 +7,7 @@ import io
 import json
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signa
 STEPS = 12
 COMMON = ["--batch-size", "2", "--gradient-accumulation", "1", "--lora-r", "2", "--sample-tokens", "3"]
 SAMPLES = ["--sample-prompt", "Where is the harbour?", "--sample-prompt", "Who wrote?"]
+FORKED = ["--steps", str(STEPS), "--lr", "0.001", "--seed", "7"]
 TWELVE = ["--steps", str(STEPS), "--save-steps", "5"]
 Moment = dict[str, Any]
 
@@ -84,18 +85,27 @@ class Workshop:
             self.known[kind] = directory
         return self.known[kind]
 
-    def begin(self, kind: str, output: Path, at: Moment | None) -> tuple[RunDirectory, Answer]:
-        """Start a run of ``kind`` in ``output``: its directory, and what the command came to."""
+    def parent(self, output: Path) -> Path:
+        """A copy in ``output`` of the run that others go on from."""
+        parent = self.undisturbed("held-out share")
+        return Path(shutil.copytree(parent.path, output / parent.run_id, ignore=shutil.ignore_patterns("control")))
+
+    def begin(
+        self, kind: str, output: Path, at: Moment | None, folder: Path | None = None
+    ) -> tuple[RunDirectory, Answer]:
+        """Start a run of ``kind`` in ``output``: its directory, and what the command came to.
+
+        Args:
+            folder: has the rows; the workshop's own where none is given.
+        """
         if kind == "extend":
-            parent = self.undisturbed("held-out share")
-            copy = shutil.copytree(parent.path, output / parent.run_id, ignore=shutil.ignore_patterns("control"))
-            return RunDirectory(copy), self.command("extend", str(copy), "--steps", str(STEPS + 9), at=at)
+            path = self.parent(output)
+            return RunDirectory(path), self.command("extend", str(path), "--steps", str(STEPS + 9), at=at)
         if kind == "fork":
-            parent = str(self.undisturbed("held-out share").path)
-            words = ["fork", parent, "--steps", str(STEPS), "--lr", "0.001"]
+            words = ["fork", str(self.parent(output.with_name("parents"))), *FORKED]
         else:
             words = ["train", "--data", "rows.jsonl", "--model", str(self.model), *COMMON, *KINDS[kind]]
-        answer = self.command(*words, "--output", str(output), at=at)
+        answer = self.command(*words, "--output", str(output), folder=folder, at=at)
         (path,) = output.iterdir()
         return RunDirectory(path), answer
 
@@ -203,6 +213,70 @@ def test_a_run_that_was_ended_and_resumed_equals_the_one_that_was_not(
     assert sequence(directory) == list(range(1, len(sequence(directory)) + 1))
     store = CheckpointStore(directory.checkpoints, directory.run_id)
     assert all(store.verify(each.path) == [] for each in store.checkpoints())
+
+
+def edit(path: Path) -> None:
+    path.write_text(path.read_text().replace("lantern", "pilot"))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What happens to ``file`` after a run was killed after ``step``, and what its resume says."""
+
+    kind: str
+    step: int
+    file: str
+    change: Callable[[Path], object]
+    code: str
+    message: str
+
+
+REFUSALS = {
+    "data edited": Refusal("train", 7, "rows.jsonl", edit, "STATE_IDENTITY_MISMATCH", "the data, or how it becomes"),
+    "held-out rows edited": Refusal(
+        "held-out file", 7, "dev.jsonl", edit, "STATE_IDENTITY_MISMATCH", "the held-out rows were changed"
+    ),
+    "held-out rows gone": Refusal(
+        "held-out file", 7, "dev.jsonl", Path.unlink, "DATASET_NOT_FOUND", "there is no file of held-out rows"
+    ),
+    "parent gone": Refusal("fork", 3, "parents", shutil.rmtree, "STATE_CHECKPOINT_INVALID", "was forked from is gone"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_run_that_cannot_go_on_exactly_is_refused_with_the_reason(
+    refusal: Refusal, workshop: Workshop, tmp_path: Path
+) -> None:
+    for name in ("rows.jsonl", "dev.jsonl"):
+        shutil.copy(workshop.folder / name, tmp_path)
+    killed = after("step", refusal.step, signal=int(signal.SIGKILL))
+    directory, _ = workshop.begin(refusal.kind, tmp_path / "out", killed, folder=tmp_path)
+    refusal.change(tmp_path / refusal.file)
+
+    answer = workshop.command("resume", str(directory.path))
+
+    assert answer.status != EXIT_OK
+    assert answer.code == refusal.code
+    assert refusal.message in answer.lines[-1]["message"]
+
+
+def test_a_fork_that_has_saved_needs_its_parent_no_more(workshop: Workshop, tmp_path: Path) -> None:
+    killed = after("step", 7, signal=int(signal.SIGKILL))
+    directory, _ = workshop.begin("fork", tmp_path / "out", killed)
+    shutil.rmtree(tmp_path / "parents")
+
+    assert workshop.command("resume", str(directory.path)).status == EXIT_OK
+    assert differences(directory, outcome(workshop.undisturbed("fork"))) == {}
+
+
+@pytest.mark.parametrize(("flags", "said"), [((), False), (("--held-out", "0.5"), True)], ids=["as the parent", "more"])
+def test_a_fork_is_evaluated_on_rows_that_its_parent_was_not_trained_on_or_says_so(
+    flags: tuple[str, ...], said: bool, workshop: Workshop, tmp_path: Path
+) -> None:
+    parent = workshop.parent(tmp_path)
+    answer = workshop.command("fork", str(parent), *FORKED, *flags, "--output", str(tmp_path / "out"))
+    assert answer.status == EXIT_OK
+    assert ("HELD_OUT_OVERLAP" in [line.get("code") for line in answer.lines]) == said
 
 
 def require_ended(way: str, answer: Answer, directory: RunDirectory) -> None:
