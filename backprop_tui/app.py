@@ -7,6 +7,8 @@ import gc
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,12 +24,11 @@ from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
-from backprop_tui import keys, themes
-from backprop_tui.screens import small
-from backprop_tui.screens.help import Help
-from backprop_tui.screens.live import LiveScreen
-from backprop_tui.screens.quit import LEAVING, Question
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui import themes
+from backprop_tui.keys import EVERYWHERE, bindings
+from backprop_tui.screens import SCREENS, Entry
+from backprop_tui.screens.base import BaseScreen, Go, OpenRun
+from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
@@ -35,23 +36,11 @@ CADENCES = (4.0, 2.0, 1.0)
 CATCH_UP = 0.02
 
 
-def _data_screen() -> Screen[Any]:
-    # Reading data needs numpy, which nobody waits for who only looks at runs.
-    from backprop_tui.screens.data import DataScreen
-
-    return DataScreen()
-
-
 class BackpropApp(App[None]):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
-    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
-        "live": LiveScreen,
-        "runs": RunsScreen,
-        "data": _data_screen,
-    }
     DEFAULT_MODE = "runs"
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("everywhere")]
+    BINDINGS: ClassVar[list[BindingType]] = bindings(EVERYWHERE)
     ENABLE_COMMAND_PALETTE = True
 
     def __init__(self, config: RunConfig | None = None, attach: Path | None = None) -> None:
@@ -60,6 +49,8 @@ class BackpropApp(App[None]):
             self.DEFAULT_MODE = "live"  # type: ignore[misc]  # looked up on the instance when it is made
         no_color = bool(os.environ.get("NO_COLOR"))
         super().__init__(ansi_color=True if no_color else None)
+        for entry in SCREENS:
+            self.add_mode(entry.name, partial(self._make, entry))
         for theme in themes.OWN:
             self.register_theme(theme)
         few = no_color or self.console.color_system == "standard"
@@ -77,14 +68,15 @@ class BackpropApp(App[None]):
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
         self._timer: Timer | None = None
         self._catching_up = False
+        self._made: list[BaseScreen] = []
         self._loop_of_screen: asyncio.AbstractEventLoop | None = None
 
     def get_driver_class(self) -> type[Driver]:
         if sys.platform == "win32":
             return super().get_driver_class()
-        from backprop_tui.continuing import ContinuingDriver
+        from backprop_tui.terminal import continuing_driver
 
-        return ContinuingDriver
+        return continuing_driver()
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return themes.inks(self.current_theme)
@@ -97,7 +89,14 @@ class BackpropApp(App[None]):
         if self._asked_config is not None:
             self._start_asked_run(self._asked_config)
         elif self._asked_run is not None:
-            self.open_run(self._asked_run)
+            self._show_run(Watch.attach(self._asked_run))
+
+    def _make(self, entry: Entry) -> BaseScreen:
+        """A screen of the table, when it is opened first."""
+        screen: BaseScreen = import_module(entry.module).make()
+        screen.watch_run = self.watched
+        self._made.append(screen)
+        return screen
 
     # Drawing
 
@@ -116,7 +115,7 @@ class BackpropApp(App[None]):
             screen = self.screen
         except ScreenStackError:  # the timer ticks before the first screen is there, and after the last one went
             return
-        if isinstance(screen, LiveScreen | RunsScreen):
+        if isinstance(screen, BaseScreen) and screen.is_mounted:
             screen.flush()
 
     def _advance(self) -> None:
@@ -125,14 +124,14 @@ class BackpropApp(App[None]):
             self.set_timer(CATCH_UP, self._advance)
 
     def on_resize(self, event: events.Resize) -> None:
-        fits = event.size.width >= small.WIDTH and event.size.height >= small.HEIGHT
+        fits = event.size.width >= WIDTH and event.size.height >= HEIGHT
         if not fits and not self.small:
             self.small = True
-            self.push_screen(small.TooSmall())
+            self.push_screen(TooSmall())
         elif fits and self.small:
             self.small = False
-            if isinstance(self.screen, small.TooSmall):
-                self.pop_screen()
+            if isinstance(self.screen, TooSmall):
+                self.screen.dismiss()
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """A thread that failed is told about; it does not take the application along."""
@@ -158,41 +157,27 @@ class BackpropApp(App[None]):
             self.error = error
             self.exit(return_code=error.exit_code)
 
-    def start_run(self, config: RunConfig) -> None:
-        """Start an engine and show it."""
-        self._begin(lambda: Watch.start(config))
-
-    def resume_run(self, path: Path) -> None:
-        """Continue a run where its newest good checkpoint stands and show it; what refuses is said."""
-        self._begin(lambda: Watch.resume(path))
-
-    def _begin(self, watch_of: Callable[[], Watch]) -> None:
+    def on_open_run(self, message: OpenRun) -> None:
+        """Show a run on the Live screen, living or over; where it cannot be begun, why is said."""
+        if message.path is not None and self.watched is not None and self.watched.path == message.path.absolute():
+            self.switch_mode("live")
+            return
         try:
-            watch = watch_of()
+            watch = message.begin()
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
         self._show_run(watch)
 
-    def start_demo(self) -> None:
-        from backprop.demo import demo_config
-
-        if self.watched is not None and self.watched.live:
-            self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
-            return
-        self.start_run(demo_config())
-
-    def open_run(self, path: Path) -> None:
-        """Show a run on the Live screen, living or over."""
-        if self.watched is not None and self.watched.path == path.absolute():
-            self.switch_mode("live")
-            return
-        self._show_run(Watch.attach(path))
+    def on_go(self, message: Go) -> None:
+        self.switch_mode(message.name)
 
     def _show_run(self, watch: Watch) -> None:
         if self.watched is not None:
             self.watched.close()
         self.watched = watch
+        for screen in self._made:
+            screen.watch_run = watch
         self.run_worker(lambda: _remember(watch.path), thread=True, exit_on_error=False)
         if self.current_mode != "live":
             self.switch_mode("live")
@@ -203,15 +188,6 @@ class BackpropApp(App[None]):
     def action_go(self, name: str) -> None:
         if not self.screen.is_modal:
             self.switch_mode(name)
-
-    async def action_back(self) -> None:
-        screen = self.screen
-        if screen.is_modal:
-            self.pop_screen()
-        elif isinstance(screen, LiveScreen):
-            self.switch_mode("runs")
-        elif isinstance(screen, RunsScreen):
-            screen.back()
 
     def action_help(self) -> None:
         if not self.screen.is_modal:
@@ -271,7 +247,7 @@ class BackpropApp(App[None]):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key that works here, by its name, and the themes."""
-        for key in (*keys.keys_of(self.current_mode), *keys.keys_of("everywhere")):
+        for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
                 yield SystemCommand(key.label.capitalize(), f"{key.help} ({key.shown})", _runner(screen, key.action))
         yield SystemCommand(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import EXIT_USER, BackpropError
 
 from backprop_tui import terminal
+
+if TYPE_CHECKING:
+    import click
+    from backprop.core.settings import RunConfig
+
+    from backprop_tui.app import BackpropApp
 
 
 def main() -> None:
@@ -19,29 +28,142 @@ def main() -> None:
     asks_only = "--help" in arguments or "-h" in arguments
     reason = "" if plain or asks_only else terminal.obstacle()
     if plain or reason:
-        from backprop_tui import headless
-
         if reason:
             print(f"no full screen here ({reason}): going on with plain lines", file=sys.stderr)
-        sys.exit(headless.run([word for word in arguments if word != "--no-tui"]))
+        sys.exit(headless([word for word in arguments if word != "--no-tui"]))
     try:
-        sys.exit(_show(arguments))
+        # No words, no time spent on the options they could be.
+        sys.exit(_understood(arguments) if arguments else show(None, None))
     except BackpropError as error:
         output.show_error(error, as_json=False)
         sys.exit(error.exit_code)
 
 
-def _show(arguments: list[str]) -> int:
-    if not arguments:  # no words, no time spent on the options they could be
-        from backprop_tui.show import show
+def show(config: RunConfig | None, run: Path | None) -> int:
+    """Run the application until a person leaves it, then say how the run stands."""
+    # What is loaded to begin with stays: searching it for garbage again and again would delay the first screen.
+    gc.disable()
+    from backprop_tui.app import BackpropApp
 
-        return show(None, None)
+    app = BackpropApp(config, run)
+    terminal.watch_terminal()
+    terminal.leave_on_signals(app.leave_for)
+    app.run()
+    if app.error is not None:
+        raise app.error
+    farewell(app)
+    return app.return_code or 0
+
+
+def farewell(app: BackpropApp) -> None:
+    """Print what a person wants to keep from the screen that is gone."""
+    from backprop.runs.describe import number
+
+    watch = app.watched
+    if watch is None:
+        return
+    state = watch.state
+    loss = f", loss {number(state.final_loss)}" if state.step else ""
+    steps = f"step {state.step}/{state.total_steps}" if state.total_steps else "no step yet"
+    print(f"run {state.run_id}: {state.status}, {steps}{loss}")
+    print(f"directory: {watch.path}")
+    verb = "watch it again" if watch.live else "look at it again"
+    print(f"{verb}: backprop-tui --attach {state.run_id}")
+
+
+def _understood(arguments: list[str]) -> int:
+    """Show what the arguments ask for; the exit code."""
     import click
+    from backprop.cli.main import require_once
 
-    from backprop_tui.command import command
-
+    understood = command()
+    require_once(understood, arguments)
     try:
-        return int(command.main(arguments, prog_name="backprop-tui", standalone_mode=False))
+        return int(understood.main(arguments, prog_name="backprop-tui", standalone_mode=False))
     except click.ClickException as usage:
         usage.show()
         return EXIT_USER
+
+
+def command() -> click.Command:
+    """The words after ``backprop-tui``: what they mean, and the run they ask for."""
+    import click
+    from backprop.cli.train import setting_options
+
+    @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+    @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
+    @click.option("--attach", metavar="RUN", help="watch this run: its id, or the beginning of it")
+    @click.option("--no-tui", is_flag=True, help="the same work as plain lines (`backprop` has more commands)")
+    @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")
+    @click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
+    @setting_options()
+    def asked(what: str | None, attach: str | None, file: str | None, no_tui: bool, as_json: bool, **given: Any) -> int:
+        """Fine-tune language models in the terminal.
+
+        Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run
+        with the options of `backprop train`, `--attach RUN` watches one.
+        """
+        if attach is not None:
+            from backprop.cli.runs import find_run
+
+            return show(None, find_run(attach))
+        if what == "demo":
+            from backprop.demo import demo_config
+
+            return show(demo_config(given["output_dir"]) if given.get("output_dir") else demo_config(), None)
+        if what == "train" or file is not None or any(value not in (None, ()) for value in given.values()):
+            return show(configured(given, file), None)
+        return show(None, None)
+
+    return asked
+
+
+def configured(given: dict[str, Any], file: str | None) -> RunConfig:
+    """The configuration of the flags.
+
+    Raises:
+        BackpropError: what the flags or the file say cannot be used.
+    """
+    from backprop.cli import options
+    from backprop.cli.train import choose_model
+
+    values = options.gather(given, file)
+    return choose_model(options.configure(values), named="model" in values)
+
+
+def headless(arguments: list[str]) -> int:
+    """Do what the application would be asked to do by these arguments, as plain lines; the exit code.
+
+    ``--attach RUN`` watches a run, ``demo`` or any other command of ``backprop`` is that command, nothing at all is the
+    list of the runs, and settings alone are a training run.
+    """
+    from backprop.cli import main as cli
+
+    if any(word == "--attach" or word.startswith("--attach=") for word in arguments):
+        return cli.main(arguments, command=attach_command())
+    words = [word for word in arguments if not word.startswith("-")]
+    if words and words[0] == arguments[0] and words[0] in cli.COMMANDS:
+        return cli.main(arguments)
+    if set(arguments) <= {"--json", "--verbose", "-v"}:
+        return cli.main(["list-runs", *arguments])
+    if set(arguments) & {"--help", "-h", "--version"}:
+        return cli.main(arguments)
+    return cli.main(["train", *arguments])
+
+
+def attach_command() -> click.Command:
+    """``--attach`` without a screen."""
+    import click
+    from backprop.cli.follow import follow
+    from backprop.cli.runs import find_run
+    from backprop.cli.shared_options import json_and_verbose
+    from backprop.runs import engine_client
+
+    @click.command
+    @click.option("--attach", "prefix", required=True, metavar="RUN", help="the run to watch")
+    @json_and_verbose
+    def attach(prefix: str, as_json: bool, verbose: bool) -> int:
+        """Watch a run that is going on, from its first event; Ctrl+C leaves it running."""
+        return follow(engine_client.attach(find_run(prefix)), as_json=as_json, verbose=verbose, leave=True)
+
+    return attach

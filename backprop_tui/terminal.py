@@ -1,4 +1,4 @@
-"""Whether a full screen can work here, and leaving for certain when the terminal goes.
+"""Whether a full screen can work here, going on after a stop, and leaving for certain when the terminal goes.
 
 Textual draws on standard error and reads standard input. Where these are no terminal it would start and never end;
 where the terminal goes away while SIGHUP is ignored (nohup, sudo) it spins. So the first is asked before, and the
@@ -14,6 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from textual.driver import Driver
 
 LOOK = 1.0
 """Seconds between two looks at whether the terminal is still there."""
@@ -61,3 +65,25 @@ def _end_in(seconds: float, status: int) -> None:
     timer = threading.Timer(seconds, os._exit, (status,))
     timer.daemon = True
     timer.start()
+
+
+def continuing_driver() -> type[Driver]:
+    """A terminal driver that also goes on in order after a stop it was not told of.
+
+    Textual's driver leaves the full screen on SIGTSTP and enters it again on SIGCONT. A process stopped by SIGSTOP (a
+    debugger, ``kill -STOP``) gets SIGCONT alone: Textual then enters a second time, with two threads reading the keys
+    and the raw mode kept as the one to restore, so that leaving waits for a key for ever. Here the first screen is left
+    before the second is entered.
+    """
+    from textual.drivers.linux_driver import LinuxDriver
+
+    class ContinuingDriver(LinuxDriver):
+        def _sigcont_application(self, *_: object) -> None:
+            if not self._auto_restart:
+                return
+            if not self._must_signal_resume:
+                self.suspend_application_mode()
+                self._must_signal_resume = True
+            self.resume_application_mode()
+
+    return ContinuingDriver

@@ -15,57 +15,25 @@ from pathlib import Path
 from backprop.core.errors import BackpropError, EngineCrashedError
 from backprop.core.events import AnyEvent, Command
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client as links
-from backprop.runs.engine_client import Link
+from backprop.runs import engine_client
+from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 
-from backprop_tui.widgets.curve import Curve
+from backprop_tui.charts.series import RunSeries
 
 EVENTS_AT_ONCE = 4000
-STEPS_AT_ONCE = 2500
-_COARSE = 256
-"""Buckets of the series that are shown small."""
 _BREATH = 0.05
 """The reading thread rests so long between two reads: a fast engine comes in portions."""
-
-
-class Curves:
-    """The run's series in buckets, caught up with its state a portion at a time."""
-
-    def __init__(self) -> None:
-        self._clear()
-        self._resumes = 0
-
-    def _clear(self) -> None:
-        self.loss = Curve()
-        self.learning_rate, self.grad_norm, self.tokens_per_second = (Curve(_COARSE, ()) for _ in range(3))
-        self.taken = 0
-
-    def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:
-        """Take in at most ``most`` new steps; whether more wait. After a resume the curves begin anew."""
-        columns = state.curves
-        if state.resumes != self._resumes or len(columns) < self.taken:
-            self._clear()
-            self._resumes = state.resumes
-        end = min(len(columns), self.taken + most)
-        for i in range(self.taken, end):
-            step = columns.step[i]
-            self.loss.add(step, columns.loss[i])
-            self.learning_rate.add(step, columns.learning_rate[i])
-            self.grad_norm.add(step, columns.grad_norm[i])
-            self.tokens_per_second.add(step, columns.tokens_per_second[i])
-        self.taken = end
-        return end < len(columns)
 
 
 class Watch:
     """A run on its way to the screen. ``state`` is empty until its directory was read."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: EngineClient) -> None:
         self.link = link
         self.path: Path = link.directory.path
         self.state = RunState(run_id=link.run_id, path=str(self.path), alive=True)
-        self.curves = Curves()
+        self.series = RunSeries()
         self.crash: EngineCrashedError | None = None
         self.error: BackpropError | None = None
         """Why the run cannot be read."""
@@ -84,7 +52,7 @@ class Watch:
         Raises:
             ConfigurationError: the output directory cannot be written.
         """
-        return cls(links.start(config))
+        return cls(engine_client.start(config))
 
     @classmethod
     def resume(cls, path: Path) -> Watch:
@@ -93,12 +61,12 @@ class Watch:
         Raises:
             RunError: it is being worked on, or it is done.
         """
-        return cls(links.resume(path))
+        return cls(engine_client.resume(path))
 
     @classmethod
     def attach(cls, path: Path) -> Watch:
         """Watch a run that exists, whoever started it."""
-        return cls(links.attach(path))
+        return cls(engine_client.attach(path))
 
     def _read(self) -> None:
         try:
@@ -136,7 +104,7 @@ class Watch:
                 self.state.apply(self._rest.popleft())
                 budget -= 1
         more = bool(self._rest or self._inbox)
-        more = self.curves.follow(self.state) or more
+        more = self.series.follow(self.state) or more
         if self._over and not more:
             self._see_the_end()
         return more

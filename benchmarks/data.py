@@ -221,7 +221,7 @@ def beside_trl(folder: Path, model_dir: Path) -> None:
     from pydoc_data.topics import topics
 
     import torch
-    from backprop.data.tokens import prepare
+    from backprop.data.preprocess import prepare
     from datasets import Dataset
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer

@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import Any
 
 from backprop.core.events import CheckpointSaved, Step
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, journal
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_client import Link
+from backprop.runs.engine_client import EngineClient
 from msgspec.structs import replace
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
@@ -71,7 +72,7 @@ class Kind:
     """A kind of run: how it is begun in an output directory, and what it comes to when nobody disturbs it."""
 
     name: str
-    begin: Callable[[Path], Link]
+    begin: Callable[[Path], EngineClient]
     expected: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     """How long it takes undisturbed."""
@@ -103,7 +104,7 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
         "early stop": early,
     }
 
-    def begin(config: RunConfig) -> Callable[[Path], Link]:
+    def begin(config: RunConfig) -> Callable[[Path], EngineClient]:
         return lambda output: engine_client.start(replace(config, output_dir=str(output)))
 
     parents: list[RunDirectory] = []
@@ -115,12 +116,12 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
             parents.append(link.directory)
         return parents[0]
 
-    def fork(output: Path) -> Link:
+    def fork(output: Path) -> EngineClient:
         store = CheckpointStore(parent().checkpoints, parent().run_id)
         start = str(store.require_valid()[0].path)
         return engine_client.start(replace(share, output_dir=str(output)), forked_from=start)
 
-    def extend(output: Path) -> Link:
+    def extend(output: Path) -> EngineClient:
         path = output / parent().run_id
         shutil.copytree(parent().path, path, ignore=shutil.ignore_patterns("control"))
         return engine_client.extend(path, steps + steps // 2)
@@ -129,7 +130,7 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
     return [*plain, Kind("fork", fork), Kind("extend", extend)]
 
 
-def drain(watched: Link) -> None:
+def drain(watched: EngineClient) -> None:
     while not watched.over:
         watched.read(1.0)
     watched.wait()
@@ -139,7 +140,7 @@ def staged(directory: RunDirectory) -> bool:
     return any(directory.checkpoints.glob(".step-*.partial"))
 
 
-def kill_inside_save(watched: Link) -> bool:
+def kill_inside_save(watched: EngineClient) -> bool:
     """Kill at a moment when a checkpoint is half written; ``False`` where the run ended before one was met."""
     # Until the first step, what lies there may be the last kill's.
     stepped = False
@@ -147,7 +148,7 @@ def kill_inside_save(watched: Link) -> bool:
         stepped = any(isinstance(event, Step) for event in watched.read(0.0 if stepped else 1.0)) or stepped
         if stepped and staged(watched.directory) and watched.directory.is_locked():
             # Held still, it is looked at again: the save may have ended in between.
-            pid = watched.directory.lock_holder()["pid"]
+            pid = watched.directory.lock_holder().pid
             os.kill(pid, signal.SIGSTOP)
             if staged(watched.directory):
                 watched.kill()
@@ -156,7 +157,7 @@ def kill_inside_save(watched: Link) -> bool:
     return False
 
 
-def kill_at_random(watched: Link, chooser: random.Random, span: float) -> bool:
+def kill_at_random(watched: EngineClient, chooser: random.Random, span: float) -> bool:
     """Kill after a random time of at most ``span`` seconds; ``False`` where the run ended before."""
     deadline = time.monotonic() + chooser.uniform(0.0, span)
     while watched.alive() and (left := deadline - time.monotonic()) > 0:
@@ -193,7 +194,7 @@ def undisturbed(kind: Kind, output: Path, found: Found) -> None:
     kind.seconds = time.time() - launched
     kind.expected = outcome(link.directory)
     if not kind.expected["end"] or kind.expected["end"][0] != "done":
-        sys.exit(f"{kind.name}: {engine_client.last_words(link.directory)}")
+        sys.exit(f"{kind.name}: {link.directory.last_lines()}")
     note_speed(link.directory, launched, found)
 
 

@@ -182,11 +182,12 @@ def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: 
 
 
 def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[tuple[list[int], list[bool]]]]:
+    from backprop.fetch.models import fetch_model
     from backprop.train import model as models
 
     models.use_all_cores()
     config = configuration(options)
-    loaded = models.load(config, models.find(config.model, lambda event: None), lambda event: None)
+    loaded = models.load(config, fetch_model(config.model, lambda event: None), lambda event: None)
     count = (options.steps + WARMUP) * config.batch_size * 4
     return loaded, config, make_rows(options.rows, count, loaded.chat.tokenizer.get_vocab_size())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
 
 from backprop.core.errors import RunError
 from backprop.core.events import Abort as AbortCommand
@@ -11,41 +10,47 @@ from backprop.core.events import Checkpoint, Command, Pause, PhaseChanged, Resum
 from backprop.runs.describe import PHASES
 from backprop.runs.state import RunState
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 
-from backprop_tui import keys
-from backprop_tui.screens.quit import ABORTING, Question
-from backprop_tui.sparing import SparingScreen
+from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.charts.series import Curve
+from backprop_tui.charts.sparkline import Readings
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens.base import BaseScreen, Go
+from backprop_tui.screens.dialogs import ABORTING, Question
+from backprop_tui.text import Row
 from backprop_tui.watch import Watch
-from backprop_tui.widgets.cells import Row
-from backprop_tui.widgets.curve import Curve
+from backprop_tui.widgets.bars import PaneTabs
 from backprop_tui.widgets.facts import DataPane, FactsPanel
 from backprop_tui.widgets.gpu import GpuPanel
-from backprop_tui.widgets.keybar import KeyBar
 from backprop_tui.widgets.log import EventLog
-from backprop_tui.widgets.plot import LossPlot
 from backprop_tui.widgets.problem import ProblemPane, problem_of
-from backprop_tui.widgets.readings import Readings
 from backprop_tui.widgets.samples import SamplesPane, pairs
 from backprop_tui.widgets.status import Progress, RunHeader
-from backprop_tui.widgets.tabs import PaneTabs
 
-if TYPE_CHECKING:
-    from backprop_tui.app import BackpropApp
-
+KEYS = (
+    Key("p", "p", "pause", "pause", "pause after this step, or go on", 1),
+    Key("s", "s", "stop", "stop", "finish this step, save, and end the run", 2),
+    Key("c", "c", "checkpoint", "save", "save a checkpoint now", 4),
+    Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", 4),
+    Key("a", "a", "abort", "abort", "end at once without saving (asks first)", 6),
+    Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 3),
+    Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
+    Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
+    Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the loss more", 5),
+    Key("minus", "-", "smooth(-1)", "smooth less", "smooth it less", 9),
+    Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", 9),
+)
 COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
 """Actions that need a living engine."""
 
 
-class LiveScreen(SparingScreen):
-    app: BackpropApp
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("live")]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
+class LiveScreen(BaseScreen):
+    NAME, KEYS = "live", KEYS
+    BINDINGS = bindings(KEYS)
 
     def __init__(self) -> None:
-        super().__init__(id="live")
+        super().__init__()
         self._header = RunHeader(id="header")
         self._progress = Progress(id="progress")
         self._plot = LossPlot(id="plot")
@@ -61,9 +66,7 @@ class LiveScreen(SparingScreen):
             "data": self._data,
             "problem": self._problem,
         }
-        self._keybar = KeyBar(id="keybar")
         self.pane = "events"
-        self._built = False
         self._at_readings = False
         """The small curves take part in every other drawing: a key that waits for one waits less."""
         self._chosen_by_hand = False
@@ -85,21 +88,14 @@ class LiveScreen(SparingScreen):
                 yield self._readings[1]
                 yield self._gpus[1]
                 yield self._facts
-        yield self._keybar
+        yield self.keybar
 
     def on_mount(self) -> None:
-        self._built = True
         self._show_pane("events")
         self.flush()
 
-    def on_screen_resume(self) -> None:
-        self.flush()
-
     def flush(self) -> None:
-        """Bring every widget up to date; each draws only what changed, and only where it is seen."""
-        if not self._built:
-            return
-        watch = self.app.watched
+        watch = self.watch_run
         if watch is not self._watch:
             self._begin(watch)
         state = watch.state if watch else None
@@ -119,7 +115,7 @@ class LiveScreen(SparingScreen):
         self._samples.show(state)
         self._data.show(state)
         self._problem.show(problem)
-        self._keybar.show(self._useful_keys(watch))
+        self.show_keys()
 
     def _begin(self, watch: Watch | None) -> None:
         self._watch, self._asked, self._chosen_by_hand = watch, None, False
@@ -134,10 +130,10 @@ class LiveScreen(SparingScreen):
             self._plot.show(Curve(), None, 0, waiting)
         else:
             state = watch.state
-            self._plot.show(watch.curves.loss, state, state.total_steps, phases_so_far(state))
+            self._plot.show(watch.series.loss, state, state.total_steps, phases_so_far(state))
         self._at_readings = not self._at_readings
         for readings in self._readings if self._at_readings else ():
-            readings.show(watch.curves if watch else None, watch.state.total_steps if watch else 0, self._plot.symbols)
+            readings.show(watch.series if watch else None, watch.state.total_steps if watch else 0, self._plot.symbols)
 
     def _choose_pane(self, watch: Watch | None, problem: bool) -> None:
         """Show what matters at the end: what went wrong, or the answers before and after."""
@@ -163,11 +159,11 @@ class LiveScreen(SparingScreen):
             content.display = other == name
         self._contents[name].focus()
 
-    def _useful_keys(self, watch: Watch | None) -> list[keys.Key]:
-        live = watch is not None and watch.live
+    def useful_keys(self) -> list[Key]:
+        watch = self._watch
         found = []
-        for key in (*keys.keys_of("live"), *keys.keys_of("everywhere")):
-            if key.rank == 9 or (key.name in COMMANDS and not live) or key.action == "app.go('live')":
+        for key in super().useful_keys():
+            if key.name in COMMANDS and (watch is None or not watch.live):
                 continue
             if key.name == "sample" and watch is not None and not watch.state.config.get("sample_prompts"):
                 continue
@@ -175,6 +171,9 @@ class LiveScreen(SparingScreen):
                 key = key._replace(label="go on")
             found.append(key)
         return found
+
+    def action_back(self) -> None:
+        self.post_message(Go("runs"))
 
     def on_pane_tabs_chosen(self, message: PaneTabs.Chosen) -> None:
         self._chosen_by_hand = True
@@ -271,3 +270,6 @@ def phases_so_far(state: RunState) -> list[Row]:
     if not rows and not state.ended:
         rows.append([("● ", "info"), ("starting the engine", "strong")])
     return rows
+
+
+make = LiveScreen

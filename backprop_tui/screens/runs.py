@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
 
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.index import RunIndex, RunSummary
 from backprop.runs.state import RunState, read_run
 from textual.app import ComposeResult
-from textual.binding import BindingType
 from textual.containers import Horizontal
 from textual.widgets import Input
 
-from backprop_tui import keys
-from backprop_tui.screens.quit import Question, deleting
-from backprop_tui.sparing import SparingScreen
-from backprop_tui.watch import Curves
-from backprop_tui.widgets.cells import Cells, Row, spread
-from backprop_tui.widgets.keybar import KeyBar
-from backprop_tui.widgets.plot import LossPlot
-from backprop_tui.widgets.rundetail import RunDetail
-from backprop_tui.widgets.runtable import SORTS, RunTable
-from backprop_tui.words import from_home
+from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.charts.series import RunSeries
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.dialogs import Question, deleting
+from backprop_tui.text import Row, from_home
+from backprop_tui.watch import Watch
+from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.run_detail import RunDetail
+from backprop_tui.widgets.run_table import SORTS, RunTable
 
-if TYPE_CHECKING:
-    from backprop_tui.app import BackpropApp
+KEYS = (
+    Key("enter", "enter", "open", "open", "watch the run: live, or as it was", 1),
+    Key("c", "c", "resume", "resume", "continue a run that was stopped or crashed, exactly", 2),
+    Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
+    Key("o", "o", "sort", "sort", "sort by the next column", 3),
+    Key("d", "d", "demo", "demo", "start the demonstration run", 3),
+    Key("x,delete", "x", "delete", "delete", "delete a run that is over (asks first)", 4),
+    Key("r", "r", "rescan", "read again", "look for runs again", 9),
+)
+NEED_RUN = ("open", "resume", "filter", "sort", "delete")
+"""Actions that need a run in the list."""
 
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
@@ -50,43 +58,24 @@ WELCOME: list[Row] = [
 ]
 
 
-class RunsHeader(Cells):
-    total = shown = 0
-    words = ""
-
-    def show(self, total: int, shown: int, words: str) -> None:
-        self.total, self.shown, self.words = total, shown, words
-        self.redraw()
-
-    def rows(self, width: int, height: int) -> list[Row]:
-        number = f"{self.shown} of {self.total}" if self.words else str(self.total)
-        left: Row = [(" runs ", "strong+bold"), (number, "text")]
-        if self.words:
-            left += [("  with ", "muted"), (self.words, "warn")]
-        return [spread(left, [("backprop ", "muted")], width)]
-
-
-class RunsScreen(SparingScreen):
-    app: BackpropApp
-    BINDINGS: ClassVar[list[BindingType]] = [*keys.bindings("runs")]
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
+class RunsScreen(BaseScreen):
+    NAME, KEYS = "runs", KEYS
+    BINDINGS = bindings(KEYS)
 
     def __init__(self) -> None:
-        super().__init__(id="runs")
-        self._header = RunsHeader(id="runs-header")
+        super().__init__()
+        self._header = Bar(id="runs-header")
         self._filter = Input(id="filter", placeholder="any word of id, name, model, dataset, status", compact=True)
         self._filter.cursor_blink = False
         self._table = RunTable(id="table")
         self._lower = Horizontal(id="detail")
         self._detail = RunDetail(id="detail-rows")
         self._plot = LossPlot(id="detail-plot")
-        self._keybar = KeyBar(id="keybar")
         self.found: list[RunSummary] | None = None
         self.words = ""
         self.sort = SORTS[0]
         self._shown_state: RunState | None = None
-        self._curves = Curves()
+        self._series = RunSeries()
 
     def compose(self) -> ComposeResult:
         yield self._header
@@ -95,11 +84,11 @@ class RunsScreen(SparingScreen):
         with self._lower:
             yield self._detail
             yield self._plot
-        yield self._keybar
+        yield self.keybar
 
     def on_mount(self) -> None:
         self._table.focus()
-        self._keybar.show(self._useful_keys())
+        self.show_keys()
         self.set_interval(LOOK_AGAIN, self.look)
         self.look()
 
@@ -108,7 +97,7 @@ class RunsScreen(SparingScreen):
 
     def look(self) -> None:
         """Read the runs again in a thread; nothing is drawn where nothing changed."""
-        if self.is_current and not self.app.small:
+        if self.is_current:
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
     def _read_runs(self) -> None:
@@ -133,8 +122,10 @@ class RunsScreen(SparingScreen):
             empty = []
         self._table.show(runs, self.sort, empty)
         self._lower.display = bool(runs)
-        self._header.show(len(found), len(runs), self.words)
-        self._keybar.show(self._useful_keys())
+        number = f"{len(runs)} of {len(found)}" if self.words else str(len(found))
+        filtered: Row = [("  with ", "muted"), (self.words, "warn")] if self.words else []
+        self._header.show([(" runs ", "strong+bold"), (number, "text"), *filtered], [("backprop ", "muted")])
+        self.show_keys()
 
     @property
     def chosen_path(self) -> str:
@@ -148,22 +139,16 @@ class RunsScreen(SparingScreen):
         return self._shown_state.path if self._shown_state else ""
 
     def flush(self) -> None:
-        """Called by the application's timer: the detail's curve is caught up a portion at a time."""
-        if self._shown_state is not None and self._curves.taken < len(self._shown_state.curves):
-            self._curves.follow(self._shown_state)
+        """The detail's curve is caught up a portion at a time."""
+        if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
+            self._series.follow(self._shown_state)
             self._draw_plot()
 
-    def _useful_keys(self) -> list[keys.Key]:
+    def useful_keys(self) -> list[Key]:
         has_run = self._table.chosen is not None
-        need_run = ("open", "resume", "filter", "sort", "delete")
-        table = (*keys.keys_of("runs"), *keys.keys_of("everywhere"))
-        return [
-            key
-            for key in table
-            if key.rank < 9 and key.action != "app.go('runs')" and (has_run or key.name not in need_run)
-        ]
+        return [key for key in super().useful_keys() if has_run or key.name not in NEED_RUN]
 
-    def on_run_table_moved(self) -> None:
+    def on_list_view_moved(self) -> None:
         self._read_chosen()
 
     def _read_chosen(self) -> None:
@@ -186,30 +171,40 @@ class RunsScreen(SparingScreen):
         chosen = self._table.chosen
         if state is not None and (chosen is None or chosen.path != state.path):
             return
-        self._shown_state, self._curves = state, Curves()
+        self._shown_state, self._series = state, RunSeries()
         self._detail.show(state)
         if state is not None:
-            self._curves.follow(state)
+            self._series.follow(state)
             self._draw_plot()
 
     def _draw_plot(self) -> None:
         state = self._shown_state
         if state is not None:
             none: list[Row] = [[("no step taken", "muted")]]
-            self._plot.show(self._curves.loss, state, state.step, none)
+            self._plot.show(self._series.loss, state, state.step, none)
 
     def action_open(self) -> None:
         run = self._table.chosen
         if run is not None:
-            self.app.open_run(Path(run.path))
+            path = Path(run.path)
+            self.post_message(OpenRun(lambda: Watch.attach(path), path))
+
+    def on_list_view_chosen(self, message: ListView.Chosen) -> None:
+        self.action_open()
 
     def action_resume(self) -> None:
         run = self._table.chosen
         if run is not None:
-            self.app.resume_run(Path(run.path))
+            path = Path(run.path)
+            self.post_message(OpenRun(lambda: Watch.resume(path)))
 
-    def on_run_table_opened(self) -> None:
-        self.action_open()
+    def action_demo(self) -> None:
+        from backprop.demo import demo_config
+
+        if self.watch_run is not None and self.watch_run.live:
+            self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
+        else:
+            self.post_message(OpenRun(lambda: Watch.start(demo_config())))
 
     def action_sort(self) -> None:
         self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
@@ -218,9 +213,6 @@ class RunsScreen(SparingScreen):
     def action_rescan(self) -> None:
         self.found = None
         self.look()
-
-    def action_demo(self) -> None:
-        self.app.start_demo()
 
     def action_filter(self) -> None:
         self.add_class("-filtering")
@@ -234,14 +226,12 @@ class RunsScreen(SparingScreen):
         self.set_class(bool(self.words), "-filtering")
         self._table.focus()
 
-    def back(self) -> bool:
-        """Escape: drop the filter. Whether there was one."""
-        if not (self.has_class("-filtering") or self.words):
-            return False
-        self._filter.value = ""
-        self.remove_class("-filtering")
-        self._table.focus()
-        return True
+    def action_back(self) -> None:
+        """Drop the filter."""
+        if self.has_class("-filtering") or self.words:
+            self._filter.value = ""
+            self.remove_class("-filtering")
+            self._table.focus()
 
     def action_delete(self) -> None:
         run = self._table.chosen
@@ -286,3 +276,6 @@ def matches(run: RunSummary, words: str) -> bool:
     """Whether every word is somewhere in what the list shows of the run."""
     text = " ".join((run.run_id, run.name, run.model, run.dataset, run.status, run.kind, run.method, run.mode)).lower()
     return all(word in text for word in words.lower().split())
+
+
+make = RunsScreen

@@ -1,4 +1,4 @@
-"""A widget of fixed size that sends to the terminal only the cells that changed.
+"""A widget of fixed size that sends to the terminal only the cells that changed; and rows put together.
 
 Textual repaints a widget whole and does not compare with what is on the terminal. ``Cells`` keeps the rows it drew
 last, and asks for the changed stretch of the changed rows alone: a number that ticks costs a few bytes.
@@ -6,28 +6,28 @@ last, and asks for the changed stretch of the changed rows alone: a number that 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
+from backprop.runs.state import RunState
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
+from textual.color import Color
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
 from backprop_tui import themes
-
-Piece: TypeAlias = tuple[str, str]
-"""Text and its ink: a name of ``themes.INKS``, with ``+bold`` where wanted and ``+cursor`` in a chosen row."""
-Row: TypeAlias = list[Piece]
+from backprop_tui.text import Piece, Row, wrap_text
 
 _JUMP = 8
 """Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
+_GROUNDS = {"shade": ("muted", 0.15), "light": ("trained", 0.15), "lighter": ("trained", 0.28)}
+"""Grounds mixed from an ink; a theme of sixteen colours has none and uses weight instead."""
 
 
 class Cells(Widget):
     """Subclasses draw ``rows()``; whoever changed what they show calls ``redraw()``."""
 
+    DEFAULT_CSS = "Cells { width: 1fr; background: transparent; }"
     ALLOW_SELECT = False
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
@@ -80,12 +80,14 @@ class Cells(Widget):
     def strip(self, row: Row) -> Strip:
         """A row as Textual draws it, exactly as wide as the widget."""
         segments: list[Segment] = []
+        before = ""
         for text, ink in row:
             # A blank shows no ink: it takes its neighbour's, and the terminal is spared the change.
-            blank = segments and text.isspace() and "+cursor" not in ink
+            blank = segments and text.isspace() and not has_ground(ink) and not has_ground(before)
             style = segments[-1].style if blank else self.ink(ink)
             if text:
                 segments.append(Segment(text, style))
+                before = ink
         return Strip(Segment.simplify(segments)).adjust_cell_length(self.size.width, self.ink("text"))
 
     def ink(self, name: str) -> Style:
@@ -98,12 +100,36 @@ class Cells(Widget):
     def _mix(self, name: str) -> Style:
         base, *more = name.split("+")
         theme = self.app.current_theme
-        ground = Style(bgcolor=self.background_colors[1].rich_color)
-        if "cursor" in more and theme.ansi:
-            return ground + Style(reverse=True)
         palette = themes.palette(theme)
-        style = ground + Style(color=palette[base or "text"], bold="bold" in more or None)
-        return style + Style(bgcolor=palette["cursor"]) if "cursor" in more else style
+        ground = self.background_colors[1]
+        if theme.ansi:
+            if "cursor" in more:
+                return Style(bgcolor=ground.rich_color, reverse=True)
+            more = ["bold" if word in ("shade", "lighter") else word for word in more]
+        for word in () if theme.ansi else more:
+            if word in _GROUNDS:
+                other, share = _GROUNDS[word]
+                ground = ground.blend(Color.from_rich_color(palette[other]), share)
+        back = palette["cursor"] if "cursor" in more else ground.rich_color
+        bold, underlined = "bold" in more or None, "underline" in more or None
+        return Style(color=palette[base or "text"], bgcolor=back, bold=bold, underline=underlined)
+
+
+def has_ground(ink: str) -> bool:
+    """Whether a blank in this ink is seen."""
+    return "+cursor" in ink or "+shade" in ink or "+light" in ink or "+underline" in ink
+
+
+class StateCells(Cells):
+    """``show`` gives a run's state, ``None`` where no run is open; it is the same object while the run goes on."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.state: RunState | None = None
+
+    def show(self, state: RunState | None) -> None:
+        self.state = state
+        self.redraw()
 
 
 def fitted(rows: list[Row], height: int) -> list[Row]:
@@ -119,7 +145,7 @@ def changed_stretches(before: Row, after: Row, width: int) -> list[tuple[int, in
         return [(0, width)]
     found: list[tuple[int, int]] = []
     for x, (a, b) in enumerate(zip(_padded(old, width), _padded(new, width), strict=True)):
-        if a == b or (a[0] == b[0] == " " and "+cursor" not in a[1] + b[1]):
+        if a == b or (a[0] == b[0] == " " and not has_ground(a[1] + b[1])):
             continue
         if found and x - sum(found[-1]) < _JUMP:
             found[-1] = (found[-1][0], x + 1 - found[-1][0])
@@ -171,3 +197,15 @@ def bar(share: float, width: int, ink: str) -> Row:
     halves = round(max(0.0, min(1.0, share)) * width * 2)
     full, half = divmod(halves, 2)
     return [("━" * full + ("╸" if half else ""), ink), ("─" * (width - full - half), "rule")]
+
+
+def paragraph(text: str, width: int, ink: str = "text") -> list[Row]:
+    """A text, wrapped, in one ink."""
+    return [[(line, ink)] for line in wrap_text(text, width)]
+
+
+def labelled(label: str, text: str, width: int, ink: str = "text", *, label_ink: str = "muted") -> list[Row]:
+    """A label, and beside it a text on as many rows as it needs."""
+    room = cell_len(label)
+    first, *rest = wrap_text(text, max(8, width - room))
+    return [[(label, label_ink), (first, ink)], *([(" " * room, "text"), (line, ink)] for line in rest)]

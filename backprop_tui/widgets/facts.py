@@ -5,12 +5,10 @@ from __future__ import annotations
 from backprop.core.events import DatasetPrepared, ModelLoaded, TokenSpan
 from backprop.runs.describe import share
 from backprop.runs.state import RunState
-from rich.cells import cell_len
 
-from backprop_tui.widgets.cells import Row, bar, cut, heading
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.widgets.state_cells import StateCells
-from backprop_tui.words import count, safe, short_path, wrap
+from backprop_tui.text import Row, count, many_lines, safe, short_path, wrap
+from backprop_tui.widgets.cells import StateCells, bar, cut, heading, labelled
+from backprop_tui.widgets.text_view import TextView
 
 _LABEL = 13
 
@@ -21,14 +19,13 @@ def fact(label: str, value: str, ink: str = "text") -> Row:
 
 def facts(label: str, value: str, width: int, ink: str = "text") -> list[Row]:
     """A labelled text on as many rows as it needs."""
-    lines = wrap(value, width - _LABEL)
-    return [fact(label if i == 0 else "", line, ink) for i, line in enumerate(lines)]
+    return labelled(f"{label:<{_LABEL}}", value, width, ink)
 
 
 def model_rows(model: ModelLoaded, width: int) -> list[Row]:
     part = share(model.trainable_parameters, model.parameters)
     rows = [
-        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype} on {model.device}".replace(",", " ")),
+        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype} on {model.device}"),
         fact("trained", f"{model.trainable_parameters / 1e6:.2f} M ({part}), {model.mode}"),
         *facts("layers", ", ".join(model.targets), width),
     ]
@@ -67,57 +64,24 @@ def data_rows(data: DatasetPrepared, width: int) -> list[Row]:
 
 def row_rows(spans: list[TokenSpan], width: int) -> list[Row]:
     """The first row as the model sees it; what is trained is coloured and in brackets."""
-    rows: list[Row] = []
-    line: Row = []
-    used = 0
-
-    def end_line() -> None:
-        nonlocal line, used
-        rows.append(line)
-        line, used = [], 0
-
+    lines: list[Row] = [[]]
     for span in spans:
+        first, *more = many_lines(f"[{span.text}]" if span.trained else span.text).split("\n")
         ink = "trained" if span.trained else "muted"
-        text = f"[{span.text}]" if span.trained else span.text
-        for number, part in enumerate(text.split("\n")):
-            if number:
-                end_line()
-            for piece in _words(safe(part)):
-                size = cell_len(piece)
-                if used and used + size > width:
-                    end_line()
-                    piece = piece.lstrip()
-                for chunk in wrap(piece, width) if size > width else [piece]:
-                    if used and used + cell_len(chunk) > width:
-                        end_line()
-                    line.append((chunk, ink))
-                    used += cell_len(chunk)
-    if line:
-        end_line()
-    return rows
-
-
-def _words(text: str) -> list[str]:
-    """The words of a line, each with the space before it."""
-    pieces, start = [], 0
-    for i in range(1, len(text)):
-        if text[i] == " " and text[i - 1] != " ":
-            pieces.append(text[start:i])
-            start = i
-    return [*pieces, text[start:]] if text else []
+        lines[-1] += [(first, ink)] if first else []
+        lines += [[(text, ink)] if text else [] for text in more]
+    return [part for line in (lines if lines[-1] else lines[:-1]) for part in wrap(line, width)]
 
 
 def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
     rows: list[Row] = []
     for problem in data.problems:
         ink = {"error": "bad", "warning": "warn"}.get(problem.severity, "text")
-        lines = wrap(problem.message, width - 10)
-        rows.append([(f"line {problem.line:<5}", "muted"), (lines[0], ink)])
-        rows += [[(" " * 10, "text"), (line, ink)] for line in lines[1:]]
+        rows += labelled(f"line {problem.line:<5}", problem.message, width, ink)
     return rows
 
 
-class DataPane(ScrollPane):
+class DataPane(TextView):
     """Model, dataset, first row and the first findings, in full."""
 
     def __init__(self, *, id: str | None = None) -> None:

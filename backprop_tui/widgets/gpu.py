@@ -5,9 +5,8 @@ from __future__ import annotations
 from backprop.core.events import Gpu
 from backprop.hardware.thermal import Thresholds
 
-from backprop_tui.widgets.cells import Row, cut, heading, row_width, spread
-from backprop_tui.widgets.state_cells import StateCells
-from backprop_tui.words import safe, wrap
+from backprop_tui.text import Row, safe
+from backprop_tui.widgets.cells import StateCells, cut, heading, paragraph, row_width, spread
 
 LIMITS = Thresholds()
 _LEVEL_INK = {
@@ -28,7 +27,7 @@ class GpuPanel(StateCells):
         if height == 1:
             return [cut([("GPU ", "info"), *self._short(cards, width - 4)], width)]
         if not cards:
-            return [heading("GPU", width), *[[(line, "muted")] for line in wrap(self._absent(), width)]]
+            return [heading("GPU", width), *paragraph(self._absent(), width, "muted")]
         rows: list[Row] = []
         for card in cards:
             rows += card_rows(card, width)
@@ -66,7 +65,7 @@ def card_rows(card: Gpu, width: int) -> list[Row]:
     """One card as a block of rows."""
     title = heading(f"GPU {card.index}", width, safe(card.name))
     if card.detail:
-        return [title, *[[(line, "warn")] for line in wrap(card.detail, width)]]
+        return [title, *paragraph(card.detail, width, "warn")]
     ink = _LEVEL_INK[card.level]
     rows = [
         title,

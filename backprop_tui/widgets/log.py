@@ -9,16 +9,16 @@ from backprop.core.events import AnyEvent, Sample
 from backprop.runs.describe import describe, level
 from backprop.runs.state import RunState
 
-from backprop_tui.widgets.cells import Row
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import from_home, wrap
+from backprop_tui.text import Row, from_home, wrap_text
+from backprop_tui.widgets.cells import labelled
+from backprop_tui.widgets.text_view import TextView
 
 _INK = {"info": "text", "warning": "warn", "error": "bad"}
 _TIME = 10
 """Cells of the time of day and its gap."""
 
 
-class EventLog(ScrollPane):
+class EventLog(TextView):
     """Events worth a line. Long ones are wrapped; of a sample only the beginning: its text has a place of its own."""
 
     tail: ClassVar[bool] = True
@@ -51,10 +51,8 @@ def event_rows(event: AnyEvent, width: int) -> list[Row]:
     text = from_home(describe(event))
     if not text:
         return []
-    lines = wrap(text, width - _TIME)
     if isinstance(event, Sample):
-        lines = lines[:1] if len(lines) == 1 else [lines[0][: width - _TIME - 1] + "…"]
-    ink = _INK[level(event)]
+        first, *more = wrap_text(text, width - _TIME)
+        text = first[: width - _TIME - 1] + "…" if more else first
     at = time.strftime("%H:%M:%S", time.localtime(event.time))
-    rows: list[Row] = [[(f"{at}  ", "muted"), (lines[0], ink)]]
-    return rows + [[(" " * _TIME, "text"), (line, ink)] for line in lines[1:]]
+    return labelled(f"{at}  ", text, width, _INK[level(event)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from backprop_tui.widgets.styled import fit, one_line
+from backprop_tui.text import fit, safe
 
 _SHOWN = 4
 """Lines of candidates."""
@@ -66,9 +67,9 @@ class Prompt(Vertical):
     """Asks for one line of text. ``ask`` shows it, enter answers, esc leaves."""
 
     class Answered(Message):
-        def __init__(self, kind: str, text: str) -> None:
+        def __init__(self, then: Callable[[str], object], text: str) -> None:
             super().__init__()
-            self.kind = kind
+            self.then = then
             self.text = text
 
     class Left(Message):
@@ -84,7 +85,7 @@ class Prompt(Vertical):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.kind = ""
+        self._then: Callable[[str], object] = bool
         self._endings: tuple[str, ...] = ()
         self._found: list[str] = []
         self._place = -1
@@ -97,15 +98,23 @@ class Prompt(Vertical):
         yield entry
         yield Static(id="prompt-candidates", markup=False)
 
-    def ask(self, kind: str, label: str, text: str = "", *, endings: tuple[str, ...] = (), help: str = "") -> None:
+    def ask(
+        self,
+        label: str,
+        then: Callable[[str], object],
+        text: str = "",
+        *,
+        endings: tuple[str, ...] = (),
+        help: str = "",
+    ) -> None:
         """Show the prompt.
 
         Args:
-            kind: comes back with the answer.
+            then: what the answer is for; it comes back with it.
             endings: of the files that tab completes; without them tab does nothing.
             help: shown below until tab is pressed.
         """
-        self.kind = kind
+        self._then = then
         self._endings, self._found, self._place = endings, [], -1
         self.query_one("#prompt-label", Static).update(label)
         self.query_one("#prompt-candidates", Static).update(help)
@@ -126,7 +135,7 @@ class Prompt(Vertical):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self.close()
-        self.post_message(self.Answered(self.kind, event.value.strip()))
+        self.post_message(self.Answered(self._then, event.value.strip()))
 
     def on_prompt_input_leave(self, event: PromptInput.Leave) -> None:
         event.stop()
@@ -180,7 +189,7 @@ class Prompt(Vertical):
         width = max(self.size.width - 4, 20)
         lines = []
         for number, name in enumerate(found[first : first + _SHOWN], first):
-            short = one_line(name.rstrip("/").rpartition("/")[2] + ("/" if name.endswith("/") else ""))
+            short = safe(name.rstrip("/").rpartition("/")[2] + ("/" if name.endswith("/") else ""))
             lines.append(f"{'▸' if number == place else ' '} {fit(short, width).rstrip()}")
         more = len(found) - len(lines)
         if more > 0:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from backprop_tui.text import Row, from_home
 from backprop_tui.watch import Watch
-from backprop_tui.widgets.cells import Row, heading
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import from_home, wrap
+from backprop_tui.widgets.cells import heading, paragraph
+from backprop_tui.widgets.text_view import TextView
 
 
 def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
@@ -23,7 +23,7 @@ def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
     return None
 
 
-class ProblemPane(ScrollPane):
+class ProblemPane(TextView):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.problem: tuple[str, str, str, list[str]] | None = None
@@ -37,10 +37,9 @@ class ProblemPane(ScrollPane):
         if self.problem is None:
             return []
         title, message, hint, more = self.problem
-        rows: list[Row] = [[(f"✗ {title}", "bad+bold")], []]
-        rows += [[(line, "text")] for line in wrap(message, width)]
+        rows: list[Row] = [[(f"✗ {title}", "bad+bold")], [], *paragraph(message, width)]
         if hint:
-            rows += [[], heading("what to do", width), *[[(line, "strong")] for line in wrap(hint, width)]]
+            rows += [[], heading("what to do", width), *paragraph(hint, width, "strong")]
         for line in more:
-            rows += [[], *[[(part, "muted")] for part in wrap(line, width)]]
+            rows += [[], *paragraph(line, width, "muted")]
         return rows

@@ -9,9 +9,9 @@ from backprop.runs.state import RunState
 from msgspec import Struct
 from rich.cells import cell_len
 
-from backprop_tui.widgets.cells import Row, heading
-from backprop_tui.widgets.scroll import ScrollPane
-from backprop_tui.words import wrap
+from backprop_tui.text import Row, wrap_text
+from backprop_tui.widgets.cells import heading, paragraph
+from backprop_tui.widgets.text_view import TextView
 
 
 class Pair(Struct):
@@ -34,7 +34,7 @@ def pairs(samples: list[Sample]) -> list[Pair]:
     return list(found.values())
 
 
-class SamplesPane(ScrollPane):
+class SamplesPane(TextView):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.state: RunState | None = None
@@ -48,7 +48,7 @@ class SamplesPane(ScrollPane):
 
     def content(self, width: int) -> list[Row]:
         if self.state is None or not self.state.samples:
-            return [[(line, "muted")] for line in wrap(self._empty(), width)]
+            return paragraph(self._empty(), width, "muted")
         found = pairs(self.state.samples)
         gap = 3
         left = (width - gap) // 2
@@ -62,14 +62,14 @@ class SamplesPane(ScrollPane):
             ]
         ]
         for pair in found:
-            rows += [[], *[[(line, "strong+bold")] for line in wrap("› " + pair.prompt, width)]]
+            rows += [[], *paragraph("› " + pair.prompt, width, "strong+bold")]
             rows += self._beside(pair, left, right, gap)
         return rows
 
     def _beside(self, pair: Pair, left: int, right: int, gap: int) -> list[Row]:
-        before = wrap(answer(pair.before), left) if pair.before else ["–"]
+        before = wrap_text(answer(pair.before), left) if pair.before else ["–"]
         waiting = "–" if self.state is not None and self.state.ended else "comes after the last step, or with g"
-        after = wrap(answer(pair.after), right) if pair.after else wrap(waiting, right)
+        after = wrap_text(answer(pair.after), right) if pair.after else wrap_text(waiting, right)
         ink = "trained" if pair.after else "muted"
         return [
             [(a, "text"), (" " * (left - cell_len(a) + gap), "text"), (b, ink)]

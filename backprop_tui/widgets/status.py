@@ -5,9 +5,8 @@ from __future__ import annotations
 from backprop.runs.describe import PHASES, bytes_text
 from backprop.runs.state import RunState
 
-from backprop_tui.widgets.cells import Cells, Row, bar, cut, row_width, spread
-from backprop_tui.widgets.state_cells import StateCells
-from backprop_tui.words import STATUS, clock, count, model_name, safe, short_path
+from backprop_tui.text import STATUS, Row, clock, count, safe, short_path
+from backprop_tui.widgets.cells import Cells, StateCells, bar, cut, row_width, spread
 
 _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 
@@ -34,7 +33,7 @@ class RunHeader(Cells):
         name = state.config.get("run_name")
         if name and width >= 100:
             left += [("  " + safe(str(name)), "text")]
-        model = model_name("", state.config.get("model"))
+        model = short_path(str(state.config.get("model") or ""))
         left += [
             ("  " + safe(model), "text"),
             (" ← ", "muted"),

@@ -21,12 +21,12 @@ import msgspec
 from backprop.core import events as ev
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError, error_for
 from backprop.core.files import new_folder
-from backprop.core.location import default_model, locate
-from backprop.core.settings import RunConfig, config_from
-from backprop.runs import engine_client as links
+from backprop.core.presets import default_model
+from backprop.core.settings import RunConfig, config_from, locate
+from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_client import Link
+from backprop.runs.engine_client import EngineClient
 from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState
 
@@ -141,7 +141,7 @@ def _with_default_model(config: RunConfig) -> RunConfig:
     return msgspec.structs.replace(config, model=model)
 
 
-def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> Link:
+def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> EngineClient:
     """Start an engine; rows from memory are written into the run's directory first."""
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
@@ -156,7 +156,7 @@ def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping
         directory.update_record(config=msgspec.structs.replace(config, data=str(rows)))
     with RunIndex() as index:
         index.add(directory.path)
-    return links.launch(directory)
+    return engine_client.launch(directory)
 
 
 def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
@@ -193,7 +193,7 @@ def _plain(value: Any) -> Any:
 class _Watch:
     """Follows one run for ``train``."""
 
-    def __init__(self, link: Link, callback: TrainingCallback, remember: Callable[[TrainingRun], None]) -> None:
+    def __init__(self, link: EngineClient, callback: TrainingCallback, remember: Callable[[TrainingRun], None]) -> None:
         self._link = link
         self._callback = callback
         self._remember = remember

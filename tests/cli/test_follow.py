@@ -32,7 +32,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
-def recorded(tmp_path: Path, *events: ev.Event) -> engine_client.Link:
+def recorded(tmp_path: Path, *events: ev.Event) -> engine_client.EngineClient:
     directory = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path)))
     with directory.journal.open("wb") as file:
         for number, event in enumerate(events, 1):
@@ -150,7 +150,7 @@ def test_a_reader_that_leaves_and_a_lost_terminal_do_not_stop_the_run(
     before = read_run(path).step
     wait_until(lambda: read_run(path).step > before, "another step")
     assert watched.alive()
-    os.killpg(int(watched.directory.lock_holder()["pid"]), signal.SIGHUP)
+    os.killpg(int(watched.directory.lock_holder().pid), signal.SIGHUP)
     before = read_run(path).step
     wait_until(lambda: read_run(path).step > before, "a step after the hang-up")
     watched.send(ev.Stop())

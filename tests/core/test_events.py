@@ -10,7 +10,7 @@ from backprop.core import events as ev
 
 def example(kind: type[ev.Event]) -> ev.Event:
     """An event of ``kind`` with a plain value in each field that has no default."""
-    plain = {"str": "x", "int": 1, "float": 0.5, "float | None": None, "bool": True, "dict[str, Any]": {}}
+    plain = {"str": "x", "Count": 1, "float": 0.5, "float | None": None, "bool": True, "dict[str, Any]": {}}
     plain |= {"Phase": "training", "EndStatus": "done", "Literal['download', 'convert', 'load']": "load"}
     values = {}
     for f in msgspec.structs.fields(kind):
@@ -66,7 +66,21 @@ def test_line_breaks_in_text_never_break_a_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"{", b"[]", b'{"type":"nonsense"}', b'{"type":"step"', b"\xff\xfe", b'{"type":"step","step":"x"}']
+    "line",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"type":"nonsense"}',
+        b'{"type":"step"',
+        b"\xff\xfe",
+        b'{"type":"step","step":"x"}',
+        b'{"type":"heartbeat","run_id":"r","seq":9223372036854775808,"time":1.0}',
+        b'{"type":"heartbeat","run_id":"r","seq":1,"time":1e300}',
+        b'{"type":"heartbeat","run_id":"r","seq":1,"time":1.0,"step":9223372036854775808}',
+        b'{"type":"nonsense","run_id":"r","seq":1,"time":1.0,"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=lambda line: line[:40].decode(errors="replace"),
 )
 def test_what_is_no_event_is_passed_over(line: bytes) -> None:
     assert ev.decode_event(line) is None

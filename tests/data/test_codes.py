@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import backprop
-from backprop.data.codes import PROBLEM_CODES
+from backprop.data.example import PROBLEM_CODES
 
 
 def given(folder: Path) -> Iterator[tuple[str, str]]:

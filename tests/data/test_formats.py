@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from backprop.data.formats import RowError, Turn, convert, detect, detect_file
-from backprop.data.mapping import find_mapping
+from backprop.data.example import Fields, RowError, Turn, find_mapping
+from backprop.data.formats import FormatCounts, convert, detect_fields, detect_file, read_as
 
 CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
 
@@ -42,11 +42,11 @@ CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
     ],
 )
 def test_the_format_is_told_from_the_fields(row: Any, expected: str | None) -> None:
-    assert detect(row) == expected
+    assert detect_fields(row) == expected
 
 
 def turns(row: Any, **options: Any) -> list[tuple[str, str]]:
-    format = detect(row, options.get("mapping"))
+    format = detect_fields(row, Fields(options.get("mapping")))
     assert format is not None
     return [(turn.role, turn.content) for turn in convert(row, format, options.get("mapping")).supervised()]
 
@@ -267,20 +267,50 @@ def test_a_mapping_that_is_given_is_obeyed_and_errors_use_the_files_names() -> N
     assert error.value.field == "tell"
 
 
-def test_a_file_is_most_of_its_rows_and_says_where_the_others_are() -> None:
-    rows: list[Any] = [{"instruction": "a", "output": "b"}] * 3 + [{"text": "t"}, {"odd": 1}]
-    known = detect_file(enumerate(rows, start=1))
-    assert known.format == "alpaca"
-    assert known.counts == {"alpaca": 3, "text": 1, "unknown": 1}
-    assert known.lines["text"] == [4]
-    assert known.mixed
-    assert known.describe_mix() == "3 alpaca, 1 text (line 4), 1 unknown (line 5)"
+def test_a_file_is_most_of_its_rows_whatever_their_order() -> None:
+    rows: list[Any] = [{"text": "t"}, {"odd": 1}, *[{"instruction": "a", "output": "b"}] * 3]
+    for some in (rows, rows[::-1]):
+        known = detect_file(some)
+        assert known.format == "alpaca"
+        assert known.counts == {"alpaca": 3, "text": 1, "unknown": 1}
+        assert known.mixed
+
+
+def test_counts_say_where_the_fewer_rows_are() -> None:
+    counted = FormatCounts()
+    for line, name in enumerate(["alpaca", "alpaca", "text", *["unknown"] * 7, *["alpaca"] * 9], start=1):
+        counted.add(name, line)
+    assert counted.describe() == "11 alpaca, 7 unknown (lines 4, 5, 6, 7, 8 …), 1 text (line 3)"
 
 
 def test_a_mapping_is_found_for_a_file_and_shown() -> None:
-    known = detect_file([(1, {"question": "a", "answer": "b"})])
+    known = detect_file([{"question": "a", "answer": "b"}])
     assert (known.format, known.mapping, known.found) == (
         "alpaca",
         {"instruction": "question", "output": "answer"},
         True,
     )
+
+
+def test_a_mapping_is_taken_for_most_rows_alone_and_with_the_fields_that_some_lack() -> None:
+    alpaca, asked = {"instruction": "a", "output": "b"}, {"question": "a", "answer": "b"}
+    for rows in ([asked, alpaca, alpaca], [alpaca, alpaca, asked]):
+        assert detect_file(rows).mapping == {}
+    for rows in ([alpaca, asked, asked, asked | {"context": "c"}], [asked | {"context": "c"}, asked, asked, alpaca]):
+        assert detect_file(rows).mapping == {"instruction": "question", "output": "answer", "input": "context"}
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "expected"),
+    [
+        ({"prompt": "a", "completion": "b"}, "preference", "prompt_completion"),
+        ({"instruction": "a", "output": "b"}, "openai", "alpaca"),
+        ({"prompt": "a", "chosen": "b"}, "preference", "preference"),
+        ({"prompt": "a", "completion": "b", "label": "yes"}, "kto", "kto"),
+        ({"prompt": "a", "completion": "b", "label": "yes"}, "prompt_completion", "prompt_completion"),
+        ({"prompt": "a", "completion": "b"}, "kto", "prompt_completion"),
+        ({"odd": 1}, None, None),
+    ],
+)
+def test_a_row_is_read_in_its_own_format_and_else_as_what_its_file_is(row: Any, file: Any, expected: Any) -> None:
+    assert read_as(row, file) == expected

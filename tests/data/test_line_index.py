@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 from backprop.core.errors import BackpropError
-from backprop.data import arrays, line_index, lines
-from backprop.data.lines import LineIndex
+from backprop.data import file_kinds, line_index
+from backprop.data.line_index import LineIndex
 from backprop.data.reader import Source, open_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,11 +46,10 @@ def both_ways(source: Source) -> list[tuple[int, bytes]]:
 @pytest.fixture(params=[7, 64, 4096])
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scan in pieces of a few bytes, so that every construct is cut somewhere."""
-    for module in (line_index, lines, arrays):
-        monkeypatch.setattr(module, "CHUNK", request.param * 4 if module is not arrays else request.param)
-    monkeypatch.setattr(line_index, "_STREAM_BYTES", request.param)
-    monkeypatch.setattr(lines, "LONG_ROW", 40)
-    monkeypatch.setattr(arrays, "LONG_ROW", 40)
+    monkeypatch.setattr(line_index, "CHUNK", request.param * 4)
+    monkeypatch.setattr(line_index, "PIECE", request.param)
+    monkeypatch.setattr(line_index, "LONG_ROW", 40)
+    monkeypatch.setattr(file_kinds, "CHUNK", request.param)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -71,7 +70,7 @@ def test_every_line_is_found_at_its_number(
     assert [(line, raw) for batch in found.stream() for line, _, raw in batch] == expected
     assert found.build()
     assert found.known == len(expected)
-    assert [(found.place(i)[0], found.row_bytes(i)) for i in range(len(expected))] == expected
+    assert [found.place(i)[::2] for i in range(len(expected))] == expected
     for i, (line, raw) in enumerate(expected):
         assert found.find(line) == i
         assert data[found.place(i)[1] :].startswith(raw)

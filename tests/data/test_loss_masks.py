@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from backprop.data.encode import Token, explain_row
-from backprop.data.formats import RowError
+from backprop.data.example import RowError
 from backprop.data.tokenizer import ChatTokenizer
 
 FAMILIES = ["llama3", "qwen2.5", "qwen3", "mistral", "phi-4", "gemma", "smollm2", "chatml"]

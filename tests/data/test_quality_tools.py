@@ -7,14 +7,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from backprop.core.errors import OperationCancelledError
-from backprop.data.dedup import NearDuplicates, exact_duplicates, overlap, shingles
-from backprop.data.difficulty import by_difficulty, chunk_sizes, difficulty
+from backprop.data.dedup import MinHashIndex, content, content_key, exact_duplicates, overlap, repeated, shingles
 from backprop.data.formats import convert
-from backprop.data.language import language
-from backprop.data.quality import LengthLimits, TraceLimits, estimate_tokens
-from backprop.data.report import histogram, outliers, report
+from backprop.data.quality import LengthLimits, TraceLimits, difficulty, estimate_tokens, language
+from backprop.data.report import histogram, length_outliers, report
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
 
@@ -96,19 +95,38 @@ def test_difficulty_weighs_length_variety_and_word_length(text: str, score: floa
     assert round(difficulty(text), 4) == score
 
 
-def test_curriculum_goes_from_easy_to_hard_in_equal_stages() -> None:
-    assert by_difficulty([0.3, 0.1, 0.3, 0.2]) == [1, 3, 0, 2]
-    assert chunk_sizes(11, 4) == [2, 2, 2, 5]
-    assert chunk_sizes(2, 5) == [1, 1]
-    assert chunk_sizes(3, 0) == [3]
+def test_exact_duplicates_name_the_first_of_them() -> None:
+    assert exact_duplicates([b"a", b"b", b"a", b"a", b"c"]) == {2: 0, 3: 0}
+    again, first = repeated(np.array([7, 5, 7, 5, 9, 7]))
+    assert (again.tolist(), first.tolist()) == ([2, 3, 5], [0, 1, 0])
 
 
-def test_exact_duplicates_keep_the_first_and_rows_without_content_stay_apart() -> None:
-    assert exact_duplicates([b"a", b"b", b"a", b"a", b"", b""]) == {2: 0, 3: 0}
+@pytest.mark.parametrize(
+    ("row", "other", "format", "same"),
+    [
+        (
+            {"instruction": "a", "output": "b"},
+            {"output": "b", "id": 7, "input": "", "instruction": "a"},
+            "alpaca",
+            True,
+        ),
+        ({"instruction": "a", "output": "b"}, {"instruction": "a", "output": "b", "system": "s"}, "alpaca", False),
+        (
+            {"prompt": "a", "completion": "b", "label": True},
+            {"prompt": "a", "completion": "b", "label": 0},
+            "kto",
+            False,
+        ),
+        ("a", {"text": "a"}, "text", True),
+    ],
+)
+def test_rows_of_equal_content_are_exact_duplicates(row: Any, other: Any, format: Any, same: bool) -> None:
+    assert (content(row, format) == content(other, format)) == same
+    assert (content_key(row, format) == content_key(other, format)) == same
 
 
 def near(texts: list[str], threshold: float = 0.8) -> list[list[int]]:
-    found = NearDuplicates(threshold)
+    found = MinHashIndex(threshold)
     for i, text in enumerate(texts):
         found.add(i, text)
     return found.groups(texts.__getitem__)
@@ -191,5 +209,5 @@ def test_a_report_can_be_stopped(tmp_path: Path) -> None:
 def test_lengths_fall_into_doubling_classes_and_far_ones_stand_out() -> None:
     assert histogram([0, 16, 17, 64]) == [(16, 2), (32, 1), (64, 1)]
     assert histogram([]) == []
-    assert outliers([50 + i % 7 for i in range(100)] + [9000, 700]) == [100, 101]
-    assert outliers([5] * 50) == []
+    assert length_outliers([50 + i % 7 for i in range(100)] + [9000, 700]) == [100, 101]
+    assert length_outliers([5] * 50) == []

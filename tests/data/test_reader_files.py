@@ -251,7 +251,7 @@ def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path, pack: object) 
     data = pack(os.urandom(200_000))  # type: ignore[operator]
     with pytest.raises(DatasetParseError, match="cannot be unpacked"):
         open_source(written(tmp_path, f"a.txt.{ending}", data[: len(data) // 2] if ending == "gz" else b"no" + data))
-    assert not list((paths.cache_dir() / "unpacked").iterdir())
+    assert not list((paths.cache_dir() / "jsonl").glob("*"))
 
 
 def test_unpacking_shows_progress_and_can_be_stopped(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_unpacking_shows_progress_and_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(OperationCancelledError):
         open_source(path, progress=lambda done, total: seen.append((done, total)), cancelled=lambda: len(seen) > 2)
     assert len(seen) == 3
-    assert not list((paths.cache_dir() / "unpacked").iterdir())
+    assert not list((paths.cache_dir() / "jsonl").iterdir())
     open_source(path, progress=lambda done, total: seen.append((done, total))).close()
     assert seen[-1][0] == seen[-1][1] == path.stat().st_size
     count = len(seen)
@@ -279,7 +279,7 @@ def test_a_kill_while_unpacking_leaves_nothing_half_made_in_use(tmp_path: Path) 
     path = written(tmp_path, "a.jsonl.gz", gzip.compress(b'{"text":"abc"}\n' * 20_000))
     child = multiprocessing.get_context("fork").Process(target=_unpack_slowly, args=(str(path),))
     child.start()
-    folder = paths.cache_dir() / "unpacked"
+    folder = paths.cache_dir() / "jsonl"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and not [p for p in folder.glob("*.partial") if p.stat().st_size > 0]:
         time.sleep(0.005)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
-from backprop.data.tokens import ChatTokenizer, Prepared, prepare
+from backprop.data.preprocess import Prepared, prepare
+from backprop.data.tokenizer import ChatTokenizer
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 

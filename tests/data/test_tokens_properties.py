@@ -9,10 +9,11 @@ from typing import Any, get_args
 
 from backprop.core.errors import DatasetError
 from backprop.data.encode import Renderer, encode_row, explain_row
-from backprop.data.formats import Format, RowError, convert, detect
+from backprop.data.example import PLAIN, Format, RowError, find_mapping
+from backprop.data.formats import convert, detect_fields
 from backprop.data.loss_mask import answer_spans
-from backprop.data.mapping import PLAIN, find_mapping
-from backprop.data.tokens import ChatTokenizer, prepare
+from backprop.data.preprocess import prepare
+from backprop.data.tokenizer import ChatTokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ def outcome(work: Callable[[], Any]) -> Any:
 @SHARED
 @given(rows)
 def test_reading_a_row_raises_row_errors_only(row: Any) -> None:
-    known = detect(row)
+    known = detect_fields(row)
     find_mapping(row)
     for format in [known] if known else get_args(Format):
         assert outcome(lambda format=format: convert(row, format).supervised()) is not None

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backprop.core.errors import DatasetParseError, DatasetValidationError
+from backprop.core.errors import DatasetParseError
 from backprop.data import validate as validation
-from backprop.data.codes import PROBLEM_CODES
+from backprop.data.example import PROBLEM_CODES
 from backprop.data.validate import Validation, validate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -294,11 +294,11 @@ def test_rows_that_are_also_held_out_are_found(tmp_path: Path) -> None:
     assert [(p.line, p.code) for p in answer.problems] == [(8, "held_out_overlap"), (32, "held_out_overlap")]
 
 
-def test_rows_that_only_look_alike_to_the_fingerprint_are_no_duplicates(tmp_path: Path) -> None:
+def test_an_earlier_row_of_equal_content_is_named_however_it_is_written(tmp_path: Path) -> None:
     tail = "the same ending of more than twenty characters"
     rows = [{"instruction": f"Do {i}", "output": f"{i} {tail}"} for i in range(10, 99)]
     assert not one(tmp_path, rows).problems
-    again = one(tmp_path, [*rows, {"output": f"10 {tail}", "instruction": "Do 10", "input": ""}])
+    again = one(tmp_path, [*rows, {"output": f"10 {tail}", "instruction": "Do 10", "input": "", "system": ""}])
     assert [(p.line, p.code, p.message) for p in again.problems] == [(90, "duplicate_row", "the same as line 1")]
 
 
@@ -318,17 +318,6 @@ def test_only_so_many_findings_are_listed_and_all_are_counted(tmp_path: Path) ->
     assert len(answer.problems) == 7
     assert answer.problem_counts == {"missing_field": 500}
     assert answer.invalid == 500
-    answer.require_usable()
-
-
-def test_mostly_broken_data_stops_unless_that_is_allowed(tmp_path: Path) -> None:
-    answer = one(tmp_path, [GOOD, {"instruction": 1}, {"instruction": 2}])
-    with pytest.raises(
-        DatasetValidationError, match=r"2 of 3 rows \(67%\) cannot be used; the first is line 2"
-    ) as caught:
-        answer.require_usable()
-    assert "--skip-bad" in caught.value.hint
-    answer.require_usable(allow_bad=True)
 
 
 def test_a_file_without_one_readable_row_is_an_error(tmp_path: Path) -> None:
@@ -354,20 +343,3 @@ def test_a_check_that_is_stopped_says_so_and_shows_progress(tmp_path: Path) -> N
     whole = validate(path, progress=lambda *now: seen.append(now))
     assert (whole.rows, whole.complete) == (60_000, True)
     assert seen[-1] == (path.stat().st_size, path.stat().st_size)
-
-
-def test_looking_for_repeated_rows_shows_progress_and_can_be_cancelled(tmp_path: Path) -> None:
-    path = tmp_path / "data.jsonl"
-    row = {"instruction": "Say the same again, please.", "output": "The same again. " * 40}
-    path.write_bytes(b"".join(dumped(row | {"id": i}) + b"\n" for i in range(5_000)))
-    seen: list[int] = []
-    whole = validate(path, progress=lambda done, total: seen.append(done))
-    assert whole.problem_counts == {"duplicate_row": 4_999}
-    again = next(i for i in range(1, len(seen)) if seen[i] <= seen[i - 1])
-    assert seen[again:] == seen[:again]
-
-    calls: list[int] = []
-    stopped = validate(path, progress=lambda done, total: calls.append(done), cancelled=lambda: len(calls) > again)
-    assert not stopped.complete
-    assert stopped.rows == 5_000
-    assert stopped.problem_counts == {}

@@ -58,7 +58,7 @@ class Command:
 
 def kill_engine(directory: RunDirectory) -> None:
     """``kill -9``, and wait until the lock says so."""
-    os.kill(directory.lock_holder()["pid"], signal.SIGKILL)
+    os.kill(directory.lock_holder().pid, signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE
     while directory.is_locked():
         assert time.monotonic() < deadline, "the engine lives on"
@@ -66,7 +66,7 @@ def kill_engine(directory: RunDirectory) -> None:
 
 def kill_engine_while_saving(directory: RunDirectory) -> Path:
     """``kill -9`` at a moment when a checkpoint is half written; the folder that it leaves."""
-    pid = directory.lock_holder()["pid"]
+    pid = directory.lock_holder().pid
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if not _staged(directory):

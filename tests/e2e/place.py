@@ -62,4 +62,4 @@ class Place:
         for path in self.output.iterdir() if self.output.is_dir() else ():
             directory = RunDirectory(path)
             if directory.is_locked():
-                os.kill(directory.lock_holder()["pid"], signal.SIGKILL)
+                os.kill(directory.lock_holder().pid, signal.SIGKILL)

@@ -62,7 +62,7 @@ def stop(command: Command, directory: RunDirectory) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="limiting another process's files needs Linux")
 def test_a_write_that_fails_half_way_costs_that_checkpoint_alone(place: Place, tmp_path: Path) -> None:
     command, directory = start(place, tmp_path / "limited")
-    pid = directory.lock_holder()["pid"]
+    pid = directory.lock_holder().pid
     _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     largest = max(path.stat().st_size for path in directory.checkpoints.rglob("*.safetensors"))
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (largest // 2, hard))

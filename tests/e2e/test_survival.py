@@ -161,7 +161,7 @@ def test_a_stopped_run_is_continued_from_the_list_of_runs(place: Place) -> None:
 def test_a_killed_engine_is_reported_and_the_terminal_stays_clean(place: Place) -> None:
     with place.application(*place.flags, *ENDLESS_RUN) as application:
         application.wait_until(lambda: shown_step(application) > 5, PATIENCE, "a few steps")
-        os.kill(place.run().lock_holder()["pid"], signal.SIGKILL)
+        os.kill(place.run().lock_holder().pid, signal.SIGKILL)
         application.wait_for("RUNTIME_ENGINE_CRASHED", PATIENCE)
         assert "crashed" in application.text
         application.send("q")

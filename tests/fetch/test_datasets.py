@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from backprop.core.datasets import find_fetched
 from backprop.core.errors import (
     DatasetDownloadError,
     DatasetError,
@@ -17,12 +18,10 @@ from backprop.core.errors import (
     EngineCrashedError,
 )
 from backprop.core.jobs import Fetched
-from backprop.data.fetched import find_fetched
 from backprop.data.reader import open_source
-from backprop.fetch.dataset_files import choose, is_data
-from backprop.runs.fetching import fetch_dataset
+from backprop.runs.engine_jobs import fetch_dataset
 from pyarrow import parquet
-from small_hub import COMMIT, Hub, small_hub
+from small_hub import COMMIT, CONVERTED, Hub, small_hub
 
 NAME = "harbour/charts"
 SECRET = "hf_aVerySecretTokenOfSomebody"
@@ -69,7 +68,7 @@ def test_shards_of_the_training_split_become_one_file_in_their_order(hub: Hub) -
     hub.datasets[NAME] = {name: table(10 * i, 10) for i, name in enumerate(names)}
     hub.datasets[NAME]["data/test-00000-of-00001.parquet"] = table(900, 5)
     found = fetch_dataset(NAME)
-    assert Path(found.path).name == "train.parquet"
+    assert Path(found.path).name == "train.jsonl"
     assert holds(found) == [f"Hold {i}?" for i in range(30)]
     assert (found.files, found.split) == (3, "train")
 
@@ -100,19 +99,37 @@ def test_the_card_says_which_configuration_and_split(hub: Hub) -> None:
     assert holds(fetch_dataset(NAME)) == ["Hold 1?", "Hold 2?"]
 
 
-def test_several_configurations_are_listed_with_the_way_to_fetch_one(hub: Hub) -> None:
+def test_several_configurations_are_listed_with_the_way_to_name_one(hub: Hub) -> None:
     hub.datasets[NAME] = {"a.jsonl": lines(0, 1), "b.jsonl": lines(1, 1)}
     hub.configs[NAME] = [{"config_name": name, "data_files": f"{name}.jsonl"} for name in "ab"]
     with pytest.raises(DatasetError, match="several configurations: a, b") as caught:
         fetch_dataset(NAME)
-    assert f"hf download {NAME} a.jsonl --repo-type dataset" in caught.value.hint
+    assert f"{NAME}:a" in caught.value.hint
+    assert holds(fetch_dataset(f"{NAME}:b")) == ["Hold 1?"]
+    with pytest.raises(DatasetNotFoundError, match="no configuration 'c', but these: a, b"):
+        fetch_dataset(f"{NAME}:c:train")
+
+
+def test_a_split_and_a_revision_can_be_named(hub: Hub) -> None:
+    hub.datasets[NAME] = {"valid.jsonl": lines(0, 1), "test.jsonl": lines(1, 1)}
+    hub.branches[NAME, "v1"] = {"train.jsonl": lines(5, 1), "test.jsonl": lines(6, 1)}
+    with pytest.raises(DatasetError, match="several splits and none for training: validation, test"):
+        fetch_dataset(NAME)
+    assert holds(fetch_dataset(f"{NAME}:test")) == ["Hold 1?"]
+    with pytest.raises(DatasetNotFoundError, match="no split 'train', but these: validation, test"):
+        fetch_dataset(f"{NAME}:train")
+    assert holds(fetch_dataset(f"{NAME}@v1")) == ["Hold 5?"]
+    named = fetch_dataset(f"{NAME}@v1:default:test")
+    assert (holds(named), named.split) == (["Hold 6?"], "test")
+    with pytest.raises(DatasetNotFoundError, match="no such revision"):
+        fetch_dataset(f"{NAME}@v2")
 
 
 def test_rows_behind_a_script_are_taken_from_the_hubs_parquet(hub: Hub) -> None:
     hub.datasets[NAME] = {"charts.py": b"pass", "README.md": b""}
     with pytest.raises(DatasetFormatError, match="no file of a known kind"):
         fetch_dataset(NAME)
-    hub.converted[NAME] = {"plain/train/0000.parquet": table(0, 2), "plain/test/0000.parquet": table(7, 1)}
+    hub.branches[NAME, CONVERTED] = {"plain/train/0000.parquet": table(0, 2), "plain/test/0000.parquet": table(7, 1)}
     assert holds(fetch_dataset(NAME)) == ["Hold 0?", "Hold 1?"]
 
 
@@ -172,15 +189,17 @@ def test_a_stopped_download_leaves_nothing_that_looks_whole(hub: Hub) -> None:
     assert holds(fetch_dataset(NAME)) == [f"Hold {i}?" for i in range(5)]
 
 
-def test_splits_are_read_from_paths_and_files_without_rows_are_left_alone() -> None:
-    assert [is_data(name) for name in ("a.csv", "x/a.json.zst", ".hidden.json", "dataset_infos.json", "a.md")] == [
-        *(True, True, False, False, False)
-    ]
-    assert choose(NAME, ["a.json", "b.json"], []).files == ["a.json", "b.json"]
-    assert choose(NAME, ["dev.json", "train.json", "extra.json"], []).files == ["train.json"]
-    assert choose(NAME, ["test.json"], []).split == "test"
-    assert choose(NAME, ["train/a.parquet", "train/b.parquet", "train.csv"], []).files == [
-        *("train/a.parquet", "train/b.parquet")
-    ]
-    with pytest.raises(DatasetError, match="no split for training, but these: test, validation"):
-        choose(NAME, ["valid.json", "test.json"], [])
+@pytest.mark.parametrize(
+    ("files", "taken"),
+    [
+        (["a.jsonl", "b.jsonl"], [0, 1]),
+        (["dev.jsonl", "train.jsonl", "extra.jsonl"], [1]),
+        (["test.jsonl", ".hidden.jsonl", "dataset_infos.json"], [0]),
+        (["train/a.jsonl", "train/b.jsonl", "train.csv"], [0, 1]),
+    ],
+)
+def test_splits_are_read_from_paths_and_files_without_rows_are_left_alone(
+    hub: Hub, files: list[str], taken: list[int]
+) -> None:
+    hub.datasets[NAME] = {file: lines(i, 1) if file.endswith("l") else b"{}" for i, file in enumerate(files)}
+    assert holds(fetch_dataset(NAME)) == [f"Hold {i}?" for i in taken]

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from backprop.core.errors import ConfigurationError, RunError
 from backprop.core.settings import RunConfig
 from backprop.runs import directory as directory_module
 from backprop.runs.directory import RunDirectory
+from made_events import started
 
 HOLDER = """
 import sys
@@ -38,7 +44,7 @@ def test_a_lock_held_by_another_process_is_seen_and_refused(
 ) -> None:
     monkeypatch.setattr(directory_module, "LOCK_PATIENCE", 0.1)
     assert directory.is_locked()
-    assert directory.lock_holder()["pid"] == holder.pid
+    assert directory.lock_holder().pid == holder.pid
     with pytest.raises(RunError) as caught, directory.hold_lock():
         pass
     assert caught.value.code == "RUN_ALREADY_ACTIVE"
@@ -50,7 +56,36 @@ def test_a_killed_engine_holds_no_lock(directory: RunDirectory, holder: subproce
     holder.wait()
     assert not directory.is_locked()
     with directory.hold_lock():
-        assert directory.lock_holder()["pid"] == os.getpid()
+        assert directory.lock_holder().pid == os.getpid()
+
+
+def test_deleting_the_lock_file_lets_nobody_in(
+    directory: RunDirectory, holder: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "LOCK_PATIENCE", 0.1)
+    directory.lock.unlink()
+    assert directory.is_alive()
+    with pytest.raises(RunError) as caught, directory.hold_lock():
+        pass
+    assert caught.value.code == "RUN_ALREADY_ACTIVE"
+
+
+def test_where_a_directory_cannot_be_locked_the_file_is(
+    directory: RunDirectory, holder: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory_module, "LOCK_PATIENCE", 0.1)
+    real = fcntl.flock
+
+    def flock(descriptor: int, operation: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EBADF, "as NFS says")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert directory.is_locked()
+    with pytest.raises(RunError) as caught, directory.hold_lock():
+        pass
+    assert caught.value.code == "RUN_ALREADY_ACTIVE"
 
 
 def test_looking_at_a_lock_does_not_take_it(directory: RunDirectory) -> None:
@@ -75,3 +110,49 @@ def test_a_missing_or_broken_record_says_so(directory: RunDirectory) -> None:
     directory.record.unlink()
     with pytest.raises(RunError, match="missing"):
         directory.read_record()
+
+
+def test_a_missing_record_is_made_again_from_the_journal(directory: RunDirectory, story: Callable[..., None]) -> None:
+    record = directory.read_record()
+    config = msgspec.structs.replace(record.config, steps=7, batch_size=2)
+    story(started(config=msgspec.to_builtins(config), kind="demo", forked_from="/parent/checkpoint"))
+    directory.record.unlink()
+    with directory.hold_lock():
+        assert directory.restore_record()
+        assert not directory.restore_record()
+    found = directory.read_record()
+    assert (found.config, found.kind, found.run_id) == (config, "demo", record.run_id)
+    assert found.forked_from == "/parent/checkpoint"
+
+
+def test_a_broken_record_is_not_overwritten(directory: RunDirectory, story: Callable[..., None]) -> None:
+    story(started())
+    directory.record.write_text("{")
+    with pytest.raises(RunError) as caught, directory.hold_lock():
+        directory.restore_record()
+    assert "move it away" in caught.value.hint
+    assert directory.record.read_text() == "{"
+
+
+def test_a_run_whose_journal_was_removed_is_not_starting(directory: RunDirectory) -> None:
+    assert directory.is_alive()  # made a moment ago: its engine has yet to take the lock
+    with directory.hold_lock():
+        pass
+    assert not directory.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "loop"])
+def test_a_control_that_is_no_pipe_is_said(directory: RunDirectory, kind: str) -> None:
+    directory.require_control()
+    directory.control.unlink()
+    directory.require_control()
+    make = {
+        "file": directory.control.touch,
+        "directory": directory.control.mkdir,
+        "loop": lambda: directory.control.symlink_to(directory.control),
+    }
+    make[kind]()
+    for check in (directory.require_control, directory.ensure_control):
+        with pytest.raises(RunError, match="no named pipe") as caught:
+            check()
+        assert caught.value.code == "RUN_DAMAGED"

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
-from backprop.core.errors import RunError
-from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFinished, Stop
+from backprop.core.errors import InvalidSettingError, RunError
+from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFinished, Stop, encode
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_client import Link
+from backprop.runs.engine_client import EngineClient
+from backprop.runs.state import read_run
+from backprop.worker.setup import quiet_libraries
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PATIENCE = 60.0
@@ -21,11 +26,11 @@ def talking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(FIXTURES))
 
 
-def start(tmp_path: Path, story: str) -> Link:
+def start(tmp_path: Path, story: str) -> EngineClient:
     return engine_client.start(RunConfig(data="d", run_name=story, output_dir=str(tmp_path)))
 
 
-def read_to_end(watched: Link) -> list[AnyEvent]:
+def read_to_end(watched: EngineClient) -> list[AnyEvent]:
     events: list[AnyEvent] = []
     deadline = time.monotonic() + PATIENCE
     while not watched.over:
@@ -98,3 +103,129 @@ def test_killing_a_run_ends_its_engine(tmp_path: Path) -> None:
     attached.kill()
     assert watched.wait(PATIENCE) == -9
     assert not attached.alive()
+
+
+def test_of_two_engines_started_in_the_same_instant_one_is_told_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(tmp_path, "0 obey")
+    second = engine_client.launch(first.directory, "resume")
+    winner, refused = None, None
+    deadline = time.monotonic() + PATIENCE
+    while refused is None or winner is None:
+        assert time.monotonic() < deadline
+        for link in (first, second):
+            try:
+                winner = link if link.read(0.1) and link.alive() else winner
+            except RunError as error:
+                refused = error
+    assert refused.code == "RUN_ALREADY_ACTIVE"
+    winner.send(Stop())
+    seen = [event.seq for event in read_to_end(engine_client.attach(first.directory.path))]
+    assert seen == sorted(set(seen)), "two engines wrote the journal"
+
+
+def test_an_interrupt_in_the_first_instant_is_an_interrupted_run(tmp_path: Path) -> None:
+    watched = start(tmp_path, "0 sleep")
+    watched.interrupt()
+    ended = read_to_end(watched)[-1]
+    assert isinstance(ended, RunFinished)
+    assert ended.status == "interrupted"
+    assert watched.wait(PATIENCE) == 130
+
+
+def test_an_interrupt_that_a_library_swallows_ends_the_run_at_its_next_phase(tmp_path: Path) -> None:
+    watched = start(tmp_path, "0 swallow")
+    deadline = time.monotonic() + PATIENCE
+    while not watched.read(1.0):
+        assert time.monotonic() < deadline
+    watched.interrupt()
+    ended = read_to_end(watched)[-1]
+    assert isinstance(ended, RunFinished)
+    assert ended.status == "interrupted"
+
+
+def test_the_time_of_a_continued_run_is_the_time_worked(tmp_path: Path) -> None:
+    watched = start(tmp_path, "0 start")
+    read_to_end(watched)
+    content = watched.directory.journal.read_bytes()
+    started, finished = (msgspec.json.decode(line) for line in content.splitlines())
+    started["time"] -= 5000
+    finished["time"] = started["time"] + 1000
+    watched.directory.journal.write_bytes(b"".join(msgspec.json.encode(e) + b"\n" for e in (started, finished)))
+    events = read_to_end(engine_client.launch(watched.directory, "resume"))
+    assert isinstance(events[-1], RunFinished)
+    assert 1000 <= events[-1].duration_seconds < 1000 + PATIENCE
+    assert read_run(watched.directory.path).duration_seconds == pytest.approx(events[-1].duration_seconds, abs=1)
+
+
+def test_an_engine_of_one_process_waits_for_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMPI_COMM_WORLD_SIZE", "ACCELERATE_X")
+    names += ("TORCHELASTIC_RUN_ID", "PMI_SIZE", "LOCAL_WORLD_SIZE")
+    for name in names:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("RANKING", "kept")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    quiet_libraries()
+    assert not set(names) & set(os.environ)
+    assert os.environ["RANKING"] == "kept"
+
+
+def test_a_command_to_a_control_that_is_no_pipe_is_refused(tmp_path: Path) -> None:
+    watched = start(tmp_path, "1 obey")
+    control = watched.directory.control
+    kept = control.rename(control.with_name("pipe"))
+    control.touch()
+    with pytest.raises(RunError) as caught:
+        watched.send(Pause())
+    assert caught.value.code == "RUN_DAMAGED"
+    kept.replace(control)
+    watched.kill()
+
+
+def test_a_lock_that_names_a_stranger_gets_nobody_killed(tmp_path: Path) -> None:
+    watched = start(tmp_path, "1 obey")
+    attached = engine_client.attach(watched.directory.path)
+    deadline = time.monotonic() + PATIENCE
+    while not attached.read(1.0):
+        assert time.monotonic() < deadline
+    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    watched.directory.lock.write_text(f'{{"pid": {stranger.pid}, "time": 1}}')
+    attached.kill()
+    assert stranger.poll() is None
+    assert watched.alive()
+    stranger.kill()
+    stranger.wait()
+    watched.kill()
+
+
+def test_a_journal_that_is_deleted_meanwhile_goes_on(tmp_path: Path) -> None:
+    watched = start(tmp_path, "5 obey")
+    attached = engine_client.attach(watched.directory.path)
+    deadline = time.monotonic() + PATIENCE
+    while not any(isinstance(event, Heartbeat) for event in attached.read(1.0)):
+        assert time.monotonic() < deadline
+    watched.directory.journal.unlink()
+    watched.send(Stop())
+    assert isinstance(read_to_end(attached)[-1], RunFinished)
+    state = read_run(watched.directory.path)
+    assert state.status == "done"
+    assert state.damage == ["events.jsonl: 6 events are missing"]
+
+
+def test_what_cannot_go_on_is_refused_before_an_engine_starts(directory: RunDirectory) -> None:
+    with directory.hold_lock():
+        pass  # an engine was here, so that the run is not about to start
+    directory.journal.write_bytes(encode(Heartbeat(run_id="another", seq=1, time=1.0)))
+    for go_on in (engine_client.resume, lambda path: engine_client.extend(path, 50)):
+        with pytest.raises(RunError, match="belongs to run another") as caught:
+            go_on(directory.path)
+        assert caught.value.code == "RUN_DAMAGED"
+    directory.journal.unlink()
+    with pytest.raises(InvalidSettingError):
+        engine_client.extend(directory.path, 10**30)
+    directory.record.unlink()
+    directory.journal.touch()
+    with pytest.raises(RunError, match=r"run\.json is missing"):
+        engine_client.resume(directory.path)
+    assert not directory.log.exists()

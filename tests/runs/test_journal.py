@@ -105,3 +105,26 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, monkeypatch: py
     writer.append(beat(3))
     writer.close()
     assert [e.seq for e in journal.read(path).events] == [1, 2, 3]
+
+
+def test_a_journal_of_nothing_but_noise_is_continued_in_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(encode(beat(4)) + bytes(64 << 20))
+    writer = JournalWriter(path)
+    assert writer.seq == 4
+    writer.close()
+    assert journal.read(path).damaged == [2]
+
+
+def test_a_follower_passes_over_a_line_longer_than_any_event(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"[" * (40 << 20) + b"\n" + encode(beat(2)))
+    assert [event.seq for event in Follower(path).poll()] == [2]
+
+
+def test_a_follower_leaves_out_the_events_of_other_runs(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    write(path, 1, 2)
+    assert Follower(path, run_id="another").poll() == []
+    path.write_bytes(path.read_bytes() + encode(Heartbeat(run_id="another", seq=3, time=1.0)))
+    assert [event.seq for event in Follower(path).poll()] == [1, 2]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from backprop.core import events as ev
 from backprop.core.errors import RunError
@@ -125,3 +126,46 @@ def test_a_directory_with_neither_record_nor_journal_is_damaged(directory: RunDi
 def test_a_path_that_is_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError):
         read_run(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("end", [None, "interrupted"])
+def test_the_gap_before_a_resume_is_not_time_worked(end: str | None) -> None:
+    state = RunState(alive=True)
+    first = [started(), step(1), *([msgspec.structs.replace(finished(1), status=end)] if end else [])]
+    events = [(1000.0 + n, event) for n, event in enumerate(first)]
+    worked = len(first) - 1
+    events += [(9000.0, started(resumed_from=1)), (9001.0, step(2))]
+    for number, (time, event) in enumerate(events, 1):
+        event.seq, event.time = number, time
+        state.apply(event)
+    assert state.duration_seconds == worked + 1
+
+
+def test_the_gap_before_a_resume_that_was_refused_is_not_time_worked() -> None:
+    state = RunState(alive=False)
+    failed = ev.RunFailed(code="STATE_IDENTITY_MISMATCH", message="m", hint="", retryable=False)
+    for number, (time, event) in enumerate([(1000.0, started()), (1005.0, step(1)), (9000.0, failed)], 1):
+        event.seq, event.time = number, time
+        state.apply(event)
+    assert (state.status, state.duration_seconds) == ("failed", 5.0)
+
+
+def test_a_journal_of_another_run_is_said_and_not_taken_in(directory: RunDirectory, story: Callable[..., None]) -> None:
+    story(started(), step(1))
+    stranger = directory.journal.read_bytes().replace(directory.run_id.encode(), b"another")
+    directory.journal.write_bytes(stranger)
+    state = read_run(directory.path)
+    assert state.damage == ["events.jsonl: 2 events belong to run another"]
+    assert (state.step, state.run_id) == (0, directory.run_id)
+
+
+def test_a_journal_that_was_removed_is_damage(directory: RunDirectory) -> None:
+    with directory.hold_lock():
+        pass
+    state = read_run(directory.path)
+    assert state.damage == ["events.jsonl: it is missing, though an engine worked here"]
+    assert state.status == "damaged"
+
+
+def test_a_step_of_zero_has_an_estimate_too() -> None:
+    assert fold(started(), step(0, total=4)).eta_seconds is not None

@@ -11,9 +11,9 @@ from backprop.core.errors import CheckpointError, EngineCrashedError, ModelLoadE
 from backprop.core.events import Sample
 from backprop.core.jobs import Delta, GenerateRequest
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_jobs import start_job
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 
@@ -39,7 +39,7 @@ def request(directory: RunDirectory) -> GenerateRequest:
 def test_pieces_come_before_the_whole_and_make_it_up(trained: RunDirectory) -> None:
     pieces: dict[tuple[int, bool], str] = {}
     samples: list[Sample] = []
-    for message in engine_client.job(JOB, trained, request(trained)).messages():
+    for message in start_job(JOB, trained, request(trained)).messages():
         if isinstance(message, Delta):
             key = (message.index, message.tuned)
             pieces[key] = pieces.get(key, "") + message.text
@@ -55,13 +55,13 @@ def test_a_checkpoint_answers_as_the_result_that_was_made_of_it(trained: RunDire
     plain = request(trained)
     of_step = msgspec.structs.replace(plain, step=step)
     answers = [
-        [message for message in engine_client.job(JOB, trained, asked).messages() if isinstance(message, Sample)]
+        [message for message in start_job(JOB, trained, asked).messages() if isinstance(message, Sample)]
         for asked in (plain, of_step)
     ]
     assert answers[0] == answers[1]
 
     with pytest.raises(CheckpointError, match="no good checkpoint of step 77"):
-        list(engine_client.job(JOB, trained, msgspec.structs.replace(plain, step=77)).messages())
+        list(start_job(JOB, trained, msgspec.structs.replace(plain, step=77)).messages())
 
 
 def test_a_truncated_adapter_is_an_error_that_names_it(trained: RunDirectory, tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def test_a_truncated_adapter_is_an_error_that_names_it(trained: RunDirectory, tm
     weights = copy.adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="adapter"):
-        list(engine_client.job(JOB, copy, request(copy)).messages())
+        list(start_job(JOB, copy, request(copy)).messages())
 
 
 def test_a_base_model_that_is_gone_is_an_error_that_names_it(trained: RunDirectory, tmp_path: Path) -> None:
     directory = RunDirectory.create(RunConfig(data="d", model=str(tmp_path / "gone"), output_dir=str(tmp_path)))
     with pytest.raises(ModelLoadError, match="gone"):
-        list(engine_client.job(JOB, directory, request(directory)).messages())
+        list(start_job(JOB, directory, request(directory)).messages())
 
 
 def test_a_job_that_dies_is_a_crash_with_its_last_words(tmp_path: Path) -> None:
@@ -86,4 +86,4 @@ def test_a_job_that_dies_is_a_crash_with_its_last_words(tmp_path: Path) -> None:
         pass
 
     with pytest.raises(EngineCrashedError, match="No module named"):
-        list(engine_client.job("backprop.nothing", directory, Nothing()).messages())
+        list(start_job("backprop.nothing", directory, Nothing()).messages())

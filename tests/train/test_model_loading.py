@@ -17,26 +17,6 @@ def ignore(event: Event) -> None:
     pass
 
 
-def test_a_name_that_is_nothing_is_refused_with_the_presets(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="no preset, no directory and no Hugging Face name") as caught:
-        models.find("no-such-model", ignore)
-    assert "smollm2-135m" in caught.value.hint
-
-
-def test_a_hub_model_that_is_not_cached_is_refused_while_offline() -> None:
-    with pytest.raises(ModelLoadError, match="not in the local cache") as caught:
-        models.find("nobody/nothing-here", ignore)
-    assert caught.value.code == "DEP_MODEL_DOWNLOAD_FAILED"
-
-
-def test_weights_in_pickle_files_are_not_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
-
-    with pytest.raises(ModelLoadError, match=r"no \.safetensors weights"):
-        models.find(str(tmp_path), ignore)
-
-
 def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((tiny_model / name).read_bytes())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from backprop.core.errors import DatasetError, EngineCrashedError, GPUMemoryError
 from backprop.core.jobs import Message, RowScore, RowScores, Scored, ScoreRequest
-from backprop.data import tokens
+from backprop.data import preprocess as tokens
 from backprop.runs.engine_jobs import engine_job
 from backprop.train import model as models
 from backprop.train import perplexity

@@ -38,4 +38,4 @@ def output(tmp_path: Path) -> Path:
 def fixed_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list of runs is looked at a day after they were made."""
     now = SimpleNamespace(time=lambda: recorded.NOW + 90_000)
-    monkeypatch.setattr("backprop_tui.widgets.runtable.time", now)
+    monkeypatch.setattr("backprop_tui.widgets.run_table.time", now)

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from recorded import ev
 from rich.cells import cell_len
 
-from backprop_tui.widgets.cells import Row, changed_stretches, cut, row_width, spread
+from backprop_tui.charts.canvas import SYMBOLS, Raster
+from backprop_tui.charts.sparkline import bars
+from backprop_tui.text import Row, clock, safe, wrap_text
+from backprop_tui.widgets.cells import changed_stretches, cut, row_width, spread
 from backprop_tui.widgets.facts import row_rows
-from backprop_tui.widgets.raster import SYMBOLS, Raster
-from backprop_tui.widgets.readings import bars
-from backprop_tui.words import clock, safe, wrap
 
 
 def test_a_number_that_ticks_changes_its_digits_only() -> None:
@@ -45,7 +45,7 @@ def test_stretches_cover_every_difference(one: str, other: str) -> None:
 
 @given(st.text(max_size=200), st.integers(1, 40))
 def test_wrapped_lines_fit_and_lose_nothing_but_spaces(text: str, width: int) -> None:
-    lines = wrap(text, width)
+    lines = wrap_text(text, width)
     wide = any(cell_len(character) > width for character in text)
     assert wide or all(cell_len(line) <= width for line in lines)
     kept = "".join(lines).replace(" ", "")

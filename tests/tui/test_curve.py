@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backprop_tui.widgets.axis import Axis
-from backprop_tui.widgets.curve import BUCKETS, SMOOTHING, Curve, shown_steps
+from backprop_tui.charts.canvas import Axis
+from backprop_tui.charts.series import BUCKETS, SMOOTHING, Curve, shown_steps
 
 
 def curve_of(values: list[float]) -> Curve:

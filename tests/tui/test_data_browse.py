@@ -10,7 +10,7 @@ import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens.data import DataScreen
+from backprop_tui.screens.dataset.screen import DataScreen
 from backprop_tui.widgets.path_input import PromptInput
 
 NARROW, WIDE = (80, 24), (140, 40)
@@ -31,7 +31,7 @@ async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tm
             await pilot.press("pagedown")
         await until_text(pilot, "123646 UA")
         pages = 4 + 10
-        assert app.data.reader.reads <= 3 * pages * 24
+        assert app.data.table.reader.reads <= 3 * pages * 24
 
 
 async def test_the_last_row_is_reached_before_the_next_tick_after_the_index_is_complete(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ async def test_the_last_row_is_reached_before_the_next_tick_after_the_index_is_c
     async with DataApp(path).run_test(size=NARROW) as pilot:
         screen = pilot.app.data
         await until(pilot, lambda: screen.opened is not None, "an open file")
-        screen.rest()
+        pilot.app.flushing.pause()
         await until(pilot, lambda: screen.opened.source.complete, "all rows")
         screen.action_last()
         assert screen.table.cursor == 99_999

@@ -12,17 +12,18 @@ from backprop.core import paths
 from backprop.core.errors import DatasetError
 from backprop.data.formats import FileFormat
 from backprop.data.parse import parse_json
+from backprop.data.preprocess import prepare
 from backprop.data.reader import Row
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.data.tokens import prepare
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from tiny_tokenizer import write_model
 
-from backprop_tui.screens.data_lengths import count_lengths
-from backprop_tui.screens.data_tokens import token_lines
-from backprop_tui.screens.data_work import Job, open_file
+from backprop_tui.screens.dataset.file import open_file
+from backprop_tui.screens.dataset.lengths import count_lengths
+from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.tasks import Task
+from backprop_tui.screens.dataset.tokens import token_lines
 from backprop_tui.widgets.path_input import PromptInput
-from backprop_tui.widgets.row_view import RowView
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -97,7 +98,7 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
 async def test_the_mouse_goes_to_rows_and_to_findings(faulty: Path) -> None:
     async with DataApp(faulty).run_test(size=WIDE) as pilot:
         await at_rest(pilot)
-        await pilot.click("#rows", offset=(5, 6))
+        await pilot.click("#rows", offset=(5, 7))
         await until_text(pilot, "line 7 as chat", "7 of 100")
         await pilot.press("p")
         await until_text(pilot, "line 12", "line 56")
@@ -224,8 +225,8 @@ def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> 
     ]
     model, path = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows)
     shown = []
-    opened = open_file(str(path), Job("open"))
-    count_lengths(opened, ChatTokenizer.load(model), Job("count"), shown.append)
+    opened = open_file(str(path), Task("open"))
+    count_lengths(opened, ChatTokenizer.load(model), Task("count"), shown.append)
     opened.source.close()
     at = shown[-1].lengths.at(limit)
     if not at.whole + at.cut:

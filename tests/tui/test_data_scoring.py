@@ -10,8 +10,8 @@ import tiny_language_model as tiny
 from data_screen_app import DataApp, at_rest, until, until_text
 from textual.pilot import Pilot
 
+from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.widgets.path_input import PromptInput
-from backprop_tui.widgets.score_list import ScoreList
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -36,7 +36,7 @@ async def score(pilot: Pilot[None], model: Path) -> None:
     app = pilot.app
     assert isinstance(app, DataApp)
     await at_rest(pilot)
-    app.data.model = str(model)
+    app.data.chosen.model = str(model)
     await pilot.press("h")
 
 
@@ -46,7 +46,7 @@ async def test_rows_are_listed_from_the_hardest_and_enter_goes_to_one(rows: Path
         screen = await until_text(
             pilot, "29 rows scored, the hardest first", "1 rows have no score", "whole perplexity"
         )
-        listed = pilot.app.data.query_one(ScoreList)
+        listed = pilot.app.data.query_one(ScoresPane)
         losses = [row.loss for row in listed._rows]
         assert losses == sorted(losses, reverse=True)
         hardest = listed._rows[0]
@@ -68,7 +68,7 @@ async def test_scores_are_in_the_statistics_and_leave_rows_out_of_the_cleaned_co
         await until_text(pilot, "29 rows scored, the hardest first")
         await pilot.press("s")
         await until_text(pilot, "Scored 29 rows", "trained tokens", "far off")
-        limit = sorted(row.perplexity for row in pilot.app.data.query_one(ScoreList)._rows)[19]
+        limit = sorted(row.perplexity for row in pilot.app.data.query_one(ScoresPane)._rows)[19]
         await pilot.press("w")
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = f"perplexity:{limit:.6f}"
@@ -88,7 +88,7 @@ async def test_scoring_can_be_stopped_and_begun_again(rows: Path, model: Path) -
         await until_text(pilot, "stopped")
         assert "the hardest first" not in pilot.app.text() or "so far" in pilot.app.text()
         await pilot.press("escape", "h")
-        await until(pilot, lambda: "score" in pilot.app.data.jobs, "another scoring")
+        await until(pilot, lambda: pilot.app.data.tasks.goes_on("score"), "another scoring")
         await pilot.press("x")
 
 

@@ -10,8 +10,8 @@ from backprop.data.reader import Row
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 
-from backprop_tui.screens import data_search
-from backprop_tui.screens.data_work import text_test
+from backprop_tui.screens.dataset import search as data_search
+from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)
 

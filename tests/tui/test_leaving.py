@@ -9,8 +9,8 @@ from acting import seen, text_of, until
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens.quit import Question
-from backprop_tui.show import farewell
+from backprop_tui.main import farewell
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.watch import Watch
 
 

@@ -10,10 +10,10 @@ from backprop.core import events as ev
 from backprop.core.errors import RunError
 
 from backprop_tui.app import BackpropApp
+from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
-from backprop_tui.screens.quit import Question
 from backprop_tui.watch import Watch
-from backprop_tui.widgets.plot import LossPlot
 
 
 @pytest.fixture
@@ -39,11 +39,11 @@ def app_on(run: recorded.Recorder) -> BackpropApp:
 async def test_numbers_of_a_living_run_follow_its_journal(run: recorded.Recorder) -> None:
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
-        assert "step 40/1 000" in text_of(app)
+        assert "step 40/1,000" in text_of(app)
         assert "running" in text_of(app)
         run.steps(41, 44, 1000)
         app = await seen(pilot, run.seq)
-        assert "step 44/1 000" in text_of(app)
+        assert "step 44/1,000" in text_of(app)
 
 
 async def test_a_step_that_came_changes_nothing_below_the_readings(run: recorded.Recorder) -> None:

@@ -10,7 +10,7 @@ from backprop.runs.index import RunIndex
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens.quit import Question
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs import RunsScreen, delete_run, matches
 
 

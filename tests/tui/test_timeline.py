@@ -3,8 +3,8 @@ from __future__ import annotations
 from backprop.core import events as ev
 from backprop.runs.state import RunState
 
-from backprop_tui.widgets.rundetail import resume_words
-from backprop_tui.widgets.timeline import FAILED, HALVED, PACED, PAUSED, RESUMED, SAVED, marks, timeline
+from backprop_tui.charts.timeline import FAILED, HALVED, PACED, PAUSED, RESUMED, SAVED, marks, timeline
+from backprop_tui.widgets.run_detail import resume_words
 
 
 def saved(step: int) -> ev.CheckpointSaved:

@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.cli.data_options import Progress, dataset_argument, read_mapping
+from backprop.cli.main import Commands
 from backprop.cli.scoring import find_scores, score, scores_option, show_scores
 from backprop.cli.validation import validate
 from backprop.core.errors import EXIT_OK
@@ -17,7 +18,7 @@ from backprop.core.errors import EXIT_OK
 __all__ = ["data", "validate"]
 
 
-@click.group
+@click.group(cls=Commands)
 def data() -> None:
     """Quality report of a dataset, train and held-out files, a cleaned copy."""
 

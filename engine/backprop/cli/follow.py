@@ -9,8 +9,8 @@ from backprop.cli import output
 from backprop.cli.views import View, choose_view
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, error_for
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client as links
-from backprop.runs.engine_client import Link
+from backprop.runs import engine_client
+from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState
 
 _LOOK = 0.2
@@ -39,7 +39,7 @@ class Interrupts:
 
 def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
     """Start a run and show it to its end; the exit code."""
-    link = links.start(config, kind, forked_from)
+    link = engine_client.start(config, kind, forked_from)
     from backprop.runs.index import RunIndex
 
     with RunIndex() as index:
@@ -49,7 +49,7 @@ def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_fr
     return follow(link, as_json=as_json, verbose=verbose)
 
 
-def follow(link: Link, as_json: bool = False, verbose: bool = False, leave: bool = False) -> int:
+def follow(link: EngineClient, as_json: bool = False, verbose: bool = False, leave: bool = False) -> int:
     """Show a run to its end.
 
     Args:
@@ -75,7 +75,7 @@ def follow(link: Link, as_json: bool = False, verbose: bool = False, leave: bool
     return _exit_code(link, state, interrupts.count, as_json, verbose)
 
 
-def _watch(link: Link, state: RunState, view: View, interrupts: Interrupts, leave: bool) -> bool:
+def _watch(link: EngineClient, state: RunState, view: View, interrupts: Interrupts, leave: bool) -> bool:
     """Show events until none can follow; whether the run ended (else it was left)."""
     heard = 0
     while not link.over:
@@ -90,7 +90,7 @@ def _watch(link: Link, state: RunState, view: View, interrupts: Interrupts, leav
     return True
 
 
-def _pass_on(link: Link, times: int) -> None:
+def _pass_on(link: EngineClient, times: int) -> None:
     if times > 2:
         output.narrate("killing the engine", "warning")
         link.kill()
@@ -101,7 +101,7 @@ def _pass_on(link: Link, times: int) -> None:
     link.interrupt()
 
 
-def _exit_code(link: Link, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
+def _exit_code(link: EngineClient, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
     if state.failed is not None:
         failed = state.failed
         error = error_for(failed.code, failed.message, failed.hint, failed.retryable)

@@ -12,9 +12,9 @@ from backprop.cli.shared_options import json_and_verbose
 from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample
 from backprop.core.jobs import Delta, GenerateRequest
-from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_jobs import EngineJob, start_job
 from backprop.runs.state import read_run
 
 JOB = "backprop.train.generate"
@@ -48,7 +48,7 @@ def generate(
     request = GenerateRequest(
         run=str(directory.path), prompts=list(prompts), step=step, base=base, max_tokens=max_tokens
     )
-    job = engine_client.job(JOB, directory, request)
+    job = start_job(JOB, directory, request)
     try:
         samples = _listen(job, request, as_json)
     finally:
@@ -75,7 +75,7 @@ def _check(directory: RunDirectory) -> None:
     )
 
 
-def _listen(job: engine_client.Job, request: GenerateRequest, as_json: bool) -> list[Sample]:
+def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sample]:
     """Take in the answers; for people the text appears as it comes, unless it is compared afterwards."""
     stream = not as_json and not request.base
     samples: list[Sample] = []

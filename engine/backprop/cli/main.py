@@ -6,6 +6,7 @@ and, where something went wrong, one error with its code and the next thing to d
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -40,7 +41,54 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class Commands(click.Group):
+    """A group that refuses an option which is given twice."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None and not isinstance(command, click.Group):
+            require_once(command, rest)
+        return name, command, rest
+
+
+def require_once(command: click.Command, arguments: list[str]) -> None:
+    """Check that no option that holds one value is given two: the first would be lost without a word.
+
+    Raises:
+        InputError: one is; the message names both values.
+    """
+    with click.Context(command, info_name=command.name) as context:
+        try:
+            _, _, order = command.make_parser(context).parse_args(list(arguments))
+        except click.UsageError:
+            return  # said better where the command is run
+    for option in order:
+        if isinstance(option, click.Option) and order.count(option) > 1 and not (option.multiple or option.is_flag):
+            values = _values(option, arguments)
+            if len(set(values)) > 1:
+                name = max(option.opts, key=len)
+                both = " and ".join(map(repr, values[:2]))
+                hint = "training reads one dataset: put the rows into one file" if name == "--data" else "give it once"
+                raise InputError(f"{name} is given twice: {both}", hint=hint)
+
+
+def _values(option: click.Option, arguments: list[str]) -> list[str]:
+    """What follows an option on the command line, as ``--data x``, ``--data=x`` or ``-dx``."""
+    values = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if word in option.opts:
+            values.append(following)
+        elif name in option.opts and equals:
+            values.append(value)
+        elif word[:2] in option.opts:
+            values.append(word[2:])
+    return values
+
+
+class LazyGroup(Commands):
     """A group whose commands are imported only when one of them is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -85,6 +133,8 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
     as_json = "--json" in arguments
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
+        if not isinstance(command, click.Group):
+            require_once(command, arguments)
         with command.make_context("backprop", list(arguments)) as context:
             return command.invoke(context) or EXIT_OK
     except click.exceptions.Exit as done:
@@ -101,11 +151,30 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
         cause: BaseException = usage
     except BackpropError as known:
         error = cause = known
+    except OSError as refused:
+        error, cause = _refused(refused), refused
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
     output.show_error(error, as_json, cause if verbose else None)
     return error.exit_code
+
+
+def _refused(error: OSError) -> BackpropError:
+    """What the system would not do, as an error of its own: a disk, a permission or a name is no defect here."""
+    if error.filename is None and error.errno == errno.ENOENT:
+        return InputError("the working directory is gone", hint="change to one that exists: cd")
+    hint = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EACCES: "look at the permissions of the path",
+        errno.EPERM: "look at the permissions of the path",
+        errno.EROFS: "write somewhere else",
+    }.get(error.errno or 0, "look at the disk and at the path")
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    text = f"{name}: {error.strerror}" if name else error.strerror or str(error)
+    return BackpropError(text, hint=hint, code="RUNTIME_IO_FAILED", retryable=True)
 
 
 def _usage_error(usage: click.ClickException) -> InputError:

@@ -6,9 +6,11 @@ the few whose established name is another one.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +19,8 @@ import msgspec
 from msgspec import Struct, inspect
 
 from backprop.core.errors import InputError, InvalidSettingError
-from backprop.core.location import locate
-from backprop.core.settings import RunConfig, config_from, setting_help
+from backprop.core.files import MOST_BYTES, too_deep
+from backprop.core.settings import RunConfig, config_from, locate, override, setting_help, shown
 
 NAMES: dict[str, tuple[str, ...]] = {
     "data": ("--data", "-d"),
@@ -29,6 +31,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "sample_prompts": ("--sample-prompt",),
     "use_unsloth": ("--unsloth",),
 }
+
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|nan|infinity)", re.IGNORECASE)
 
 Kind = Literal["switch", "value", "list", "repeated", "pairs"]
 
@@ -124,16 +128,16 @@ def parse(setting: str, given: Any) -> Any:
         case "pairs":
             return dict(_pair(flag, text) for text in given)
     for number in flag.numbers:
-        try:
-            return number(given)
-        except ValueError:
-            continue
+        # Only 0 to 9 are digits here: what Python also takes (1_000, Arabic digits, blanks) is more likely a slip.
+        with contextlib.suppress(ValueError):
+            if _NUMBER.fullmatch(given):
+                return number(given)
     if given in flag.choices or not (flag.choices or flag.numbers):
         return given
     near = difflib.get_close_matches(given, flag.choices, n=1)
     wanted = " or ".join([*("a whole number" if n is int else "a number" for n in flag.numbers), *flag.choices])
     raise InvalidSettingError(
-        f"{flag.names[0]} takes {wanted}, not {given!r}",
+        f"{flag.names[0]} takes {wanted}, not {shown(given)}",
         hint=f"did you mean {near[0]}?" if near else f"{flag.names[0]}: {flag.help}",
         details={"field": setting},
     )
@@ -143,7 +147,7 @@ def _pair(flag: Flag, text: str) -> tuple[str, str]:
     name, equals, column = text.partition("=")
     if not (equals and name.strip() and column.strip()):
         raise InvalidSettingError(
-            f"{flag.names[0]} takes FIELD=COLUMN, not {text!r}",
+            f"{flag.names[0]} takes FIELD=COLUMN, not {shown(text)}",
             hint=f"for instance {flag.names[0]} instruction=question",
             details={"field": flag.setting},
         )
@@ -162,8 +166,9 @@ def gather(given: dict[str, Any], file: str | None = None) -> dict[str, Any]:
         InvalidSettingError: a flag's text cannot be its value.
     """
     values = read_settings(Path(file)) if file else {}
-    values.update({name: parse(name, value) for name, value in given.items() if value is not None and value != ()})
-    return values
+    return override(
+        values, {name: parse(name, value) for name, value in given.items() if value is not None and value != ()}
+    )
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
@@ -174,7 +179,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
         InvalidSettingError: a value is out of its range; the message names the flag.
         DatasetNotFoundError: the data file does not exist.
     """
-    if not values.get("data"):
+    if values.get("data") in (None, ""):
         raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
     try:
         config = config_from(values)
@@ -200,17 +205,30 @@ def read_settings(file: Path) -> dict[str, Any]:
         InputError: the file is missing, not readable, or holds no table of settings.
     """
     try:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES or too_deep(content):
+            raise ValueError("it is larger, or nested deeper, than settings are")
         if file.suffix == ".toml":
             import tomllib
 
-            return tomllib.loads(file.read_text())
-        values = json.loads(file.read_bytes())
+            return tomllib.loads(content.decode())
+        values = json.loads(content, object_pairs_hook=_once)
     except FileNotFoundError:
         raise InputError(f"there is no settings file {file}", hint="look at the path after --config") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read: {error}", hint="--config takes a JSON or TOML file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{file} cannot be read: {why}", hint="--config takes a JSON or TOML file") from error
     if not isinstance(values, dict):
         raise InputError(f"{file} holds no settings", hint='a JSON object such as {"steps": 100}')
+    return values
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
     return values
 
 

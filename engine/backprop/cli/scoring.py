@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, read_mapping
+from backprop.cli.data_options import Progress, dataset_argument, read_mapping
 from backprop.core.errors import EXIT_OK, InputError
 from backprop.core.jobs import Scored, ScoreRequest
 
@@ -146,7 +146,7 @@ def score(
 
 
 def _usual_model(backend: str) -> str:
-    from backprop.core.location import default_model
+    from backprop.core.presets import default_model
     from backprop.hardware.devices import info
 
     model, why = default_model(backend, gpu=info().gpu_problem is None)

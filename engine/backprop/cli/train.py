@@ -10,7 +10,7 @@ import msgspec
 
 from backprop.cli import options, output
 from backprop.cli.shared_options import json_and_verbose
-from backprop.core.location import default_model
+from backprop.core.presets import default_model
 from backprop.core.settings import RunConfig
 
 

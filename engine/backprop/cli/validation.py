@@ -9,8 +9,8 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.dataset_options import Progress, dataset_argument, dataset_file, read_mapping
-from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+from backprop.cli.data_options import Progress, dataset_argument, dataset_file, read_mapping
+from backprop.core.errors import EXIT_OK, EXIT_USER
 
 SHOWN = 20
 """Findings that are shown to people; ``--json`` lists all."""
@@ -40,11 +40,12 @@ def validate(
     verbose: bool,
 ) -> int:
     """Check every row of a dataset without training. Exit code 1 when rows cannot be used."""
+    from backprop.core.models import find_tokenizer
     from backprop.data.validate import validate as check
 
     held_out = dataset_file(held_out) if held_out is not None else None
     mapping = read_mapping(pairs)
-    model_dir = _model_dir(model) if model else None
+    model_dir = find_tokenizer(model) if model else None
     progress = Progress("checking")
     try:
         found = check(path, mapping=mapping, held_out=held_out, progress=progress)
@@ -63,27 +64,13 @@ def validate(
     return EXIT_USER if found.invalid else EXIT_OK
 
 
-def _model_dir(model: str) -> Path:
-    """Where the model's tokenizer lies: a directory, or one that is in the cache already. Nothing is fetched."""
-    from backprop.core.paths import model_cache
-
-    for place in (Path(model).expanduser(), model_cache(model)):
-        if (place / "tokenizer.json").is_file():
-            return place
-    raise InputError(
-        f"no tokenizer of {model} on this machine",
-        hint="name a directory that holds tokenizer.json, or train once so that the model is fetched",
-        details={"model": model},
-    )
-
-
 def _tokens(
     path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
-    from backprop.data.tokens import prepare
+    from backprop.data.preprocess import prepare
 
     progress = Progress("counting tokens")
     try:

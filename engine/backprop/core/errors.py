@@ -14,8 +14,6 @@ EXIT_USER = 1
 """Bad arguments, configuration or data: the person can fix it and nothing was harmed."""
 EXIT_RUNTIME = 2
 """Model, GPU, export or IO failed while working."""
-EXIT_PARTIAL = 3
-"""Some parts of a batch succeeded and some failed."""
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl+C or SIGTERM."""
 
@@ -128,12 +126,6 @@ class InvalidSettingError(ConfigurationError):
     code = "CONFIG_INVALID_SETTING"
 
 
-class DependencyError(BackpropError):
-    """An optional package is missing; the hint is the command that installs it."""
-
-    code = "DEP_MISSING"
-
-
 class DatasetError(BackpropError):
     code = "INPUT_VALIDATION_FAILED"
     exit_code = EXIT_USER
@@ -197,32 +189,12 @@ class EngineCrashedError(TrainingError):
     code = "RUNTIME_ENGINE_CRASHED"
 
 
-class ExportError(BackpropError):
-    code = "RUNTIME_EXPORT_FAILED"
-
-
-class LoRAExportError(ExportError):
-    pass
-
-
-class GGUFExportError(ExportError):
-    code = "RUNTIME_GGUF_EXPORT_FAILED"
-
-
-class MergeExportError(ExportError):
-    code = "RUNTIME_MERGE_FAILED"
-
-
-class OllamaRegistrationError(ExportError):
-    code = "DEP_OLLAMA_REGISTRATION_FAILED"
-
-
 class GPUError(BackpropError):
     code = "DEP_GPU_NOT_AVAILABLE"
 
 
 class GPUNotAvailableError(GPUError):
-    code = "DEP_GPU_NOT_AVAILABLE"
+    """A GPU was asked for and none can be used."""
 
 
 class GPUMemoryError(GPUError):
@@ -232,29 +204,6 @@ class GPUMemoryError(GPUError):
 class GPUTemperatureError(GPUError):
     code = "RUNTIME_GPU_TEMPERATURE_CRITICAL"
     retryable = True
-
-
-class GPUMonitoringError(GPUError):
-    code = "DEP_GPU_MONITORING_FAILED"
-
-
-class SLAOError(BackpropError):
-    code = "RUNTIME_MERGE_FAILED"
-
-
-class SLAOMergeError(SLAOError):
-    pass
-
-
-class SLAOCheckpointError(SLAOError):
-    code = "STATE_CHECKPOINT_INVALID"
-
-
-class BatchOperationError(BackpropError):
-    """Some parts of a batch failed; ``details`` says which."""
-
-    code = "RUNTIME_EXPORT_FAILED"
-    exit_code = EXIT_PARTIAL
 
 
 _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (

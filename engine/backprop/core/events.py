@@ -19,12 +19,19 @@ Units are SI or named in the field: seconds, bytes, tokens, degrees Celsius, wat
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
+
+from backprop.core.files import too_deep
 
 SCHEMA = 1
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+"""A number of things: what a double still holds exactly, so that every reader of JSON reads the same."""
+Moment: TypeAlias = Annotated[float, Meta(ge=0, le=253402300799)]
+"""Seconds since the Unix epoch (UTC), until the year 9999."""
 
 Phase = Literal[
     "loading_model",
@@ -49,8 +56,8 @@ class Event(Struct, kw_only=True, tag_field="type", tag=_snake):
 
     schema: int = SCHEMA
     run_id: str = ""
-    seq: int = 0
-    time: float = 0.0
+    seq: Count = 0
+    time: Moment = 0.0
 
     @property
     def type(self) -> str:
@@ -64,11 +71,13 @@ class RunStarted(Event):
     config: dict[str, Any]
     """Every setting as resolved (``core.settings.RunConfig``)."""
     output_dir: str
-    pid: int
+    pid: Count
     kind: str = "train"
-    resumed_from: int | None = None
+    resumed_from: Count | None = None
     """Step of the checkpoint that this continuation starts from. Steps after it are taken again."""
     environment: dict[str, Any] = field(default_factory=dict)
+    forked_from: str = ""
+    """Folder with the adapter that the run started from (``run.json`` has it too)."""
 
 
 class PhaseChanged(Event):
@@ -81,8 +90,8 @@ class ModelLoading(Event):
 
     model: str
     stage: Literal["download", "convert", "load"]
-    done: int = 0
-    total: int = 0
+    done: Count = 0
+    total: Count = 0
 
 
 class ModelLoaded(Event):
@@ -93,8 +102,8 @@ class ModelLoaded(Event):
     device: str
     mode: str
     dtype: str
-    parameters: int
-    trainable_parameters: int
+    parameters: Count
+    trainable_parameters: Count
     targets: list[str] = field(default_factory=list)
     """Kinds of layer that carry an adapter, such as ``q_proj``."""
     notes: list[str] = field(default_factory=list)
@@ -110,7 +119,7 @@ class TokenSpan(Struct):
 class Problem(Struct, kw_only=True):
     """One finding about one row of the data (SPEC section 13, ``validate``)."""
 
-    line: int
+    line: Count
     code: str
     message: str
     field: str = ""
@@ -121,11 +130,11 @@ class Problem(Struct, kw_only=True):
 class LengthLimit(Struct, frozen=True):
     """What one limit on the length of rows costs: how many are whole, cut, split (texts), or lose their answer."""
 
-    max_length: int
-    whole: int
-    cut: int = 0
-    split: int = 0
-    answer_lost: int = 0
+    max_length: Count
+    whole: Count
+    cut: Count = 0
+    split: Count = 0
+    answer_lost: Count = 0
 
 
 class DatasetPrepared(Event):
@@ -133,28 +142,28 @@ class DatasetPrepared(Event):
 
     path: str
     format: str
-    rows: int
-    kept: int
-    cut: int = 0
+    rows: Count
+    kept: Count
+    cut: Count = 0
     """Kept rows whose beginning was cut to fit ``max_length``."""
-    answer_lost: int = 0
+    answer_lost: Count = 0
     """Rows whose answer could not be kept whole within ``max_length``."""
-    dropped: int = 0
+    dropped: Count = 0
     """Rows that are not trained; the reasons are in ``problems`` and ``problem_counts``."""
-    duplicated: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    max_length: int = 0
-    p50: int = 0
+    duplicated: Count = 0
+    tokens: Count = 0
+    trained_tokens: Count = 0
+    max_length: Count = 0
+    p50: Count = 0
     """Tokens of a row to the end of its last answer, before anything is cut: half of the rows have no more."""
-    p90: int = 0
-    p99: int = 0
-    longest: int = 0
+    p90: Count = 0
+    p99: Count = 0
+    longest: Count = 0
     limits: list[LengthLimit] = field(default_factory=list)
     """What is lost at ``max_length``, and would be at p50, p90, p99 and ``longest``."""
-    answers_fit: int = 0
+    answers_fit: Count = 0
     """The smallest ``max_length`` at which no answer is lost."""
-    held_out: int = 0
+    held_out: Count = 0
     problem_counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     """The first findings; ``backprop validate`` lists all."""
@@ -167,20 +176,20 @@ class DatasetPrepared(Event):
 class Step(Event):
     """One optimizer step. ``loss`` is the mean over the supervised tokens of the whole step."""
 
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     loss: float | None
     learning_rate: float
     grad_norm: float | None
     tokens_per_second: float
     """Tokens that went through the model (padding not counted) per second of this step."""
-    tokens_seen: int
+    tokens_seen: Count
     epoch: float
-    trained_tokens: int = 0
+    trained_tokens: Count = 0
     """Supervised tokens of this step."""
-    samples_seen: int = 0
+    samples_seen: Count = 0
     seconds: float = 0.0
-    memory: int = 0
+    memory: Count = 0
     """Peak bytes so far: of the GPU where one is used, else of the process."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the training method measures beside the loss, by name, as means over the step; those that are finite."""
@@ -189,10 +198,10 @@ class Step(Event):
 class Evaluated(Event):
     """Loss on held-out rows, weighted by supervised tokens."""
 
-    step: int
+    step: Count
     loss: float | None
-    tokens: int
-    rows: int
+    tokens: Count
+    rows: Count
     seconds: float
     best: bool = False
 
@@ -200,7 +209,7 @@ class Evaluated(Event):
 class Sample(Event):
     """The model's answer to a fixed prompt, decoded greedily."""
 
-    step: int
+    step: Count
     prompt: str
     text: str
     tuned: bool
@@ -210,20 +219,20 @@ class Sample(Event):
 class Gpu(Event):
     """One reading of one card. ``None`` where the sensor is missing or failed: unknown, never assumed safe."""
 
-    index: int
+    index: Count
     name: str
     level: Literal["safe", "warm", "warning", "critical", "emergency", "unknown"] = "unknown"
     temperature: float | None = None
     utilization: float | None = None
-    memory_used: int | None = None
-    memory_total: int | None = None
+    memory_used: Count | None = None
+    memory_total: Count | None = None
     power: float | None = None
     power_limit: float | None = None
     fan: float | None = None
     clock: float | None = None
     """Streaming-multiprocessor clock in MHz."""
     throttle: list[str] = field(default_factory=list)
-    other_processes: int | None = None
+    other_processes: Count | None = None
     energy: float | None = None
     """Watt-hours used since the run started."""
     shutdown_temperature: float | None = None
@@ -233,11 +242,11 @@ class Gpu(Event):
 
 
 class CheckpointSaved(Event):
-    step: int
+    step: Count
     path: str
     seconds_blocked: float
     """How long the step loop stood still for it."""
-    bytes: int
+    bytes: Count
     reason: str = ""
     seconds: float = 0.0
     """How long until it was safe on disk."""
@@ -246,7 +255,7 @@ class CheckpointSaved(Event):
 class CheckpointFailed(Event):
     """A save did not succeed; training goes on and the previous checkpoint stands."""
 
-    step: int
+    step: Count
     code: str
     message: str
     hint: str = ""
@@ -254,7 +263,7 @@ class CheckpointFailed(Event):
 
 class CheckpointPruned(Event):
     path: str
-    step: int
+    step: Count
 
 
 class Warning(Event):
@@ -266,9 +275,9 @@ class Warning(Event):
 class BatchHalved(Event):
     """Out of memory: the micro-batch was halved and accumulation doubled; the effective batch stays."""
 
-    step: int
-    batch_size: int
-    gradient_accumulation: int
+    step: Count
+    batch_size: Count
+    gradient_accumulation: Count
     message: str = ""
     where: Literal["training", "evaluation"] = "training"
 
@@ -276,25 +285,25 @@ class BatchHalved(Event):
 class StepSkipped(Event):
     """The step's loss or gradient was not finite: the weights were left as they were."""
 
-    step: int
+    step: Count
     reason: str
-    in_a_row: int
+    in_a_row: Count
 
 
 class Paused(Event):
-    step: int
+    step: Count
     reason: str = "requested"
 
 
 class Resumed(Event):
-    step: int
+    step: Count
     reason: str = "requested"
 
 
 class Pacing(Event):
     """Rests between steps to hold the temperature: ``rest`` seconds after each step, 0 when it ended."""
 
-    step: int
+    step: Count
     rest: float
     reason: str
 
@@ -302,17 +311,17 @@ class Pacing(Event):
 class Heartbeat(Event):
     """The engine is alive; sent when nothing else was for ten seconds."""
 
-    step: int = 0
+    step: Count = 0
 
 
 class RunFinished(Event):
     status: EndStatus
-    steps: int
+    steps: Count
     final_loss: float | None
     output_path: str
     duration_seconds: float
-    samples_seen: int
-    tokens_seen: int = 0
+    samples_seen: Count
+    tokens_seen: Count = 0
     energy: float | None = None
     """Watt-hours, where the card reports power."""
 
@@ -327,7 +336,7 @@ class RunFailed(Event):
 
 
 class Unknown(Event):
-    """Stands in a reader for an event of a type or form that this version does not know."""
+    """Stands in a reader for an event of a type that this version does not know, or of a newer form."""
 
 
 AnyEvent: TypeAlias = (
@@ -359,8 +368,9 @@ AnyEvent: TypeAlias = (
 class _Stamp(Struct):
     type: str
     run_id: str
-    seq: int
-    time: float
+    seq: Count
+    time: Moment
+    schema: int = SCHEMA
 
 
 class Command(Struct, kw_only=True, tag_field="type", tag=_snake):
@@ -395,6 +405,7 @@ class SampleNow(Command):
 
 AnyCommand: TypeAlias = Pause | Resume | Checkpoint | Stop | Abort | SampleNow
 
+_KNOWN = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 _encoder = msgspec.json.Encoder()
 _event_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _stamp_decoder: msgspec.json.Decoder[_Stamp] = msgspec.json.Decoder(_Stamp)
@@ -408,13 +419,17 @@ def encode(message: Event | Command) -> bytes:
 
 def decode_event(line: bytes) -> AnyEvent | None:
     """The event in ``line``, or ``None`` where the line is torn or no event."""
+    if too_deep(line):
+        return None
     try:
         return _event_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         pass
     try:
         stamp = _stamp_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
+        return None
+    if stamp.schema <= SCHEMA and stamp.type in _KNOWN:
         return None
     return Unknown(run_id=stamp.run_id, seq=stamp.seq, time=stamp.time)
 
@@ -423,5 +438,5 @@ def decode_command(line: bytes) -> AnyCommand | None:
     """The command in ``line``, or ``None`` where it is none."""
     try:
         return _command_decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except ValueError:
         return None

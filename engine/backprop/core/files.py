@@ -2,18 +2,97 @@
 
 Everything is written aside, flushed to the disk and put in place by one rename: after a crash or a power cut the old
 or the new one is there. Whatever cannot be written raises ``OSError``; nothing is left behind then.
+
+What is read may have come from anywhere: it is opened as a regular file or not at all, so that no pipe or device holds
+up the reader, and its size and its nesting are bounded.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+import msgspec
+
+MOST_BYTES = 16 * 2**20
+"""The largest file, and the longest line of a journal, that is read into memory."""
+DEEPEST = 64
+"""Lists and objects inside each other that JSON may hold."""
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
+
+T = TypeVar("T")
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file. A pipe or a device is refused without waiting for whoever is at its other end.
+
+    Raises:
+        OSError: it is missing, is no regular file (``strerror`` says what it is), or cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o644)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'something else')}, not a file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: as ``open_regular``, or it is larger.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most // 2**20} MiB", str(path))
+    return content
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """The JSON document in ``path`` as a ``kind``.
+
+    Raises:
+        OSError: as ``read_regular``.
+        ValueError: it is no JSON, nested too deep, or no ``kind``; the text says where.
+    """
+    content = read_regular(path)
+    if too_deep(content):
+        raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
+    return msgspec.json.decode(content, type=kind)
+
+
+def too_deep(text: bytes) -> bool:
+    """Whether JSON is nested deeper than ``DEEPEST``: decoding it or writing it again would exhaust the stack."""
+    if text.count(b"[") + text.count(b"{") <= DEEPEST:
+        return False
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        match found[0]:
+            case b"[" | b"{":
+                depth += 1
+                if depth > DEEPEST:
+                    return True
+            case b"]" | b"}":
+                depth -= 1
+    return False
 
 
 @contextmanager
@@ -95,8 +174,8 @@ def flush_tree(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a regular file's content, in hexadecimal."""
+    with os.fdopen(open_regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

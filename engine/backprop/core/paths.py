@@ -34,10 +34,10 @@ def model_cache(name: str) -> Path:
 
 
 def dataset_cache(name: str) -> Path:
-    """Directory in which the dataset ``owner/name`` of the Hugging Face Hub is kept once it was fetched."""
-    return cache_dir() / "datasets" / name.replace("/", "--")
+    """Directory in which the dataset ``name`` of the Hugging Face Hub (``core.datasets``) is kept once fetched."""
+    return cache_dir() / "datasets" / name.replace("/", "--").replace(":", "+")
 
 
 def token_cache() -> Path:
-    """Directory of tokenised datasets, one folder per key (see ``backprop.data.tokens``)."""
+    """Directory of tokenised datasets, one folder per key (see ``backprop.data.preprocess``)."""
     return cache_dir() / "tokens"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from msgspec import Struct
 
 from backprop.core.errors import InvalidSettingError
-from backprop.core.settings import EMBEDDED_MODEL
 
+EMBEDDED_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -63,3 +64,14 @@ def get_preset(name: str) -> LoRAPreset | ModelPreset:
             f"no preset is called {name!r}", hint="known presets: " + ", ".join([*LORA_PRESETS, *MODEL_PRESETS])
         )
     return preset
+
+
+def default_model(backend: str, gpu: bool) -> tuple[str, str]:
+    """The model to take when none was named, and why.
+
+    Args:
+        gpu: whether a GPU can be used on this machine.
+    """
+    if gpu and backend != "cpu":
+        return DEFAULT_MODEL, "the default on a GPU"
+    return EMBEDDED_MODEL, "no GPU can be used here" if backend != "cpu" else "the CPU was asked for"

@@ -7,22 +7,35 @@ for a field left open (``None`` or ``"auto"``) is resolved by the engine and rec
 from __future__ import annotations
 
 import difflib
+import math
+import os
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from backprop.core.errors import InvalidSettingError
+from backprop.core.datasets import is_hub_name
+from backprop.core.errors import DatasetNotFoundError, InvalidSettingError
+from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
-EMBEDDED_MODEL = "smollm2-135m"
-DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
+LARGEST = 2**53
+"""The largest whole number that a setting takes: every reader of JSON gives it back."""
+_SHOWN = 120
 
 
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
-    """Settings of one training run. Field order is the order in which people meet them."""
+    """Settings of one training run. Field order is the order in which people meet them.
 
-    data: Annotated[str, Meta(description="dataset: a file, or a Hugging Face name")]
-    model: Annotated[str, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
+    Raises:
+        InvalidSettingError: a value that no file could hold and give back, wherever it came from.
+    """
+
+    data: Annotated[str, Meta(min_length=1, description="dataset: a file, or a Hugging Face name")]
+    model: Annotated[str, Meta(min_length=1, description="preset, local directory or Hugging Face name")] = (
+        EMBEDDED_MODEL
+    )
     mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
     backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
         "auto"
@@ -64,10 +77,19 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         | None
     ) = None
     lora_dropout: Annotated[float, Meta(ge=0, lt=1, description="dropout before the adapter")] = 0.05
-    target_modules: Annotated[list[str], Meta(min_length=1, description="layers that get an adapter")] | None = None
+    target_modules: (
+        Annotated[
+            list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, description="layers that get an adapter")
+        ]
+        | None
+    ) = None
 
     held_out: Annotated[
-        str, Meta(description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file")
+        str,
+        Meta(
+            min_length=1,
+            description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file",
+        ),
     ] = "auto"
     eval_steps: (
         Annotated[
@@ -91,19 +113,69 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = 90.0
 
     seed: Annotated[int, Meta(ge=0, lt=2**32, description="same seed, data and machine: same run")] = 42
-    output_dir: Annotated[str, Meta(description="run directories are made in here")] = "./output"
+    output_dir: Annotated[str, Meta(min_length=1, description="run directories are made in here")] = "./output"
     run_name: Annotated[str, Meta(description="a name for people; the run id stays")] | None = None
     mapping: Annotated[
         dict[str, str], Meta(description="which field of a row holds what, as instruction=question")
     ] = {}
     skip_bad: Annotated[bool, Meta(description="train on although some rows cannot be used")] = False
-    sample_prompts: Annotated[list[str], Meta(description="answered before the first step and after the last")] = []
+    sample_prompts: Annotated[
+        list[Annotated[str, Meta(min_length=1)]], Meta(description="answered before the first step and after the last")
+    ] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096, description="longest sample, in tokens")] = 96
     trust_remote_code: Annotated[bool, Meta(description="run code that the model brings along")] = False
 
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            problem = _unwritable(getattr(self, name))
+            if problem:
+                raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
+
+
+def _unwritable(value: Any) -> str:
+    """Why ``run.json`` could not hold ``value`` and give it back; empty where it can."""
+    match value:
+        case float() if not math.isfinite(value):
+            return f"a finite number is needed, not {value}"
+        case int() if abs(value) > LARGEST:
+            return f"at most {LARGEST}"
+        case str():
+            if "\0" in value:
+                return "a NUL character is in no file name and no text"
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return f"{shown(value)} is not UTF-8"
+        case list():
+            return next((problem for item in value if (problem := _unwritable(item))), "")
+        case dict():
+            return _unwritable([*value.keys(), *value.values()])
+    return ""
+
+
+def shown(value: Any) -> str:
+    """A value as an error message says it, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a list in itself
+        text = f"this {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-20:]}"
+
+
+def override(values: dict[str, Any], nearer: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those that were named nearer to the person on top.
+
+    The length of a run is one thing with two names: a nearer ``epochs`` also replaces ``steps``, and the other way.
+    """
+    merged = {**values, **nearer}
+    lengths = [name for name in ("steps", "epochs") if nearer.get(name) is not None]
+    if len(lengths) == 1:
+        merged["epochs" if lengths == ["steps"] else "steps"] = None
+    return merged
+
 
 def config_from(values: dict[str, Any]) -> RunConfig:
-    """Build a configuration from plain values.
+    """Build a configuration from plain values. Paths may be ``os.PathLike``, numbers those of numerical libraries.
 
     Raises:
         InvalidSettingError: an unknown name (with the nearest known one) or a value outside its range.
@@ -111,29 +183,91 @@ def config_from(values: dict[str, Any]) -> RunConfig:
     known = RunConfig.__struct_fields__
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(str(name)[:_SHOWN], known, n=1)
             raise InvalidSettingError(
-                f"unknown setting {name!r}",
+                f"unknown setting {shown(name)}",
                 hint=f"did you mean {near[0]!r}?" if near else "`backprop train --help` lists the settings",
-                details={"field": name},
+                details={"field": str(name)[:_SHOWN]},
             )
     try:
-        config = msgspec.convert(values, RunConfig)
-    except msgspec.ValidationError as error:
+        config = msgspec.convert({name: _plain(value) for name, value in values.items()}, RunConfig)
+    except (msgspec.ValidationError, RecursionError) as error:
         text = str(error)
         path = text.rpartition("at `$.")[2].rstrip("`") if "at `$." in text else ""
         wrong = text.partition(" - at")[0]
-        given = f", not {values[path]!r}" if path in values else ""
+        given = f", not {shown(values[path])}" if path in values else ""
+        field = re.split(r"\W", path)[0]
         raise InvalidSettingError(
             f"{path or 'configuration'}: {wrong[0].lower()}{wrong[1:]}{given}",
-            hint=f"{path}: {setting_help(path)}" if path in known else "",
-            details={"field": path},
+            hint=_meaning(field),
+            details={"field": field},
         ) from None
     if config.steps is not None and config.epochs is not None:
         raise InvalidSettingError(
             "steps and epochs were both given", hint="give one of --steps and --epochs", details={"field": "epochs"}
         )
     return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # Scalars of numpy, torch and their like are no numbers to a decoder.
+    scalar = getattr(value, "item", None)
+    return scalar() if callable(scalar) and getattr(value, "shape", None) == () else value
+
+
+def _meaning(name: str) -> str:
+    return f"{name}: {setting_help(name)}" if setting_help(name) else ""
+
+
+def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
+    """Make the paths of a configuration absolute: the engine and whoever looks at the run may stand elsewhere.
+
+    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it. With ``rows_in_memory`` the
+    data is no file yet, and is left alone.
+
+    Raises:
+        DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
+    """
+    changes = {"output_dir": str(Path(config.output_dir).expanduser().absolute())}
+    data = Path(config.data).expanduser().absolute()
+    if not rows_in_memory and data.is_file():
+        changes["data"] = str(data)
+    elif not rows_in_memory and not is_hub_name(config.data):
+        raise _no_data(data, "data")
+    held_out = held_out_file(config.held_out)
+    if held_out is not None:
+        if not held_out.is_file():
+            raise _no_data(held_out, "held_out")
+        changes["held_out"] = str(held_out)
+    model = Path(config.model).expanduser()
+    if config.model not in MODEL_PRESETS and model.is_dir():
+        changes["model"] = str(model.absolute())
+    return msgspec.structs.replace(config, **changes)
+
+
+def held_out_file(held_out: str) -> Path | None:
+    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number."""
+    if held_out in ("auto", "none"):
+        return None
+    try:
+        float(held_out)
+    except ValueError:
+        return Path(held_out).expanduser().absolute()
+    return None
+
+
+def _no_data(data: Path, field: str) -> DatasetNotFoundError:
+    details = {"path": str(data), "field": field}
+    if data.is_dir():
+        hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
+        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
+    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
+    near = difflib.get_close_matches(data.name, beside, n=1)
+    what = "dataset" if field == "data" else "file of held-out rows"
+    hint = f"did you mean {data.parent / near[0]}?" if near else f"look at the path of the {what}"
+    return DatasetNotFoundError(f"there is no {what} {data}", hint=hint, details=details)
 
 
 def setting_help(name: str) -> str:

@@ -11,12 +11,10 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
-from backprop.data.dedup import NearDuplicates
-from backprop.data.difficulty import by_difficulty, difficulty
+from backprop.data.dedup import MinHashIndex
 from backprop.data.examples import Read, Reader, whole_text
-from backprop.data.language import language
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.quality import LengthLimits, TraceLimits
+from backprop.data.quality import UNKNOWN, LengthLimits, TraceLimits, difficulty, language
 from backprop.data.reader import open_source
 from backprop.data.scores import Scores
 from backprop.data.writing import beside, line_of, refuse_existing, whole_file
@@ -26,7 +24,7 @@ class Rules(Struct, frozen=True):
     """What is left out besides rows that cannot be used and exact duplicates. Nothing, unless asked for."""
 
     near: float | None = None
-    """Overlap from which the later of two rows is left out (``duplicates.THRESHOLD`` is a good one)."""
+    """Overlap from which the later of two rows is left out (``dedup.THRESHOLD`` is a good one)."""
     lengths: LengthLimits | None = None
     traces: TraceLimits | None = None
     languages: frozenset[str] = frozenset()
@@ -93,7 +91,7 @@ def clean_file(
     output = output or beside(Path(path), "clean")
     report = beside(output, "report", ".json")
     refuse_existing(output, report)
-    with open_source(path) as source:
+    with open_source(path, progress=progress, cancelled=cancelled) as source:
         sieve = _Sieve(Reader(source, mapping, progress, cancelled), rules, scores)
         kept = sieve.kept()
         if not kept:
@@ -139,7 +137,7 @@ class _Sieve:
         self._lines: list[int] = []
         self._scores: list[float] = []
         self._first: dict[bytes, int] = {}
-        self._likeness = NearDuplicates(rules.near) if rules.near is not None else None
+        self._minhash = MinHashIndex(rules.near) if rules.near is not None else None
         for read in reader:
             self.rows += 1
             self._take(read)
@@ -150,8 +148,8 @@ class _Sieve:
             self._leave_out(read.row.line, reason, detail)
             return
         text = whole_text(read.example) if read.example is not None else ""
-        if self._likeness is not None:
-            self._likeness.add(len(self._kept), text)
+        if self._minhash is not None:
+            self._minhash.add(len(self._kept), text)
         self._kept.append(read.index)
         self._lines.append(read.row.line)
         if self._rules.curriculum:
@@ -173,7 +171,7 @@ class _Sieve:
             return reason, ""
         if rules.languages:
             found = language(whole_text(read.example))
-            if found not in rules.languages and found != "unknown":
+            if found not in rules.languages and found != UNKNOWN:
                 return "language", found
         return self._by_perplexity(read.row.line) if rules.need_scores else ("", "")
 
@@ -202,14 +200,16 @@ class _Sieve:
     def kept(self) -> list[int]:
         """Indices of the rows that stay, in the order in which they are written."""
         dropped: set[int] = set()
-        for group in self._likeness.groups(self._text) if self._likeness is not None else []:
+        for group in (
+            self._minhash.groups(lambda i: self._reader.text(self._kept[i])) if self._minhash is not None else []
+        ):
             for member in group[1:]:
                 dropped.add(member)
                 same = f"nearly the same as {self._reader.source.unit} {self._lines[group[0]]}"
                 self._leave_out(self._lines[member], "near_duplicate", same)
-        order = by_difficulty(self._scores) if self._rules.curriculum else range(len(self._kept))
+        order = (
+            sorted(range(len(self._kept)), key=self._scores.__getitem__)
+            if self._rules.curriculum
+            else range(len(self._kept))
+        )
         return [self._kept[i] for i in order if i not in dropped]
-
-    def _text(self, i: int) -> str:
-        read = self._reader.read(self._kept[i], self._reader.source.row(self._kept[i]))
-        return whole_text(read.example) if read.example is not None else ""

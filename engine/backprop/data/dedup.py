@@ -1,18 +1,39 @@
-"""Rows that say almost the same: MinHash over word triples (Broder 1997), settled by the true overlap.
+"""Rows that say the same, and rows that say almost the same.
 
-Signatures come from ``rensa``. Rows that agree in a band of their signatures are candidates; only those whose word
-triples really overlap by the threshold belong together. At the usual threshold 128 bytes a row are kept.
+Exact duplicates have equal content: what a row says, apart from how it is written. Key order, white space between
+tokens, escapes, ids and other columns make no difference.
+
+Near duplicates are found by MinHash over word triples (Broder 1997) and settled by the true overlap. Signatures come
+from ``rensa``. Rows that agree in a band of their signatures are candidates; only those whose word triples really
+overlap by the threshold belong together. At the usual threshold 128 bytes a row are kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from backprop.data.example import PLAIN, Fields, Format
+
+Numbers = npt.NDArray[np.int64]
+PARTS_READ: dict[Format, tuple[str, ...]] = {
+    "sharegpt": ("conversations", "system", "tools", "functions"),
+    "openai": ("messages", "system", "tools", "functions"),
+    "alpaca": ("instruction", "input", "output", "system", "history", "tools", "functions"),
+    "prompt_completion": ("prompt", "completion", "messages", "conversations", "system", "tools", "functions"),
+    "preference": ("prompt", "chosen", "rejected", "messages", "conversations", "system", "tools", "functions"),
+    "kto": ("prompt", "completion", "label", "messages", "conversations", "system", "tools", "functions"),
+    "text": ("text",),
+    "chatml": ("text",),
+}
+"""The parts that are read of a row, by its format: together they are its content."""
 THRESHOLD = 0.8
 """Share of common word triples (Jaccard) from which two rows count as near duplicates."""
 _PERMUTATIONS = 96
@@ -25,6 +46,55 @@ _WORD = re.compile(r"\w+")
 _BATCH = 2000
 _COMPARED = 8
 """Groups of one bucket that a row is compared with."""
+
+encode_content = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
+"""Parts of a row → bytes that are equal for equal content."""
+
+
+def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any] | None:
+    """The parts of a row that are read in ``format``, in a fixed order; ``None`` where it has none of them."""
+    if isinstance(value, str) and format in ("text", "chatml"):
+        return [value]
+    if not isinstance(value, dict) or format is None:
+        return None
+    parts = [value.get(getattr(names, part)) or None for part in PARTS_READ[format]]
+    if format == "kto":
+        parts[2] = value.get(names.label)
+    return parts if any(part is not None for part in parts) else None
+
+
+def content(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
+    """What a row says, equal for exact duplicates and for no others."""
+    parts = content_parts(value, format, names)
+    try:
+        return encode_content([format, value] if parts is None else parts)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return repr(value).encode("utf-8", "backslashreplace")
+
+
+def content_key(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
+    """16 bytes that are equal for exact duplicates, in every process, and differ otherwise."""
+    return hashlib.blake2b(content(value, format, names), digest_size=16).digest()
+
+
+def exact_duplicates(keys: Iterable[bytes]) -> dict[int, int]:
+    """Place of each later row of equal content → place of the first."""
+    first: dict[bytes, int] = {}
+    places = ((place, first.setdefault(key, place)) for place, key in enumerate(keys))
+    return {place: earlier for place, earlier in places if earlier != place}
+
+
+def repeated(keys: Numbers) -> tuple[Numbers, Numbers]:
+    """``exact_duplicates`` for millions of rows, given as numbers: the places of keys that came before, ascending, and
+    for each of them the place of the first equal key."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    leads = np.ones(len(order), dtype=np.bool_)
+    leads[1:] = ordered[1:] != ordered[:-1]
+    group = np.maximum.accumulate(np.where(leads, np.arange(len(order)), 0))
+    again, earlier = order[~leads], order[group[~leads]]
+    ascending = np.argsort(again)
+    return again[ascending], earlier[ascending]
 
 
 def shingles(text: str) -> set[str]:
@@ -43,7 +113,7 @@ def overlap(one: set[str], two: set[str]) -> float:
     return len(one & two) / len(one | two) if one or two else 0.0
 
 
-class NearDuplicates:
+class MinHashIndex:
     """Groups rows whose texts nearly agree. Rows without words are in no group.
 
     Args:
@@ -156,15 +226,3 @@ def clusters(keys: Sequence[bytes], groups: Iterable[Sequence[int]] = ()) -> lis
     for i in range(len(parents)):
         found[_root(parents, i)].append(i)
     return list(found.values())
-
-
-def exact_duplicates(keys: Iterable[bytes]) -> dict[int, int]:
-    """Place of each later row of equal content → place of the first. Rows with an empty key equal none."""
-    first: dict[bytes, int] = {}
-    found = {}
-    for place, key in enumerate(keys):
-        if key:
-            earlier = first.setdefault(key, place)
-            if earlier != place:
-                found[place] = earlier
-    return found

@@ -1,26 +1,21 @@
-"""Rendered conversations → ids and the tokens that are trained."""
+"""Rows → text → ids and the tokens that are trained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from tokenizers import Encoding
 
 from backprop.core.events import TokenSpan
 from backprop.data.chat_template import END_THINK, THINK, ChatTemplate
-from backprop.data.example import Example, Format, RowError, Turn
-from backprop.data.formats import convert, detect_fields
-from backprop.data.loss_mask import Span
-from backprop.data.mapping import Fields
-from backprop.data.shape import TemplateShape
-from backprop.data.texts import CONTROL_TOKEN
+from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
+from backprop.data.formats import convert, read_as, unknown_format
+from backprop.data.loss_mask import Span, answer_spans
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.data.words import WordEncoding
 
 
 class Rendered(Struct):
@@ -46,7 +41,6 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template = tokenizer.template
         self.everything = everything
-        self._shape = TemplateShape(tokenizer.template)
 
     def render(self, row: Any, format: Format, names: Fields) -> Rendered:
         """A row as the model will see it.
@@ -67,7 +61,7 @@ class Renderer:
         text = self.template.render(messages, example.tools)
         _encodable(text)
         moved = len(turns) - len(messages)
-        spans = self._shape.spans(messages, example.tools, text)
+        spans = answer_spans(self.template, messages, example.tools, text)
         answers = [span for span in spans if _is_trained(turns[span.turn + moved]) and span.end > span.start]
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
@@ -151,7 +145,7 @@ class Encoded(Struct):
     answers: list[tuple[int, int]]
 
 
-def encode_row(rendered: Rendered, encoding: Encoding | WordEncoding, tokenizer: ChatTokenizer) -> Encoded:
+def encode_row(rendered: Rendered, encoding: Encoding, tokenizer: ChatTokenizer) -> Encoded:
     """Tokens of a rendered row. A token is trained when it holds a character of a trained span.
 
     Nothing predicts the first token, so it is never trained. Raw text ends with the tokenizer's end token.
@@ -179,7 +173,7 @@ def _around_text(ids: Ids, tokenizer: ChatTokenizer) -> Ids:
     return ids
 
 
-def token_range(encoding: Encoding | WordEncoding, length: int, span: Span) -> tuple[int, int]:
+def token_range(encoding: Encoding, length: int, span: Span) -> tuple[int, int]:
     """First token and one past the last token that hold characters of ``span`` in a text of ``length``."""
     start = span.start
     first = encoding.char_to_token(start)
@@ -195,16 +189,8 @@ def token_range(encoding: Encoding | WordEncoding, length: int, span: Span) -> t
         after = encoding.char_to_token(end)
     if after is None:
         return first, len(encoding.ids)
-    begins = _first_char(encoding, after, end)
-    return first, after + 1 if begins is not None and begins < span.end else after
-
-
-def _first_char(encoding: Encoding | WordEncoding, token: int, place: int) -> int | None:
-    """Where a token begins that holds the character at ``place``."""
-    if isinstance(encoding, WordEncoding):
-        return encoding.first_char(place)
-    held = encoding.token_to_chars(token)
-    return None if held is None else held[0]
+    held = encoding.token_to_chars(after)
+    return first, after + 1 if held is not None and held[0] < span.end else after
 
 
 def pieces(rendered: Rendered, encoding: Encoding, encoded: Encoded, tokenizer: ChatTokenizer) -> list[tuple[str, int]]:
@@ -246,6 +232,28 @@ class Token(Struct, frozen=True):
     special: bool
 
 
+def encode_value(
+    value: Any,
+    tokenizer: ChatTokenizer,
+    *,
+    format: Format | None = None,
+    mapping: Mapping[str, str] | None = None,
+    train_on_responses: bool = True,
+) -> tuple[Rendered, Encoding, Encoded]:
+    """One row alone, as text, as the tokenizer's own answer, and as it is trained.
+
+    Raises:
+        RowError: the row cannot be trained.
+    """
+    names = Fields(mapping)
+    known = format or read_as(value, None, names)
+    if known is None:
+        raise unknown_format(value)
+    rendered = Renderer(tokenizer, everything=not train_on_responses).render(value, known, names)
+    encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]
+    return rendered, encoding, encode_row(rendered, encoding, tokenizer)
+
+
 def explain_row(
     value: Any,
     tokenizer: ChatTokenizer,
@@ -259,25 +267,12 @@ def explain_row(
     Raises:
         RowError: the row cannot be trained.
     """
-    names = Fields(mapping)
-    known = format or detect_fields(value, names)
-    if known is None:
-        raise unknown_format(value)
-    rendered = Renderer(tokenizer, everything=not train_on_responses).render(value, known, names)
-    encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]
-    encoded = encode_row(rendered, encoding, tokenizer)
+    rendered, encoding, encoded = encode_value(
+        value, tokenizer, format=format, mapping=mapping, train_on_responses=train_on_responses
+    )
     return [
         Token(text, id, trained, id in tokenizer.special_ids)
         for (text, id), trained in zip(
             pieces(rendered, encoding, encoded, tokenizer), encoded.trained.tolist(), strict=True
         )
     ]
-
-
-def unknown_format(value: Any) -> RowError:
-    """The error of a row whose fields are no format's."""
-    if isinstance(value, dict):
-        keys = ", ".join(str(key) for key in list(value)[:8])
-        return RowError("unknown_format", "", f"no known format has these fields: {keys or 'none'}")
-    kind = msgspec.json.encode(value).decode()[:40] if isinstance(value, int | float | list | None) else type(value)
-    return RowError("unknown_format", "", f"{kind} is no row: an object, or a text, is needed")

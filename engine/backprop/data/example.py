@@ -1,7 +1,14 @@
-"""What a row of any format becomes: turns of a conversation, with what the row says about training on them."""
+"""What a row of any format becomes: turns of a conversation, with what the row says about training on them; and the
+names of the fields it is read from.
+
+A mapping is ``{part: field}``, as ``--map instruction=question`` says it. One is looked for where the names of most
+rows are no known format's, returned so that it can be shown, and overridden by what the person gives.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -9,15 +16,71 @@ from msgspec import Struct, field
 
 Format: TypeAlias = Literal["sharegpt", "alpaca", "openai", "chatml", "prompt_completion", "text", "preference", "kto"]
 Severity: TypeAlias = Literal["error", "warning", "info"]
+CONTROL_TOKEN = re.compile(
+    r"<\|[A-Za-z0-9_ .▁-]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
+)
+"""Tokens that chat templates of the common model families put between turns."""
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 """The roles that templates know. A row's other role is kept as it is, with a warning."""
+
+
+PROBLEM_CODES: dict[str, str] = {
+    "broken_json": "the row is not JSON: cut off, a comma too many, single quotes, nested too deep …",
+    "broken_csv": "the record is not CSV: quotes that do not close, a stray line break",
+    "broken_parquet": "the pages that hold the row are damaged",
+    "column_count": "a CSV record has more or fewer cells than the header names",
+    "not_utf8": "bytes that are no UTF-8",
+    "nul_byte": "a NUL character, which no text has",
+    "lone_surrogate": "half of a surrogate pair, which stands for no character",
+    "bom": "the file begins with a byte order mark; it is skipped",
+    "too_deep": "nested more deeply than can be read",
+    "unknown_format": "the row's fields are those of no known format",
+    "mixed_format": "the row has another format than most rows of the file",
+    "missing_field": "a field that the format needs is not there",
+    "invalid_type": "a list where text is needed, and the like",
+    "invalid_value": "a value outside what the field can be",
+    "invalid_role": "a role that is not system, user, assistant or tool",
+    "role_order": "two turns in a row by the same side, a late system turn, or an answer to nothing",
+    "no_turns": "the conversation is empty",
+    "no_assistant": "no turn of the assistant: nothing to learn from",
+    "empty_content": "a turn, a text or a side of a pair is empty",
+    "unbalanced_tags": "ChatML tags that do not close",
+    "text_outside_turns": "text between ChatML turns, which belongs to nobody",
+    "unsupported_content": "an image, a sound or another part that is no text",
+    "ignored_field": "a field of a message that is not used",
+    "weight_rounded": "a loss weight between 0 and 1: turns are trained fully or not at all",
+    "special_token": "a chat template's control token inside a text",
+    "same_sides": "the two sides of a preference pair are the same",
+    "no_prompt": "a preference pair without prompt",
+    "one_label": "all labels of a feedback file are the same: there is nothing to tell apart",
+    "duplicate_row": "the same content as an earlier row",
+    "near_duplicate": "almost the same words as an earlier row",
+    "held_out_overlap": "the row is also in the held-out file: its loss there would say nothing",
+    "cut": "longer than the chosen length: the beginning is cut",
+    "answer_lost": "longer than the chosen length so that the answer does not fit",
+    "nothing_to_train": "no token of the row would be trained",
+    "label_false": "the answer is labelled bad: supervised training leaves it out",
+    "double_bos": "two begin tokens in a row: the text brings one and the template writes one",
+    "mask_unclear": "which tokens belong to the answer cannot be told from what the template writes",
+    "template_refused": "the chat template of the model refuses the conversation",
+    "text_changed": "the chat template writes a turn with another text than it has",
+    "text_dropped": "the chat template leaves out the text of a turn",
+    "reasoning_dropped": "the chat template leaves out the thinking of a turn",
+    "system_dropped": "the chat template leaves out the system turn",
+    "system_moved": "the chat template takes no system turn: its text was put before the first question",
+    "tools_dropped": "the chat template leaves out the tools",
+    "tool_calls_dropped": "the chat template leaves out calls of tools",
+    "file_changed": "the row is no longer there: the file was changed while it was open",
+}
+"""Every code that a finding about a row can have, with its meaning: an interface, never renamed. ``core.errors`` has
+the codes of errors that stop a command."""
 
 
 class RowError(Exception):
     """One finding about one row: collected by readers into their counts, never shown as an exception.
 
     Args:
-        code: stable, lower case with underscores (``missing_field``, ``no_assistant`` …).
+        code: one of ``PROBLEM_CODES``.
         field: where in the row, as ``messages[2].content``; empty when it is the row as a whole.
         message: what is wrong, in words, without the line number (the reader knows it).
         severity: ``error`` when the row cannot be used; those that are raised always are.
@@ -92,3 +155,105 @@ class Example(Struct, kw_only=True):
                 raise RowError("label_false", "label", "the answer is labelled bad: supervised training leaves it out")
             return [*as_context(self.turns), *self.completion]
         return self.turns
+
+
+ABSENT = "\0absent"
+"""Name of a field that no row has."""
+
+PARTS = (
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "history",
+    "prompt",
+    "completion",
+    "label",
+    "chosen",
+    "rejected",
+    "text",
+    "tools",
+    "functions",
+)
+
+_ASKED = ("instruction", "question", "query", "problem", "prompt", "input", "context")
+_ANSWERED = ("output", "answer", "response", "completion", "solution")
+_CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+
+
+class Fields:
+    """Part → field name under a mapping. A field taken by one part no longer plays its own."""
+
+    messages: str
+    conversations: str
+    instruction: str
+    input: str
+    output: str
+    system: str
+    history: str
+    prompt: str
+    completion: str
+    label: str
+    chosen: str
+    rejected: str
+    text: str
+    tools: str
+    functions: str
+
+    def __init__(self, mapping: Mapping[str, str] | None = None) -> None:
+        mapping = mapping or {}
+        taken = set(mapping.values())
+        for part in PARTS:
+            setattr(self, part, mapping.get(part, ABSENT if part in taken else part))
+
+
+PLAIN = Fields()
+"""The formats' own names."""
+
+
+def find_mapping(row: Any) -> dict[str, str]:
+    """The mapping that makes sense of ``row``, empty when none is needed or none is found.
+
+    Question and answer under common names, with a context beside them, and chats under another key
+    or with the other style of messages.
+    """
+    if not isinstance(row, dict):
+        return {}
+    for name in _CHATS:
+        found = _chat_part(row.get(name))
+        if found is not None:
+            return {} if found == name else {found: name}
+    asked = next((name for name in _ASKED if name in row), None)
+    answered = next((name for name in _ANSWERED if name in row), None)
+    if asked is None or answered is None:
+        return {}
+    if asked == "prompt":
+        return {} if answered == "completion" else {"completion": answered}
+    mapping = {} if asked == "instruction" else {"instruction": asked}
+    if answered != "output":
+        mapping["output"] = answered
+    if asked != "context" and "context" in row and "input" not in row:
+        mapping["input"] = "context"
+    return mapping
+
+
+def _chat_part(value: Any) -> str | None:
+    """``messages`` or ``conversations``, whichever has such items."""
+    first = value[0] if isinstance(value, list) and value else None
+    if not isinstance(first, dict):
+        return None
+    if "role" in first and "content" in first:
+        return "messages"
+    return "conversations" if "from" in first and "value" in first else None
+
+
+def describe_mapping(mapping: Mapping[str, str]) -> str:
+    """As a person gives it: ``instruction=question, output=answer``."""
+    return ", ".join(f"{part}={name}" for part, name in mapping.items())
+
+
+def unknown_parts(mapping: Iterable[str]) -> list[str]:
+    """The parts that no format has, for a message about a mistyped ``--map``."""
+    return [part for part in mapping if part not in PARTS]

@@ -9,14 +9,11 @@ from pathlib import Path
 from msgspec import Struct
 
 from backprop.core.errors import OperationCancelledError
-from backprop.data.content import content_key
-from backprop.data.dedup import NearDuplicates
-from backprop.data.example import Example, Format, RowError
-from backprop.data.formats import convert, detect_fields
+from backprop.data.dedup import MinHashIndex, content_key
+from backprop.data.example import Example, Fields, Format, RowError
+from backprop.data.formats import convert, file_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.mapping import PLAIN, Fields
 from backprop.data.reader import Row, Source
-from backprop.data.survey import file_format
 
 
 class Read(Struct):
@@ -47,10 +44,10 @@ class Reader:
         cancelled: Cancelled | None = None,
     ) -> None:
         self.source = source
-        seen = file_format(source, mapping)
-        self.format: Format | None = seen.format
-        self.mapping = seen.mapping
-        self.names = Fields(seen.mapping) if seen.mapping else PLAIN
+        file = file_format(source, mapping)
+        self.format: Format | None = file.format
+        self.mapping = file.mapping
+        self.names = Fields(file.mapping)
         self._progress = progress
         self._cancelled = cancelled
 
@@ -73,17 +70,19 @@ class Reader:
         """One row."""
         if row.error is not None:
             return Read(index, row, None, row.error, b"")
-        found = detect_fields(row.value, self.names)
-        read_as = found if found is not None and self.format not in ("preference", "kto") else self.format
-        if read_as is None:
-            return Read(
-                index, row, None, RowError("unknown_format", "", "the fields are those of no known format"), b""
-            )
+        read = read_as(row.value, self.format, self.names)
+        if read is None:
+            return Read(index, row, None, unknown_format(row.value), b"")
         try:
-            example = convert(row.value, read_as, self.names)
+            example = convert(row.value, read, self.names)
         except RowError as error:
             return Read(index, row, None, error, b"")
-        return Read(index, row, example, None, content_key(row.value, read_as, self.names))
+        return Read(index, row, example, None, content_key(row.value, read, self.names))
+
+    def text(self, index: int) -> str:
+        """Prompt and answer of the row at ``index``, read again; empty where there is no example."""
+        example = self.read(index, self.source.row(index)).example
+        return whole_text(example) if example is not None else ""
 
 
 def prompt_text(example: Example) -> str:
@@ -107,7 +106,8 @@ def whole_text(example: Example) -> str:
 
 
 class Usable:
-    """The rows of a source that have an example, read once: their content keys, and on request their likeness.
+    """The rows of a source that have an example, read once: their content keys, and on request a MinHash index of their
+    texts.
 
     Args:
         near: overlap from which rows are near duplicates; ``None`` where nobody asks.
@@ -115,7 +115,7 @@ class Usable:
 
     def __init__(self, reader: Reader, near: float | None) -> None:
         self._reader = reader
-        self._likeness = NearDuplicates(near) if near is not None else None
+        self._minhash = MinHashIndex(near) if near is not None else None
         self.rows = 0
         self.places: list[int] = []
         """Index in the source of each usable row."""
@@ -128,16 +128,11 @@ class Usable:
             if read.example is None:
                 self.left_out[read.error.code if read.error is not None else "unknown_format"] += 1
                 continue
-            if self._likeness is not None:
-                self._likeness.add(len(self.keys), whole_text(read.example))
+            if self._minhash is not None:
+                self._minhash.add(len(self.keys), whole_text(read.example))
             self.places.append(read.index)
             self.keys.append(read.key)
 
     def near_groups(self) -> list[list[int]]:
         """Groups of near duplicates, as positions in ``places``."""
-        return self._likeness.groups(self._text) if self._likeness is not None else []
-
-    def _text(self, i: int) -> str:
-        index = self.places[i]
-        example = self._reader.read(index, self._reader.source.row(index)).example
-        return whole_text(example) if example is not None else ""
+        return self._minhash.groups(lambda i: self._reader.text(self.places[i])) if self._minhash is not None else []

@@ -1,33 +1,28 @@
 """Rows of data → turns: which format a row has, and what it says (formats: README, "Data").
 
-``detect`` is cheap and looks at one row; ``detect_file`` counts over rows; ``convert`` reads a row in a format.
+``detect_fields`` is cheap and looks at one row; ``file_format`` looks at rows from all over a file; ``read_as`` says in
+which format a row of that file is read, and ``convert`` reads it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 from msgspec import Struct
 
-from backprop.data.example import Example, Format, RowError, Turn, as_context
-from backprop.data.mapping import PLAIN, Fields, find_mapping
+from backprop.data.example import PLAIN, Example, Fields, Format, RowError, Turn, as_context, find_mapping
 from backprop.data.messages import as_text, check_turns, kind, read_tools, read_turns, shown
-
-__all__ = ["Example", "FileFormat", "Format", "RowError", "Turn", "convert", "detect", "detect_fields", "detect_file"]
+from backprop.data.reader import Source
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 _START, _END = "<|im_start|>", "<|im_end|>"
 
 
-def detect(row: Any, mapping: Mapping[str, str] | None = None) -> Format | None:
+def detect_fields(row: Any, names: Fields = PLAIN) -> Format | None:
     """The format of one row, or ``None`` where its fields are no format's. Values are not checked."""
-    return detect_fields(row, Fields(mapping) if mapping else PLAIN)
-
-
-def detect_fields(row: Any, names: Fields) -> Format | None:
-    """``detect`` with the mapping already read, for many rows."""
     if isinstance(row, str):
         return "chatml" if _START in row and _END in row else "text"
     if not isinstance(row, dict):
@@ -37,17 +32,9 @@ def detect_fields(row: Any, names: Fields) -> Format | None:
         return "kto"
     if names.chosen in row and names.rejected in row:
         return "preference"
-    turns = row.get(names.conversations)
-    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "from" in turns[0] and "value" in turns[0]:
+    if _has_messages(row.get(names.conversations), "from", "value"):
         return "sharegpt"
-    turns = row.get(names.messages)
-    if (
-        isinstance(turns, list)
-        and turns
-        and isinstance(turns[0], dict)
-        and "role" in turns[0]
-        and "content" in turns[0]
-    ):
+    if _has_messages(row.get(names.messages), "role", "content"):
         return "openai"
     if names.instruction in row and names.output in row:
         return "alpaca"
@@ -59,21 +46,31 @@ def detect_fields(row: Any, names: Fields) -> Format | None:
     return None
 
 
-class FileFormat(Struct, kw_only=True):
-    """What the rows of a file are."""
+def _has_messages(value: Any, role: str, content: str) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and role in first and content in first
 
-    format: Format | None
-    """The format of most rows; ``None`` where no row has a known one."""
-    mapping: dict[str, str]
-    """Part → field: the one given, or the one found."""
-    found: bool = False
-    """True when the mapping was found, not given."""
-    counts: dict[str, int] = {}
+
+def read_as(row: Any, file: Format | None, names: Fields = PLAIN) -> Format | None:
+    """The format that a row is read in: its own, whatever the other rows of its file are.
+
+    A row of no known format is read as what its ``file`` is, so that the error names the field that is missing; so is
+    an answer in a file of judged ones whose ``label`` is no judgement. ``None``: nothing can be read of it.
+    """
+    own = detect_fields(row, names)
+    if own is None or (file == "kto" and own == "prompt_completion" and names.label in row):
+        return file
+    return own
+
+
+class FormatCounts(Struct, kw_only=True):
     """Rows per format; those of no known format under ``unknown``."""
+
+    counts: dict[str, int] = {}
     lines: dict[str, list[int]] = {}
     """The first lines of each format."""
 
-    def add(self, name: str, line: int, *, keep_lines: int = 20) -> None:
+    def add(self, name: str, line: int, *, keep_lines: int = 5) -> None:
         """Count one row."""
         self.counts[name] = self.counts.get(name, 0) + 1
         lines = self.lines.setdefault(name, [])
@@ -81,43 +78,90 @@ class FileFormat(Struct, kw_only=True):
             lines.append(line)
 
     @property
-    def usual(self) -> Format | None:
-        """The known format that most rows have."""
-        known = [name for name in FORMATS if name in self.counts]
-        return max(known, key=self.counts.__getitem__, default=None)
-
-    @property
     def mixed(self) -> bool:
+        """Whether rows have several known formats."""
         return sum(name != "unknown" for name in self.counts) > 1
 
-    def describe_mix(self) -> str:
+    def describe(self) -> str:
         """``990 alpaca, 10 sharegpt (lines 4, 9, 12 …)``: counts, and where the fewer ones are."""
         words: list[str] = []
         for name, count in sorted(self.counts.items(), key=lambda item: -item[1]):
-            lines = ", ".join(str(line) for line in self.lines[name][:5]) + (" …" if count > 5 else "")
-            words.append(f"{count} {name}" + (f" (line{'s' if count > 1 else ''} {lines})" if words else ""))
+            lines = self.lines.get(name, [])
+            where = ", ".join(map(str, lines)) + (" …" if count > len(lines) else "")
+            words.append(f"{count} {name}" + (f" (line{'s' if count > 1 else ''} {where})" if words and lines else ""))
         return ", ".join(words)
 
 
-def detect_file(rows: Iterable[tuple[int, Any]], mapping: Mapping[str, str] | None = None) -> FileFormat:
-    """The format of a file's rows, given as (line, row).
+class FileFormat(FormatCounts, kw_only=True):
+    """What the rows of a file are, by a look at rows from all over it."""
 
-    Without a ``mapping``, one is looked for in rows of unknown format; it is taken when their fields then make a
-    format.
+    format: Format | None
+    """The format of most rows; ``None`` where no row has a known one."""
+    mapping: dict[str, str]
+    """Part → field: the one given, or the one found."""
+    found: bool = False
+    """True when the mapping was found, not given."""
+
+
+def file_format(source: Source, mapping: Mapping[str, str] | None = None) -> FileFormat:
+    """The format of a file and the field mapping in use: the one answer for checking, training, reports and screens."""
+    return detect_file(source.sample(), mapping)
+
+
+def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -> FileFormat:
+    """The format of most of ``rows``, whatever their order.
+
+    Without a ``mapping``, one is looked for in rows of unknown format; it is taken when it explains more rows than the
+    formats' own names do.
     """
-    file = FileFormat(format=None, mapping=dict(mapping or {}))
-    names = Fields(mapping)
-    for line, row in rows:
-        name = detect_fields(row, names)
-        if name is None and not file.mapping:
-            wanted = find_mapping(row)
-            if wanted and detect(row, wanted) is not None:
-                file.mapping, file.found = wanted, True
-                names = Fields(wanted)
-                name = detect_fields(row, names)
-        file.add(name or "unknown", line)
-    file.format = file.usual
-    return file
+    rows = list(rows)
+    counts = _count(rows, Fields(mapping))
+    found = None if mapping else _common_mapping(rows, sum(counts.values()) - counts["unknown"])
+    if found:
+        counts = _count(rows, Fields(found))
+    format = max((name for name in FORMATS if counts[name]), key=counts.__getitem__, default=None)
+    return FileFormat(
+        format=format,
+        mapping=dict(mapping or found or {}),
+        found=bool(found),
+        counts={name: count for name, count in counts.items() if count},
+    )
+
+
+def _count(rows: Iterable[Any], names: Fields) -> Counter[str]:
+    return Counter(detect_fields(row, names) or "unknown" for row in rows)
+
+
+def _common_mapping(rows: Iterable[Any], known: int) -> dict[str, str]:
+    """The mapping that most rows of unknown format need, where they are more than the ``known`` ones.
+
+    Of two that agree the one with more fields is taken: a field that some rows lack is not lost for the others.
+    """
+    wanted: Counter[tuple[tuple[str, str], ...]] = Counter()
+    for row in rows:
+        if detect_fields(row) is None and (mapping := find_mapping(row)) and detect_fields(row, Fields(mapping)):
+            wanted[tuple(mapping.items())] += 1
+    if wanted.total() <= known:
+        return {}
+    best = max(wanted, key=lambda items: (wanted[items], items))
+    agreeing: list[tuple[tuple[str, str], ...]] = [items for items in wanted if set(items) >= set(best)]
+    agreeing.sort(key=lambda items: (len(items), items))
+    return dict(agreeing[-1])
+
+
+def unknown_format(value: Any) -> RowError:
+    """The error of a row whose fields are no format's."""
+    if isinstance(value, dict):
+        fields = ", ".join(str(key) for key in list(value)[:8])
+        return RowError("unknown_format", "", f"no known format has these fields: {fields or 'none'}")
+    return RowError("unknown_format", "", f"the row is {kind(value)}: an object, or a text, is needed")
+
+
+def mixed_format(own: Format, file: Format | None) -> RowError:
+    """The warning about a row of another format than most."""
+    return RowError(
+        "mixed_format", "", f"this row is {own}, most of the file is {file}: it is read as {own}", "warning"
+    )
 
 
 def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:

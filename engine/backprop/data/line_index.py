@@ -1,18 +1,21 @@
-"""Where the rows of a big file begin: a sparse index that is built while the first rows are already read.
+"""Where the rows of a big JSON Lines file begin: a sparse index that is built while the first rows are already read.
 
-One entry per sixteen rows (and around long rows) keeps it near 1.5 bytes a row. The file is read in pieces into a
-reused buffer rather than mapped: memory stays flat at any file size, and a file that somebody shortens
-meanwhile gives a short read instead of a bus error.
+Rows are the lines that hold more than white space; line numbers count every line, from 1. One entry per sixteen rows
+(and around long rows) keeps the index near 1.5 bytes a row. The file is read in pieces into a reused buffer rather than
+mapped: memory stays flat at any file size, and a file that somebody shortens meanwhile gives a short read instead of a
+bus error.
 """
 
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total, in bytes unless said otherwise."""
@@ -22,14 +25,19 @@ ROWS_PER_ENTRY = 16
 LONG_ROW = 64 * 1024
 """A row longer than this many bytes ends its block, so that reading its neighbours does not read it."""
 CHUNK = 4 * 1024 * 1024
+"""Bytes that are scanned at once."""
+PIECE = 1024 * 1024
+"""Bytes that are streamed at once."""
 _CACHED_BLOCKS = 8
-_STREAM_BYTES = 1024 * 1024
+_NEWLINE = 10
+_WHITESPACE = np.zeros(256, dtype=bool)
+_WHITESPACE[list(b" \t\r\n\v\f")] = True
 
 Place = tuple[int, int, bytes]
-"""Line (or row number), offset in the file, and the bytes of one row."""
+"""Line, offset in the file, and the bytes of one row."""
 
 
-class RowIndex(ABC):
+class LineIndex:
     """Random access to the rows of one file.
 
     ``known`` rows can be read at once; ``complete`` says whether that is all. Asking for a later row scans on until
@@ -42,48 +50,93 @@ class RowIndex(ABC):
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self._file = path.open("rb", buffering=0)
-        self._scan = path.open("rb", buffering=0)
         self.size = path.stat().st_size
         self.start_offset = start
         self.known = 0
         self.complete = False
+        self._unscanned = self.pieces(CHUNK)
         self._scanned = start
         """Offset up to which whole rows are known."""
+        self._line = 1
+        """Number of the line that begins at ``_scanned``."""
+        self._last_row = start
+        """Offset of the last row found."""
         self._rows = array("Q")
         self._lines = array("Q")
         self._offsets = array("Q")
-        self._blocks: dict[tuple[int, int, int], list[Place]] = {}
+        self._blocks: dict[tuple[int, int], list[Place]] = {}
         self._read_lock = threading.Lock()
         self._scan_lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = False
 
-    @abstractmethod
-    def _advance(self) -> None:
-        """Scan the next piece: add entries, then move ``_scanned``, then ``known``; set ``complete`` at the end.
-
-        The order is what lets other threads read without waiting for the scan.
-        """
-
-    @abstractmethod
-    def split(self, block: bytes, line: int, offset: int, count: int) -> list[Place]:
-        """The rows of ``block``, which starts with the row of ``line`` at ``offset`` and holds ``count`` of them."""
-
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes from ``offset``; fewer where the file is shorter now."""
-        pieces = []
-        with self._read_lock:
-            self._file.seek(offset)
-            while size > 0 and (piece := self._file.read(size)):
-                pieces.append(piece)
-                size -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        data = bytearray(size)
+        filled = 0
+        while filled < size and (count := self._read_into(offset + filled, memoryview(data)[filled:])):
+            filled += count
+        return bytes(memoryview(data)[:filled])
 
     def _read_into(self, offset: int, room: memoryview) -> int:
         """Fill ``room`` from ``offset``; how many bytes there were."""
         with self._read_lock:
             self._file.seek(offset)
             return self._file.readinto(room) or 0
+
+    def pieces(self, size: int = PIECE) -> Iterator[tuple[int, bytearray, int]]:
+        """The file in pieces of whole lines, of about ``size`` bytes.
+
+        Offset, a buffer, and how much of it is the piece. The next piece overwrites the buffer.
+        """
+        offset, filled = self.start_offset, 0
+        buffer = bytearray(size)
+        while True:
+            count = self._read_into(offset + filled, memoryview(buffer)[filled:])
+            filled += count
+            cut = buffer.rfind(b"\n", 0, filled) + 1 if count else filled
+            if cut:
+                yield offset, buffer, cut
+            elif count and filled == len(buffer):
+                buffer = buffer + bytearray(3 * len(buffer))
+            if not count:
+                return
+            buffer[: filled - cut] = buffer[cut:filled]
+            offset, filled = offset + cut, filled - cut
+
+    def _advance(self) -> None:
+        """Scan the next piece: add entries, then move ``_scanned``, then ``known``; set ``complete`` at the end.
+
+        The order is what lets other threads read without waiting for the scan.
+        """
+        offset, buffer, size = next(self._unscanned, (0, b"", 0))
+        if not size:
+            self.complete = True
+            return
+        piece = np.frombuffer(buffer, dtype=np.uint8, count=size)
+        ends = np.flatnonzero(piece == _NEWLINE)
+        if not len(ends) or ends[-1] != size - 1:
+            ends = np.append(ends, size)
+        starts = np.append(0, ends[:-1] + 1)
+        keep = starts < ends
+        for i in np.flatnonzero(keep & _WHITESPACE[piece[np.minimum(starts, size - 1)]]).tolist():
+            keep[i] = not _WHITESPACE[piece[starts[i] : ends[i]]].all()
+        lines = np.arange(self._line, self._line + len(ends))
+        self._add_entries(starts[keep] + offset, lines[keep])
+        self._line += len(ends)
+        self._scanned = offset + size
+        self.known += int(keep.sum())
+
+    def _add_entries(self, offsets: npt.NDArray[np.int64], lines: npt.NDArray[np.int64]) -> None:
+        """Index the new rows at ``offsets``: every sixteenth, and each that follows a long one."""
+        if not len(offsets):
+            return
+        rows = np.arange(self.known, self.known + len(offsets))
+        chosen = rows % ROWS_PER_ENTRY == 0
+        chosen |= np.diff(offsets, prepend=self._last_row) > LONG_ROW
+        for column, values in ((self._rows, rows), (self._lines, lines), (self._offsets, offsets)):
+            column.frombytes(values[chosen].astype(np.uint64).tobytes())
+        self._last_row = int(offsets[-1])
 
     def build(self, progress: Progress | None = None, cancelled: Cancelled | None = None) -> bool:
         """Scan to the end. Returns whether it got there (False when ``cancelled`` said stop)."""
@@ -98,8 +151,13 @@ class RowIndex(ABC):
     def start(self) -> None:
         """Scan to the end in a thread of its own."""
         if self._thread is None and not self.complete:
-            self._thread = threading.Thread(target=self.build, name="row-index", daemon=True)
+            self._thread = threading.Thread(target=self.build, name="line-index", daemon=True)
             self._thread.start()
+
+    def _advance_once(self) -> None:
+        with self._scan_lock:
+            if not self.complete and not self._closing:
+                self._advance()
 
     def ensure(self, row: int) -> bool:
         """Scan until ``row`` (from 0) is known. Returns False where the file ends before it."""
@@ -108,7 +166,7 @@ class RowIndex(ABC):
         return row < self.known
 
     def place(self, row: int) -> Place:
-        """Line, offset and bytes of ``row`` (from 0).
+        """Line, offset and bytes (without line end) of ``row`` (from 0).
 
         Raises:
             IndexError: the file has no such row.
@@ -117,23 +175,18 @@ class RowIndex(ABC):
             raise IndexError(row)
         entry = bisect_right(self._rows, row) - 1
         end = self._offsets[entry + 1] if entry + 1 < len(self._offsets) else self._scanned
-        count = self._count(entry)
-        block = self._blocks.get((entry, end, count))
+        block = self._blocks.get((entry, end))
         if block is None:
             offset = self._offsets[entry]
-            block = self.split(self.read_at(offset, end - offset), self._lines[entry], offset, count)
+            block = split_lines(self.read_at(offset, end - offset), self._lines[entry], offset)
             with self._read_lock:
-                self._blocks[entry, end, count] = block
+                self._blocks[entry, end] = block
                 while len(self._blocks) > _CACHED_BLOCKS:
                     del self._blocks[next(iter(self._blocks))]
         within = row - self._rows[entry]
         if within >= len(block):
             raise IndexError(row)
         return block[within]
-
-    def row_bytes(self, row: int) -> bytes:
-        """The bytes of ``row`` (from 0), without its line end."""
-        return self.place(row)[2]
 
     def find(self, line: int) -> int:
         """The row (from 0) that holds ``line``, else the last one before it; scans as far as needed.
@@ -151,37 +204,12 @@ class RowIndex(ABC):
         return row
 
     def stream(self) -> Iterator[list[Place]]:
-        """All rows in order, in batches of about a megabyte."""
-        entry = 0
-        while self._entry_known(entry):
-            last = entry + 1
-            while self._entry_known(last) and self._offsets[last] - self._offsets[entry] < _STREAM_BYTES:
-                last += 1
-            start = self._offsets[entry]
-            end = self._offsets[last] if last < len(self._offsets) else self._scanned
-            count = sum(self._count(i) for i in range(entry, last))
-            yield self.split(self.read_at(start, end - start), self._lines[entry], start, count)
-            entry = last
-
-    def _count(self, entry: int) -> int:
-        """Rows from this entry to the next one, or to the end of what is known."""
-        following = self._rows[entry + 1] if entry + 1 < len(self._offsets) else self.known
-        return following - self._rows[entry]
-
-    def _entry_known(self, entry: int) -> bool:
-        while entry >= len(self._offsets) and not self.complete:
-            self._advance_once()
-        return entry < len(self._offsets)
-
-    def _advance_once(self) -> None:
-        with self._scan_lock:
-            if not self.complete and not self._closing:
-                self._advance()
-
-    def _add_entry(self, row: int, line: int, offset: int) -> None:
-        self._rows.append(row)
-        self._lines.append(line)
-        self._offsets.append(offset)
+        """All rows in order, read straight through: no index is needed for it."""
+        line = 1
+        for offset, buffer, size in self.pieces(PIECE):
+            piece = bytes(memoryview(buffer)[:size])
+            yield split_lines(piece, line, offset)
+            line += piece.count(b"\n")
 
     def close(self) -> None:
         """Stop a scan in progress and let go of the file."""
@@ -191,4 +219,13 @@ class RowIndex(ABC):
             self._thread = None
         with self._scan_lock, self._read_lock:
             self._file.close()
-            self._scan.close()
+
+
+def split_lines(block: bytes, line: int, offset: int) -> list[Place]:
+    """The rows of ``block``, which starts with the line of number ``line`` at ``offset``."""
+    places = []
+    for number, raw in enumerate(block.split(b"\n"), line):
+        if raw and not raw.isspace():
+            places.append((number, offset, raw.removesuffix(b"\r")))
+        offset += len(raw) + 1
+    return places

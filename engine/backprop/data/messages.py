@@ -10,7 +10,7 @@ import msgspec
 
 from backprop.data.example import ROLES, RowError, Turn
 
-_ROLES = {
+ROLE_OF = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -28,6 +28,7 @@ _ROLES = {
     "function_call": "assistant",
     "tool_call": "assistant",
 }
+"""Role as rows write it → the role that templates know."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _WEIGHTS = ("train", "loss_weight", "weight")
 _KNOWN = frozenset(
@@ -91,7 +92,7 @@ def _read_turn(item: dict[str, Any], place: str, warnings: list[RowError]) -> Tu
         raise RowError(
             "invalid_type", f"{place}.{role_key}", f"{place}.{role_key} is {kind(given)}, where text is needed"
         )
-    role = _ROLES.get(given) or _ROLES.get(given.strip().lower())
+    role = ROLE_OF.get(given) or ROLE_OF.get(given.strip().lower())
     if role is None:
         role = given
         warnings.append(

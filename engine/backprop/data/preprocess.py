@@ -1,38 +1,44 @@
-"""One pass over a dataset: rows in, samples out, everything counted.
+"""A dataset → ids and trained flags, once: counted, cached, used for everything.
+
+    prepared = prepare("data.jsonl", model_dir, max_length=2048)
+    ids, trained = prepared.row(0)
+    prepared.summary            # what was kept, cut and left out, and why
 
 Rows are rendered here and encoded in batches by the Rust tokenizer in a thread, so that both go on at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from pathlib import Path
 
+import jinja2
+import msgspec
 import numpy as np
+import tokenizers
 from msgspec import Struct
 from tokenizers import Encoding
 
-from backprop.core.errors import DatasetError, DatasetFormatError, TrainingAbortedError
+from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
 from backprop.core.events import DatasetPrepared, Problem
-from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces, unknown_format
-from backprop.data.example import RowError
-from backprop.data.fit import chat_size, fit
-from backprop.data.formats import FileFormat, Format, detect_fields, detect_file
-from backprop.data.lengths import LengthCounter
-from backprop.data.mapping import Fields, describe_mapping
-from backprop.data.reader import Row, Source
-from backprop.data.token_cache import Writer
-from backprop.data.tokenizer import ChatTokenizer
-from backprop.data.words import WordEncoding
+from backprop.core.paths import token_cache
+from backprop.data import token_cache as cache
+from backprop.data.dedup import content
+from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
+from backprop.data.example import PARTS, Fields, RowError, describe_mapping, unknown_parts
+from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.reader import Row, Source, open_source
+from backprop.data.token_cache import Prepared, Writer
+from backprop.data.tokenizer import ChatTokenizer, context_length
+from backprop.data.truncate import LengthCounter, truncate
 
-Encodings = Future[Sequence[Encoding | WordEncoding]]
+__all__ = ["Prepared", "prepare"]
 
 BATCH_ROWS = 500
 BATCH_CHARACTERS = 2_000_000
-HEAD_ROWS = 1000
-"""Rows looked at to tell the file's format and mapping."""
 PROBLEMS_KEPT = 50
 """Findings of each code that are kept with their rows; all are counted."""
 
@@ -47,47 +53,127 @@ class Options(Struct, frozen=True, kw_only=True):
     mapping: dict[str, str] = {}
 
 
-class _Item(Struct):
-    row: Row
-    rendered: Rendered
-
-
-class Preparation:
-    """Counts as it goes into ``summary``.
+def prepare(
+    path: str | Path,
+    model_dir: str | Path,
+    *,
+    max_length: int = 2048,
+    train_on_responses: bool = True,
+    mapping: dict[str, str] | None = None,
+    samples: int | None = None,
+    cache_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Prepared:
+    """Tokenise a dataset for a model, or find it tokenised already.
 
     Args:
-        source: the rows.
+        max_length: longest sample in tokens; never more than the model has positions.
+        train_on_responses: loss on the assistant's turns alone; otherwise on everything, whatever rows say of turns.
+        mapping: part → field, as ``{"instruction": "question"}``; found from the rows where not given.
+        samples: stop after this many usable rows.
+        cache_dir: where tokenised data is kept; the user's cache by default.
         progress: called with bytes done and their total.
-        cancelled: asked between batches.
+        cancelled: asked now and then.
+
+    Raises:
+        DatasetError: the file cannot be read, is empty (``DATASET_EMPTY``), or no row has a token that is trained
+            (``DATASET_NOTHING_TO_TRAIN``).
+        ModelLoadError: the tokenizer or the template cannot be read.
+        TrainingAbortedError: cancelled.
     """
+    wrong = unknown_parts(mapping or {})
+    if wrong:
+        raise InvalidSettingError(
+            f"mapping: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}"
+        )
+    tokenizer = ChatTokenizer.load(model_dir)
+    root = cache_dir or token_cache()
+    fits = context_length(model_dir)
+    options = Options(
+        max_length=min(max_length, fits or max_length),
+        everything=not train_on_responses,
+        samples=samples,
+        mapping=mapping or {},
+    )
+    with open_source(path, progress=progress, cancelled=cancelled) as source:
+        key = _key(Path(path), tokenizer, options)
+        found = cache.load(root, key)
+        if found is not None:
+            found.summary.path = str(path)
+            return found
+        writer = Writer(root, key)
+        try:
+            work = _Preparation(source, tokenizer, options, progress, cancelled)
+            return writer.finish(work.run(writer))
+        except BaseException:
+            writer.discard()
+            raise
+
+
+def _key(path: Path, tokenizer: ChatTokenizer, options: Options) -> str:
+    """Everything that decides about the arrays: data, tokenizer and template, this code, its libraries, options.
+
+    It says where they are kept. What they are is said by their fingerprint, which no change of code alone moves.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20))
+    digest.update(msgspec.json.encode([suffix.lower() for suffix in path.suffixes[-2:]]))
+    digest.update(tokenizer.fingerprint.encode())
+    if tokenizer.template.dated:
+        digest.update(tokenizer.template.render([{"role": "user", "content": "a"}]).encode())
+    for code in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(code.read_bytes())
+    digest.update(repr((tokenizers.__version__, jinja2.__version__)).encode())
+    digest.update(msgspec.json.encode(options))
+    return digest.hexdigest()
+
+
+class _Item(Struct):
+    """A row on its way: as text, with the hash of its content."""
+
+    row: Row
+    rendered: Rendered
+    content: int
+
+
+class _Preparation:
+    """One pass over a dataset: rows in, samples out, everything counted into ``summary``."""
 
     def __init__(
         self,
         source: Source,
         tokenizer: ChatTokenizer,
         options: Options,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
         self.options = options
         self.progress = progress
         self.cancelled = cancelled
-        self.summary = DatasetPrepared(
-            path=str(source.path), format="", rows=0, kept=0, max_length=options.max_length, notes=list(tokenizer.notes)
-        )
         self.counts: Counter[str] = Counter()
-        self.formats = FileFormat(format=None, mapping={})
+        self.formats = FormatCounts()
         self._renderer = Renderer(tokenizer, everything=options.everything)
         self._seen: set[int] = set()
         self._lengths = LengthCounter()
         self._split_texts = 0
         self._bytes_done = 0
         self._waiting = 0
-        self._names = Fields(options.mapping)
-        self._usual: Format | None = None
+        file = file_format(source, options.mapping)
+        self._format, self._names = file.format, Fields(file.mapping)
+        self.summary = DatasetPrepared(
+            path=str(source.path),
+            format=file.format or "",
+            rows=0,
+            kept=0,
+            max_length=options.max_length,
+            notes=list(tokenizer.notes),
+        )
+        if file.found:
+            words = f"fields were mapped by their names: {describe_mapping(file.mapping)} (--map changes that)"
+            self.summary.notes.append(words)
 
     def run(self, writer: Writer) -> DatasetPrepared:
         """Write every sample.
@@ -96,31 +182,19 @@ class Preparation:
             DatasetError: no row (``DATASET_EMPTY``) or nothing to train (``DATASET_NOTHING_TO_TRAIN``).
             TrainingAbortedError: cancelled.
         """
-        rows = iter(self.source)
-        head = list(islice(rows, HEAD_ROWS))
-        self._look(head)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
-            pending: deque[tuple[list[_Item], Encodings]] = deque()
-            for batch in self._batches(chain(head, rows)):
-                pending.append((batch, self._encode(batch, pool)))
+            pending: deque[tuple[list[_Item], Future[list[Encoding]]]] = deque()
+            for batch in self._batches():
+                texts, raw = [item.rendered.text for item in batch], batch[0].rendered.raw
+                pending.append((batch, pool.submit(self.tokenizer.encode, texts, special=raw)))
                 self._between()
                 # One batch is encoded while the next is rendered; the last ones wanted are counted before that.
-                while pending and (pending[0][1].done() or len(pending) > 1 or self._enough(0)):
+                while len(pending) > 1 or (pending and self._enough(0)):
                     self._write(*pending.popleft(), writer)
             while pending:
                 self._write(*pending.popleft(), writer)
-        self._finish(writer)
+        self._finish()
         return self.summary
-
-    def _encode(self, batch: list[_Item], pool: ThreadPoolExecutor) -> Encodings:
-        """Encode by words where that can be done, else beside this thread: the library does not hold it up."""
-        texts, raw = [item.rendered.text for item in batch], batch[0].rendered.raw
-        words = self.tokenizer.words
-        if raw or words is None:
-            return pool.submit(self.tokenizer.encode, texts, special=raw)
-        done: Encodings = Future()
-        done.set_result([words.encode(text) for text in texts])
-        return done
 
     def _between(self) -> None:
         if self.cancelled is not None and self.cancelled():
@@ -128,36 +202,26 @@ class Preparation:
         if self.progress is not None:
             self.progress(min(self._bytes_done, self.source.bytes), self.source.bytes)
 
-    def _look(self, head: list[Row]) -> None:
-        """Tell the format of the file, and a mapping where none was given."""
-        known = detect_file(((row.line, row.value) for row in head if row.error is None), self.options.mapping)
-        self._usual = known.format
-        self._names = Fields(known.mapping)
-        if known.found:
-            words = f"fields were mapped by their names: {describe_mapping(known.mapping)} (--map changes that)"
-            self.summary.notes.append(words)
-
-    def _batches(self, rows: Iterator[Row]) -> Iterator[list[_Item]]:
+    def _batches(self) -> Iterator[list[_Item]]:
         """Rendered rows of one kind, some hundreds at a time; rows that cannot be used are counted here."""
         batch: list[_Item] = []
         characters = 0
-        for row in rows:
+        for row in self.source:
             self.summary.rows += 1
             self._bytes_done += len(row.raw) + 1
             try:
-                rendered = self._render(row)
+                item = self._render(row)
             except RowError as error:
                 self.summary.dropped += 1
                 self._report(row, error)
                 continue
-            if batch and (
-                batch[0].rendered.raw != rendered.raw or len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS
-            ):
+            full = len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS
+            if batch and (full or batch[0].rendered.raw != item.rendered.raw):
                 self._waiting += len(batch)
                 yield batch
                 batch, characters = [], 0
-            batch.append(_Item(row, rendered))
-            characters += len(rendered.text)
+            batch.append(item)
+            characters += len(item.rendered.text)
             if self._enough(len(batch)):
                 self._waiting += len(batch)
                 yield batch
@@ -173,22 +237,18 @@ class Preparation:
         wanted = self.options.samples
         return wanted is not None and self.summary.kept + self._waiting + more >= wanted
 
-    def _render(self, row: Row) -> Rendered:
+    def _render(self, row: Row) -> _Item:
         if row.error is not None:
             raise row.error
-        format = detect_fields(row.value, self._names)
-        if format is not None:
-            self.formats.add(format, row.line)
-        if format is None or self._usual in ("preference", "kto"):
-            # Read as what the file is, so that the error names the field that is missing.
-            format = self._usual
+        format = read_as(row.value, self._format, self._names)
         if format is None:
             raise unknown_format(row.value)
+        if detect_fields(row.value, self._names) is not None:
+            self.formats.add(format, row.line)
         rendered = self._renderer.render(row.value, format, self._names)
-        if format != self._usual:
-            words = f"this row is {format}, most of the file is {self._usual}"
-            rendered.warnings.append(RowError("mixed_format", "", words, "warning"))
-        return rendered
+        if format != self._format:
+            rendered.warnings.append(mixed_format(format, self._format))
+        return _Item(row, rendered, hash(content(row.value, format, self._names)))
 
     def _report(self, row: Row, error: RowError) -> None:
         self.counts[error.code] += 1
@@ -204,9 +264,9 @@ class Preparation:
                 )
             )
 
-    def _write(self, batch: list[_Item], encodings: Encodings, writer: Writer) -> None:
+    def _write(self, batch: list[_Item], encodings: Future[list[Encoding]], writer: Writer) -> None:
         self._waiting -= len(batch)
-        chats, texts = [], []
+        counted: list[tuple[Rendered, Encoded]] = []
         for item, encoding in zip(batch, encodings.result(), strict=True):
             encoded = encode_row(item.rendered, encoding, self.tokenizer)
             for warning in item.rendered.warnings:
@@ -223,13 +283,9 @@ class Preparation:
                 parts = pieces(item.rendered, self.tokenizer.encode([text], special=raw)[0], encoded, self.tokenizer)
                 self.summary.first_row = merge_spans(parts, encoded.trained)
                 self._note_terminator(encoded)
-            if item.rendered.raw:
-                texts.append(len(encoded.ids))
-            else:
-                chats.append(chat_size(encoded, self.tokenizer.bos_id))
+            counted.append((item.rendered, encoded))
             self._take(item, encoded, writer)
-        self._lengths.add_chats(chats)
-        self._lengths.add_texts(texts)
+        self._lengths.add(counted, self.tokenizer.bos_id)
 
     def _begins_twice(self, encoded: Encoded) -> bool:
         bos = self.tokenizer.bos_id
@@ -244,26 +300,25 @@ class Preparation:
 
     def _take(self, item: _Item, encoded: Encoded, writer: Writer) -> None:
         """Fit one row into the length and write it, or count why not."""
-        fitted = fit(encoded, item.rendered, self.options.max_length, self.tokenizer.bos_id)
+        fitted = truncate(encoded, item.rendered, self.options.max_length, self.tokenizer.bos_id)
         if fitted.finding is not None:
             self._report(item.row, fitted.finding)
         if not fitted.samples:
             self.summary.answer_lost += 1
             return
-        self.summary.cut += fitted.cut
+        self.summary.cut += fitted.cut > 0
         self._split_texts += len(fitted.samples) > 1
-        mark = hash(item.rendered.text)
-        if mark in self._seen:
+        if item.content in self._seen:
             self.summary.duplicated += 1
-            self._report(item.row, RowError("duplicate_row", "", "the same text as an earlier row", "info"))
-        self._seen.add(mark)
+            self._report(item.row, RowError("duplicate_row", "", "the same content as an earlier row", "info"))
+        self._seen.add(item.content)
         self.summary.kept += 1
         for ids, trained in fitted.samples:
             writer.add(item.row.line, ids, trained)
             self.summary.tokens += len(ids)
             self.summary.trained_tokens += int(np.count_nonzero(trained))
 
-    def _finish(self, writer: Writer) -> None:
+    def _finish(self) -> None:
         summary = self.summary
         summary.problems.sort(key=lambda problem: problem.line)
         if not summary.rows:
@@ -276,9 +331,8 @@ class Preparation:
         summary.answers_fit = lengths.answers_fit
         summary.limits = lengths.limits(summary.max_length)
         summary.problem_counts = dict(self.counts.most_common())
-        summary.format = self.formats.usual or ""
         if self.formats.mixed:
-            words = f"the file mixes formats: {self.formats.describe_mix()}; each row is read as what it is"
+            words = f"the file mixes formats: {self.formats.describe()}; each row is read as what it is"
             summary.notes.append(words)
         if self._split_texts:
             words = f"{self._split_texts} long texts were split into pieces of {self.options.max_length} tokens"

@@ -1,15 +1,26 @@
-"""Reasons to leave a row out: too short, too long, nobody answers, thinking that is empty or endless."""
+"""What is measured of rows: reasons to leave one out, how hard it looks, its language, and statistics over many."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+import numpy as np
 from msgspec import Struct
 
 from backprop.data.example import Example
 from backprop.data.examples import answer_text, whole_text
 
 CHARACTERS_PER_TOKEN = 4
+UNKNOWN = "unknown"
+"""The language of texts with too few letters to tell."""
+_LONG_TEXT = 5000
+_LONG_WORD = 10
+_SEEN = 1000
+_LEAST_LETTERS = 12
+_OUTLIER = 3.5
+_MAD_TO_SIGMA = 1.4826
+_MEAN_TO_SIGMA = 1.2533
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 
 
@@ -79,3 +90,64 @@ class TraceLimits(Struct, frozen=True):
         if tokens < self.min_tokens:
             return "too_short"
         return "too_long" if tokens > self.max_tokens else ""
+
+
+def difficulty(text: str) -> float:
+    """From 0 to 1: half for length, a quarter each for varied words and long words.
+
+    Length counts to 5,000 characters, variety is the share of different words (case aside), word length counts to a
+    mean of 10 characters. Text without words is as hard as it is long.
+    """
+    length = min(1.0, len(text) / _LONG_TEXT)
+    words = text.lower().split()
+    if not words:
+        return length
+    variety = len(set(words)) / len(words)
+    word_length = min(1.0, sum(map(len, words)) / len(words) / _LONG_WORD)
+    return 0.5 * length + 0.25 * variety + 0.25 * word_length
+
+
+def language(text: str) -> str:
+    """ISO 639-1 code of the most likely language, by ``py3langid`` (Lui & Baldwin 2012, 97 languages), or
+    ``UNKNOWN``."""
+    import py3langid
+
+    text = text[:_SEEN]
+    if sum(map(str.isalpha, text)) < _LEAST_LETTERS:
+        return UNKNOWN
+    return str(py3langid.classify(text)[0])
+
+
+class Statistics(Struct):
+    """Summary statistics."""
+
+    mean: float
+    min: float
+    p10: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+def statistics(values: Sequence[float]) -> Statistics | None:
+    """Mean, extremes and percentiles; ``None`` of nothing."""
+    if not values:
+        return None
+    numbers = np.asarray(values, dtype=np.float64)
+    p10, p50, p90, p99 = np.percentile(numbers, (10, 50, 90, 99)).tolist()
+    return Statistics(float(numbers.mean()), float(numbers.min()), p10, p50, p90, p99, float(numbers.max()))
+
+
+def outliers(values: Sequence[float]) -> list[int]:
+    """Places of values that are outliers, the farthest first (modified z-score, Iglewicz & Hoaglin 1993)."""
+    if len(values) < 8:
+        return []
+    numbers = np.asarray(values, dtype=np.float64)
+    away = np.abs(numbers - np.median(numbers))
+    # Where most values are equal, the median distance is 0 and the mean one stands in.
+    scale = float(np.median(away)) * _MAD_TO_SIGMA or float(away.mean()) * _MEAN_TO_SIGMA
+    if scale == 0:
+        return []
+    found = np.flatnonzero(away / scale > _OUTLIER)
+    return sorted(found.tolist(), key=lambda i: -away[i])

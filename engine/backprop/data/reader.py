@@ -10,32 +10,44 @@ A hub name such as ``user/dataset`` is not resolved here: the engine fetches it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import difflib
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import msgspec
 from msgspec import Struct
 
+from backprop.core.datasets import is_hub_name
 from backprop.core.errors import (
+    BackpropError,
+    DatasetError,
     DatasetFormatError,
+    DatasetNotFoundError,
     DatasetParseError,
 )
-from backprop.data.arrays import ArrayIndex
-from backprop.data.columns import CsvIndex, ParquetRows
 from backprop.data.example import RowError
-from backprop.data.line_index import Cancelled, Place, Progress, RowIndex
-from backprop.data.lines import LineIndex
-from backprop.data.opening import KINDS, Kind, check_exists, empty, is_json_lines, refuse_array, unreadable
-from backprop.data.parse import BOM, parse_json, parse_text, wide_encoding
-from backprop.data.to_jsonl import PACKED, unpacked
+from backprop.data.file_kinds import KINDS, PACKED, Kind
+from backprop.data.line_index import Cancelled, LineIndex, Place, Progress
+from backprop.data.parse import BOM, parse_json, wide_encoding
+from backprop.data.to_jsonl import BROKEN, BrokenRow, jsonl_copy, unpacked
+
+__all__ = ["KINDS", "PACKED", "Kind", "Row", "Source", "open_source"]
+
+_HEAD = 65536
+_SMALL = 1024 * 1024
+"""Bytes of a file all of whose rows are looked at by ``sample``."""
+_PLACES = 64
+_ROWS_PER_PLACE = 16
 
 
 class Row(Struct, frozen=True):
     """One row as it was read.
 
     ``line`` is the line of the file (from 1) for ``jsonl``, ``txt`` and ``csv``, the row's number (from 1) for ``json``
-    and ``parquet``. ``value`` is the parsed row, ``None`` where ``error`` says why there is none.
+    and ``parquet``. ``raw`` is the row as a line of JSON Lines; where it cannot be read, its own bytes. ``value`` is
+    the parsed row, ``None`` where ``error`` says why there is none.
     """
 
     line: int
@@ -51,15 +63,17 @@ class Source:
     so far, and ``complete`` whether that is all.
     """
 
-    def __init__(self, path: Path, kind: Kind, index: RowIndex, has_bom: bool = False) -> None:
+    def __init__(
+        self, path: Path, kind: Kind, index: LineIndex, *, has_bom: bool = False, is_copy: bool = False
+    ) -> None:
         self.path = path
         """As the person named it."""
         self.kind: Kind = kind
         self.index = index
         self.has_bom = has_bom
         self.bytes = index.size
-        """Size of the (unpacked) file."""
-        self._parse = _parser(index, kind)
+        """Size of the file, or of its copy as JSON Lines."""
+        self._is_copy = is_copy
 
     @property
     def unit(self) -> str:
@@ -68,10 +82,12 @@ class Source:
 
     @property
     def known(self) -> int:
+        """Rows found so far."""
         return self.index.known
 
     @property
     def complete(self) -> bool:
+        """Whether all rows are found."""
         return self.index.complete
 
     def build(self, progress: Progress | None = None, cancelled: Cancelled | None = None) -> bool:
@@ -98,6 +114,20 @@ class Source:
         """
         return self.index.find(line)
 
+    def sample(self) -> Iterator[object]:
+        """Values of rows from all over the file: of every row of a small one, else of the first rows and of some at
+        evenly spread places. The same ones each time."""
+        for row in self if self.bytes <= _SMALL else islice(self, _ROWS_PER_PLACE):
+            if row.error is None:
+                yield row.value
+        for place in range(1, _PLACES if self.bytes > _SMALL else 0):
+            # The first piece began somewhere within a row, the last one may be cut off.
+            block = self.index.read_at(self.bytes * place // _PLACES, _HEAD).split(b"\n")[1:-1]
+            for raw in [line for line in block if line.strip()][:_ROWS_PER_PLACE]:
+                row = self.made((0, 0, raw))
+                if row.error is None:
+                    yield row.value
+
     def __len__(self) -> int:
         self.index.build()
         return self.index.known
@@ -110,10 +140,14 @@ class Source:
     def made(self, place: Place) -> Row:
         """Parse what the index found."""
         line, offset, raw = place
-        value, error = self._parse(raw, offset)
+        if self._is_copy and raw.startswith(BROKEN):
+            broken = msgspec.json.decode(raw[len(BROKEN) :], type=BrokenRow)
+            return Row(line, broken.raw, None, RowError(broken.code, broken.field, broken.message))
+        value, error = parse_json(raw, offset)
         return Row(line, raw, value, error)
 
     def close(self) -> None:
+        """Let go of the file."""
         self.index.close()
 
     def __enter__(self) -> Self:
@@ -123,67 +157,24 @@ class Source:
         self.close()
 
 
-class ParquetSource(Source):
-    """Rows of a Parquet file; their ``raw`` is the row written as JSON."""
-
-    complete = True
-
-    def __init__(self, path: Path, rows: ParquetRows, size: int) -> None:
-        self.path = path
-        self.kind = "parquet"
-        self.has_bom = False
-        self.bytes = size
-        self._rows = rows
-
-    @property
-    def known(self) -> int:
-        return self._rows.known
-
-    def build(self, progress: Progress | None = None, cancelled: Cancelled | None = None) -> bool:
-        return True
-
-    def start_index(self) -> None:
-        return
-
-    def row(self, index: int) -> Row:
-        try:
-            value = self._rows.value(index)
-        except DatasetParseError as error:
-            return Row(index + 1, b"", None, RowError("broken_parquet", "", error.message))
-        return Row(index + 1, msgspec.json.encode(value, enc_hook=str), value, None)
-
-    def find(self, line: int) -> int:
-        if not self.known:
-            raise IndexError(line)
-        return min(max(line - 1, 0), self.known - 1)
-
-    def __len__(self) -> int:
-        return self._rows.known
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self.row(index) for index in range(self.known))
-
-    def close(self) -> None:
-        self._rows.close()
-
-
 def open_source(path: str | Path, *, progress: Progress | None = None, cancelled: Cancelled | None = None) -> Source:
     """Open a dataset file: ``.jsonl``, ``.json``, ``.csv``, ``.parquet``, ``.txt``, each also ``.gz`` or ``.zst``.
 
-    Nothing but the beginning is read, except that a packed file is unpacked into the cache first.
+    Of a plain file of JSON Lines nothing but the beginning is read; any other becomes one in the cache first.
 
     Args:
-        progress: called while unpacking, with packed bytes read and their total.
-        cancelled: asked while unpacking.
+        progress: called while that is made, with bytes of the file read and their total.
+        cancelled: asked meanwhile.
 
     Raises:
         DatasetNotFoundError: no such file, or it cannot be read.
         DatasetFormatError: the ending is none of the known ones.
         DatasetParseError: the file as a whole is not what its ending says (another encoding, an array in ``.jsonl``).
         DatasetError: it holds no row (``DATASET_EMPTY``).
+        OperationCancelledError: ``cancelled`` said stop.
     """
     named = Path(path)
-    check_exists(named, str(path))
+    _check_exists(named, str(path))
     suffixes = [suffix.lower() for suffix in named.suffixes]
     packed = bool(suffixes) and suffixes[-1] in PACKED
     inner = suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes and not packed else ""
@@ -194,67 +185,116 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
             details={"path": str(named)},
         )
     try:
-        file = unpacked(named, progress, cancelled) if packed else named
-        source = _open(named, file, KINDS[inner])
+        kind, has_bom = _look(named, KINDS[inner])
+        is_copy = packed or kind != "jsonl"
+        file = jsonl_copy(named, kind, progress, cancelled) if is_copy else named
+        start = len(BOM) if has_bom and kind == "jsonl" else 0
+        source = Source(named, kind, LineIndex(file, start), has_bom=has_bom, is_copy=kind != "jsonl")
     except OSError as error:
-        raise unreadable(named, error) from error
+        raise _unreadable(named, error) from error
     try:
         source.row(0)
     except IndexError:
         source.close()
-        raise empty(named) from None
+        raise _empty(named) from None
     return source
 
 
-def _open(named: Path, file: Path, kind: Kind) -> Source:
-    if file.stat().st_size == 0:
-        raise empty(named)
+def _look(path: Path, kind: Kind) -> tuple[Kind, bool]:
+    """What a file really holds by its first bytes, and whether it begins with a byte order mark."""
+    with path.open("rb") as file, unpacked(path, file) as plain:
+        head = plain.read(_HEAD)
+    if not head:
+        raise _empty(path)
     if kind == "parquet":
-        return ParquetSource(named, ParquetRows(file), file.stat().st_size)
-    with file.open("rb") as opened:
-        head = opened.read(65536)
+        return kind, False
     wide = wide_encoding(head)
     if wide is not None:
         raise DatasetParseError(
-            f"{named}: line 1, byte 1: the file is {wide}, not UTF-8",
-            hint=f"save it as UTF-8, for instance with: iconv -f {wide} -t UTF-8 {named} > utf8-{named.name}",
-            details={"path": str(named), "line": 1, "encoding": wide},
+            f"{path}: line 1, byte 1: the file is {wide}, not UTF-8",
+            hint=f"save it as UTF-8, for instance with: iconv -f {wide} -t UTF-8 {path} > utf8-{path.name}",
+            details={"path": str(path), "line": 1, "encoding": wide},
         )
     has_bom = head.startswith(BOM)
-    start = len(BOM) if has_bom else 0
-    if kind == "json" and is_json_lines(head[start:]):
+    head = head.removeprefix(BOM)
+    if kind == "json" and _is_json_lines(head):
         kind = "jsonl"
-    index: RowIndex
-    if kind == "json":
-        index = ArrayIndex(file, start)
-    elif kind == "csv":
-        index = CsvIndex(file, start)
-    else:
-        index = LineIndex(file, start)
-        if kind == "jsonl":
-            refuse_array(named, head[start:], whole=len(head) < 65536)
-    return Source(named, kind, index, has_bom)
+    if kind == "jsonl":
+        _refuse_array(path, head, whole=len(head) < _HEAD - len(BOM))
+    return kind, has_bom
 
 
-def _parser(index: RowIndex, kind: Kind) -> Callable[[bytes, int], tuple[object | None, RowError | None]]:
-    if isinstance(index, CsvIndex):
-        return index.parse
-    if isinstance(index, ArrayIndex):
-        return lambda raw, offset: _parse_element(index, raw, offset)
-    return parse_text if kind == "txt" else parse_json
+def _is_json_lines(head: bytes) -> bool:
+    """Whether a ``.json`` file holds one object a line, as many such files do."""
+    lines = [line for line in head.split(b"\n", 64) if line.strip()][:2]
+    return len(lines) == 2 and lines[0].lstrip().startswith(b"{") and parse_json(lines[0])[1] is None
 
 
-def _parse_element(index: ArrayIndex, raw: bytes, offset: int) -> tuple[object | None, RowError | None]:
-    """An element of an array; its error names the line of the file, which a row number does not give."""
-    value: object | None = None
-    error: RowError | None
-    if index.after_end is not None and offset >= index.after_end:
-        error = RowError("broken_json", "", f"something follows the end of the array, from {raw[:20]!r} on")
-    elif not raw:
-        error = RowError("broken_json", "", "a comma with no row after it (a trailing comma, or two in a row)")
-    else:
-        value, error = parse_json(raw, offset)
-    if error is not None:
-        place = f"line {index.line_at(offset)} of the file"
-        error = RowError(error.code, error.field, f"{error.message} ({place})")
-    return value, error
+def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
+    """Stop for JSON of another layout under the name ``.jsonl``: every line would be broken."""
+    lines = [line.strip() for line in head.split(b"\n") if line.strip()]
+    first = lines[0] if lines else b""
+    what = ""
+    if first.startswith(b"["):
+        value, error = parse_json(first)
+        lists_of_rows = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+        torn = first == b"[" or (error is not None and first[1:].lstrip()[:1] == b"{")
+        if torn or (lists_of_rows and len(lines) == 1 and whole):
+            what = "one JSON array"
+    elif first == b"{":
+        what = "one JSON object written over many lines"
+    if what:
+        raise DatasetParseError(
+            f"{path}: line 1: the file holds {what}, but .jsonl means one object in each line",
+            hint=f"rename to .json: {path.with_suffix('.json').name}",
+            details={"path": str(path), "line": 1},
+        )
+
+
+def _check_exists(path: Path, name: str) -> None:
+    if path.is_file():
+        return
+    if path.is_dir():
+        files = sorted(file.name for file in path.iterdir() if set(file.suffixes) & set(KINDS))[:5]
+        raise DatasetNotFoundError(
+            f"{path} is a directory, not a dataset file",
+            hint=f"name one file in it, such as {', '.join(files)}" if files else "name a file",
+            details={"path": name},
+        )
+    if path.exists():
+        raise DatasetNotFoundError(f"{path} is not a plain file", hint="name a file", details={"path": name})
+    if is_hub_name(name):
+        raise DatasetNotFoundError(
+            f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
+            hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
+            details={"path": name, "hub_name": name},
+        )
+    near = _similar(path)
+    raise DatasetNotFoundError(
+        f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else ""),
+        hint=f"did you mean {near}?" if near else "check the path and the spelling",
+        details={"path": name},
+    )
+
+
+def _similar(path: Path) -> str:
+    try:
+        names = [file.name for file in path.parent.iterdir() if file.is_file()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return str(path.parent / close[0]) if close else ""
+
+
+def _unreadable(path: Path, error: OSError) -> BackpropError:
+    return DatasetNotFoundError(
+        f"{path} cannot be read: {error.strerror or error}",
+        hint="check who may read it",
+        details={"path": str(path)},
+    )
+
+
+def _empty(path: Path) -> DatasetError:
+    return DatasetError(
+        f"{path}: dataset is empty", hint="write at least one row", code="DATASET_EMPTY", details={"path": str(path)}
+    )

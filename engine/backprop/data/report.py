@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
-from backprop.data.dedup import THRESHOLD, NearDuplicates, exact_duplicates
-from backprop.data.difficulty import difficulty
+from backprop.data.dedup import THRESHOLD, MinHashIndex, exact_duplicates
 from backprop.data.example import Format
 from backprop.data.examples import Read, Reader, answer_text, prompt_text, whole_text
-from backprop.data.language import language
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.quality import LengthLimits, TraceLimits, estimate_tokens
+from backprop.data.quality import (
+    LengthLimits,
+    Statistics,
+    TraceLimits,
+    difficulty,
+    estimate_tokens,
+    language,
+    outliers,
+    statistics,
+)
 from backprop.data.reader import open_source
 from backprop.data.scores import PerplexityReport, Scores
-from backprop.data.spread import Spread, far_from_the_rest, spread
 
 LANGUAGE_SAMPLE = 2_000
 SHOWN = 20
@@ -41,9 +47,9 @@ class QualityReport(Struct, kw_only=True):
     usable: int
     problems: dict[str, int]
     """Rows that cannot be used, and warnings about the others, by code."""
-    prompt_tokens: Spread | None
-    answer_tokens: Spread | None
-    total_tokens: Spread | None
+    prompt_tokens: Statistics | None
+    answer_tokens: Statistics | None
+    total_tokens: Statistics | None
     turns: dict[int, int]
     """Rows by number of turns."""
     histogram: list[tuple[int, int]]
@@ -63,7 +69,7 @@ class QualityReport(Struct, kw_only=True):
     """What the length filter with its defaults would leave out, by reason."""
     length_outliers: list[int]
     """Lines whose length is far from all others (modified z-score above 3.5 on the log scale)."""
-    difficulty: Spread | None
+    difficulty: Statistics | None
     easiest: list[int]
     hardest: list[int]
     """Lines at both ends of the order by difficulty."""
@@ -91,17 +97,17 @@ def report(
         DatasetError: the file cannot be read.
         OperationCancelledError: ``cancelled`` said stop.
     """
-    with open_source(path) as source:
+    with open_source(path, progress=progress, cancelled=cancelled) as source:
         reader = Reader(source, mapping, progress, cancelled)
-        survey = _Survey(reader, near)
+        counting = _Counting(reader, near)
         for read in reader:
-            survey.take(read)
-        found = survey.finish()
+            counting.take(read)
+        found = counting.finish()
         found.perplexity = scores.report() if scores is not None else None
         return found
 
 
-class _Survey:
+class _Counting:
     def __init__(self, reader: Reader, near: float) -> None:
         self._reader = reader
         self._rows = 0
@@ -115,7 +121,7 @@ class _Survey:
         self._prompt: list[int] = []
         self._answer: list[int] = []
         self._difficulty: list[float] = []
-        self._likeness = NearDuplicates(near)
+        self._minhash = MinHashIndex(near)
 
     def take(self, read: Read) -> None:
         self._rows += 1
@@ -125,7 +131,7 @@ class _Survey:
         example = read.example
         self._problems.update(warning.code for warning in example.warnings)
         prompt, answer, whole = prompt_text(example), answer_text(example), whole_text(example)
-        self._likeness.add(len(self._keys), whole)
+        self._minhash.add(len(self._keys), whole)
         self._lines.append(read.row.line)
         self._places.append(read.index)
         self._keys.append(read.key)
@@ -140,7 +146,7 @@ class _Survey:
 
     def finish(self) -> QualityReport:
         repeated = exact_duplicates(self._keys)
-        groups = self._likeness.groups(self._text)
+        groups = self._minhash.groups(self._text)
         nearly = [[i for i in group if i not in repeated] for group in groups]
         nearly = sorted((group for group in nearly if len(group) > 1), key=len, reverse=True)
         total = [a + b for a, b in zip(self._prompt, self._answer, strict=True)]
@@ -153,9 +159,9 @@ class _Survey:
             rows=self._rows,
             usable=len(self._keys),
             problems=dict(self._problems.most_common()),
-            prompt_tokens=spread(self._prompt),
-            answer_tokens=spread(self._answer),
-            total_tokens=spread(total),
+            prompt_tokens=statistics(self._prompt),
+            answer_tokens=statistics(self._answer),
+            total_tokens=statistics(total),
             turns=dict(sorted(self._turns.items())),
             histogram=histogram(total),
             duplicates=len(repeated),
@@ -167,8 +173,8 @@ class _Survey:
             language_sample=sample,
             traces=dict(self._traces.most_common()),
             too_short_or_long={name: count for name, count in self._lengths.most_common() if name != "ok"},
-            length_outliers=[self._lines[i] for i in outliers(total)[:SHOWN]],
-            difficulty=spread(self._difficulty),
+            length_outliers=[self._lines[i] for i in length_outliers(total)[:SHOWN]],
+            difficulty=statistics(self._difficulty),
             easiest=[self._lines[i] for i in order[:SHOWN]],
             hardest=[self._lines[i] for i in reversed(order[-SHOWN:])],
         )
@@ -180,8 +186,7 @@ class _Survey:
         return dict(Counter(language(self._text(i)) for i in chosen).most_common()), len(chosen)
 
     def _text(self, i: int) -> str:
-        example = self._reader.read(self._places[i], self._reader.source.row(self._places[i])).example
-        return whole_text(example) if example is not None else ""
+        return self._reader.text(self._places[i])
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -195,6 +200,6 @@ def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(bounds, counts.tolist(), strict=True))
 
 
-def outliers(lengths: Sequence[int]) -> list[int]:
-    """Places of lengths far from the rest, the farthest first; lengths are spread on the log scale."""
-    return far_from_the_rest(np.log1p(np.asarray(lengths, dtype=np.float64)).tolist())
+def length_outliers(lengths: Sequence[int]) -> list[int]:
+    """Places of lengths far from all others, the farthest first; they are compared on the log scale."""
+    return outliers(np.log1p(np.asarray(lengths, dtype=np.float64)).tolist())

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetNotFoundError, DatasetParseError
 from backprop.core.jobs import RowScore
-from backprop.data.spread import Spread, far_from_the_rest, spread
+from backprop.data.quality import Statistics, outliers, statistics
 from backprop.data.writing import refuse_existing, whole_file
 
 SHOWN = 20
@@ -37,7 +37,7 @@ class PerplexityReport(Struct, kw_only=True):
     """Mean over these tokens."""
     perplexity: float
     """e to ``loss``: of the dataset as a whole."""
-    per_row: Spread | None
+    per_row: Statistics | None
     """Perplexities of the rows."""
     hardest: list[_Line]
     easiest: list[_Line]
@@ -69,7 +69,7 @@ class Scores:
 
     def outliers(self) -> list[int]:
         """Lines whose loss is far from the rest, the farthest first."""
-        return [self.rows[i].line for i in far_from_the_rest([row.loss for row in self.rows])]
+        return [self.rows[i].line for i in outliers([row.loss for row in self.rows])]
 
     def report(self) -> PerplexityReport:
         """The scores in one answer."""
@@ -81,7 +81,7 @@ class Scores:
             tokens=tokens,
             loss=loss,
             perplexity=RowScore(0, loss, tokens).perplexity,
-            per_row=spread([row.perplexity for row in self.rows]),
+            per_row=statistics([row.perplexity for row in self.rows]),
             hardest=[_line(row) for row in order[:SHOWN]],
             easiest=[_line(row) for row in order[: -SHOWN - 1 : -1]],
             outliers=self.outliers(),

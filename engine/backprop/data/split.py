@@ -52,11 +52,13 @@ def _check_ratio(ratio: float) -> None:
         )
 
 
-def split_rows(keys: Sequence[bytes], ratio: float, seed: int = 42, groups: Sequence[Sequence[int]] = ()) -> list[int]:
+def split_rows(
+    keys: Sequence[bytes], ratio: float, seed: int = SEED, groups: Sequence[Sequence[int]] = ()
+) -> list[int]:
     """Places of the rows to hold out, in order.
 
     Args:
-        keys: one per row, equal for rows of equal content (``content.content_key``).
+        keys: one per row, equal for rows of equal content (``dedup.content_key``).
         ratio: share of the rows to hold out.
         groups: rows that belong on one side besides (near duplicates).
 
@@ -135,7 +137,7 @@ def split_file(
         InvalidSettingError: see ``split_rows``.
     """
     _check_ratio(ratio)
-    with open_source(path) as source:
+    with open_source(path, progress=progress, cancelled=cancelled) as source:
         named = Path(path)
         train = train or beside(named, "train")
         held_out = held_out or beside(named, "held-out")

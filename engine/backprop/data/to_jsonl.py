@@ -1,57 +1,87 @@
-"""Packed files: unpacked once into the cache, so that rows can be reached at random.
+"""Files that are no JSON Lines become JSON Lines in the cache, once, so that one reader serves all.
 
-The copy is written aside and renamed when it is whole: a kill at any moment leaves no half-made copy in use.
+A row's number in the copy is its number in the original: the line where it begins in a text or table, its number in an
+array or a Parquet file; the lines between stay empty. A row that cannot be read is a line that begins with ``BROKEN``
+and says why. The copy is written aside and renamed when it is whole: a kill at any moment leaves no half-made copy in
+use.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, time
 from pathlib import Path
 from typing import IO, Any, cast
 
+import msgspec
+import orjson
+from msgspec import Struct
+
 from backprop.core import paths
 from backprop.core.errors import BackpropError, DatasetParseError, OperationCancelledError
+from backprop.data.example import RowError
+from backprop.data.file_kinds import READERS, Kind
 from backprop.data.line_index import Cancelled, Progress
 
-PACKED = (".gz", ".zst")
+BROKEN = b"\0"
+"""First byte of a line that stands for a row which cannot be read; no line of JSON begins so."""
+_VERSION = 1
+"""Of the copies: another number makes all of them again."""
 _PIECE = 1024 * 1024
 _ZST_PIECE = 16 * 1024
 """Packed bytes that are unpacked at once: what they become is held in memory."""
 
 
-def unpacked(path: Path, progress: Progress | None = None, cancelled: Cancelled | None = None) -> Path:
-    """The unpacked copy of ``path`` (``.gz`` or ``.zst``), made where it is missing or older than the file.
+class BrokenRow(Struct):
+    """What a line of the copy holds for a row that cannot be read."""
+
+    code: str
+    field: str
+    message: str
+    raw: bytes
+
+
+def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancelled: Cancelled | None = None) -> Path:
+    """The copy of ``path`` as JSON Lines, made where it is missing or older than the file.
 
     Args:
-        progress: called with packed bytes read and their total.
+        kind: what the file holds, apart from being packed.
+        progress: called with bytes of the file read and their total.
 
     Raises:
-        DatasetParseError: the file is damaged or cut off.
+        DatasetParseError: the file as a whole is damaged, cut off, or not of its kind.
         OperationCancelledError: ``cancelled`` said stop.
         BackpropError: the cache cannot be written (``RUNTIME_IO_FAILED``).
     """
     stat = path.stat()
-    identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ino}"
-    key = hashlib.blake2b(identity.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-    folder = paths.cache_dir() / "unpacked"
-    target = folder / f"{key}-{path.stem}"
+    name = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=8).hexdigest()
+    state = f"{_VERSION} {kind} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    folder = paths.cache_dir() / "jsonl"
+    target = folder / f"{name}-{hashlib.blake2b(state.encode(), digest_size=8).hexdigest()}.jsonl"
     if target.exists():
         return target
-    partial = folder / f"{key}.{os.getpid()}.partial"
+    partial = folder / f"{name}.{threading.get_ident()}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        _unpack(path, partial, progress, cancelled)
+        with partial.open("wb") as copy:
+            _convert(path, kind, copy, _Watch(path, stat.st_size, progress, cancelled))
+            copy.flush()
+            os.fsync(copy.fileno())
+        for older in folder.glob(f"{name}-*.jsonl"):
+            older.unlink(missing_ok=True)
         partial.replace(target)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path, error) from error
     except OSError as error:
         raise BackpropError(
-            f"{path} could not be unpacked into {folder}: {error.strerror or error}",
-            hint="free some space there, or unpack the file yourself and name the unpacked one",
+            f"{path} could not be unpacked or converted into {folder}: {error.strerror or error}",
+            hint="free some space there, or write the file as JSON Lines yourself and name that one",
             code="RUNTIME_IO_FAILED",
         ) from error
     finally:
@@ -59,26 +89,85 @@ def unpacked(path: Path, progress: Progress | None = None, cancelled: Cancelled 
     return target
 
 
-def _unpack(path: Path, partial: Path, progress: Progress | None, cancelled: Cancelled | None) -> None:
-    total = path.stat().st_size
-    with path.open("rb") as packed, _reader(path, packed) as source, partial.open("wb") as copy:
-        while piece := _read(path, source):
-            if cancelled is not None and cancelled():
-                raise OperationCancelledError(f"unpacking {path} was stopped")
-            copy.write(piece)
-            if progress is not None:
-                progress(packed.tell(), total)
-        copy.flush()
-        os.fsync(copy.fileno())
+class _Watch:
+    """Shows how far the reading of a file is, and stops it when that is asked for."""
+
+    def __init__(self, path: Path, total: int, progress: Progress | None, cancelled: Cancelled | None) -> None:
+        self._path = path
+        self._total = total
+        self._progress = progress
+        self._cancelled = cancelled
+
+    def __call__(self, done: int) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise OperationCancelledError(f"reading {self._path} was stopped")
+        if self._progress is not None:
+            self._progress(min(done, self._total), self._total)
 
 
-def _reader(path: Path, packed: IO[bytes]) -> IO[bytes]:
-    if path.suffix.lower() == ".gz":
-        return cast(IO[bytes], gzip.GzipFile(fileobj=packed))
-    return cast(IO[bytes], _Frames(packed))
+def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: _Watch) -> None:
+    with path.open("rb") as file, unpacked(path, file) as source:
+        if kind == "jsonl":
+            while piece := source.read(_PIECE):
+                watch(file.tell())
+                copy.write(piece)
+            watch(file.tell())
+            return
+        written, line = 0, 1
+        for number, raw, value, error in READERS[kind](path, source):
+            if written >= _PIECE:
+                watch(file.tell())
+                written = 0
+            copy.write(b"\n" * (number - line))
+            written += copy.write(_line(raw, value, error))
+            line = number + 1
+        watch(file.tell())
 
 
-class _Frames:
+def _line(raw: bytes, value: object, error: RowError | None) -> bytes:
+    if error is not None:
+        return BROKEN + msgspec.json.encode(BrokenRow(error.code, error.field, error.message, raw)) + b"\n"
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        return _line(raw, None, RowError("too_deep", "", "the row is nested too deeply to be read"))
+
+
+def _plain(value: object) -> object:
+    """A value that JSON has no word for."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return {"base64": msgspec.to_builtins(value)} if isinstance(value, bytes) else str(value)
+
+
+@contextmanager
+def unpacked(path: Path, file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The bytes of an open file without its packing.
+
+    Raises:
+        DatasetParseError: it is damaged or cut off.
+    """
+    ending = path.suffix.lower()
+    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    source = file
+    if ending == ".gz":
+        source = cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    elif ending == ".zst":
+        import zstandard
+
+        damaged = (EOFError, zstandard.ZstdError)
+        source = cast(IO[bytes], io.BufferedReader(_Frames(file), _PIECE))
+    try:
+        yield source
+    except damaged as error:
+        raise DatasetParseError(
+            f"{path} cannot be unpacked: {error}",
+            hint="the file is cut off or is no packed file: fetch it again, or check its ending",
+            details={"path": str(path)},
+        ) from error
+
+
+class _Frames(io.RawIOBase):
     """Reads frame after frame of a Zstandard file; unlike the library's own reader it notices a frame that is cut off.
 
     Raises:
@@ -88,16 +177,24 @@ class _Frames:
     def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed
         self._frame: Any = None
+        self._waiting = b""
+        """Unpacked bytes that nobody has taken yet."""
         self._rest = b""
+        """Packed bytes after the end of a frame."""
 
-    def __enter__(self) -> _Frames:
-        return self
+    def readable(self) -> bool:
+        """True."""
+        return True
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def readinto(self, room: Any) -> int:
+        """Fill ``room`` with unpacked bytes; 0 at the end."""
+        if not self._waiting:
+            self._waiting = self._unpack()
+        count = min(len(room), len(self._waiting))
+        room[:count], self._waiting = self._waiting[:count], self._waiting[count:]
+        return count
 
-    def read(self, size: int) -> bytes:
-        """Some unpacked bytes (about ``size`` or fewer, never none before the end)."""
+    def _unpack(self) -> bytes:
         import zstandard
 
         while True:
@@ -116,25 +213,6 @@ class _Frames:
                 return piece
 
 
-def _read(path: Path, source: IO[bytes]) -> bytes:
-    if path.suffix.lower() == ".gz":
-        return source.read(_PIECE)
-    import zstandard
-
-    try:
-        return source.read(_PIECE)
-    except zstandard.ZstdError as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> DatasetParseError:
-    return DatasetParseError(
-        f"{path} cannot be unpacked: {error}",
-        hint="the file is cut off or is no packed file: fetch it again, or check its ending",
-        details={"path": str(path)},
-    )
-
-
 def _remove_leftovers(folder: Path) -> None:
     """Partial copies of processes that are gone."""
     for leftover in folder.glob("*.partial"):
@@ -144,14 +222,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False
-    if os.name == "nt":
-        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except OSError:
+        pass
     return True

@@ -14,7 +14,6 @@ from tokenizers import AddedToken, Encoding, Tokenizer
 
 from backprop.core.errors import ModelLoadError
 from backprop.data.chat_template import CHATML, PLAIN, ChatTemplate, choose
-from backprop.data.words import WordEncoder
 
 FILES = (
     "tokenizer.json",
@@ -33,7 +32,6 @@ class ChatTokenizer:
         notes: choices made while loading, in words for a person.
         bos_id, eos_id: ids of the tokenizer's own begin and end tokens, ``None`` where it has none.
         end_ids: every id that ends generation.
-        words: encodes the same by words, ``None`` where this tokenizer's texts cannot be cut into them.
         fingerprint: hash of all files that decide about ids and text.
     """
 
@@ -45,7 +43,6 @@ class ChatTokenizer:
         self.bos_id = _id(tokenizer, template.tokens.get("bos_token"))
         self.eos_id = _id(tokenizer, template.tokens.get("eos_token"))
         self.end_ids: set[int] = {self.eos_id} if self.eos_id is not None else set()
-        self.words = WordEncoder.of(tokenizer)
         self.special_ids = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @classmethod
@@ -89,6 +86,15 @@ class ChatTokenizer:
 
     def token(self, id: int) -> str:
         return self.tokenizer.id_to_token(id) or f"<{id}>"
+
+
+def context_length(model_dir: str | Path) -> int | None:
+    """How many positions the model was made for, from its ``config.json``; ``None`` where it does not say."""
+    settings = _read_json(Path(model_dir) / "config.json")
+    length = settings.get("max_position_embeddings")
+    if length is None and isinstance(settings.get("text_config"), dict):
+        length = settings["text_config"].get("max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def _id(tokenizer: Tokenizer, token: str | None) -> int | None:

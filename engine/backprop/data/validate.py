@@ -7,30 +7,31 @@ and explained. Nothing is dropped: ``rows`` counts every row, and ``invalid`` th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
-from backprop.core.errors import DatasetParseError, DatasetValidationError
+from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.batches import Batch, batches
-from backprop.data.example import Format, RowError
-from backprop.data.formats import convert, detect_fields
-from backprop.data.line_index import Cancelled, Progress
-from backprop.data.mapping import PLAIN, Fields, describe_mapping
-from backprop.data.prints import Numbers
+from backprop.data.dedup import Numbers, content, content_parts, repeated
+from backprop.data.example import CONTROL_TOKEN, PROBLEM_CODES, Fields, Format, RowError, describe_mapping
+from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.line_index import Cancelled, Progress, split_lines
 from backprop.data.reader import Row, Source, open_source
-from backprop.data.repeats import Repeats
-from backprop.data.survey import file_format
-from backprop.data.texts import odd_texts
 from backprop.data.typed import QuickLook, supports
+
+__all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
 LISTED = 10_000
 """Findings of one code that are listed; all are counted."""
 _EXCERPT = 80
+_PIECE = 128 * 1024
+"""Bytes that are looked at together: few enough that their values are still in the processor's cache."""
+_CHATML = {"<|im_start|>", "<|im_end|>"}
 
 
 class Validation(Struct, kw_only=True):
@@ -56,26 +57,6 @@ class Validation(Struct, kw_only=True):
     complete: bool = True
     """False when the check was cancelled: the counts are those so far."""
 
-    @property
-    def mostly_broken(self) -> bool:
-        return self.invalid * 2 > self.rows
-
-    def require_usable(self, *, allow_bad: bool = False) -> None:
-        """Stop where more rows are bad than good, unless that is allowed.
-
-        Raises:
-            DatasetValidationError: with the share of bad rows and the first of them.
-        """
-        if allow_bad or not self.mostly_broken:
-            return
-        first = next(problem for problem in self.problems if problem.severity == "error")
-        raise DatasetValidationError(
-            f"{self.path}: {self.invalid} of {self.rows} rows ({self.invalid / self.rows:.0%}) cannot be used; "
-            f"the first is {self.unit} {first.line}: {first.message}",
-            hint=f"see all with: backprop validate {self.path}; train the others with --skip-bad",
-            details={"path": self.path, "line": first.line},
-        )
-
 
 def validate(
     path: str | Path,
@@ -100,35 +81,46 @@ def validate(
     Raises:
         DatasetError: the file as a whole cannot be read (see ``open_source``), or none of its rows can.
     """
-    with open_source(path) as source:
-        examiner = Examiner(source, mapping, listed)
-        overlap = Repeats.of_file(held_out, mapping) if held_out is not None else None
-        for batch in batches(source):
+    with open_source(path, progress=progress, cancelled=cancelled) as source:
+        checking = _Checking(source, mapping, listed)
+        held_out_contents = _contents(held_out, mapping) if held_out is not None else None
+        for done in checking.pieces():
             if cancelled is not None and cancelled():
-                examiner.answer.complete = False
+                checking.answer.complete = False
                 break
-            examiner.take(batch)
             if progress is not None:
-                progress(batch.end, source.bytes)
+                progress(done, source.bytes)
             if so_far is not None:
-                so_far(examiner.answer.problems, examiner.counts)
-        return examiner.finish(overlap, progress, cancelled)
+                so_far(checking.answer.problems, checking.counts)
+        return checking.finish(held_out_contents)
 
 
-class Examiner:
-    """Takes the rows of a source batch by batch and keeps what it finds."""
+def _contents(path: str | Path, mapping: Mapping[str, str] | None) -> Numbers:
+    """The hash of the content of every row that can be read, for comparison within this process."""
+    with open_source(path) as source:
+        file = file_format(source, mapping)
+        names = Fields(file.mapping)
+        values = (row.value for row in source if row.error is None)
+        return np.fromiter(
+            (hash(content(value, read_as(value, file.format, names), names)) for value in values), np.int64
+        )
+
+
+class _Checking:
+    """Takes the rows of a source piece by piece and keeps what it finds."""
 
     def __init__(self, source: Source, mapping: Mapping[str, str] | None, listed: int) -> None:
         self.source = source
         self._listed = listed
-        seen = file_format(source, mapping)
-        self.format = seen.format
-        self.names = Fields(seen.mapping) if seen.mapping else PLAIN
-        self.answer = Validation(path=str(source.path), format=seen.format, unit=source.unit, mapping=seen.mapping)
-        if seen.found:
-            self.answer.notes.append(f"fields are read as {describe_mapping(seen.mapping)}; --map says otherwise")
-        self._quick = QuickLook(seen.format, self.names) if seen.format and supports(seen.format) else None
-        self._repeats = Repeats(seen.format, self.names)
+        file = file_format(source, mapping)
+        self.format = file.format
+        self.names = Fields(file.mapping)
+        self.answer = Validation(path=str(source.path), format=file.format, unit=source.unit, mapping=file.mapping)
+        if file.found:
+            self.answer.notes.append(f"fields are read as {describe_mapping(file.mapping)}; --map says otherwise")
+        self._quick = QuickLook(file.format, self.names) if file.format and supports(file.format) else None
+        self._contents: list[Numbers] = []
+        """Hashes of the contents of all rows, in order."""
         self.counts: Counter[str] = Counter()
         """Findings per code until now."""
         self._formats: Counter[str] = Counter()
@@ -136,62 +128,52 @@ class Examiner:
         if source.has_bom:
             self._note(0, b"", RowError("bom", "", "the file begins with a byte order mark; it is skipped", "info"))
 
-    def take(self, batch: Batch) -> None:
-        doubtful: Sequence[int]
-        if self._quick is not None and batch.raws_are_json:
-            prints, doubtful = batch.quick_look(self._quick)
-        else:
-            prints, doubtful = np.zeros(len(batch), dtype=np.int64), range(len(batch))
-        self.answer.rows += len(batch)
-        bad = 0
-        read: list[int] = []
-        values: list[object] = []
-        for i in doubtful:
-            row = batch.row(i)
-            bad += not self._examine(row)
-            if row.error is None:
-                read.append(i)
-                values.append(row.value)
+    def pieces(self) -> Iterator[int]:
+        """Check every row, in pieces; gives how many bytes are done."""
+        line = 1
+        for offset, buffer, size in self.source.index.pieces(_PIECE):
+            data = memoryview(buffer)[:size]
+            if self._quick is not None:
+                contents, places = self._quick.look(data, line, offset)
             else:
-                prints[i] = self._repeats.unique()
-        if read:
-            prints[read] = self._repeats.prints_of(values)
-        self._repeats.add(prints)
-        self.answer.invalid += bad
-        self._formats[self.format or "unknown"] += len(batch)
+                found = split_lines(bytes(data), line, offset)
+                contents, places = np.zeros(len(found), dtype=np.int64), dict(enumerate(found))
+            self.answer.rows += len(contents)
+            self._formats[self.format or "unknown"] += len(contents) - len(places)
+            for i, place in sorted(places.items()):
+                contents[i] = self._examine(self.source.made(place))
+            self._contents.append(contents)
+            line += buffer.count(b"\n", 0, size)
+            yield offset + size
 
-    def _examine(self, row: Row) -> bool:
-        """Note what is wrong with one row. Returns whether it can be used."""
+    def _examine(self, row: Row) -> int:
+        """Note what is wrong with one row. Returns the hash of its content; of one that cannot be read, of its
+        place."""
         if row.error is not None:
             self._formats["unreadable"] += 1
-            self._formats[self.format or "unknown"] -= 1
+            self.answer.invalid += 1
             self._note(row.line, row.raw, row.error)
-            return False
-        found = detect_fields(row.value, self.names)
-        if found != self.format:
-            self._formats[found or "unknown"] += 1
-            self._formats[self.format or "unknown"] -= 1
-        errors = self._explain(row.value, found)
+            return hash((row.line, row.error.code))
+        read = read_as(row.value, self.format, self.names)
+        self._formats[(detect_fields(row.value, self.names) and read) or "unknown"] += 1
+        errors = self._explain(row.value, read)
         for error in errors:
             self._note(row.line, row.raw, error)
-        return not any(error.severity == "error" for error in errors)
+        self.answer.invalid += any(error.severity == "error" for error in errors)
+        return hash(content(row.value, read, self.names))
 
-    def _explain(self, value: object, found: Format | None) -> list[RowError]:
-        if self.format is None:
-            return [RowError("unknown_format", "", f"no known format: {_shape(value)}")]
-        read_as = found if found is not None and self.format not in ("preference", "kto") else self.format
-        errors: list[RowError] = []
-        if found is not None and found != self.format:
-            message = f"the row is {found}, where most rows are {self.format}"
-            errors.append(RowError("mixed_format", "", message, "warning"))
+    def _explain(self, value: object, read: Format | None) -> list[RowError]:
+        if read is None:
+            return [unknown_format(value)]
+        errors = [mixed_format(read, self.format)] if read != self.format else []
         try:
-            example = convert(value, read_as, self.names)
+            example = convert(value, read, self.names)
             errors += example.warnings
             if example.label is not None:
                 self._labels.add(example.label)
         except RowError as error:
             errors.append(error)
-        return [*errors, *odd_texts(value, read_as, self.names)]
+        return [*errors, *odd_texts(value, read, self.names)]
 
     def _note(self, line: int, raw: bytes, error: RowError) -> None:
         self.counts[error.code] += 1
@@ -208,10 +190,11 @@ class Examiner:
             )
         )
 
-    def finish(self, overlap: Repeats | None, progress: Progress | None, cancelled: Cancelled | None) -> Validation:
+    def finish(self, held_out: Numbers | None) -> Validation:
+        """The answer, with what only all rows together tell."""
         answer = self.answer
         if answer.complete:
-            answer.complete = self._finish_repeats(overlap, progress, cancelled)
+            self._note_repeated(held_out)
         if self._quick is not None:
             self._labels |= self._quick.labels
         if answer.format == "kto" and len(self._labels) == 1 and answer.rows - answer.invalid > 1:
@@ -232,16 +215,15 @@ class Examiner:
             )
         return answer
 
-    def _finish_repeats(self, overlap: Repeats | None, progress: Progress | None, cancelled: Cancelled | None) -> bool:
-        """Note the rows that repeat others. Returns whether it got to the end."""
-        found = self._repeats.find(self.source, overlap, progress, cancelled)
-        if found is None:
-            return False
-        firsts = [self.source.row(earlier).line for earlier in found.earlier[: self._listed].tolist()]
-        self._note_rows("duplicate_row", found.again, [f"the same as {self.source.unit} {line}" for line in firsts])
-        held_out = ["the same row is in the held-out file"] * min(len(found.held_out), self._listed)
-        self._note_rows("held_out_overlap", found.held_out, held_out)
-        return True
+    def _note_repeated(self, held_out: Numbers | None) -> None:
+        contents = np.concatenate(self._contents) if self._contents else np.empty(0, dtype=np.int64)
+        again, earlier = repeated(contents)
+        firsts = [self.source.row(first).line for first in earlier[: self._listed].tolist()]
+        self._note_rows("duplicate_row", again, [f"the same as {self.source.unit} {line}" for line in firsts])
+        if held_out is not None:
+            both = np.flatnonzero(np.isin(contents, held_out))
+            words = ["the same row is in the held-out file"] * min(len(both), self._listed)
+            self._note_rows("held_out_overlap", both, words)
 
     def _note_rows(self, code: str, rows: Numbers, messages: Sequence[str]) -> None:
         """Warn of each row; those beyond the messages are counted only, and not read for it."""
@@ -260,8 +242,32 @@ def excerpt(raw: bytes) -> str:
     return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
 
 
-def _shape(value: object) -> str:
-    if isinstance(value, dict):
-        names = ", ".join(map(str, list(value)[:6]))
-        return f"an object with the fields {names}" if names else "an empty object"
-    return f"a row that is {type(value).__name__}"
+def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
+    """What is odd inside the texts that are read from a row; ChatML's own tags are none in a ChatML row."""
+    parts = content_parts(value, format, names)
+    if isinstance(value, dict) and parts is not None:
+        used = {id(part) for part in parts if part is not None}
+        value = {key: part for key, part in value.items() if id(part) in used}
+    found = []
+    allowed = _CHATML if format == "chatml" else set()
+    for place, text in _texts(value):
+        tokens = [token for token in dict.fromkeys(CONTROL_TOKEN.findall(text)) if token not in allowed]
+        if tokens:
+            names_them = ", ".join(tokens[:3]) + (" …" if len(tokens) > 3 else "")
+            found.append(RowError("special_token", place, f"control token inside the text: {names_them}", "warning"))
+        if "\0" in text:
+            found.append(RowError("nul_byte", place, "a NUL character inside the text", "warning"))
+    return found
+
+
+def _texts(value: object) -> Iterator[tuple[str, str]]:
+    """Every text inside a value, with its place as ``messages[2].content``."""
+    pending: list[tuple[str, Any]] = [("", value)]
+    while pending:
+        place, item = pending.pop()
+        if type(item) is str:
+            yield place, item
+        elif isinstance(item, dict):
+            pending += [(f"{place}.{key}" if place else str(key), inner) for key, inner in item.items()]
+        elif isinstance(item, list):
+            pending += [(f"{place}[{i}]", inner) for i, inner in enumerate(item)]

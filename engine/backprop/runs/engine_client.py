@@ -1,4 +1,4 @@
-"""The only door between the faces and the work: start an engine process, read its events, send it commands.
+"""The only door between the faces and a run's engine: start its process, read its events, send it commands.
 
 The engine is started in a session of its own, so that a hang-up of the terminal does not reach it. Its pipe is the fast
 path and may lose lines when nobody reads; the journal has them all, and a reader that sees a gap in ``seq`` fills it
@@ -14,16 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from backprop.core.errors import EngineCrashedError, RunError, error_for
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
-from backprop.core.jobs import Message, decode_message
-from backprop.core.settings import RunConfig
-from backprop.runs.directory import RunDirectory
+from backprop.core.settings import RunConfig, config_from
+from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.journal import Follower
 from backprop.runs.state import read_run
 
@@ -31,22 +29,23 @@ ENGINE = "backprop.train"
 _CHUNK = 1 << 20
 _POLL = 0.2
 """Seconds between two looks at a journal that is followed without a pipe."""
-_LAST_LINES = 8
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that an engine answers; it starts with them blocked (``worker.commands.Control``)."""
 
 
-class Link:
-    """One run, watched. ``read`` gives every event once and in order, from the first."""
+class EngineClient:
+    """The engine of one run, from outside. ``read`` gives every event once and in order, from the first."""
 
     def __init__(self, directory: RunDirectory, process: subprocess.Popen[bytes] | None = None) -> None:
         self.directory = directory
         self._process = process
         self.launched_at = time.time() if process is not None else 0.0
-        """When this link started the engine, in seconds since the epoch; 0 where somebody else did."""
+        """When this client started the engine, in seconds since the epoch; 0 where somebody else did."""
         self._pipe: int | None = None
         if process is not None and process.stdout is not None:
             self._pipe = process.stdout.fileno()
             os.set_blocking(self._pipe, False)
-        self._follower = Follower(directory.journal)
+        self._follower = Follower(directory.journal, run_id=_run_id(directory))
         self._rest = b""
         self._last_seq = 0
         self._ended = False
@@ -67,7 +66,11 @@ class Link:
         return self._ended
 
     def read(self, timeout: float) -> list[AnyEvent]:
-        """New events, waiting up to ``timeout`` seconds for the first. Empty when none came or the run is over."""
+        """New events, waiting up to ``timeout`` seconds for the first. Empty when none came or the run is over.
+
+        Raises:
+            RunError: the engine that this client started may not work on the run; another one does, for instance.
+        """
         deadline = time.monotonic() + timeout
         while True:
             was_alive = self.alive()
@@ -97,7 +100,13 @@ class Link:
             self._close_pipe()
             return self._follower.poll()
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        found = [event for line in lines if (event := decode_event(line)) is not None and event.seq > self._last_seq]
+        events = [event for line in lines if (event := decode_event(line)) is not None]
+        for event in events:
+            if event.seq == 0 and isinstance(event, RunFailed):
+                self._close_pipe()
+                self._ended = True
+                raise error_for(event.code, event.message, event.hint, event.retryable)
+        found = [event for event in events if event.seq > self._last_seq]
         if found and found[-1].seq - self._last_seq != len(found):
             return self._follower.poll()
         return found
@@ -111,8 +120,9 @@ class Link:
         """Give the engine a command; what comes of it is an event.
 
         Raises:
-            RunError: no engine listens (code ``RUN_NOT_ACTIVE``).
+            RunError: no engine listens (code ``RUN_NOT_ACTIVE``), or ``control`` is no pipe (``RUN_DAMAGED``).
         """
+        self.directory.require_control()
         try:
             descriptor = os.open(self.directory.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -146,10 +156,11 @@ class Link:
         """Process id of the living engine, 0 where there is none."""
         if self._process is not None:
             return self._process.pid
-        return int(self.directory.lock_holder().get("pid", 0)) if self.directory.is_locked() else 0
+        pid = self.directory.lock_holder().pid if self.directory.is_locked() else 0
+        return pid if _works_on(pid, self.directory) else 0
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for an engine that this link started; its exit status, ``None`` for one that was attached to."""
+        """Wait for an engine that this client started; its exit status, ``None`` for one that was attached to."""
         return None if self._process is None else self._process.wait(timeout)
 
     def detach(self) -> None:
@@ -157,12 +168,12 @@ class Link:
         self._close_pipe()
 
     def crash(self) -> EngineCrashedError:
-        """What is known about an engine that went without a word."""
+        """The error for an engine that is gone without an end event, with the last lines of its log."""
         code = self._process.poll() if self._process is not None else None
         how = ""
         if code is not None:
             how = f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
-        last = last_words(self.directory)
+        last = self.directory.last_lines()
         return EngineCrashedError(
             f"the engine of run {self.run_id} is gone{how}" + (f"; its last lines:\n{last}" if last else ""),
             hint=f"`backprop resume {self.run_id}` goes on from its last checkpoint; the log is {self.directory.log}",
@@ -171,77 +182,23 @@ class Link:
         )
 
 
-def last_words(directory: RunDirectory) -> str:
-    """The last lines that the engine or its libraries printed."""
+def _run_id(directory: RunDirectory) -> str:
+    """The id in ``run.json``; empty where that cannot be read."""
     try:
-        with directory.log.open("rb") as file:
-            file.seek(max(0, directory.log.stat().st_size - 4096))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
+        return directory.read_record().run_id
+    except RunError:
         return ""
-    return "\n".join(text.strip().splitlines()[-_LAST_LINES:])
 
 
-class Job:
-    """A short piece of work in an engine process. It ends with whoever asked for it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
-        self._process = process
-        self._directory = directory
-        self.stopped = False
-        """Whether somebody stopped it before its end."""
-
-    def messages(self) -> Iterator[Message]:
-        """What the job says, as it says it; waits for each message.
-
-        Raises:
-            BackpropError: the job failed, as the error's own class.
-            EngineCrashedError: the process went without a word.
-        """
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            message = decode_message(line)
-            if isinstance(message, RunFailed):
-                error = error_for(message.code, message.message, message.hint, message.retryable)
-                raise error from RuntimeError(message.traceback)
-            yield message
-        status = self._process.wait()
-        if status != 0:
-            raise EngineCrashedError(
-                f"the engine process is gone (exit status {status}); its last lines:\n{last_words(self._directory)}",
-                hint=f"the whole log is {self._directory.log}",
-                retryable=True,
-            )
-
-    def stop(self) -> None:
-        """Stop the job from another thread than the one that reads its messages: that one sees it end."""
-        self.stopped = True
-        self._process.kill()
-
-    def end(self) -> None:
-        """Stop the job if it still works."""
-        self._process.kill()
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+def _works_on(pid: int, directory: RunDirectory) -> bool:
+    """Whether process ``pid`` may be the run's engine: what a damaged ``lock`` names must not be killed."""
+    try:
+        return os.fsencode(directory.path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self").exists()  # this system shows no command lines
 
 
-def job(module: str, directory: RunDirectory, request: msgspec.Struct) -> Job:
-    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log."""
-    with directory.log.open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(directory.path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-    assert process.stdin is not None
-    with process.stdin:
-        process.stdin.write(msgspec.json.encode(request))
-    return Job(process, directory)
-
-
-def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> Link:
+def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> EngineClient:
     """Make a run directory and start its engine.
 
     Args:
@@ -253,13 +210,13 @@ def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> Link
     return launch(RunDirectory.create(config, kind, forked_from), "start")
 
 
-def resume(path: Path) -> Link:
+def resume(path: Path) -> EngineClient:
     """Continue the run in ``path`` exactly where its newest good checkpoint stands.
 
     Raises:
-        RunError: it is being worked on, or it is done.
+        RunError: it is being worked on, it is done, or its directory is damaged.
     """
-    _require_over(path)
+    _require_usable(path)
     if read_run(path).status == "done":
         raise RunError(
             f"run {path.name} is done: there is nothing left to resume",
@@ -269,13 +226,15 @@ def resume(path: Path) -> Link:
     return launch(RunDirectory(path), "resume")
 
 
-def extend(path: Path, steps: int) -> Link:
+def extend(path: Path, steps: int) -> EngineClient:
     """Continue the run in ``path`` to a new end of ``steps`` steps; its learning-rate curve is computed anew.
 
     Raises:
-        RunError: it is being worked on, or it is beyond that step already.
+        InvalidSettingError: no run has so many steps.
+        RunError: it is being worked on, it is beyond that step already, or its directory is damaged.
     """
-    _require_over(path)
+    record = _require_usable(path)
+    config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
     taken = read_run(path).step
     if steps <= taken:
         raise RunError(
@@ -284,29 +243,44 @@ def extend(path: Path, steps: int) -> Link:
     return launch(RunDirectory(path), "extend", str(steps))
 
 
-def _require_over(path: Path) -> None:
-    if RunDirectory(path).is_alive():
+def _require_usable(path: Path) -> RunRecord:
+    """What the run is, where nobody works on it and an engine could."""
+    directory = RunDirectory(path)
+    if directory.is_alive():
         raise RunError(
             f"run {path.name} is being worked on",
             code="RUN_ALREADY_ACTIVE",
             hint=f"watch it: backprop-tui --attach {path.name}",
         )
+    record = directory.find_record()
+    directory.require_own_journal(record.run_id)
+    directory.require_control()
+    return record
 
 
-def launch(directory: RunDirectory, *how: str) -> Link:
-    """Start an engine on an existing run directory: from step 0 where ``how`` is empty."""
-    with directory.log.open("ab") as log:
-        process = subprocess.Popen(
-            # -P keeps a file of the person's working directory from shadowing a module.
-            [sys.executable, "-P", "-m", ENGINE, str(directory.path), *how],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
-    return Link(directory, process)
+def launch(directory: RunDirectory, *how: str) -> EngineClient:
+    """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
+
+    Raises:
+        RunError: the log cannot be written.
+    """
+    with directory.open_log() as log:
+        # A Ctrl+C waits until the engine can obey, however soon it comes: it inherits the blocked signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            process = subprocess.Popen(
+                # -P keeps a file of the person's working directory from shadowing a module.
+                [sys.executable, "-P", "-m", ENGINE, str(directory.path), *how],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return EngineClient(directory, process)
 
 
-def attach(path: Path) -> Link:
+def attach(path: Path) -> EngineClient:
     """Watch the run in ``path``, running or not."""
-    return Link(RunDirectory(path))
+    return EngineClient(RunDirectory(path))

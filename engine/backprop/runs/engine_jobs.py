@@ -1,28 +1,96 @@
-"""A place for a job that belongs to no run: scoring a dataset, fetching one."""
+"""Short jobs of engine processes: starting one, reading its messages, a place for the log of one that has no run."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from backprop.core.errors import BackpropError
+from backprop.core.datasets import find_fetched
+from backprop.core.errors import BackpropError, EngineCrashedError, error_for
+from backprop.core.events import RunFailed
+from backprop.core.jobs import Fetched, FetchRequest, Message, Progress, decode_message
 from backprop.core.paths import cache_dir
-from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 
+FETCH = "backprop.fetch.datasets"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
 
 
+class EngineJob:
+    """A short piece of work in an engine process. It ends with whoever asked for it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: RunDirectory) -> None:
+        self._process = process
+        self._directory = directory
+        self.stopped = False
+        """Whether somebody stopped it before its end."""
+
+    def messages(self) -> Iterator[Message]:
+        """Its messages as they come; waits for each.
+
+        Raises:
+            BackpropError: the job failed, as the error's own class.
+            EngineCrashedError: the process is gone without an end.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            message = decode_message(line)
+            if isinstance(message, RunFailed):
+                error = error_for(message.code, message.message, message.hint, message.retryable)
+                raise error from RuntimeError(message.traceback)
+            yield message
+        status = self._process.wait()
+        if status != 0:
+            raise EngineCrashedError(
+                f"the engine process is gone (exit status {status}); its last lines:\n{self._directory.last_lines()}",
+                hint=f"the whole log is {self._directory.log}",
+                retryable=True,
+            )
+
+    def stop(self) -> None:
+        """Stop the job from another thread than the one that reads its messages: that one sees it end."""
+        self.stopped = True
+        self._process.kill()
+
+    def end(self) -> None:
+        """Stop the job if it still works."""
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def start_job(module: str, directory: RunDirectory, request: msgspec.Struct) -> EngineJob:
+    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log.
+
+    Raises:
+        RunError: the log cannot be written.
+    """
+    with directory.open_log() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(directory.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    assert process.stdin is not None
+    with process.stdin:
+        process.stdin.write(msgspec.json.encode(request))
+    return EngineJob(process, directory)
+
+
 @contextmanager
-def engine_job(module: str, request: msgspec.Struct) -> Iterator[engine_client.Job]:
+def engine_job(module: str, request: msgspec.Struct) -> Iterator[EngineJob]:
     """Start ``module`` as an engine process on ``request``; it ends with the block.
 
     Its log lies in the cache, and stays there for some days where the job failed.
@@ -31,7 +99,7 @@ def engine_job(module: str, request: msgspec.Struct) -> Iterator[engine_client.J
     directory = RunDirectory(root / f"{os.getpid()}-{secrets.token_hex(4)}")
     directory.path.mkdir(parents=True)
     _sweep(root)
-    job = engine_client.job(module, directory, request)
+    job = start_job(module, directory, request)
     failed = False
     try:
         yield job
@@ -42,6 +110,38 @@ def engine_job(module: str, request: msgspec.Struct) -> Iterator[engine_client.J
         job.end()
         if not failed:
             shutil.rmtree(directory.path, ignore_errors=True)
+
+
+def fetch_dataset(
+    name: str,
+    progress: Callable[[int, int], object] | None = None,
+    started: Callable[[EngineJob], object] | None = None,
+) -> Fetched:
+    """The dataset ``name`` of the Hugging Face Hub as a file on this machine, fetched by an engine process if need be.
+
+    The faces never speak to the hub themselves.
+
+    Args:
+        progress: called with bytes fetched and their total (0 while it is not known).
+        started: called with the job, for whoever may want to stop it; not called where the file is here already.
+
+    Raises:
+        DatasetError: as the engine's: unknown, private, gated, offline, several configurations …
+        EngineCrashedError: it was stopped, or went without a word.
+    """
+    found = find_fetched(name)
+    if found is not None:
+        return found
+    with engine_job(FETCH, FetchRequest(name=name)) as job:
+        if started is not None:
+            started(job)
+        for message in job.messages():
+            if isinstance(message, Progress) and progress is not None:
+                progress(message.done, message.total)
+            elif isinstance(message, Fetched):
+                found = message
+    assert found is not None  # a job that ends without its last message has raised
+    return found
 
 
 def _sweep(root: Path) -> None:

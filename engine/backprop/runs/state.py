@@ -6,12 +6,14 @@ and a finished one therefore cannot disagree.
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_right
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct, field
 
 from backprop.core import events as ev
@@ -21,6 +23,8 @@ from backprop.runs.directory import RunDirectory, RunRecord
 
 Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
 ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})
+_SILENCE = 60.0
+"""A living engine speaks more often than this: what comes later is from another one, which failed before it started."""
 _RECENT = 20
 """Steps whose mean duration the remaining time is estimated from."""
 
@@ -131,7 +135,7 @@ class RunState(Struct, kw_only=True):
     def duration_seconds(self) -> float:
         """Working time of all stretches of the run, up to its last event."""
         if self.stretch_started_at == 0:
-            return 0.0
+            return self.seconds_before
         return self.seconds_before + max(0.0, (self.ended_at or self.last_event_at) - self.stretch_started_at)
 
     @property
@@ -141,7 +145,7 @@ class RunState(Struct, kw_only=True):
         recent = self.curves.seconds[-_RECENT:]
         if left <= 0 or not recent or self.status in ENDED:
             return None
-        evaluating = sum(each.seconds for each in self.evaluations) / self.step
+        evaluating = sum(each.seconds for each in self.evaluations) / max(1, self.step)
         return (sum(recent) / len(recent) + self.pacing_rest + evaluating) * left
 
     @property
@@ -154,6 +158,9 @@ class RunState(Struct, kw_only=True):
             return
         self.missing += event.seq - self.last_seq - 1
         self.last_seq = event.seq
+        silent = event.time - self.last_event_at > _SILENCE
+        if isinstance(event, ev.RunStarted) or (silent and isinstance(event, ev.RunFailed)):
+            self._end_stretch()
         self.last_event_at = event.time
         self.version += 1
         match event:
@@ -166,6 +173,11 @@ class RunState(Struct, kw_only=True):
             case _:
                 self.notable.append(event)
                 self._notable(event)
+
+    def _end_stretch(self) -> None:
+        """A new engine speaks: the one before worked up to its last event, however it ended."""
+        self.seconds_before = self.duration_seconds
+        self.stretch_started_at = 0.0
 
     def await_start(self) -> None:
         """An engine was launched on the run again and has said nothing yet: its old end is no longer the end."""
@@ -222,9 +234,7 @@ class RunState(Struct, kw_only=True):
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
         self.config, self.environment = event.config, event.environment
-        if self.stretch_started_at:
-            self.seconds_before = self.duration_seconds
-            self.resumes += 1
+        self.resumes += event.resumed_from is not None
         self.started_at = self.started_at or event.time
         self.stretch_started_at = event.time
         self.ended_at = 0.0
@@ -254,31 +264,45 @@ def read_run(path: Path) -> RunState:
         RunError: nothing there can be read as a run.
     """
     directory = RunDirectory(path)
-    recorded = journal.read(directory.journal)
-    state = RunState(run_id=directory.run_id, path=str(directory.path), alive=directory.is_alive())
+    if not directory.path.is_dir():
+        raise RunError(f"{path} is no run directory", hint="`backprop list-runs` shows the runs")
+    record, damage = None, []
+    try:
+        record = directory.read_record()
+    except RunError as error:
+        damage.append(error.message)
+    recorded = journal.read(directory.journal, record.run_id if record else "")
+    state = RunState(path=str(directory.path), alive=directory.is_alive())
     for event in recorded.events:
         state.apply(event)
-    state.run_id = state.run_id or directory.run_id
+    state.run_id = state.run_id or (record.run_id if record else directory.run_id)
+    state.damage = [*_damage(directory, recorded, state), *damage]
+    if record is not None:
+        fill_from_record(state, record)
+    elif not recorded.events:
+        state.told_status = "damaged"
+    return state
+
+
+def _damage(directory: RunDirectory, recorded: journal.Journal, state: RunState) -> list[str]:
+    """What is wrong with the journal, in words."""
+    found = []
+    if recorded.problem:
+        found.append(recorded.problem)
+    elif not state.alive and not os.path.lexists(directory.journal) and os.path.lexists(directory.lock):
+        found.append("it is missing, though an engine worked here")
     if recorded.damaged:
         lines = ", ".join(map(str, recorded.damaged[:5]))
-        state.damage.append(f"{directory.journal.name}: line {lines} is no whole event")
+        found.append(f"line {lines} is no whole event")
+    for run_id, count in recorded.strangers.items():
+        found.append(f"{count} events belong to run {run_id}")
     if state.missing:
-        state.damage.append(f"{directory.journal.name}: {state.missing} events are missing")
-    try:
-        fill_from_record(state, directory.read_record())
-    except RunError as error:
-        state.damage.append(error.message)
-        if not recorded.events:
-            if not directory.path.is_dir():
-                raise RunError(f"{path} is no run directory", hint="`backprop list-runs` shows the runs") from None
-            state.told_status = "damaged"
-    return state
+        found.append(f"{state.missing} events are missing")
+    return [f"{directory.journal.name}: {what}" for what in found]
 
 
 def fill_from_record(state: RunState, record: RunRecord) -> None:
     """Take from ``run.json`` what the journal has not said yet."""
-    import msgspec
-
     if not state.config:
         state.config = msgspec.to_builtins(record.config)
         state.kind = record.kind

@@ -37,6 +37,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             kind=record.kind,
             resumed_from=start.resumed_from,
             environment=environment(),
+            forked_from=record.forked_from,
         )
     )
     for note in start.notes:

@@ -136,11 +136,12 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from safetensors import SafetensorError
 
     from backprop.data.tokenizer import ChatTokenizer
+    from backprop.fetch.models import fetch_model
     from backprop.train import model as models
 
     models.use_all_cores()
     trusted = bool(config.get("trust_remote_code"))
-    base_path = models.find(str(config["model"]), send)  # type: ignore[arg-type]
+    base_path = fetch_model(str(config["model"]), send)
     chat = ChatTokenizer.load(base_path)
     # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
     backend = "cpu" if config.get("backend") == "cpu" else "auto"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,15 +16,14 @@ from transformers import AutoModelForCausalLM
 
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
 from backprop.core.events import Event, ModelLoaded, ModelLoading
-from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS
-from backprop.core.settings import EMBEDDED_MODEL, RunConfig
+from backprop.core.models import repository_of
+from backprop.core.presets import LORA_PRESETS
+from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.fetch import embedded, models
 from backprop.train.modes import MODES, Mode
 
 GB = 1024**3
 Emit = Callable[[Event], None]
-MODEL_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass
@@ -38,45 +36,6 @@ class Loaded:
     path: Path
     device: torch.device
     dtype: torch.dtype
-
-
-def find(name: str, emit: Emit) -> Path:
-    """The directory with the files of ``name``: a preset, a local directory, or a Hugging Face name (fetched).
-
-    Raises:
-        ModelLoadError: there is no such model, or it cannot be fetched.
-    """
-    preset = MODEL_PRESETS.get(name)
-    if name == EMBEDDED_MODEL:
-        return embedded.ensure(emit)
-    path = Path(name).expanduser()
-    if preset is None and path.exists():
-        return _checked(path)
-    repository = preset.repo if preset else name
-    if not MODEL_REPO.fullmatch(repository) or name.startswith((".", "/", "~")):
-        raise ModelLoadError(
-            f"there is no model {name!r}: it is no preset, no directory and no Hugging Face name (owner/name)",
-            hint="presets: " + ", ".join(MODEL_PRESETS),
-        )
-    return _checked(models.fetch(repository, emit))
-
-
-def _published_name(name: str) -> str:
-    """The hub name of a model that came from there; empty for the embedded one and for local directories."""
-    if name in MODEL_PRESETS:
-        return MODEL_PRESETS[name].repo
-    return "" if Path(name).expanduser().exists() else name
-
-
-def _checked(path: Path) -> Path:
-    if not (path / "config.json").is_file():
-        raise ModelLoadError(f"{path} has no config.json, so it is no model directory", hint="name the folder itself")
-    if not any(path.glob("*.safetensors")):
-        raise ModelLoadError(
-            f"{path} has no .safetensors weights",
-            hint="weights in pickle files (.bin) can run code and are not read; convert the model to safetensors first",
-        )
-    return path
 
 
 def choose_device(backend: str) -> torch.device:
@@ -171,7 +130,7 @@ def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
     device = choose_device(config.backend)
     dtype = choose_dtype(device)
     chat = ChatTokenizer.load(path)
-    mode: Mode = MODES[config.mode](config, _published_name(config.model) or str(path))
+    mode: Mode = MODES[config.mode](config, repository_of(config.model) or str(path))
     model = mode.load(lambda **options: load_base(path, device, dtype, config.trust_remote_code, **options))
     loaded = Loaded(model, mode, chat, path, device, dtype)
     emit(_measured(loaded, config))

@@ -21,7 +21,7 @@ from msgspec import Struct
 from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
 from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
-from backprop.data import tokens
+from backprop.data import preprocess as tokens
 from backprop.data.writing import whole_file
 from backprop.worker.job import Send, run_job
 
@@ -46,10 +46,11 @@ def score(request: ScoreRequest, say: Send) -> None:
         ModelLoadError: the model cannot be had.
         GPUMemoryError: even a single row does not fit.
     """
+    from backprop.fetch.models import fetch_model
     from backprop.train import model as models
 
     models.use_all_cores()
-    path = models.find(request.model, say)  # type: ignore[arg-type]
+    path = fetch_model(request.model, say)
     fits = models.context_length(path)
     prepared = tokens.prepare(
         request.data,

@@ -25,11 +25,10 @@ import msgspec
 from backprop.core import events
 from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
-from backprop.core.location import held_out_file
 from backprop.core.paths import token_cache
-from backprop.core.settings import RunConfig
+from backprop.core.settings import RunConfig, held_out_file
 from backprop.data.split import SEED
-from backprop.data.tokens import Prepared
+from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import RunDirectory, RunRecord

@@ -15,6 +15,7 @@ import torch
 from backprop.core import events
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
+from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -115,7 +116,7 @@ def load(start: Beginning, directory: RunDirectory, emit: Emit, steering: Steeri
     """Find the model, prepare the rows, load. A continued run is refused here if something is not as it was."""
     config = start.config
     emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
-    path = models.find(config.model, emit)
+    path = fetch_model(config.model, emit)
 
     emit(PhaseChanged(phase="preparing_data"))
     rows, trained, held_out = prepare(config, path, emit, steering.look)

@@ -10,6 +10,7 @@ from types import FrameType
 
 from backprop.core.events import AnyCommand, Stop, decode_command
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_client import STOPPING
 
 
 class Control:
@@ -18,8 +19,29 @@ class Control:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         self._signals = 0
-        self.stepping = False
+        self._stepping = False
+        self._interrupted = False
+        """A signal came outside the training loop. Whatever was at work may have swallowed the exception."""
+
+    @property
+    def stepping(self) -> bool:
         """True while the training loop looks here between steps, so that a signal can wait for the step to end."""
+        return self._stepping
+
+    @stepping.setter
+    def stepping(self, now: bool) -> None:
+        self._stepping = now
+        if now and self._interrupted:
+            self.put(Stop(by="signal"))
+
+    def require_uninterrupted(self) -> None:
+        """Called between two phases of a run.
+
+        Raises:
+            KeyboardInterrupt: a signal came, and a library went on in spite of it.
+        """
+        if self._interrupted and not self._stepping:
+            raise KeyboardInterrupt
 
     def put(self, command: AnyCommand) -> None:
         self._queue.put(command)
@@ -56,13 +78,23 @@ class Control:
                     self.put(command)
 
     def catch_signals(self) -> None:
-        """SIGINT and SIGTERM end the run after the step in progress, a second one at once. A hang-up is nothing."""
+        """SIGINT and SIGTERM end the run after the step in progress, a second one at once. A hang-up is nothing.
+
+        The engine was started with these signals blocked, so one that came before this is obeyed now.
+        """
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+
+    def ignore_signals(self) -> None:
+        """The run ends: nothing more can be asked of it."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
-        if self._signals > 1 or not self.stepping:
+        if self._signals > 1 or not self._stepping:
+            self._interrupted = True
             raise KeyboardInterrupt
         self.put(Stop(by="signal"))

@@ -46,7 +46,8 @@ def take_stdout(log: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     private = os.dup(1)
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # A named pipe in its place must not hold up the engine: it is refused without waiting for a reader.
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)

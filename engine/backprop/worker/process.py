@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from backprop.core import events
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
-from backprop.core.events import EndStatus, Event, RunFinished, RunStarted, Step
+from backprop.core.events import EndStatus, Event, PhaseChanged, RunFinished, RunStarted, Step, encode
 from backprop.runs.directory import RunDirectory
-from backprop.runs.journal import JournalWriter
+from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.event_stream import EventPipe, EventWriter, take_stdout
 from backprop.worker.setup import end_process, failure, quiet_libraries
@@ -27,23 +28,43 @@ Work: TypeAlias = Callable[[RunDirectory, Emit, Control], EndStatus]
 
 
 class _Reporter:
-    """Emits events, and remembers what an interrupted run must report at its end."""
+    """Emits events, and remembers what an interrupted run must report at its end.
 
-    def __init__(self, writer: EventWriter, directory: RunDirectory) -> None:
+    Args:
+        notes: events for after ``run_started``.
+        earlier: seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
+    """
+
+    def __init__(
+        self, writer: EventWriter, control: Control, directory: RunDirectory, notes: list[Event], earlier: float
+    ) -> None:
         self._writer = writer
+        self._control = control
         self._directory = directory
+        self._notes = notes
+        self._earlier = earlier
         self._started = time.monotonic()
         self._resumed_from = 0
         self._last: Step | None = None
         self.finished = False
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, Step):
-            self._last = event
-        if isinstance(event, RunStarted):
-            self._resumed_from = event.resumed_from or 0
-        self.finished = self.finished or isinstance(event, RunFinished)
+        match event:
+            case Step():
+                self._last = event
+            case RunFinished():
+                self.finished = True
+                event.duration_seconds = self._earlier + time.monotonic() - self._started
+            case PhaseChanged():
+                self._control.require_uninterrupted()
+            case RunStarted():
+                self._control.require_uninterrupted()
+                self._started = time.monotonic()
+                self._resumed_from = event.resumed_from or 0
         self._writer.emit(event)
+        if isinstance(event, RunStarted):
+            for note in self._notes:
+                self._writer.emit(note)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
@@ -51,7 +72,7 @@ class _Reporter:
             steps=self._last.step if self._last else self._resumed_from,
             final_loss=self._last.loss if self._last else None,
             output_path=self._directory.result,
-            duration_seconds=time.monotonic() - self._started,
+            duration_seconds=0.0,
             samples_seen=self._last.samples_seen if self._last else 0,
             tokens_seen=self._last.tokens_seen if self._last else 0,
         )
@@ -65,31 +86,45 @@ def run_engine(work: Work) -> NoReturn:
 def _run(directory: RunDirectory, work: Work) -> int:
     pipe = EventPipe(take_stdout(directory.log))
     control = Control()
-    control.catch_signals()
     try:
-        record = directory.read_record()
         with directory.hold_lock():
-            writer = EventWriter(JournalWriter(directory.journal), pipe, record.run_id)
+            restored = directory.restore_record()
+            run_id = directory.read_record().run_id
+            journal = directory.open_journal(run_id)
+            earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
             control.listen(directory)
-            status = _report(directory, control, _Reporter(writer, directory), work)
+            writer = EventWriter(journal, pipe, run_id)
+            reporter = _Reporter(writer, control, directory, _notes(restored), earlier)
+            status = _report(directory, control, reporter, work)
             writer.close()
     except RunError as error:
+        # It may not touch the journal: whoever started it is told, with a number that no event of the run has.
         print(f"[{error.code}] {error.message}", file=sys.stderr)
+        pipe.offer(encode(failure(error)))
         return error.exit_code
     return status
+
+
+def _notes(restored: bool) -> list[Event]:
+    if not restored:
+        return []
+    return [events.Warning(code="RECORD_RESTORED", message="run.json was missing: it was made again from the journal")]
 
 
 def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work: Work) -> int:
     """Do the work and emit how it ended; the process's exit status."""
     try:
+        control.catch_signals()
         quiet_libraries()
         ended = work(directory, reporter.emit, control)
         return EXIT_INTERRUPTED if ended == "interrupted" else EXIT_OK
     except KeyboardInterrupt:
+        control.ignore_signals()
         if not reporter.finished:
             reporter.emit(reporter.interrupted())
         return EXIT_INTERRUPTED
     except BaseException as error:
+        control.ignore_signals()
         traceback.print_exc()
         reporter.emit(failure(error))
         return error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME

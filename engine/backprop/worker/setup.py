@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -15,6 +16,13 @@ from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
 
 _LIBRARIES = ("backprop-tui", "torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
+
+
+_LAUNCHERS = re.compile(
+    r"((LOCAL_|GROUP_|ROLE_|CROSS_)?(RANK|WORLD_SIZE)|ROLE_NAME|LOCAL_SIZE|NODE_RANK|MASTER_(ADDR|PORT)"
+    r"|(TORCHELASTIC|OMPI|PMI|PMIX|MPI|MV2|ACCELERATE|FSDP|SM|SMP)_\w+|MPI_LOCAL(NRANKS|RANKID))"
+)
+"""Variables by which a launcher tells a process that it is one of several."""
 
 
 def environment() -> dict[str, Any]:
@@ -31,10 +39,14 @@ def environment() -> dict[str, Any]:
 def quiet_libraries() -> None:
     """Nothing is sent anywhere, no progress bars, no news for the libraries' own callers: set before they are imported.
 
-    The last lines of the log are what a person reads when an engine has gone.
+    The last lines of the log are what a person reads when an engine has gone. An engine is one process: in the shell of
+    a cluster's or of torchrun's launcher it would wait for ever for the others.
     """
+    for name in [name for name in os.environ if _LAUNCHERS.fullmatch(name)]:
+        del os.environ[name]
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

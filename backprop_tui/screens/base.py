@@ -1,0 +1,92 @@
+"""What every screen is: it states its name, its keys, which of them are useful now, and how it is brought up to date.
+
+Screens ask the application for something by posting a message. They send exactly the cells that changed: Textual's own
+partial update sends, for a changed stretch, everything from the widget's left edge to the stretch's end. That replaces
+one method of Textual's compositor; the rest of it is used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+from rich.control import Control
+from textual._compositor import ChopsUpdate, Compositor
+from textual.message import Message
+from textual.screen import Screen
+
+from backprop_tui.keys import EVERYWHERE, Key
+from backprop_tui.watch import Watch
+from backprop_tui.widgets.bars import KeyBar
+
+
+class Go(Message):
+    """Show the screen of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+
+class OpenRun(Message):
+    """Watch a run on the Live screen: one that ``begin`` starts, continues or attaches to."""
+
+    def __init__(self, begin: Callable[[], Watch], path: Path | None = None) -> None:
+        super().__init__()
+        self.begin = begin
+        self.path = path
+        """The directory of a run that exists."""
+
+
+class BaseScreen(Screen[None]):
+    NAME: ClassVar[str]
+    """As in ``SCREENS``."""
+    KEYS: ClassVar[tuple[Key, ...]]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
+
+    def __init__(self) -> None:
+        super().__init__(id=self.NAME)
+        self._compositor = _SparingCompositor()
+        self.keybar = KeyBar(id="keybar")
+        self.watch_run: Watch | None = None
+        """The run that the application watches."""
+
+    def flush(self) -> None:
+        """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
+        raise NotImplementedError
+
+    def useful_keys(self) -> list[Key]:
+        """The keys for the bar: those that do something now."""
+        return [key for key in (*self.KEYS, *EVERYWHERE) if key.rank < 9 and key.action != f"app.go('{self.NAME}')"]
+
+    def show_keys(self) -> None:
+        self.keybar.show(self.useful_keys())
+
+    def action_back(self) -> None:
+        """Escape: one layer out."""
+
+    def on_screen_resume(self) -> None:
+        if self.is_mounted:
+            self.flush()
+
+
+class _ExactUpdate(ChopsUpdate):
+    def render_segments(self, console: Console) -> str:
+        sequences: list[str] = []
+        for y, start, end in self.spans:
+            for chop_end, (chop_start, strip) in zip(self.chop_ends[y], self.chops[y].items(), strict=False):
+                left, right = max(start, chop_start), min(end, chop_end)
+                if strip is None or left >= right:
+                    continue
+                sequences.append(Control.move_to(left, y).segment.text)
+                sequences.append(strip.crop(left - chop_start, right - chop_start).render(console))
+        return "".join(sequences)
+
+
+class _SparingCompositor(Compositor):
+    def render_partial_update(self) -> ChopsUpdate | None:
+        update = super().render_partial_update()
+        return None if update is None else _ExactUpdate(update.chops, update.spans, update.chop_ends)

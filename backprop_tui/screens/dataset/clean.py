@@ -1,0 +1,99 @@
+"""A cleaned copy beside the original: what is left out of it, and what was. Nothing is written over a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backprop.core.errors import InputError
+from textual.message import Message
+
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.text import Row, safe
+
+if TYPE_CHECKING:
+    from backprop.data.clean import CleanResult, Rules
+    from backprop.data.scores import Scores
+
+HELP = (
+    "and without: near (duplicates) · lengths · traces · language:en,de · perplexity:50 · outliers; "
+    "in order: curriculum"
+)
+_LISTED = 500
+
+
+class Cleaned(Message):
+    """A cleaned copy was written."""
+
+    def __init__(self, result: CleanResult) -> None:
+        super().__init__()
+        self.result = result
+
+
+def write_copy(opened: OpenFile, words: str, scores: Scores | None, tasks: Tasks) -> None:
+    """Write a copy without unusable and repeated rows, and without what ``words`` name; ``Cleaned`` when it is done."""
+
+    def write(task: Task) -> None:
+        from backprop.data.clean import clean_file
+
+        rules = rules_from(words)
+        if rules.need_scores and scores is None:
+            raise InputError(
+                "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
+            )
+        done = clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
+        tasks.post(Cleaned(done))
+
+    tasks.begin("clean", "writing the cleaned copy", write)
+
+
+def rules_from(words: str) -> Rules:
+    """What a person asked to leave out.
+
+    Raises:
+        InputError: a word that is no rule.
+    """
+    from backprop.data.clean import Rules
+    from backprop.data.dedup import THRESHOLD
+    from backprop.data.quality import LengthLimits, TraceLimits
+
+    asked = words.lower().split()
+    languages = [word.removeprefix("language:") for word in asked if word.startswith("language:")]
+    limits = [word.removeprefix("perplexity:") for word in asked if word.startswith("perplexity:")]
+    plain = {word for word in asked if not word.startswith(("language:", "perplexity:"))}
+    wrong = sorted(plain - {"near", "lengths", "traces", "outliers", "curriculum"})
+    wrong += [f"perplexity:{limit}" for limit in limits if not limit.replace(".", "", 1).isdecimal()]
+    if wrong:
+        raise InputError(
+            f"{wrong[0]!r} is nothing that can be left out",
+            hint="near, lengths, traces, language:en,de, perplexity:50, outliers or curriculum; or nothing at all",
+        )
+    return Rules(
+        near=THRESHOLD if "near" in plain else None,
+        lengths=LengthLimits() if "lengths" in plain else None,
+        traces=TraceLimits() if "traces" in plain else None,
+        languages=frozenset(code for codes in languages for code in codes.split(",") if code),
+        curriculum="curriculum" in plain,
+        max_perplexity=min(map(float, limits)) if limits else None,
+        perplexity_outliers="outliers" in plain,
+    )
+
+
+def result_lines(result: CleanResult) -> list[Row]:
+    lines: list[Row] = [
+        [(f"{result.kept:,} of {result.rows:,} rows written", "strong+bold")],
+        [("to      ", "muted"), (safe(result.output), "text")],
+        [("report  ", "muted"), (safe(result.report), "text")],
+        [],
+    ]
+    if not result.removed:
+        return [*lines, [("Nothing was left out.", "text")]]
+    lines.append([("Left out", "strong+bold")])
+    lines += [[(f"{count:>9,} ", "warn"), (reason, "text")] for reason, count in result.removed.items()]
+    lines.append([])
+    for row in result.left_out[:_LISTED]:
+        detail = f"  {safe(row.detail)}" if row.detail else ""
+        lines.append([(f"line {row.line:,} ", "muted"), (row.reason, "warn"), (detail, "text")])
+    if len(result.left_out) > _LISTED:
+        lines.append([(f"… {len(result.left_out) - _LISTED:,} more: see the report", "muted")])
+    return lines

@@ -1,0 +1,185 @@
+"""What is wrong with the rows: a check in the background, its findings listed while it goes on."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from backprop.core.events import Problem
+from textual.message import Message
+
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.messages import GoToLine, Notice
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.text import SEVERITY, Row, fit, safe
+from backprop_tui.widgets.list_view import ListView
+
+if TYPE_CHECKING:
+    from backprop.data.validate import Validation
+
+_OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format")
+"""Findings that reading the row alone does not give."""
+_EVERY = 0.5
+"""Seconds between two looks at what a check has found so far."""
+_ORDER = list(SEVERITY)
+
+
+class FindingsPane(ListView):
+    """Counts per code, then every finding with its line.
+
+    Enter on a code shows its findings alone (and again: all of them); enter on a finding goes to its row.
+    """
+
+    class Found(Message):
+        """What a check has found so far; with ``whole``, it ended or was stopped."""
+
+        def __init__(
+            self, task: Task, problems: Sequence[Problem], counts: Mapping[str, int], whole: Validation | None = None
+        ) -> None:
+            super().__init__()
+            self.task, self.problems, self.counts, self.whole = task, problems, counts, whole
+
+    def __init__(self, tasks: Tasks, *, id: str) -> None:
+        super().__init__(id=id)
+        self._tasks = tasks
+        self._checking: Task | None = None
+        self.found: Validation | None = None
+        self._bad_lines: array[int] = array("Q")
+        self._problems: Sequence[Problem] = ()
+        self._shown: Sequence[Problem] = ()
+        self._codes: list[tuple[str, str, int]] = []
+        self._only = ""
+        self._empty = ""
+        self._unit = "line"
+
+    # Checking
+
+    def forget(self) -> None:
+        """Another file."""
+        self.found = self._checking = None
+        self._bad_lines = array("Q")
+        self._say("not checked")
+
+    def check(self, opened: OpenFile) -> None:
+        """Check every row of a file, in a thread."""
+
+        def check(task: Task) -> None:
+            from backprop.data.validate import validate
+
+            told, known = time.monotonic(), 0
+
+            def so_far(problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
+                nonlocal told, known
+                if len(problems) > known and (not known or time.monotonic() - told > _EVERY):
+                    told, known = time.monotonic(), len(problems)
+                    self.post_message(self.Found(task, list(problems), dict(counts)))
+
+            found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
+            self.post_message(self.Found(task, found.problems, found.problem_counts, found))
+
+        self._unit = opened.source.unit
+        self._checking = self._tasks.begin("check", "checking", check)
+        self._say("checking every row …")
+
+    def need_check(self, opened: OpenFile) -> None:
+        """Check where that was not done."""
+        if self.found is None and not self._tasks.goes_on("check"):
+            self.check(opened)
+
+    def on_findings_pane_found(self, message: Found) -> None:
+        if message.task is not self._checking:
+            return
+        found = message.whole
+        if message.problems:
+            self._list(message.problems, message.counts)
+        if found is None:
+            return
+        self.found = found
+        lines = {problem.line for problem in found.problems if problem.line and problem.severity != "info"}
+        self._bad_lines = array("Q", sorted(lines))
+        part = "" if found.complete else ", stopped before the end"
+        if not found.problems:
+            self._say(f"nothing to say about {found.rows:,} rows{part}")
+        said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
+        hint = " (p lists them, n goes to the next)" if found.problem_counts and not self.has_focus else ""
+        self.post_message(Notice(said + hint))
+
+    def of_line(self, line: int) -> list[Row]:
+        """What the check said of one line, beyond what reading the row alone tells."""
+        found = self.found
+        at = bisect_left(self._bad_lines, line)
+        if found is None or at == len(self._bad_lines) or self._bad_lines[at] != line:
+            return []
+        first = bisect_left(found.problems, line, key=lambda problem: problem.line)
+        last = bisect_right(found.problems, line, key=lambda problem: problem.line)
+        return [
+            [(f"! {problem.code}: {safe(problem.message)}", "warn")]
+            for problem in found.problems[first:last]
+            if problem.code in _OF_THE_FILE
+        ]
+
+    def line_after(self, here: int, by: int) -> int | None:
+        """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""
+        if not len(self._bad_lines):
+            return None
+        at = bisect_right(self._bad_lines, here) if by > 0 else bisect_left(self._bad_lines, here) - 1
+        return self._bad_lines[at % len(self._bad_lines)]
+
+    # The list
+
+    def _list(self, problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
+        """List findings, and how many there are of each code (more than are listed, maybe).
+
+        A list that grows keeps the finding under the cursor, and the code that is shown alone.
+        """
+        place = self.cursor - len(self._codes)
+        worst: dict[str, str] = {}
+        for problem in problems:
+            before = worst.get(problem.code, "info")
+            worst[problem.code] = min(before, problem.severity, key=_ORDER.index)
+        self._codes = sorted(
+            ((code, worst.get(code, "info"), count) for code, count in counts.items()),
+            key=lambda item: (_ORDER.index(item[1]), -item[2]),
+        )
+        self._problems = problems
+        self._show_code(self._only if self._only in counts else "")
+        if place > 0:
+            self.cursor = len(self._codes) + place
+
+    def _say(self, text: str) -> None:
+        """Say in one line why there is nothing to list."""
+        self._problems, self._codes, self._empty = (), [], text
+        self._show_code("")
+
+    def _show_code(self, code: str) -> None:
+        self._only = code
+        self._shown = [problem for problem in self._problems if problem.code == code] if code else self._problems
+        self.resize_list(len(self._codes) + 1 + len(self._shown))
+
+    def row_at(self, index: int, width: int) -> Row:
+        if index < len(self._codes):
+            code, severity, count = self._codes[index]
+            mark, ink = SEVERITY[severity]
+            only = "  shown alone: enter shows all" if code == self._only else ""
+            return [(f"{count:>9,} {mark} {code}", ink), (only, "muted")]
+        if index == len(self._codes):
+            return [("─" * width if self._codes else self._empty, "muted")]
+        problem = self._shown[index - len(self._codes) - 1]
+        mark, ink = SEVERITY[problem.severity]
+        where = f"{self._unit} {problem.line:,}" if problem.line else "the file"
+        message = safe(problem.message)
+        if problem.field and problem.field not in message:
+            message = f"{safe(problem.field)}: {message}"
+        head = f"{where:>12} {mark} "
+        return [(head, ink), (fit(message, width - len(head)), "text")]
+
+    def action_choose(self) -> None:
+        if self.cursor < len(self._codes):
+            code = self._codes[self.cursor][0]
+            self._show_code("" if code == self._only else code)
+        elif self.cursor > len(self._codes):
+            problem = self._shown[self.cursor - len(self._codes) - 1]
+            self.post_message(GoToLine(problem.line) if problem.line else Notice(problem.message))

@@ -1,0 +1,157 @@
+"""How hard each row is for the model, computed in an engine process; the hardest rows come first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from backprop.core import jobs
+from backprop.core.events import ModelLoading
+from backprop.runs.describe import describe
+from textual.message import Message
+
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.messages import GoToLine, Notice
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tokens import Chosen
+from backprop_tui.text import Row, safe
+from backprop_tui.widgets.list_view import ListView
+
+if TYPE_CHECKING:
+    from backprop.data.scores import PerplexityReport, Scores
+
+ENGINE = "backprop.train.perplexity"
+_EVERY = 1.0
+"""Seconds between two looks at the rows scored so far."""
+_HEAD = f"{'':>14}{'perplexity':>14}{'loss':>9}{'trained':>10}"
+
+
+class ScoresPane(ListView):
+    """A few words about the scores, then a row for each row that was scored; choosing one goes there."""
+
+    class Scored(Message):
+        """Rows scored so far; with ``summary``, all of them."""
+
+        def __init__(self, task: Task, rows: list[jobs.RowScore], summary: jobs.Scored | None) -> None:
+            super().__init__()
+            self.task, self.rows, self.summary = task, rows, summary
+
+    def __init__(self, chosen: Chosen, tasks: Tasks, *, id: str) -> None:
+        super().__init__(id=id)
+        self._chosen, self._tasks = chosen, tasks
+        self._asked = ("", 0)
+        """Model and limit of the scores on screen."""
+        self._scoring: Task | None = None
+        self.scores: Scores | None = None
+        """Those of every row, once they are known."""
+        self.report: PerplexityReport | None = None
+        self._words: list[Row] = []
+        self._rows: Sequence[jobs.RowScore] = ()
+        self._far: frozenset[int] = frozenset()
+        self._unit = "line"
+
+    def forget(self) -> None:
+        """Another file."""
+        self._scoring = self.scores = self.report = None
+        self._list([], ())
+
+    def need_scores(self, opened: OpenFile) -> None:
+        """Score the rows where they were not, or for another model or limit."""
+        wanted = (self._chosen.model, self._chosen.limit)
+        if self._asked == wanted and (self.scores is not None or self._tasks.goes_on("score")):
+            return
+        self._asked = wanted
+        self._unit = opened.source.unit
+        request = jobs.ScoreRequest(
+            data=opened.path, model=wanted[0], max_length=wanted[1], mapping=opened.file.mapping
+        )
+        self._scoring = self._tasks.begin(
+            "score", f"starting {safe(wanted[0])}", lambda task: self._listen(task, request)
+        )
+        self.scores = self.report = None
+        self._far = frozenset()
+        self._list([[("scoring every row … (x stops it)", "muted")]], ())
+
+    def _listen(self, task: Task, request: jobs.ScoreRequest) -> None:
+        """Follow the engine, in a thread."""
+        from backprop.runs.engine_jobs import engine_job
+
+        rows: list[jobs.RowScore] = []
+        shown = time.monotonic()
+        with engine_job(ENGINE, request) as engine:
+            task.when_stopped(engine.stop)
+            for message in engine.messages():
+                match message:
+                    case ModelLoading():
+                        task.name = describe(message)
+                        task.progress(message.done, message.total)
+                    case jobs.Progress():
+                        task.name = message.doing
+                        task.progress(message.done, message.total)
+                    case jobs.RowScores():
+                        rows += message.rows
+                        if time.monotonic() - shown > _EVERY:
+                            self.post_message(self.Scored(task, list(rows), None))
+                            shown = time.monotonic()
+                    case jobs.Scored():
+                        self.post_message(self.Scored(task, rows, message))
+
+    def on_scores_pane_scored(self, message: Scored) -> None:
+        from backprop.data.scores import Scores
+
+        if message.task is not self._scoring:
+            return
+        scores, whole = Scores(message.rows), message.summary is not None
+        if whole:
+            self.scores, self.report = scores, scores.report()
+            self._far = frozenset(self.report.outliers)
+        words: list[Row] = [
+            *_summary_lines(message.summary, self.report),
+            [("by      ", "muted"), (safe(self._asked[0]), "text"), (f", rows to {self._asked[1]:,} tokens", "muted")],
+            [(f"{len(scores):,} rows scored{'' if whole else ' so far'}, the hardest first", "strong+bold")],
+            [(_HEAD, "muted")],
+        ]
+        self._list(words, scores.hardest_first())
+        if whole:
+            self.post_message(Notice(f"scored {len(scores):,} rows"))
+
+    def _list(self, words: list[Row], rows: Sequence[jobs.RowScore]) -> None:
+        place = max(self.cursor - len(self._words), 0)
+        self._words, self._rows = words, rows
+        self.resize_list(len(words) + len(rows))
+        self.cursor = len(words) + place
+
+    def row_at(self, index: int, width: int) -> Row:
+        if index < len(self._words):
+            return self._words[index]
+        row = self._rows[index - len(self._words)]
+        numbers = f"{row.perplexity:>14,.2f}{row.loss:>9.3f}{row.tokens:>10,}  "
+        mark = "! far from the others" if row.line in self._far else ""
+        return [(f"{self._unit} {row.line:,}".rjust(14), "muted"), (numbers, "text"), (mark, "warn")]
+
+    def action_choose(self) -> None:
+        if self._rows and self.cursor >= len(self._words):
+            self.post_message(GoToLine(self._rows[self.cursor - len(self._words)].line))
+
+
+def percentiles(report: PerplexityReport) -> str:
+    """Of the rows' perplexities."""
+    spread = report.per_row
+    return "" if spread is None else f"p10 {spread.p10:,.2f} · p50 {spread.p50:,.2f} · p90 {spread.p90:,.2f}"
+
+
+def _summary_lines(summary: jobs.Scored | None, found: PerplexityReport | None) -> list[Row]:
+    """What the scores say as a whole."""
+    if summary is None or found is None or found.per_row is None:
+        return []
+    whole = f"perplexity {found.perplexity:,.2f} over {found.tokens:,} trained tokens"
+    lines: list[Row] = [
+        [("whole   ", "muted"), (whole, "text")],
+        [("per row ", "muted"), (percentiles(found), "text")],
+    ]
+    missing = summary.answer_lost + summary.dropped
+    if missing:
+        words = f"! {missing:,} rows have no score: {summary.answer_lost:,} answers do not fit, "
+        lines.append([(words + f"{summary.dropped:,} cannot be used (c lists why)", "warn")])
+    return lines

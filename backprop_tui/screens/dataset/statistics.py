@@ -1,0 +1,88 @@
+"""What is known of a file as a whole, as lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backprop.data.example import describe_mapping
+
+from backprop_tui.screens.dataset import perplexity
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.lengths import CountedLengths, percentiles
+from backprop_tui.text import Row, percent, safe, short_number
+
+if TYPE_CHECKING:
+    from backprop.data.scores import PerplexityReport
+    from backprop.data.validate import Validation
+
+
+def statistics_lines(
+    opened: OpenFile,
+    found: Validation | None,
+    counted: CountedLengths | None,
+    model: str,
+    scored: PerplexityReport | None,
+) -> list[Row]:
+    """Rows, format, mapping, findings, lengths, perplexity: what was counted, and the key that counts the rest."""
+    source, file = opened.source, opened.file
+    mapping = found.mapping if found is not None else file.mapping
+    lines: list[Row] = [
+        [(safe(opened.path), "strong+bold")],
+        [],
+        _pair("size", f"{source.bytes:,} bytes"),
+        _pair("rows", f"{source.known:,}" + ("" if source.complete else " found so far")),
+        _pair("format", file.format or "none that is known"),
+        _pair("fields", f"read as {describe_mapping(mapping)}" if mapping else "the format's own names"),
+    ]
+    if source.has_bom:
+        lines.append(_pair("BOM", "the file begins with a byte order mark; it is skipped"))
+    return [*lines, [], *_check_lines(found), [], *_length_lines(counted, model), [], *_score_lines(scored)]
+
+
+def _pair(name: str, value: str, ink: str = "text") -> Row:
+    return [(f"{name:<14}", "muted"), (value, ink)]
+
+
+def _check_lines(found: Validation | None) -> list[Row]:
+    if found is None:
+        return [[("What is wrong with it: c checks every row.", "muted")]]
+    part = "" if found.complete else " (stopped before the end)"
+    lines: list[Row] = [
+        [(f"Checked {found.rows:,} rows{part}", "strong+bold")],
+        _pair("usable", percent(found.valid, found.rows), "good"),
+        _pair("unusable", percent(found.invalid, found.rows), "bad" if found.invalid else "text"),
+        _pair("duplicates", percent(found.problem_counts.get("duplicate_row", 0), found.rows)),
+    ]
+    if len(found.formats) > 1:
+        lines.append(_pair("formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.items())))
+    lines += [_pair("note", safe(note)) for note in found.notes]
+    lines += [_pair(f"{count:>12,}", code) for code, count in found.problem_counts.items()]
+    return lines
+
+
+def _length_lines(counted: CountedLengths | None, model: str) -> list[Row]:
+    if counted is None:
+        return [[("How long the rows are and what is trained: l counts tokens.", "muted")]]
+    part = "" if counted.whole else " so far"
+    lines: list[Row] = [
+        [(f"Counted {counted.rows:,} rows{part}", "strong+bold")],
+        _pair("length", f"{percentiles(counted.lengths)} {counted.unit}"),
+    ]
+    if counted.unit == "tokens":
+        lines += [
+            _pair("model", safe(model)),
+            _pair("tokens", f"{counted.tokens:,} ({short_number(counted.tokens)})"),
+            _pair("trained", percent(counted.trained, counted.tokens), "trained+light"),
+        ]
+    return lines
+
+
+def _score_lines(scored: PerplexityReport | None) -> list[Row]:
+    if scored is None or scored.per_row is None:
+        return [[("What the model finds hard: h scores every row.", "muted")]]
+    return [
+        [(f"Scored {scored.scored:,} rows", "strong+bold")],
+        _pair("perplexity", f"{scored.perplexity:,.2f} over {scored.tokens:,} trained tokens"),
+        _pair("per row", perplexity.percentiles(scored)),
+        _pair("far off", percent(len(scored.outliers), scored.scored)),
+    ]

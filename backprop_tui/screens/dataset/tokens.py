@@ -1,0 +1,171 @@
+"""A row as the tokens that the model will see, the trained ones marked; and the tokenizer that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from backprop.core.errors import ModelLoadError
+from backprop.core.models import find_tokenizer
+from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.settings import RunConfig
+from backprop.data.example import RowError
+from backprop.data.formats import FileFormat
+from backprop.data.reader import Row as DataRow
+from msgspec.structs import fields
+
+from backprop_tui.screens.dataset.messages import ModelChosen
+from backprop_tui.screens.dataset.row_text import format_of, problem_lines
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.text import Row, many_lines
+
+if TYPE_CHECKING:
+    from backprop.data.encode import Token
+    from backprop.data.tokenizer import ChatTokenizer
+    from backprop.data.truncate import Truncated
+
+MOST_TOKENS = 50_000
+"""Tokens of one row that are drawn."""
+DEFAULT_LIMIT: int = {field.name: field.default for field in fields(RunConfig)}["max_seq_length"]
+_SHADES = {True: ("trained+light", "trained+lighter"), False: ("text", "text+shade")}
+"""Of tokens that are trained and of others, by turns."""
+
+
+class Chosen:
+    """What rows are looked at with: the model whose tokens are shown, and the longest row in tokens."""
+
+    def __init__(self) -> None:
+        self.model = EMBEDDED_MODEL
+        self.limit = DEFAULT_LIMIT
+        self.tokenizer: ChatTokenizer | None = None
+        self.why_none: ModelLoadError | None = None
+        """Why there is no tokenizer, once it was looked for."""
+
+    def need_tokenizer(self, tasks: Tasks) -> bool:
+        """Look for the tokenizer where that was not done yet: it takes a moment, so it is done when it is used.
+
+        Returns:
+            whether it is being looked for; ``ModelChosen`` is posted when that is over.
+        """
+        if self.tokenizer is None and self.why_none is None and not tasks.goes_on("model"):
+            self.choose(self.model, tasks)
+        return tasks.goes_on("model")
+
+    def take(self, loaded: ModelChosen) -> None:
+        self.model, self.tokenizer, self.why_none = loaded.name, loaded.tokenizer, loaded.why
+
+    def choose(self, name: str, tasks: Tasks) -> None:
+        """Load the tokenizer of a model in a thread."""
+        self.tokenizer = self.why_none = None
+
+        def load(task: Task) -> None:
+            from backprop.data.tokenizer import ChatTokenizer
+
+            found, why = None, None
+            try:
+                found = ChatTokenizer.load(find_tokenizer(name))
+            except ModelLoadError as error:
+                why = error
+            if not task.stopped():
+                tasks.post(ModelChosen(name, found, why))
+
+        tasks.begin("model", f"reading the tokenizer of {name}", load)
+
+
+def token_lines(
+    row: DataRow, file: FileFormat, tokenizer: ChatTokenizer, limit: int, *, brackets: bool = False
+) -> list[Row]:
+    """The row as tokens, in two shades so that their borders show.
+
+    Args:
+        limit: the longest row in tokens; what it would do to this row is said.
+        brackets: put trained tokens in brackets, for a terminal without colour.
+    """
+    from backprop.data.encode import explain_row
+    from backprop.data.truncate import truncate_value
+
+    if row.error is not None:
+        return problem_lines(row.error)
+    try:
+        format = format_of(row.value, file)
+        tokens = explain_row(row.value, tokenizer, format=format, mapping=file.mapping)
+        cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
+    except RowError as error:
+        return problem_lines(error)
+    lines = [*_summary(tokens, tokenizer), *_cut(cut, limit), []]
+    lines += _body(tokens[:MOST_TOKENS], brackets=brackets)
+    if len(tokens) > MOST_TOKENS:
+        lines.append([(f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "muted")])
+    return lines
+
+
+def _summary(tokens: Sequence[Token], tokenizer: ChatTokenizer) -> list[Row]:
+    """Counts, the begin token and the terminators."""
+    trained = sum(token.trained for token in tokens)
+    share = 100 * trained / max(len(tokens), 1)
+    lines: list[Row] = [
+        [
+            (f"{len(tokens):,} tokens, ", "text"),
+            (f"{trained:,} trained", "trained+light"),
+            (f" ({share:.0f} %)", "text"),
+        ]
+    ]
+    if tokenizer.bos_id is None:
+        lines.append([("BOS     ", "muted"), ("this tokenizer has none", "text")])
+    else:
+        count = next((i for i, token in enumerate(tokens) if token.id != tokenizer.bos_id), len(tokens))
+        words = {0: " is not at the start", 1: " once, at the start"}.get(count, f" {count} times at the start")
+        if count == 1 and (all_told := sum(token.id == tokenizer.bos_id for token in tokens)) > 1:
+            words = f" at the start, {all_told} times in the row"
+        ink = "mark+bold" if count <= 1 else "bad"
+        lines.append([("BOS     ", "muted"), (tokenizer.token(tokenizer.bos_id), ink), (words, "text")])
+    ends = _ends(tokens)
+    if ends:
+        names = ", ".join(dict.fromkeys(many_lines(token.text) for token in ends))
+        known = all(token.special or token.id in tokenizer.end_ids for token in ends)
+        note = ", trained" if known else ", trained, but no special token: the model may not learn to stop"
+        lines.append([("answers end with ", "muted"), (names, "mark+bold" if known else "warn"), (note, "text")])
+    return lines
+
+
+def _ends(tokens: Sequence[Token]) -> list[Token]:
+    """The last trained token of each answer."""
+    return [
+        token
+        for token, after in zip(tokens, [*tokens[1:], None], strict=True)
+        if token.trained and (after is None or not after.trained)
+    ]
+
+
+def _cut(fitted: Truncated, limit: int) -> list[Row]:
+    """What training at this limit does to the row."""
+    if not fitted.samples:
+        return [[(f"! its last answer does not fit the limit of {limit:,}: the row is left out", "warn")]]
+    if len(fitted.samples) > 1:
+        return [[(f"! longer than the limit of {limit:,}: the text is split into pieces", "warn")]]
+    words = f"{fitted.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"
+    return [[(f"! {words}", "warn")]] if fitted.cut else []
+
+
+def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Row]:
+    lines: list[Row] = []
+    line: Row = []
+    inside = False
+    for number, token in enumerate(tokens):
+        if brackets and token.trained != inside:
+            line.append(("[" if token.trained else "]", "mark+bold"))
+            inside = token.trained
+        if token.special:
+            ink = "mark+bold+light" if token.trained else "mark+bold"
+        else:
+            ink = _SHADES[token.trained][number % 2]
+        parts = many_lines(token.text.replace("\n", "↵\n")).split("\n")
+        for part in parts[:-1]:
+            line.append((part, ink))
+            lines.append(line)
+            line = []
+        if parts[-1]:
+            line.append((parts[-1], ink))
+    if brackets and inside:
+        line.append(("]", "mark+bold"))
+    return [*lines, line]

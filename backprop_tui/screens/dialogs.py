@@ -1,0 +1,206 @@
+"""What covers a screen for a while: a question with its answers, the help, and the notice of a window too small."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple, TypeVar
+
+from textual import events
+from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.geometry import Size
+from textual.message import Message
+from textual.screen import ModalScreen
+
+from backprop_tui.charts.timeline import MARKS
+from backprop_tui.keys import EVERYWHERE, keys_of
+from backprop_tui.screens import SCREENS
+from backprop_tui.text import Row, wrap_text
+from backprop_tui.widgets.cells import Cells, heading
+from backprop_tui.widgets.text_view import TextView
+
+WIDTH, HEIGHT = 60, 16
+"""The smallest window in which the screens fit."""
+Result = TypeVar("Result")
+
+
+class Dialog(ModalScreen[Result]):
+    """Covers a screen until it is left, which happens once: keys that come in one burst find it gone."""
+
+    def dismiss(self, result: Result | None = None) -> AwaitComplete:
+        return super().dismiss(result) if self.is_current else AwaitComplete()
+
+
+class Answer(NamedTuple):
+    value: str
+    key: str
+    """A letter that gives it at once."""
+    title: str
+    meaning: str
+
+
+LEAVING = (
+    Answer("leave", "l", "Leave it running", "training goes on; come back to it any time"),
+    Answer("stop", "s", "Stop after a checkpoint", "finish this step, save, end the run, then leave"),
+    Answer("kill", "k", "Kill it now", "what came after the last checkpoint is lost"),
+)
+ABORTING = (
+    Answer("no", "n", "Go on training", ""),
+    Answer("abort", "a", "Abort the run", "end now; nothing more is saved"),
+)
+
+
+def deleting(run_id: str, path: str) -> tuple[Answer, ...]:
+    return (
+        Answer("no", "n", "Keep it", ""),
+        Answer("delete", "d", f"Delete run {run_id}", f"removes {path} with its checkpoints and result"),
+    )
+
+
+class AnswerList(Cells, can_focus=True):
+    class Given(Message):
+        def __init__(self, value: str) -> None:
+            super().__init__()
+            self.value = value
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,left,shift+tab", "move(-1)", show=False),
+        Binding("down,right,tab", "move(1)", show=False),
+        Binding("enter", "give", show=False),
+    ]
+
+    def __init__(self, answers: tuple[Answer, ...]) -> None:
+        super().__init__(id="answers")
+        self.answers = answers
+        self.at = 0
+
+    def _lines(self, width: int) -> list[tuple[int, Row]]:
+        """Each row with the number of its answer."""
+        lines: list[tuple[int, Row]] = []
+        for i, answer in enumerate(self.answers):
+            here = i == self.at
+            mark = ("▸ " if here else "  ", "info+bold")
+            title = (f"  {answer.title}", "strong+bold" if here else "text")
+            lines.append((i, [mark, (answer.key, "key+bold"), title]))
+            lines += [(i, [("     ", "text"), (line, "muted")]) for line in wrap_text(answer.meaning, width - 5)]
+        return lines if self.answers[-1].meaning else lines[:-1]
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        return [row for _, row in self._lines(width)]
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return len(self._lines(width))
+
+    def action_move(self, by: int) -> None:
+        self.at = (self.at + by) % len(self.answers)
+        self.redraw()
+
+    def action_give(self) -> None:
+        self.post_message(self.Given(self.answers[self.at].value))
+
+    def on_key(self, event: events.Key) -> None:
+        for answer in self.answers:
+            if event.key == answer.key:
+                event.stop()
+                self.post_message(self.Given(answer.value))
+
+    def on_click(self, event: events.Click) -> None:
+        lines = self._lines(self.size.width)
+        if event.y < len(lines):
+            self.post_message(self.Given(self.answers[lines[event.y][0]].value))
+
+
+class _Words(Cells):
+    """A text, wrapped, and an empty row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        return [[(line, "text")] for line in wrap_text(self.text, width)]
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return len(wrap_text(self.text, width)) + 1
+
+
+class Question(Dialog[str]):
+    """Answers with the chosen value; escape with an empty one."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss('')", show=False)]
+
+    def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
+        super().__init__(id="question")
+        self.question, self.text, self.answers = title, text, answers
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="box") as box:
+            box.border_title = self.question
+            yield _Words(self.text)
+            yield AnswerList(self.answers)
+
+    def on_mount(self) -> None:
+        self.query_one(AnswerList).focus()
+
+    def on_answer_list_given(self, message: AnswerList.Given) -> None:
+        self.dismiss(message.value)
+
+
+class KeyList(TextView):
+    """Every key by screen, the one of ``first`` on top, and the marks of the timeline."""
+
+    def __init__(self, first: str) -> None:
+        super().__init__(id="keys")
+        tables = [(entry.name, entry.title, keys_of(entry)) for entry in SCREENS]
+        tables.append(("everywhere", "everywhere", EVERYWHERE))
+        self.tables = sorted(tables, key=lambda table: (table[0] != first, table[0] != "everywhere"))
+
+    def content(self, width: int) -> list[Row]:
+        rows: list[Row] = []
+        for _, title, keys in self.tables:
+            rows.append(heading(title, width))
+            for key in keys:
+                lines = wrap_text(key.help, width - 12)
+                rows.append([(f"{key.shown:>9}  ", "key+bold"), (lines[0], "text")])
+                rows += [[(" " * 11, "text"), (line, "text")] for line in lines[1:]]
+            rows.append([])
+        rows.append(heading("marks under the loss", width))
+        rows += [[(f"{mark.sign:>9}  ", mark.ink), (mark.meaning, "text")] for mark in MARKS]
+        return rows
+
+
+class Help(Dialog[None]):
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,f1", "dismiss", show=False)]
+
+    def __init__(self, where: str) -> None:
+        super().__init__(id="help")
+        self.where = where
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="box") as box:
+            box.border_title = "keys"
+            box.border_subtitle = "esc closes"
+            yield KeyList(self.where)
+
+    def on_mount(self) -> None:
+        self.query_one(KeyList).focus()
+
+
+class _Need(Cells):
+    def rows(self, width: int, height: int) -> list[Row]:
+        size = self.app.size
+        lines = ["this window is too small", f"needs {WIDTH}x{HEIGHT}, has {size.width}x{size.height}"]
+        above = max(0, (height - len(lines)) // 2)
+        rows: list[Row] = [[] for _ in range(above)]
+        return rows + [[(line[:width].center(width), "text")] for line in lines]
+
+
+class TooSmall(Dialog[None]):
+    """Covers everything until the window is large enough. Training and watching go on."""
+
+    def __init__(self) -> None:
+        super().__init__(id="small")
+
+    def compose(self) -> ComposeResult:
+        yield _Need()

@@ -1,0 +1,120 @@
+"""One run of the list in full: how it went, what it was made of, what is left of it."""
+
+from __future__ import annotations
+
+import time
+from math import isnan
+from typing import Any
+
+import msgspec
+from backprop.core.settings import RunConfig
+from backprop.runs.describe import bytes_text, number
+from backprop.runs.state import RunState
+
+from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
+from backprop_tui.widgets.cells import heading, labelled
+from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
+from backprop_tui.widgets.text_view import TextView
+
+_ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
+
+
+class RunDetail(TextView):
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.state: RunState | None = None
+
+    def show(self, state: RunState | None) -> None:
+        if state is None or self.state is None or state.path != self.state.path:
+            self.top = 0
+        self.state = state
+        self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        state = self.state
+        if state is None:
+            return []
+        return [
+            *outcome_rows(state, width),
+            *([[], heading("dataset", width), *data_rows(state.dataset, width)] if state.dataset else []),
+            *([[], heading("model", width), *model_rows(state.model, width)] if state.model else []),
+            *checkpoint_rows(state, width),
+            *config_rows(state.config, width),
+            *environment_rows(state.environment, width),
+        ]
+
+
+def outcome_rows(state: RunState, width: int) -> list[Row]:
+    """Status, damage and error first: what a person looks for."""
+    glyph, ink = STATUS[state.status]
+    took = f" after {clock(state.duration_seconds)}" if state.duration_seconds else ""
+    rows: list[Row] = [[(f"{glyph} {state.status}", f"{ink}+bold"), (f"{took}  ", "text"), (state.run_id, "strong")]]
+    for words in state.damage:
+        rows += facts("damage", from_home(words), width, "warn")
+    if state.failed is not None:
+        rows += facts("error", f"[{state.failed.code}] {state.failed.message}", width, "bad")
+        rows += facts("what to do", state.failed.hint, width, "strong") if state.failed.hint else []
+    elif state.status == "crashed":
+        rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
+    if state.started_at:
+        rows.append(fact("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started_at))))
+    if len(state.curves):
+        first = next((v for v in state.curves.loss if not isnan(v)), None)
+        rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))
+    if state.evaluations:
+        rows.append(fact("held-out", f"{number(state.evaluations[-1].loss)} at step {state.evaluations[-1].step}"))
+    if state.finished is not None and state.finished.energy is not None:
+        rows.append(fact("energy", f"{state.finished.energy:.1f} Wh"))
+    if again := resume_words(state):
+        rows += facts("resume", again, width)
+    if state.output_path:
+        rows += facts("result", from_home(state.output_path), width)
+    rows += facts("directory", from_home(state.path), width)
+    return rows
+
+
+def resume_words(state: RunState) -> str:
+    """What continuing the run would do, or why there is nothing to continue; empty while it runs."""
+    if state.alive or state.status == "damaged":
+        return ""
+    before = f"; resumed {state.resumes} times so far" if state.resumes > 1 else "; resumed once" * state.resumes
+    if state.status == "done":
+        return f"nothing is left to do; `backprop extend {state.run_id} --steps N` gives it a new end{before}"
+    if not state.checkpoints:
+        return f"no checkpoint was saved: c starts again at step 1{before}"
+    last = max(saved.step for saved in state.checkpoints)
+    again = f", {state.step - last} steps are taken again" if state.step > last else ""
+    return f"c goes on exactly after step {last} of {state.total_steps}{again}{before}"
+
+
+def checkpoint_rows(state: RunState, width: int) -> list[Row]:
+    if not state.checkpoints:
+        return []
+    rows: list[Row] = [[], heading("checkpoints", width)]
+    for saved in state.checkpoints:
+        rows.append(fact(f"step {saved.step}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}"))
+    return rows
+
+
+def config_rows(config: dict[str, Any], width: int) -> list[Row]:
+    """The settings that differ from their defaults, then the rest faintly."""
+    if not config:
+        return []
+    defaults = msgspec.to_builtins(RunConfig(data=""))
+    rows: list[Row] = [[], heading("settings", width, "bright: not the default")]
+    for name, value in config.items():
+        plain = name in defaults and (value == defaults[name])
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        rows += labelled(f"{name:<24} ", text or "–", width, "muted" if plain else "strong")
+    return rows
+
+
+def environment_rows(environment: dict[str, Any], width: int) -> list[Row]:
+    if not environment:
+        return []
+    known = [name for name in _ENVIRONMENT if name in environment]
+    rest = [name for name in environment if name not in known]
+    rows: list[Row] = [[], heading("environment", width)]
+    for name in known + rest:
+        rows += facts(name[:10], str(environment[name]), width)
+    return rows

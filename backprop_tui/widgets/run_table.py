@@ -1,0 +1,122 @@
+"""Every run, one a row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from backprop.runs.describe import number
+from backprop.runs.index import RunSummary
+
+from backprop_tui.charts.sparkline import bars
+from backprop_tui.text import STATUS, Row, ago, clock, safe, short_path
+from backprop_tui.widgets.cells import cut, row_width
+from backprop_tui.widgets.list_view import ListView
+
+
+class Column(NamedTuple):
+    title: str
+    width: int
+    cell: Callable[[RunSummary, int], Row]
+    key: Callable[[RunSummary], object] | None
+    """What it sorts by; ``None`` where sorting makes no sense."""
+    narrow: int
+    """Its width on a narrow screen; 0: not shown there."""
+    right: bool = False
+
+
+def _status(run: RunSummary, width: int) -> Row:
+    glyph, ink = STATUS.get(run.status, ("?", "warn"))
+    return [(f"{glyph} {run.status}", ink), (" !" if run.damage else "", "warn")]
+
+
+def _loss(run: RunSummary, width: int) -> Row:
+    return [(number(run.final_loss, 3) if run.final_loss is not None else "–", "strong")]
+
+
+def _steps(run: RunSummary, width: int) -> Row:
+    return [(str(run.steps), "text"), (f"/{run.total_steps}" if run.total_steps else "", "muted")]
+
+
+def _started(run: RunSummary, width: int) -> Row:
+    return [(ago(max(0.0, time.time() - run.started_at)) if run.started_at else "–", "muted")]
+
+
+COLUMNS = (
+    Column("status", 13, _status, lambda run: run.status, 13),
+    Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], None, 9),
+    Column("name", 12, lambda run, width: [(safe(run.name), "text")], lambda run: run.name, 0),
+    Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
+    Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
+    Column("steps", 12, _steps, lambda run: -run.steps, 10, right=True),
+    Column("loss", 8, _loss, lambda run: run.final_loss if run.final_loss is not None else float("inf"), 8, right=True),
+    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
+    Column("started", 11, _started, lambda run: -run.started_at, 11),
+    Column(
+        "took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], lambda run: -run.duration_seconds, 0
+    ),
+)
+SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"))
+NARROW = 110
+
+
+class RunTable(ListView):
+    """``runs`` in the order in which they are shown; the cursor stays on its run when they change."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.runs: list[RunSummary] = []
+        self.empty: list[Row] = []
+        self.sort = "started"
+
+    @property
+    def chosen(self) -> RunSummary | None:
+        return self.runs[self.cursor] if self.cursor < len(self.runs) else None
+
+    def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
+        """Show ``runs``; ``empty`` where there are none."""
+        before = self.chosen.path if self.chosen else None
+        self.runs, self.sort, self.empty = sorted_runs(runs, sort), sort, empty
+        paths = [run.path for run in self.runs]
+        self.count = len(paths)
+        self.cursor = paths.index(before) if before in paths else self.cursor
+        self.bring_into_view(self.cursor)
+        self.redraw()
+        if (self.chosen.path if self.chosen else None) != before:
+            self.post_message(self.Moved(self))
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        return super().rows(width, height) if self.runs else self.empty
+
+    def columns(self, width: int) -> list[tuple[Column, int]]:
+        if width < NARROW:
+            return [(c, c.narrow) for c in COLUMNS if c.narrow]
+        spare = max(0, width - 2 - sum(c.width for c in COLUMNS))
+        return [(c, c.width + (spare if c.title == "curve" else 0)) for c in COLUMNS]
+
+    def head(self) -> list[Row]:
+        row: Row = [("  ", "text")]
+        for column, size in self.columns(self.size.width):
+            title = column.title + ("▾" if column.title == self.sort else "")
+            text = f"{title:>{size - 2}}  " if column.right else f"{title:<{size}}"
+            row.append((text, "info" if column.title == self.sort else "muted"))
+        return [cut(row, self.size.width)]
+
+    def row_at(self, index: int, width: int) -> Row:
+        row: Row = [("  ", "text")]
+        for column, size in self.columns(width):
+            room = size - (2 if column.right else 1)
+            cell = cut(column.cell(self.runs[index], size), room)
+            gap = " " * (size - row_width(cell))
+            row += [(gap[2:], "text"), *cell, ("  ", "text")] if column.right else [*cell, (gap, "text")]
+        return cut(row, width)
+
+    def under_cursor(self, row: Row, width: int) -> Row:
+        return super().under_cursor([("▸ ", "info+bold"), *row[1:]], width)
+
+
+def sorted_runs(runs: list[RunSummary], sort: str) -> list[RunSummary]:
+    column = next(c for c in COLUMNS if c.title == sort)
+    assert column.key is not None
+    return sorted(runs, key=column.key)  # type: ignore[arg-type]

@@ -1,0 +1,200 @@
+"""How long rows are, and what a limit on their length does: the one rule for training, checking, scoring and screens.
+
+A conversation that is too long loses its beginning, so that its last answer stays whole; where that does not fit, the
+row is left out, never trained in part. A raw text is split, so that nothing of it is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from backprop.core.events import LengthLimit
+from backprop.data.encode import Encoded, Rendered, encode_value
+from backprop.data.example import Format, RowError
+from backprop.data.token_cache import Flags, Ids
+from backprop.data.tokenizer import ChatTokenizer
+
+Counts = npt.NDArray[np.int64]
+_LONGEST = 1_000_000
+"""Rows longer than this are counted as this long."""
+
+
+class Truncated(Struct):
+    """The samples of one row: none where its answer does not fit, several where a text was split."""
+
+    samples: list[tuple[Ids, Flags]]
+    cut: int = 0
+    """Tokens cut from the beginning of a conversation."""
+    finding: RowError | None = None
+
+
+def truncate(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | None) -> Truncated:
+    """Fit one row into ``limit`` tokens. A begin token that stands at the start alone stays there."""
+    ids, trained = encoded.ids, encoded.trained
+    if len(ids) <= limit:
+        return Truncated([(ids, trained)])
+    if rendered.raw:
+        return Truncated(_split(ids, trained, limit))
+    start, end = encoded.answers[-1]
+    # What follows the last answer teaches nothing: it goes first.
+    ids, trained = ids[:end], trained[:end]
+    head = _begin_tokens(ids, bos_id)
+    first = max(end - limit + head, head)
+    if first >= start:
+        words = f"the answer is {end - start} tokens: it does not fit into {limit} with something before it"
+        return Truncated([], finding=RowError("answer_lost", "", words))
+    if first == head:
+        return Truncated([(ids, trained)])
+    kept = trained[first:].copy()
+    if not rendered.everything:
+        for begin, stop in encoded.answers:
+            if begin < first < stop:
+                # The rest of an answer whose beginning is gone is context, never a target.
+                kept[: stop - first] = False
+    ids = np.concatenate((ids[:head], ids[first:]))
+    kept = np.concatenate((np.zeros(head, np.bool_), kept))
+    kept[:1] = False
+    lost = sum(stop <= first or begin < first for begin, stop in encoded.answers)
+    words = f"{first - head} of {len(encoded.ids)} tokens were cut from its beginning"
+    words += f", with {lost} of {len(encoded.answers)} answers" if lost else ""
+    return Truncated([(ids, kept)], cut=first - head, finding=RowError("cut", "", words, "warning"))
+
+
+def truncate_value(
+    value: Any,
+    tokenizer: ChatTokenizer,
+    limit: int,
+    *,
+    format: Format | None = None,
+    mapping: Mapping[str, str] | None = None,
+) -> Truncated:
+    """What a limit does to one row alone.
+
+    Raises:
+        RowError: the row cannot be trained.
+    """
+    rendered, _, encoded = encode_value(value, tokenizer, format=format, mapping=mapping)
+    return truncate(encoded, rendered, limit, tokenizer.bos_id)
+
+
+def chat_size(encoded: Encoded, bos_id: int | None) -> tuple[int, int]:
+    """The smallest limit into which ``truncate`` takes a conversation whole, and the largest at which its answer is
+    lost."""
+    start, end = encoded.answers[-1]
+    return end, min(end - 1, end - start + _begin_tokens(encoded.ids, bos_id))
+
+
+def _begin_tokens(ids: Ids, bos_id: int | None) -> int:
+    """1 where a begin token stands at the start alone, else 0."""
+    return int(bos_id is not None and ids[0] == bos_id and np.count_nonzero(ids == bos_id) == 1)
+
+
+def _split(ids: Ids, trained: Flags, limit: int) -> list[tuple[Ids, Flags]]:
+    """Pieces of a text, one after the other. The first token of each has nothing before it to be told from."""
+    pieces = []
+    for start in range(0, len(ids), limit):
+        flags = trained[start : start + limit].copy()
+        flags[:1] = False
+        if flags.any():
+            pieces.append((ids[start : start + limit], flags))
+    return pieces
+
+
+class Lengths(Struct, frozen=True):
+    """Lengths of the rows counted so far, before anything is cut, in tokens or characters."""
+
+    chats: Counts
+    """Conversations by their length: to the end of the last answer, since what follows it goes first."""
+    texts: Counts
+    """Raw texts by their length."""
+    losing: Counts
+    """Rows by the largest limit at which their last answer no longer fits; 0: never."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that were counted."""
+        return int(self.chats.sum() + self.texts.sum())
+
+    @property
+    def longest(self) -> int:
+        return max(int(np.flatnonzero(counts)[-1]) if counts.any() else 0 for counts in (self.chats, self.texts))
+
+    def percentile(self, share: float) -> int:
+        """The length that ``share`` (0 to 1) of the rows do not exceed."""
+        sums = np.cumsum(self._all())
+        return int(np.searchsorted(sums, share * sums[-1])) if sums[-1] else 0
+
+    @property
+    def answers_fit(self) -> int:
+        """The smallest limit at which no answer is lost, at least 1."""
+        return int(np.flatnonzero(self.losing[1:])[-1]) + 2 if self.losing[1:].any() else 1
+
+    def at(self, limit: int) -> LengthLimit:
+        """What ``limit`` costs, at least 1."""
+        whole = int(self.chats[: limit + 1].sum())
+        lost = int(self.losing[limit:].sum())
+        fit = int(self.texts[: limit + 1].sum())
+        return LengthLimit(
+            max_length=limit,
+            whole=whole + fit,
+            cut=int(self.chats.sum()) - whole - lost,
+            split=int(self.texts.sum()) - fit,
+            answer_lost=lost,
+        )
+
+    def limits(self, chosen: int) -> list[LengthLimit]:
+        """What is lost at the chosen limit, at p50, p90, p99, and at the length of the longest row."""
+        return [self.at(max(at, 1)) for at in (chosen, *map(self.percentile, (0.5, 0.9, 0.99)), self.longest)]
+
+    def buckets(self, edges: list[int]) -> list[int]:
+        """Rows of each stretch from one edge up to (not including) the next."""
+        sums = np.concatenate(([0], np.cumsum(self._all())))
+        found: list[int] = np.diff(sums[np.minimum(edges, len(sums) - 1)]).tolist()
+        return found
+
+    def _all(self) -> Counts:
+        everything = np.zeros(max(len(self.chats), len(self.texts)), dtype=np.int64)
+        everything[: len(self.chats)] += self.chats
+        everything[: len(self.texts)] += self.texts
+        return everything
+
+
+class LengthCounter:
+    """The counts behind ``Lengths`` while they grow."""
+
+    def __init__(self) -> None:
+        self._chats, self._texts, self._losing = (np.zeros(1, dtype=np.int64) for _ in range(3))
+
+    def add(self, rows: Iterable[tuple[Rendered, Encoded]], bos_id: int | None) -> None:
+        """Count rows in tokens."""
+        texts, chats = [], []
+        for rendered, encoded in rows:
+            if rendered.raw:
+                texts.append(len(encoded.ids))
+            else:
+                chats.append(chat_size(encoded, bos_id))
+        self.add_texts(texts)
+        if chats:
+            lengths, losing = zip(*chats, strict=True)
+            self._chats = _added(self._chats, lengths)
+            self._losing = _added(self._losing, losing)
+
+    def add_texts(self, lengths: Sequence[int]) -> None:
+        """Count texts, which no limit cuts: a longer one is split."""
+        if lengths:
+            self._texts = _added(self._texts, lengths)
+
+    def snapshot(self) -> Lengths:
+        return Lengths(self._chats, self._texts, self._losing)
+
+
+def _added(counts: Counts, values: Sequence[int]) -> Counts:
+    """``counts`` with one more at each of ``values``; a new array, because somebody may be reading the old one."""
+    more: Counts = np.bincount(np.minimum(values, _LONGEST), minlength=len(counts))
+    more[: len(counts)] += counts
+    return more

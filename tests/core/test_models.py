@@ -1,0 +1,74 @@
+"""One answer to where a model's files are, for everybody who asks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from backprop.core import paths
+from backprop.core.errors import ModelLoadError
+from backprop.core.models import find_model, find_tokenizer, repository_of
+from huggingface_hub import constants
+
+NAME = "somebody/a-model"
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of ``NAME`` in the Hugging Face cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--somebody--a-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    folder = repository / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def write(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text("{}")
+
+
+def test_a_name_that_is_nothing_is_refused_with_the_presets() -> None:
+    for ask in (find_model, find_tokenizer, repository_of):
+        with pytest.raises(ModelLoadError, match="no preset, no directory and no Hugging Face name") as caught:
+            ask("no-such-model")
+        assert "smollm2-135m" in caught.value.hint
+
+
+def test_a_copy_that_lacks_a_part_of_its_weights_is_not_whole(snapshot: Path) -> None:
+    assert find_model(NAME) is None
+    write(snapshot, "config.json", "tokenizer.json", "model-00001-of-00002.safetensors")
+    weights = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    assert find_model(NAME) is None
+    assert find_tokenizer(NAME) == snapshot
+    write(snapshot, "model-00002-of-00002.safetensors")
+    assert find_model(NAME) == snapshot
+
+
+def test_a_directory_is_taken_as_it_is_and_pickled_weights_are_not_read(tmp_path: Path) -> None:
+    write(tmp_path, "tokenizer.json")
+    assert find_tokenizer(str(tmp_path)) == tmp_path
+    with pytest.raises(ModelLoadError, match="is no model directory"):
+        find_model(str(tmp_path))
+    write(tmp_path, "config.json", "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match=r"no \.safetensors weights"):
+        find_model(str(tmp_path))
+    write(tmp_path, "model.safetensors")
+    assert find_model(str(tmp_path)) == tmp_path
+
+
+def test_a_preset_is_looked_for_under_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert repository_of("qwen2.5-7b") == "Qwen/Qwen2.5-7B-Instruct"
+    with pytest.raises(ModelLoadError, match="the tokenizer of qwen"):
+        find_tokenizer("qwen2.5-7b")
+    with pytest.raises(ModelLoadError, match="not on this machine") as caught:
+        find_tokenizer("smollm2-135m")
+    assert "backprop demo" in caught.value.hint
+    write(paths.model_cache("smollm2-135m"), "tokenizer.json")
+    assert find_tokenizer("smollm2-135m") == paths.model_cache("smollm2-135m")
