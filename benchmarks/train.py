@@ -94,9 +94,10 @@ def configuration(options: argparse.Namespace) -> Any:
     )
 
 
-def run_ours(options: argparse.Namespace, turns: Turns, folder: Path) -> None:
+def run_ours(options: argparse.Namespace, turns: Turns) -> None:
     import numpy as np
-    from backprop.train.trainer import StepTrainer, plan
+    from backprop.train.methods.sft import SFT
+    from backprop.train.trainer import Schedule, StepLoop
 
     loaded, config, plain = prepare(options)
 
@@ -110,18 +111,17 @@ def run_ours(options: argparse.Namespace, turns: Turns, folder: Path) -> None:
             ids, trained = plain[index]
             return np.array(ids, dtype=np.int32), np.array(trained)
 
-    trainer = StepTrainer(loaded, config, InMemory(), plan(config, len(plain)), folder)
+    loop = StepLoop(loaded, SFT(loaded.model), config, InMemory(), Schedule.of(config, len(plain)))
 
-    plain_step = trainer.training_step
+    def after_step(step: int) -> bool:
+        turns.loss, turns.tokens = loop.metrics.loss, loop.metrics.tokens
+        turns.on_step_end()
+        if step < loop.schedule.steps:
+            turns.on_step_begin()
+        return False
 
-    def training_step(*args: Any, **kwargs: Any) -> Any:
-        loss = plain_step(*args, **kwargs)
-        turns.loss, turns.tokens = trainer.measured.loss, trainer.measured.tokens
-        return loss
-
-    trainer.training_step = training_step
-    trainer.add_callback(turns)
-    trainer.train()
+    turns.on_step_begin()
+    loop.run(after_step)
 
 
 def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: bool) -> None:
@@ -129,6 +129,7 @@ def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: 
     from backprop.train.packing import epoch_order
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
+    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
     loaded, config, plain = prepare(options)
@@ -154,6 +155,8 @@ def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: 
         settings = {"packing": True, "packing_strategy": "bfd", "max_length": 512}
     else:
         settings = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    tokens = loaded.chat.template.tokens
+    known = {name: tokens[name] for name in ("bos_token", "eos_token", "pad_token") if name in tokens}
     trainer = InOrder(
         model=loaded.model,
         args=SFTConfig(
@@ -175,7 +178,7 @@ def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: 
             **settings,
         ),
         train_dataset=Dataset.from_list(rows),
-        processing_class=loaded.tokenizer,
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=loaded.chat.tokenizer, **known),
         callbacks=[turns],
     )
     trainer.train()
@@ -196,7 +199,7 @@ def one_arm(options: argparse.Namespace) -> None:
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder:
         if options.arm == "ours":
-            run_ours(options, turns, Path(folder))
+            run_ours(options, turns)
         else:
             run_trl(options, turns, Path(folder), packed=options.arm == "trl_packed")
 

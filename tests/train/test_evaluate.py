@@ -91,8 +91,7 @@ def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
 
 @pytest.mark.parametrize(("steps", "held_out", "expected"), [(100, 8, 10), (20, 50, 7), (3, 0, 1)])
 def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int, held_out: int, expected: int) -> None:
-    config = RunConfig(data="", batch_size=2, gradient_accumulation=4)
-    assert steps_between_evaluations(config, steps, held_out) == expected
+    assert steps_between_evaluations(steps, 8, held_out) == expected
 
 
 def seen_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
@@ -162,6 +161,20 @@ def test_a_held_out_file_is_held_out_whole_and_rows_in_both_files_are_warned_abo
     (warning,) = of(both[2], ev.Warning)
     assert warning.code == "HELD_OUT_OVERLAP"
     assert warning.message.startswith("3 rows of ")
+
+
+@pytest.mark.parametrize("by", ["auto", "0.25", "none", "file"])
+def test_how_many_rows_are_held_out_is_said_before_training_and_so_many_are_evaluated(
+    by: str, tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    held_out = chats(tmp_path / "apart.jsonl", range(100, 107)) if by == "file" else by
+
+    events, _ = train(replace(tiny_config, held_out=held_out), [])
+
+    (prepared,) = of(events, ev.DatasetPrepared)
+    assert [each.rows for each in of(events, Evaluated)][:1] == ([prepared.held_out] if by != "none" else [])
+    assert prepared.held_out == {"file": 7, "none": 0}.get(by, prepared.held_out)
+    assert (prepared.held_out > 0) is (by != "none")
 
 
 def test_rows_stay_held_out_when_the_file_grows(tiny_config: RunConfig, tmp_path: Path) -> None:

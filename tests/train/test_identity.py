@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
+from backprop.data import preprocess
 from backprop.train import resume as module
+from backprop.train.dataset import prepare
+from backprop.train.model import resolved
 from backprop.train.resume import file_hash, identity, identity_differences, library_differences
+from tiny_language_model import write_rows
 
 CONFIG = RunConfig(data="rows.jsonl", batch_size=2)
 
@@ -66,6 +72,81 @@ def test_a_setting_that_came_later_counts_as_its_default(model_path: Path) -> No
     del saved["config"]["packing"]
     assert identity_differences(saved, made(model_path)) == []
     assert identity_differences(saved, made(model_path, packing=False)) == ["packing was True and is False"]
+
+
+@pytest.fixture
+def config(tiny_model: Path, tmp_path: Path) -> RunConfig:
+    """A run on a copy of the tiny model, so that its files can be changed."""
+    folder = shutil.copytree(tiny_model, tmp_path / "tiny")
+    return resolved(RunConfig(data=str(write_rows(tmp_path / "rows.jsonl", 20)), model=str(folder), backend="cpu"))
+
+
+def of_run(config: RunConfig) -> dict[str, Any]:
+    """The identity that a run with ``config`` has."""
+    path = Path(config.model)
+    rows, _, _ = prepare(config, path, lambda event: None, lambda: False)
+    return identity(config, path, rows.fingerprint)
+
+
+def test_a_comment_in_the_code_that_prepares_data_changes_nothing(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = of_run(config)
+    prepared_before = set(token_cache().iterdir())
+    edited = shutil.copytree(Path(preprocess.__file__).parent, tmp_path / "data")
+    with (edited / "preprocess.py").open("a") as file:
+        file.write("# A comment.\n")
+    monkeypatch.setattr(preprocess, "__file__", str(edited / "preprocess.py"))
+
+    assert identity_differences(before, of_run(config)) == []
+    assert set(token_cache().iterdir()) > prepared_before, "the rows were not prepared again"
+
+
+def change_word(config: RunConfig) -> RunConfig:
+    path = Path(config.data)
+    path.write_text(path.read_text().replace("The harbour of 0.", "The harbour of 1.", 1))
+    return config
+
+
+def change_weights(config: RunConfig) -> RunConfig:
+    path = Path(config.model) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return config
+
+
+def change_template(config: RunConfig) -> RunConfig:
+    path = Path(config.model) / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("<|im_start|>' + message", "<|im_start|> ' + message"))
+    return config
+
+
+def change_mask(config: RunConfig) -> RunConfig:
+    return msgspec.structs.replace(config, train_on_responses=False)
+
+
+def change_steps_rows(config: RunConfig) -> RunConfig:
+    return msgspec.structs.replace(config, gradient_accumulation=8)
+
+
+DATA = "the data, or how it becomes tokens, was changed"
+
+
+@pytest.mark.parametrize(
+    ("change", "differences"),
+    [
+        (change_word, [DATA]),
+        (change_weights, ["the model's file model.safetensors was changed"]),
+        (change_template, ["the model's file tokenizer_config.json was changed", DATA]),
+        (change_mask, [DATA, "train_on_responses was True and is False"]),
+        (change_steps_rows, ["gradient_accumulation was 4 and is 8"]),
+    ],
+)
+def test_what_changes_a_run_changes_its_identity(change: Any, differences: list[str], config: RunConfig) -> None:
+    before = of_run(config)
+
+    assert identity_differences(before, of_run(change(config))) == differences
 
 
 def test_another_version_of_a_library_is_said_but_no_difference_of_identity(model_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from backprop.core import files
 from backprop.core.errors import BackpropError, DatasetValidationError, TrainingAbortedError, TrainingError
 from backprop.core.events import (
     Abort,
@@ -286,9 +287,7 @@ def test_an_adapter_that_cannot_be_saved_is_said_with_its_place(
     def full(path: Any, *args: Any, **kwargs: Any) -> None:
         raise OSError(28, os.strerror(28))
 
-    from backprop.train import adapter
-
-    monkeypatch.setattr(adapter, "flush_folder", full)
+    monkeypatch.setattr(files, "flush_tree", full)
 
     with pytest.raises(TrainingError, match="No space left") as caught:
         do(tiny_config, played())

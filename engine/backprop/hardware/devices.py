@@ -21,7 +21,7 @@ from backprop.hardware.gpu import GPUMonitor
 from backprop.hardware.nvml import GPUProblem
 
 DISTRIBUTION = "backprop-tui"
-LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "safetensors", "tokenizers", "gguf")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf")
 FEATURES = {
     "qlora": "4-bit base models (QLoRA)",
     "export": "quantized GGUF files (llama.cpp)",

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -137,46 +138,30 @@ def _nothing_learned(what: str) -> TrainingError:
     )
 
 
+@dataclass
 class Callbacks:
-    """Called by the step loop between two steps. Whatever takes time here is no part of the next step's time.
+    """Called by the step loop between two steps. Whatever takes time here is no part of the next step's time."""
 
-    Args:
-        eval_steps: steps between two evaluations; the last step is evaluated as well.
-        patience: evaluations in a row without a better one after which the run ends; ``None`` is never.
-        sample: answers the configured prompts, given the number of the last step; whether it answered all of them.
+    emit: Callable[[Event], None]
+    loop: StepLoop
+    reporter: Reporter
+    steering: Steering
+    guard: Guard
+    evaluator: Evaluator
+    eval_steps: int
+    """Steps between two evaluations; the last step is evaluated as well."""
+    patience: int | None
+    """Evaluations in a row without a better one after which the run ends; ``None`` is never."""
+    sample: Callable[[int], bool]
+    """Answers the configured prompts, given the number of the last step; whether it answered all of them."""
+    saver: Saver = field(init=False)
+    """Set once there is one: what it saves is in part kept here."""
+    stopped_early: bool = False
+    """Whether patience has run out, in this stretch of the run or in an earlier one."""
+    _owes_samples: bool = False
 
-    Attributes:
-        saver: set once there is one: what it saves is in part kept here.
-        stopped_early: whether patience has run out, in this stretch of the run or in an earlier one.
-    """
-
-    saver: Saver
-
-    def __init__(
-        self,
-        emit: Callable[[Event], None],
-        loop: StepLoop,
-        reporter: Reporter,
-        *,
-        steering: Steering,
-        guard: Guard,
-        evaluator: Evaluator,
-        eval_steps: int,
-        patience: int | None,
-        sample: Callable[[int], bool],
-    ) -> None:
-        self._emit = emit
-        self._loop = loop
-        self._reporter = reporter
-        self._steering = steering
-        self._guard = guard
-        self._evaluator = evaluator
-        self._eval_steps = eval_steps
-        self._patience = patience
-        self._sample = sample
-        self._liveness = Liveness(loop.loaded.model)
-        self.stopped_early = False
-        self._owes_samples = False
+    def __post_init__(self) -> None:
+        self._liveness = Liveness(self.loop.loaded.model)
 
     def after_step(self, step: int) -> bool:
         """Everything that follows step ``step``; whether the run is to end.
@@ -185,59 +170,59 @@ class Callbacks:
             TrainingError: nothing is learned, or too many steps were skipped.
             TrainingAbortedError, GPUTemperatureError: see ``Steering.settle``.
         """
-        self._reporter.step(step, self._loop.metrics)
-        self._liveness.check(step, self._loop.metrics)
-        if len(self._evaluator) and (step % self._eval_steps == 0 or step == self._loop.schedule.steps):
+        self.reporter.step(step, self.loop.metrics)
+        self._liveness.check(step, self.loop.metrics)
+        if len(self.evaluator) and (step % self.eval_steps == 0 or step == self.loop.schedule.steps):
             self._evaluate(step)
         self.saver.after_step(step)
-        ends = self._steering.settle(step) or self.stopped_early
-        self._reporter.start_clock()
+        ends = self.steering.settle(step) or self.stopped_early
+        self.reporter.start_clock()
         return ends
 
     def _evaluate(self, step: int) -> None:
         """Loss on the held-out rows, the samples, and a checkpoint if it is among the best."""
-        self._emit(PhaseChanged(phase="evaluating"))
-        result = self._evaluator.evaluate(step, self._steering.look)
-        self._emit(result)
+        self.emit(PhaseChanged(phase="evaluating"))
+        result = self.evaluator.evaluate(step, self.steering.look)
+        self.emit(result)
         self._answer(step)
         if result.loss is not None:
             self.saver.after_evaluation(step, result.loss)
         if self._out_of_patience:
             self.stopped_early = True
-            best = self._evaluator.best
-            self._emit(
+            best = self.evaluator.best
+            self.emit(
                 events.Warning(
                     code="EARLY_STOPPING",
-                    message=f"no better held-out loss in {self._patience} evaluations: training ends at step {step}",
+                    message=f"no better held-out loss in {self.patience} evaluations: training ends at step {step}",
                     hint="" if best is None else f"the best was {best:.4f}",
                 )
             )
-        self._emit(PhaseChanged(phase="training"))
+        self.emit(PhaseChanged(phase="training"))
 
     def _answer(self, step: int) -> None:
         """The samples of an evaluated step. What a stop leaves out is asked again when the run goes on."""
-        self._owes_samples = not self._sample(step)
+        self._owes_samples = not self.sample(step)
 
     @property
     def _out_of_patience(self) -> bool:
-        return self._patience is not None and self._evaluator.since_best >= self._patience
+        return self.patience is not None and self.evaluator.since_best >= self.patience
 
     def progress(self) -> dict[str, Any]:
         """How far the run is beside weights and optimizer: kept in its checkpoints, for ``restore``."""
-        training, evaluation = self._loop.batching, self._evaluator.batching
+        training, evaluation = self.loop.batching, self.evaluator.batching
         return {
-            "tokens_seen": self._reporter.tokens_seen,
-            "samples_seen": self._reporter.samples_seen,
+            "tokens_seen": self.reporter.tokens_seen,
+            "samples_seen": self.reporter.samples_seen,
             "batch_size": training.batch_size,
             "capacity": training.token_budget,
             "eval_batch_size": evaluation.batch_size,
             "eval_capacity": evaluation.token_budget,
-            "halvings": self._loop.recovery.halvings,
-            "last_loss": self._reporter.last_loss,
+            "halvings": self.loop.recovery.halvings,
+            "last_loss": self.reporter.last_loss,
             "owes_samples": self._owes_samples,
-            "best": self._evaluator.best,
-            "since_best": self._evaluator.since_best,
-            "energy": self._guard.energy,
+            "best": self.evaluator.best,
+            "since_best": self.evaluator.since_best,
+            "energy": self.guard.energy,
         }
 
     def restore(self, saved: dict[str, Any], *, new_end: bool = False) -> None:
@@ -246,10 +231,10 @@ class Callbacks:
         Args:
             new_end: the run is given another end, and patience with it.
         """
-        loop, evaluator = self._loop, self._evaluator
-        self._reporter.tokens_seen, self._reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
+        loop, evaluator = self.loop, self.evaluator
+        self.reporter.tokens_seen, self.reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
         # Not in checkpoints of earlier versions.
-        self._reporter.last_loss, self._owes_samples = saved.get("last_loss"), saved.get("owes_samples", False)
+        self.reporter.last_loss, self._owes_samples = saved.get("last_loss"), saved.get("owes_samples", False)
         loop.batching = loop.batching.resized(saved["batch_size"], saved["capacity"])
         evaluator.batching = evaluator.batching.resized(saved["eval_batch_size"], saved["eval_capacity"])
         loop.recovery.halvings = saved["halvings"]
@@ -257,10 +242,10 @@ class Callbacks:
         if new_end and self._out_of_patience:
             evaluator.since_best = 0
         self.stopped_early = self._out_of_patience
-        self._guard.earlier_energy = saved["energy"]
+        self.guard.earlier_energy = saved["energy"]
 
     def begin(self) -> bool:
         """Before the first step: give what a resumed run still owes; whether a step is to follow."""
         if self._owes_samples:
-            self._answer(self._loop.step)
+            self._answer(self.loop.step)
         return not (self.stopped_early or self._owes_samples)

@@ -17,7 +17,6 @@ from backprop.core.settings import RunConfig, held_out_file
 from backprop.data import preprocess as tokens
 from backprop.data.split import held_out_rows
 from backprop.fetch import datasets
-from backprop.train import model as models
 from backprop.train.packing import Row
 
 Emit = Callable[[Event], None]
@@ -83,30 +82,39 @@ def tokenise(
 
     ``path`` may name a dataset on the Hugging Face Hub, which is fetched first.
     """
-    path = datasets.find(path, emit, look)
-    length = config.max_seq_length
-    fits = models.context_length(model_path)
-    if fits is not None and length > fits:
-        emit(events.Warning(code="CONTEXT_SHORTER", message=f"the model reads at most {fits} tokens of a row"))
-        length = fits
-    said = time.monotonic()
+    show = now_and_then(
+        lambda done, total: emit(PhaseChanged(phase="preparing_data", detail=f"{100 * done // max(1, total)} %"))
+    )
 
     def progress(done: int, total: int) -> None:
-        nonlocal said
         look()
-        if time.monotonic() - said > PROGRESS_SECONDS:
-            said = time.monotonic()
-            emit(PhaseChanged(phase="preparing_data", detail=f"{100 * done // max(1, total)} %"))
+        show(done, total)
 
-    return tokens.prepare(
-        path,
+    rows = tokens.prepare(
+        datasets.find(path, emit, look),
         model_path,
-        max_length=length,
+        max_length=config.max_seq_length,
         train_on_responses=config.train_on_responses,
         mapping=config.mapping or None,
         samples=samples,
         progress=progress,
     )
+    if (fits := rows.summary.max_length) < config.max_seq_length:
+        emit(events.Warning(code="CONTEXT_SHORTER", message=f"the model reads at most {fits} tokens of a row"))
+    return rows
+
+
+def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], None]:
+    """``report``, called at most once in ``PROGRESS_SECONDS`` with how much is done, of how much."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > PROGRESS_SECONDS:
+            last = time.monotonic()
+            report(done, total)
+
+    return progress
 
 
 class Subset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -19,38 +20,27 @@ PIECE = 64
 """Rows that are read at once."""
 
 
+@dataclass
 class Evaluator:
     """Loss on held-out rows, weighted by supervised tokens, in micro-batches as large as the training ones.
 
     Logits are never kept: only their loss is. An evaluation that runs out of memory begins again in smaller
-    micro-batches (``recovery``); training's are not changed.
-
-    Args:
-        on_halved: called with the step, the batching from now on and the error.
+    micro-batches; training's are not changed.
     """
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        method: Method,
-        rows: Rows,
-        batching: Batching,
-        *,
-        recovery: Recovery,
-        on_halved: Callable[[int, Batching, BaseException], object] = lambda step, batching, error: None,
-    ) -> None:
-        self._loaded = loaded
-        self._method = method
-        self._rows = rows
-        self.batching = batching
-        self._recovery = recovery
-        self._on_halved = on_halved
-        self.best: float | None = None
-        self.since_best = 0
-        """Evaluations since the best one."""
+    loaded: Loaded
+    method: Method
+    rows: Rows
+    batching: Batching
+    recovery: Recovery
+    on_halved: Callable[[int, Batching, BaseException], object] = lambda step, batching, error: None
+    """Called with the step, the batching from now on and the error."""
+    best: float | None = None
+    since_best: int = 0
+    """Evaluations since the best one."""
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def evaluate(self, step: int, between: Callable[[], object]) -> Evaluated:
         """Evaluate after ``step``; dropout is off during it and the mode is put back, also after an error.
@@ -65,17 +55,17 @@ class Evaluator:
             if smaller is None:
                 return False
             self.batching = smaller
-            self._on_halved(step, smaller, error)
+            self.on_halved(step, smaller, error)
             return True
 
-        total, weight, tokens = self._recovery.attempt(lambda: self._sum(between), lambda: None, halve)
+        total, weight, tokens = self.recovery.attempt(lambda: self._sum(between), lambda: None, halve)
         mean = total / weight if weight and math.isfinite(total) else math.nan
         best = self.record(mean)
         return Evaluated(
             step=step,
             loss=mean if math.isfinite(mean) else None,
             tokens=tokens,
-            rows=len(self._rows),
+            rows=len(self.rows),
             seconds=time.perf_counter() - began,
             best=best,
         )
@@ -84,20 +74,20 @@ class Evaluator:
     def _sum(self, between: Callable[[], object]) -> tuple[float, int, int]:
         """The loss summed over all rows, what it weighs, and the number of supervised tokens."""
         total, weight, tokens = 0.0, 0, 0
-        with evaluating(self._loaded.model):
+        with evaluating(self.loaded.model):
             # A piece at a time, so that only its rows are read from disk.
-            for start in range(0, len(self._rows), PIECE):
+            for start in range(0, len(self.rows), PIECE):
                 for batch in self._micro_batches(start):
                     between()
-                    total += float(batch_loss(self._loaded, self._method, batch).sum)
+                    total += float(batch_loss(self.loaded, self.method, batch).sum)
                     weight += batch.weight
                     tokens += batch.supervised
         return total, weight, tokens
 
     def _micro_batches(self, start: int) -> list[MicroBatch]:
         """Those of the piece of rows that begins at ``start``."""
-        rows = [self._rows.row(i) for i in range(start, min(start + PIECE, len(self._rows)))]
-        return self._method.collate(rows, self.batching)
+        rows = [self.rows.row(i) for i in range(start, min(start + PIECE, len(self.rows)))]
+        return self.method.collate(rows, self.batching)
 
     def record(self, loss: float) -> bool:
         """Compare with the best so far (never with the last); a loss that is not finite is never the best."""

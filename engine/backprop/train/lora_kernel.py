@@ -26,7 +26,7 @@ class _Adapted(torch.autograd.Function):
         return functional.linear(x, weight, bias).addmm_(down, b.t(), alpha=scaling)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, a, b, down = ctx.saved_tensors
         scaling = ctx.scaling
         inner = (gradient @ b) * scaling
@@ -80,6 +80,7 @@ def _shorter(module: Any, plain: Callable[..., torch.Tensor]) -> Callable[..., t
                 made = torch.addmm(outer, functional.linear(dropout(flat), a), b.t(), alpha=scaling)
             else:
                 made = _Adapted.apply(flat, base.weight, base.bias, a, b, scaling)
-        return made.unflatten(0, x.shape[:-1])
+        whole: torch.Tensor = made.unflatten(0, x.shape[:-1])
+        return whole
 
     return forward

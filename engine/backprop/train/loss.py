@@ -88,9 +88,10 @@ def _predicting(base: Any, batch: MicroBatch) -> torch.Tensor:
     return hidden.flatten(0, 1)[batch.predict_at]
 
 
-def _piece(head: nn.Module, chosen: torch.Tensor) -> int:
+def _piece(head: Any, chosen: torch.Tensor) -> int:
     """Positions whose logits exist at once."""
-    return max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
+    words: int = head.weight.shape[0]
+    return max(1, PIECE_BYTES[chosen.device.type] // (4 * words))
 
 
 def _head_and_sum(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -175,13 +174,6 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def context_length(path: Path) -> int | None:
-    """How many positions the model was made for, from its ``config.json``; ``None`` where it does not say."""
-    settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    length = settings.get("max_position_embeddings", settings.get("text_config", {}).get("max_position_embeddings"))
-    return length if isinstance(length, int) else None
 
 
 def use_all_cores() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ from msgspec import Struct
 
 from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
+from backprop.core.files import write_file
 from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
 from backprop.data import preprocess as tokens
-from backprop.data.writing import whole_file
 from backprop.worker.job import Send, run_job
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions in one forward pass, padding included."""
-_EVERY = 0.25
-"""Seconds between two messages about how far the tokenising is."""
 
 
 class _Kept(Struct):
@@ -48,17 +45,17 @@ def score(request: ScoreRequest, say: Send) -> None:
     """
     from backprop.fetch.models import fetch_model
     from backprop.train import model as models
+    from backprop.train.dataset import now_and_then
 
     models.use_all_cores()
     path = fetch_model(request.model, say)
-    fits = models.context_length(path)
     prepared = tokens.prepare(
         request.data,
         path,
-        max_length=min(request.max_length, fits or request.max_length),
+        max_length=request.max_length,
         train_on_responses=request.train_on_responses,
         mapping=request.mapping or None,
-        progress=_tokenising(say),
+        progress=now_and_then(lambda done, total: say(Progress(doing="counting tokens", done=done, total=total))),
     )
     device = models.choose_device(request.backend)
     dtype = models.choose_dtype(device)
@@ -69,35 +66,18 @@ def score(request: ScoreRequest, say: Send) -> None:
         rows: list[RowScore] = []
 
         def progress(done: int, total: int) -> None:
-            say(_progress("scoring", done, total))
+            say(Progress(doing="scoring", done=done, total=total))
 
         for some in scores(base, prepared, device, dtype, progress=progress):
             rows += some
             say(RowScores(rows=some))
         kept = _Kept(_summary(prepared, len(rows)), rows)
         place.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(place) as file:
-            file.write(msgspec.json.encode(kept))
+        write_file(place, msgspec.json.encode(kept))
     else:
         say(RowScores(rows=kept.rows))
         kept.summary.cached = True
     say(kept.summary)
-
-
-def _tokenising(say: Send) -> Callable[[int, int], None]:
-    said = 0.0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > _EVERY:
-            said = time.monotonic()
-            say(_progress("counting tokens", done, total))
-
-    return progress
-
-
-def _progress(doing: str, done: int, total: int) -> Progress:
-    return Progress(doing=doing, done=done, total=total)
 
 
 def _key(path: Path, data_key: str, how: str) -> str:

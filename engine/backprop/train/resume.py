@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import importlib.metadata
-import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -32,8 +30,10 @@ from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.worker.setup import environment
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
+LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
+"""Those whose version can reach the last bits."""
 WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
@@ -165,7 +165,7 @@ def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: st
         "tokens": fingerprint,
         "held_out": held_out,
         "config": settings_with_effect(config),
-        "libraries": {"python": platform.python_version(), **_versions()},
+        "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
 
 
@@ -302,7 +302,7 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
 
 def library_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Libraries of another version than when the checkpoint was made: results may differ in the last bits."""
-    before = {name: version for name, version in saved.get("libraries", {}).items() if name in ("python", *LIBRARIES)}
+    before = {name: version for name, version in saved.get("libraries", {}).items() if name in LIBRARIES}
     changes = _changes(before, now["libraries"])
     return [f"{name} was {_shown(was)} and is {_shown(is_now)}" for name, was, is_now in changes]
 
@@ -343,13 +343,3 @@ def _shown(value: Any) -> str:
 
 def _is_model_file(path: Path) -> bool:
     return path.is_file() and _MODEL_FILES.fullmatch(path.name) is not None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -233,7 +233,7 @@ class StepLoop:
             self._between()
             found = batch_loss(self.loaded, self.method, batch)
             loss = found.sum / weight
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
             for name, value in found.metrics.items():
                 sums[name] = sums.get(name, 0.0) + value.detach()

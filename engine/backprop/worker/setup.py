@@ -15,7 +15,10 @@ from backprop.core.events import RunFailed
 from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
 
-_LIBRARIES = ("backprop-tui", "torch", "transformers", "peft", "trl", "accelerate", "tokenizers", "safetensors")
+_LIBRARIES = (
+    *("backprop-tui", "torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("tokenizers", "safetensors", "numpy"),
+)
 
 
 _LAUNCHERS = re.compile(

@@ -35,8 +35,8 @@ class LoRA:
         self.targets, self.notes = choose_targets(model, self._config)
         seed_random(self._config.seed)
         adapter = LoraConfig(
-            r=self._config.lora_r,
-            lora_alpha=self._config.lora_alpha,
+            r=self._config.lora_r,  # type: ignore[arg-type]
+            lora_alpha=self._config.lora_alpha,  # type: ignore[arg-type]
             lora_dropout=self._config.lora_dropout,
             target_modules=self.targets,
             task_type="CAUSAL_LM",
