@@ -14,6 +14,7 @@ from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, I
 from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
+from backprop.train.checkpointing import Saver
 from backprop.train.dataset import prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import summed_loss
@@ -278,6 +279,38 @@ def test_the_result_of_a_run_that_stopped_early_is_its_best_and_the_last_is_kept
     assert str(directory.last_adapter) in told.hint
     assert events[-1].output_path == str(directory.adapter)
     assert of(events, ev.Sample)[-1].step == 2
+
+
+def test_a_checkpoint_of_an_evaluated_step_is_made_after_its_samples(
+    evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    answered: dict[int, list[int]] = {}
+    real = Saver.after_evaluation
+
+    def note(saver: Saver, step: int, loss: float) -> None:
+        answered[step] = [each.step for each in of(events, ev.Sample) if each.tuned]
+        real(saver, step, loss)
+
+    monkeypatch.setattr(Saver, "after_evaluation", note)
+    train(replace(evaluated_config, early_stopping=None, steps=2, sample_prompts=["Who?"], sample_tokens=2), events)
+
+    assert answered == {1: [1], 2: [1, 2]}
+
+
+def test_samples_that_a_stop_left_out_are_made_when_the_run_goes_on(evaluated_config: RunConfig) -> None:
+    config = replace(evaluated_config, early_stopping=None, steps=3, sample_prompts=["Who?", "Where?"], sample_tokens=2)
+    undisturbed = of(train(config, [])[0], ev.Sample)
+    assert [(each.step, each.prompt) for each in undisturbed[4:6]] == [(2, "Who?"), (2, "Where?")]
+
+    # Asked for while the first prompt of step 2 is answered.
+    events, directory = train(config, [], lambda seen: [Stop()] if len(of(seen, Evaluated)) == 2 else [])
+    assert events[-1].steps == 2
+    rest = go_on(directory)
+
+    here = {(each.step, each.prompt, each.tuned): each.text for each in [*of(events, ev.Sample), *of(rest, ev.Sample)]}
+    assert here == {(each.step, each.prompt, each.tuned): each.text for each in undisturbed}
+    assert [(each.step, each.prompt) for each in of(rest, ev.Sample)][:2] == [(2, "Who?"), (2, "Where?")]
 
 
 def test_a_run_that_stopped_early_does_not_go_on_unless_it_is_extended(
