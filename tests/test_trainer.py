@@ -116,6 +116,35 @@ def test_ctrl_c_stops_the_run_keeps_the_result_and_comes_out(trainer: Trainer, t
     assert state.status == "interrupted"
     assert Path(state.output_path, "adapter_config.json").is_file()
     assert not engine_client.attach(path).alive()
+    assert trainer.last_run is not None
+    assert (trainer.last_run.run_id, trainer.last_run.status) == (state.run_id, "interrupted")
+    assert (trainer.save(tmp_path / "kept") / "adapter_config.json").is_file()
+
+
+def test_the_result_is_known_before_a_callback_is_called_and_survives_its_error(
+    trainer: Trainer, tmp_path: Path
+) -> None:
+    def save_and_fail(run: TrainingRun) -> None:
+        trainer.save(tmp_path / run.run_id)
+        raise InputError("not what I wanted")
+
+    with pytest.raises(InputError, match="not what I wanted"):
+        trainer.train(
+            write_rows(tmp_path / "rows.jsonl"), steps=2, callback=TrainingCallback(on_complete=save_and_fail)
+        )
+    assert trainer.last_run is not None
+    assert (tmp_path / trainer.last_run.run_id / "adapter_config.json").is_file()
+
+
+def test_a_known_error_raised_in_a_callback_stops_the_run(trainer: Trainer, tmp_path: Path) -> None:
+    def refuse(step: int, loss: float | None) -> None:
+        raise InputError("enough")
+
+    with pytest.raises(InputError, match="enough"):
+        trainer.train(write_rows(tmp_path / "rows.jsonl"), steps=100_000, callback=TrainingCallback(on_step=refuse))
+    (path,) = (tmp_path / "out").iterdir()
+    assert read_run(path).status == "interrupted"
+    trainer.save(tmp_path / "kept")
 
 
 def test_settings_are_checked_when_the_trainer_is_made() -> None:

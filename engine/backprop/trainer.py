@@ -23,7 +23,7 @@ from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
-from backprop.core.settings import RunConfig, config_from, locate, locate_model, override
+from backprop.core.settings import RunConfig, config_from, locate, override
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
@@ -119,9 +119,10 @@ class Trainer:
         config = config_from(override(msgspec.to_builtins(self.config), chosen))
         engine = _start(config, dataset)
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
-        run = _Watch(engine, callback or TrainingCallback()).to_the_end()
+        return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
+
+    def _remember(self, run: TrainingRun) -> None:
         self.last_run = run
-        return run
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copy the adapter of the last run to ``path``; an adapter that is there is replaced.
@@ -152,8 +153,7 @@ def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
     else:
-        output, model = str(expand(config.output_dir)), locate_model(config.model)
-        config = msgspec.structs.replace(config, output_dir=output, model=model)
+        config = locate(config, rows_in_memory=True)
         directory = RunDirectory.create(config)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
@@ -223,9 +223,12 @@ def _plain(value: Any) -> Any:
 class _Watch:
     """Follows one run for ``train``."""
 
-    def __init__(self, engine: EngineClient, callback: TrainingCallback) -> None:
+    def __init__(
+        self, engine: EngineClient, callback: TrainingCallback, remember: Callable[[TrainingRun], None]
+    ) -> None:
         self._engine = engine
         self._callback = callback
+        self._remember = remember
         self._state = RunState(run_id=engine.run_id, path=str(engine.directory.path), alive=True)
         self._epochs = 0
 
@@ -237,12 +240,11 @@ class _Watch:
                     self._state.apply(event)
                     self._call_back(event)
             run = self._result()
-        except BackpropError as error:
-            if self._callback.on_error:
-                self._callback.on_error(error)
-            raise
-        except BaseException:
+            self._remember(run)
+        except BaseException as error:
             self._stop()
+            if isinstance(error, BackpropError) and self._callback.on_error:
+                self._callback.on_error(error)
             raise
         if self._callback.on_complete:
             self._callback.on_complete(run)
@@ -291,11 +293,14 @@ class _Watch:
         )
 
     def _stop(self) -> None:
-        """Have the engine finish its step and save; a second Ctrl+C kills it."""
+        """Have the engine finish its step and save, and know the result; a second Ctrl+C kills it."""
         try:
             self._engine.interrupt()
-            self._engine.detach()
-            self._engine.wait()
+            while not self._engine.over:
+                for event in self._engine.read(_LOOK):
+                    self._state.apply(event)
         except KeyboardInterrupt:
             self._engine.kill()
             raise
+        if self._state.finished is not None:
+            self._remember(self._result())

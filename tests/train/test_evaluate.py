@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from backprop.core import events as ev
-from backprop.core.errors import InvalidSettingError
+from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
+from backprop.train.checkpointing import Saver
 from backprop.train.dataset import prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import summed_loss
@@ -24,6 +25,7 @@ from backprop.train.session import steps_between_evaluations
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import go_on, of, train
+from safetensors.torch import load_file
 
 
 def evaluator(loaded: Any, rows: Any, packing: bool = True) -> Evaluator:
@@ -187,11 +189,34 @@ def test_rows_stay_held_out_when_the_file_grows(tiny_config: RunConfig, tmp_path
     assert set(before[0]) <= set(after[0])
 
 
+def test_what_is_held_out_does_not_depend_on_the_seed_of_the_run(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = replace(tiny_config, data=chats(tmp_path / "many.jsonl", range(60)), held_out="0.2")
+    assert divided(config)[:2] == divided(replace(config, seed=7))[:2]
+
+
 @pytest.mark.parametrize("wrong", ["1.5", "0", "nan", "nowhere.jsonl"])
 def test_what_is_no_share_and_no_file_is_refused(tiny_config: RunConfig, wrong: str) -> None:
-    with pytest.raises(InvalidSettingError) as caught:
+    with pytest.raises(DatasetNotFoundError if wrong.endswith(".jsonl") else InvalidSettingError) as caught:
         divided(replace(tiny_config, held_out=wrong))
     assert caught.value.details["field"] == "held_out"
+
+
+def test_rows_of_a_held_out_file_that_cannot_be_used_are_counted_like_those_that_are_trained(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "dev.jsonl"
+    chats(file, range(100, 105))
+    with file.open("a") as lines:
+        lines.write(json.dumps({"messages": [{"role": "user", "content": "Nobody answers."}]}) + "\n")
+    config = replace(tiny_config, held_out=str(file))
+
+    with pytest.raises(DatasetValidationError, match=r"dev\.jsonl: 1 of 6 rows .* line 6"):
+        divided(config)
+    _, out, events = divided(replace(config, skip_bad=True))
+    assert len(out) == 5
+    (warning,) = of(events, ev.Warning)
+    assert warning.code == "HELD_OUT_ROWS_LEFT_OUT"
+    assert "1 of 6 rows" in warning.message
 
 
 class Losses:
@@ -230,6 +255,80 @@ def test_a_run_ends_early_when_the_best_is_not_beaten_for_as_long_as_asked(
     assert kept[2] == 0.9
     assert max(kept) == 4
     assert [store.verify(each.path) for each in store.checkpoints()] == [[]] * len(kept)
+
+
+def test_the_result_of_a_run_that_stopped_early_is_its_best_and_the_last_is_kept_beside_it(
+    evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Losses(monkeypatch, 1.0, 0.9, 0.95, 0.92)
+
+    events, directory = train(replace(evaluated_config, sample_prompts=["Who waits?"], sample_tokens=2), [])
+
+    of_step = {each.step: each for each in CheckpointStore(directory.checkpoints, directory.run_id).checkpoints()}
+    for step, folder in ((2, directory.adapter), (4, directory.last_adapter)):
+        assert json.loads((folder / "backprop.json").read_text())["steps"] == step
+        trained = load_file(of_step[step].path / "weights.safetensors")
+        kept = load_file(folder / "adapter_model.safetensors")
+        assert {name.replace(".default", ""): tensor.tolist() for name, tensor in trained.items()} == {
+            name: tensor.tolist() for name, tensor in kept.items()
+        }
+    (told,) = [each for each in of(events, ev.Warning) if each.code == "RESULT_IS_BEST"]
+    assert "step 2" in told.message
+    assert "0.9000" in told.message
+    assert str(directory.adapter) in told.message
+    assert str(directory.last_adapter) in told.hint
+    assert events[-1].output_path == str(directory.adapter)
+    assert of(events, ev.Sample)[-1].step == 2
+
+
+def test_a_checkpoint_of_an_evaluated_step_is_made_after_its_samples(
+    evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Event] = []
+    answered: dict[int, list[int]] = {}
+    real = Saver.after_evaluation
+
+    def note(saver: Saver, step: int, loss: float) -> None:
+        answered[step] = [each.step for each in of(events, ev.Sample) if each.tuned]
+        real(saver, step, loss)
+
+    monkeypatch.setattr(Saver, "after_evaluation", note)
+    train(replace(evaluated_config, early_stopping=None, steps=2, sample_prompts=["Who?"], sample_tokens=2), events)
+
+    assert answered == {1: [1], 2: [1, 2]}
+
+
+def test_samples_that_a_stop_left_out_are_made_when_the_run_goes_on(evaluated_config: RunConfig) -> None:
+    config = replace(evaluated_config, early_stopping=None, steps=3, sample_prompts=["Who?", "Where?"], sample_tokens=2)
+    undisturbed = of(train(config, [])[0], ev.Sample)
+    assert [(each.step, each.prompt) for each in undisturbed[4:6]] == [(2, "Who?"), (2, "Where?")]
+
+    # Asked for while the first prompt of step 2 is answered.
+    events, directory = train(config, [], lambda seen: [Stop()] if len(of(seen, Evaluated)) == 2 else [])
+    assert events[-1].steps == 2
+    rest = go_on(directory)
+
+    here = {(each.step, each.prompt, each.tuned): each.text for each in [*of(events, ev.Sample), *of(rest, ev.Sample)]}
+    assert here == {(each.step, each.prompt, each.tuned): each.text for each in undisturbed}
+    assert [(each.step, each.prompt) for each in of(rest, ev.Sample)][:2] == [(2, "Who?"), (2, "Where?")]
+
+
+def test_a_run_that_stopped_early_does_not_go_on_unless_it_is_extended(
+    evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = Losses(monkeypatch, 1.0, 0.9, 0.95, 0.92, 0.91, 0.8, 0.7)
+    _, directory = train(evaluated_config, [])
+
+    again = go_on(directory)
+    assert of(again, Step) == []
+    assert (again[-1].status, again[-1].steps) == ("done", 4)
+    assert json.loads((directory.adapter / "backprop.json").read_text())["steps"] == 2
+
+    extended = go_on(directory, "extend", 7)
+    assert [each.step for each in of(extended, Step)] == [5, 6, 7]
+    assert losses.left == []
+    assert json.loads((directory.adapter / "backprop.json").read_text())["steps"] == 7
+    assert not directory.last_adapter.exists()
 
 
 def test_evaluations_that_are_no_number_count_against_patience(

@@ -11,6 +11,7 @@ from backprop.core.errors import CheckpointError, EngineCrashedError, ModelLoadE
 from backprop.core.events import Sample
 from backprop.core.jobs import Delta, GenerateRequest
 from backprop.core.settings import RunConfig
+from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import start_job
 from backprop.trainer import Trainer
@@ -47,6 +48,20 @@ def test_pieces_come_before_the_whole_and_make_it_up(trained: RunDirectory) -> N
     assert [(s.prompt, s.tuned) for s in samples] == [("One?", False), ("One?", True), ("Two?", False), ("Two?", True)]
     told = {(request(trained).prompts.index(s.prompt), s.tuned): s.text for s in samples}
     assert {key: text.strip() for key, text in pieces.items() if text.strip()} == {k: t for k, t in told.items() if t}
+
+
+def test_a_checkpoint_answers_as_the_result_that_was_made_of_it(trained: RunDirectory) -> None:
+    (step,) = [each.step for each in CheckpointStore(trained.checkpoints, trained.run_id).checkpoints()]
+    plain = request(trained)
+    of_step = msgspec.structs.replace(plain, step=step)
+    answers = [
+        [message for message in start_job(JOB, trained, asked).messages() if isinstance(message, Sample)]
+        for asked in (plain, of_step)
+    ]
+    assert answers[0] == answers[1]
+
+    with pytest.raises(CheckpointError, match="no good checkpoint of step 77"):
+        list(start_job(JOB, trained, msgspec.structs.replace(plain, step=77)).messages())
 
 
 def test_a_truncated_adapter_is_an_error_that_names_it(trained: RunDirectory, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import click
 
 from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
-from backprop.cli.runs import find_run
+from backprop.cli.runs import find_checkpoint, find_run
 from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample
 from backprop.core.jobs import Delta, GenerateRequest
@@ -23,16 +23,31 @@ JOB = "backprop.train.generate"
 @click.command
 @click.argument("run")
 @click.option("--prompt", "-p", "prompts", multiple=True, required=True, metavar="TEXT", help="what to ask; repeatable")
+@click.option("--step", type=click.IntRange(0), metavar="N", help="the checkpoint to ask; open: the run's result")
 @click.option("--base", is_flag=True, help="ask the model without the adapter too")
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=256, metavar="N", show_default=True, help="longest answer"
 )
 @json_and_verbose
-def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int, as_json: bool, verbose: bool) -> int:
+def generate(
+    run: str,
+    prompts: tuple[str, ...],
+    *,
+    step: int | None,
+    base: bool,
+    max_tokens: int,
+    as_json: bool,
+    verbose: bool,
+) -> int:
     """Ask the model of a run: RUN is its id, the beginning of its id, or its directory."""
     directory = RunDirectory(find_run(run))
-    _check(directory)
-    request = GenerateRequest(run=str(directory.path), prompts=list(prompts), base=base, max_tokens=max_tokens)
+    if step is None:
+        _check(directory)
+    else:
+        find_checkpoint(directory, step)
+    request = GenerateRequest(
+        run=str(directory.path), prompts=list(prompts), step=step, base=base, max_tokens=max_tokens
+    )
     job = start_job(JOB, directory, request)
     try:
         samples = _listen(job, request, as_json)
@@ -49,7 +64,7 @@ def generate(run: str, prompts: tuple[str, ...], *, base: bool, max_tokens: int,
 
 def _check(directory: RunDirectory) -> None:
     """A run without a result is noticed before an engine starts, and one whose model nothing names any more."""
-    if (directory.adapter / "adapter_config.json").is_file():
+    if directory.result:
         if not isinstance(read_run(directory.path).config.get("model"), str):
             directory.find_record()  # says what is missing
         directory.require_files(directory.adapter)

@@ -16,7 +16,9 @@ from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import InputError, RunError
 from backprop.core.paths import expand
+from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
+from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex, RunSummary, summarise
 from backprop.runs.state import RunState, Status, read_run
 
@@ -114,6 +116,24 @@ def open_index() -> Iterator[RunIndex]:
 @functools.cache
 def _warn(trouble: str) -> None:
     output.narrate(trouble, "warning")
+
+
+def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
+    """The checkpoint of step ``step``, or the newest where none is named; read whole and verified.
+
+    Raises:
+        InputError: there is none of that step, or it is broken; those that there are, are named.
+        CheckpointError: none is named, and there is none that verifies.
+    """
+    store = CheckpointStore(directory.checkpoints, directory.find_record().run_id)
+    if step is None:
+        return store.require_valid()[0]
+    if (checkpoint := store.of_step(step)) is not None:
+        return checkpoint
+    there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
+    raise InputError(
+        f"run {directory.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
+    )
 
 
 def details(state: RunState) -> dict[str, Any]:

@@ -9,12 +9,11 @@ import msgspec
 
 from backprop.cli import options, output
 from backprop.cli.options import json_and_verbose
-from backprop.core.errors import InputError
 from backprop.core.settings import RunConfig, override
 from backprop.demo import demo_config
 
 if TYPE_CHECKING:
-    from backprop.runs.checkpoints import Checkpoint, CheckpointStore
+    pass
 
 
 @click.command
@@ -111,24 +110,10 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
     Settings are those of RUN where no flag says otherwise.
     """
     from backprop.cli import follow
-    from backprop.cli.runs import find_run
-    from backprop.runs.checkpoints import CheckpointStore
+    from backprop.cli.runs import find_checkpoint, find_run
     from backprop.runs.directory import RunDirectory
 
     directory = RunDirectory(find_run(run))
-    record = directory.find_record()
-    checkpoint = _checkpoint(CheckpointStore(directory.checkpoints, record.run_id), step)
-    config = options.configure(override(msgspec.to_builtins(record.config), options.gather(given)))
+    checkpoint = find_checkpoint(directory, step)
+    config = options.configure(override(msgspec.to_builtins(directory.find_record().config), options.gather(given)))
     return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))
-
-
-def _checkpoint(store: CheckpointStore, step: int | None) -> Checkpoint:
-    if step is None:
-        return store.require_valid()[0]
-    for checkpoint in reversed(store.checkpoints()):
-        if checkpoint.step == step and not store.verify(checkpoint.path):
-            return checkpoint
-    there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
-    raise InputError(
-        f"run {store.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
-    )

@@ -21,6 +21,8 @@ class GenerateRequest(Struct, kw_only=True):
     run: str
     """The run's directory."""
     prompts: list[str]
+    step: int | None = None
+    """The checkpoint to ask; the result where none is named."""
     base: bool = False
     """Whether the model without the adapter is asked too."""
     max_tokens: int = 256

@@ -254,23 +254,27 @@ def settings_with_effect(config: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
 
 
-def locate(config: RunConfig) -> RunConfig:
+def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
     """Make the paths of a configuration absolute: the engine and whoever looks at the run may stand elsewhere.
 
-    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it.
+    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it. With ``rows_in_memory`` the
+    data is no file yet, and is left alone.
 
     Raises:
-        DatasetNotFoundError: the data file does not exist; the nearest name beside it is suggested.
+        DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
     """
-    data = _expand("data", config.data)
-    is_file = _is_file(data)
-    if not is_file and not is_hub_name(config.data):
-        raise _no_data(data)
-    changes = {
-        "data": str(data) if is_file else config.data,
-        "output_dir": str(_expand("output_dir", config.output_dir)),
-        "model": locate_model(config.model),
-    }
+    changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
+    if not rows_in_memory:
+        data = _expand("data", config.data)
+        if _is_file(data):
+            changes["data"] = str(data)
+        elif not is_hub_name(config.data):
+            raise _no_data(data, "data")
+    held_out = held_out_file(config.held_out)
+    if held_out is not None:
+        if not _is_file(held_out):
+            raise _no_data(held_out, "held_out")
+        changes["held_out"] = str(held_out)
     return msgspec.structs.replace(config, **changes)
 
 
@@ -284,6 +288,21 @@ def locate_model(name: str) -> str:
         return name
     folder = _expand("model", name)
     return str(folder) if folder.is_dir() else name
+
+
+def held_out_file(held_out: str) -> Path | None:
+    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number.
+
+    Raises:
+        InputError: the path begins in the home directory of somebody unknown.
+    """
+    if held_out in ("auto", "none"):
+        return None
+    try:
+        float(held_out)
+    except ValueError:
+        return _expand("held_out", held_out)
+    return None
 
 
 def _expand(setting: str, text: str) -> Path:
@@ -300,8 +319,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _no_data(data: Path) -> DatasetNotFoundError:
-    details = {"path": str(data), "field": "data"}
+def _no_data(data: Path, field: str) -> DatasetNotFoundError:
+    details = {"path": str(data), "field": field}
     if data.is_dir():
         hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
         return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
@@ -310,8 +329,9 @@ def _no_data(data: Path) -> DatasetNotFoundError:
         return DatasetNotFoundError(f"{data} is a pipe or a device, not a file", hint=hint, details=details)
     beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
     near = difflib.get_close_matches(data.name, beside, n=1)
-    hint = f"did you mean {data.parent / near[0]}?" if near else "look at the path of the data"
-    return DatasetNotFoundError(f"there is no dataset {data}", hint=hint, details=details)
+    what = "dataset" if field == "data" else "file of held-out rows"
+    hint = f"did you mean {data.parent / near[0]}?" if near else f"look at the path of the {what}"
+    return DatasetNotFoundError(f"there is no {what} {data}", hint=hint, details=details)
 
 
 def setting_help(name: str) -> str:

@@ -18,6 +18,7 @@ One process works on a run's checkpoints: the holder of the run's lock. Reading 
 from __future__ import annotations
 
 import errno
+import math
 import re
 import shutil
 import time
@@ -196,15 +197,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: there is no manifest, it cannot be read, or it belongs to another run.
         """
-        try:
-            manifest = read_json(path / MANIFEST, Manifest)
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}: {MANIFEST} is missing") from None
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {why}") from error
-        if manifest.schema > SCHEMA:
-            raise CheckpointError(f"{path}: written by a newer version (schema {manifest.schema})")
+        manifest = read_manifest(path)
         if manifest.run_id != self.run_id:
             raise CheckpointError(f"{path}: belongs to run {manifest.run_id}, not to {self.run_id}")
         return Checkpoint(path, manifest)
@@ -221,6 +214,19 @@ class CheckpointStore:
     def checkpoints(self) -> list[Checkpoint]:
         """Checkpoints with a readable manifest, oldest first by step; files are not looked at."""
         return self._readable()[0]
+
+    def of_step(self, step: int) -> Checkpoint | None:
+        """The latest one of step ``step`` that verifies."""
+        of_it = (each for each in reversed(self.checkpoints()) if each.step == step)
+        return next((each for each in of_it if not self.verify(each.path)), None)
+
+    def best(self, last: int) -> Checkpoint | None:
+        """The one with the lowest held-out loss up to step ``last`` among those that verify, the first of equals."""
+        losses = [(each.val_loss, each.step, each) for each in self.checkpoints() if each.val_loss is not None]
+        for loss, step, checkpoint in sorted(losses, key=lambda each: each[:2]):
+            if step <= last and math.isfinite(loss) and not self.verify(checkpoint.path):
+                return checkpoint
+        return None
 
     def newest_valid(self) -> tuple[Checkpoint | None, list[BrokenCheckpoint]]:
         """The newest checkpoint that verifies, and those passed over on the way to it."""
@@ -323,6 +329,24 @@ class CheckpointStore:
             retryable=True,
             details={"path": str(self.directory)},
         )
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What the checkpoint at ``path`` is, of whichever run.
+
+    Raises:
+        CheckpointError: there is no manifest, or it cannot be read.
+    """
+    try:
+        manifest = read_json(path / MANIFEST, Manifest)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: {MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {why}") from error
+    if manifest.schema > SCHEMA:
+        raise CheckpointError(f"{path}: written by a newer version (schema {manifest.schema})")
+    return manifest
 
 
 def _measured(folder: Path) -> dict[str, FileFacts]:

@@ -8,7 +8,9 @@
         engine.log     what libraries printed
         lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
-        checkpoints/   adapter/   exports/
+        checkpoints/   exports/
+        adapter/       the result; of a run that stopped early that of its best evaluation, with the last
+                       step's beside it in adapter-last/
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ class RunRecord(Struct, kw_only=True):
     config: RunConfig
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
+    extended: bool = False
+    """The run has been given its present end by an extend: checkpoints from before it have another."""
 
 
 class LockHolder(Struct):
@@ -74,6 +78,7 @@ class RunDirectory:
         self.control = self.path / "control"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
+        self.last_adapter = self.path / "adapter-last"
 
     @classmethod
     def create(cls, config: RunConfig, kind: str = "train", forked_from: str = "") -> RunDirectory:
@@ -102,6 +107,11 @@ class RunDirectory:
     def run_id(self) -> str:
         """The run that the directory belongs to, by its name."""
         return self.path.name
+
+    @property
+    def result(self) -> str:
+        """The folder of the trained adapter where it is there, else empty."""
+        return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
 
     def ensure_control(self) -> None:
         """Make the named pipe for commands where it is missing. Only its owner may write to it.

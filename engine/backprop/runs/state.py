@@ -213,7 +213,8 @@ class RunState(Struct, kw_only=True):
             case ev.Evaluated():
                 self.evaluations.append(event)
             case ev.Sample():
-                self.samples.append(event)
+                # A resumed run answers again what it was ended at.
+                self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]
             case ev.CheckpointSaved():
                 self.checkpoints.append(event)
             case ev.CheckpointPruned(path=path):
@@ -253,6 +254,10 @@ class RunState(Struct, kw_only=True):
 
     def _end(self, status: Status, time: float) -> None:
         self.journal_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
+
+
+def _asked(sample: ev.Sample) -> tuple[int, str, bool]:
+    return sample.step, sample.prompt, sample.tuned
 
 
 def read_run(path: Path) -> RunState:

@@ -152,11 +152,13 @@ class Callbacks:
     """Steps between two evaluations; the last step is evaluated as well."""
     patience: int | None
     """Evaluations in a row without a better one after which the run ends; ``None`` is never."""
-    sample: Callable[[int], None]
-    """Answers the configured prompts, given the number of the last step."""
+    sample: Callable[[int], bool]
+    """Answers the configured prompts, given the number of the last step; whether it answered all of them."""
     saver: Saver = field(init=False)
     """Set once there is one: what it saves is in part kept here."""
     stopped_early: bool = False
+    """Whether patience has run out, in this stretch of the run or in an earlier one."""
+    _owes_samples: bool = False
 
     def __post_init__(self) -> None:
         self._liveness = Liveness(self.loop.loaded.model)
@@ -182,20 +184,28 @@ class Callbacks:
         self.emit(PhaseChanged(phase="evaluating"))
         result = self.evaluator.evaluate(step, self.steering.look)
         self.emit(result)
+        self._answer(step)
         if result.loss is not None:
             self.saver.after_evaluation(step, result.loss)
-        self.sample(step)
-        if self.patience is not None and self.evaluator.since_best >= self.patience:
+        if self._out_of_patience:
             self.stopped_early = True
             best = self.evaluator.best
             self.emit(
                 events.Warning(
                     code="EARLY_STOPPING",
                     message=f"no better held-out loss in {self.patience} evaluations: training ends at step {step}",
-                    hint="" if best is None else f"the best was {best:.4f}; its checkpoint is kept",
+                    hint="" if best is None else f"the best was {best:.4f}",
                 )
             )
         self.emit(PhaseChanged(phase="training"))
+
+    def _answer(self, step: int) -> None:
+        """The samples of an evaluated step. What a stop leaves out is asked again when the run goes on."""
+        self._owes_samples = not self.sample(step)
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.evaluator.since_best >= self.patience
 
     def progress(self) -> dict[str, Any]:
         """How far the run is beside weights and optimizer: kept in its checkpoints, for ``restore``."""
@@ -208,17 +218,34 @@ class Callbacks:
             "eval_batch_size": evaluation.batch_size,
             "eval_capacity": evaluation.token_budget,
             "halvings": self.loop.recovery.halvings,
+            "last_loss": self.reporter.last_loss,
+            "owes_samples": self._owes_samples,
             "best": self.evaluator.best,
             "since_best": self.evaluator.since_best,
             "energy": self.guard.energy,
         }
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Put back what an earlier stretch of the run had come to."""
+    def restore(self, saved: dict[str, Any], *, new_end: bool = False) -> None:
+        """Put back what an earlier stretch of the run had come to.
+
+        Args:
+            new_end: the run is given another end, and patience with it.
+        """
         loop, evaluator = self.loop, self.evaluator
         self.reporter.tokens_seen, self.reporter.samples_seen = saved["tokens_seen"], saved["samples_seen"]
+        # Not in checkpoints of earlier versions.
+        self.reporter.last_loss, self._owes_samples = saved.get("last_loss"), saved.get("owes_samples", False)
         loop.batching = loop.batching.resized(saved["batch_size"], saved["capacity"])
         evaluator.batching = evaluator.batching.resized(saved["eval_batch_size"], saved["eval_capacity"])
         loop.recovery.halvings = saved["halvings"]
         evaluator.best, evaluator.since_best = saved["best"], saved["since_best"]
+        if new_end and self._out_of_patience:
+            evaluator.since_best = 0
+        self.stopped_early = self._out_of_patience
         self.guard.earlier_energy = saved["energy"]
+
+    def begin(self) -> bool:
+        """Before the first step: give what a resumed run still owes; whether a step is to follow."""
+        if self._owes_samples:
+            self._answer(self.loop.step)
+        return not (self.stopped_early or self._owes_samples)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from backprop.core import events
-from backprop.core.errors import DatasetValidationError, InvalidSettingError
+from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
-from backprop.core.settings import RunConfig
+from backprop.core.settings import RunConfig, held_out_file
 from backprop.data import preprocess as tokens
 from backprop.data.split import held_out_rows
 from backprop.fetch import datasets
@@ -33,24 +32,33 @@ def prepare(
 
     Raises:
         DatasetValidationError: some rows would train nothing and ``skip_bad`` is off; it names the first of them.
-        InvalidSettingError: as ``divide``.
+        InvalidSettingError, DatasetNotFoundError: as ``divide``.
         DatasetError, ModelLoadError: as ``tokens.prepare``.
     """
     rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
     summary = rows.summary
-    if (bad := summary.dropped + summary.answer_lost) and not config.skip_bad:
+    if unusable(summary) and not config.skip_bad:
         emit(summary)
-        shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
-        raise DatasetValidationError(
-            f"{summary.path}: {bad} of {summary.rows} rows would train nothing; "
-            + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
-            hint=_way_out(summary),
-            details={"path": summary.path, "rows": bad, "lines": [problem.line for problem in shown]},
-        )
+        raise _bad_rows(summary)
     trained, held_out = divide(rows, config, model_path, emit, look)
     summary.held_out = len(held_out)
     emit(summary)
     return rows, trained, held_out
+
+
+def unusable(summary: DatasetPrepared) -> int:
+    """How many rows would train nothing."""
+    return summary.dropped + summary.answer_lost
+
+
+def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
+    shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
+    return DatasetValidationError(
+        f"{summary.path}: {unusable(summary)} of {summary.rows} rows would train nothing; "
+        + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
+        hint=_way_out(summary),
+        details={"path": summary.path, "rows": unusable(summary), "lines": [problem.line for problem in shown]},
+    )
 
 
 def _way_out(summary: DatasetPrepared) -> str:
@@ -123,6 +131,15 @@ class Subset:
         return self._rows.row(int(self._places[index]))
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of these rows' tokens and trained flags, in order; empty where there are none."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            ids, trained = self.row(index)
+            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + trained.tobytes())
+        return digest.hexdigest() if len(self) else ""
+
+    @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
         return self._rows.lengths[self._places]
@@ -134,15 +151,18 @@ def divide(
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
     Rows of the same file are held out by the hash of their tokens, so equal rows stay on one side and adding rows moves
-    none of the others. A file of its own is held out whole; rows that are in both files are warned about.
+    none of the others. The seed of the run has no say: a fork with another one is not evaluated on rows that its parent
+    was trained on. A file of its own is held out whole; rows that are in both files are warned about.
 
     Raises:
         InvalidSettingError: ``held_out`` is neither a known word, nor a share, nor a file.
+        DatasetNotFoundError: there is no such file.
+        DatasetValidationError: some rows of that file cannot be used, and ``skip_bad`` is off.
     """
     held_out = config.held_out
     keys = _content_keys(rows)
-    if held_out not in ("auto", "none") and not _is_number(held_out) and Path(held_out).is_file():
-        others = tokenise(config, held_out, model_path, emit, look)
+    if (file := held_out_file(held_out)) is not None:
+        others = _held_out_rows_of(file, config, model_path, emit, look)
         both = set(keys) & set(_content_keys(others))
         if both:
             emit(
@@ -156,27 +176,39 @@ def divide(
     if held_out == "none":
         chosen: list[int] = []
     elif held_out == "auto":
-        chosen = held_out_rows(keys, seed=config.seed)
+        chosen = held_out_rows(keys)
     else:
-        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=config.seed)
+        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1)
     out = set(chosen)
     return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
+
+
+def _held_out_rows_of(
+    file: Path, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+) -> tokens.Prepared:
+    """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
+    if not file.is_file():
+        raise DatasetNotFoundError(
+            f"there is no file of held-out rows {file}",
+            hint="put it back, or start a new run with --held-out",
+            details={"field": "held_out", "path": str(file)},
+        )
+    rows = tokenise(config, str(file), model_path, emit, look)
+    summary = rows.summary
+    if unusable(summary):
+        error = _bad_rows(summary)
+        if not config.skip_bad:
+            raise error
+        emit(events.Warning(code="HELD_OUT_ROWS_LEFT_OUT", message=f"not evaluated: {error.message}"))
+    return rows
 
 
 def _content_keys(rows: tokens.Prepared) -> list[bytes]:
     return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _share(text: str) -> float:
-    share = float(text) if _is_number(text) else math.nan
+    share = float(text)
     if not 0 < share < 1:
         raise InvalidSettingError(
             f"held_out: {text!r} is no share between 0 and 1, and no file",

@@ -113,7 +113,8 @@ def answer(request: GenerateRequest, send: Send) -> None:
     path = Path(request.run)
     state = read_run(path)
     send(ModelLoading(model=str(state.config["model"]), stage="load"))
-    model, chat = load(path, state.config, send)
+    step = state.step if request.step is None else request.step
+    model, chat = load(path, state.config, send, request.step)
     for index, prompt in enumerate(request.prompts):
         for tuned in (False, True) if request.base else (True,):
 
@@ -122,11 +123,11 @@ def answer(request: GenerateRequest, send: Send) -> None:
 
             with nullcontext() if tuned else model.disable_adapter():
                 text = generate(model, chat, prompt, request.max_tokens, on_text)
-            send(Sample(step=state.step, prompt=prompt, text=text, tuned=tuned))
+            send(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
 
 
-def load(path: Path, config: dict[str, Any], send: Send) -> tuple[Any, ChatTokenizer]:
-    """The run's base model with its adapter, and its tokenizer with the chat template.
+def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None) -> tuple[Any, ChatTokenizer]:
+    """The run's base model with its adapter, or that of the checkpoint of ``step``, and its tokenizer.
 
     Raises:
         ModelLoadError, CheckpointError
@@ -143,7 +144,10 @@ def load(path: Path, config: dict[str, Any], send: Send) -> tuple[Any, ChatToken
     base_path = fetch_model(str(config["model"]), send)
     chat = ChatTokenizer.load(base_path)
     # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
-    device = models.choose_device("cpu" if config.get("backend") == "cpu" else "auto")
+    backend = "cpu" if config.get("backend") == "cpu" else "auto"
+    if step is not None:
+        return _load_checkpoint(path, {**config, "backend": backend}, base_path, step), chat
+    device = models.choose_device(backend)
     base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
     adapter = RunDirectory(path).adapter
     try:
@@ -152,6 +156,29 @@ def load(path: Path, config: dict[str, Any], send: Send) -> tuple[Any, ChatToken
         raise CheckpointError(
             f"the adapter in {adapter} cannot be read: {error}", hint="train again, or restore the file from a backup"
         ) from error
+
+
+def _load_checkpoint(path: Path, config: dict[str, Any], base_path: Path, step: int) -> Any:
+    """The model with the weights of a checkpoint, which is read whole and verified.
+
+    Raises:
+        ModelLoadError
+        CheckpointError: there is none of this step that verifies.
+    """
+    import msgspec
+
+    from backprop.core.settings import RunConfig
+    from backprop.runs.checkpoints import CheckpointStore
+    from backprop.train import model as models
+    from backprop.train.checkpoint import load_weights
+
+    store = CheckpointStore(RunDirectory(path).checkpoints, RunDirectory(path).read_record().run_id)
+    checkpoint = store.of_step(step)
+    if checkpoint is None:
+        raise CheckpointError(f"{path} has no good checkpoint of step {step}")
+    loaded = models.load(models.resolved(msgspec.convert(config, RunConfig)), base_path, lambda event: None)
+    load_weights(checkpoint.path, loaded.model)
+    return loaded.model
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 An identity is what a checkpoint depends on, so that a run is never continued with something else, as a nested
 dictionary of plain values: ``model`` (a hash of each file, those of the tokenizer included), ``tokens`` (fingerprint of
-the tokenised rows), ``config`` (settings that have an effect on the weights) and ``libraries`` (versions).
+the tokenised rows), ``held_out`` (of those held out), ``config`` (settings that have an effect on the weights) and
+``libraries`` (versions).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
 from backprop.core.paths import token_cache
-from backprop.core.settings import RunConfig, settings_with_effect
+from backprop.core.settings import RunConfig, held_out_file, settings_with_effect
+from backprop.data.split import SEED
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
-from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore
+from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.worker.setup import environment
 
@@ -79,24 +81,48 @@ def begin(
     """
     config = record.config
     if verb == "start":
-        weights = Path(record.forked_from) if record.forked_from else None
-        return Beginning(resolve(config), weights=weights)
+        return Beginning(resolve(config), weights=_forked_from(record))
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
-        directory.update_record(config=config)
+        directory.update_record(config=config, extended=True)
     store = CheckpointStore(directory.checkpoints, record.run_id)
     store.remove_leftovers()
     if not any(store.directory.glob("step-*")):
         note = events.Warning(code="NO_CHECKPOINT", message="the run had no checkpoint yet: it starts again at step 1")
-        return Beginning(resolve(config), continued=True, extended=verb == "extend", notes=[note])
+        return Beginning(resolve(config), continued=True, weights=_forked_from(record), notes=[note])
     checkpoint, broken = store.require_valid()
+    resolved = resolve(as_resolved(config, checkpoint))
     return Beginning(
-        resolve(as_resolved(config, checkpoint)),
+        resolved,
         checkpoint,
         continued=True,
-        extended=verb == "extend",
+        extended=(record.extended or verb == "extend") and _has_other_end(checkpoint, resolved),
         notes=[_passed_over(each, checkpoint) for each in broken],
     )
+
+
+def _forked_from(record: RunRecord) -> Path | None:
+    """Folder of the weights that the run starts from, for a fork.
+
+    Raises:
+        CheckpointError: it is not there any more, and the run has no way to begin.
+    """
+    if not record.forked_from:
+        return None
+    weights = Path(record.forked_from)
+    if not weights.is_dir():
+        raise CheckpointError(
+            f"the checkpoint that the run was forked from is gone: {weights}",
+            hint="put it back, or fork again from another one",
+            details={"path": str(weights)},
+        )
+    return weights
+
+
+def _has_other_end(checkpoint: Checkpoint, config: RunConfig) -> bool:
+    """Whether the checkpoint is from before an extend: the run has got another end since."""
+    saved = checkpoint.manifest.identity.get("config", {})
+    return any(saved.get(name) != getattr(config, name) for name in ("steps", "epochs"))
 
 
 def _passed_over(broken: BrokenCheckpoint, used: Checkpoint) -> events.Warning:
@@ -118,17 +144,19 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     return msgspec.convert({**msgspec.to_builtins(config), **chosen}, RunConfig)
 
 
-def identity(config: RunConfig, model_path: Path, fingerprint: str) -> dict[str, Any]:
+def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "") -> dict[str, Any]:
     """The identity of a run.
 
     Args:
         config: as resolved.
         model_path: the directory that model and tokenizer are loaded from.
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
+        held_out: of the rows that are evaluated on; empty where there are none.
     """
     return {
         "model": {path.name: file_hash(path) for path in sorted(model_path.iterdir()) if _is_model_file(path)},
         "tokens": fingerprint,
+        "held_out": held_out,
         "config": settings_with_effect(config),
         "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
@@ -159,6 +187,8 @@ def require_same_identity(
         found = compare_unhashed(str(saved.get("data", "")), rows, directory)
         differences += [found] if isinstance(found, str) else []
         notes += [found] if isinstance(found, events.Warning) else []
+    if "held_out" not in saved and now["held_out"] and now["config"]["seed"] != SEED and not _has_file(now):
+        differences.append(f"earlier versions held out other rows where the seed was not {SEED}")
     if differences:
         raise CheckpointError(
             "the run cannot be continued exactly: " + "; ".join(differences),
@@ -170,6 +200,32 @@ def require_same_identity(
         message = "libraries changed, so results may differ in the last bits: " + "; ".join(changed)
         notes.append(events.Warning(code="LIBRARIES_CHANGED", message=message))
     return notes
+
+
+def _has_file(now: dict[str, Any]) -> bool:
+    return held_out_file(now["config"]["held_out"]) is not None
+
+
+def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
+    """What a fork from the checkpoint at ``weights`` has to say about its held-out rows.
+
+    Args:
+        now: the fork's identity.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    before = read_manifest(weights).identity.get("held_out")
+    if before == now["held_out"] or not now["held_out"]:
+        return []
+    return [
+        events.Warning(
+            code="HELD_OUT_OVERLAP",
+            message="the held-out rows are not those of the run it was forked from, which may have been trained on "
+            "them: their loss can be too good by that",
+            hint="keep the data and --held-out of that run, or name a file of rows that neither trains on",
+        )
+    ]
 
 
 def compare_unhashed(key: str, rows: Prepared, directory: RunDirectory) -> events.Warning | str | None:
@@ -224,6 +280,8 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
         found.append(f"the model's file {name} {word}")
     if saved.get("tokens", now["tokens"]) != now["tokens"]:
         found.append(DATA_CHANGED)
+    elif saved.get("held_out", now["held_out"]) != now["held_out"]:
+        found.append("the held-out rows were changed")
     defaults = settings_with_effect(RunConfig(data=""))
     for name, before, after in _changes({**defaults, **saved.get("config", {})}, now["config"]):
         found.append(f"{name} was {_shown(before)} and is {_shown(after)}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from pathlib import Path
 
 import torch
 
@@ -28,7 +30,7 @@ from backprop.train.gpu_guard import Guard
 from backprop.train.methods import METHODS
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
-from backprop.train.resume import Beginning, identity, require_same_identity
+from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Commands, Steering
 from backprop.train.trainer import Schedule, StepLoop
 
@@ -64,17 +66,17 @@ class Session:
         if not self.start.checkpoint:
             self.sample(0, "the untouched model", tuned=False)
 
-        steps = self.start.resumed_from or 0
+        steps, tuned = self.start.resumed_from or 0, 0
         self.control.stepping = True
         with Guard(self.emit, self.loaded.device, thresholds(self.config)) as guard:
             self.steering.guard = guard
             if not self.steering.settle(steps):
-                steps = self.train(guard)
+                steps, tuned = self.train(guard)
             energy = guard.energy
         self.control.stepping = False
 
-        if steps:
-            self.sample(steps, "the tuned model")
+        if tuned:
+            self.sample(tuned, "the tuned model")
         stop = self.steering.stop
         status: EndStatus = "done" if stop is None else "interrupted" if stop.by == "signal" else "stopped"
         self.emit(
@@ -82,7 +84,7 @@ class Session:
                 status=status,
                 steps=steps,
                 final_loss=self.reporter.last_loss,
-                output_path=str(self.directory.adapter) if steps else "",
+                output_path=self.directory.result,
                 duration_seconds=time.monotonic() - began,
                 samples_seen=self.reporter.samples_seen,
                 tokens_seen=self.reporter.tokens_seen,
@@ -102,7 +104,7 @@ class Session:
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit)
-        self.identity = identity(config, path, rows.fingerprint)
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint)
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
@@ -111,12 +113,19 @@ class Session:
                 emit(note)
         if start.weights:
             load_weights(start.weights, self.loaded.model)
+            for note in fork_notes(start.weights, self.identity):
+                emit(note)
         self.schedule = Schedule.of(config, len(self.trained))
         self.reporter = Reporter(emit, self.schedule, self.loaded.device)
         self.steering.on_sample = self.answer
 
-    def train(self, guard: Guard) -> int:
-        """Take the steps, then save the last checkpoint and the adapter; the number of steps taken."""
+    def train(self, guard: Guard) -> tuple[int, int]:
+        """Take the steps, then save the last checkpoint and the adapter.
+
+        Returns:
+            The number of steps taken, and the step whose weights are the result, which the model then has: the last,
+            or the best of a run that stopped early.
+        """
         config, emit, steering = self.config, self.emit, self.steering
         emit(PhaseChanged(phase="training"))
         method = METHODS["sft"](self.loaded.model)
@@ -152,11 +161,13 @@ class Session:
         )
         checkpoint = self.start.checkpoint
         if checkpoint:
-            callbacks.restore(loop.restore(checkpoint.path, new_end=self.start.extended))
+            progress = loop.restore(checkpoint.path, new_end=self.start.extended)
+            callbacks.restore(progress, new_end=self.start.extended)
             if self.start.extended:
                 emit(new_curve(checkpoint, config, self.schedule))
+        store = CheckpointStore(self.directory.checkpoints, self.directory.run_id)
         saver = callbacks.saver = Saver(
-            CheckpointStore(self.directory.checkpoints, self.directory.run_id),
+            store,
             emit,
             lambda: loop.snapshot(callbacks.progress()),
             self.identity,
@@ -168,19 +179,45 @@ class Session:
         with closing(saver):
             saver.require_space(self.loaded.model)
             steering.on_checkpoint = lambda step: saver.save(step, "requested")
+            goes_on = callbacks.begin()
             self.reporter.start_clock()
-            steps = loop.run(callbacks.after_step)
+            steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
             saver.finish(steps, "final" if steering.stop is None else "stopped")
+        return steps, self.save_result(steps, store.best(steps) if callbacks.stopped_early else None)
+
+    def save_result(self, last: int, best: Checkpoint | None) -> int:
+        """Save the adapter of step ``last``, or that of ``best`` with the last one beside it; the result's step.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        if best is None or best.step == last:
+            self._save_adapter(self.directory.adapter, last)
+            shutil.rmtree(self.directory.last_adapter, ignore_errors=True)
+            return last
+        self._save_adapter(self.directory.last_adapter, last)
+        load_weights(best.path, self.loaded.model)
+        self._save_adapter(self.directory.adapter, best.step)
+        self.emit(
+            events.Warning(
+                code="RESULT_IS_BEST",
+                message=f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
+                f"({best.val_loss:.4f}): {self.directory.adapter}",
+                hint=f"that of the last step, {last}, is kept in {self.directory.last_adapter}",
+            )
+        )
+        return best.step
+
+    def _save_adapter(self, target: Path, step: int) -> None:
         save_adapter(
             self.loaded,
-            self.directory.adapter,
+            target,
             run_id=self.directory.run_id,
-            config=config,
+            config=self.config,
             fingerprint=self.identity["tokens"],
-            steps=steps,
+            steps=step,
         )
-        return steps
 
     def sample(self, step: int, what: str, *, tuned: bool = True) -> None:
         """Before the first step and after the last: answer the configured prompts, as a phase of its own."""
@@ -189,8 +226,8 @@ class Session:
             with nullcontext() if tuned else self.loaded.mode.base_answers(self.loaded.model):
                 self.answer(step, tuned=tuned)
 
-    def answer(self, step: int, *, tuned: bool = True) -> None:
-        """Answer the configured prompts with the model as it is.
+    def answer(self, step: int, *, tuned: bool = True) -> bool:
+        """Answer the configured prompts with the model as it is; whether all of them were answered.
 
         While there are steps to take, a wish to end the run ends the answers too.
         """
@@ -198,8 +235,9 @@ class Session:
             ended = self.steering.look if self.control.stepping or not tuned else None
             text = generate(self.loaded.model, self.loaded.chat, prompt, self.config.sample_tokens, stop_when=ended)
             if ended and ended():
-                return
+                return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
+        return True
 
 
 def thresholds(config: RunConfig) -> Thresholds:

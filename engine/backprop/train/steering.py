@@ -58,7 +58,7 @@ class Steering:
         self._commands = commands
         self._emit = emit
         self.on_checkpoint: Callable[[int], None] | None = None
-        self.on_sample: Callable[[int], None] | None = None
+        self.on_sample: Callable[[int], object] | None = None
         self._waiting: list[AnyCommand] = []
         self.guard: HeatGuard | None = None
         self._paused = False

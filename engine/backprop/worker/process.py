@@ -35,12 +35,16 @@ class _Reporter:
         earlier: seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
     """
 
-    def __init__(self, writer: EventWriter, control: Control, notes: list[Event], earlier: float) -> None:
+    def __init__(
+        self, writer: EventWriter, control: Control, directory: RunDirectory, notes: list[Event], earlier: float
+    ) -> None:
         self._writer = writer
         self._control = control
+        self._directory = directory
         self._notes = notes
         self._earlier = earlier
         self._started = time.monotonic()
+        self._resumed_from = 0
         self._last: Step | None = None
         self.finished = False
 
@@ -56,6 +60,7 @@ class _Reporter:
             case RunStarted():
                 self._control.require_uninterrupted()
                 self._started = time.monotonic()
+                self._resumed_from = event.resumed_from or 0
         self._writer.emit(event)
         if isinstance(event, RunStarted):
             for note in self._notes:
@@ -64,9 +69,9 @@ class _Reporter:
     def interrupted(self) -> RunFinished:
         return RunFinished(
             status="interrupted",
-            steps=self._last.step if self._last else 0,
+            steps=self._last.step if self._last else self._resumed_from,
             final_loss=self._last.loss if self._last else None,
-            output_path="",
+            output_path=self._directory.result,
             duration_seconds=0.0,
             samples_seen=self._last.samples_seen if self._last else 0,
             tokens_seen=self._last.tokens_seen if self._last else 0,
@@ -89,7 +94,7 @@ def _run(directory: RunDirectory, work: Work) -> int:
             earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
             control.listen(directory)
             writer = EventWriter(journal, pipe, run_id)
-            reporter = _Reporter(writer, control, _notes(restored), earlier)
+            reporter = _Reporter(writer, control, directory, _notes(restored), earlier)
             status = _report(directory, control, reporter, work)
             writer.close()
     except RunError as error:
