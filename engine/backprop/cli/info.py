@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from backprop.cli import output
 from backprop.cli.options import json_and_verbose
@@ -24,9 +25,9 @@ def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -
         from backprop.data.example import PROBLEM_CODES
 
         return _show_codes(PROBLEM_CODES, as_json)
-    from backprop.hardware.devices import info_dict
+    from backprop.hardware import devices
 
-    facts = info_dict()
+    facts = msgspec.to_builtins(devices.info())
     if as_json:
         output.document(facts)
     else:
