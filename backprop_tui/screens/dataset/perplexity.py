@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from backprop.core import jobs
 from backprop.core.events import ModelLoading
+from backprop.core.settings import RunConfig
 from backprop.runs.describe import describe
 
 from backprop_tui.screens.dataset.file import OpenFile
@@ -56,9 +57,7 @@ class ScoresPane(ListView):
             return
         self._asked = wanted
         self._unit = opened.source.unit
-        request = jobs.ScoreRequest(
-            data=opened.path, model=wanted[0], max_length=wanted[1], mapping=opened.file.mapping
-        )
+        request = RunConfig(data=opened.path, model=wanted[0], max_seq_length=wanted[1], mapping=opened.file.mapping)
         self.scores = self.report = None
         self._far = frozenset()
         self._list([[("scoring every row … (x stops it)", "muted")]], ())
@@ -101,7 +100,7 @@ class ScoresPane(ListView):
             self.post_message(GoToLine(self._rows[self.cursor - len(self._words)].line))
 
 
-def _listen(task: Task[_Scores], request: jobs.ScoreRequest) -> None:
+def _listen(task: Task[_Scores], request: RunConfig) -> None:
     """Follow the engine, in a thread."""
     from backprop.runs.engine_jobs import engine_job
 
