@@ -206,7 +206,7 @@ def test_with_gradient_checkpointing_layers_are_computed_twice_and_gradients_sta
         loop = loop_of(replace(config, gradient_checkpointing=recomputed), rows)
         model = loop.loaded.model
         computed: list[int] = []
-        model.get_base_model().model.layers[0].mlp.register_forward_hook(lambda *_, seen=computed: seen.append(1))
+        model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=computed: seen.append(1))
         model.train()
         loop.gradient([rows.row(0), rows.row(1)])
         gradients = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
