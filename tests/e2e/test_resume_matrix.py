@@ -183,6 +183,7 @@ CASES = [
             *(("evaluating", 1), ("training", 2), ("evaluating", 3), ("saving", 1), ("sampling", 2)),
         ]
     ),
+    Case("while libraries are imported", "train", ({"import": "peft", "nth": 1},)),
     Case("in the first samples, between two", "held-out share", (after("sample", 1),)),
     Case("in the last samples, between two", "held-out share", (after("sample", 9),)),
 ]
