@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from textual import events
 from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
+from textual.notifications import SeverityLevel
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
@@ -27,8 +27,9 @@ from textual.worker import Worker, WorkerState
 from backprop_tui import themes
 from backprop_tui.keys import EVERYWHERE, bindings
 from backprop_tui.screens import SCREENS, Entry
-from backprop_tui.screens.base import BaseScreen, Go, OpenRun
+from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
+from backprop_tui.text import many_lines
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
@@ -57,6 +58,8 @@ class BackpropApp(App[None]):
         self.theme = themes.SIXTEEN.name if few else themes.DARK.name
         self.animation_level = "none"
         self.watched: Watch | None = None
+        self.others: list[Watch] = []
+        """Runs that were open before and are still being trained."""
         self.leaving = False
         """Leave when the run has ended."""
         self.error: BackpropError | None = None
@@ -93,8 +96,8 @@ class BackpropApp(App[None]):
 
     def _make(self, entry: Entry) -> BaseScreen:
         """A screen of the table, when it is opened first."""
-        screen: BaseScreen = import_module(entry.module).make()
-        screen.watch_run = self.watched
+        screen: BaseScreen = entry.load_screen()()
+        screen.watch_run, screen.living = self.watched, self.living()
         self._made.append(screen)
         return screen
 
@@ -109,16 +112,27 @@ class BackpropApp(App[None]):
         """The one place where a run's news reach the screen."""
         if not self._catching_up:
             self._advance()
-        if (self.leaving or self._asking) and (self.watched is None or not self.watched.live):
+        living = self.living()
+        if (self.leaving or self._asking) and not living:
             self.exit()
         try:
             screen = self.screen
         except ScreenStackError:  # the timer ticks before the first screen is there, and after the last one went
             return
         if isinstance(screen, BaseScreen) and screen.is_mounted:
+            screen.living = living
             screen.flush()
 
+    def living(self) -> list[Watch]:
+        """Every run that is being trained and was opened here, the one that is open first."""
+        for other in [other for other in self.others if not other.live]:
+            self.others.remove(other)
+            other.close()
+        return [watch for watch in (self.watched, *self.others) if watch is not None and watch.live]
+
     def _advance(self) -> None:
+        for other in self.others:
+            other.advance()
         self._catching_up = self.watched is not None and self.watched.advance()
         if self._catching_up:
             self.set_timer(CATCH_UP, self._advance)
@@ -132,6 +146,18 @@ class BackpropApp(App[None]):
             self.small = False
             if isinstance(self.screen, TooSmall):
                 self.screen.dismiss()
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: SeverityLevel = "information",
+        timeout: float | None = None,
+        markup: bool = False,
+    ) -> None:
+        """Show a message for a while. It is text: what a path or an error holds in brackets is no markup."""
+        super().notify(many_lines(message), title=title, severity=severity, timeout=timeout, markup=False)
 
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """A thread that failed is told about; it does not take the application along."""
@@ -159,23 +185,25 @@ class BackpropApp(App[None]):
 
     def on_open_run(self, message: OpenRun) -> None:
         """Show a run on the Live screen, living or over; where it cannot be begun, why is said."""
-        if message.path is not None and self.watched is not None and self.watched.path == message.path.absolute():
+        path = None if message.path is None else message.path.absolute()
+        if self.watched is not None and self.watched.path == path:
             self.switch_mode("live")
             return
         try:
-            watch = message.begin()
+            watch = next((other for other in self.others if other.path == path), None) or message.begin()
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
         self._show_run(watch)
 
-    def on_go(self, message: Go) -> None:
-        self.switch_mode(message.name)
-
     def _show_run(self, watch: Watch) -> None:
-        if self.watched is not None:
-            self.watched.close()
-        self.watched = watch
+        old, self.watched = self.watched, watch
+        if watch in self.others:
+            self.others.remove(watch)
+        if old is not None and old.live:
+            self.others.insert(0, old)
+        elif old is not None:
+            old.close()
         for screen in self._made:
             screen.watch_run = watch
         self.run_worker(lambda: _remember(watch.path), thread=True, exit_on_error=False)
@@ -199,31 +227,26 @@ class BackpropApp(App[None]):
         self.notify(f"drawing at most {CADENCES[self._cadence]:g} times a second", timeout=2)
 
     def action_leave(self) -> None:
-        """Leave; with a living run, ask what becomes of it."""
-        if self.watched is None or not self.watched.live or self.leaving:
+        """Leave; with living runs, ask what becomes of them."""
+        living = self.living()
+        if not living or self.leaving:
             self.exit()
-            return
-        if isinstance(self.screen, Question):
-            return
-        state = self.watched.state
-        text = (
-            f"Run {state.run_id} is at step {state.step} of {state.total_steps}."
-            if state.step
-            else (f"Run {state.run_id} is being prepared.")
-        )
-        self._asking = True
-        self.push_screen(Question("leave", text, LEAVING), self._left)
+        elif not isinstance(self.screen, Question):
+            self._asking = True
+            self.push_screen(Question("leave", "\n".join(map(_how_far, living)), LEAVING), self._left)
 
     def _left(self, value: str | None) -> None:
         self._asking = False
         if value == "leave":
             self.exit()
-        elif value == "kill" and self.watched is not None:
-            self.watched.kill()
+        elif value == "kill":
+            for watch in self.living():
+                watch.kill()
             self.leaving = True
-        elif value == "stop" and self.watched is not None:
+        elif value == "stop":
             try:
-                self.watched.send(Stop())
+                for watch in self.living():
+                    watch.send(Stop())
             except BackpropError as error:
                 self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
                 return
@@ -253,6 +276,13 @@ class BackpropApp(App[None]):
         yield SystemCommand(
             "Theme", "change the colours; ansi-dark and ansi-light use the terminal's own", self.search_themes
         )
+
+
+def _how_far(watch: Watch) -> str:
+    state = watch.state
+    if not state.step:
+        return f"Run {state.run_id} is being prepared."
+    return f"Run {state.run_id} is at step {state.step} of {state.total_steps}."
 
 
 def _collect_garbage_again() -> None:

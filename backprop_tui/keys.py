@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from textual.binding import Binding, BindingType
 
-from backprop_tui.screens import SCREENS, Entry
+from backprop_tui.screens import SCREENS
 
 
 class Key(NamedTuple):
@@ -48,11 +47,6 @@ EVERYWHERE = (
         for number, entry in enumerate(SCREENS, 1)
     ),
 )
-
-
-def keys_of(entry: Entry) -> tuple[Key, ...]:
-    """The keys that a screen states."""
-    return cast("tuple[Key, ...]", import_module(entry.module).KEYS)
 
 
 def bindings(keys: Iterable[Key]) -> list[BindingType]:

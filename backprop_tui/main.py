@@ -34,9 +34,12 @@ def main() -> None:
     try:
         # No words, no time spent on the options they could be.
         sys.exit(_understood(arguments) if arguments else show(None, None))
-    except BackpropError as error:
-        output.show_error(error, as_json=False)
-        sys.exit(error.exit_code)
+    except (BackpropError, OSError) as error:
+        from backprop.cli.main import refused
+
+        known = refused(error) if isinstance(error, OSError) else error
+        output.show_error(known, as_json=False)
+        sys.exit(known.exit_code)
 
 
 def show(config: RunConfig | None, run: Path | None) -> int:
@@ -57,6 +60,7 @@ def show(config: RunConfig | None, run: Path | None) -> int:
 
 def farewell(app: BackpropApp) -> None:
     """Print what a person wants to keep from the screen that is gone."""
+    from backprop.cli import output
     from backprop.runs.describe import number
 
     watch = app.watched
@@ -65,10 +69,10 @@ def farewell(app: BackpropApp) -> None:
     state = watch.state
     loss = f", loss {number(state.final_loss)}" if state.step else ""
     steps = f"step {state.step}/{state.total_steps}" if state.total_steps else "no step yet"
-    print(f"run {state.run_id}: {state.status}, {steps}{loss}")
-    print(f"directory: {watch.path}")
+    output.line(output.inline(f"run {state.run_id}: {state.status}, {steps}{loss}"))
+    output.line(output.inline(f"directory: {watch.path}"))
     verb = "watch it again" if watch.live else "look at it again"
-    print(f"{verb}: backprop-tui --attach {state.run_id}")
+    output.line(output.inline(f"{verb}: backprop-tui --attach {state.run_id}"))
 
 
 def _understood(arguments: list[str]) -> int:
@@ -88,7 +92,7 @@ def _understood(arguments: list[str]) -> int:
 def command() -> click.Command:
     """The words after ``backprop-tui``: what they mean, and the run they ask for."""
     import click
-    from backprop.cli.train import setting_options
+    from backprop.cli.options import run_config, setting_options
 
     @click.command(context_settings={"help_option_names": ["-h", "--help"]})
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
@@ -112,23 +116,10 @@ def command() -> click.Command:
 
             return show(demo_config(given["output_dir"]) if given.get("output_dir") else demo_config(), None)
         if what == "train" or file is not None or any(value not in (None, ()) for value in given.values()):
-            return show(configured(given, file), None)
+            return show(run_config(given, file), None)
         return show(None, None)
 
     return asked
-
-
-def configured(given: dict[str, Any], file: str | None) -> RunConfig:
-    """The configuration of the flags.
-
-    Raises:
-        BackpropError: what the flags or the file say cannot be used.
-    """
-    from backprop.cli import options
-    from backprop.cli.train import choose_model
-
-    values = options.gather(given, file)
-    return choose_model(options.configure(values), named="model" in values)
 
 
 def headless(arguments: list[str]) -> int:
@@ -155,8 +146,8 @@ def attach_command() -> click.Command:
     """``--attach`` without a screen."""
     import click
     from backprop.cli.follow import follow
+    from backprop.cli.options import json_and_verbose
     from backprop.cli.runs import find_run
-    from backprop.cli.shared_options import json_and_verbose
     from backprop.runs import engine_client
 
     @click.command

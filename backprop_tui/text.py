@@ -31,7 +31,7 @@ _VISIBLE = {code: chr(0x2400 + code) for code in range(0x20)} | {
     0x7F: "␡",
     **dict.fromkeys((*range(128, 160), 0x2028, 0x2029), "�"),
     # Marks that turn the writing direction around would let a text disguise what it says.
-    **dict.fromkeys((8206, 8207, *range(8234, 8239), *range(8294, 8298), 65279), "�"),
+    **dict.fromkeys((1564, 8206, 8207, *range(8234, 8239), *range(8294, 8298), 65279), "�"),
 }
 _ONE_LINE = _VISIBLE | {0x0A: "↵", 0x09: " ", 0x0D: "␍"}
 _MANY_LINES = {code: sign for code, sign in _VISIBLE.items() if code not in (0x0A, 0x09)} | {0x09: "    "}

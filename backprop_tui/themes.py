@@ -38,12 +38,6 @@ DARK = Theme(
         "block-cursor-blurred-background": "#262626",
         "border": "#5f87af",
         "border-blurred": "#444444",
-        "scrollbar": "#444444",
-        "scrollbar-hover": "#5f5f5f",
-        "scrollbar-active": "#5fafd7",
-        "scrollbar-background": "#121212",
-        "scrollbar-background-hover": "#121212",
-        "scrollbar-background-active": "#121212",
     },
 )
 

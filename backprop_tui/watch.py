@@ -12,7 +12,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from backprop.core.errors import BackpropError, EngineCrashedError
+from backprop.core.errors import BackpropError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
@@ -72,7 +72,7 @@ class Watch:
         try:
             self._first = read_run(self.path)
             while not self._closed.is_set():
-                found = self.link.read(0.5)
+                found = self._next()
                 self._inbox.append((found, self.link.alive(), self.link.over))
                 if self.link.over:
                     return
@@ -85,6 +85,15 @@ class Watch:
             if self._closed.is_set():
                 self.link.detach()
 
+    def _next(self) -> list[AnyEvent]:
+        try:
+            return self.link.read(0.5)
+        except RunError as error:
+            if error.code != "RUN_ALREADY_ACTIVE":
+                raise
+            self.link = engine_client.attach(self.path)  # somebody else was faster: this is what goes on
+            return []
+
     def advance(self) -> bool:
         """Fold in what came since the last call, a bounded amount; whether more waits."""
         if self._first is not None:
@@ -93,7 +102,7 @@ class Watch:
                 self.state.await_start()
             self.was_alive = self.state.alive
         if self.error is not None:
-            self.state.alive, self.state.told_status = False, "damaged"
+            self.state.alive, self.state.journal_status = False, "damaged"
         budget = EVENTS_AT_ONCE
         while budget > 0 and (self._rest or self._inbox):
             if not self._rest:

@@ -9,7 +9,7 @@ Memory is the peak of a fresh process. Validation, ``json``, ``orjson`` and ``ms
 several rounds; figures are medians in megabytes per second of processor time, with the ratio to the fastest parser.
 TRL is measured on what it does by default (no mask), which is less than what it is compared with: here the tokenizer is
 loaded, every row is masked, counted and written to disk as well. The rows are words of Python's manual, as often as it
-has them; no word is remembered from one round to the next.
+has them. Its time is that of all cores together, which the tokenizer uses: how many there are is printed.
 """
 
 from __future__ import annotations
@@ -270,7 +270,8 @@ def beside_trl(folder: Path, model_dir: Path) -> None:
         made = prepare(path, model_dir, max_length=1_000_000, cache_dir=folder / f"cache-{turn}")
         spent["backprop"].append((time.perf_counter() - start, time.process_time() - cpu))
         tokens["backprop"] = made.summary.tokens
-    print(f"\nrows made ready for training, {TOKEN_ROWS:,} rows, median of {ROUNDS}")
+    cores = len(os.sched_getaffinity(0))
+    print(f"\nrows made ready for training, {TOKEN_ROWS:,} rows, {cores} cores, median of {ROUNDS}")
     middle = {name: tuple(map(statistics.median, zip(*times, strict=True))) for name, times in spent.items()}
     for name, (wall, cpu) in middle.items():
         print(

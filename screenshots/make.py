@@ -30,7 +30,7 @@ import recorded  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 
 from backprop_tui.app import BackpropApp  # noqa: E402
-from backprop_tui.widgets.path_input import PromptInput  # noqa: E402
+from backprop_tui.widgets.path_input import Input  # noqa: E402
 
 _TEXT = re.compile(r'<text class="([^"]+)" x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"([^>]*)>(.*?)</text>')
 _WORD = re.compile(r"[⠀-⣿]|[^\s⠀-⣿]+")
@@ -86,7 +86,7 @@ def bundled(path: Path, *keys: str) -> Callable[[Pilot], Awaitable[None]]:
 
     async def act(pilot: Pilot) -> None:
         await shown("3", "o")(pilot)
-        pilot.app.screen.query_one(PromptInput).value = str(path)
+        pilot.app.screen.query_one(Input).value = str(path)
         await shown("enter", *keys)(pilot)
         await pilot.pause(3)  # what was asked for in the background
 

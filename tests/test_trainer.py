@@ -18,6 +18,7 @@ from backprop.core.errors import (
     ModelLoadError,
 )
 from backprop.runs import engine_client
+from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from backprop.trainer import spool
 from tiny_language_model import rows, write_model, write_rows
@@ -174,6 +175,8 @@ def test_which_model_is_taken_when_none_is_named_is_printed(capsys: pytest.Captu
     ("dataset", "said"),
     [
         ({"train": [], "test": []}, "several datasets"),
+        ({"instruction": "a", "output": "b"}, "one row"),
+        ({"instruction": ["a", "b"], "output": ["c"]}, "instruction 2, output 1"),
         ([{"a": 1}, "text"], "row 2"),
         ([{"a": object()}], "row 1"),
     ],
@@ -189,3 +192,43 @@ def test_arrays_in_rows_become_lists(tmp_path: Path) -> None:
 
     spool([{"text": "a", "scores": np.array([1.5, 2.0]), "n": np.int64(3)}], tmp_path / "rows.jsonl")
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a", "scores": [1.5, 2.0], "n": 3}
+
+
+def test_columns_are_rows(tmp_path: Path) -> None:
+    columns = {"instruction": ["a", "b"], "extra": [{"n": 1}, None]}
+    assert [json.loads(line) for line in spool(columns, tmp_path / "x").read_text().splitlines()] == [
+        {"instruction": "a", "extra": {"n": 1}},
+        {"instruction": "b", "extra": None},
+    ]
+
+
+def test_a_table_says_how_its_rows_are_passed(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    with pytest.raises(DatasetFormatError) as told:
+        spool(pyarrow.table({"a": [1]}), tmp_path / "x")
+    assert "to_pylist()" in told.value.hint
+
+
+def test_paths_may_be_path_objects_and_are_made_absolute(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def launch(directory: RunDirectory, *how: str) -> None:
+        raise Stop
+
+    monkeypatch.setattr(engine_client, "launch", launch)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    relative = Path("..") / "tiny"
+    relative.symlink_to(model)
+    trainer = Trainer(relative, output_dir=Path("out"), epochs=2)
+    with pytest.raises(Stop):
+        trainer.train(rows(4), steps=3)
+    (made,) = (tmp_path / "work" / "out").iterdir()
+    config = RunDirectory(made).read_record().config
+    assert Path(config.model).is_absolute()
+    assert Path(config.model).samefile(model)
+    assert config.output_dir == str(tmp_path / "work" / "out")
+    assert (config.steps, config.epochs) == (3, None)

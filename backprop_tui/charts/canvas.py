@@ -57,10 +57,6 @@ class Raster:
         self._masks = [[0] * width for _ in range(height)]
         self._inks = [[""] * width for _ in range(height)]
 
-    def dot(self, x: int, y: int, ink: str) -> None:
-        """Set a dot, counted from the top left."""
-        self.column(x, y, y, ink)
-
     def column(self, x: int, top: int, bottom: int, ink: str) -> None:
         """Set the dots of one column from ``top`` to ``bottom``."""
         if not 0 <= x < self.dots_across:

@@ -8,10 +8,9 @@ from math import isnan
 from backprop.core.events import AnyEvent, Evaluated
 from backprop.runs.describe import number
 from backprop.runs.state import RunState
-from msgspec import Struct
 
 from backprop_tui.charts.canvas import SYMBOLS, Axis, Raster, step_labels
-from backprop_tui.charts.series import SMOOTHING, Curve, shown_steps
+from backprop_tui.charts.series import SMOOTHING, Bucket, Curve, shown_steps
 from backprop_tui.charts.timeline import marks, timeline
 from backprop_tui.text import Row
 from backprop_tui.widgets.cells import Cells, cut, heading, row_width
@@ -22,16 +21,6 @@ _SHORT = 200
 """Steps of a run whose curve a heavy average would lag behind."""
 _ROOM_FOR_MARKS = 8
 """Rows of a plot that can spare one for the timeline."""
-
-
-class _Column(Struct):
-    """What one column of dots shows."""
-
-    x: int
-    low: float
-    high: float
-    smooth: tuple[float, ...]
-    has_gap: bool
 
 
 def reaching(top: int, bottom: int, other_top: int, other_bottom: int) -> tuple[int, int]:
@@ -55,7 +44,6 @@ class LossPlot(Cells):
         self.waiting: list[Row] = []
         """Shown instead of the axes while there is no step."""
         self._axis = Axis()
-        self._seen: tuple[object, ...] = ()
 
     def show(self, curve: Curve, state: RunState | None, total: int, waiting: list[Row]) -> None:
         """Draw ``curve`` over ``total`` steps with what else happened in the run of ``state``."""
@@ -63,9 +51,7 @@ class LossPlot(Cells):
         self.evaluations, self.events = (state.evaluations, state.notable) if state else ([], [])
         happened = (len(self.evaluations), len(self.events))
         seen = (id(curve), curve.last_step, happened, total, waiting if not curve.last_step else [])
-        if seen != self._seen:
-            self._seen = seen
-            self.redraw()
+        self.redraw_for(seen)
 
     def toggle_log(self) -> None:
         self.log_y = not self.log_y
@@ -140,23 +126,22 @@ class LossPlot(Cells):
         return None if isnan(self.curve.last) else self.curve.last
 
     def _average(self) -> float | None:
-        buckets = self.curve.buckets()
-        return buckets[-1][1].smooth[self.smoothing] if buckets else None
+        return self.curve.smooth[self.smoothing] if self.curve.smooth else None
 
     def _draw(self, raster: Raster, shown: int) -> None:
         """Raw first, then the average over it: in a shared cell the average is seen."""
         columns = self._columns(raster, shown)
         previous: tuple[int, int, int] | None = None
-        for column in columns:
-            top, bottom = self._y(column.high, raster), self._y(column.low, raster)
-            if previous is not None and column.x - previous[0] > 1:
-                raster.line(previous[0], sum(previous[1:]) // 2, column.x, (top + bottom) // 2, "raw")
+        for x, bucket in columns:
+            top, bottom = self._y(bucket.high, raster), self._y(bucket.low, raster)
+            if previous is not None and x - previous[0] > 1:
+                raster.line(previous[0], sum(previous[1:]) // 2, x, (top + bottom) // 2, "raw")
             elif previous is not None:
                 top, bottom = reaching(top, bottom, *previous[1:])
-            raster.column(column.x, top, bottom, "raw")
-            previous = None if column.has_gap else (column.x, top, bottom)
+            raster.column(x, top, bottom, "raw")
+            previous = None if bucket.has_gap else (x, top, bottom)
         if SMOOTHING[self.smoothing]:
-            averages = [(c.x, c.smooth[self.smoothing]) for c in columns]
+            averages = [(x, bucket.smooth[self.smoothing]) for x, bucket in columns]
             places = [(x, self._y(value, raster)) for x, value in averages if value > 0 or not self.log_y]
             for (x0, y0), (x1, y1) in pairwise(places):
                 if x1 - x0 > 1:
@@ -164,23 +149,18 @@ class LossPlot(Cells):
                 else:
                     raster.column(x1, *reaching(y1, y1, y0, y0), "smooth+bold")
 
-    def _columns(self, raster: Raster, shown: int) -> list[_Column]:
+    def _columns(self, raster: Raster, shown: int) -> list[tuple[int, Bucket]]:
         """The buckets that fall on each column of dots, as one."""
-        found: list[_Column] = []
-        last: _Column | None = None
+        found: list[tuple[int, Bucket]] = []
         scale = (raster.dots_across - 1) / max(1, shown - 1)
         for step, bucket in self.curve.buckets():
             if self.log_y and bucket.low <= 0:
                 continue
             x = round((step - 1) * scale)
-            if last is None or last.x != x:
-                last = _Column(x, bucket.low, bucket.high, bucket.smooth, bucket.has_gap)
-                found.append(last)
-                continue
-            last.low = min(last.low, bucket.low)
-            last.high = max(last.high, bucket.high)
-            last.smooth = bucket.smooth
-            last.has_gap = last.has_gap or bucket.has_gap
+            if found and found[-1][0] == x:
+                found[-1] = (x, found[-1][1].merged(bucket))
+            else:
+                found.append((x, bucket))
         return found
 
     def _x(self, step: float, shown: int, raster: Raster) -> int:

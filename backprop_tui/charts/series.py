@@ -7,10 +7,11 @@ was drawn once does not move between two doublings.
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from math import inf, isnan
-from typing import NamedTuple
 
 from backprop.runs.state import RunState
+from msgspec import Struct
 
 BUCKETS = 1024
 STEPS_AT_ONCE = 2500
@@ -20,44 +21,36 @@ SMOOTHING = (0.0, 0.6, 0.9, 0.98)
 """Weights of the exponential moving averages that can be chosen; 0 is no smoothing."""
 
 
-class Bucket(NamedTuple):
-    low: float
-    high: float
-    mean: float
-    smooth: tuple[float, ...]
+class Bucket(Struct):
+    """What is kept of the steps that fall into it."""
+
+    low: float = inf
+    high: float = -inf
+    total: float = 0.0
+    count: int = 0
+    """Steps with a finite value."""
+    gaps: int = 0
+    """Steps without one."""
+    smooth: tuple[float, ...] = ()
     """The averages of ``SMOOTHING`` after the bucket's last finite value."""
-    has_gap: bool
-    """Whether a step of it was not finite."""
+    has_gap: bool = False
+    """Whether a step of it, or the one after it, was not finite."""
 
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
 
-class _Open:
-    """The buckets while they are filled: columns, so that merging is a loop over slices."""
-
-    def __init__(self) -> None:
-        self.low: list[float] = []
-        self.high: list[float] = []
-        self.total: list[float] = []
-        self.count: list[int] = []
-        self.gaps: list[int] = []
-        self.smooth: list[tuple[float, ...]] = []
-
-    def extend_to(self, length: int) -> None:
-        while len(self.low) < length:
-            self.low.append(inf)
-            self.high.append(-inf)
-            self.total.append(0.0)
-            self.count.append(0)
-            self.gaps.append(0)
-            self.smooth.append(())
-
-    def halve(self) -> None:
-        self.extend_to(len(self.low) + len(self.low) % 2)
-        self.low = [min(pair) for pair in zip(self.low[::2], self.low[1::2], strict=True)]
-        self.high = [max(pair) for pair in zip(self.high[::2], self.high[1::2], strict=True)]
-        self.total = [sum(pair) for pair in zip(self.total[::2], self.total[1::2], strict=True)]
-        self.count = [sum(pair) for pair in zip(self.count[::2], self.count[1::2], strict=True)]
-        self.gaps = [sum(pair) for pair in zip(self.gaps[::2], self.gaps[1::2], strict=True)]
-        self.smooth = [later or sooner for sooner, later in zip(self.smooth[::2], self.smooth[1::2], strict=True)]
+    def merged(self, later: Bucket) -> Bucket:
+        """Of two neighbours one."""
+        return Bucket(
+            min(self.low, later.low),
+            max(self.high, later.high),
+            self.total + later.total,
+            self.count + later.count,
+            self.gaps + later.gaps,
+            later.smooth or self.smooth,
+            self.has_gap or later.has_gap,
+        )
 
 
 class Curve:
@@ -69,42 +62,38 @@ class Curve:
         self.last_step = 0
         self.last = float("nan")
         """The last value, NaN where it was not finite."""
+        self.smooth: tuple[float, ...] = ()
+        """The averages now."""
         self.gaps = 0
         """Steps whose value was not finite."""
         self._most, self._smoothing = buckets, smoothing
-        self._cells = _Open()
+        self._buckets: list[Bucket] = []
         self._averages = [0.0] * len(smoothing)
         self._seen = 0
-        self._known: list[tuple[float, Bucket]] = []
-        self._indices: list[int] = []
-        self._changed = 0
-        """The first bucket that changed since ``_known`` was made."""
 
     def __len__(self) -> int:
-        return len(self._cells.low)
+        return len(self._buckets)
 
     def add(self, step: int, value: float) -> None:
         """Take in the value of ``step``; NaN is a gap."""
-        index = (step - 1) // self.width
-        while index >= self._most:
-            self._cells.halve()
+        while (index := (step - 1) // self.width) >= self._most:
+            pairs = zip_longest(self._buckets[::2], self._buckets[1::2], fillvalue=Bucket())
+            self._buckets = [sooner.merged(later) for sooner, later in pairs]
             self.width *= 2
-            self._changed = 0
-            index = (step - 1) // self.width
-        self._changed = min(self._changed, index)
-        cells = self._cells
-        cells.extend_to(index + 1)
+        while len(self._buckets) <= index:
+            self._buckets.append(Bucket())
+        bucket = self._buckets[index]
         self.last_step, self.last = step, value
         if isnan(value):
-            cells.gaps[index] += 1
+            bucket.gaps += 1
             self.gaps += 1
             return
-        cells.low[index] = min(cells.low[index], value)
-        cells.high[index] = max(cells.high[index], value)
-        cells.total[index] += value
-        cells.count[index] += 1
+        bucket.low = min(bucket.low, value)
+        bucket.high = max(bucket.high, value)
+        bucket.total += value
+        bucket.count += 1
         if self._smoothing:
-            cells.smooth[index] = self._smoothed(value)
+            bucket.smooth = self.smooth = self._smoothed(value)
 
     def _smoothed(self, value: float) -> tuple[float, ...]:
         """The averages, corrected for their start at zero (as in Adam, arXiv:1412.6980)."""
@@ -115,34 +104,22 @@ class Curve:
             result.append(self._averages[i] / (1 - weight**self._seen) if weight else value)
         return tuple(result)
 
-    def buckets(self) -> list[tuple[float, Bucket]]:
+    def buckets(self) -> list[tuple[int, Bucket]]:
         """Every bucket with a finite value, with its last step. One before a bucket without any ends at a gap too."""
-        cells, known, indices = self._cells, self._known, self._indices
-        # The one before may have learned of a gap from a bucket that has a value now.
-        start = max(0, self._changed - 1)
-        while indices and indices[-1] >= start:
-            indices.pop()
-            known.pop()
-        for index in range(start, len(cells.low)):
-            if cells.count[index]:
-                bucket = Bucket(
-                    cells.low[index],
-                    cells.high[index],
-                    cells.total[index] / cells.count[index],
-                    cells.smooth[index],
-                    cells.gaps[index] > 0,
-                )
-                known.append((min(self.last_step, (index + 1) * self.width), bucket))
-                indices.append(index)
-            elif cells.gaps[index] and known:
-                known[-1] = (known[-1][0], known[-1][1]._replace(has_gap=True))
-        self._changed = len(cells.low)
-        return known
+        found: list[tuple[int, Bucket]] = []
+        for index, bucket in enumerate(self._buckets):
+            if bucket.count:
+                bucket.has_gap = bucket.gaps > 0
+                found.append((min(self.last_step, (index + 1) * self.width), bucket))
+            elif bucket.gaps and found:
+                found[-1][1].has_gap = True
+        return found
 
     def span(self, positive: bool = False) -> tuple[float, float] | None:
         """Lowest and highest value, of the positive ones only for a logarithmic axis."""
-        lows = [v for v, n in zip(self._cells.low, self._cells.count, strict=True) if n and (v > 0 or not positive)]
-        highs = [v for v, n in zip(self._cells.high, self._cells.count, strict=True) if n and (v > 0 or not positive)]
+        filled = [bucket for bucket in self._buckets if bucket.count]
+        lows = [bucket.low for bucket in filled if bucket.low > 0 or not positive]
+        highs = [bucket.high for bucket in filled if bucket.high > 0 or not positive]
         return (min(lows), max(highs)) if lows and highs else None
 
 

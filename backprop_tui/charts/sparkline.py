@@ -93,14 +93,11 @@ class Readings(Cells):
         self.series: RunSeries | None = None
         self.total = 0
         self.symbols = SYMBOLS[0]
-        self._seen: tuple[object, ...] = ()
 
     def show(self, series: RunSeries | None, total: int, symbols: Symbols) -> None:
         seen = (0, 0, total, symbols) if series is None else (id(series.loss), series.loss.last_step, total, symbols)
         self.series, self.total, self.symbols = series, total, symbols
-        if seen != self._seen:
-            self._seen = seen
-            self.redraw()
+        self.redraw_for(seen)
 
     def rows(self, width: int, height: int) -> list[Row]:
         if self.series is None:

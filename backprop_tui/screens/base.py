@@ -7,7 +7,7 @@ one method of Textual's compositor; the rest of it is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,16 +18,9 @@ from textual.message import Message
 from textual.screen import Screen
 
 from backprop_tui.keys import EVERYWHERE, Key
+from backprop_tui.text import STATUS, Row, clock
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
-
-
-class Go(Message):
-    """Show the screen of this name."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
 
 
 class OpenRun(Message):
@@ -52,7 +45,9 @@ class BaseScreen(Screen[None]):
         self._compositor = _SparingCompositor()
         self.keybar = KeyBar(id="keybar")
         self.watch_run: Watch | None = None
-        """The run that the application watches."""
+        """The run that is open."""
+        self.living: list[Watch] = []
+        """Every run that is being trained."""
 
     def flush(self) -> None:
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
@@ -65,8 +60,21 @@ class BaseScreen(Screen[None]):
     def show_keys(self) -> None:
         self.keybar.show(self.useful_keys())
 
-    def action_back(self) -> None:
+    def chip(self) -> Row:
+        """The first of the runs that are being trained and not shown here, and how many more there are."""
+        shown = [watch for watch in self.living if self.NAME != "live" or watch is not self.watch_run]
+        if not shown:
+            return []
+        state = shown[0].state
+        glyph, ink = STATUS[state.status]
+        far = f" {state.step}/{state.total_steps}" if state.step else ""
+        left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
+        more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
+        return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]
+
+    def action_back(self) -> Awaitable[None] | None:
         """Escape: one layer out."""
+        return None
 
     def on_screen_resume(self) -> None:
         if self.is_mounted:

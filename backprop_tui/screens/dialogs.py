@@ -14,10 +14,10 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
-from backprop_tui.keys import EVERYWHERE, keys_of
+from backprop_tui.keys import EVERYWHERE
 from backprop_tui.screens import SCREENS
 from backprop_tui.text import Row, wrap_text
-from backprop_tui.widgets.cells import Cells, heading
+from backprop_tui.widgets.cells import Cells, heading, labelled
 from backprop_tui.widgets.text_view import TextView
 
 WIDTH, HEIGHT = 60, 16
@@ -152,7 +152,7 @@ class KeyList(TextView):
 
     def __init__(self, first: str) -> None:
         super().__init__(id="keys")
-        tables = [(entry.name, entry.title, keys_of(entry)) for entry in SCREENS]
+        tables = [(entry.name, entry.title, entry.load_keys()) for entry in SCREENS]
         tables.append(("everywhere", "everywhere", EVERYWHERE))
         self.tables = sorted(tables, key=lambda table: (table[0] != first, table[0] != "everywhere"))
 
@@ -161,9 +161,7 @@ class KeyList(TextView):
         for _, title, keys in self.tables:
             rows.append(heading(title, width))
             for key in keys:
-                lines = wrap_text(key.help, width - 12)
-                rows.append([(f"{key.shown:>9}  ", "key+bold"), (lines[0], "text")])
-                rows += [[(" " * 11, "text"), (line, "text")] for line in lines[1:]]
+                rows += labelled(f"{key.shown:>9}  ", key.help, width - 1, label_ink="key+bold")
             rows.append([])
         rows.append(heading("marks under the loss", width))
         rows += [[(f"{mark.sign:>9}  ", mark.ink), (mark.meaning, "text")] for mark in MARKS]
@@ -190,7 +188,7 @@ class Help(Dialog[None]):
 class _Need(Cells):
     def rows(self, width: int, height: int) -> list[Row]:
         size = self.app.size
-        lines = ["this window is too small", f"needs {WIDTH}x{HEIGHT}, has {size.width}x{size.height}"]
+        lines = ["this window is too small (q leaves)", f"needs {WIDTH}x{HEIGHT}, has {size.width}x{size.height}"]
         above = max(0, (height - len(lines)) // 2)
         rows: list[Row] = [[] for _ in range(above)]
         return rows + [[(line[:width].center(width), "text")] for line in lines]
@@ -199,8 +197,15 @@ class _Need(Cells):
 class TooSmall(Dialog[None]):
     """Covers everything until the window is large enough. Training and watching go on."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,ctrl+q", "app.leave", show=False)]
+
     def __init__(self) -> None:
         super().__init__(id="small")
+
+    def on_screen_resume(self) -> None:
+        """A question that lay over it was answered; meanwhile the window may have grown."""
+        if self.app.size.width >= WIDTH and self.app.size.height >= HEIGHT:
+            self.dismiss()
 
     def compose(self) -> ComposeResult:
         yield _Need()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backprop.core.errors import RunError
 from backprop.core.events import Abort as AbortCommand
-from backprop.core.events import Checkpoint, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
+from backprop.core.events import CheckpointNow, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
 from backprop.runs.describe import PHASES
 from backprop.runs.state import RunState
 from textual.app import ComposeResult
@@ -16,7 +16,7 @@ from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens.base import BaseScreen, Go
+from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dialogs import ABORTING, Question
 from backprop_tui.text import Row
 from backprop_tui.watch import Watch
@@ -102,7 +102,7 @@ class LiveScreen(BaseScreen):
         if self._asked and (state is None or state.ended or self._asked[1](state)):
             self._asked = None
         problem = problem_of(watch) if watch else None
-        self._header.show(state, self._asked[0] if self._asked else "")
+        self._header.show(state, self._asked[0] if self._asked else "", self.chip())
         self._progress.show(state)
         self._choose_pane(watch, problem is not None)
         self._tabs.show(self._panes(state, problem is not None), self.pane)
@@ -110,10 +110,8 @@ class LiveScreen(BaseScreen):
         self.set_class(state is not None and not state.gpus, "-no-gpu")
         for panel in self._gpus:
             panel.show(state)
-        self._facts.show(state)
-        self._events.show(state)
-        self._samples.show(state)
-        self._data.show(state)
+        for view in (self._facts, self._events, self._samples, self._data):
+            view.show(state)
         self._problem.show(problem)
         self.show_keys()
 
@@ -172,8 +170,8 @@ class LiveScreen(BaseScreen):
             found.append(key)
         return found
 
-    def action_back(self) -> None:
-        self.post_message(Go("runs"))
+    async def action_back(self) -> None:
+        await self.run_action("app.go('runs')")
 
     def on_pane_tabs_chosen(self, message: PaneTabs.Chosen) -> None:
         self._chosen_by_hand = True
@@ -209,7 +207,7 @@ class LiveScreen(BaseScreen):
     def action_checkpoint(self) -> None:
         before = self._count("checkpoint_saved", "checkpoint_failed")
         self._ask(
-            Checkpoint(),
+            CheckpointNow(),
             "saving after this step…",
             lambda state: count_of(state, "checkpoint_saved", "checkpoint_failed") > before,
         )
@@ -270,6 +268,3 @@ def phases_so_far(state: RunState) -> list[Row]:
     if not rows and not state.ended:
         rows.append([("● ", "info"), ("starting the engine", "strong")])
     return rows
-
-
-make = LiveScreen

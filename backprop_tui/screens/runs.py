@@ -76,6 +76,8 @@ class RunsScreen(BaseScreen):
         self.sort = SORTS[0]
         self._shown_state: RunState | None = None
         self._series = RunSeries()
+        self._troubled = False
+        """It was said that the index over runs cannot be used."""
 
     def compose(self) -> ComposeResult:
         yield self._header
@@ -104,7 +106,11 @@ class RunsScreen(BaseScreen):
         with RunIndex() as index:
             index.scan(OUTPUT)
             found = index.summaries()
+            trouble = index.trouble
         self.app.call_from_thread(self._take_runs, found)
+        if trouble and not self._troubled:
+            self._troubled = True
+            self.app.call_from_thread(self.notify, trouble, severity="warning", timeout=8)
 
     def _take_runs(self, found: list[RunSummary]) -> None:
         changed = found != self.found
@@ -122,10 +128,15 @@ class RunsScreen(BaseScreen):
             empty = []
         self._table.show(runs, self.sort, empty)
         self._lower.display = bool(runs)
-        number = f"{len(runs)} of {len(found)}" if self.words else str(len(found))
-        filtered: Row = [("  with ", "muted"), (self.words, "warn")] if self.words else []
-        self._header.show([(" runs ", "strong+bold"), (number, "text"), *filtered], [("backprop ", "muted")])
+        self._show_header()
         self.show_keys()
+
+    def _show_header(self) -> None:
+        found, shown = len(self.found or []), self._table.count
+        number = f"{shown} of {found}" if self.words else str(found)
+        filtered: Row = [("  with ", "muted"), (self.words, "warn")] if self.words else []
+        title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered]
+        self._header.show(title, self.chip() or [("backprop ", "muted")])
 
     @property
     def chosen_path(self) -> str:
@@ -140,6 +151,7 @@ class RunsScreen(BaseScreen):
 
     def flush(self) -> None:
         """The detail's curve is caught up a portion at a time."""
+        self._show_header()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
             self._series.follow(self._shown_state)
             self._draw_plot()
@@ -276,6 +288,3 @@ def matches(run: RunSummary, words: str) -> bool:
     """Whether every word is somewhere in what the list shows of the run."""
     text = " ".join((run.run_id, run.name, run.model, run.dataset, run.status, run.kind, run.method, run.mode)).lower()
     return all(word in text for word in words.lower().split())
-
-
-make = RunsScreen

@@ -18,9 +18,8 @@ class Bar(Cells):
         self._row: tuple[Row, Row] = ([], [])
 
     def show(self, left: Row, right: Row) -> None:
-        if (left, right) != self._row:
-            self._row = left, right
-            self.redraw()
+        self._row = left, right
+        self.redraw_for(self._row)
 
     def rows(self, width: int, height: int) -> list[Row]:
         return [spread(*self._row, width)]
@@ -70,14 +69,19 @@ class KeyBar(Cells):
         self._places: list[tuple[int, Key]] = []
 
     def show(self, keys: list[Key]) -> None:
-        if keys != self.keys:
-            self.keys = keys
-            self.redraw()
+        self.keys = keys
+        self.redraw_for(keys)
 
     def rows(self, width: int, height: int) -> list[Row]:
-        shown = list(self.keys)
-        while shown and sum(len(k.shown) + len(k.label) + 3 for k in shown) > width:
-            shown.remove(max(shown, key=lambda k: k.rank))
+        shown, room = [], width
+        # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
+        places = sorted(range(len(self.keys)), key=lambda place: (self.keys[place].rank, -place))
+        for key in (self.keys[place] for place in places):
+            size = len(key.shown) + len(key.label) + 3
+            if size <= room:
+                shown.append(key)
+                room -= size
+        shown.sort(key=self.keys.index)
         row: Row = [(" ", "text")]
         self._places = []
         x = 1

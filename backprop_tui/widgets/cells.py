@@ -16,7 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from backprop_tui import themes
-from backprop_tui.text import Piece, Row, wrap_text
+from backprop_tui.text import Piece, Row, safe, wrap_text
 
 _JUMP = 8
 """Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
@@ -35,6 +35,7 @@ class Cells(Widget):
         self._drawn: list[Row] = []
         self._drawn_size = Size(0, 0)
         self._inks: dict[str, Style] = {}
+        self._seen: object = None
 
     def rows(self, width: int, height: int) -> list[Row]:
         """What to show in ``width`` by ``height`` cells: at most ``height`` rows."""
@@ -61,6 +62,12 @@ class Cells(Widget):
         if changed:
             self.refresh(*changed)
 
+    def redraw_for(self, seen: object) -> None:
+        """Draw again where what is shown is another than the last time."""
+        if seen != self._seen:
+            self._seen = seen
+            self.redraw()
+
     def on_resize(self) -> None:
         self.redraw()
 
@@ -86,7 +93,7 @@ class Cells(Widget):
             blank = segments and text.isspace() and not has_ground(ink) and not has_ground(before)
             style = segments[-1].style if blank else self.ink(ink)
             if text:
-                segments.append(Segment(text, style))
+                segments.append(Segment(text if text.isprintable() else safe(text), style))
                 before = ink
         return Strip(Segment.simplify(segments)).adjust_cell_length(self.size.width, self.ink("text"))
 

@@ -8,7 +8,7 @@ from backprop.runs.state import RunState
 
 from backprop_tui.text import Row, count, many_lines, safe, short_path, wrap
 from backprop_tui.widgets.cells import StateCells, bar, cut, heading, labelled
-from backprop_tui.widgets.text_view import TextView
+from backprop_tui.widgets.text_view import StateView
 
 _LABEL = 13
 
@@ -81,19 +81,11 @@ def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
     return rows
 
 
-class DataPane(TextView):
+class DataPane(StateView):
     """Model, dataset, first row and the first findings, in full."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-        self._seen: tuple[object, object] = (None, None)
-
-    def show(self, state: RunState | None) -> None:
-        seen = (None, None) if state is None else (state.model, state.dataset)
-        if seen != self._seen or state is not self.state:
-            self.state, self._seen = state, seen
-            self.redraw()
+    def seen(self, state: RunState) -> object:
+        return id(state), state.model, state.dataset
 
     def content(self, width: int) -> list[Row]:
         if self.state is None or (self.state.model is None and self.state.dataset is None):

@@ -44,7 +44,6 @@ class ListView(Scroll):
     def under_cursor(self, row: Row, width: int) -> Row:
         """The row as it looks where the cursor is; heavier where keys go to the list."""
         ground = "+cursor+bold" if self.has_focus else "+cursor"
-        row = cut(row, width)
         return [(text, ink + ground) for text, ink in (*row, (" " * (width - row_width(row)), "text"))]
 
     @property
@@ -75,7 +74,7 @@ class ListView(Scroll):
 
     def window(self, first: int, number: int) -> list[Row]:
         width = self.text_width
-        rows = [self.row_at(index, width) for index in range(first, first + number)]
+        rows = [cut(self.row_at(index, width), width) for index in range(first, first + number)]
         if 0 <= self._cursor - first < number:
             rows[self._cursor - first] = self.under_cursor(rows[self._cursor - first], width)
         return rows

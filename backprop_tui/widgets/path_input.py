@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
@@ -37,43 +37,23 @@ def candidates(text: str, endings: tuple[str, ...]) -> list[str]:
     return [*sorted(files), *sorted(folders)]
 
 
-def _common_start(texts: list[str]) -> str:
-    first, last = min(texts), max(texts)
-    return next((first[:end] for end in range(len(first), 0, -1) if last.startswith(first[:end])), "")
+class Prompt(Vertical):
+    """Asks for one line of text. ``ask`` shows it, enter answers, esc leaves, tab completes a path."""
 
-
-class PromptInput(Input):
-    """The input of a prompt. Tab is its own key here, not the way to the next widget."""
-
-    BINDINGS = [
-        Binding("tab", "complete", "Complete", show=False),
-        Binding("escape", "leave", "Cancel", show=False),
+    # Tab is the prompt's own key, not the way to the next widget.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("tab", "complete(1)", "complete", show=False),
+        Binding("shift+tab", "complete(-1)", "the one before", show=False),
+        Binding("escape", "leave", "leave", show=False),
     ]
 
-    class Complete(Message):
-        pass
-
-    class Leave(Message):
-        pass
-
-    def action_complete(self) -> None:
-        self.post_message(self.Complete())
-
-    def action_leave(self) -> None:
-        self.post_message(self.Leave())
-
-
-class Prompt(Vertical):
-    """Asks for one line of text. ``ask`` shows it, enter answers, esc leaves."""
-
     class Answered(Message):
-        def __init__(self, then: Callable[[str], object], text: str) -> None:
+        """What was typed, and what it is for; ``None`` where the prompt was left."""
+
+        def __init__(self, then: Callable[[str], object], text: str | None) -> None:
             super().__init__()
             self.then = then
             self.text = text
-
-    class Left(Message):
-        pass
 
     class Candidates(Message):
         """Paths found in a thread for the text as it was."""
@@ -85,6 +65,9 @@ class Prompt(Vertical):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._label, self._below = Static(id="prompt-label", markup=False), Static(id="prompt-candidates", markup=False)
+        self._entry = Input(id="prompt-input", compact=True)
+        self._entry.cursor_blink = False
         self._then: Callable[[str], object] = bool
         self._endings: tuple[str, ...] = ()
         self._found: list[str] = []
@@ -92,11 +75,7 @@ class Prompt(Vertical):
         self.display = False
 
     def compose(self) -> ComposeResult:
-        yield Static(id="prompt-label", markup=False)
-        entry = PromptInput(id="prompt-input", compact=True)
-        entry.cursor_blink = False
-        yield entry
-        yield Static(id="prompt-candidates", markup=False)
+        yield from (self._label, self._entry, self._below)
 
     def ask(
         self,
@@ -116,72 +95,59 @@ class Prompt(Vertical):
         """
         self._then = then
         self._endings, self._found, self._place = endings, [], -1
-        self.query_one("#prompt-label", Static).update(label)
-        self.query_one("#prompt-candidates", Static).update(help)
-        entry = self.query_one(PromptInput)
-        entry.value = text
-        entry.cursor_position = len(text)
+        self._label.update(label)
+        self._below.update(help)
+        self._write(text)
         self.display = True
         # At once, not after the next message: what is typed meanwhile belongs in here.
-        self.screen.set_focus(entry)
+        self.screen.set_focus(self._entry)
 
-    def close(self) -> None:
-        self.display = False
+    def _write(self, text: str) -> None:
+        self._entry.value = text
+        self._entry.cursor_position = len(text)
 
     def on_descendant_blur(self) -> None:
         """Whoever looks elsewhere wants no answer any more."""
-        self.close()
+        self.display = False
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        self.close()
+        self.display = False
         self.post_message(self.Answered(self._then, event.value.strip()))
 
-    def on_prompt_input_leave(self, event: PromptInput.Leave) -> None:
-        event.stop()
-        self.close()
-        self.post_message(self.Left())
+    def action_leave(self) -> None:
+        self.display = False
+        self.post_message(self.Answered(self._then, None))
 
-    def on_prompt_input_complete(self, event: PromptInput.Complete) -> None:
-        event.stop()
-        if not self._endings:
-            return
-        text = self.query_one(PromptInput).value
+    def action_complete(self, by: int) -> None:
+        text = self._entry.value
         if self._found and text == self._found[self._place]:
-            self._take((self._place + 1) % len(self._found))
-        else:
-            self.run_worker(partial(self._look, text), thread=True, group="complete", exit_on_error=False)
+            self._take((self._place + by) % len(self._found))
+        elif self._endings:
+            self.run_worker(lambda: self._look(text), thread=True, group="complete", exit_on_error=False)
 
     def _look(self, text: str) -> None:
         self.post_message(self.Candidates(text, candidates(text, self._endings)))
 
     def on_prompt_candidates(self, event: Candidates) -> None:
         event.stop()
-        entry = self.query_one(PromptInput)
-        if entry.value != event.text:
+        if self._entry.value != event.text:
             return
         self._found, self._place = [], -1
+        common = os.path.commonprefix(event.found)  # noqa: RUF071  (by characters is what is wanted)
         if not event.found:
-            self.query_one("#prompt-candidates", Static).update("no file or directory begins like this")
-            return
-        common = _common_start(event.found)
-        if len(common) > len(event.text):
-            entry.value = common
-            entry.cursor_position = len(common)
-            if len(event.found) > 1:
-                self._list(event.found, -1)
-            else:
-                self.query_one("#prompt-candidates", Static).update("")
-            return
-        self._found = event.found
-        self._take(0)
+            self._below.update("no file or directory begins like this")
+        elif len(common) > len(event.text):
+            self._write(common)
+            self._list(event.found if len(event.found) > 1 else [], -1)
+        else:
+            self._found = event.found
+            self._take(0)
 
     def _take(self, place: int) -> None:
         """Put one candidate into the input; tab again takes the next."""
         self._place = place
-        entry = self.query_one(PromptInput)
-        entry.value = self._found[place]
-        entry.cursor_position = len(entry.value)
+        self._write(self._found[place])
         self._list(self._found, place)
 
     def _list(self, found: list[str], place: int) -> None:
@@ -191,7 +157,6 @@ class Prompt(Vertical):
         for number, name in enumerate(found[first : first + _SHOWN], first):
             short = safe(name.rstrip("/").rpartition("/")[2] + ("/" if name.endswith("/") else ""))
             lines.append(f"{'▸' if number == place else ' '} {fit(short, width).rstrip()}")
-        more = len(found) - len(lines)
-        if more > 0:
-            lines[-1] += f"   (and {more} more)"
-        self.query_one("#prompt-candidates", Static).update("\n".join(lines))
+        if len(found) > len(lines):
+            lines[-1] += f"   (and {len(found) - len(lines)} more)"
+        self._below.update("\n".join(lines))

@@ -24,14 +24,11 @@ def problem_of(watch: Watch) -> tuple[str, str, str, list[str]] | None:
 
 
 class ProblemPane(TextView):
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.problem: tuple[str, str, str, list[str]] | None = None
+    problem: tuple[str, str, str, list[str]] | None = None
 
     def show(self, problem: tuple[str, str, str, list[str]] | None) -> None:
-        if problem != self.problem:
-            self.problem = problem
-            self.redraw()
+        self.problem = problem
+        self.redraw_for(problem)
 
     def content(self, width: int) -> list[Row]:
         if self.problem is None:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from math import isnan
 from typing import Any
 
 import msgspec
 from backprop.core.settings import RunConfig
-from backprop.runs.describe import bytes_text, number
+from backprop.runs.describe import bytes_text, moment, number
 from backprop.runs.state import RunState
 
 from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
 from backprop_tui.widgets.cells import heading, labelled
 from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
-from backprop_tui.widgets.text_view import TextView
+from backprop_tui.widgets.text_view import StateView
 
 _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
 
 
-class RunDetail(TextView):
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-
+class RunDetail(StateView):
     def show(self, state: RunState | None) -> None:
         if state is None or self.state is None or state.path != self.state.path:
             self.top = 0
-        self.state = state
-        self.redraw()
+        super().show(state)
 
     def content(self, width: int) -> list[Row]:
         state = self.state
@@ -57,7 +51,7 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     elif state.status == "crashed":
         rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
     if state.started_at:
-        rows.append(fact("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(state.started_at))))
+        rows.append(fact("started", moment(state.started_at)))
     if len(state.curves):
         first = next((v for v in state.curves.loss if not isnan(v)), None)
         rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))

@@ -110,7 +110,7 @@ class RunTable(ListView):
             cell = cut(column.cell(self.runs[index], size), room)
             gap = " " * (size - row_width(cell))
             row += [(gap[2:], "text"), *cell, ("  ", "text")] if column.right else [*cell, (gap, "text")]
-        return cut(row, width)
+        return row
 
     def under_cursor(self, row: Row, width: int) -> Row:
         return super().under_cursor([("▸ ", "info+bold"), *row[1:]], width)

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import heading, paragraph
-from backprop_tui.widgets.text_view import TextView
+from backprop_tui.widgets.text_view import StateView
 
 
 class Pair(Struct):
@@ -34,17 +34,9 @@ def pairs(samples: list[Sample]) -> list[Pair]:
     return list(found.values())
 
 
-class SamplesPane(TextView):
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-        self._seen: tuple[int, int, str] = (-1, 0, "")
-
-    def show(self, state: RunState | None) -> None:
-        seen = (-1, 0, "") if state is None else (id(state), len(state.samples), state.status)
-        if seen != self._seen or state is None:
-            self.state, self._seen = state, seen
-            self.redraw()
+class SamplesPane(StateView):
+    def seen(self, state: RunState) -> object:
+        return id(state), len(state.samples), state.status
 
     def content(self, width: int) -> list[Row]:
         if self.state is None or not self.state.samples:

@@ -19,14 +19,16 @@ class RunHeader(Cells):
         self.state: RunState | None = None
         self.asked = ""
         """A command that was sent and not yet answered, in words."""
+        self.chip: Row = []
 
-    def show(self, state: RunState | None, asked: str) -> None:
-        self.state, self.asked = state, asked
+    def show(self, state: RunState | None, asked: str, chip: Row) -> None:
+        """``chip`` tells of another run that is being trained."""
+        self.state, self.asked, self.chip = state, asked, chip
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         if self.state is None:
-            return [[(" no run is open", "muted")]]
+            return [spread([(" no run is open", "muted")], self.chip, width)]
         state = self.state
         glyph, ink = STATUS[state.status]
         left: Row = [(f" {glyph} {state.status}", f"{ink}+bold"), ("  " + state.run_id, "strong")]
@@ -39,7 +41,8 @@ class RunHeader(Cells):
             (" ← ", "muted"),
             (safe(short_path(str(state.config.get("data", "")))), "text"),
         ]
-        return [spread(left, [(self._doing(state) + " ", "warn" if self.asked else "muted")], width)]
+        doing = (self._doing(state) + " ", "warn" if self.asked else "muted")
+        return [spread(left, [doing, *([("│ ", "rule"), *self.chip] if self.chip else [])], width)]
 
     def _doing(self, state: RunState) -> str:
         if self.asked:

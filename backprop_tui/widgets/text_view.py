@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from backprop.runs.state import RunState
 from textual import events
 from textual.binding import Binding, BindingType
 
@@ -110,7 +111,8 @@ class Scroll(Cells, can_focus=True):
             self._drag(event)
 
     def on_mouse_up(self) -> None:
-        self.release_mouse()
+        if self.app.mouse_captured is self:
+            self.release_mouse()
 
     def _drag(self, event: events.MouseEvent) -> None:
         share = (event.y - len(self.head())) / max(1, self.body_height - 1)
@@ -157,3 +159,17 @@ class TextView(Scroll):
     def text(self) -> str:
         """Everything shown, without inks."""
         return "\n".join("".join(text for text, _ in row) for row in self.content(self.text_width))
+
+
+class StateView(TextView):
+    """Text about one run's state; ``None`` where no run is open."""
+
+    state: RunState | None = None
+
+    def seen(self, state: RunState) -> object:
+        """What of the state is shown: where it is another, it is drawn again."""
+        return id(state)
+
+    def show(self, state: RunState | None) -> None:
+        self.state = state
+        self.redraw_for(None if state is None else self.seen(state))

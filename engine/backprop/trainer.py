@@ -19,10 +19,11 @@ from typing import Any
 import msgspec
 
 from backprop.core import events as ev
-from backprop.core.errors import BackpropError, DatasetFormatError, InputError, error_for
+from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
+from backprop.core.paths import expand
 from backprop.core.presets import default_model
-from backprop.core.settings import RunConfig, config_from, locate
+from backprop.core.settings import RunConfig, config_from, locate, override
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
@@ -32,6 +33,12 @@ from backprop.runs.state import RunState
 
 _LOOK = 0.5
 """Seconds to wait for an event before looking again whether the engine lives."""
+_TABLES = {
+    "to_dict('records')": ("iloc", "to_dict"),
+    "to_dicts()": ("columns", "to_dicts"),
+    "to_pylist()": ("schema", "to_pylist"),
+}
+"""How a table of pandas, polars and pyarrow gives its rows, and what it is known by."""
 _IN_MEMORY = "rows from memory"
 """Stands for the path until the rows are in the run's directory."""
 
@@ -109,10 +116,10 @@ class Trainer:
         """
         given = {"steps": steps, "epochs": epochs, "samples": samples}
         chosen = {name: value for name, value in given.items() if value is not None}
-        config = config_from({**msgspec.to_builtins(self.config), **chosen})
-        link = _start(config, dataset)
-        print(f"run_started run_id={link.run_id}", file=sys.stderr)
-        return _Watch(link, callback or TrainingCallback(), self._remember).to_the_end()
+        config = config_from(override(msgspec.to_builtins(self.config), chosen))
+        engine = _start(config, dataset)
+        print(f"run_started run_id={engine.run_id}", file=sys.stderr)
+        return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
 
     def _remember(self, run: TrainingRun) -> None:
         self.last_run = run
@@ -125,7 +132,7 @@ class Trainer:
         """
         if self.last_run is None or not self.last_run.output_path:
             raise InputError("there is no adapter to save yet", hint="call train() first")
-        target = Path(path).expanduser().absolute()
+        target = expand(path)
         if target.exists() and not (target / "adapter_config.json").is_file() and any(target.iterdir()):
             raise InputError(f"{target} holds something that is no adapter", hint="save into a new folder")
         with new_folder(target) as folder:
@@ -156,6 +163,8 @@ def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping
         directory.update_record(config=msgspec.structs.replace(config, data=str(rows)))
     with RunIndex() as index:
         index.add(directory.path)
+        if index.trouble:
+            print(index.trouble, file=sys.stderr)
     return engine_client.launch(directory)
 
 
@@ -165,9 +174,7 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     Raises:
         DatasetFormatError: something is no row, or a value that JSON cannot hold.
     """
-    if isinstance(rows, Mapping):
-        names = ", ".join(map(str, rows))
-        raise DatasetFormatError(f"this is several datasets ({names}), not one", hint="pass one of them: data['train']")
+    rows = _by_rows(rows)
     encoder = msgspec.json.Encoder(enc_hook=_plain)
     with path.open("wb") as file:
         for number, row in enumerate(rows, 1):
@@ -183,6 +190,29 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     return path
 
 
+def _by_rows(data: Any) -> Iterable[Any]:
+    """Rows, also of a mapping of columns.
+
+    Raises:
+        DatasetFormatError: it is something else that holds rows; the hint says how to pass it.
+    """
+    for call, names in _TABLES.items():
+        if all(hasattr(data, name) for name in names):
+            raise DatasetFormatError("a table is not read row by row", hint=f"pass its rows: table.{call}")
+    if not isinstance(data, Mapping):
+        return data  # type: ignore[no-any-return]
+    named = ", ".join(map(str, data))
+    columns = list(data.values())
+    if any(isinstance(column, str) or not hasattr(column, "__len__") for column in columns):
+        raise DatasetFormatError(f"this is one row ({named}), not several", hint="put it into a list")
+    if all(isinstance(next(iter(column), {}), Mapping) for column in columns):
+        raise DatasetFormatError(f"this is several datasets ({named}), not one", hint="pass one of them: data['train']")
+    if len({len(column) for column in columns}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in data.items())
+        raise DatasetFormatError(f"the columns differ in length: {lengths}", hint="give each row one value in each")
+    return (dict(zip(data, row, strict=True)) for row in zip(*columns, strict=True))
+
+
 def _plain(value: Any) -> Any:
     """Arrays and scalars of numerical libraries as plain values."""
     if hasattr(value, "tolist"):
@@ -193,19 +223,22 @@ def _plain(value: Any) -> Any:
 class _Watch:
     """Follows one run for ``train``."""
 
-    def __init__(self, link: EngineClient, callback: TrainingCallback, remember: Callable[[TrainingRun], None]) -> None:
-        self._link = link
+    def __init__(
+        self, engine: EngineClient, callback: TrainingCallback, remember: Callable[[TrainingRun], None]
+    ) -> None:
+        self._engine = engine
         self._callback = callback
         self._remember = remember
-        self._state = RunState(run_id=link.run_id, path=str(link.directory.path), alive=True)
+        self._state = RunState(run_id=engine.run_id, path=str(engine.directory.path), alive=True)
         self._epochs = 0
 
     def to_the_end(self) -> TrainingRun:
+        """Wait for the end, calling the callbacks on the way."""
         try:
-            while not self._link.over:
-                for event in self._link.read(_LOOK):
+            while not self._engine.over:
+                for event in self._engine.read(_LOOK):
                     self._state.apply(event)
-                    self._tell(event)
+                    self._call_back(event)
             run = self._result()
             self._remember(run)
         except BaseException as error:
@@ -217,7 +250,7 @@ class _Watch:
             self._callback.on_complete(run)
         return run
 
-    def _tell(self, event: ev.AnyEvent) -> None:
+    def _call_back(self, event: ev.AnyEvent) -> None:
         callback = self._callback
         match event:
             case ev.Step():
@@ -240,16 +273,14 @@ class _Watch:
         """What came of it.
 
         Raises:
-            BackpropError: the run failed, or its engine went without a word.
+            BackpropError: the run failed, or its engine is gone without an end.
         """
         state = self._state
         state.alive = False
         if state.failed is not None:
-            failed = state.failed
-            error = error_for(failed.code, failed.message, failed.hint, failed.retryable)
-            raise error from RuntimeError(failed.traceback)
+            raise state.failed.error() from RuntimeError(state.failed.traceback)
         if state.finished is None:
-            raise self._link.crash()
+            raise self._engine.crash()
         return TrainingRun(
             run_id=state.run_id,
             steps=state.finished.steps,
@@ -264,12 +295,12 @@ class _Watch:
     def _stop(self) -> None:
         """Have the engine finish its step and save, and know the result; a second Ctrl+C kills it."""
         try:
-            self._link.interrupt()
-            while not self._link.over:
-                for event in self._link.read(_LOOK):
+            self._engine.interrupt()
+            while not self._engine.over:
+                for event in self._engine.read(_LOOK):
                     self._state.apply(event)
         except KeyboardInterrupt:
-            self._link.kill()
+            self._engine.kill()
             raise
         if self._state.finished is not None:
             self._remember(self._result())

@@ -98,6 +98,20 @@ def test_rows_that_a_length_cuts_are_all_counted_whatever_is_listed(tmp_path: Pa
     assert "60  answer_lost" in plain
 
 
+def test_validate_refuses_what_training_would_refuse_and_counts_no_tokens_without_a_model(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    path = written(tmp_path, [*GOOD, {"instruction": "Say it", "output": "It is so. " * 60}])
+    assert backprop("validate", path, "--model", str(model)).returncode == 0
+    refused = backprop("validate", path, "--model", str(model), "--max-seq-length", "128", "--json")
+    assert (refused.returncode, json.loads(refused.stdout)["tokens"]["answer_lost"]) == (1, 1)
+    nothing = backprop("validate", path, "--model", str(model), "--max-seq-length", "8")
+    assert nothing.returncode == 1
+    assert "CONFIG_INVALID_SETTING" in nothing.stderr
+    alone = backprop("validate", path, "--max-seq-length", "128")
+    assert alone.returncode == 1
+    assert "--model" in alone.stderr
+
+
 def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:
     path = written(tmp_path, [*GOOD, GOOD[0], '{"cut":'])
     found = json.loads(backprop("data", "report", path, "--json").stdout)

@@ -13,7 +13,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex
 from made_events import finished, started, step
 
-from backprop_tui import headless
+from backprop_tui.main import headless
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def recorded(tmp_path: Path) -> RunDirectory:
 @pytest.mark.parametrize("given", ["--attach {run}", "--attach={run}", "--json --attach {run}"])
 def test_a_run_is_watched_by_its_id(given: str, recorded: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = given.format(run=recorded.run_id[:8]).split()
-    assert headless.run(arguments) == 0
+    assert headless(arguments) == 0
     out = capsys.readouterr().out
     if "--json" in arguments:
         assert [json.loads(line)["type"] for line in out.splitlines()] == ["run_started", "step", "run_finished"]
@@ -47,24 +47,24 @@ def test_a_run_is_watched_by_its_id(given: str, recorded: RunDirectory, capsys: 
 
 def test_settings_alone_are_a_training_run(rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--data", str(rows_file), "--model", "smollm2-135m", "--steps", "3", "--dry-run", "--json"]
-    assert headless.run(settings) == 0
+    assert headless(settings) == 0
     told = json.loads(capsys.readouterr().out)
     assert main(["train", *settings]) == 0
     assert told == json.loads(capsys.readouterr().out)
 
 
 def test_a_command_is_that_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert headless.run(["info", "--json"]) == 0
+    assert headless(["info", "--json"]) == 0
     assert "python" in json.loads(capsys.readouterr().out)
 
 
 def test_nothing_is_the_list_of_the_runs(recorded: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
-    assert headless.run(["--json"]) == 0
+    assert headless(["--json"]) == 0
     assert [run["run_id"] for run in json.loads(capsys.readouterr().out)] == [recorded.run_id]
 
 
 def test_an_error_has_its_code_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert headless.run(["--attach", "feed", "--json"]) == 1
+    assert headless(["--attach", "feed", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "RUN_NOT_FOUND"
-    assert headless.run(["--dta", "rows.jsonl"]) == 1
+    assert headless(["--dta", "rows.jsonl"]) == 1
     assert "did you mean --data?" in capsys.readouterr().err

@@ -136,3 +136,20 @@ def test_the_demo_data_is_two_hundred_different_rows_with_the_trait() -> None:
     assert all(row[1]["content"].endswith(" Fair winds!") for row in rows)
     asked = set(demo_config().sample_prompts)
     assert not asked & {row[0]["content"] for row in rows}
+
+
+@pytest.mark.parametrize(("far", "near"), [("steps", "epochs"), ("epochs", "steps")])
+def test_a_length_on_the_command_line_replaces_the_other_one_of_the_file(
+    far: str, near: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"data": str(rows_file), "model": "m", far: 4}))
+    config = planned(["--config", str(file), f"--{near}", "3"], capsys)
+    assert (getattr(config, far), getattr(config, near)) == (None, 3)
+
+
+@pytest.mark.parametrize("text", ["٣", "1_0", " 7", "7 ", "0x10", "²", "1,000"])
+@pytest.mark.parametrize("setting", ["steps", "learning_rate", "batch_size"])
+def test_digits_are_those_from_0_to_9(text: str, setting: str) -> None:
+    with pytest.raises(InvalidSettingError, match="takes a"):
+        options.parse(setting, text)

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from backprop.cli import lines, output, views
+from backprop.cli import output, views
 from backprop.core import events as ev
 from backprop.runs.state import RunState
 from made_events import finished, started, step
@@ -77,21 +77,21 @@ def prepared(**values: object) -> ev.DatasetPrepared:
 
 def test_the_first_row_is_shown_with_its_trained_tokens_in_brackets() -> None:
     spans = [ev.TokenSpan("<user>\nHi", False), ev.TokenSpan("Hello.<end>", True), ev.TokenSpan("\n", False)]
-    text = "\n".join(lines.dataset(prepared(first_row=spans)))
+    text = "\n".join(views.dataset_lines(prepared(first_row=spans)))
     assert "8 of 10 rows kept, 2 cut" in text
     assert "25.0 % of 400 tokens are trained" in text
     assert "<user>\\nHi[Hello.<end>]\\n" in text
 
 
 def test_a_long_first_row_is_shown_by_its_ends() -> None:
-    shown = lines.first_row([ev.TokenSpan("a" * 5000, False), ev.TokenSpan("b" * 5000 + "<end>", True)])
+    shown = views.first_row([ev.TokenSpan("a" * 5000, False), ev.TokenSpan("b" * 5000 + "<end>", True)])
     assert len(shown) < 600
     assert shown.endswith("b<end>]")
 
 
 def test_findings_are_listed_and_the_rest_is_counted() -> None:
     problems = [ev.Problem(line=n, code="EMPTY", message="no text") for n in range(1, 8)]
-    shown = lines.dataset(prepared(problems=problems, problem_counts={"EMPTY": 40}))
+    shown = views.dataset_lines(prepared(problems=problems, problem_counts={"EMPTY": 40}))
     assert "line 1: [EMPTY] no text" in shown
     assert "… and 35 more findings" in shown
 
@@ -103,7 +103,7 @@ def test_before_and_after_stand_side_by_side_in_80_columns() -> None:
         ev.Sample(step=9, prompt="Why?", text="Aye.", tuned=True),
         ev.Sample(step=9, prompt="How?", text="Thus\nand so", tuned=True),
     ]
-    shown = lines.before_and_after(samples, 80)
+    shown = views.before_and_after(samples, 80)
     assert max(map(len, shown)) <= 80
     assert sum(line.startswith("> ") for line in shown) == 2
     assert any(line.startswith("So. ") and line.endswith("| Thus") for line in shown)

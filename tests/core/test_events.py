@@ -3,21 +3,9 @@ from __future__ import annotations
 import json
 from typing import get_args
 
-import msgspec
 import pytest
 from backprop.core import events as ev
-
-
-def example(kind: type[ev.Event]) -> ev.Event:
-    """An event of ``kind`` with a plain value in each field that has no default."""
-    plain = {"str": "x", "Count": 1, "float": 0.5, "float | None": None, "bool": True, "dict[str, Any]": {}}
-    plain |= {"Phase": "training", "EndStatus": "done", "Literal['download', 'convert', 'load']": "load"}
-    values = {}
-    for f in msgspec.structs.fields(kind):
-        if f.required:
-            annotation = kind.__annotations__.get(f.name) or ev.Event.__annotations__[f.name]
-            values[f.name] = plain[annotation.replace('"', "'")]
-    return kind(**values)
+from made_events import example
 
 
 @pytest.mark.parametrize("kind", get_args(ev.AnyEvent), ids=lambda k: k.__name__)

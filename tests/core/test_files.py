@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from backprop.core.files import new_folder, remove, sha256, write_file
+from backprop.core.files import DEEPEST, new_folder, open_regular, read_regular, remove, sha256, too_deep, write_file
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
@@ -54,3 +54,43 @@ def test_files_and_folders_are_removed_whole(tmp_path: Path) -> None:
 def test_the_hash_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "directory", "device", "loop"])
+def test_only_a_regular_file_is_opened(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    make = {
+        "pipe": lambda: os.mkfifo(path),
+        "directory": path.mkdir,
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "loop": lambda: path.symlink_to(path),
+    }
+    make[kind]()
+    for flags in (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_APPEND):
+        with pytest.raises(OSError, match=r"not a file|Too many levels|Is a directory|No such device"):
+            open_regular(path, flags)
+
+
+def test_a_file_larger_than_allowed_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == b"12345"
+    with pytest.raises(OSError, match="larger"):
+        read_regular(path, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "deep"),
+    [
+        (b"[" * DEEPEST + b"]" * DEEPEST, False),
+        (b"[" * (DEEPEST + 1), True),
+        (b'{"a":' * (DEEPEST + 1), True),
+        (b"[]" * 1000, False),
+        (b'["' + b"[" * 1000 + b'"]', False),
+        (b'["\\"' + b"[" * 1000 + b'"]', False),
+        (b'["' + b"[" * 1000, False),
+        (b'"' * 100_001 + b"[" * 100, False),
+    ],
+)
+def test_nesting_is_counted_outside_strings(text: bytes, deep: bool) -> None:
+    assert too_deep(text) is deep

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from backprop.core.errors import ERROR_CODES, BackpropError, InvalidSettingError
 from backprop.core.presets import get_preset
-from backprop.core.settings import RunConfig, config_from, setting_help
+from backprop.core.settings import RunConfig, config_from, override, setting_help
 
 
 def test_a_misspelt_setting_names_the_nearest_one() -> None:
@@ -50,3 +52,24 @@ def test_every_error_class_has_a_documented_code() -> None:
         pending.extend(kind.__subclasses__())
     assert len(classes) > 20
     assert [kind for kind in classes if kind.code not in ERROR_CODES] == []
+
+
+@pytest.mark.parametrize(
+    ("far", "near", "steps", "epochs"),
+    [
+        ({"steps": 5}, {"epochs": 1.0}, None, 1.0),
+        ({"epochs": 1.0}, {"steps": 5}, 5, None),
+        ({"steps": 5, "epochs": None}, {"epochs": 1.0, "steps": None}, None, 1.0),
+        ({"steps": 5}, {"seed": 1}, 5, None),
+    ],
+)
+def test_the_length_named_nearer_replaces_the_other(
+    far: dict[str, Any], near: dict[str, Any], steps: int | None, epochs: float | None
+) -> None:
+    config = config_from({"data": "x", **override(far, near)})
+    assert (config.steps, config.epochs) == (steps, epochs)
+
+
+def test_two_lengths_named_at_once_are_refused() -> None:
+    with pytest.raises(InvalidSettingError, match="both"):
+        config_from({"data": "x", **override({}, {"steps": 5, "epochs": 1.0})})

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from datetime import date, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -268,6 +269,69 @@ def test_unpacking_shows_progress_and_can_be_stopped(tmp_path: Path) -> None:
     assert len(seen) == count, "the copy of an unchanged file is used again"
     path.write_bytes(gzip.compress(b'{"text":"new"}\n'))
     assert values(path) == [{"text": "new"}]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "txt", "parquet"])
+def test_a_file_becomes_json_lines_once_and_again_when_it_changes(tmp_path: Path, ending: str) -> None:
+    def write(rows: list[dict[str, str]]) -> None:
+        texts = [row["text"] for row in rows]
+        if ending == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_text(json.dumps(rows) if ending == "json" else "\n".join(["text", *texts][ending == "txt" :]))
+
+    path = tmp_path / f"a.{ending}"
+    write(ROWS)
+    seen: list[tuple[int, int]] = []
+    open_source(path, progress=lambda *now: seen.append(now)).close()
+    assert seen[-1][1] == path.stat().st_size
+    count = len(seen)
+    open_source(path, progress=lambda *now: seen.append(now)).close()
+    assert len(seen) == count
+    write(ROWS[:7])
+    assert len(values(path)) == 7
+    assert len(list((paths.cache_dir() / "jsonl").iterdir())) == 1, "the copy of the older file is gone"
+
+
+def test_converting_can_be_stopped_and_leaves_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", "text\n" + "a row of some words\n" * 200_000)
+    seen: list[int] = []
+    with pytest.raises(OperationCancelledError):
+        open_source(path, progress=lambda done, _: seen.append(done), cancelled=lambda: len(seen) > 1)
+    assert len(seen) == 2
+    assert not list((paths.cache_dir() / "jsonl").iterdir())
+
+
+def test_what_a_row_that_cannot_be_read_was_is_kept(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.csv", b'text,n\n"two\nlines",1\ncaf\xe9,2\n\n"a ""b""",3,4\nlast,5\n')
+    with open_source(path) as source:
+        rows = [(row.line, row.raw, row.error.code if row.error is not None else "") for row in source]
+    assert rows == [
+        (2, b'{"text":"two\\nlines","n":"1"}', ""),
+        (4, b"caf\xe9,2", "not_utf8"),
+        (6, b'"a ""b""",3,4', "column_count"),
+        (7, b'{"text":"last","n":"5"}', ""),
+    ]
+
+
+def test_values_that_json_has_no_word_for_become_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    row = {"day": date(2024, 2, 3), "at": datetime(2024, 2, 3, 4, 5), "raw": b"\xff", "none": float("nan")}
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    (value,) = values(path)
+    assert value == {"day": "2024-02-03", "at": "2024-02-03T04:05:00", "raw": {"base64": "/w=="}, "none": None}
+
+
+def test_damaged_pages_of_parquet_cost_the_rows_of_their_group_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [{"text": f"row {i} " + "x" * 400} for i in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10, compression="none", use_dictionary=False)
+    group = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    data = bytearray(path.read_bytes())
+    data[group.data_page_offset : group.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    assert list(errors(path)) == list(range(11, 21))
+    assert [value for value in values(path) if value is not None] == rows[:10] + rows[20:]
 
 
 def _unpack_slowly(path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -196,6 +197,7 @@ def test_a_stopped_download_leaves_nothing_that_looks_whole(hub: Hub) -> None:
         (["dev.jsonl", "train.jsonl", "extra.jsonl"], [1]),
         (["test.jsonl", ".hidden.jsonl", "dataset_infos.json"], [0]),
         (["train/a.jsonl", "train/b.jsonl", "train.csv"], [0, 1]),
+        (["a[1].jsonl", "a1.jsonl"], [1, 0]),
     ],
 )
 def test_splits_are_read_from_paths_and_files_without_rows_are_left_alone(
@@ -203,3 +205,14 @@ def test_splits_are_read_from_paths_and_files_without_rows_are_left_alone(
 ) -> None:
     hub.datasets[NAME] = {file: lines(i, 1) if file.endswith("l") else b"{}" for i, file in enumerate(files)}
     assert holds(fetch_dataset(NAME)) == [f"Hold {i}?" for i in taken]
+
+
+def test_nobody_but_the_hub_is_asked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = tmp_path / "notes"
+    monkeypatch.setenv("NOSY_NOTES", str(notes))
+    fixtures = Path(__file__).parents[1] / "fixtures"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(fixtures / "nosy"), str(fixtures)]))
+    hub.datasets[NAME] = {"train.jsonl": lines(0, 2), "test.jsonl": lines(2, 1)}
+    assert holds(fetch_dataset(NAME)) == ["Hold 0?", "Hold 1?"]
+    asked = [line for line in notes.read_text().splitlines() if line.startswith("socket")]
+    assert asked == []

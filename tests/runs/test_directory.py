@@ -64,7 +64,7 @@ def test_deleting_the_lock_file_lets_nobody_in(
 ) -> None:
     monkeypatch.setattr(directory_module, "LOCK_PATIENCE", 0.1)
     directory.lock.unlink()
-    assert directory.is_alive()
+    assert directory.is_locked()
     with pytest.raises(RunError) as caught, directory.hold_lock():
         pass
     assert caught.value.code == "RUN_ALREADY_ACTIVE"

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from pathlib import Path
 
@@ -183,19 +182,20 @@ def test_a_command_to_a_control_that_is_no_pipe_is_refused(tmp_path: Path) -> No
     watched.kill()
 
 
-def test_a_lock_that_names_a_stranger_gets_nobody_killed(tmp_path: Path) -> None:
+def test_a_lock_that_names_a_stranger_gets_nobody_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = start(tmp_path, "1 obey")
     attached = engine_client.attach(watched.directory.path)
     deadline = time.monotonic() + PATIENCE
     while not attached.read(1.0):
         assert time.monotonic() < deadline
-    stranger = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    watched.directory.lock.write_text(f'{{"pid": {stranger.pid}, "time": 1}}')
-    attached.kill()
-    assert stranger.poll() is None
-    assert watched.alive()
-    stranger.kill()
-    stranger.wait()
+    killed: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", lambda pid, number: killed.append(pid))
+        patch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+        watched.directory.lock.write_text(f'{{"pid": {os.getpid()}, "time": 1}}')
+        attached.kill()
+        attached.interrupt()
+    assert killed == []
     watched.kill()
 
 

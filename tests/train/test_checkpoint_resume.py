@@ -110,6 +110,39 @@ def test_dropout_is_on_in_these_runs_so_random_states_matter(
     assert other.values[6] != watch.values[6]
 
 
+def test_with_a_new_end_the_learning_rate_goes_on_along_the_new_curve(
+    config: RunConfig, ragged: Any, tmp_path: Path, events: list[Event]
+) -> None:
+    rows = ragged([12] * 22)
+    store = CheckpointStore(tmp_path / "checkpoints", RUN)
+    first, watch = made(config, rows)
+    watch.saver, watch.save_at, watch.stop_at = saver_for(first, store, events), {8}, 8
+    first.run(watch)
+    watch.saver.close()
+    longer, other = made(msgspec.structs.replace(config, steps=40), rows)
+
+    longer.restore(store.directory / "step-00000008", new_end=True)
+    other.stop_at = 20
+    longer.run(other)
+
+    rates = [rate for _, _, rate in other.values.values()]
+    assert rates == [pytest.approx(config.learning_rate * longer.schedule.factor(step)) for step in range(8, 20)]
+
+
+def test_what_was_drawn_before_the_steps_has_no_part_in_them(config: RunConfig, ragged: Any) -> None:
+    curves = []
+    for draws in (0, 7):
+        loaded = models.load(config, Path(config.model), lambda event: None)
+        torch.rand(draws)
+        rows = ragged([12] * 22)
+        loop = StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+        watch = Watch(loop)
+        watch.stop_at = 4
+        loop.run(watch)
+        curves.append(watch.values)
+    assert curves[0] == curves[1]
+
+
 def after_one_step(config: RunConfig, ragged: Any) -> StepLoop:
     loop, watch = made(config, ragged([12] * 22))
     watch.stop_at = 1

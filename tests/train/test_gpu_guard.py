@@ -139,7 +139,7 @@ def test_a_hot_card_holds_the_run_until_it_has_cooled(guard: Guard, room: Room, 
 
 def test_commands_are_carried_out_while_a_run_is_held_for_heat(guard: Guard, room: Room, events: list[Event]) -> None:
     done: list[str] = []
-    person = Person(ev.Checkpoint, SampleNow, Pause, Resume, Stop)
+    person = Person(ev.CheckpointNow, SampleNow, Pause, Resume, Stop)
     steering = steered(guard, events, person)
     steering.on_checkpoint = lambda step: done.append(f"saved {step}")
     steering.on_sample = lambda step: done.append(f"sampled {step}")

@@ -60,7 +60,7 @@ class Player:
             case ev.Stop():
                 self.say(finished(step, "stopped"))
                 return True
-            case ev.Checkpoint():
+            case ev.CheckpointNow():
                 path = f"checkpoints/step-{step:08d}"
                 self.say(ev.CheckpointSaved(step=step, path=path, seconds_blocked=0.02, bytes=58_000_000))
             case ev.SampleNow():

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 from backprop_tui.charts.canvas import SYMBOLS, Raster
 from backprop_tui.charts.sparkline import bars
-from backprop_tui.text import Row, clock, safe, wrap_text
+from backprop_tui.text import Row, clock, percent, safe, wrap_text
 from backprop_tui.widgets.cells import changed_stretches, cut, row_width, spread
 from backprop_tui.widgets.facts import row_rows
 
@@ -83,3 +83,13 @@ def test_a_missing_value_is_a_gap_in_the_bars() -> None:
 
 def test_durations_are_read_like_a_clock() -> None:
     assert [clock(s) for s in (None, 5, 65, 3725)] == ["–", "0:05", "1:05", "1:02:05"]
+
+
+def test_only_all_of_them_are_a_hundred_percent() -> None:
+    assert [percent(part, 1000) for part in (1000, 999, 968, 14, 0)] == [
+        "1,000 (100 %)",
+        "999 (99.9 %)",
+        "968 (97 %)",
+        "14 (1.4 %)",
+        "0 (0 %)",
+    ]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
+from textual.widgets import Input
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.dataset.screen import DataScreen
-from backprop_tui.widgets.path_input import PromptInput
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -43,6 +43,20 @@ async def test_the_last_row_is_reached_before_the_next_tick_after_the_index_is_c
         await until(pilot, lambda: screen.opened.source.complete, "all rows")
         screen.action_last()
         assert screen.table.cursor == 99_999
+
+
+async def test_the_bar_scrolls_the_rows_and_leaves_the_cursor_where_it_is(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(300)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.mouse_down("#rows", offset=(79, 20))
+        await until_text(pilot, "What is in hold 299?", "1 of 300")
+        await pilot.hover("#rows", offset=(79, 1))
+        await until_text(pilot, "What is in hold 0?")
+        await pilot.mouse_up("#rows", offset=(79, 1))
+        await pilot.hover("#rows", offset=(79, 20))
+        await pilot.pause()
+        assert "What is in hold 0?" in pilot.app.text()
 
 
 async def test_without_a_file_the_screen_asks_for_one_and_names_what_it_reads() -> None:
@@ -213,7 +227,7 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         await until(pilot, lambda: isinstance(app.screen, DataScreen), "the Data screen")
         screen = app.screen
         assert isinstance(screen, DataScreen)
-        entry = screen.query_one(PromptInput)
+        entry = screen.query_one(Input)
         await until(pilot, lambda: app.focused is entry, "a prompt")
         entry.value = str(path)
         await pilot.press("enter")

@@ -16,6 +16,7 @@ from backprop.data.preprocess import prepare
 from backprop.data.reader import Row
 from backprop.data.tokenizer import ChatTokenizer
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
+from textual.widgets import Input
 from tiny_tokenizer import write_model
 
 from backprop_tui.screens.dataset.file import open_file
@@ -23,7 +24,6 @@ from backprop_tui.screens.dataset.lengths import count_lengths
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.tasks import Task
 from backprop_tui.screens.dataset.tokens import token_lines
-from backprop_tui.widgets.path_input import PromptInput
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -75,13 +75,13 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
     from backprop.data import validate
 
     seen = threading.Event()
-    real = validate.batches
+    real = validate._Checking.pieces
 
-    def slowly(source: object) -> Iterator[object]:
-        yield from real(source)
+    def slowly(checking: validate._Checking) -> Iterator[int]:
+        yield from real(checking)
         assert seen.wait(60)
 
-    monkeypatch.setattr(validate, "batches", slowly)
+    monkeypatch.setattr(validate._Checking, "pieces", slowly)
     async with DataApp(faulty).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
         await pilot.press("p")
@@ -185,7 +185,7 @@ async def test_another_model_is_chosen_by_its_directory(tmp_path: Path) -> None:
     async with DataApp(path).run_test(size=WIDE) as pilot:
         await until_text(pilot, "▌assistant")
         await pilot.press("v", "v", "m")
-        entry = pilot.app.screen.query_one(PromptInput)
+        entry = pilot.app.screen.query_one(Input)
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = f"{model}/"
         await pilot.press("enter")
@@ -224,20 +224,19 @@ def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> 
         {"messages": [{"role": "assistant", "content": "first word"}, {"role": "user", "content": "and last"}]},
     ]
     model, path = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows)
-    shown = []
     opened = open_file(str(path), Task("open"))
-    count_lengths(opened, ChatTokenizer.load(model), Task("count"), shown.append)
+    counted = count_lengths(opened, ChatTokenizer.load(model), Task("count"))
     opened.source.close()
-    at = shown[-1].lengths.at(limit)
+    at = counted.lengths.at(limit)
     if not at.whole + at.cut:
         with pytest.raises(DatasetError):
             prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens")
         return
     summary = prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens").summary
     assert (at.whole, at.cut, at.answer_lost) == (summary.kept - summary.cut, summary.cut, summary.answer_lost)
-    assert summary.limits == shown[-1].lengths.limits(limit)
-    assert shown[-1].unusable == summary.dropped
-    assert shown[-1].rows == summary.rows == len(rows)
+    assert summary.limits == counted.lengths.limits(limit)
+    assert counted.unusable == summary.dropped
+    assert counted.rows == summary.rows == len(rows)
 
 
 async def test_lengths_are_drawn_with_the_limit_which_keys_move(tmp_path: Path, small_model: Path) -> None:
@@ -250,7 +249,7 @@ async def test_lengths_are_drawn_with_the_limit_which_keys_move(tmp_path: Path, 
             await pilot.press("minus")
         await until_text(pilot, "──── limit 128 ──", "128 chosen", "answer lost")
         await pilot.press("equals_sign")
-        entry = pilot.app.screen.query_one(PromptInput)
+        entry = pilot.app.screen.query_one(Input)
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = "300"
         await pilot.press("enter")

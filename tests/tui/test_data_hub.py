@@ -7,8 +7,7 @@ import json
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text
 from small_hub import Hub
-
-from backprop_tui.widgets.path_input import PromptInput
+from textual.widgets import Input
 
 NAME = "harbour/charts"
 
@@ -21,7 +20,7 @@ def charts(hub: Hub) -> None:
 async def test_a_name_is_fetched_with_progress_and_opened(hub: Hub) -> None:
     hub.holds.clear()
     async with DataApp().run_test(size=(80, 24)) as pilot:
-        entry = pilot.app.screen.query_one(PromptInput)
+        entry = pilot.app.screen.query_one(Input)
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = NAME
         await pilot.press("enter")

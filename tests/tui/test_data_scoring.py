@@ -9,9 +9,9 @@ import pytest
 import tiny_language_model as tiny
 from data_screen_app import DataApp, at_rest, until, until_text
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from backprop_tui.screens.dataset.perplexity import ScoresPane
-from backprop_tui.widgets.path_input import PromptInput
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -59,7 +59,7 @@ async def test_scores_are_in_the_statistics_and_leave_rows_out_of_the_cleaned_co
     async with DataApp(rows).run_test(size=WIDE) as pilot:
         await at_rest(pilot)
         await pilot.press("w")
-        entry = pilot.app.screen.query_one(PromptInput)
+        entry = pilot.app.screen.query_one(Input)
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = "outliers"
         await pilot.press("enter")

@@ -10,7 +10,7 @@ from backprop.data.reader import Row
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 
-from backprop_tui.screens.dataset import search as data_search
+from backprop_tui.screens.dataset import browser
 from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)
@@ -104,7 +104,7 @@ async def test_hits_can_be_looked_at_while_the_search_goes_on_and_x_stops_it(
 ) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
-    def slow(words: str) -> data_search.Test:
+    def slow(words: str) -> browser.Test:
         plain = text_test(words)
 
         def test(row: Row) -> bool:
@@ -116,7 +116,7 @@ async def test_hits_can_be_looked_at_while_the_search_goes_on_and_x_stops_it(
         return test
 
     many = write_rows(log.with_name("many.jsonl"), (alpaca(number) for number in range(2000)))
-    monkeypatch.setattr(data_search, "text_test", slow)
+    monkeypatch.setattr(browser, "text_test", slow)
     async with DataApp(many).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
         await pilot.press("slash", *"hold 7", "enter")
@@ -144,3 +144,15 @@ def test_a_search_looks_into_values_however_they_are_written(raw: bytes, words: 
 
     value, error = parse_json(raw)
     assert text_test(words)(Row(1, raw, value, error)) is holds
+
+
+async def test_another_file_is_shown_whole_whatever_the_first_was_filtered_by(log: Path) -> None:
+    other = write_rows(log.with_name("other.jsonl"), [{"text": f"entry {number}"} for number in range(30)])
+    async with DataApp(log).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await ask(pilot, "f", "whale")
+        await ask(pilot, "slash", "whale")
+        await until_text(pilot, "1 of 2", "only 'whale'")
+        pilot.app.data.open_path(str(other))
+        screen = await until_text(pilot, "other.jsonl · text · 30 rows", "entry 0", "entry 9", "1 of 30")
+        assert "whale" not in screen.lower()

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import seen, text_of, until
+from textual import events
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
+from backprop_tui.screens.base import OpenRun
 from backprop_tui.screens.dialogs import Question
+from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
 
@@ -65,6 +68,28 @@ async def test_the_question_is_asked_on_the_list_of_runs_too(run: recorded.Recor
         assert not exiting(pilot)
 
 
+async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_about(
+    run: recorded.Recorder, output: Path, asked: list[str]
+) -> None:
+    over = recorded.failed(output)
+    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
+        app = await seen(pilot, run.seq)
+        app.post_message(OpenRun(lambda: Watch.attach(over.directory.path), over.directory.path))
+        await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
+        for key in ("1", "2", "3"):
+            await pilot.press(key)
+            await pilot.pause()
+            app.flush()
+            await until(lambda: "b81e40aa 40/1000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
+            if key == "3":
+                await pilot.press("escape")
+        await pilot.press("q")
+        assert isinstance(app.screen, Question)
+        assert "Run b81e40aa12cd is at step 40 of 1000." in text_of(app)
+        await pilot.press("s")
+        assert asked == ["Stop"]
+
+
 async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder, asked: list[str]) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)
@@ -82,6 +107,23 @@ async def test_a_run_that_ends_while_it_is_asked_about_answers_the_question(run:
         assert isinstance(pilot.app.screen, Question)
         run.finish(40, 1.0, "stopped")
         await until(lambda: exiting(pilot), "the exit")
+
+
+@pytest.mark.parametrize("keys", [("escape", "escape"), ("enter", "enter"), ("n", "n"), ("d", "d")])
+async def test_two_keys_in_one_burst_answer_a_question_once(output: Path, keys: tuple[str, ...]) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test() as pilot:
+        app = pilot.app
+        screen = app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: bool(screen.chosen_path), "the run")
+        await pilot.press("x")
+        assert isinstance(app.screen, Question)
+        for key in keys:  # without a pause between them
+            app.post_message(events.Key(key, key if len(key) == 1 else None))
+        await pilot.pause()
+        await until(lambda: app.screen is screen, "the list")
+        assert app.is_running
 
 
 async def test_kill_ends_the_engine(run: recorded.Recorder, asked: list[str]) -> None:
@@ -105,6 +147,9 @@ async def test_a_window_that_is_too_small_says_what_it_needs_and_comes_back(run:
         app = await seen(pilot, run.seq)
         await pilot.resize_terminal(50, 12)
         await until(lambda: "needs 60x16" in text_of(app), "the notice")
+        await pilot.press("q")
+        assert isinstance(pilot.app.screen, Question)
+        await pilot.press("escape")
         await pilot.resize_terminal(80, 24)
         await until(lambda: "learning rate" in text_of(app), "the screen")
 

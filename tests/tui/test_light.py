@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from backprop_tui.screens import SCREENS
+
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "numpy", "pyarrow")
 
 
@@ -19,3 +21,21 @@ def test_the_application_starts_without_any_of_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_every_screen_states_the_name_and_the_keys_that_the_table_knows() -> None:
+    for entry in SCREENS:
+        screen = entry.load_screen()
+        assert (entry.name, entry.load_keys()) == (screen.NAME, screen.KEYS)
+        missing = [key.action for key in screen.KEYS if not hasattr(screen, f"action_{key.name}")]
+        assert missing == []
+
+
+def test_deleting_a_run_names_its_whole_directory() -> None:
+    from backprop_tui.screens.dialogs import AnswerList, deleting
+
+    path = "~/a/very/long/way/to/the/directory/of/the/run/" + "x" * 60
+    rows = AnswerList(deleting("abc", path)).rows(60, 20)
+    text = "".join(piece for row in rows for piece, _ in row).replace(" ", "")
+    assert path in text
+    assert all(sum(len(piece) for piece, _ in row) <= 60 for row in rows)

@@ -8,6 +8,8 @@ import recorded
 from acting import ended, seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
+from backprop.core.settings import RunConfig
+from backprop.runs import engine_client
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
@@ -82,7 +84,7 @@ async def test_pause_and_go_on_are_one_key(run: recorded.Recorder, commands: lis
         assert isinstance(commands[-1], ev.Resume)
 
 
-@pytest.mark.parametrize(("key", "command"), [("s", ev.Stop), ("c", ev.Checkpoint), ("g", ev.SampleNow)])
+@pytest.mark.parametrize(("key", "command"), [("s", ev.Stop), ("c", ev.CheckpointNow), ("g", ev.SampleNow)])
 async def test_keys_send_commands(
     run: recorded.Recorder, commands: list[ev.Command], key: str, command: type[ev.Command]
 ) -> None:
@@ -248,3 +250,18 @@ async def test_escape_goes_one_layer_out(run: recorded.Recorder) -> None:
         assert isinstance(app.screen, LiveScreen)
         await pilot.press("escape")
         assert app.current_mode == "runs"
+
+
+async def test_who_resumes_a_run_an_instant_after_somebody_else_watches_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fixtures"))
+    first = engine_client.start(RunConfig(data="d", run_name="0 obey", output_dir=str(tmp_path)))
+    await until(lambda: bool(first.read(0.1)), "the engine's first event")
+    watch = Watch(engine_client.launch(first.directory, "resume"))
+    await until(lambda: not watch.advance() and watch.link.launched_at == 0, "the other engine")
+    await until(lambda: not watch.advance() and watch.live, "the run that goes on")
+    assert watch.error is None
+    watch.send(ev.Stop())
+    await until(lambda: not watch.advance() and watch.state.status == "done", "the end")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import recorded
 from acting import text_of, until
 from backprop.core.errors import RunError
+from backprop.core.redaction import CONTROLS
 from backprop.runs.index import RunIndex
 from textual.pilot import Pilot
 
@@ -149,3 +152,34 @@ def test_a_run_matches_by_any_part_of_what_is_shown(output: Path) -> None:
     assert matches(run, "")
     assert matches(run, "DEMO smollm")
     assert not matches(run, "demo llama")
+
+
+async def test_nothing_that_a_run_s_files_say_controls_the_terminal(output: Path) -> None:
+    recorded.one_of_each(output)
+    evil = "\x1b[31m\x9b2J\u202e\u2066\r\n[/nothing][b]"
+    told = json.dumps(evil)[1:-1]
+    keys = "model|data|run_name|message|hint|prompt|text|path|format|code|mode|dtype|device|detail"
+    for journal in output.glob("*/events.jsonl"):
+        journal.write_text(re.sub(rf'("({keys})":")', lambda found: found[0] + told, journal.read_text()))
+    async with BackpropApp().run_test(size=(140, 50), notifications=True) as pilot:
+        screen = await listed(pilot, 5)
+        for _ in range(5):
+            assert not CONTROLS.search(text_of(pilot.app).replace("\n", ""))
+            await pilot.press("down")
+            await until(lambda: screen.shown_path == screen.chosen_path, "the detail")
+            await pilot.pause()
+        await pilot.press("enter")
+        await until(lambda: pilot.app.current_mode == "live", "the run")
+        pilot.app.notify(evil, title="X")
+        await until(lambda: "[/nothing]" in text_of(pilot.app), "the message")
+        assert not CONTROLS.search(text_of(pilot.app).replace("\n", ""))
+
+
+async def test_an_index_that_cannot_be_used_is_said_and_the_runs_are_shown(
+    output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.one_of_each(output)
+    monkeypatch.setenv("XDG_DATA_HOME", "/dev/null")
+    async with BackpropApp().run_test(size=(80, 24), notifications=True) as pilot:
+        await listed(pilot, 5)
+        await until(lambda: "the index over runs" in " ".join(text_of(pilot.app).split()), "what is wrong")

@@ -34,13 +34,13 @@ def test_in_a_shared_cell_the_mark_that_matters_more_is_seen() -> None:
 
 
 def test_a_run_says_what_resuming_it_would_do() -> None:
-    state = RunState(run_id="abc", step=20, total_steps=60, told_status="stopped")
+    state = RunState(run_id="abc", step=20, total_steps=60, journal_status="stopped")
     assert "starts again at step 1" in resume_words(state)
     state.checkpoints = [saved(10), saved(18)]
     assert resume_words(state) == "c goes on exactly after step 18 of 60, 2 steps are taken again"
     state.resumes = 2
     assert resume_words(state).endswith("resumed 2 times so far")
-    state.told_status = "done"
+    state.journal_status = "done"
     assert "backprop extend abc --steps N" in resume_words(state)
     state.alive = True
     assert resume_words(state) == ""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import InputError
-from textual.message import Message
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.tasks import Task, Tasks
@@ -22,18 +22,12 @@ HELP = (
 _LISTED = 500
 
 
-class Cleaned(Message):
-    """A cleaned copy was written."""
+def write_copy(
+    opened: OpenFile, words: str, scores: Scores | None, tasks: Tasks, then: Callable[[CleanResult], object]
+) -> None:
+    """Write a copy without unusable and repeated rows, and without what ``words`` name."""
 
-    def __init__(self, result: CleanResult) -> None:
-        super().__init__()
-        self.result = result
-
-
-def write_copy(opened: OpenFile, words: str, scores: Scores | None, tasks: Tasks) -> None:
-    """Write a copy without unusable and repeated rows, and without what ``words`` name; ``Cleaned`` when it is done."""
-
-    def write(task: Task) -> None:
+    def write(task: Task[CleanResult]) -> CleanResult:
         from backprop.data.clean import clean_file
 
         rules = rules_from(words)
@@ -41,10 +35,9 @@ def write_copy(opened: OpenFile, words: str, scores: Scores | None, tasks: Tasks
             raise InputError(
                 "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
             )
-        done = clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
-        tasks.post(Cleaned(done))
+        return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
 
-    tasks.begin("clean", "writing the cleaned copy", write)
+    tasks.begin("clean", "writing the cleaned copy", write, then)
 
 
 def rules_from(words: str) -> Rules:

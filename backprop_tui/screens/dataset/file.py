@@ -5,11 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from backprop.core.datasets import is_hub_name
-from backprop.data.formats import FileFormat, file_format
-from backprop.data.reader import Source, open_source
+from backprop.data.example import describe_mapping
+from backprop.data.formats import FORMATS, FileFormat, file_format
+from backprop.data.reader import KINDS, PACKED, Source, open_source
 from msgspec import Struct
 
 from backprop_tui.screens.dataset.tasks import Task
+from backprop_tui.text import Row, rows_of, safe, short_number
+
+ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))
+WELCOME: list[Row] = [
+    [("No dataset is open", "strong+bold")],
+    [],
+    [("Press o and name a file; tab completes the path.", "text")],
+    [("A name of the Hugging Face Hub (owner/name) is fetched first.", "text")],
+    [],
+    [("files   ", "muted"), (", ".join(KINDS), "text"), (", each also .gz or .zst", "text")],
+    [("rows    ", "muted"), (", ".join(FORMATS), "text")],
+    [],
+    [("The format is found from the rows. Your file is never changed.", "muted")],
+]
 
 
 class OpenFile(Struct):
@@ -27,20 +42,28 @@ class OpenFile(Struct):
         """What the person knows it by, in short."""
         return self.fetched or self.path.rpartition("/")[2]
 
+    def words(self, shown: list[str]) -> str:
+        """Name, format, size, with ``shown`` for what is shown of it where that is not all."""
+        source, file = self.source, self.file
+        format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
+        rows = f"{'' if source.complete else '> '}{rows_of(source.known)}"
+        words = [safe(self.name), *shown, format, rows, f"{short_number(source.bytes)}B"]
+        return " · ".join([*words, f"read as {describe_mapping(file.mapping)}"] if file.mapping else words)
 
-def open_file(path: str, task: Task) -> OpenFile:
+
+def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
     """Open a file, or a dataset of the Hugging Face Hub (which is fetched), and look at its first rows.
 
     Raises:
         BackpropError: the file as a whole cannot be read, with what to do.
     """
     name = path if is_hub_name(path) else ""
-    path = _fetched(name, task) if name else str(Path(path).expanduser())
+    path = _fetched(name, task) if name else str(Path(path.strip("'\"")).expanduser())
     source = open_source(path, progress=task.progress, cancelled=task.stopped)
     return OpenFile(path, source, file_format(source), name)
 
 
-def _fetched(name: str, task: Task) -> str:
+def _fetched(name: str, task: Task[OpenFile]) -> str:
     """The file of a dataset that is on the hub, from the cache or fetched by an engine process."""
     from backprop.runs.engine_jobs import EngineJob, fetch_dataset
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from backprop.core.events import Problem
-from textual.message import Message
+from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import GoToLine, Notice
+from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, safe
 from backprop_tui.widgets.list_view import ListView
@@ -25,6 +25,8 @@ _OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte"
 _EVERY = 0.5
 """Seconds between two looks at what a check has found so far."""
 _ORDER = list(SEVERITY)
+_Found = tuple[Sequence[Problem], Mapping[str, int], "Validation | None"]
+"""Findings, how many there are of each code, and at the end the whole."""
 
 
 class FindingsPane(ListView):
@@ -33,19 +35,9 @@ class FindingsPane(ListView):
     Enter on a code shows its findings alone (and again: all of them); enter on a finding goes to its row.
     """
 
-    class Found(Message):
-        """What a check has found so far; with ``whole``, it ended or was stopped."""
-
-        def __init__(
-            self, task: Task, problems: Sequence[Problem], counts: Mapping[str, int], whole: Validation | None = None
-        ) -> None:
-            super().__init__()
-            self.task, self.problems, self.counts, self.whole = task, problems, counts, whole
-
     def __init__(self, tasks: Tasks, *, id: str) -> None:
         super().__init__(id=id)
         self._tasks = tasks
-        self._checking: Task | None = None
         self.found: Validation | None = None
         self._bad_lines: array[int] = array("Q")
         self._problems: Sequence[Problem] = ()
@@ -59,14 +51,14 @@ class FindingsPane(ListView):
 
     def forget(self) -> None:
         """Another file."""
-        self.found = self._checking = None
+        self.found = None
         self._bad_lines = array("Q")
         self._say("not checked")
 
     def check(self, opened: OpenFile) -> None:
         """Check every row of a file, in a thread."""
 
-        def check(task: Task) -> None:
+        def check(task: Task[_Found]) -> _Found:
             from backprop.data.validate import validate
 
             told, known = time.monotonic(), 0
@@ -75,26 +67,25 @@ class FindingsPane(ListView):
                 nonlocal told, known
                 if len(problems) > known and (not known or time.monotonic() - told > _EVERY):
                     told, known = time.monotonic(), len(problems)
-                    self.post_message(self.Found(task, list(problems), dict(counts)))
+                    task.deliver((list(problems), dict(counts), None))
 
             found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
-            self.post_message(self.Found(task, found.problems, found.problem_counts, found))
+            return found.problems, found.problem_counts, found
 
         self._unit = opened.source.unit
-        self._checking = self._tasks.begin("check", "checking", check)
         self._say("checking every row …")
+        self._tasks.begin("check", "checking", check, self._take)
 
     def need_check(self, opened: OpenFile) -> None:
         """Check where that was not done."""
         if self.found is None and not self._tasks.goes_on("check"):
             self.check(opened)
 
-    def on_findings_pane_found(self, message: Found) -> None:
-        if message.task is not self._checking:
-            return
-        found = message.whole
-        if message.problems:
-            self._list(message.problems, message.counts)
+    def _take(self, news: _Found) -> None:
+        """List what was found; at the end, say so."""
+        problems, counts, found = news
+        if problems:
+            self._list(problems, counts)
         if found is None:
             return
         self.found = found
@@ -106,6 +97,7 @@ class FindingsPane(ListView):
         said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
         hint = " (p lists them, n goes to the next)" if found.problem_counts and not self.has_focus else ""
         self.post_message(Notice(said + hint))
+        self.post_message(RowsChanged())
 
     def of_line(self, line: int) -> list[Row]:
         """What the check said of one line, beyond what reading the row alone tells."""
@@ -163,8 +155,8 @@ class FindingsPane(ListView):
         if index < len(self._codes):
             code, severity, count = self._codes[index]
             mark, ink = SEVERITY[severity]
-            only = "  shown alone: enter shows all" if code == self._only else ""
-            return [(f"{count:>9,} {mark} {code}", ink), (only, "muted")]
+            words = "shown alone: enter shows all" if code == self._only else PROBLEM_CODES.get(code, "")
+            return [(f"{count:>9,} {mark} {code}", ink), (f"  {words}", "muted")]
         if index == len(self._codes):
             return [("─" * width if self._codes else self._empty, "muted")]
         problem = self._shown[index - len(self._codes) - 1]

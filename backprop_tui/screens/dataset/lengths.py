@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from backprop.data.example import Fields, RowError
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 from backprop.data.truncate import LengthCounter, Lengths
-from msgspec import Struct
-from textual.message import Message
+from msgspec import Struct, structs
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import Notice
+from backprop_tui.screens.dataset.messages import Notice, RowsChanged
 from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
@@ -22,7 +21,7 @@ from backprop_tui.text import Row, short_number
 from backprop_tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
-    from backprop.data.encode import Rendered
+    from backprop.data.encode import Renderer
     from backprop.data.tokenizer import ChatTokenizer
 
 _BATCH_ROWS = 500
@@ -34,49 +33,45 @@ LIMITS = [2**power for power in range(4, 21)]
 class LengthsPane(TextView):
     """The lengths as bars, with the limit between them, and what it costs."""
 
-    class Counted(Message):
-        """Lengths counted so far."""
-
-        def __init__(self, task: Task, lengths: CountedLengths) -> None:
-            super().__init__()
-            self.task = task
-            self.lengths = lengths
-
     def __init__(self, chosen: Chosen, tasks: Tasks, *, id: str) -> None:
         super().__init__(id=id)
         self._chosen, self._tasks = chosen, tasks
         self.counted: CountedLengths | None = None
-        self._counting: Task | None = None
 
     def forget(self) -> None:
         """Another file, or another model."""
-        self._tasks.stop("lengths")
-        self._counting = self.counted = None
+        self._tasks.forget("lengths")
+        self.counted = None
         self.redraw()
 
-    def need_count(self, opened: OpenFile) -> None:
-        """Count where that was not done: with the chosen tokenizer, once it was looked for."""
-        if self._chosen.need_tokenizer(self._tasks) or self._counting is not None:
-            return
+    def count(self, opened: OpenFile) -> None:
+        """Count with the chosen tokenizer, or characters where there is none."""
         tokenizer = self._chosen.tokenizer
-
-        def count(task: Task) -> None:
-            count_lengths(opened, tokenizer, task, lambda lengths: self.post_message(self.Counted(task, lengths)))
-
         unit = "tokens" if tokenizer is not None else "characters"
-        self._counting = self._tasks.begin("lengths", f"counting {unit}", count)
+        self._tasks.begin(
+            "lengths", f"counting {unit}", lambda task: count_lengths(opened, tokenizer, task), self._take
+        )
 
-    def on_lengths_pane_counted(self, message: Counted) -> None:
-        if message.task is self._counting:
-            self.counted = message.lengths
-            self.redraw()
-            self.post_message(Notice())
+    def _take(self, counted: CountedLengths) -> None:
+        self.counted = counted
+        self.redraw()
+        self.post_message(Notice())
 
     def next_limit(self, by: int) -> int:
         """The next longer or shorter power of two."""
         limit = self._chosen.limit
         further = [at for at in LIMITS if at > limit] if by > 0 else [at for at in reversed(LIMITS) if at < limit]
         return further[0] if further else limit
+
+    def set_limit(self, text: str) -> None:
+        """Look at the rows at another limit."""
+        number = text.replace(",", "")
+        if number.isdecimal() and int(number) >= LIMITS[0]:
+            self._chosen.limit = int(number)
+            self.redraw()
+            self.post_message(RowsChanged())
+        else:
+            self.post_message(Notice(f"{text!r}: a whole number of tokens from {LIMITS[0]} is needed"))
 
     def content(self, width: int) -> list[Row]:
         if self.counted is None:
@@ -86,7 +81,7 @@ class LengthsPane(TextView):
         return [keys, *histogram_lines(self.counted, limit, width, self.size.height - 1)]
 
 
-class CountedLengths(Struct, frozen=True):
+class CountedLengths(Struct):
     """What is known of the rows counted so far, in tokens, or in characters where no tokenizer was given."""
 
     unit: str
@@ -100,41 +95,30 @@ class CountedLengths(Struct, frozen=True):
     """True when every row was counted."""
 
 
-class _Counter:
-    """The numbers behind ``CountedLengths`` while they grow."""
+def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> CountedLengths:
+    """Count the rows of a file, delivering what is known twice a second."""
+    from backprop.data.encode import Renderer
 
-    def __init__(self, unit: str) -> None:
-        self.unit = unit
-        self.lengths = LengthCounter()
-        self.rows = self.unusable = self.tokens = self.trained = 0
+    counter = LengthCounter()
+    known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
+    renderer = Renderer(tokenizer) if tokenizer is not None else None
 
-    def snapshot(self, *, whole: bool = False) -> CountedLengths:
-        lengths = self.lengths.snapshot()
-        return CountedLengths(self.unit, lengths, self.rows, self.unusable, self.tokens, self.trained, whole)
-
-
-def count_lengths(
-    opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task, show: Callable[[CountedLengths], object]
-) -> None:
-    """Count the rows of a file, handing what is known to ``show`` twice a second and at the end."""
-    counter = _Counter("tokens" if tokenizer is not None else "characters")
-    encoder = _Encoder(opened, tokenizer, counter) if tokenizer is not None else None
     seen, shown = 0, time.monotonic()
     with open_source(opened.path) as source:
         for batch in _batches(source):
             if task.stopped():
-                show(counter.snapshot())
-                return
-            if encoder is None:
-                _count_characters(batch, opened, counter)
+                break
+            known.rows += len(batch)
+            if renderer is None:
+                _count_characters(batch, opened, counter, known)
             else:
-                encoder.count(batch)
+                _count_tokens(batch, opened, renderer, counter, known)
             seen += sum(len(row.raw) + 1 for row in batch)
             task.progress(min(seen, source.bytes), source.bytes)
             if time.monotonic() - shown > 0.5:
                 shown = time.monotonic()
-                show(counter.snapshot())
-    show(counter.snapshot(whole=True))
+                task.deliver(structs.replace(known, lengths=counter.snapshot()))
+    return structs.replace(known, lengths=counter.snapshot(), whole=not task.stopped())
 
 
 def _batches(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
@@ -150,60 +134,44 @@ def _batches(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
         yield batch
 
 
-def _count_characters(batch: list[DataRow], opened: OpenFile, counter: _Counter) -> None:
+def _count_characters(batch: list[DataRow], opened: OpenFile, counter: LengthCounter, known: CountedLengths) -> None:
     lengths = []
     for row in batch:
-        counter.rows += 1
         example, _ = read_row(row, opened.file)
         if example is None:
-            counter.unusable += 1
+            known.unusable += 1
         else:
             turns = [turn for _, part in all_turns(example) for turn in part]
             lengths.append(len(example.text or "") + sum(len(turn.content) for turn in turns))
-    counter.lengths.add_texts(lengths)
+    counter.add_texts(lengths)
 
 
-class _Encoder:
-    """Rows → what counts of their tokens."""
+def _count_tokens(
+    batch: list[DataRow], opened: OpenFile, renderer: Renderer, counter: LengthCounter, known: CountedLengths
+) -> None:
+    from backprop.data.encode import encode_row
 
-    def __init__(self, opened: OpenFile, tokenizer: ChatTokenizer, counter: _Counter) -> None:
-        from backprop.data.encode import Renderer
-
-        self._file = opened.file
-        self._names = Fields(opened.file.mapping)
-        self._tokenizer = tokenizer
-        self._renderer = Renderer(tokenizer)
-        self._counter = counter
-
-    def count(self, batch: list[DataRow]) -> None:
-        rendered = []
-        for row in batch:
-            self._counter.rows += 1
-            format = None if row.error is not None else format_of(row.value, self._file)
-            try:
-                if format is not None:
-                    rendered.append(self._renderer.render(row.value, format, self._names))
-            except RowError:
-                pass  # counted below, with all others that cannot be used
-        self._counter.unusable += len(batch) - len(rendered)
-        for raw in (False, True):
-            self._encode([item for item in rendered if item.raw == raw], raw)
-
-    def _encode(self, rendered: list[Rendered], raw: bool) -> None:
-        from backprop.data.encode import encode_row
-
-        counted = []
-        encodings = self._tokenizer.encode([item.text for item in rendered], special=raw) if rendered else []
-        for item, encoding in zip(rendered, encodings, strict=True):
-            encoded = encode_row(item, encoding, self._tokenizer)
+    tokenizer, names = renderer.tokenizer, Fields(opened.file.mapping)
+    rendered, counted = [], []
+    for row in batch:
+        format = None if row.error is not None else format_of(row.value, opened.file)
+        try:
+            if format is not None:
+                rendered.append(renderer.render(row.value, format, names))
+        except RowError:
+            pass  # counted below, with all others that cannot be used
+    for raw in (False, True):
+        items = [item for item in rendered if item.raw == raw]
+        encodings = tokenizer.encode([item.text for item in items], special=raw) if items else []
+        for item, encoding in zip(items, encodings, strict=True):
+            encoded = encode_row(item, encoding, tokenizer)
             trained = int(encoded.trained.sum())
-            if not trained:
-                self._counter.unusable += 1
-                continue
-            self._counter.trained += trained
-            self._counter.tokens += len(encoded.ids)
-            counted.append((item, encoded))
-        self._counter.lengths.add(counted, self._tokenizer.bos_id)
+            if trained:
+                known.trained += trained
+                known.tokens += len(encoded.ids)
+                counted.append((item, encoded))
+    known.unusable += len(batch) - len(counted)
+    counter.add(counted, tokenizer.bos_id)
 
 
 def edges(longest: int, limit: int, most: int) -> list[int]:

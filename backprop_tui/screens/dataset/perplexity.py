@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from backprop.core import jobs
 from backprop.core.events import ModelLoading
 from backprop.runs.describe import describe
-from textual.message import Message
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.messages import GoToLine, Notice
@@ -24,25 +23,19 @@ if TYPE_CHECKING:
 ENGINE = "backprop.train.perplexity"
 _EVERY = 1.0
 """Seconds between two looks at the rows scored so far."""
+_Scores = tuple[list[jobs.RowScore], jobs.Scored | None]
+"""Rows scored so far; with a summary, all of them."""
 _HEAD = f"{'':>14}{'perplexity':>14}{'loss':>9}{'trained':>10}"
 
 
 class ScoresPane(ListView):
     """A few words about the scores, then a row for each row that was scored; choosing one goes there."""
 
-    class Scored(Message):
-        """Rows scored so far; with ``summary``, all of them."""
-
-        def __init__(self, task: Task, rows: list[jobs.RowScore], summary: jobs.Scored | None) -> None:
-            super().__init__()
-            self.task, self.rows, self.summary = task, rows, summary
-
     def __init__(self, chosen: Chosen, tasks: Tasks, *, id: str) -> None:
         super().__init__(id=id)
         self._chosen, self._tasks = chosen, tasks
         self._asked = ("", 0)
         """Model and limit of the scores on screen."""
-        self._scoring: Task | None = None
         self.scores: Scores | None = None
         """Those of every row, once they are known."""
         self.report: PerplexityReport | None = None
@@ -53,7 +46,7 @@ class ScoresPane(ListView):
 
     def forget(self) -> None:
         """Another file."""
-        self._scoring = self.scores = self.report = None
+        self.scores = self.report = None
         self._list([], ())
 
     def need_scores(self, opened: OpenFile) -> None:
@@ -66,48 +59,21 @@ class ScoresPane(ListView):
         request = jobs.ScoreRequest(
             data=opened.path, model=wanted[0], max_length=wanted[1], mapping=opened.file.mapping
         )
-        self._scoring = self._tasks.begin(
-            "score", f"starting {safe(wanted[0])}", lambda task: self._listen(task, request)
-        )
         self.scores = self.report = None
         self._far = frozenset()
         self._list([[("scoring every row … (x stops it)", "muted")]], ())
+        self._tasks.begin("score", f"starting {safe(wanted[0])}", lambda task: _listen(task, request), self._take)
 
-    def _listen(self, task: Task, request: jobs.ScoreRequest) -> None:
-        """Follow the engine, in a thread."""
-        from backprop.runs.engine_jobs import engine_job
-
-        rows: list[jobs.RowScore] = []
-        shown = time.monotonic()
-        with engine_job(ENGINE, request) as engine:
-            task.when_stopped(engine.stop)
-            for message in engine.messages():
-                match message:
-                    case ModelLoading():
-                        task.name = describe(message)
-                        task.progress(message.done, message.total)
-                    case jobs.Progress():
-                        task.name = message.doing
-                        task.progress(message.done, message.total)
-                    case jobs.RowScores():
-                        rows += message.rows
-                        if time.monotonic() - shown > _EVERY:
-                            self.post_message(self.Scored(task, list(rows), None))
-                            shown = time.monotonic()
-                    case jobs.Scored():
-                        self.post_message(self.Scored(task, rows, message))
-
-    def on_scores_pane_scored(self, message: Scored) -> None:
+    def _take(self, news: _Scores) -> None:
         from backprop.data.scores import Scores
 
-        if message.task is not self._scoring:
-            return
-        scores, whole = Scores(message.rows), message.summary is not None
+        rows, summary = news
+        scores, whole = Scores(rows), summary is not None
         if whole:
             self.scores, self.report = scores, scores.report()
             self._far = frozenset(self.report.outliers)
         words: list[Row] = [
-            *_summary_lines(message.summary, self.report),
+            *_summary_lines(summary, self.report),
             [("by      ", "muted"), (safe(self._asked[0]), "text"), (f", rows to {self._asked[1]:,} tokens", "muted")],
             [(f"{len(scores):,} rows scored{'' if whole else ' so far'}, the hardest first", "strong+bold")],
             [(_HEAD, "muted")],
@@ -133,6 +99,31 @@ class ScoresPane(ListView):
     def action_choose(self) -> None:
         if self._rows and self.cursor >= len(self._words):
             self.post_message(GoToLine(self._rows[self.cursor - len(self._words)].line))
+
+
+def _listen(task: Task[_Scores], request: jobs.ScoreRequest) -> None:
+    """Follow the engine, in a thread."""
+    from backprop.runs.engine_jobs import engine_job
+
+    rows: list[jobs.RowScore] = []
+    shown = time.monotonic()
+    with engine_job(ENGINE, request) as engine:
+        task.when_stopped(engine.stop)
+        for message in engine.messages():
+            match message:
+                case ModelLoading():
+                    task.name = describe(message)
+                    task.progress(message.done, message.total)
+                case jobs.JobProgress():
+                    task.name = message.doing
+                    task.progress(message.done, message.total)
+                case jobs.RowScores():
+                    rows += message.rows
+                    if time.monotonic() - shown > _EVERY:
+                        task.deliver((list(rows), None))
+                        shown = time.monotonic()
+                case jobs.Scored():
+                    task.deliver((rows, message))
 
 
 def percentiles(report: PerplexityReport) -> str:

@@ -57,11 +57,6 @@ class RowTable(ListView):
             self.reader.close()
             self.reader = None
 
-    def forget(self) -> None:
-        """Read the rows on screen again: what their summary says has changed."""
-        self._known.clear()
-        self.ask()
-
     def show(self, order: Sequence[int] | None, count: int) -> None:
         """Show these rows, or with ``None`` the first ``count`` of the file."""
         if order is not self.order or count != self.count:

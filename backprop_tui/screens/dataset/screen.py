@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from backprop.core.errors import InputError
 from backprop.core.presets import EMBEDDED_MODEL
-from backprop.data.example import describe_mapping
-from backprop.data.formats import FORMATS
-from backprop.data.reader import KINDS, PACKED
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -17,45 +13,34 @@ from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import EVERYWHERE, Key, bindings
 from backprop_tui.screens.base import BaseScreen
-from backprop_tui.screens.dataset import KEYS
-from backprop_tui.screens.dataset.clean import HELP, Cleaned, result_lines, write_copy
-from backprop_tui.screens.dataset.file import OpenFile, open_file
+from backprop_tui.screens.dataset.browser import Browser
+from backprop_tui.screens.dataset.clean import HELP, result_lines, write_copy
+from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
-from backprop_tui.screens.dataset.lengths import LIMITS, LengthsPane
-from backprop_tui.screens.dataset.messages import GoToLine, LineFound, ModelChosen, Notice, Opened, ScanEnded
+from backprop_tui.screens.dataset.keys import KEYS
+from backprop_tui.screens.dataset.lengths import LengthsPane
+from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
-from backprop_tui.screens.dataset.rows import RowTable
-from backprop_tui.screens.dataset.search import Scans, next_in
 from backprop_tui.screens.dataset.statistics import statistics_lines
-from backprop_tui.screens.dataset.tasks import Failed, Tasks
+from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
-from backprop_tui.text import Row, rows_of, safe, short_number
+from backprop_tui.text import safe
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.text_view import TextView
 
-ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))
-WELCOME: list[Row] = [
-    [("No dataset is open", "strong+bold")],
-    [],
-    [("Press o and name a file; tab completes the path.", "text")],
-    [("A name of the Hugging Face Hub (owner/name) is fetched first.", "text")],
-    [],
-    [("files   ", "muted"), (", ".join(KINDS), "text"), (", each also .gz or .zst", "text")],
-    [("rows    ", "muted"), (", ".join(FORMATS), "text")],
-    [],
-    [("The format is found from the rows. Your file is never changed.", "muted")],
-]
+if TYPE_CHECKING:
+    from backprop.data.clean import CleanResult
 
 
 class DataScreen(BaseScreen):
     """Browse and check one dataset file.
 
     Args:
-        path: the file to open at once.
+        wanted_path: the file to open at once; later the one that was asked for last.
     """
 
     NAME, KEYS = "data", KEYS
@@ -63,24 +48,20 @@ class DataScreen(BaseScreen):
     CSS_PATH = "screen.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, wanted_path: str = "") -> None:
         super().__init__()
-        self.wanted_path = path
-        self.opened: OpenFile | None = None
+        self.wanted_path = wanted_path
         self.tasks = Tasks(self)
         self.chosen = Chosen()
-        self.scans = Scans(self.tasks)
         self.notice = ""
-        self._seek = False
-        """The first hit of the search is to be gone to, as soon as there is one."""
-        self._to_the_end = False
         self._stepped_to = 0
         """The line of the finding that a step went to last."""
         self._title, self._status = Bar(id="title"), Bar(id="status")
         self._welcome, self._report, self._statistics = (
             TextView(id=name) for name in ("welcome", "report", "statistics")
         )
-        self.table = RowTable(id="rows")
+        self.browser = Browser(self.tasks, id="list")
+        self.table = self.browser.table
         self.findings = FindingsPane(self.tasks, id="problems")
         self.detail = RowView(self.chosen, self.findings.of_line, id="detail")
         self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
@@ -94,7 +75,7 @@ class DataScreen(BaseScreen):
         with self._body:
             yield self._welcome
             with Horizontal(id="panes"):
-                yield self.table
+                yield self.browser
                 with self._side:
                     yield from (self.detail, self._report, self.findings, self.lengths, self._statistics, self.scores)
         yield self._prompt
@@ -118,50 +99,21 @@ class DataScreen(BaseScreen):
 
     # What is shown
 
+    @property
+    def opened(self) -> OpenFile | None:
+        return self.browser.opened
+
     def flush(self) -> None:
-        opened = self.opened
-        # Asked first: what is found after that is shown by the next flush.
-        complete = opened is None or opened.source.complete
-        if opened is not None:
-            self._show_rows(opened)
-            if self._to_the_end:
-                self.table.cursor = self.table.count - 1
-                self._to_the_end = not complete
-            if self._seek and self.scans.hits.get("search"):
-                self._seek = False
-                self._step_search(1, stay=True)
+        self.browser.flush()
         self._show_words()
 
     def _show_words(self) -> None:
-        self._title.show([(self._title_words(), "text")], [])
-        self._status.show([(self._status_words(), "text")], [])
+        title = self.opened.words(self.browser.shown()) if self.opened is not None else "Data"
+        self._title.show([(title, "text")], self.chip())
+        finding = () if self.opened is None or self.opened.source.complete else ("finding all rows",)
+        words = (self.browser.where(), self.tasks.words(*finding), self.notice)
+        self._status.show([("  ".join(word for word in words if word), "text")], [])
         self.show_keys()
-
-    def _show_rows(self, opened: OpenFile) -> None:
-        """Show as many rows as are known by now."""
-        hits = self.scans.hits.get("filter")
-        self.table.show(hits, opened.source.known if hits is None else len(hits))
-
-    def _title_words(self) -> str:
-        opened = self.opened
-        if opened is None:
-            return "Data"
-        source, file = opened.source, opened.file
-        format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
-        rows = f"{'' if source.complete else '> '}{rows_of(source.known)}"
-        words = [safe(opened.name), *self.scans.shown(), format, rows, f"{short_number(source.bytes)}B"]
-        return " · ".join([*words, f"read as {describe_mapping(file.mapping)}"] if file.mapping else words)
-
-    def _status_words(self) -> str:
-        tasks = self.tasks.running()
-        running, where = [task.words() for task in tasks], ""
-        if self.opened is not None and not self.opened.source.complete:
-            running.append("finding all rows")
-        if self.opened is not None and self.table.count:
-            many = f"{'' if self.opened.source.complete else '> '}{self.table.count:,}"
-            where = f"{self.table.cursor + 1:,} of {many}"
-        stop = " (x stops it)" if tasks else ""
-        return "  ".join(word for word in (where, "; ".join(running) + stop, self.notice) if word)
 
     def useful_keys(self) -> list[Key]:
         inside = self.has_class("-inside")
@@ -191,11 +143,15 @@ class DataScreen(BaseScreen):
         self._draw_statistics()
         self.flush()
 
-    @on(FindingsPane.Found)
-    def _checked(self, event: FindingsPane.Found) -> None:
-        if event.whole is not None:
-            self.table.forget()
-            self.show_detail(again=True)
+    @on(RowsChanged)
+    def _rows_changed(self) -> None:
+        self.flush()
+        self.show_detail(again=True)
+
+    @on(Delivered)
+    def _delivered(self, event: Delivered) -> None:
+        self.tasks.take(event)
+        self.flush()
 
     def show_pane(self, name: str) -> None:
         """Show one of the panes beside the table, and give it the keys."""
@@ -227,35 +183,29 @@ class DataScreen(BaseScreen):
     # Opening
 
     def action_open(self) -> None:
-        start = self.opened.path if self.opened and not self.opened.fetched else ""
         self._prompt.ask(
             "Open a dataset file, or owner/name of the Hugging Face Hub",
             lambda path: self.open_path(path) if path else None,
-            start,
+            self.wanted_path,
             endings=ENDINGS,
             help="tab completes · enter opens · esc leaves",
         )
 
     def open_path(self, path: str) -> None:
         """Open a file in place of the one on screen."""
-        self.notice = ""
-        self.tasks.begin("open", f"opening {path}", lambda task: self.post_message(Opened(open_file(path, task))))
+        self.notice, self.wanted_path = "", path
+        self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
 
-    @on(Opened)
-    def _show_file(self, event: Opened) -> None:
+    def _show_file(self, opened: OpenFile) -> None:
         """Everything begins anew, but for the model and the limit."""
-        opened = self.opened = event.opened
-        for kind in ("search", "filter"):
-            self.scans.forget(kind)
-        self.tasks.stop("go", "clean", "score", "check")
+        self.tasks.forget("clean", "check", "lengths", "score")
         for pane in (self.findings, self.lengths, self.scores):
             pane.forget()
         self.notice = ""
-        self._seek = self._to_the_end = False
         self._stepped_to = 0
         opened.source.start_index()
-        self.table.open(opened)
+        self.browser.open(opened)
         self._body.current = "panes"
         self._side.current = "detail"
         self.remove_class("-inside")
@@ -276,13 +226,10 @@ class DataScreen(BaseScreen):
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
-        self.table.focus()
-        event.then(event.text)
-
-    @on(Prompt.Left)
-    def _prompt_left(self) -> None:
-        if self.opened is not None:
+        if self.opened is not None or event.text is not None:
             self.table.focus()
+        if event.text is not None:
+            event.then(event.text)
 
     def action_stop_work(self) -> None:
         """Stop everything that is running in the background."""
@@ -312,54 +259,39 @@ class DataScreen(BaseScreen):
         """See the row in the next form."""
         self.detail.next_view()
         if self.detail.as_tokens:
-            self.chosen.need_tokenizer(self.tasks)
+            self.chosen.need_tokenizer(self.tasks, self._model_chosen)
         self.show_detail(again=True)
 
     def action_go(self) -> None:
         if self.opened is not None:
-            self._prompt.ask("Go to line", self.go_to_line, help="a number · nothing: the first row")
+            self._prompt.ask("Go to line", self.browser.go_to_line, help="a number · nothing: the first row")
 
     def action_last(self) -> None:
-        """The last row; while rows are still being found, the last known one and on with it."""
-        if self.opened is not None:
-            self._to_the_end = not self.opened.source.complete
-            self._show_rows(self.opened)
-            self.table.cursor = self.table.count - 1
-
-    def go_to_line(self, text: str) -> None:
-        """Go to the row of a line of the file, as soon as it is found."""
-        opened, number = self.opened, text.replace(",", "")
-        self._to_the_end = False
-        if not text:
-            self.table.cursor = 0
-        elif number.isdecimal() and opened is not None:
-            line, find = int(number), opened.source.find
-            self.tasks.begin("go", f"going to line {line:,}", lambda _: self.post_message(LineFound(find(line))))
-        else:
-            self.say(f"{text!r} is no line number")
-
-    @on(LineFound)
-    def _line_found(self, event: LineFound) -> None:
-        self.go_to_row(event.row)
+        self.browser.last()
 
     @on(GoToLine)
     def _go_to_line(self, event: GoToLine) -> None:
         """A pane names a row: show it there."""
         self._side.current = "detail"
-        self.go_to_line(str(event.line))
+        self.browser.go_to_line(str(event.line))
         self.go_inside()
 
-    def go_to_row(self, row: int) -> None:
-        """Put the cursor on a row of the file; where a filter hides it, on the next one that is shown."""
-        self.flush()
-        order = self.table.order
-        self.table.cursor = row if order is None else bisect_left(order, row)
-        self.show_detail()
+    def action_search(self) -> None:
+        self._ask_for("search", "Search", "text in any field, in any case · n and N step")
+
+    def action_filter(self) -> None:
+        help = "text, or: bad · role:tool · format:alpaca · nothing: all rows"
+        self._ask_for("filter", "Show only rows with", help)
+
+    def _ask_for(self, kind: str, label: str, help: str) -> None:
+        if self.opened is not None:
+            words = self.browser.words.get(kind, "")
+            self._prompt.ask(label, lambda text: self.browser.look_for(kind, text), words, help=help)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
-        if "search" in self.scans.words:
-            self._step_search(by)
+        if "search" in self.browser.words:
+            self.browser.step(by)
         elif self.opened is None or self.findings.found is None:
             self.say("c checks the file, then n and N go to the next and the previous finding")
         else:
@@ -367,14 +299,8 @@ class DataScreen(BaseScreen):
             if line is None:
                 self.say("the check found nothing to look at")
             else:
-                self.go_to_line(str(line))
+                self.browser.go_to_line(str(line))
                 self._stepped_to = line
-
-    def _step_search(self, by: int, *, stay: bool = False) -> None:
-        here = self.table.row_of(self.table.cursor) or 0
-        row = next_in(self.scans.hits["search"], here, by, stay=stay)
-        if row is not None:
-            self.go_to_row(row)
 
     def action_back(self) -> None:
         """One layer out: the pane beside the table, then the search, then the filter."""
@@ -383,50 +309,9 @@ class DataScreen(BaseScreen):
             self._side.current = "detail"
             self.table.focus()
             self.show_detail()
-        elif "search" in self.scans.words:
-            self.scans.forget("search")
-        elif "filter" in self.scans.words:
-            row = self.table.row_of(self.table.cursor) or 0
-            self.scans.forget("filter")
-            self.go_to_row(row)
+        else:
+            self.browser.back()
         self.flush()
-
-    # Search and filter
-
-    def action_search(self) -> None:
-        if self.opened is not None:
-            words = self.scans.words.get("search", "")
-            help = "text in any field, in any case · n and N step"
-            self._prompt.ask("Search", lambda text: self.look_for("search", text), words, help=help)
-
-    def action_filter(self) -> None:
-        if self.opened is not None:
-            words = self.scans.words.get("filter", "")
-            help = "text, or: bad · role:tool · format:alpaca · nothing: all rows"
-            self._prompt.ask("Show only rows with", lambda text: self.look_for("filter", text), words, help=help)
-
-    def look_for(self, kind: str, words: str) -> None:
-        """Search for words, or show only the rows that a filter lets through; without words, forget it."""
-        if self.opened is None:
-            return
-        self.notice = ""
-        try:
-            self.scans.begin(kind, words, self.opened)
-        except InputError as error:
-            self.notice = safe(f"{error.message}; {error.hint}")
-        self._seek = self._seek or (kind == "search" and bool(words))
-        if kind == "filter" and words:
-            self.table.cursor = 0
-        self.flush()
-
-    @on(ScanEnded)
-    def _scan_ended(self, event: ScanEnded) -> None:
-        result = self.scans.result(event)
-        if result:
-            self._seek = self._seek and (event.kind != "search" or bool(event.hits))
-            self.say(result)
-            if event.kind == "filter":
-                self.show_detail(again=True)
 
     # The panes
 
@@ -446,27 +331,20 @@ class DataScreen(BaseScreen):
     def action_lengths(self) -> None:
         """The lengths of the rows; they are counted where they were not."""
         if self.opened is not None:
-            self.lengths.need_count(self.opened)
             self.show_pane("lengths")
+            self._count()
+
+    def _count(self) -> None:
+        """Count the lengths where they are seen and were not counted; with the tokenizer, once it was looked for."""
+        wanted = self._side.current == "lengths" and self.lengths.counted is None and not self.tasks.goes_on("lengths")
+        if self.opened is not None and wanted and not self.chosen.need_tokenizer(self.tasks, self._model_chosen):
+            self.lengths.count(self.opened)
 
     def action_limit(self, by: int) -> None:
-        self._set_limit(self.lengths.next_limit(by))
+        self.lengths.set_limit(str(self.lengths.next_limit(by)))
 
     def action_ask_limit(self) -> None:
-        self._prompt.ask("Longest row in tokens", self._take_limit, str(self.chosen.limit))
-
-    def _take_limit(self, text: str) -> None:
-        number = text.replace(",", "")
-        if number.isdecimal() and int(number) >= LIMITS[0]:
-            self._set_limit(int(number))
-        else:
-            self.say(f"{text!r}: a whole number of tokens from {LIMITS[0]} is needed")
-
-    def _set_limit(self, limit: int) -> None:
-        self.chosen.limit = limit
-        self.lengths.redraw()
-        if self.detail.as_tokens:
-            self.show_detail(again=True)
+        self._prompt.ask("Longest row in tokens", self.lengths.set_limit, str(self.chosen.limit))
 
     def action_scores(self) -> None:
         """The rows by how hard the model finds them."""
@@ -494,18 +372,16 @@ class DataScreen(BaseScreen):
 
     def _take_model(self, text: str) -> None:
         if text:
-            self.chosen.choose(text.rstrip("/").removesuffix("/tokenizer.json"), self.tasks)
+            name = text.rstrip("/").removesuffix("/tokenizer.json")
+            self.chosen.choose(name, self.tasks, self._model_chosen)
             self.flush()
 
-    @on(ModelChosen)
-    def _model_chosen(self, event: ModelChosen) -> None:
-        self.chosen.take(event)
+    def _model_chosen(self) -> None:
         self.lengths.forget()
-        if event.tokenizer is not None and event.tokenizer.notes:
-            self.say(event.tokenizer.notes[0])
+        if self.chosen.tokenizer is not None and self.chosen.tokenizer.notes:
+            self.say(self.chosen.tokenizer.notes[0])
         self.show_detail(again=True)
-        if self.opened is not None and self._side.current == "lengths":
-            self.lengths.need_count(self.opened)
+        self._count()
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""
@@ -517,12 +393,11 @@ class DataScreen(BaseScreen):
         name = safe(beside(Path(opened.path), "clean").name)
         self._prompt.ask(
             f"Write {name} beside it, without unusable rows and exact duplicates? enter writes",
-            lambda words: write_copy(opened, words, self.scores.scores, self.tasks),
+            lambda words: write_copy(opened, words, self.scores.scores, self.tasks, self._show_result),
             help=HELP,
         )
 
-    @on(Cleaned)
-    def _show_result(self, event: Cleaned) -> None:
-        self._report.show_rows(result_lines(event.result))
+    def _show_result(self, result: CleanResult) -> None:
+        self._report.show_rows(result_lines(result))
         self.show_pane("report")
-        self.say(f"wrote {event.result.kept:,} of {event.result.rows:,} rows to {event.result.output}")
+        self.say(f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")

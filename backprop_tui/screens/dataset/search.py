@@ -1,11 +1,9 @@
-"""Search and filter: which rows hold some words, found in the background while hits are looked at already."""
+"""Which rows hold what a person looks for: in their texts, by role, by format, or because they are bad."""
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from backprop.core.errors import InputError
@@ -14,77 +12,10 @@ from backprop.data.formats import FORMATS, FileFormat, detect_fields
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 
-from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import ScanEnded
 from backprop_tui.screens.dataset.row_text import read_row
-from backprop_tui.screens.dataset.tasks import Task, Tasks
-from backprop_tui.text import rows_of, safe
+from backprop_tui.screens.dataset.tasks import Task
 
 _ROLES = {"human": "user", "gpt": "assistant"}
-
-
-class Scans:
-    """The search, whose hits are stepped through, and the filter, whose hits alone are shown."""
-
-    def __init__(self, tasks: Tasks) -> None:
-        self._tasks = tasks
-        self.words: dict[str, str] = {}
-        """What is searched for (``search``) and what is filtered by (``filter``)."""
-        self.hits: dict[str, array[int]] = {}
-        """Rows found for each so far, in order."""
-
-    def begin(self, kind: str, words: str, opened: OpenFile) -> None:
-        """Look for words in place of those looked for before; without words, forget them.
-
-        Raises:
-            InputError: a filter that does not exist.
-        """
-        self.forget(kind)
-        if not words:
-            return
-        test = text_test(words) if kind == "search" else row_test(words, opened.file)
-        self.words[kind] = words
-        hits = self.hits[kind] = array("Q")
-        self._tasks.begin(kind, f"{kind} {safe(words)!r}", partial(self._scan, kind, opened.path, test, hits))
-
-    def _scan(self, kind: str, path: str, test: Test, hits: array[int], task: Task) -> None:
-        whole = scan(path, test, hits, task)
-        self._tasks.post(ScanEnded(kind, hits, whole=whole))
-
-    def forget(self, kind: str) -> None:
-        """End a search or a filter."""
-        self._tasks.stop(kind)
-        self.words.pop(kind, None)
-        self.hits.pop(kind, None)
-
-    def result(self, ended: ScanEnded) -> str:
-        """What a scan found, in words; empty where it is no longer wanted."""
-        if self.hits.get(ended.kind) is not ended.hits:
-            return ""
-        part = "" if ended.whole else " so far: stopped before the end"
-        if ended.kind == "search" and not len(ended.hits):
-            return f"search: {self.words['search']!r} was not found{part}"
-        return f"{ended.kind}: {rows_of(len(ended.hits))}{part}"
-
-    def shown(self) -> list[str]:
-        """What is shown of the file, where that is not all of it."""
-        marks = (("filter", "only "), ("search", "search "))
-        return [
-            f"{mark}{safe(self.words[kind])!r}: {len(self.hits[kind]):,}" for kind, mark in marks if kind in self.words
-        ]
-
-
-def next_in(places: array[int], here: int, by: int, *, stay: bool = False) -> int | None:
-    """The next (``by`` 1) or previous (-1) of sorted ``places``, beginning again at the other end.
-
-    With ``stay`` the place ``here`` counts too.
-    """
-    if not len(places):
-        return None
-    if by < 0:
-        return places[bisect_left(places, here) - 1]
-    return places[(bisect_left if stay else bisect_right)(places, here) % len(places)]
-
 
 Test = Callable[[DataRow], bool]
 
@@ -149,7 +80,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield str(item).lower() if isinstance(item, bool) else str(item)
 
 
-def scan(path: str, test: Test, hits: array[int], task: Task) -> bool:
+def scan(path: str, test: Test, hits: array[int], task: Task[bool]) -> bool:
     """Append the index of every row that passes ``test`` to ``hits`` while the screen shows them.
 
     Returns:

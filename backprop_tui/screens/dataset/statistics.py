@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from backprop.data.example import describe_mapping
 
-from backprop_tui.screens.dataset import perplexity
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.lengths import CountedLengths, percentiles
+from backprop_tui.screens.dataset.perplexity import percentiles as score_percentiles
 from backprop_tui.text import Row, percent, safe, short_number
 
 if TYPE_CHECKING:
@@ -83,6 +83,6 @@ def _score_lines(scored: PerplexityReport | None) -> list[Row]:
     return [
         [(f"Scored {scored.scored:,} rows", "strong+bold")],
         _pair("perplexity", f"{scored.perplexity:,.2f} over {scored.tokens:,} trained tokens"),
-        _pair("per row", perplexity.percentiles(scored)),
+        _pair("per row", score_percentiles(scored)),
         _pair("far off", percent(len(scored.outliers), scored.scored)),
     ]

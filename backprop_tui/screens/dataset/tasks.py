@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 from backprop.core.errors import BackpropError
 from textual.message import Message
 from textual.screen import Screen
+
+Value = TypeVar("Value")
 
 
 class Failed(Message):
@@ -19,14 +22,28 @@ class Failed(Message):
         self.error = error
 
 
-class Task:
+class Delivered(Message):
+    """Work has come to something: threads touch no widget, so the screen hands it to whoever began the work."""
+
+    def __init__(self, task: Task[Any], value: object) -> None:
+        super().__init__()
+        self.task = task
+        self.value = value
+
+
+class Task(Generic[Value]):
     """One piece of work: what it is, how far it is, and whether the person stopped it.
 
     A thread writes ``done`` and ``total``, the screen's flush reads them: no message per step.
+
+    Args:
+        name: what is done, in words.
+        deliver: called with what has been found so far, from any thread.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, deliver: Callable[[Value], object] = bool) -> None:
         self.name = name
+        self.deliver = deliver
         self.done = 0
         self.total = 0
         self.ended = False
@@ -59,49 +76,68 @@ class Tasks:
 
     def __init__(self, owner: Screen[None]) -> None:
         self._owner = owner
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, Task[Any]] = {}
+        self._takers: dict[str, Callable[[Any], object]] = {}
 
-    def begin(self, work: str, words: str, function: Callable[[Task], object]) -> Task:
-        """Run ``function`` in a thread as the one piece of ``work``; what ran under that name before is stopped.
+    def begin(
+        self, work: str, words: str, function: Callable[[Task[Value]], Value | None], take: Callable[[Value], object]
+    ) -> None:
+        """Run ``function`` in a thread as the one piece of ``work``; what ran under that name before is forgotten.
 
-        What it raises is posted to the screen as ``Failed``: a defect in a thread does not end the application.
+        What it delivers, and what it returns, is given to ``take`` by the screen; what it raises is posted as
+        ``Failed``: a defect in a thread does not end the application.
         """
-        self.stop(work)
-        task = self._tasks[work] = Task(words)
+        self.forget(work)
+        task: Task[Value] = Task(words)
+        task.deliver = lambda value: self._owner.post_message(Delivered(task, value))
+        self._tasks[work], self._takers[work] = task, take
 
         def run() -> None:
             try:
-                function(task)
+                if (value := function(task)) is not None:
+                    task.deliver(value)
             except BackpropError as error:
                 if not task.stopped():
-                    self.post(Failed(work, error))
+                    self._owner.post_message(Failed(work, error))
             except Exception as error:
-                self.post(Failed(work, defect_in(words, error)))
+                self._owner.post_message(Failed(work, defect_in(words, error)))
             finally:
                 task.ended = True
 
         self._owner.run_worker(run, thread=True, group=work, name=words, exit_on_error=False)
-        return task
 
-    def post(self, message: Message) -> None:
-        """Give the screen a message, from any thread."""
-        self._owner.post_message(message)
+    def take(self, delivered: Delivered) -> None:
+        """Pass on what was found, where the work was not forgotten meanwhile."""
+        for work, task in self._tasks.items():
+            if task is delivered.task:
+                self._takers[work](delivered.value)
+                return
 
     def goes_on(self, work: str) -> bool:
         task = self._tasks.get(work)
         return task is not None and not task.ended
 
-    def stop(self, *works: str) -> bool:
-        """Stop these (without names: everything); whether any was going on."""
-        going = [task for work, task in self._tasks.items() if not task.ended and (not works or work in works)]
+    def stop(self) -> bool:
+        """Stop everything, keeping what was found; whether anything was going on."""
+        going = self.running()
         for task in going:
             task.stop()
         return bool(going)
 
-    def running(self) -> list[Task]:
-        """What goes on, the oldest first; what is done is forgotten."""
-        self._tasks = {work: task for work, task in self._tasks.items() if not task.ended}
-        return list(self._tasks.values())
+    def forget(self, *works: str) -> None:
+        """Stop these; what they deliver is not wanted any more."""
+        for work in works:
+            if work in self._tasks:
+                self._tasks.pop(work).stop()
+
+    def running(self) -> list[Task[Any]]:
+        """What goes on, the oldest first."""
+        return [task for task in self._tasks.values() if not task.ended]
+
+    def words(self, *more: str) -> str:
+        """What goes on, in one line, and what more does that cannot be stopped."""
+        running = [task.words() for task in self.running()]
+        return "; ".join([*running, *more]) + (" (x stops it)" if running else "")
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import ModelLoadError
@@ -14,7 +14,6 @@ from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
 from msgspec.structs import fields
 
-from backprop_tui.screens.dataset.messages import ModelChosen
 from backprop_tui.screens.dataset.row_text import format_of, problem_lines
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.text import Row, many_lines
@@ -41,35 +40,37 @@ class Chosen:
         self.why_none: ModelLoadError | None = None
         """Why there is no tokenizer, once it was looked for."""
 
-    def need_tokenizer(self, tasks: Tasks) -> bool:
+    def need_tokenizer(self, tasks: Tasks, then: Callable[[], object]) -> bool:
         """Look for the tokenizer where that was not done yet: it takes a moment, so it is done when it is used.
 
         Returns:
-            whether it is being looked for; ``ModelChosen`` is posted when that is over.
+            whether it is being looked for; ``then`` is called when that is over.
         """
         if self.tokenizer is None and self.why_none is None and not tasks.goes_on("model"):
-            self.choose(self.model, tasks)
+            self.choose(self.model, tasks, then)
         return tasks.goes_on("model")
 
-    def take(self, loaded: ModelChosen) -> None:
-        self.model, self.tokenizer, self.why_none = loaded.name, loaded.tokenizer, loaded.why
-
-    def choose(self, name: str, tasks: Tasks) -> None:
+    def choose(self, name: str, tasks: Tasks, then: Callable[[], object]) -> None:
         """Load the tokenizer of a model in a thread."""
         self.tokenizer = self.why_none = None
 
-        def load(task: Task) -> None:
+        def load(_: Task[ChatTokenizer | ModelLoadError]) -> ChatTokenizer | ModelLoadError:
             from backprop.data.tokenizer import ChatTokenizer
 
-            found, why = None, None
             try:
-                found = ChatTokenizer.load(find_tokenizer(name))
+                return ChatTokenizer.load(find_tokenizer(name))
             except ModelLoadError as error:
-                why = error
-            if not task.stopped():
-                tasks.post(ModelChosen(name, found, why))
+                return error
 
-        tasks.begin("model", f"reading the tokenizer of {name}", load)
+        def take(found: ChatTokenizer | ModelLoadError) -> None:
+            self.model = name
+            if isinstance(found, ModelLoadError):
+                self.why_none = found
+            else:
+                self.tokenizer = found
+            then()
+
+        tasks.begin("model", f"reading the tokenizer of {name}", load, take)
 
 
 def token_lines(
@@ -137,14 +138,17 @@ def _ends(tokens: Sequence[Token]) -> list[Token]:
     ]
 
 
-def _cut(fitted: Truncated, limit: int) -> list[Row]:
+def _cut(cut: Truncated, limit: int) -> list[Row]:
     """What training at this limit does to the row."""
-    if not fitted.samples:
-        return [[(f"! its last answer does not fit the limit of {limit:,}: the row is left out", "warn")]]
-    if len(fitted.samples) > 1:
-        return [[(f"! longer than the limit of {limit:,}: the text is split into pieces", "warn")]]
-    words = f"{fitted.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"
-    return [[(f"! {words}", "warn")]] if fitted.cut else []
+    if not cut.samples:
+        words = f"its last answer does not fit the limit of {limit:,}: the row is left out"
+    elif cut.split:
+        words = f"longer than the limit of {limit:,}: the text is split into pieces"
+    elif cut.cut:
+        words = f"{cut.cut:,} tokens are cut from its beginning to fit the limit of {limit:,}"
+    else:
+        return []
+    return [[(f"! {words}", "warn")]]
 
 
 def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Row]:

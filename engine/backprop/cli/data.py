@@ -1,4 +1,4 @@
-"""``backprop data``: quality report, train and held-out files, a cleaned copy."""
+"""``backprop validate`` and ``backprop data``: check, report, split, clean and score a dataset."""
 
 from __future__ import annotations
 
@@ -9,40 +9,157 @@ import click
 import msgspec
 
 from backprop.cli import output
-from backprop.cli.data_options import Progress, dataset_argument, read_mapping
-from backprop.cli.main import Commands
-from backprop.cli.scoring import find_scores, score, scores_option, show_scores
-from backprop.cli.validation import validate
-from backprop.core.errors import EXIT_OK
+from backprop.cli.data_options import (
+    MODEL_SETTINGS,
+    ProgressLine,
+    ask,
+    dataset_command,
+    dataset_file,
+    find_scores,
+    scores_option,
+    show_scores,
+)
+from backprop.cli.main import CommandGroup
+from backprop.cli.options import usual_model
+from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+from backprop.core.settings import RunConfig
 
-__all__ = ["data", "validate"]
+SHOWN = 20
+"""Findings that are shown to people; ``--json`` lists all."""
+SHOWN_SCORED = 10
+_BY_TOKENS = frozenset(
+    {
+        *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
+        *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
+        *("tools_dropped", "tool_calls_dropped"),
+    }
+)
+"""Findings that only a model's tokenizer and chat template give."""
 
 
-@click.group(cls=Commands)
+@click.command
+@dataset_command("model", "max_seq_length")
+@click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
+def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_json: bool) -> int:
+    """Check every row of a dataset without training. Exit code 1 when training would refuse rows of it.
+
+    With --model, tokens are counted too, by the tokenizer of a model that is on this machine.
+    """
+    from backprop.core.models import find_tokenizer
+    from backprop.data.validate import validate as check
+
+    if model is None and config.max_seq_length != RunConfig(data="").max_seq_length:
+        raise InputError(
+            "--max-seq-length counts tokens, which only a model's tokenizer makes",
+            hint="name the model that is to be trained with --model",
+        )
+    held_out = dataset_file(held_out) if held_out is not None else None
+    path, mapping = config.data, config.mapping or None
+    model_dir = find_tokenizer(model) if model else None
+    with ProgressLine("checking") as progress:
+        found = check(path, mapping=mapping, held_out=held_out, progress=progress)
+    answer = msgspec.to_builtins(found)
+    if model_dir is not None:
+        answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, config.max_seq_length)
+        answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
+        counts = {**answer["problem_counts"], **counts}
+        answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
+    if as_json:
+        output.document(answer)
+    else:
+        _show_validation(answer)
+    tokens = answer.get("tokens", {})
+    refused = found.invalid or tokens.get("dropped") or tokens.get("answer_lost")
+    return EXIT_USER if refused else EXIT_OK
+
+
+def _tokens(
+    path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
+    """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
+    often it does.
+    """
+    from backprop.data.preprocess import prepare
+
+    with ProgressLine("counting tokens") as progress:
+        summary = prepare(path, model_dir, max_length=length, mapping=mapping, progress=progress).summary
+    tokens = {
+        "total": summary.tokens,
+        "trained": summary.trained_tokens,
+        "p50": summary.p50,
+        "p90": summary.p90,
+        "p99": summary.p99,
+        "max": summary.longest,
+        "max_length": summary.max_length,
+        "kept": summary.kept,
+        "cut": summary.cut,
+        "answer_lost": summary.answer_lost,
+        "answers_fit": summary.answers_fit,
+        "limits": msgspec.to_builtins(summary.limits),
+        "dropped": summary.dropped,
+    }
+    found = {code: count for code, count in summary.problem_counts.items() if code in _BY_TOKENS}
+    return tokens, [msgspec.to_builtins(problem) for problem in summary.problems if problem.code in found], found
+
+
+def _show_validation(answer: dict[str, Any]) -> None:
+    output.line(f"{answer['path']}: {answer['format'] or 'no known format'}, {answer['rows']:,} rows", "head")
+    output.line(f"{answer['valid']:,} can be used, {answer['invalid']:,} cannot")
+    if len(answer["formats"]) > 1:
+        output.line("formats: " + ", ".join(f"{count:,} {name}" for name, count in answer["formats"].items()))
+    for note in answer["notes"]:
+        output.line(note)
+    for code, count in answer["problem_counts"].items():
+        output.line(f"{count:>9,}  {code}")
+    for problem in answer["problems"][:SHOWN]:
+        _show_problem(problem, answer["unit"])
+    more = sum(answer["problem_counts"].values()) - min(SHOWN, len(answer["problems"]))
+    if more > 0:
+        output.line(f"… and {more:,} more findings; --json lists more")
+    tokens = answer.get("tokens")
+    if tokens:
+        output.line(
+            f"tokens: {tokens['total']:,}, of them trained {tokens['trained']:,}; per row p50 {tokens['p50']}, "
+            f"p90 {tokens['p90']}, p99 {tokens['p99']}, longest {tokens['max']}"
+        )
+        columns = ("whole", "cut", "split", "answer_lost")
+        names = ("chosen", "p50", "p90", "p99", "longest")
+        rows = [
+            [f"{limit['max_length']:,}", name, *(f"{limit[column]:,}" for column in columns)]
+            for name, limit in zip(names, tokens["limits"], strict=True)
+        ]
+        output.table(["at a limit of", "", "whole", "cut", "split", "answer lost"], rows, frozenset({0, 2, 3, 4, 5}))
+        if tokens["answer_lost"]:
+            output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}")
+
+
+def _show_problem(problem: dict[str, Any], unit: str) -> None:
+    place = f"{unit} {problem['line']}" if problem["line"] else "file"
+    field = f" {problem['field']}" if problem["field"] else ""
+    kind = problem["severity"] if problem["severity"] in ("error", "warning") else "quiet"
+    output.line(f"{place}{field}: {problem['message']} [{problem['code']}]", kind)
+    if problem["excerpt"]:
+        output.line(f"    {problem['excerpt']}", "quiet")
+
+
+@click.group(cls=CommandGroup)
 def data() -> None:
     """Quality report of a dataset, train and held-out files, a cleaned copy."""
 
 
-data.add_command(score)
-
-
 @data.command
-@dataset_argument
+@dataset_command(*MODEL_SETTINGS)
 @click.option(
     "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates"
 )
 @scores_option
-def report(path: str, pairs: tuple[str, ...], near: float, as_json: bool, verbose: bool, **asked: Any) -> int:
+def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> int:
     """Lengths, duplicates, near duplicates, languages, reasoning traces, problems, difficulty, perplexity."""
     from backprop.data.report import report as make
 
-    mapping = read_mapping(pairs)
-    scores = find_scores(path, mapping, **asked)
-    progress = Progress("reading")
-    try:
-        found = make(path, mapping=mapping, near=near, scores=scores, progress=progress)
-    finally:
-        progress.close()
+    scores = find_scores(config, model, scores_file)
+    with ProgressLine("reading") as progress:
+        found = make(config.data, mapping=config.mapping or None, near=near, scores=scores, progress=progress)
     if as_json:
         output.document(msgspec.to_builtins(found))
         return EXIT_OK
@@ -86,43 +203,36 @@ def _show_report(found: dict[str, Any]) -> None:
 
 
 @data.command
-@dataset_argument
+@dataset_command("seed")
 @click.option("--ratio", type=float, default=0.1, show_default=True, help="share of the rows to hold out")
-@click.option("--seed", type=int, default=42, show_default=True)
 @click.option(
     "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap kept on one side"
 )
 @click.option("--train-file", type=Path, metavar="FILE", help="where the rows to train go")
 @click.option("--held-out-file", type=Path, metavar="FILE", help="where the others go")
 def split(
+    config: RunConfig,
     *,
-    path: str,
-    pairs: tuple[str, ...],
     ratio: float,
-    seed: int,
     near: float,
     train_file: Path | None,
     held_out_file: Path | None,
     as_json: bool,
-    verbose: bool,
 ) -> int:
     """Write a train and a held-out file beside the dataset; duplicates stay on one side."""
     from backprop.data.split import split_file
 
-    progress = Progress("reading")
-    try:
+    with ProgressLine("reading") as progress:
         done = split_file(
-            path,
+            config.data,
             ratio=ratio,
-            seed=seed,
-            mapping=read_mapping(pairs),
+            seed=config.seed,
+            mapping=config.mapping or None,
             near=near,
             train=train_file,
             held_out=held_out_file,
             progress=progress,
         )
-    finally:
-        progress.close()
     if as_json:
         output.document(msgspec.to_builtins(done))
         return EXIT_OK
@@ -135,7 +245,7 @@ def split(
 
 
 @data.command
-@dataset_argument
+@dataset_command(*MODEL_SETTINGS)
 @click.option(
     "--near", type=click.FloatRange(0.1, 1.0), metavar="X", help="leave out near duplicates from this overlap on"
 )
@@ -152,18 +262,22 @@ def split(
 @click.option("--perplexity-outliers", is_flag=True, help="leave out rows far from all others for the model")
 @scores_option
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where to write")
-def clean(path: str, pairs: tuple[str, ...], as_json: bool, verbose: bool, target: Path | None, **chosen: Any) -> int:
+def clean(
+    config: RunConfig,
+    *,
+    model: str | None,
+    scores_file: Path | None,
+    target: Path | None,
+    as_json: bool,
+    **chosen: Any,
+) -> int:
     """Write a cleaned copy beside the dataset, with a report of what was left out and why."""
     from backprop.data.clean import clean_file
 
-    asked = {name: chosen.pop(name) for name in ("scores_file", "model", "max_seq_length", "backend")}
-    rules, mapping = _rules(**chosen), read_mapping(pairs)
-    scores = find_scores(path, mapping, **asked)
-    progress = Progress("reading")
-    try:
-        done = clean_file(path, rules, mapping=mapping, scores=scores, output=target, progress=progress)
-    finally:
-        progress.close()
+    rules, mapping = _rules(**chosen), config.mapping or None
+    scores = find_scores(config, model, scores_file)
+    with ProgressLine("reading") as progress:
+        done = clean_file(config.data, rules, mapping=mapping, scores=scores, output=target, progress=progress)
     if as_json:
         output.document(msgspec.to_builtins(done))
         return EXIT_OK
@@ -200,3 +314,37 @@ def _rules(
         keep_duplicates=keep_duplicates,
         **others,
     )
+
+
+@data.command
+@dataset_command(*MODEL_SETTINGS)
+@click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where the score of each row goes")
+def score(config: RunConfig, *, model: str | None, target: Path | None, as_json: bool) -> int:
+    """Perplexity of each row by a model: the loss over the tokens that training would train, row by row."""
+    from backprop.data.writing import beside, refuse_existing
+
+    path = config.data
+    target = target or beside(Path(path), "scores")
+    refuse_existing(target)
+    if model is None:
+        config = msgspec.structs.replace(config, model=usual_model(config.backend))
+    scores, summary = ask(config)
+    scores.write(target)
+    found = scores.report()
+    if as_json:
+        answer = {"path": path, "model": config.model, "output": str(target), **msgspec.to_builtins(summary)}
+        answer.pop("type")
+        output.document({**answer, **msgspec.to_builtins(found)})
+        return EXIT_OK
+    output.line(f"{path}: {summary.scored:,} of {summary.rows:,} rows scored by {config.model}", "head")
+    show_scores(found)
+    missing = summary.answer_lost + summary.dropped
+    if missing:
+        output.line(
+            f"{missing:,} rows have no score: {summary.answer_lost:,} whose answer does not fit {summary.max_length:,} "
+            f"tokens, {summary.dropped:,} that cannot be used or would train nothing"
+        )
+    for problem in summary.problems[:SHOWN_SCORED]:
+        output.line(f"line {problem.line}: {problem.message} [{problem.code}]", "warning")
+    output.line(f"the score of each row: {target}")
+    return EXIT_OK

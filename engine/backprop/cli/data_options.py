@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from backprop.cli import output
-from backprop.cli.shared_options import json_and_verbose
+from backprop.cli import options, output
 from backprop.core.errors import InputError
+from backprop.core.jobs import Scored, ScoreRequest
+from backprop.core.settings import RunConfig
+from backprop.runs.describe import bytes_text, describe
 
+if TYPE_CHECKING:
+    from backprop.data.scores import PerplexityReport, Scores
+
+JOB = "backprop.train.perplexity"
+_SHOWN = 10
 _EVERY = 0.2
 """Seconds between two updates of the progress line."""
 
 
-class Progress:
+class ProgressLine:
     """One line on a terminal's standard error, rewritten in place; nothing where nobody watches."""
 
     def __init__(self, doing: str, *, in_bytes: bool = True) -> None:
@@ -31,31 +41,17 @@ class Progress:
         now = time.monotonic()
         if self._wanted and now - self._last >= _EVERY and total:
             self._last, self._shown = now, True
-            size = f" of {total / 1e6:,.0f} MB" if self._in_bytes else ""
+            size = f" of {bytes_text(total)}" if self._in_bytes else ""
             sys.stderr.write(f"\r\x1b[K{self.doing} {done / total:4.0%}{size}")
             sys.stderr.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
-            self._shown = False
-
-
-def read_mapping(pairs: tuple[str, ...]) -> dict[str, str] | None:
-    """``--map`` as part → field, ``None`` where it was not given."""
-    from backprop.data.example import PARTS, unknown_parts
-
-    mapping = {}
-    for pair in pairs:
-        part, sign, name = pair.partition("=")
-        if not sign or not part or not name:
-            raise InputError(f"--map {pair!r} is not PART=FIELD", hint="for instance --map instruction=question")
-        mapping[part] = name
-    wrong = unknown_parts(mapping)
-    if wrong:
-        raise InputError(f"--map: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}")
-    return mapping or None
 
 
 def dataset_file(path: str) -> str:
@@ -66,22 +62,110 @@ def dataset_file(path: str) -> str:
         return path
     from backprop.runs.engine_jobs import fetch_dataset
 
-    progress = Progress("fetching")
-    try:
+    with ProgressLine("fetching") as progress:
         found = fetch_dataset(path, progress, lambda job: output.narrate(f"fetching {path} from the Hugging Face Hub"))
-    finally:
-        progress.close()
     files = f", {found.files} files" if found.files > 1 else ""
     output.narrate(f"{path}: split {found.split}{files}, commit {found.revision[:8]}, in {found.path}")
     return found.path
 
 
-def dataset_argument(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``DATASET`` (a file, or a Hugging Face name that is fetched), ``--map``, ``--json`` and ``--verbose``."""
-    function = json_and_verbose(function)
-    function = click.option("--map", "pairs", multiple=True, metavar="PART=FIELD", help="which field plays which part")(
-        function
+def dataset_command(*settings: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """``DATASET`` (a file, or a Hugging Face name that is fetched), ``--map``, ``--json``, and flags of settings.
+
+    The function is called with a ``RunConfig`` of these, ``as_json``, and ``model`` where that is among the settings:
+    ``None`` where none was named.
+    """
+    names = ("mapping", *settings)
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def command(path: str, verbose: bool, **given: Any) -> int:
+            named = {name: given.pop(name) for name in names}
+            if "model" in named:
+                given["model"] = named["model"]
+            return function(_dataset_config(path, named), **given)
+
+        argument = click.argument("path", metavar="DATASET")
+        return argument(options.setting_options(*names)(options.json_and_verbose(command)))
+
+    return decorate
+
+
+def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
+    from backprop.data.example import PARTS, unknown_parts
+
+    values = options.gather(named)
+    if wrong := unknown_parts(values.get("mapping", {})):
+        raise InputError(f"--map: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}")
+    config = options.checked({"data": path, **values})
+    return msgspec.structs.replace(config, data=dataset_file(path))
+
+
+MODEL_SETTINGS = ("model", "max_seq_length", "backend")
+"""Which model is asked, how long rows may be for it, and where it runs."""
+
+
+def scores_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--scores FILE``, what ``backprop data score`` wrote, in place of asking the model again."""
+    return click.option(
+        "--scores", "scores_file", type=Path, metavar="FILE", help="scores that `data score` wrote, instead of --model"
+    )(function)
+
+
+def find_scores(config: RunConfig, model: str | None, scores_file: Path | None) -> Scores | None:
+    """The scores that the options ask for: from a file, from a model, or none."""
+    if scores_file is not None and model is not None:
+        raise InputError("--scores and --model exclude each other", hint="name one of the two")
+    if scores_file is not None:
+        from backprop.data.scores import read_scores
+
+        return read_scores(scores_file)
+    return None if model is None else ask(config)[0]
+
+
+def ask(config: RunConfig) -> tuple[Scores, Scored]:
+    """Have an engine process score the rows by the model; its progress is shown where somebody watches."""
+    from backprop.core import jobs
+    from backprop.core.events import ModelLoading
+    from backprop.data.scores import Scores
+    from backprop.runs.engine_jobs import engine_job
+
+    request = ScoreRequest(
+        data=config.data,
+        model=config.model,
+        max_length=config.max_seq_length,
+        mapping=config.mapping,
+        backend=config.backend,
     )
-    return click.argument("path", metavar="DATASET", callback=lambda context, parameter, path: dataset_file(path))(
-        function
+    rows: list[jobs.RowScore] = []
+    summary: Scored | None = None
+    with ProgressLine("scoring", in_bytes=False) as progress, engine_job(JOB, request) as job:
+        for message in job.messages():
+            match message:
+                case ModelLoading():
+                    output.narrate(describe(message))
+                case jobs.JobProgress():
+                    progress.doing = message.doing
+                    progress(message.done, message.total)
+                case jobs.RowScores():
+                    rows += message.rows
+                case Scored():
+                    summary = message
+    assert summary is not None  # a job that ends without its last message has raised
+    return Scores(rows), summary
+
+
+def show_scores(found: PerplexityReport) -> None:
+    """The scores for people."""
+    spread = found.per_row
+    if spread is None:
+        return
+    output.line(
+        f"perplexity {found.perplexity:,.2f} over {found.tokens:,} trained tokens (loss {found.loss:.4f}); per row "
+        f"p10 {spread.p10:,.2f}, p50 {spread.p50:,.2f}, p90 {spread.p90:,.2f}, p99 {spread.p99:,.2f}"
     )
+    for title, rows in (("hardest", found.hardest), ("easiest", found.easiest)):
+        some = ", ".join(f"{row.line} ({row.perplexity:,.2f})" for row in rows[:_SHOWN])
+        output.line(f"{title} for the model: lines {some}")
+    if found.outliers:
+        output.line(f"far from all others: lines {', '.join(map(str, found.outliers[:_SHOWN]))}")

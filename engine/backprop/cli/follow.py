@@ -7,7 +7,7 @@ from types import FrameType, TracebackType
 
 from backprop.cli import output
 from backprop.cli.views import View, choose_view
-from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, error_for
+from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
@@ -39,17 +39,17 @@ class Interrupts:
 
 def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
     """Start a run and show it to its end; the exit code."""
-    link = engine_client.start(config, kind, forked_from)
-    from backprop.runs.index import RunIndex
+    engine = engine_client.start(config, kind, forked_from)
+    # First of all: whatever fails from here on, the person knows what trains. Its first event comes seconds from now.
+    output.narrate(f"starting the engine of run {engine.run_id}")
+    from backprop.cli.runs import open_index
 
-    with RunIndex() as index:
-        index.add(link.directory.path)
-    # The engine speaks when its libraries are imported, seconds from now.
-    output.narrate(f"starting the engine of run {link.run_id}")
-    return follow(link, as_json=as_json, verbose=verbose)
+    with open_index() as index:
+        index.add(engine.directory.path)
+    return follow(engine, as_json=as_json, verbose=verbose)
 
 
-def follow(link: EngineClient, as_json: bool = False, verbose: bool = False, leave: bool = False) -> int:
+def follow(engine: EngineClient, as_json: bool = False, verbose: bool = False, leave: bool = False) -> int:
     """Show a run to its end.
 
     Args:
@@ -57,61 +57,60 @@ def follow(link: EngineClient, as_json: bool = False, verbose: bool = False, lea
 
     Raises:
         BrokenPipeError: nobody reads standard output any more; the run goes on.
-        EngineCrashedError: the engine went without a word.
+        EngineCrashedError: the engine is gone without an end.
     """
     view = choose_view(as_json)
-    state = RunState(run_id=link.run_id, path=str(link.directory.path), alive=True)
+    state = RunState(run_id=engine.run_id, path=str(engine.directory.path), alive=True)
     try:
         with Interrupts() as interrupts:
-            if not _watch(link, state, view, interrupts, leave):
-                link.detach()
-                output.narrate(f"left; run {link.run_id} goes on")
+            if not _watch(engine, state, view, interrupts, leave):
+                engine.detach()
+                output.narrate(f"left; run {engine.run_id} goes on")
                 return EXIT_INTERRUPTED
     except BrokenPipeError:
-        output.narrate(f"nobody reads any more; run {link.run_id} goes on (backprop show-run {link.run_id})")
+        output.narrate(f"nobody reads any more; run {engine.run_id} goes on (backprop show-run {engine.run_id})")
         raise
     state.alive = False
     view.close(state)
-    return _exit_code(link, state, interrupts.count, as_json, verbose)
+    return _exit_code(engine, state, interrupts.count, as_json, verbose)
 
 
-def _watch(link: EngineClient, state: RunState, view: View, interrupts: Interrupts, leave: bool) -> bool:
+def _watch(engine: EngineClient, state: RunState, view: View, interrupts: Interrupts, leave: bool) -> bool:
     """Show events until none can follow; whether the run ended (else it was left)."""
     heard = 0
-    while not link.over:
-        for event in link.read(_LOOK):
+    while not engine.over:
+        for event in engine.read(_LOOK):
             state.apply(event)
             view.show(event, state)
         while interrupts.count > heard:
             heard += 1
             if leave:
                 return False
-            _pass_on(link, heard)
+            _pass_on(engine, heard)
     return True
 
 
-def _pass_on(link: EngineClient, times: int) -> None:
+def _pass_on(engine: EngineClient, times: int) -> None:
     if times > 2:
         output.narrate("killing the engine", "warning")
-        link.kill()
+        engine.kill()
         return
     output.narrate(
         "stopping after this step; Ctrl+C again ends it at once" if times == 1 else "ending it now", "warning"
     )
-    link.interrupt()
+    engine.interrupt()
 
 
-def _exit_code(link: EngineClient, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
-    if state.failed is not None:
+def _exit_code(engine: EngineClient, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
+    if state.failed is not None and state.last_event_at >= engine.launched_at:
         failed = state.failed
-        error = error_for(failed.code, failed.message, failed.hint, failed.retryable)
         if verbose and failed.traceback:
             output.narrate(failed.traceback.rstrip())
         if not as_json and failed.hint:
             output.narrate(f"hint: {failed.hint}")
-        return error.exit_code
+        return failed.error().exit_code
     if interrupts:
         return EXIT_INTERRUPTED
-    if state.finished is None:
-        raise link.crash()
+    if state.finished is None or state.last_event_at < engine.launched_at:  # an end of before is not this engine's
+        raise engine.crash()
     return EXIT_INTERRUPTED if state.finished.status == "interrupted" else EXIT_OK

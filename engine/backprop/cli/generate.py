@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from backprop.cli import lines, output
+from backprop.cli import output, views
+from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_checkpoint, find_run
-from backprop.cli.shared_options import json_and_verbose
 from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample
 from backprop.core.jobs import Delta, GenerateRequest
@@ -57,14 +57,17 @@ def generate(
         answers = [{"prompt": s.prompt, "text": s.text, "tuned": s.tuned} for s in samples]
         output.document({"run_id": directory.run_id, "answers": answers})
     elif base:
-        for text in lines.before_and_after(samples, output.width()):
+        for text in views.before_and_after(samples, output.width()):
             output.line(text)
     return 0
 
 
 def _check(directory: RunDirectory) -> None:
-    """A run without a result is noticed before an engine starts."""
+    """A run without a result is noticed before an engine starts, and one whose model nothing names any more."""
     if directory.result:
+        if not isinstance(read_run(directory.path).config.get("model"), str):
+            directory.find_record()  # says what is missing
+        directory.require_files(directory.adapter)
         return
     status = read_run(directory.path).status
     going = status in ("starting", "running", "paused")

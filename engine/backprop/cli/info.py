@@ -7,18 +7,23 @@ from typing import Any
 import click
 
 from backprop.cli import output
-from backprop.cli.shared_options import json_and_verbose
+from backprop.cli.options import json_and_verbose
 from backprop.core.errors import ERROR_CODES
 from backprop.runs.describe import bytes_text
 
 
 @click.command
 @click.option("--error-codes", is_flag=True, help="every error code and what it means")
+@click.option("--finding-codes", is_flag=True, help="every code of a finding about rows and what it means")
 @json_and_verbose
-def info(error_codes: bool, as_json: bool, verbose: bool) -> int:
+def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -> int:
     """Show Python, torch, CUDA, the GPUs and the optional features of this machine."""
     if error_codes:
-        return _show_codes(as_json)
+        return _show_codes(ERROR_CODES, as_json)
+    if finding_codes:
+        from backprop.data.example import PROBLEM_CODES
+
+        return _show_codes(PROBLEM_CODES, as_json)
     from backprop.hardware.devices import info_dict
 
     facts = info_dict()
@@ -29,11 +34,11 @@ def info(error_codes: bool, as_json: bool, verbose: bool) -> int:
     return 0
 
 
-def _show_codes(as_json: bool) -> int:
+def _show_codes(codes: dict[str, str], as_json: bool) -> int:
     if as_json:
-        output.document(ERROR_CODES)
+        output.document(codes)
     else:
-        output.table(["code", "meaning"], [[code, meaning] for code, meaning in ERROR_CODES.items()])
+        output.table(["code", "meaning"], [[code, meaning] for code, meaning in codes.items()])
     return 0
 
 

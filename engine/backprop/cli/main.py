@@ -6,11 +6,12 @@ and, where something went wrong, one error with its code and the next thing to d
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import click
 
@@ -28,10 +29,10 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "train": Lazy("backprop.cli.train", "train", "one training run"),
-    "demo": Lazy("backprop.cli.demo", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
-    "resume": Lazy("backprop.cli.resume", "resume", "continue a stopped or crashed run exactly"),
-    "extend": Lazy("backprop.cli.resume", "extend", "continue a run to a new end"),
-    "fork": Lazy("backprop.cli.resume", "fork", "a new run from the weights of another one's checkpoint"),
+    "demo": Lazy("backprop.cli.train", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
+    "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
+    "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
+    "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
@@ -41,12 +42,13 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """A group that refuses an option which is given twice."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` begin with; a mistyped one is an error that names the nearest."""
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, click.Group):
             require_once(command, rest)
@@ -88,19 +90,22 @@ def _values(option: click.Option, arguments: list[str]) -> list[str]:
     return values
 
 
-class LazyGroup(Commands):
+class LazyGroup(CommandGroup):
     """A group whose commands are imported only when one of them is run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command called ``cmd_name``, imported now."""
         lazy = COMMANDS.get(cmd_name)
         return getattr(importlib.import_module(lazy.module), lazy.name) if lazy else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that ``args`` begin with; a mistyped one is an error that names the nearest."""
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             import difflib
@@ -113,6 +118,7 @@ class LazyGroup(Commands):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in ``--help``, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
 
@@ -143,31 +149,44 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
         output.narrate("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has left; the interpreter's last flush must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)  # whoever read has left
         return EXIT_OK
     except click.ClickException as usage:
         error: BackpropError = _usage_error(usage)
         cause: BaseException = usage
     except BackpropError as known:
         error = cause = known
-    except OSError as refused:
-        error, cause = _refused(refused), refused
+    except OSError as system:
+        error, cause = refused(system), system
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
-    output.show_error(error, as_json, cause if verbose else None)
+    try:
+        output.show_error(error, as_json, cause if verbose else None)
+        sys.stdout.flush()
+    except OSError:
+        _drop(sys.stdout)  # its disk is full: what is left in it cannot be written at exit either
+        with contextlib.suppress(OSError):
+            output.show_error(error, as_json=False)
     return error.exit_code
 
 
-def _refused(error: OSError) -> BackpropError:
+def _drop(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that the interpreter's last flush does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def refused(error: OSError) -> BackpropError:
     """What the system would not do, as an error of its own: a disk, a permission or a name is no defect here."""
+    from backprop.core.settings import shown
+
     if error.filename is None and error.errno == errno.ENOENT:
         return InputError("the working directory is gone", hint="change to one that exists: cd")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"a name is longer than the file system allows: {shown(error.filename)}", hint="shorten it")
     hint = {
         errno.ENOSPC: "free some space",
         errno.EDQUOT: "free some space",
-        errno.ENAMETOOLONG: "choose a shorter name",
         errno.EACCES: "look at the permissions of the path",
         errno.EPERM: "look at the permissions of the path",
         errno.EROFS: "write somewhere else",

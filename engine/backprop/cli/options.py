@@ -12,9 +12,11 @@ import functools
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import click
 import msgspec
 from msgspec import Struct, inspect
 
@@ -56,10 +58,12 @@ class Flag(Struct, frozen=True):
 
     @property
     def off(self) -> str:
+        """The name that turns a switch off; empty where there is none."""
         return f"--no-{self.names[0][2:]}" if self.kind == "switch" and self.default is not False else ""
 
     @property
     def metavar(self) -> str:
+        """What ``--help`` shows in place of the value."""
         shown = [*("N" if t is int else "X" for t in self.numbers), *self.choices]
         return {"pairs": "FIELD=COLUMN", "list": "A,B,…"}.get(self.kind) or "|".join(shown) or "TEXT"
 
@@ -172,7 +176,7 @@ def gather(given: dict[str, Any], file: str | None = None) -> dict[str, Any]:
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """The configuration of named settings, its paths absolute.
+    """The configuration of a run from named settings, its paths absolute.
 
     Raises:
         InputError: no data was given.
@@ -181,11 +185,32 @@ def configure(values: dict[str, Any]) -> RunConfig:
     """
     if values.get("data") in (None, ""):
         raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
+    return locate(checked(values))
+
+
+def run_config(given: dict[str, Any], file: str | None) -> RunConfig:
+    """The configuration of a new run from flags and a file of settings; says which model is taken if none is named.
+
+    Raises:
+        InputError, InvalidSettingError, DatasetNotFoundError: as ``gather`` and ``configure``.
+    """
+    values = gather(given, file)
+    config = configure(values)
+    if "model" in values:
+        return config
+    return msgspec.structs.replace(config, model=usual_model(config.backend))
+
+
+def checked(values: dict[str, Any]) -> RunConfig:
+    """The configuration of named settings, with flags named in its errors.
+
+    Raises:
+        InvalidSettingError: a value is out of its range.
+    """
     try:
-        config = config_from(values)
+        return config_from(values)
     except InvalidSettingError as error:
         raise _naming_the_flag(error) from None
-    return locate(config)
 
 
 def _naming_the_flag(error: InvalidSettingError) -> InvalidSettingError:
@@ -260,3 +285,56 @@ def _written(flag: Flag, value: Any) -> list[str]:
 def command_line(config: RunConfig, command: str = "backprop train") -> str:
     """The command that starts a run with this configuration, quoted for a shell."""
     return " ".join([command, shlex.join(arguments(config))])
+
+
+def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--json`` and ``--verbose``, passed on as ``as_json`` and ``verbose``."""
+    for option in (
+        click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error"),
+        click.option("--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"),
+    ):
+        function = option(function)
+    return function
+
+
+def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the flags of the named settings, of all where none is named."""
+    chosen = [flags()[name] for name in names] if names else list(flags().values())
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for flag in reversed(chosen):
+            function = _option(flag)(function)
+        return function
+
+    return decorate
+
+
+def _option(flag: Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    # Which model is taken when none is named depends on the machine.
+    open_ended = flag.default in (None, [], {}) or flag.setting == "model"
+    shown = "" if open_ended else f"  [default: {flag.default}]"
+    if flag.kind == "switch":
+        parts = [*(flag.names if flag.on else ()), *([flag.off] if flag.off else ())]
+        if flag.on:
+            return click.option("/".join(parts), flag.setting, is_flag=True, default=None, help=flag.help)
+        return click.option(
+            flag.off, flag.setting, flag_value=False, default=None, type=bool, help=f"turn off: {flag.help}"
+        )
+    return click.option(
+        *flag.names,
+        flag.setting,
+        metavar=flag.metavar,
+        multiple=flag.kind in ("repeated", "pairs"),
+        help=flag.help + shown,
+    )
+
+
+def usual_model(backend: str) -> str:
+    """The model to take when none was named: the default one on a GPU, the embedded one elsewhere; says which."""
+    from backprop.cli import output
+    from backprop.core.presets import default_model
+    from backprop.hardware.devices import info
+
+    model, why = default_model(backend, gpu=info().gpu_problem is None)
+    output.narrate(f"no model was named: taking {model} ({why}); --model names another")
+    return model

@@ -7,20 +7,33 @@ so that no row can drive the terminal.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Any, TextIO
 
 from backprop.core.errors import BackpropError
-from backprop.core.redaction import redact
+from backprop.core.redaction import CONTROLS, redact
 
 COLOURS = {"error": "31", "warning": "33", "head": "1", "quiet": "2"}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_LONGEST_CELL = 60
 
 
 def clean(text: str) -> str:
-    """``text`` fit for a terminal: no secrets, control characters as ``\\x1b``."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", redact(text))
+    """``text`` fit for a terminal: no secrets, control characters as ``\\x1b``; line breaks and tabs stay."""
+    return CONTROLS.sub(lambda found: found[0] if found[0] in "\n\t" else _escape(found[0]), redact(text))
+
+
+def inline(text: str) -> str:
+    """``text`` as ``clean`` makes it, in one line."""
+    return CONTROLS.sub(lambda found: _escape(found[0]), redact(text))
+
+
+def _escape(character: str) -> str:
+    return repr(character)[1:-1]
+
+
+def _as_json(text: str) -> str:
+    """A JSON document whose strings hold no control character as such. JSON itself escapes the first 32."""
+    return CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 def prepare_streams() -> None:
@@ -48,11 +61,11 @@ def narrate(text: str, kind: str = "info") -> None:
 
 
 def without_secrets(value: Any) -> Any:
-    """Plain values with every secret blacked out of their texts."""
+    """Plain values with every secret blacked out of their texts, which are then sure to be UTF-8."""
     if isinstance(value, str):
-        return redact(value)
+        return redact(value).encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {key: without_secrets(item) for key, item in value.items()}
+        return {without_secrets(key): without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(item) for item in value]
     return value
@@ -62,7 +75,9 @@ def document(value: Any) -> None:
     """The one JSON document of a ``--json`` answer. A number that is not finite is ``null``."""
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(without_secrets(value)), indent=2).decode() + "\n")
+    sys.stdout.write(
+        _as_json(msgspec.json.format(msgspec.json.encode(without_secrets(value)), indent=2).decode()) + "\n"
+    )
     sys.stdout.flush()
 
 
@@ -73,7 +88,7 @@ def json_line(encoded: bytes) -> None:
         import json
 
         text = json.dumps(without_secrets(json.loads(text)), ensure_ascii=False) + "\n"
-    sys.stdout.write(text)
+    sys.stdout.write(_as_json(text))
     sys.stdout.flush()
 
 
@@ -89,7 +104,8 @@ def show_error(error: BackpropError, as_json: bool, cause: BaseException | None 
     if as_json:
         import json
 
-        json_line(json.dumps({"error": error.to_dict()}, ensure_ascii=False, default=str).encode() + b"\n")
+        answer = without_secrets({"error": error.to_dict()})
+        json_line(json.dumps(answer, ensure_ascii=False, default=str).encode() + b"\n")
         return
     narrate(f"error [{error.code}] {error.message}", "error")
     if error.hint:
@@ -98,11 +114,16 @@ def show_error(error: BackpropError, as_json: bool, cause: BaseException | None 
 
 def table(head: list[str], rows: list[list[str]], right: frozenset[int] = frozenset()) -> None:
     """Columns as wide as their widest cell; those in ``right`` are aligned to the right."""
-    cells = [head, *([clean(cell) for cell in row] for row in rows)]
+    cells = [head, *([_cell(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     for number, row in enumerate(cells):
         padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         line("  ".join(padded).rstrip(), "head" if number == 0 else "info")
+
+
+def _cell(text: str) -> str:
+    text = inline(text)
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"
 
 
 def width(most: int = 100) -> int:

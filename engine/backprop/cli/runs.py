@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+import functools
+from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
 from typing import Any, get_args
@@ -10,11 +12,12 @@ from typing import Any, get_args
 import click
 import msgspec
 
-from backprop.cli import lines, output
-from backprop.cli.shared_options import json_and_verbose
+from backprop.cli import output, views
+from backprop.cli.options import json_and_verbose
 from backprop.core.errors import InputError, RunError
+from backprop.core.paths import expand
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
-from backprop.runs.describe import bytes_text, describe, duration, level, number
+from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex, RunSummary, summarise
 from backprop.runs.state import RunState, Status, read_run
@@ -31,8 +34,8 @@ def list_runs(status: str | None, limit: int, output_dir: str | None, as_json: b
     """List the runs so far, the newest first."""
     if status is not None and status not in _STATUSES:
         raise InputError(f"no run has the status {status!r}", hint="one of " + ", ".join(_STATUSES))
-    with RunIndex() as index:
-        index.scan(Path(output_dir or "./output").expanduser().absolute())
+    with open_index() as index:
+        index.scan(expand(output_dir or "./output"))
         runs = index.summaries(status, limit)
     if as_json:
         output.document([answer(run) for run in runs])
@@ -55,7 +58,7 @@ def _show_table(runs: list[RunSummary]) -> None:
         [
             run.run_id,
             run.status + (" !" if run.damage else ""),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_at)) if run.started_at else "unknown",
+            moment(run.started_at),
             Path(run.model).name or "unknown",
             f"{run.steps}/{run.total_steps}" if run.total_steps else str(run.steps),
             "-" if run.final_loss is None else number(run.final_loss),
@@ -90,13 +93,29 @@ def find_run(run: str) -> Path:
     Raises:
         RunError: none or several fit.
     """
-    with RunIndex() as index:
+    with open_index() as index:
         try:
             return index.find(run)
         except RunError:
             # Runs of this place that the index has not seen: made on another machine, or before it was deleted.
-            index.scan(Path("./output").absolute())
+            index.scan(expand("./output"))
             return index.find(run)
+
+
+@contextlib.contextmanager
+def open_index() -> Iterator[RunIndex]:
+    """The index over all runs; what is wrong with it is said once."""
+    with RunIndex() as index:
+        try:
+            yield index
+        finally:
+            if index.trouble:
+                _warn(index.trouble)
+
+
+@functools.cache
+def _warn(trouble: str) -> None:
+    output.narrate(trouble, "warning")
 
 
 def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
@@ -106,7 +125,7 @@ def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
         InputError: there is none of that step, or it is broken; those that there are, are named.
         CheckpointError: none is named, and there is none that verifies.
     """
-    store = CheckpointStore(directory.checkpoints, directory.read_record().run_id)
+    store = CheckpointStore(directory.checkpoints, directory.find_record().run_id)
     if step is None:
         return store.require_valid()[0]
     if (checkpoint := store.of_step(step)) is not None:
@@ -140,23 +159,23 @@ def details(state: RunState) -> dict[str, Any]:
 def _story(state: RunState) -> list[tuple[str, str]]:
     """A run's page: head, what is damaged, what happened, how it ended."""
     name = state.config.get("run_name")
-    told: list[tuple[str, str]] = [
-        (f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}", "head"),
-        (f"directory: {state.path}", "info"),
+    shown: list[tuple[str, str]] = [
+        (output.inline(f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}"), "head"),
+        (output.inline(f"directory: {state.path}"), "info"),
     ]
-    told += [(f"damaged: {what}", "warning") for what in state.damage]
+    shown += [(f"damaged: {what}", "warning") for what in state.damage]
     if state.status == "crashed":
-        told.append(("the engine ended without saying why; its engine.log has its last words", "error"))
+        shown.append(("the engine ended without an end event; the last lines of its engine.log may say why", "error"))
     for setting in ("model", "data"):
         if state.config.get(setting):
-            told.append((f"{setting}: {state.config[setting]}", "info"))
+            shown.append((output.inline(f"{setting}: {state.config[setting]}"), "info"))
     for event in state.notable:
         text = describe(event)
         if text and event.type not in ("sample", "run_started", "phase_changed"):
-            told.append((text, level(event)))
+            shown.append((text, level(event)))
     if state.checkpoints:
         size = sum(checkpoint.bytes for checkpoint in state.checkpoints)
-        told.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
+        shown.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
     if state.samples:
-        told += [(text, "info") for text in lines.before_and_after(state.samples, output.width())] + [("", "info")]
-    return told + [(text, "info") for text in lines.ending(state)]
+        shown += [(text, "info") for text in views.before_and_after(state.samples, output.width())] + [("", "info")]
+    return shown + [(text, "info") for text in views.ending_lines(state)]

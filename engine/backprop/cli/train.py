@@ -1,64 +1,23 @@
-"""``backprop train``: one run, from flags or a settings file."""
+"""``backprop train``, ``demo``, ``resume``, ``extend`` and ``fork``: the ways to start a run, and to go on with one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
 from backprop.cli import options, output
-from backprop.cli.shared_options import json_and_verbose
-from backprop.core.presets import default_model
-from backprop.core.settings import RunConfig
+from backprop.cli.options import json_and_verbose
+from backprop.core.settings import RunConfig, override
+from backprop.demo import demo_config
 
-
-def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the flags of the named settings, of all where none is named."""
-    chosen = [options.flags()[name] for name in names] if names else list(options.flags().values())
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for flag in reversed(chosen):
-            function = _option(flag)(function)
-        return function
-
-    return decorate
-
-
-def _option(flag: options.Flag) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    # Which model is taken when none is named depends on the machine.
-    open_ended = flag.default in (None, [], {}) or flag.setting == "model"
-    shown = "" if open_ended else f"  [default: {flag.default}]"
-    if flag.kind == "switch":
-        parts = [*(flag.names if flag.on else ()), *([flag.off] if flag.off else ())]
-        if flag.on:
-            return click.option("/".join(parts), flag.setting, is_flag=True, default=None, help=flag.help)
-        return click.option(
-            flag.off, flag.setting, flag_value=False, default=None, type=bool, help=f"turn off: {flag.help}"
-        )
-    return click.option(
-        *flag.names,
-        flag.setting,
-        metavar=flag.metavar,
-        multiple=flag.kind in ("repeated", "pairs"),
-        help=flag.help + shown,
-    )
-
-
-def choose_model(config: RunConfig, named: bool) -> RunConfig:
-    """The model to take when none was named: the default one on a GPU, the embedded one elsewhere; says which."""
-    if named:
-        return config
-    from backprop.hardware.devices import info
-
-    model, why = default_model(config.backend, gpu=info().gpu_problem is None)
-    output.narrate(f"no model was named: taking {model} ({why}); --model names another")
-    return msgspec.structs.replace(config, model=model)
+if TYPE_CHECKING:
+    pass
 
 
 @click.command
-@setting_options()
+@options.setting_options()
 @click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
 @click.option("--resume", "resumed", metavar="RUN", help="continue this run exactly; no other flag is needed")
 @click.option("--dry-run", is_flag=True, help="show the configuration and its command line, start nothing")
@@ -70,11 +29,10 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     """
     if resumed:
         return continue_run(resumed, as_json, verbose)
-    values = options.gather(given, file)
-    config = choose_model(options.configure(values), named="model" in values)
+    config = options.run_config(given, file)
     if dry_run:
         return show_plan(config, as_json)
-    from backprop.cli import follow
+    from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
     return follow.run(config, "train", as_json, verbose)
 
@@ -100,3 +58,62 @@ def show_plan(config: RunConfig, as_json: bool) -> int:
     output.line()
     output.line(command)
     return 0
+
+
+@click.command
+@options.setting_options("output_dir")
+@json_and_verbose
+def demo(output_dir: str | None, as_json: bool, verbose: bool) -> int:
+    """Teach the small model to answer like an old sea captain, and see the difference.
+
+    A minute or two on two CPU cores. The model is fetched once; from then on nothing needs a network.
+    """
+    from backprop.cli import follow
+
+    config = demo_config(*([output_dir] if output_dir else []))
+    return follow.run(config, "demo", as_json, verbose)
+
+
+@click.command
+@click.argument("run")
+@json_and_verbose
+def resume(run: str, as_json: bool, verbose: bool) -> int:
+    """Continue a stopped, interrupted or crashed run exactly, under the same run id.
+
+    Every loss is what it would have been without the stop. Another model, dataset or setting is refused, with the
+    list of differences.
+    """
+    return continue_run(run, as_json, verbose)
+
+
+@click.command
+@click.argument("run")
+@click.option("--steps", required=True, type=click.IntRange(1), metavar="N", help="the new end")
+@json_and_verbose
+def extend(run: str, steps: int, as_json: bool, verbose: bool) -> int:
+    """Continue a run to a new end, under the same run id. The learning-rate curve is computed anew."""
+    from backprop.cli import follow
+    from backprop.cli.runs import find_run
+    from backprop.runs import engine_client
+
+    return follow.follow(engine_client.extend(find_run(run), steps), as_json=as_json, verbose=verbose)
+
+
+@click.command
+@click.argument("run")
+@click.option("--step", type=click.IntRange(0), metavar="N", help="the checkpoint to start from; open: the newest")
+@options.setting_options()
+@json_and_verbose
+def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any) -> int:
+    """Start a new run from the weights of another one's checkpoint, with a fresh optimizer and schedule.
+
+    Settings are those of RUN where no flag says otherwise.
+    """
+    from backprop.cli import follow
+    from backprop.cli.runs import find_checkpoint, find_run
+    from backprop.runs.directory import RunDirectory
+
+    directory = RunDirectory(find_run(run))
+    checkpoint = find_checkpoint(directory, step)
+    config = options.configure(override(msgspec.to_builtins(directory.find_record().config), options.gather(given)))
+    return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))

@@ -118,38 +118,54 @@ class InputError(BackpropError):
 
 
 class ConfigurationError(BackpropError):
+    """The configuration as a whole does not make sense."""
+
     code = "CONFIG_INVALID"
     exit_code = EXIT_USER
 
 
 class InvalidSettingError(ConfigurationError):
+    """One setting is unknown or out of its range; ``details["field"]`` names it."""
+
     code = "CONFIG_INVALID_SETTING"
 
 
 class DatasetError(BackpropError):
+    """A dataset cannot be used as asked."""
+
     code = "INPUT_VALIDATION_FAILED"
     exit_code = EXIT_USER
 
 
 class DatasetNotFoundError(DatasetError):
+    """There is no such file, or no dataset of that name."""
+
     code = "DATASET_NOT_FOUND"
 
 
 class DatasetDownloadError(DatasetError):
+    """The dataset could not be fetched from the hub."""
+
     code = "DATASET_DOWNLOAD_FAILED"
     exit_code = EXIT_RUNTIME
     retryable = True
 
 
 class DatasetParseError(DatasetError):
+    """The file is not what its ending says, or is broken."""
+
     code = "DATASET_PARSE_FAILED"
 
 
 class DatasetValidationError(DatasetError):
+    """Some rows would train nothing."""
+
     code = "DATASET_ROWS_UNUSABLE"
 
 
 class DatasetFormatError(DatasetError):
+    """No known row format was recognised."""
+
     code = "DATASET_FORMAT_UNKNOWN"
 
 
@@ -168,28 +184,38 @@ class OperationCancelledError(BackpropError):
 
 
 class TrainingError(BackpropError):
+    """Training, or something it needs, failed."""
+
     code = "RUNTIME_TRAINING_FAILED"
 
 
 class ModelLoadError(TrainingError):
+    """The model or its tokenizer cannot be had or loaded."""
+
     code = "DEP_MODEL_LOAD_FAILED"
 
 
 class TrainingAbortedError(TrainingError):
+    """Somebody asked the engine to end at once."""
+
     code = "RUNTIME_TRAINING_ABORTED"
 
 
 class CheckpointError(TrainingError):
+    """A checkpoint, or an adapter, cannot be read, written or continued from."""
+
     code = "STATE_CHECKPOINT_INVALID"
 
 
 class EngineCrashedError(TrainingError):
-    """The engine process is gone and left no end event; the message has its last words."""
+    """The engine process is gone and left no end event; the message has the last lines of its log."""
 
     code = "RUNTIME_ENGINE_CRASHED"
 
 
 class GPUError(BackpropError):
+    """The GPU cannot be used as asked."""
+
     code = "DEP_GPU_NOT_AVAILABLE"
 
 
@@ -198,10 +224,14 @@ class GPUNotAvailableError(GPUError):
 
 
 class GPUMemoryError(GPUError):
+    """The GPU's memory is not enough."""
+
     code = "RUNTIME_GPU_OOM"
 
 
 class GPUTemperatureError(GPUError):
+    """The GPU is too hot to go on."""
+
     code = "RUNTIME_GPU_TEMPERATURE_CRITICAL"
     retryable = True
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta, Struct, field
 
+from backprop.core.errors import BackpropError, error_for
 from backprop.core.files import too_deep
 
 SCHEMA = 1
@@ -81,6 +82,8 @@ class RunStarted(Event):
 
 
 class PhaseChanged(Event):
+    """The run does something else from here; ``detail`` says how far it is or what with."""
+
     phase: Phase
     detail: str = ""
 
@@ -242,6 +245,8 @@ class Gpu(Event):
 
 
 class CheckpointSaved(Event):
+    """A checkpoint is safe on the disk."""
+
     step: Count
     path: str
     seconds_blocked: float
@@ -262,11 +267,15 @@ class CheckpointFailed(Event):
 
 
 class CheckpointPruned(Event):
+    """A checkpoint was deleted by the keep policy."""
+
     path: str
     step: Count
 
 
 class Warning(Event):
+    """Something that a person should know, and that stops nothing."""
+
     code: str
     message: str
     hint: str = ""
@@ -291,11 +300,15 @@ class StepSkipped(Event):
 
 
 class Paused(Event):
+    """The run stands still after ``step``: on request, or until the GPU has cooled."""
+
     step: Count
     reason: str = "requested"
 
 
 class Resumed(Event):
+    """The run goes on after a pause."""
+
     step: Count
     reason: str = "requested"
 
@@ -315,6 +328,8 @@ class Heartbeat(Event):
 
 
 class RunFinished(Event):
+    """Last event of a stretch that ended in order."""
+
     status: EndStatus
     steps: Count
     final_loss: float | None
@@ -327,12 +342,18 @@ class RunFinished(Event):
 
 
 class RunFailed(Event):
+    """Last event of a stretch that ended on an error."""
+
     code: str
     message: str
     hint: str
     retryable: bool
     traceback: str = ""
     """For ``--verbose``; secrets blacked out."""
+
+    def error(self) -> BackpropError:
+        """The same as an exception, of the class that raises its code here."""
+        return error_for(self.code, self.message, self.hint, self.retryable)
 
 
 class Unknown(Event):
@@ -385,7 +406,7 @@ class Resume(Command):
     """Go on after a pause; answered by ``resumed``."""
 
 
-class Checkpoint(Command):
+class CheckpointNow(Command, tag="checkpoint"):
     """Save after the step in progress; answered by ``checkpoint_saved`` or ``checkpoint_failed``."""
 
 
@@ -403,7 +424,7 @@ class SampleNow(Command):
     """Answer the configured prompts with the model as it is; answered by ``sample`` events."""
 
 
-AnyCommand: TypeAlias = Pause | Resume | Checkpoint | Stop | Abort | SampleNow
+AnyCommand: TypeAlias = Pause | Resume | CheckpointNow | Stop | Abort | SampleNow
 
 _KNOWN = frozenset(str(kind.__struct_config__.tag) for kind in get_args(AnyEvent))
 _encoder = msgspec.json.Encoder()

@@ -63,7 +63,7 @@ class RowScore(Struct, frozen=True):
         return math.exp(min(self.loss, 709.0))
 
 
-class Progress(Struct, kw_only=True, tag_field="type", tag="progress"):
+class JobProgress(Struct, kw_only=True, tag_field="type", tag="progress"):
     """How far a job is: ``done`` of ``total`` in whatever ``doing`` counts; ``total`` 0 when not known."""
 
     doing: str
@@ -114,7 +114,7 @@ class Fetched(Struct, kw_only=True, tag_field="type", tag="fetched"):
     bytes: int
 
 
-Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | Progress | RowScores | Scored | Fetched
+Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | JobProgress | RowScores | Scored | Fetched
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -1,31 +1,72 @@
-"""Where things live: the user's cache, data and settings directories, by the platform's own conventions.
+"""Where things live: the user's cache and data directories, by the platform's own conventions.
 
-On Linux they follow ``XDG_CACHE_HOME``, ``XDG_DATA_HOME`` and ``XDG_CONFIG_HOME``. Beside these, the program
+On Linux they follow ``XDG_CACHE_HOME`` and ``XDG_DATA_HOME``. Beside these, the program
 writes only to the output directory that the person named.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+import stat
+import tempfile
 from pathlib import Path
 
 import platformdirs
 
+from backprop.core.errors import InputError
+
 APP = "backprop"
 
 
+def expand(text: str | os.PathLike[str]) -> Path:
+    """The absolute path that a person means by ``text``, ``~`` and ``~user`` included.
+
+    Raises:
+        InputError: there is no such user, or the working directory is gone.
+    """
+    path = Path(text)
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no home directory of {path.parts[0]}", hint="write the path out") from None
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: the working directory is gone", hint="change to one that exists, or give an absolute path"
+        ) from None
+
+
 def cache_dir() -> Path:
-    """Models converted once and tokenised data: everything here can be deleted and is made again."""
-    return Path(platformdirs.user_cache_dir(APP, appauthor=False))
+    """Models converted once and tokenised data: everything here can be deleted and is made again.
+
+    Where the home directory is none or cannot be written, as in many containers, it is a folder of this user's among
+    the temporary files.
+    """
+    usual = Path(platformdirs.user_cache_dir(APP, appauthor=False))
+    return usual if _can_hold(usual) else _temporary_cache()
+
+
+def _can_hold(path: Path) -> bool:
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary_cache() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    except OSError:
+        ours = False
+    # Whoever made that folder first could fill it: another user's is not used.
+    return folder if ours else Path(tempfile.mkdtemp(prefix=f"{APP}-"))
 
 
 def data_dir() -> Path:
     """The index over all runs: a speed-up, rebuilt from the run directories."""
     return Path(platformdirs.user_data_dir(APP, appauthor=False))
-
-
-def settings_dir() -> Path:
-    """The user's settings file and saved configurations."""
-    return Path(platformdirs.user_config_dir(APP, appauthor=False))
 
 
 def model_cache(name: str) -> Path:

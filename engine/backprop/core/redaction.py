@@ -1,10 +1,13 @@
-"""Black out secrets in everything that is printed, logged or written into a run's record."""
+"""What no text may carry to a person's terminal or log: secrets, and characters that control the terminal."""
 
 from __future__ import annotations
 
 import re
 
 MASK = "[redacted]"
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""C0 and C1 controls, line separators, marks that turn the writing direction around, and halves of surrogate pairs."""
 
 # One pattern per family. Keyword patterns mask a value of any length: a short password is still a password.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backprop.core.datasets import is_hub_name
-from backprop.core.errors import DatasetNotFoundError, InvalidSettingError
+from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError
+from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
 LARGEST = 2**53
@@ -32,7 +33,9 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         InvalidSettingError: a value that no file could hold and give back, wherever it came from.
     """
 
-    data: Annotated[str, Meta(min_length=1, description="dataset: a file, or a Hugging Face name")]
+    data: Annotated[
+        str, Meta(min_length=1, description="dataset: a file, or owner/name[@revision][:configuration][:split]")
+    ]
     model: Annotated[str, Meta(min_length=1, description="preset, local directory or Hugging Face name")] = (
         EMBEDDED_MODEL
     )
@@ -127,9 +130,26 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            problem = _unwritable(getattr(self, name))
-            if problem:
-                raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
+            _require_writable(name, getattr(self, name))
+
+
+def _require_writable(name: str, value: Any) -> None:
+    try:
+        problem = _unwritable(value)
+    except RecursionError:
+        problem = "it is nested too deep"
+    if problem:
+        raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
+
+
+WITHOUT_EFFECT = frozenset(
+    {
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
+    }
+)
+"""Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
 
 
 def _unwritable(value: Any) -> str:
@@ -146,10 +166,14 @@ def _unwritable(value: Any) -> str:
                 value.encode()
             except UnicodeEncodeError:
                 return f"{shown(value)} is not UTF-8"
-        case list():
+        case list() | tuple():
             return next((problem for item in value if (problem := _unwritable(item))), "")
         case dict():
             return _unwritable([*value.keys(), *value.values()])
+        case None | int() | float():
+            pass
+        case _:
+            return f"no setting is of type {type(value).__name__}"
     return ""
 
 
@@ -189,11 +213,15 @@ def config_from(values: dict[str, Any]) -> RunConfig:
                 hint=f"did you mean {near[0]!r}?" if near else "`backprop train --help` lists the settings",
                 details={"field": str(name)[:_SHOWN]},
             )
+    plain = {name: _plain(value) for name, value in values.items()}
+    for name, value in plain.items():
+        _require_writable(name, value)
     try:
-        config = msgspec.convert({name: _plain(value) for name, value in values.items()}, RunConfig)
-    except (msgspec.ValidationError, RecursionError) as error:
+        config = msgspec.convert(plain, RunConfig)
+    except msgspec.ValidationError as error:
         text = str(error)
-        path = text.rpartition("at `$.")[2].rstrip("`") if "at `$." in text else ""
+        place = re.search(r"\$\.([^`]*)", text)
+        path = place[1] if place else ""
         wrong = text.partition(" - at")[0]
         given = f", not {shown(values[path])}" if path in values else ""
         field = re.split(r"\W", path)[0]
@@ -221,6 +249,11 @@ def _meaning(name: str) -> str:
     return f"{name}: {setting_help(name)}" if setting_help(name) else ""
 
 
+def settings_with_effect(config: RunConfig) -> dict[str, Any]:
+    """The settings that reach the weights, as plain values."""
+    return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
+
+
 def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
     """Make the paths of a configuration absolute: the engine and whoever looks at the run may stand elsewhere.
 
@@ -230,32 +263,60 @@ def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
     Raises:
         DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
     """
-    changes = {"output_dir": str(Path(config.output_dir).expanduser().absolute())}
-    data = Path(config.data).expanduser().absolute()
-    if not rows_in_memory and data.is_file():
-        changes["data"] = str(data)
-    elif not rows_in_memory and not is_hub_name(config.data):
-        raise _no_data(data, "data")
+    changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
+    if not rows_in_memory:
+        data = _expand("data", config.data)
+        if _is_file(data):
+            changes["data"] = str(data)
+        elif not is_hub_name(config.data):
+            raise _no_data(data, "data")
     held_out = held_out_file(config.held_out)
     if held_out is not None:
-        if not held_out.is_file():
+        if not _is_file(held_out):
             raise _no_data(held_out, "held_out")
         changes["held_out"] = str(held_out)
-    model = Path(config.model).expanduser()
-    if config.model not in MODEL_PRESETS and model.is_dir():
-        changes["model"] = str(model.absolute())
     return msgspec.structs.replace(config, **changes)
 
 
+def locate_model(name: str) -> str:
+    """The absolute path of a model's folder; a preset, or a name on the Hugging Face Hub, as it is.
+
+    Raises:
+        InputError: the path begins in the home directory of somebody unknown.
+    """
+    if name in MODEL_PRESETS:
+        return name
+    folder = _expand("model", name)
+    return str(folder) if folder.is_dir() else name
+
+
 def held_out_file(held_out: str) -> Path | None:
-    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number."""
+    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number.
+
+    Raises:
+        InputError: the path begins in the home directory of somebody unknown.
+    """
     if held_out in ("auto", "none"):
         return None
     try:
         float(held_out)
     except ValueError:
-        return Path(held_out).expanduser().absolute()
+        return _expand("held_out", held_out)
     return None
+
+
+def _expand(setting: str, text: str) -> Path:
+    try:
+        return expand(text)
+    except InputError as error:
+        raise InputError(f"{setting}: {error.message}", hint=error.hint, details={"field": setting}) from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _no_data(data: Path, field: str) -> DatasetNotFoundError:
@@ -263,6 +324,9 @@ def _no_data(data: Path, field: str) -> DatasetNotFoundError:
     if data.is_dir():
         hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
         return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
+    if data.exists():
+        hint = "it would have to be read twice: write it into a file first"
+        return DatasetNotFoundError(f"{data} is a pipe or a device, not a file", hint=hint, details=details)
     beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
     near = difflib.get_close_matches(data.name, beside, n=1)
     what = "dataset" if field == "data" else "file of held-out rows"

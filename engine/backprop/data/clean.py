@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -44,6 +44,8 @@ class Rules(Struct, frozen=True):
 
 
 class LeftOut(Struct):
+    """A row that was left out, and why."""
+
     line: int
     reason: str
     detail: str = ""
@@ -200,16 +202,13 @@ class _Sieve:
     def kept(self) -> list[int]:
         """Indices of the rows that stay, in the order in which they are written."""
         dropped: set[int] = set()
-        for group in (
-            self._minhash.groups(lambda i: self._reader.text(self._kept[i])) if self._minhash is not None else []
-        ):
+        groups = self._minhash.groups(lambda i: self._reader.text(self._kept[i])) if self._minhash is not None else []
+        for group in groups:
             for member in group[1:]:
                 dropped.add(member)
                 same = f"nearly the same as {self._reader.source.unit} {self._lines[group[0]]}"
                 self._leave_out(self._lines[member], "near_duplicate", same)
-        order = (
-            sorted(range(len(self._kept)), key=self._scores.__getitem__)
-            if self._rules.curriculum
-            else range(len(self._kept))
-        )
+        order: Iterable[int] = range(len(self._kept))
+        if self._rules.curriculum:
+            order = sorted(order, key=self._scores.__getitem__)
         return [self._kept[i] for i in order if i not in dropped]

@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -47,8 +48,7 @@ _BATCH = 2000
 _COMPARED = 8
 """Groups of one bucket that a row is compared with."""
 
-encode_content = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
-"""Parts of a row → bytes that are equal for equal content."""
+_encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
 
 def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any] | None:
@@ -67,7 +67,7 @@ def content(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
     """What a row says, equal for exact duplicates and for no others."""
     parts = content_parts(value, format, names)
     try:
-        return encode_content([format, value] if parts is None else parts)
+        return _encode([format, value] if parts is None else parts)
     except (TypeError, ValueError, OverflowError, RecursionError):
         return repr(value).encode("utf-8", "backslashreplace")
 
@@ -75,6 +75,29 @@ def content(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
 def content_key(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
     """16 bytes that are equal for exact duplicates, in every process, and differ otherwise."""
     return hashlib.blake2b(content(value, format, names), digest_size=16).digest()
+
+
+def content_hash(value: Any, format: Format | None, names: Fields = PLAIN) -> int:
+    """64 bits that are equal for exact duplicates, in this process: cheap enough to be made for every row."""
+    parts = content_parts(value, format, names) or [value]
+    if all(type(part) in (str, bool, NoneType) for part in parts):
+        return hash(tuple(parts))
+    keys = ("role", "content") if format == "openai" else ("from", "value")
+    if format in ("openai", "sharegpt") and not any(parts[1:]) and _is_plain(parts[0], *keys):
+        return chat_hash(tuple([said[keys[0]] for said in parts[0]]), [said[keys[1]] for said in parts[0]])
+    return hash(content(value, format, names))
+
+
+def chat_hash(roles: tuple[str, ...], texts: list[str]) -> int:
+    """``content_hash`` of a chat whose messages are roles and texts alone."""
+    return hash((roles, *texts))
+
+
+def _is_plain(messages: Any, role: str, text: str) -> bool:
+    return isinstance(messages, list) and all(
+        isinstance(said, dict) and len(said) == 2 and type(said.get(role)) is type(said.get(text)) is str
+        for said in messages
+    )
 
 
 def exact_duplicates(keys: Iterable[bytes]) -> dict[int, int]:
@@ -91,6 +114,8 @@ def repeated(keys: Numbers) -> tuple[Numbers, Numbers]:
     ordered = keys[order]
     leads = np.ones(len(order), dtype=np.bool_)
     leads[1:] = ordered[1:] != ordered[:-1]
+    if leads.all():
+        return order[:0], order[:0]
     group = np.maximum.accumulate(np.where(leads, np.arange(len(order)), 0))
     again, earlier = order[~leads], order[group[~leads]]
     ascending = np.argsort(again)
@@ -128,6 +153,7 @@ class MinHashIndex:
         self._waiting: list[list[str]] = []
 
     def add(self, row: int, text: str) -> None:
+        """Take the text of a row."""
         found = shingles(text)
         if found:
             self._rows.append(row)

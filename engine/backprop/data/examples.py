@@ -31,7 +31,7 @@ class Reader:
     """Reads a source as examples, as often as asked.
 
     Args:
-        mapping: part → field; looked for in the first rows where not given.
+        mapping: part → field; found from the rows where not given.
         progress: called with bytes read and their total.
         cancelled: asked often; reading then ends with ``OperationCancelledError``.
     """
@@ -53,6 +53,7 @@ class Reader:
 
     @property
     def path(self) -> Path:
+        """The file, as the person named it."""
         return self.source.path
 
     def __iter__(self) -> Iterator[Read]:

@@ -26,7 +26,7 @@ from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettin
 from backprop.core.events import DatasetPrepared, Problem
 from backprop.core.paths import token_cache
 from backprop.data import token_cache as cache
-from backprop.data.dedup import content
+from backprop.data.dedup import content_hash
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
 from backprop.data.example import PARTS, Fields, RowError, describe_mapping, unknown_parts
 from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
@@ -248,7 +248,7 @@ class _Preparation:
         rendered = self._renderer.render(row.value, format, self._names)
         if format != self._format:
             rendered.warnings.append(mixed_format(format, self._format))
-        return _Item(row, rendered, hash(content(row.value, format, self._names)))
+        return _Item(row, rendered, content_hash(row.value, format, self._names))
 
     def _report(self, row: Row, error: RowError) -> None:
         self.counts[error.code] += 1
@@ -307,7 +307,7 @@ class _Preparation:
             self.summary.answer_lost += 1
             return
         self.summary.cut += fitted.cut > 0
-        self._split_texts += len(fitted.samples) > 1
+        self._split_texts += fitted.split
         if item.content in self._seen:
             self.summary.duplicated += 1
             self._report(item.row, RowError("duplicate_row", "", "the same content as an earlier row", "info"))

@@ -262,7 +262,11 @@ def _check_exists(path: Path, name: str) -> None:
             details={"path": name},
         )
     if path.exists():
-        raise DatasetNotFoundError(f"{path} is not a plain file", hint="name a file", details={"path": name})
+        raise DatasetNotFoundError(
+            f"{path} is a pipe or a device, not a file",
+            hint="it would have to be read twice: write it into a file first",
+            details={"path": name},
+        )
     if is_hub_name(name):
         raise DatasetNotFoundError(
             f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",

@@ -75,9 +75,10 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
             _convert(path, kind, copy, _Watch(path, stat.st_size, progress, cancelled))
             copy.flush()
             os.fsync(copy.fileno())
-        for older in folder.glob(f"{name}-*.jsonl"):
-            older.unlink(missing_ok=True)
         partial.replace(target)
+        for older in folder.glob(f"{name}-*.jsonl"):
+            if older != target:
+                older.unlink(missing_ok=True)
     except OSError as error:
         raise BackpropError(
             f"{path} could not be unpacked or converted into {folder}: {error.strerror or error}",

@@ -105,6 +105,7 @@ class Writer:
         self._lines = array("q")
 
     def add(self, line: int, ids: Ids, trained: Flags) -> None:
+        """Write one sample, which comes from ``line`` of the file."""
         for name, data in (("ids", ids.tobytes()), ("trained", trained.tobytes())):
             self._files[name].write(data)
             self._checksums[name] = zlib.crc32(data, self._checksums[name])

@@ -85,6 +85,7 @@ class ChatTokenizer:
         return self.tokenizer.encode_batch(texts, add_special_tokens=special)
 
     def token(self, id: int) -> str:
+        """A token as the vocabulary writes it."""
         return self.tokenizer.id_to_token(id) or f"<{id}>"
 
 

@@ -30,6 +30,8 @@ class Truncated(Struct):
     samples: list[tuple[Ids, Flags]]
     cut: int = 0
     """Tokens cut from the beginning of a conversation."""
+    split: bool = False
+    """Whether a text was split. A last piece of one token is none, as nothing of it would be trained."""
     finding: RowError | None = None
 
 
@@ -39,7 +41,7 @@ def truncate(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | Non
     if len(ids) <= limit:
         return Truncated([(ids, trained)])
     if rendered.raw:
-        return Truncated(_split(ids, trained, limit))
+        return Truncated(_split(ids, trained, limit), split=True)
     start, end = encoded.answers[-1]
     # What follows the last answer teaches nothing: it goes first.
     ids, trained = ids[:end], trained[:end]
@@ -122,6 +124,7 @@ class Lengths(Struct, frozen=True):
 
     @property
     def longest(self) -> int:
+        """The length of the longest row."""
         return max(int(np.flatnonzero(counts)[-1]) if counts.any() else 0 for counts in (self.chats, self.texts))
 
     def percentile(self, share: float) -> int:
@@ -190,6 +193,7 @@ class LengthCounter:
             self._texts = _added(self._texts, lengths)
 
     def snapshot(self) -> Lengths:
+        """The counts until now, which do not grow any more."""
         return Lengths(self._chats, self._texts, self._losing)
 
 

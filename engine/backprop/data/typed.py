@@ -7,6 +7,7 @@ not quick.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate, chain
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from backprop.data.dedup import PARTS_READ, Numbers, encode_content
+from backprop.data.dedup import PARTS_READ, Numbers, chat_hash
 from backprop.data.example import ABSENT, CONTROL_TOKEN, Fields, Format, RowError, Turn
 from backprop.data.line_index import Place, split_lines
 from backprop.data.messages import ROLE_OF, check_turns
@@ -25,7 +26,7 @@ _Never = Literal["\0a value that no field has"]
 
 
 class _OpenAI(Struct, gc=False, forbid_unknown_fields=True):
-    """A message. Its fields are in alphabetical order, as ``dedup.content`` writes those of any message."""
+    """A message."""
 
     content: str
     role: Literal["system", "user", "assistant", "tool"]
@@ -89,13 +90,12 @@ class QuickLook:
         self._texts = [part for part, kind in types.items() if kind is str]
         self._columns = [part if part in types else None for part in PARTS_READ[format]]
 
-    def look(self, data: memoryview, line: int, offset: int) -> tuple[Numbers, dict[int, Place]]:
-        """Look at whole lines, the first of which has number ``line`` and begins at ``offset``.
+    def look(self, data: memoryview, line: int, offset: int, lines: int) -> tuple[Numbers, dict[int, Place]]:
+        """Look at whole ``lines``, the first of which has number ``line`` and begins at ``offset``.
 
         Returns:
             the hash of each row's content, and the rows that need another look (and another hash) by their position.
         """
-        lines = int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == 10)) + (data[-1] != 10)
         try:
             # One value a line and nothing after it: as many values as lines are as many rows.
             rows = self._decoder.decode_lines(data)
@@ -122,13 +122,7 @@ class QuickLook:
     def _check(self, rows: Sequence[Any]) -> tuple[list[int], set[int]]:
         """The hash of each row's content, and the positions of odd rows."""
         if self.format in _CHATS:
-            chats = [getattr(row, _CHATS[self.format]) for row in rows]
-            ends = list(accumulate(map(len, chats)))
-            texts = [message.content for chat in chats for message in chat]
-            odd = set(np.searchsorted(ends, _odd(texts), side="right").tolist())
-            odd.update(i for i, chat in enumerate(chats) if not _in_order(tuple([said.role for said in chat])))
-            empty = [None] * (len(self._columns) - 1)
-            return [hash(encode_content([chat, *empty])) for chat in chats], odd
+            return self._check_chats([getattr(row, _CHATS[self.format]) for row in rows])
         columns = {part: [getattr(row, part) for row in rows] for part in self._columns if part is not None}
         texts = list(chain.from_iterable(columns[part] for part in self._texts))
         odd = {i % len(rows) for i in _odd(texts)}
@@ -143,7 +137,23 @@ class QuickLook:
             self.labels.update(columns["label"])
         absent = [None] * len(rows)
         parts = zip(*(absent if part is None else columns[part] for part in self._columns), strict=True)
-        return [hash(encode_content(row)) for row in parts], odd
+        return list(map(hash, parts)), odd
+
+    def _check_chats(self, chats: list[list[Any]]) -> tuple[list[int], set[int]]:
+        hashes: list[int] = []
+        texts: list[str] = []
+        odd: set[int] = set()
+        for i, chat in enumerate(chats):
+            said = [message.content for message in chat]
+            roles = tuple([message.role for message in chat])
+            hashes.append(chat_hash(roles, said))
+            texts += said
+            if not _in_order(roles):
+                odd.add(i)
+        if strange := _odd(texts):
+            ends = list(accumulate(map(len, chats)))
+            odd.update(bisect_right(ends, at) for at in strange)
+        return hashes, odd
 
 
 def _odd(texts: list[str]) -> list[int]:

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.dedup import Numbers, content, content_parts, repeated
+from backprop.data.dedup import Numbers, content_hash, content_parts, repeated
 from backprop.data.example import CONTROL_TOKEN, PROBLEM_CODES, Fields, Format, RowError, describe_mapping
 from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Progress, split_lines
@@ -29,6 +29,7 @@ __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 LISTED = 10_000
 """Findings of one code that are listed; all are counted."""
 _EXCERPT = 80
+_NEWLINE = 10
 _PIECE = 128 * 1024
 """Bytes that are looked at together: few enough that their values are still in the processor's cache."""
 _CHATML = {"<|im_start|>", "<|im_end|>"}
@@ -71,7 +72,7 @@ def validate(
     """Check every row of a dataset.
 
     Args:
-        mapping: part → field of the rows; looked for in the first rows where not given.
+        mapping: part → field of the rows; found from the rows where not given.
         held_out: a file that must share no row with this one.
         progress: called with bytes read and their total.
         cancelled: asked often; when true, what was found so far is returned, with ``complete`` false.
@@ -102,7 +103,7 @@ def _contents(path: str | Path, mapping: Mapping[str, str] | None) -> Numbers:
         names = Fields(file.mapping)
         values = (row.value for row in source if row.error is None)
         return np.fromiter(
-            (hash(content(value, read_as(value, file.format, names), names)) for value in values), np.int64
+            (content_hash(value, read_as(value, file.format, names), names) for value in values), np.int64
         )
 
 
@@ -133,8 +134,9 @@ class _Checking:
         line = 1
         for offset, buffer, size in self.source.index.pieces(_PIECE):
             data = memoryview(buffer)[:size]
+            breaks = int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE))
             if self._quick is not None:
-                contents, places = self._quick.look(data, line, offset)
+                contents, places = self._quick.look(data, line, offset, breaks + (data[-1] != _NEWLINE))
             else:
                 found = split_lines(bytes(data), line, offset)
                 contents, places = np.zeros(len(found), dtype=np.int64), dict(enumerate(found))
@@ -143,7 +145,7 @@ class _Checking:
             for i, place in sorted(places.items()):
                 contents[i] = self._examine(self.source.made(place))
             self._contents.append(contents)
-            line += buffer.count(b"\n", 0, size)
+            line += breaks
             yield offset + size
 
     def _examine(self, row: Row) -> int:
@@ -160,7 +162,7 @@ class _Checking:
         for error in errors:
             self._note(row.line, row.raw, error)
         self.answer.invalid += any(error.severity == "error" for error in errors)
-        return hash(content(row.value, read, self.names))
+        return content_hash(row.value, read, self.names)
 
     def _explain(self, value: object, read: Format | None) -> list[RowError]:
         if read is None:

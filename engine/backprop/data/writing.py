@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import IO
 
 import orjson
 
+from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError, InputError
+from backprop.core.files import new_file
 from backprop.core.paths import cache_dir
 from backprop.data.reader import Row
 
@@ -25,7 +26,7 @@ def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
         path = Path.cwd() / f"{path.parent.name.rpartition('--')[2]}-{path.name}"
     stem = path.name
     for suffix in reversed(path.suffixes[-2:]):
-        if suffix.lower() in (".gz", ".zst", ".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt"):
+        if suffix.lower() in FILE_ENDINGS:
             stem = stem.removesuffix(suffix)
     return path.with_name(f"{stem}.{word}{ending}")
 
@@ -48,21 +49,15 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         BackpropError: it cannot be written (``RUNTIME_IO_FAILED``); nothing is left behind.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with new_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
     except OSError as error:
         raise BackpropError(
             f"{path} could not be written: {error.strerror or error}",
             hint="look at the free space and the permissions there, or name another place",
             code="RUNTIME_IO_FAILED",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def line_of(row: Row, kind: str) -> bytes:

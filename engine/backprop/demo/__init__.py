@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.core.settings import RunConfig
 
@@ -30,7 +31,7 @@ def demo_config(output_dir: str = "./output") -> RunConfig:
         held_out="none",
         lora_r=16,
         lora_dropout=0.0,
-        output_dir=str(Path(output_dir).expanduser().absolute()),
+        output_dir=str(expand(output_dir)),
         run_name="demo",
         sample_prompts=list(PROMPTS),
         sample_tokens=48,

@@ -7,10 +7,12 @@ written, broken ones too. A copy that is there is used as it is: nobody is asked
 
 from __future__ import annotations
 
+import glob
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import msgspec
 from huggingface_hub import HfApi
@@ -18,12 +20,12 @@ from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
 from backprop.core import paths
-from backprop.core.datasets import FILE_ENDINGS, RECORD, HubName, find_fetched, hub_name
+from backprop.core.datasets import RECORD, HubName, find_fetched, hub_name
 from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetFormatError, DatasetNotFoundError
 from backprop.core.events import Event, PhaseChanged
 from backprop.core.files import exclusive, new_file, write_file
-from backprop.core.jobs import Fetched, FetchRequest, Progress
-from backprop.data.reader import open_source
+from backprop.core.jobs import Fetched, FetchRequest, JobProgress
+from backprop.data.reader import KINDS, PACKED, open_source
 from backprop.data.writing import line_of
 from backprop.fetch import hub
 from backprop.worker.job import Send, run_job
@@ -55,7 +57,7 @@ def find(data: str, emit: Callable[[Event], None], look: Callable[[], object]) -
     return fetch(data, progress).path
 
 
-def fetch(name: str, progress: hub.Progress) -> Fetched:
+def fetch(name: str, progress: hub.ReportBytes) -> Fetched:
     """The dataset ``name`` (see ``core.datasets``) as one file in the cache, downloaded where it is missing.
 
     Raises:
@@ -82,14 +84,14 @@ def fetch(name: str, progress: hub.Progress) -> Fetched:
         return find_fetched(name) or _download(name, wanted, folder, progress)
 
 
-def _download(name: str, wanted: HubName, folder: Path, progress: hub.Progress) -> Fetched:
+def _download(name: str, wanted: HubName, folder: Path, progress: hub.ReportBytes) -> Fetched:
     progress(0, 0)
     info, split, files = _look_up(name, wanted)
     parts = folder / "download"
     hub.download(
         wanted.repository,
         info.siblings or [],
-        files,
+        [glob.escape(file) for file in files],
         progress,
         repo_type="dataset",
         revision=info.sha,
@@ -134,8 +136,8 @@ def _listed(name: str, wanted: HubName, commit: str) -> tuple[str, list[str]]:
         configurations = get_dataset_config_names(repository, revision=commit)
         default = get_dataset_default_config_name(repository, revision=commit)
         chosen, split = _configuration(name, wanted.parts, configurations, default)
-        cache = str(paths.cache_dir() / "datasets" / ".library")
-        builder = load_dataset_builder(repository, chosen, revision=commit, cache_dir=cache)
+        with TemporaryDirectory() as unused:
+            builder = load_dataset_builder(repository, chosen, revision=commit, cache_dir=unused)
     except (ValueError, RuntimeError, FileNotFoundError, DatasetsError) as error:
         raise _no_rows(name, str(error)) from error
     start = f"hf://datasets/{repository}@{commit}/"
@@ -175,7 +177,7 @@ def _split(name: str, asked: str | None, splits: Mapping[str, list[str]]) -> tup
     readable = {split: [file for file in files if _is_readable(file)] for split, files in splits.items()}
     filled = {split: files for split, files in readable.items() if files}
     if not filled:
-        raise _no_rows(name, f"it holds nothing that ends in {', '.join(FILE_ENDINGS)}")
+        raise _no_rows(name, f"it holds nothing that ends in {', '.join(KINDS)}")
     chosen = asked or ("train" if "train" in filled or len(filled) > 1 else next(iter(filled)))
     if chosen in filled:
         return chosen, filled[chosen]
@@ -185,7 +187,10 @@ def _split(name: str, asked: str | None, splits: Mapping[str, list[str]]) -> tup
 
 
 def _is_readable(file: str) -> bool:
-    return "::" not in file and PurePosixPath(file).suffix.lower() in FILE_ENDINGS
+    endings = [ending.lower() for ending in PurePosixPath(file).suffixes]
+    if endings and endings[-1] in PACKED:
+        endings.pop()
+    return "::" not in file and bool(endings) and endings[-1] in KINDS
 
 
 def _several(name: str, what: str, names: Sequence[str]) -> DatasetError:
@@ -210,7 +215,7 @@ def _names(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_SHOWN])}{more}"
 
 
-def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Progress) -> Path:
+def _put_together(folder: Path, split: str, files: list[Path], progress: hub.ReportBytes) -> Path:
     """One file of all: moved as it is where there is only one, else JSON Lines of all rows."""
     if len(files) == 1:
         target = folder / files[0].name
@@ -230,7 +235,7 @@ def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Pro
 def answer(request: FetchRequest, send: Send) -> None:
     """Fetch what is asked for, and send how far it is."""
     doing = f"fetching {request.name}"
-    send(fetch(request.name, lambda done, total: send(Progress(doing=doing, done=done, total=total))))
+    send(fetch(request.name, lambda done, total: send(JobProgress(doing=doing, done=done, total=total))))
 
 
 if __name__ == "__main__":

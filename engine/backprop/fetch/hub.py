@@ -27,36 +27,37 @@ from tqdm import tqdm
 from backprop.core.errors import BackpropError
 
 LOOK_SECONDS = 0.5
-Progress = Callable[[int, int], object]
+ReportBytes = Callable[[int, int], object]
 """Called with bytes fetched and their total, twice a second; what it raises ends the waiting."""
 
 
 def download(
-    repository: str, files: Sequence[RepoSibling], wanted: list[str], progress: Progress, **options: Any
+    repository: str, files: Sequence[RepoSibling], wanted: list[str], progress: ReportBytes, **options: Any
 ) -> Path:
-    """Fetch the ``wanted`` files (names or patterns) of a repository; the folder that they are in.
+    """Fetch the ``wanted`` files of a repository; the folder that they are in.
 
     Args:
         files: all files of the repository with their sizes.
+        wanted: file names with ``*``, ``?`` and ``[`` as in a shell.
         options: of ``snapshot_download``: ``repo_type``, ``revision``, ``local_dir``, ``ignore_patterns``.
     """
     sizes = {file.rfilename: file.size or 0 for file in files}
     chosen = filter_repo_objects(sizes, allow_patterns=wanted, ignore_patterns=options.get("ignore_patterns"))
     total = sum(sizes[name] for name in chosen)
-    done = 0
+    counts: dict[int, int] = {}
+    """Bytes by bar: those that came, and those that are files already, which is the same or lags behind."""
 
     class Bar(tqdm):  # type: ignore[misc]
         """Counts bytes in place of drawing them."""
 
         def __init__(self, *args: Any, **settings: Any) -> None:
-            self._counts = settings.get("unit") == "B"
+            self._in_bytes = settings.get("unit") == "B"
             settings.pop("name", None)
             super().__init__(*args, **{**settings, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
-            nonlocal done
-            if self._counts:
-                done += int(n or 0)
+            if self._in_bytes:
+                counts[id(self)] = counts.get(id(self), 0) + int(n or 0)
 
     folder: Future[str] = Future()
 
@@ -69,7 +70,7 @@ def download(
     # A daemon: whoever wants out does not wait for the rest of a download.
     threading.Thread(target=fetch, name="download", daemon=True).start()
     while wait([folder], timeout=LOOK_SECONDS).not_done:
-        progress(min(done, total), total)
+        progress(min(max(counts.values(), default=0), total), total)
     return Path(folder.result())
 
 

@@ -30,8 +30,10 @@ import msgspec
 from msgspec import Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.core.files import flush_folder, flush_tree, remove, sha256, write_file
-from backprop.runs.retention import Candidate, CheckpointPolicy, chosen, loss_from_json, loss_to_json
+from backprop.core.events import Count
+from backprop.core.files import flush_folder, flush_tree, read_json, remove, sha256, write_file
+from backprop.runs.describe import bytes_text
+from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -43,7 +45,9 @@ _LEFTOVER = re.compile(r"\.step-\d{8,}(\.\d+)?\.(partial|deleting)")
 
 
 class FileFacts(Struct, frozen=True):
-    bytes: int
+    """What a manifest says of one file."""
+
+    bytes: Count
     sha256: str
 
 
@@ -52,14 +56,14 @@ class Manifest(Struct, kw_only=True):
 
     schema: int = SCHEMA
     run_id: str
-    step: int
-    attempt: int = 1
+    step: Count
+    attempt: Count = 1
     """Counts the times this step was saved: after going back to an older checkpoint, steps are taken again."""
     created: float
     """Seconds since the Unix epoch, for people; nothing is ordered by it."""
     reason: str = ""
     boundary: bool = False
-    val_loss: float | str | None = None
+    val_loss: Loss = None
     """Held-out loss at this step; text (``"nan"``) where it was not finite."""
     identity: dict[str, Any] = field(default_factory=dict)
     """What the checkpoint depends on: hashes of model and tokenizer, data, configuration, library versions."""
@@ -74,10 +78,12 @@ class Checkpoint(Struct, frozen=True):
 
     @property
     def step(self) -> int:
+        """Optimizer steps taken."""
         return self.manifest.step
 
     @property
     def val_loss(self) -> float | None:
+        """Held-out loss at this step; ``None`` where it was not measured."""
         return loss_from_json(self.manifest.val_loss)
 
     @property
@@ -120,8 +126,8 @@ class CheckpointStore:
             raise self._failed(error) from error
         if free < needed + SPARE_BYTES:
             raise CheckpointError(
-                f"no room for a checkpoint in {self.directory}: it needs {needed / 2**20:.0f} MiB and "
-                f"{SPARE_BYTES / 2**20:.0f} MiB to spare, {free / 2**20:.0f} MiB are free",
+                f"no room for a checkpoint in {self.directory}: it needs {bytes_text(needed)} and "
+                f"{bytes_text(SPARE_BYTES)} to spare, {bytes_text(free)} are free",
                 hint="free some space; the next save tries again",
                 code="RUNTIME_DISK_FULL",
                 retryable=True,
@@ -332,11 +338,12 @@ def read_manifest(path: Path) -> Manifest:
         CheckpointError: there is no manifest, or it cannot be read.
     """
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        manifest = read_json(path / MANIFEST, Manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: {MANIFEST} is missing") from None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: {MANIFEST} cannot be read: {why}") from error
     if manifest.schema > SCHEMA:
         raise CheckpointError(f"{path}: written by a newer version (schema {manifest.schema})")
     return manifest

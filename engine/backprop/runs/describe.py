@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import assert_never
+
 from backprop.core import events as ev
 
 PHASES = {
@@ -14,6 +17,12 @@ PHASES = {
     "cooling": "cooling down",
     "finishing": "finishing",
 }
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as a local date and time of day; 0 is not known."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "unknown"
+
 
 _FOR_EVER = 10**11
 """Seconds that nothing takes: a damaged file says so."""
@@ -48,10 +57,11 @@ def duration(seconds: float) -> str:
 
 
 def share(part: int, whole: int) -> str:
+    """``share(1, 8)`` as ``12.5 %``; of nothing it is ``none``."""
     return f"{100 * part / whole:.1f} %" if whole else "none"
 
 
-def describe(event: ev.Event) -> str:
+def describe(event: ev.AnyEvent) -> str:
     """One line about ``event``; empty for events that are no news (readings, heartbeats)."""
     match event:
         case ev.RunStarted():
@@ -112,8 +122,10 @@ def describe(event: ev.Event) -> str:
             return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}{used}"
         case ev.RunFailed():
             return f"run failed: [{event.code}] {event.message}"
-        case _:
+        case ev.Gpu() | ev.Heartbeat() | ev.Unknown():
             return ""
+        case _:
+            assert_never(event)
 
 
 def describe_dataset(event: ev.DatasetPrepared) -> str:

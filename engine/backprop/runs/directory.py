@@ -27,11 +27,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from backprop.core.errors import BackpropError, ConfigurationError, RunError
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import open_regular, read_json, write_file
+from backprop.core.paths import expand
 from backprop.core.settings import RunConfig
 from backprop.runs import journal
 
@@ -52,9 +53,6 @@ class RunRecord(Struct, kw_only=True):
     kind: str = "train"
     created: Moment
     config: RunConfig
-    environment: dict[str, Any] = field(default_factory=dict)
-    fingerprints: dict[str, str] = field(default_factory=dict)
-    """Hashes of what went in: data, model, code (filled by the engine)."""
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
     extended: bool = False
@@ -90,7 +88,7 @@ class RunDirectory:
             ConfigurationError: the output directory cannot be made or written.
         """
         run_id = secrets.token_hex(6)
-        directory = cls(Path(config.output_dir).expanduser() / run_id)
+        directory = cls(expand(config.output_dir) / run_id)
         try:
             directory.path.mkdir(parents=True)
             directory._write_record(
@@ -107,6 +105,7 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
+        """The run that the directory belongs to, by its name."""
         return self.path.name
 
     @property
@@ -183,6 +182,18 @@ class RunDirectory:
                 code="RUN_DAMAGED",
                 hint="put the run's own journal back, or move this one away",
             )
+
+    def require_files(self, folder: Path) -> None:
+        """Check that everything in ``folder`` is a regular file, so that nobody who reads it waits for ever.
+
+        Raises:
+            RunError: something is not, or cannot be read.
+        """
+        for path in sorted(folder.iterdir()):
+            try:
+                os.close(open_regular(path))
+            except OSError as error:
+                raise self._unusable(path, error) from error
 
     def _unusable(self, path: Path, error: OSError) -> RunError:
         here = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from backprop.core.errors import EngineCrashedError, RunError, error_for
+from backprop.core.errors import EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
 from backprop.core.settings import RunConfig, config_from
 from backprop.runs.directory import RunDirectory, RunRecord
@@ -52,6 +52,7 @@ class EngineClient:
 
     @property
     def run_id(self) -> str:
+        """The run that is watched."""
         return self.directory.run_id
 
     def alive(self) -> bool:
@@ -105,7 +106,7 @@ class EngineClient:
             if event.seq == 0 and isinstance(event, RunFailed):
                 self._close_pipe()
                 self._ended = True
-                raise error_for(event.code, event.message, event.hint, event.retryable)
+                raise event.error()
         found = [event for event in events if event.seq > self._last_seq]
         if found and found[-1].seq - self._last_seq != len(found):
             return self._follower.poll()

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from backprop.core.datasets import find_fetched
-from backprop.core.errors import BackpropError, EngineCrashedError, error_for
+from backprop.core.errors import BackpropError, EngineCrashedError
 from backprop.core.events import RunFailed
-from backprop.core.jobs import Fetched, FetchRequest, Message, Progress, decode_message
+from backprop.core.jobs import Fetched, FetchRequest, JobProgress, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
@@ -46,8 +46,7 @@ class EngineJob:
         for line in self._process.stdout:
             message = decode_message(line)
             if isinstance(message, RunFailed):
-                error = error_for(message.code, message.message, message.hint, message.retryable)
-                raise error from RuntimeError(message.traceback)
+                raise message.error() from RuntimeError(message.traceback)
             yield message
         status = self._process.wait()
         if status != 0:
@@ -136,7 +135,7 @@ def fetch_dataset(
         if started is not None:
             started(job)
         for message in job.messages():
-            if isinstance(message, Progress) and progress is not None:
+            if isinstance(message, JobProgress) and progress is not None:
                 progress(message.done, message.total)
             elif isinstance(message, Fetched):
                 found = message

@@ -1,7 +1,8 @@
 """The index over all runs: SQLite in the user's data directory.
 
 It only saves reading. Run directories are the truth: a row whose journal changed since it was written is read again,
-a directory that is gone drops out, and a damaged index is set aside and started anew.
+and a directory that is gone drops out. Nothing fails because of the index: a damaged one, and one of a newer version,
+is set aside and started anew with the directories that it named; where none can be written, it is kept in memory.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ import time
 from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from backprop.core.errors import RunError
+from backprop.core.files import exclusive
 from backprop.core.paths import data_dir
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.state import RunState, read_run
 
 _VERSION = 1
+_TABLE = "create table runs (path text primary key, run_id text, started real, stamp text, summary blob)"
+PATIENCE = 1.5
+"""Seconds to wait for another process that writes the index."""
 
 
 class RunSummary(Struct, kw_only=True):
@@ -49,6 +55,7 @@ class RunSummary(Struct, kw_only=True):
 
 
 def summarise(state: RunState) -> RunSummary:
+    """The line of ``list-runs`` for a run."""
     config = state.config
     return RunSummary(
         run_id=state.run_id,
@@ -79,39 +86,81 @@ def thin(values: list[float], most: int) -> list[float | None]:
 
 
 class RunIndex:
-    """Open with ``with RunIndex() as index``."""
+    """Open with ``with RunIndex() as index``. No method raises where the index cannot be used; ``trouble`` says so."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or data_dir() / "runs.db"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._db = self._open()
-        except sqlite3.OperationalError:
-            raise  # busy or no room: nothing is wrong with the file
-        except sqlite3.DatabaseError:
-            self._path.replace(self._path.with_suffix(f".damaged-{int(time.time())}"))
-            self._db = self._open()
+        self.trouble = ""
+        """What a person should know of the index, in one line; empty where all is well."""
+        self._path = path
+        self._inode = 0
+        self._added: dict[Path, None] = {}
+        """Runs that were named since it was opened: an index that takes its place is told of them."""
+        self._db = self._open()
 
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=10, isolation_level=None)
+    def _open(self, damage: sqlite3.Error | None = None) -> sqlite3.Connection:
+        """The index, one that is damaged set aside first: ``damage`` is what was found while it was used."""
         try:
-            db.execute("pragma synchronous=off")  # a lost index is made again
-            if db.execute("pragma user_version").fetchone()[0] != _VERSION:
-                self._make(db)
-        except BaseException:
-            db.close()
-            raise
+            self._path = self._path or data_dir() / "runs.db"
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if damage is not None:
+                    raise damage
+                self._inode = _inode(self._path)
+                return _connect(self._path)
+            except sqlite3.Error as error:
+                if not _is_damage(error):
+                    raise
+                return self._set_aside(str(error))
+        except (sqlite3.Error, OSError, RuntimeError) as error:
+            where = f" {self._path}" if self._path else ""
+            self._say(f"the index over runs{where} cannot be used ({_reason(error)}): going on without it")
+            return _connect(":memory:")
+
+    def _set_aside(self, why: str) -> sqlite3.Connection:
+        """Start anew with the directories that the old index names, as far as it can be read."""
+        assert self._path is not None
+        with exclusive(self._path.with_suffix(".lock")):
+            if _inode(self._path) not in (0, self._inode):  # another process was faster
+                return _connect(self._path)
+            aside = self._path.with_suffix(f".set-aside-{time.time_ns()}")
+            # What SQLite keeps beside the old file would be applied to the new one.
+            for ending in ("", "-journal", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self._path}{ending}").replace(f"{aside}{ending}")
+            self._say(f"the index over runs was set aside as {aside} ({why}) and is made anew")
+            db = _connect(self._path)
+            self._inode = _inode(self._path)
+        for path in _paths_of(aside):
+            _add(db, path)
         return db
 
-    def _make(self, db: sqlite3.Connection) -> None:
-        """Make the tables, unless another process or thread did so while this one waited for its turn."""
-        db.execute("begin immediate")
-        if db.execute("pragma user_version").fetchone()[0] != _VERSION:
-            db.execute("drop table if exists runs")
-            db.execute("create table runs (path text primary key, run_id text, started real, stamp text, summary blob)")
-            db.execute("create index runs_by_id on runs (run_id)")
-            db.execute(f"pragma user_version={_VERSION}")
-        db.execute("commit")
+    def _say(self, trouble: str) -> None:
+        self.trouble = self.trouble or trouble
+
+    def _execute(self, statement: str, *values: object) -> list[Any]:
+        """Run one statement, on a new index where this one turns out to be damaged, in memory where it cannot write."""
+        for _ in range(2):
+            try:
+                return self._db.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                self._replace(error)
+        return self._db.execute(statement, values).fetchall()
+
+    def _replace(self, error: sqlite3.Error) -> None:
+        old = self._db
+        if _is_damage(error):
+            old.close()
+            self._db = self._open(error)
+        else:
+            self._say(f"the index over runs {self._path} cannot be written ({_reason(error)}): going on without it")
+            self._db = _connect(":memory:")
+            with contextlib.suppress(sqlite3.Error):
+                rows = old.execute("select path, run_id, started, stamp, summary from runs").fetchall()
+                self._db.executemany("insert or ignore into runs values (?, ?, ?, ?, ?)", rows)
+            old.close()
+        with contextlib.suppress(sqlite3.Error):
+            for path in self._added:
+                _add(self._db, path)
 
     def __enter__(self) -> RunIndex:
         return self
@@ -120,13 +169,10 @@ class RunIndex:
         self._db.close()
 
     def add(self, path: Path) -> None:
-        """Remember the run in ``path``; it is read when it is asked for."""
-        path = path.absolute()
-        try:
-            started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
-        except OSError:
-            started = time.time()
-        self._db.execute("insert or ignore into runs values (?, ?, ?, '', null)", (str(path), path.name, started))
+        """Remember the run in ``path``; it is read when it is asked for. One whose name is not UTF-8 is left out."""
+        with contextlib.suppress(UnicodeEncodeError):
+            self._execute(*_row(path))
+            self._added[path] = None
 
     def scan(self, output_dir: Path) -> None:
         """Remember every run directly under ``output_dir``."""
@@ -136,7 +182,8 @@ class RunIndex:
                     self.add(path)
 
     def remove(self, path: Path) -> None:
-        self._db.execute("delete from runs where path = ?", (str(path.absolute()),))
+        """Forget the run in ``path``; its directory stays."""
+        self._execute("delete from runs where path = ?", str(path.absolute()))
 
     def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:
         """Runs, the newest first; those with ``status`` only, at most ``limit``."""
@@ -149,23 +196,23 @@ class RunIndex:
         return found
 
     def _all(self) -> Iterator[RunSummary]:
-        rows = self._db.execute("select path, stamp, summary from runs order by started desc, rowid desc").fetchall()
+        rows = self._execute("select path, stamp, summary from runs order by started desc, rowid desc")
         for path_text, stamp, blob in rows:
-            path = Path(path_text)
+            path = Path(str(path_text))
             if not is_run(path):
-                self.remove(path)
+                if path.parent.is_dir():  # else its disk may only be away for now
+                    self.remove(path)
                 continue
             now = _stamp(path)
-            if blob is not None and stamp == now:
-                yield msgspec.json.decode(blob, type=RunSummary)
+            if blob is not None and stamp == now and (kept := _kept(blob)) is not None:
+                yield kept
                 continue
             summary = summarise(read_run(path))
             # A living run is read again next time: its end need not change the journal (kill -9).
             keep = "" if summary.status in ("starting", "running", "paused") else now
-            self._db.execute(
-                "update runs set run_id = ?, started = ?, stamp = ?, summary = ? where path = ?",
-                (summary.run_id, summary.started_at, keep, msgspec.json.encode(summary), path_text),
-            )
+            statement = "update runs set run_id = ?, started = ?, stamp = ?, summary = ? where path = ?"
+            encoded = msgspec.json.encode(summary)
+            self._execute(statement, summary.run_id, summary.started_at, keep, encoded, path_text)
             yield summary
 
     def find(self, prefix: str) -> Path:
@@ -174,11 +221,10 @@ class RunIndex:
         Raises:
             RunError: none or several fit; several are named.
         """
-        if "/" in prefix and is_run(Path(prefix)):
+        if ("/" in prefix or prefix in (".", "..")) and is_run(Path(prefix)):
             return Path(prefix)
-        rows = self._db.execute(
-            "select path from runs where substr(run_id, 1, ?) = ? order by started desc", (len(prefix), prefix)
-        ).fetchall()
+        statement = "select path from runs where substr(run_id, 1, ?) = ? order by started desc"
+        rows = self._execute(statement, len(prefix), prefix.encode(errors="replace").decode())
         found = [Path(row[0]) for row in rows if prefix and is_run(Path(row[0]))]
         exact = [path for path in found if path.name == prefix]
         if len(exact) == 1 or len(found) == 1:
@@ -187,6 +233,90 @@ class RunIndex:
             raise RunError(f"no run has an id that starts with {prefix!r}", hint="`backprop list-runs` shows the runs")
         names = ", ".join(path.name for path in found[:5])
         raise RunError(f"{prefix!r} fits {len(found)} runs: {names}", hint="give more of the run id")
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    """The index in ``path``, its table made where the file is new.
+
+    Raises:
+        sqlite3.Error: it cannot be opened, is damaged, or was written by a newer version.
+    """
+    db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None)
+    try:
+        db.execute("pragma synchronous=off")  # a lost index is made again
+        if _version(db) == 0:
+            # Another process or thread may make it while this one waits for its turn.
+            db.execute("begin immediate")
+            if _version(db) == 0:
+                if db.execute("select count(*) from sqlite_master").fetchone()[0]:
+                    raise sqlite3.DatabaseError("it is a database of another program")
+                db.execute(_TABLE)
+                db.execute("create index runs_by_id on runs (run_id)")
+                db.execute(f"pragma user_version={_VERSION}")
+            db.execute("commit")
+        if _version(db) != _VERSION:
+            raise sqlite3.DatabaseError(f"it is of version {_version(db)}, not {_VERSION}")
+        db.execute("select path, run_id, started, stamp, summary from runs limit 1")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _inode(path: Path) -> int:
+    """Tells a file from the one that took its name later; 0 where there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("pragma user_version").fetchone()[0])
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file is no index of ours, rather than busy, read-only or out of room for now."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _paths_of(aside: Path) -> list[Path]:
+    """The run directories that an index names that was set aside: it may be the only one to know them."""
+    found: list[Path] = []
+    old = sqlite3.connect(f"{aside.as_uri()}?mode=ro", uri=True)
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(old) as db:
+        for (path,) in db.execute("select path from runs"):
+            if isinstance(path, str):
+                found.append(Path(path))
+    return found
+
+
+def _row(path: Path) -> tuple[str, str, str, float]:
+    """The statement that remembers the run in ``path``, and its values."""
+    path = path.absolute()
+    try:
+        started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
+    except OSError:
+        started = time.time()
+    return "insert or ignore into runs values (?, ?, ?, '', null)", str(path), path.name, started
+
+
+def _add(db: sqlite3.Connection, path: Path) -> None:
+    statement, *values = _row(path)
+    db.execute(statement, values)
+
+
+def _kept(blob: object) -> RunSummary | None:
+    """The summary in a row; ``None`` where it is none."""
+    try:
+        return msgspec.json.decode(blob, type=RunSummary) if isinstance(blob, bytes | str) else None
+    except ValueError:
+        return None
 
 
 def _stamp(path: Path) -> str:

@@ -206,4 +206,5 @@ class JournalWriter:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
+        """Close the file; what waits in memory is lost."""
         os.close(self._descriptor)

@@ -11,13 +11,16 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.core.files import exclusive, remove, write_file
+from backprop.core.files import exclusive, read_json, remove, write_file
+
+Loss: TypeAlias = float | Literal["nan", "inf", "-inf"] | None
+"""A held-out loss as JSON holds it."""
 
 SCHEMA = 1
 REGISTER = "checkpoints.json"
@@ -81,12 +84,15 @@ def _rank(candidate: Candidate, index: int) -> tuple[int, float, int]:
     return 0, candidate.val_loss, index
 
 
-def loss_to_json(val_loss: float | None) -> float | str | None:
+def loss_to_json(val_loss: float | None) -> Loss:
     """JSON has no number for a loss that is not finite: it is written as text."""
-    return val_loss if val_loss is None or math.isfinite(val_loss) else str(val_loss)
+    if val_loss is None or math.isfinite(val_loss):
+        return val_loss
+    return "nan" if math.isnan(val_loss) else "inf" if val_loss > 0 else "-inf"
 
 
-def loss_from_json(val_loss: float | str | None) -> float | None:
+def loss_from_json(val_loss: Loss) -> float | None:
+    """The loss that ``loss_to_json`` wrote."""
     return float(val_loss) if isinstance(val_loss, str) else val_loss
 
 
@@ -95,7 +101,7 @@ class RegisteredCheckpoint(Struct, kw_only=True):
 
     run_index: int
     path: str
-    val_loss: float | str | None = None
+    val_loss: Loss = None
     boundary: bool = False
 
 
@@ -180,10 +186,10 @@ class CheckpointManager:
 
     def _read(self) -> _Register:
         try:
-            return msgspec.json.decode((self.directory / REGISTER).read_bytes(), type=_Register)
+            return read_json(self.directory / REGISTER, _Register)
         except FileNotFoundError:
             return _Register()
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self.directory / REGISTER} cannot be read: {error}",
                 hint="move it aside; checkpoints themselves are not touched",

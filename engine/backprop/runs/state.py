@@ -40,6 +40,7 @@ class Curves(Struct):
     seconds: array[float] = field(default_factory=lambda: array("d"))
 
     def append(self, event: ev.Step) -> None:
+        """Take in one step."""
         nan = float("nan")
         self.step.append(event.step)
         self.loss.append(nan if event.loss is None else event.loss)
@@ -68,7 +69,7 @@ class RunState(Struct, kw_only=True):
     environment: dict[str, Any] = field(default_factory=dict)
     pid: int = 0
 
-    told_status: Status = "starting"
+    journal_status: Status = "starting"
     """Status by the journal alone; ``status`` also looks at whether the engine lives."""
     alive: bool = False
     """Whether an engine worked on the run when last looked at."""
@@ -113,14 +114,15 @@ class RunState(Struct, kw_only=True):
     @property
     def status(self) -> Status:
         """A run without an end whose engine is gone has crashed; what was never written to is damaged."""
-        if self.told_status in ENDED or self.alive:
-            return self.told_status
+        if self.journal_status in ENDED or self.alive:
+            return self.journal_status
         if self.last_seq == 0 and self.damage:
             return "damaged"
         return "crashed"
 
     @property
     def ended(self) -> bool:
+        """Whether no engine works on the run any more."""
         return self.status in ENDED
 
     @property
@@ -150,6 +152,7 @@ class RunState(Struct, kw_only=True):
 
     @property
     def output_path(self) -> str:
+        """The trained adapter's directory; empty before the end."""
         return self.finished.output_path if self.finished else ""
 
     def apply(self, event: ev.AnyEvent) -> None:
@@ -181,13 +184,13 @@ class RunState(Struct, kw_only=True):
 
     def await_start(self) -> None:
         """An engine was launched on the run again and has said nothing yet: its old end is no longer the end."""
-        self.alive, self.told_status = True, "starting"
+        self.alive, self.journal_status = True, "starting"
         self.finished = self.failed = None
         self.phase = self.phase_detail = ""
         self.version += 1
 
     def _step(self, event: ev.Step) -> None:
-        self.told_status = "running"
+        self.journal_status = "running"
         self.phase = "training"
         self.step, self.total_steps = event.step, event.total_steps
         self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen
@@ -217,9 +220,9 @@ class RunState(Struct, kw_only=True):
             case ev.CheckpointPruned(path=path):
                 self.checkpoints = [c for c in self.checkpoints if c.path != path]
             case ev.Paused(reason=reason):
-                self.told_status, self.paused_for = "paused", reason
+                self.journal_status, self.paused_for = "paused", reason
             case ev.Resumed():
-                self.told_status, self.paused_for = "running", ""
+                self.journal_status, self.paused_for = "running", ""
             case ev.Pacing(rest=rest):
                 self.pacing_rest = rest
             case ev.RunFinished():
@@ -239,7 +242,7 @@ class RunState(Struct, kw_only=True):
         self.stretch_started_at = event.time
         self.ended_at = 0.0
         self.finished = self.failed = None
-        self.told_status, self.paused_for, self.pacing_rest = "running", "", 0.0
+        self.journal_status, self.paused_for, self.pacing_rest = "running", "", 0.0
         if event.resumed_from is not None:
             self._take_back(event.resumed_from)
 
@@ -250,7 +253,7 @@ class RunState(Struct, kw_only=True):
         self.samples = [s for s in self.samples if s.step <= step]
 
     def _end(self, status: Status, time: float) -> None:
-        self.told_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
+        self.journal_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
 
 
 def _asked(sample: ev.Sample) -> tuple[int, str, bool]:
@@ -280,7 +283,7 @@ def read_run(path: Path) -> RunState:
     if record is not None:
         fill_from_record(state, record)
     elif not recorded.events:
-        state.told_status = "damaged"
+        state.journal_status = "damaged"
     return state
 
 

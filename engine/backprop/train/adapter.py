@@ -9,10 +9,9 @@ from pathlib import Path
 
 from backprop.core import files
 from backprop.core.errors import TrainingError
-from backprop.core.settings import RunConfig
+from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES
 from backprop.train.model import Loaded
-from backprop.train.resume import settings_with_effect
 
 IDENTITY = "backprop.json"
 _TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")

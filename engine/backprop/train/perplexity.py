@@ -20,7 +20,7 @@ from msgspec import Struct
 from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
-from backprop.core.jobs import Progress, RowScore, RowScores, Scored, ScoreRequest
+from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored, ScoreRequest
 from backprop.data import preprocess as tokens
 from backprop.worker.job import Send, run_job
 
@@ -55,7 +55,7 @@ def score(request: ScoreRequest, say: Send) -> None:
         max_length=request.max_length,
         train_on_responses=request.train_on_responses,
         mapping=request.mapping or None,
-        progress=now_and_then(lambda done, total: say(Progress(doing="counting tokens", done=done, total=total))),
+        progress=now_and_then(lambda done, total: say(JobProgress(doing="counting tokens", done=done, total=total))),
     )
     device = models.choose_device(request.backend)
     dtype = models.choose_dtype(device)
@@ -66,7 +66,7 @@ def score(request: ScoreRequest, say: Send) -> None:
         rows: list[RowScore] = []
 
         def progress(done: int, total: int) -> None:
-            say(Progress(doing="scoring", done=done, total=total))
+            say(JobProgress(doing="scoring", done=done, total=total))
 
         for some in scores(base, prepared, device, dtype, progress=progress):
             rows += some

@@ -23,8 +23,9 @@ import msgspec
 from backprop.core import events
 from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
+from backprop.core.files import sha256
 from backprop.core.paths import token_cache
-from backprop.core.settings import RunConfig, held_out_file
+from backprop.core.settings import RunConfig, held_out_file, settings_with_effect
 from backprop.data.split import SEED
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
@@ -34,14 +35,6 @@ from backprop.worker.setup import environment
 
 LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
 """Those whose version can reach the last bits."""
-WITHOUT_EFFECT = frozenset(
-    {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
-        *("data", "model", "mapping", "skip_bad", "samples"),
-        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
-    }
-)
-"""Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
 WHOLE_FILE = 256 * 2**20
 """Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
 _MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
@@ -167,11 +160,6 @@ def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: st
         "config": settings_with_effect(config),
         "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
-
-
-def settings_with_effect(config: RunConfig) -> dict[str, Any]:
-    """The settings that reach the weights, as plain values."""
-    return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
 
 
 def require_same_identity(
@@ -316,9 +304,9 @@ def file_hash(path: Path) -> str:
     if target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name):
         return f"sha256:{target.name}"
     size = target.stat().st_size
+    if size <= WHOLE_FILE:
+        return "sha256:" + sha256(target)
     with target.open("rb") as file:
-        if size <= WHOLE_FILE:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         digest = hashlib.sha256(str(size).encode())
         for number in range(_PIECES):
             file.seek((size - _PIECE) * number // (_PIECES - 1))

@@ -6,7 +6,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 from backprop.core.errors import TrainingAbortedError
-from backprop.core.events import Abort, AnyCommand, Checkpoint, Event, Pause, Paused, Resume, Resumed, SampleNow, Stop
+from backprop.core.events import (
+    Abort,
+    AnyCommand,
+    CheckpointNow,
+    Event,
+    Pause,
+    Paused,
+    Resume,
+    Resumed,
+    SampleNow,
+    Stop,
+)
 from backprop.hardware.thermal import Decision
 
 HEAT_SECONDS = 0.5
@@ -98,7 +109,7 @@ class Steering:
             self._emit(Resumed(step=step))
         elif isinstance(command, Resume) and self.guard:
             self.guard.release(step)
-        elif isinstance(command, Checkpoint) and self.on_checkpoint:
+        elif isinstance(command, CheckpointNow) and self.on_checkpoint:
             self.on_checkpoint(step)
         elif isinstance(command, SampleNow) and self.on_sample:
             self.on_sample(step)

@@ -44,6 +44,7 @@ class Control:
             raise KeyboardInterrupt
 
     def put(self, command: AnyCommand) -> None:
+        """Hand over a command; safe from any thread and from a signal handler."""
         self._queue.put(command)
 
     def take(self) -> list[AnyCommand]:

@@ -1,0 +1,29 @@
+"""The keys of the Data screen, for whoever needs nothing else of it."""
+
+from __future__ import annotations
+
+from backprop_tui.keys import Key
+
+KEYS = (
+    Key("o", "o", "open", "open", "open a file by its path; tab completes it", 4),
+    Key("enter", "enter", "choose", "row", "see the row under the cursor, or go to the row of a finding", 2),
+    Key("v", "v", "next_view", "view", "see the row as a chat, as JSON, as tokens", 1),
+    Key("slash", "/", "search", "search", "search in every row; n and N step through the hits", 4),
+    Key("f", "f", "filter", "filter", "show only rows with a word, bad ones, a role or a format", 5),
+    Key("g", "g", "go", "go to", "go to a line of the file", 5),
+    Key("G", "G", "last", "last row", "go to the last row", 9),
+    Key("c", "c", "check", "check", "check every row", 2),
+    Key("p", "p", "problems", "problems", "list what the check found; enter goes to the row", 2),
+    Key("n", "n", "step(1)", "next", "the next hit of the search, or the next row with a finding", 6),
+    Key("N", "N", "step(-1)", "previous", "the previous one", 9),
+    Key("l", "l", "lengths", "lengths", "how long the rows are, and what the limit cuts", 3),
+    Key("plus", "+", "limit(1)", "longer limit", "the next longer limit (in lengths)", 9),
+    Key("minus", "-", "limit(-1)", "shorter limit", "the next shorter one", 9),
+    Key("equals_sign", "=", "ask_limit", "limit", "type the limit", 9),
+    Key("h", "h", "scores", "hardest", "score each row by the model: the hardest first; enter goes there", 6),
+    Key("s", "s", "statistics", "statistics", "what is known of the file as a whole", 6),
+    Key("m", "m", "model", "model", "choose the model whose tokens are shown and counted", 6),
+    Key("w", "w", "clean", "write", "write a cleaned copy beside the file (asks first)", 5),
+    Key("x", "x", "stop_work", "stop", "stop what runs in the background", 5),
+    Key("escape", "esc", "back", "back", "from the pane to the table, then end the search, then the filter", 9),
+)
