@@ -198,3 +198,30 @@ def test_a_method_brings_its_own_weight_and_metrics(config: RunConfig, rows: Any
     assert other.metrics.loss == pytest.approx(loop.metrics.loss * supervised / 8, rel=1e-3)
     assert other.metrics.by_name == {"twice": pytest.approx(2 * other.metrics.loss, rel=1e-5), "rows": 1.0}
     assert loop.metrics.by_name == {}
+
+
+def test_with_gradient_checkpointing_layers_are_computed_twice_and_gradients_stay(config: RunConfig, rows: Any) -> None:
+    found = {}
+    for recomputed in (False, True):
+        loop = loop_of(replace(config, gradient_checkpointing=recomputed), rows)
+        model = loop.loaded.model
+        computed: list[int] = []
+        model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=computed: seen.append(1))
+        model.train()
+        loop.gradient([rows.row(0), rows.row(1)])
+        gradients = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+        found[recomputed] = (len(computed) / loop.metrics.micro_batches, torch.cat(gradients))
+
+    assert (found[False][0], found[True][0]) == (1, 2)
+    assert torch.equal(found[False][1], found[True][1])
+
+
+def test_the_base_answers_without_what_was_trained(loaded_tiny: models.Loaded, rows: Any) -> None:
+    model = loaded_tiny.model.eval()
+    ids = torch.from_numpy(rows.row(0)[0]).long()[None]
+    untouched = models.load_base(loaded_tiny.path, loaded_tiny.device, loaded_tiny.dtype).eval()
+    with torch.no_grad():
+        expected = untouched(input_ids=ids).logits
+        with loaded_tiny.mode.base_answers(model):
+            assert torch.equal(model(input_ids=ids).logits, expected)
+        assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3)

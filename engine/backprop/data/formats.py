@@ -154,14 +154,13 @@ def unknown_format(value: Any) -> RowError:
     if isinstance(value, dict):
         fields = ", ".join(str(key) for key in list(value)[:8])
         return RowError("unknown_format", "", f"no known format has these fields: {fields or 'none'}")
-    return RowError("unknown_format", "", f"the row is {kind(value)}: an object, or a text, is needed")
+    return RowError("unknown_format", "", f"it is {kind(value)}, not an object with fields")
 
 
 def mixed_format(own: Format, file: Format | None) -> RowError:
     """The warning about a row of another format than most."""
-    return RowError(
-        "mixed_format", "", f"this row is {own}, most of the file is {file}: it is read as {own}", "warning"
-    )
+    words = f"the row is {own}, where most rows are {file}: it is read as what it is"
+    return RowError("mixed_format", "", words, "warning")
 
 
 def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:
