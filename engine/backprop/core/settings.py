@@ -11,7 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,6 +21,8 @@ from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettin
 from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
+_Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+_Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 LARGEST = 2**53
 """The largest whole number that a setting takes: every reader of JSON gives it back."""
 _SHOWN = 120
@@ -33,25 +35,21 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         InvalidSettingError: a value that no file could hold and give back, wherever it came from.
     """
 
-    data: Annotated[
-        str, Meta(min_length=1, description="dataset: a file, or owner/name[@revision][:configuration][:split]")
-    ]
-    model: Annotated[str, Meta(min_length=1, description="preset, local directory or Hugging Face name")] = (
-        EMBEDDED_MODEL
-    )
+    data: Annotated[_Text, Meta(description="dataset: a file, or owner/name[@revision][:configuration][:split]")]
+    model: Annotated[_Text, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
     mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
     backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
         "auto"
     )
 
-    steps: (
-        Annotated[int, Meta(ge=1, description="optimizer steps; given neither steps nor epochs: one epoch")] | None
-    ) = None
+    steps: Annotated[
+        _Positive | None, Meta(description="optimizer steps; given neither steps nor epochs: one epoch")
+    ] = None
     epochs: Annotated[float, Meta(gt=0, description="passes over the data, instead of steps")] | None = None
-    samples: Annotated[int, Meta(ge=1, description="train on the first N usable rows only")] | None = None
-    batch_size: (
-        Annotated[int, Meta(ge=1, description="rows per forward pass; auto: from free memory")] | Literal["auto"]
-    ) = "auto"
+    samples: Annotated[_Positive | None, Meta(description="train on the first N usable rows only")] = None
+    batch_size: Annotated[
+        _Positive | Literal["auto"], Meta(description="rows per forward pass; auto: from free memory")
+    ] = "auto"
     gradient_accumulation: Annotated[int, Meta(ge=1, description="forward passes per optimizer step")] = 4
     learning_rate: Annotated[float, Meta(gt=0, le=1, description="peak learning rate")] = 2e-4
     scheduler: Annotated[
@@ -65,9 +63,9 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     max_seq_length: Annotated[int, Meta(ge=16, description="longest row in tokens")] = 2048
     train_on_responses: Annotated[bool, Meta(description="loss on the assistant's turns alone")] = True
     packing: Annotated[bool, Meta(description="several rows share one sequence, kept apart by a block mask")] = True
-    gradient_checkpointing: (
-        Annotated[bool, Meta(description="recompute activations: less memory, about a third slower")] | None
-    ) = None
+    gradient_checkpointing: Annotated[
+        bool | None, Meta(description="recompute activations: less memory, about a third slower")
+    ] = None
 
     lora_preset: Annotated[
         Literal["quality", "balanced", "fast"], Meta(description="rank, alpha and layers at once")
@@ -80,33 +78,20 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         | None
     ) = None
     lora_dropout: Annotated[float, Meta(ge=0, lt=1, description="dropout before the adapter")] = 0.05
-    target_modules: (
-        Annotated[
-            list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, description="layers that get an adapter")
-        ]
-        | None
-    ) = None
+    target_modules: Annotated[
+        Annotated[list[_Text], Meta(min_length=1)] | None, Meta(description="layers that get an adapter")
+    ] = None
 
     held_out: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file",
-        ),
+        _Text, Meta(description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file")
     ] = "auto"
-    eval_steps: (
-        Annotated[
-            int,
-            Meta(
-                ge=1,
-                description="steps between evaluations; open: ten over the run, none before as many rows were trained",
-            ),
-        ]
-        | None
-    ) = None
-    early_stopping: (
-        Annotated[int, Meta(ge=1, description="stop after so many evaluations in a row without a better one")] | None
-    ) = None
+    eval_steps: Annotated[
+        _Positive | None,
+        Meta(description="steps between evaluations; open: ten over the run, none before as many rows were trained"),
+    ] = None
+    early_stopping: Annotated[
+        _Positive | None, Meta(description="stop after so many evaluations in a row without a better one")
+    ] = None
     save_steps: Annotated[int, Meta(ge=1, description="steps between checkpoints, beside those by time")] | None = None
     save_minutes: Annotated[float, Meta(gt=0, description="minutes between checkpoints")] = 10.0
     keep_best: Annotated[int, Meta(ge=1, description="checkpoints kept for their held-out loss, beside the newest")] = 3
@@ -122,9 +107,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         dict[str, str], Meta(description="which field of a row holds what, as instruction=question")
     ] = {}
     skip_bad: Annotated[bool, Meta(description="train on although some rows cannot be used")] = False
-    sample_prompts: Annotated[
-        list[Annotated[str, Meta(min_length=1)]], Meta(description="answered before the first step and after the last")
-    ] = []
+    sample_prompts: Annotated[list[_Text], Meta(description="answered before the first step and after the last")] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096, description="longest sample, in tokens")] = 96
     trust_remote_code: Annotated[bool, Meta(description="run code that the model brings along")] = False
 
