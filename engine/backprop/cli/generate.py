@@ -87,6 +87,4 @@ def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sam
                 samples.append(message)
                 if stream:
                     output.line()
-            case _:
-                pass
     return samples

@@ -18,7 +18,11 @@ from backprop.hardware.gpu import GPUMonitor
 from backprop.hardware.nvml import GPUProblem
 
 DISTRIBUTION = "backprop-tui"
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf")
+LIBRARIES = (
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("datasets", "safetensors", "tokenizers", "gguf", "numpy"),
+)
+"""Whose versions are reported and kept with each run."""
 FEATURES = {
     "qlora": "4-bit base models (QLoRA)",
     "export": "quantized GGUF files (llama.cpp)",
