@@ -248,8 +248,8 @@ class CheckpointStore:
             details={"broken": {item.path.name: item.problems for item in broken}},
         )
 
-    def prune(self, policy: CheckpointPolicy, *, in_use: Iterable[int] = (), dry_run: bool = False) -> list[Checkpoint]:
-        """Delete what the policy does not keep, and return it; ``dry_run`` only says what would go.
+    def prune(self, policy: CheckpointPolicy, *, in_use: Iterable[int] = ()) -> list[Checkpoint]:
+        """Delete what the policy does not keep, and return it.
 
         The newest that verifies always stays, and so do the steps ``in_use`` (resumed from). Ones newer than it, which
         do not verify, are left alone and do not count. Without one that verifies nothing is deleted. Earlier attempts
@@ -270,7 +270,7 @@ class CheckpointStore:
         keep = set(chosen(policy, facts))
         doomed += [item for index, item in enumerate(candidates) if index not in keep]
         try:
-            for checkpoint in doomed if not dry_run else []:
+            for checkpoint in doomed:
                 remove(checkpoint.path)
         except OSError as error:
             raise self._failed(error) from error
