@@ -283,12 +283,11 @@ def command_line(config: RunConfig) -> str:
 
 def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--json`` and ``--verbose``, passed on as ``as_json`` and ``verbose``."""
-    for option in (
-        click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error"),
-        click.option("--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"),
-    ):
-        function = option(function)
-    return function
+    verbose = click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error")
+    as_json = click.option(
+        "--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"
+    )
+    return as_json(verbose(function))
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
