@@ -43,12 +43,26 @@ COMMANDS = {
 
 
 class CommandGroup(click.Group):
-    """A group that refuses an option which is given twice."""
+    """A group that names the nearest command where one is mistyped, and refuses an option which is given twice."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that ``args`` begin with; a mistyped one is an error that names the nearest."""
+        """The command that ``args`` begin with.
+
+        Raises:
+            InputError: there is none, or one of its options is given two values.
+        """
+        names = self.list_commands(ctx)
+        if args[0] not in names and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], names, n=1)
+            path = ctx.command_path
+            raise InputError(
+                f"there is no command {args[0]!r}",
+                hint=f"did you mean `{path} {near[0]}`?" if near else f"`{path} --help` lists the commands",
+            )
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, click.Group):
             require_once(command, rest)
@@ -101,21 +115,6 @@ class LazyGroup(CommandGroup):
         """The command called ``cmd_name``, imported now."""
         lazy = COMMANDS.get(cmd_name)
         return getattr(importlib.import_module(lazy.module), lazy.name) if lazy else None
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that ``args`` begin with; a mistyped one is an error that names the nearest."""
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            raise InputError(
-                f"there is no command {name!r}",
-                hint=f"did you mean `backprop {near[0]}`?" if near else "`backprop --help` lists the commands",
-            )
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in ``--help``, without importing them."""

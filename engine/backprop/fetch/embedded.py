@@ -138,20 +138,16 @@ def _convert(gguf: Path, target: Path) -> None:
     _write_tokenizer(tokenizer, target)
     pad_id = tokenizer.convert_tokens_to_ids(PAD_TOKEN)
     model: Any = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-    _forget_quantisation(model)
-    for config in (model.config, model.generation_config):
-        config.pad_token_id = pad_id
-    model.config._name_or_path = EMBEDDED_MODEL
-    model.to(torch.bfloat16).save_pretrained(target)
-
-
-def _forget_quantisation(model: Any) -> None:
-    """The loader leaves the marks of a quantised model on dequantised weights; saving would be refused, or lie."""
+    # The loader leaves the marks of a quantised model on dequantised weights; saving would be refused, or lie.
     model.hf_quantizer = None
     model.is_quantized = False
     model.quantization_method = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = pad_id
+    model.config._name_or_path = EMBEDDED_MODEL
+    model.to(torch.bfloat16).save_pretrained(target)
 
 
 def _write_tokenizer(tokenizer: Any, target: Path) -> None:

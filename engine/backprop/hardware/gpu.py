@@ -150,11 +150,13 @@ class GPUMonitor:
     def _open(self) -> None:
         try:
             found = nvml.open_cards()
-        except nvml.NvmlUnavailableError as error:
-            self._lose_all(error.problem)
-            return
-        except nvml.CardGoneError as error:
-            self._lose_all(GPUProblem("gone", f"the NVIDIA driver went away: {error}"))
+        except (nvml.NvmlUnavailableError, nvml.CardGoneError) as error:
+            self.problem = GPUProblem("gone", f"the NVIDIA driver went away: {error}")
+            if isinstance(error, nvml.NvmlUnavailableError):
+                self.problem = error.problem
+            for card in self._cards.values():
+                card.handle = None
+                self._details[card.uuid] = self.problem.message
             return
         wanted = [card for card in found if self._uuids is None or any(card.uuid.endswith(u) for u in self._uuids)]
         for card in wanted:
@@ -184,12 +186,6 @@ class GPUMonitor:
         reading.energy = self._energy[card.uuid].add(now, joules, reading.power)
         reading.level = condition(reading, self.thresholds)
         return reading
-
-    def _lose_all(self, problem: GPUProblem) -> None:
-        self.problem = problem
-        for card in self._cards.values():
-            card.handle = None
-            self._details[card.uuid] = problem.message
 
     def _lose(self, card: nvml.Card, why: str) -> None:
         card.handle = None
