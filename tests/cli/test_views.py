@@ -113,7 +113,7 @@ def test_before_and_after_stand_side_by_side_in_80_columns() -> None:
 def test_text_from_outside_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     output.line("a\x1b]0;owned\x07b\x9bc\rd\u202ee")
     shown = capsys.readouterr().out
-    assert shown == "a\\x1b]0;owned\\x07b\\x9bc\\x0dd\\x202ee\n"
+    assert shown == "a\\x1b]0;owned\\x07b\\x9bc\\rd\\u202ee\n"
 
 
 class Terminal(io.StringIO):

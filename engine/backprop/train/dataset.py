@@ -24,9 +24,11 @@ PROGRESS_SECONDS = 0.5
 
 
 def prepare(
-    config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+    config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], split_seed: int | None = None
 ) -> tuple[tokens.Prepared, Subset, Subset]:
     """The tokenised rows, and which of them are trained and which are held out (``divide``).
+
+    ``split_seed`` chooses those held out; open, the run's own seed does.
 
     ``dataset_prepared`` says what was kept, what was not, and how many are held out.
 
@@ -40,7 +42,9 @@ def prepare(
     if unusable(summary) and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
-    trained, held_out = divide(rows, config, model_path, emit, look)
+    trained, held_out = divide(
+        rows, config, model_path, emit, look, seed=config.seed if split_seed is None else split_seed
+    )
     summary.held_out = len(held_out)
     emit(summary)
     return rows, trained, held_out
@@ -146,13 +150,13 @@ class Subset:
 
 
 def divide(
-    rows: tokens.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+    rows: tokens.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], *, seed: int
 ) -> tuple[Subset, Subset]:
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
     Rows of the same file are held out by the hash of their tokens, so equal rows stay on one side and adding rows moves
-    none of the others. The seed of the run has no say: a fork with another one is not evaluated on rows that its parent
-    was trained on. A file of its own is held out whole; rows that are in both files are warned about.
+    none of the others. A fork is given its parent's seed, so that it is not evaluated on rows that its parent was
+    trained on. A file of its own is held out whole; rows that are in both files are warned about.
 
     Raises:
         InvalidSettingError: ``held_out`` is neither a known word, nor a share, nor a file.
@@ -176,9 +180,9 @@ def divide(
     if held_out == "none":
         chosen: list[int] = []
     elif held_out == "auto":
-        chosen = held_out_rows(keys)
+        chosen = held_out_rows(keys, seed=seed)
     else:
-        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1)
+        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=seed)
     out = set(chosen)
     return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
 

@@ -25,8 +25,7 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
 from backprop.core.paths import token_cache
-from backprop.core.settings import RunConfig, held_out_file, settings_with_effect
-from backprop.data.split import SEED
+from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore, read_manifest
@@ -55,6 +54,8 @@ class Beginning:
     continued: bool = False
     extended: bool = False
     weights: Path | None = None
+    split_seed: int | None = None
+    """Seed of the held-out rows where it is not the run's own: a fork keeps the split of the run it came from."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -81,7 +82,8 @@ def begin(
     """
     config = record.config
     if verb == "start":
-        return Beginning(resolve(config), weights=_forked_from(record))
+        weights = _forked_from(record)
+        return Beginning(resolve(config), weights=weights, split_seed=_split_seed(weights))
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config, extended=True)
@@ -89,7 +91,10 @@ def begin(
     store.remove_leftovers()
     if not any(store.directory.glob("step-*")):
         note = events.Warning(code="NO_CHECKPOINT", message="the run had no checkpoint yet: it starts again at step 1")
-        return Beginning(resolve(config), continued=True, weights=_forked_from(record), notes=[note])
+        weights = _forked_from(record)
+        return Beginning(
+            resolve(config), continued=True, weights=weights, split_seed=_split_seed(weights), notes=[note]
+        )
     checkpoint, broken = store.require_valid()
     resolved = resolve(as_resolved(config, checkpoint))
     return Beginning(
@@ -97,6 +102,7 @@ def begin(
         checkpoint,
         continued=True,
         extended=(record.extended or verb == "extend") and _has_other_end(checkpoint, resolved),
+        split_seed=_split_seed(checkpoint.path),
         notes=[_passed_over(each, checkpoint) for each in broken],
     )
 
@@ -117,6 +123,15 @@ def _forked_from(record: RunRecord) -> Path | None:
             details={"path": str(weights)},
         )
     return weights
+
+
+def _split_seed(checkpoint: Path | None) -> int | None:
+    """The seed by which the run of this checkpoint chose its held-out rows; earlier versions took the run's own."""
+    if checkpoint is None:
+        return None
+    identity = read_manifest(checkpoint).identity
+    seed: int | None = identity.get("split_seed", identity.get("config", {}).get("seed"))
+    return seed
 
 
 def _has_other_end(checkpoint: Checkpoint, config: RunConfig) -> bool:
@@ -144,7 +159,9 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     return msgspec.convert({**msgspec.to_builtins(config), **chosen}, RunConfig)
 
 
-def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "") -> dict[str, Any]:
+def identity(
+    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split_seed: int | None = None
+) -> dict[str, Any]:
     """The identity of a run.
 
     Args:
@@ -152,11 +169,13 @@ def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: st
         model_path: the directory that model and tokenizer are loaded from.
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
         held_out: of the rows that are evaluated on; empty where there are none.
+        split_seed: by which they were chosen, where it is not the run's own.
     """
     return {
         "model": {path.name: file_hash(path) for path in sorted(model_path.iterdir()) if _is_model_file(path)},
         "tokens": fingerprint,
         "held_out": held_out,
+        "split_seed": config.seed if split_seed is None else split_seed,
         "config": settings_with_effect(config),
         "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
@@ -187,8 +206,6 @@ def require_same_identity(
         found = compare_unhashed(str(saved.get("data", "")), rows, directory)
         differences += [found] if isinstance(found, str) else []
         notes += [found] if isinstance(found, events.Warning) else []
-    if "held_out" not in saved and now["held_out"] and now["config"]["seed"] != SEED and not _has_file(now):
-        differences.append(f"earlier versions held out other rows where the seed was not {SEED}")
     if differences:
         raise CheckpointError(
             "the run cannot be continued exactly: " + "; ".join(differences),
@@ -200,10 +217,6 @@ def require_same_identity(
         message = "libraries changed, so results may differ in the last bits: " + "; ".join(changed)
         notes.append(events.Warning(code="LIBRARIES_CHANGED", message=message))
     return notes
-
-
-def _has_file(now: dict[str, Any]) -> bool:
-    return held_out_file(now["config"]["held_out"]) is not None
 
 
 def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:

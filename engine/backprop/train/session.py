@@ -100,11 +100,11 @@ class Session:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look)
+        rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look, start.split_seed)
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit)
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint)
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
