@@ -25,8 +25,8 @@ from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
 from backprop_tui import themes
-from backprop_tui.keys import EVERYWHERE, bindings
-from backprop_tui.screens import SCREENS, Entry
+from backprop_tui.keys import bindings
+from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import many_lines

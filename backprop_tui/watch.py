@@ -20,6 +20,8 @@ from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
+from backprop_tui.text import from_home
+from backprop_tui.widgets.log import Problem
 
 EVENTS_AT_ONCE = 4000
 _BREATH = 0.05
@@ -131,6 +133,22 @@ class Watch:
     def live(self) -> bool:
         """Whether an engine works on the run, so that it takes commands."""
         return self.state.alive and not self.state.ended and self.error is None
+
+    @property
+    def problem(self) -> Problem | None:
+        """What is wrong with a run that failed, crashed or is damaged; ``None`` if it is sound."""
+        state = self.state
+        resume = [f"its {state.step} steps are kept: tab shows the curve and the events"] if state.step else []
+        if self.error is not None:
+            return Problem(f"cannot be read [{self.error.code}]", from_home(self.error.message), self.error.hint)
+        if self.crash is not None:
+            title = f"the engine is gone [{self.crash.code}]"
+            return Problem(title, self.crash.message, from_home(self.crash.hint), resume)
+        if state.failed is not None:
+            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, resume)
+        if state.damage and not state.alive:
+            return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
+        return None
 
     def send(self, command: Command) -> None:
         """Give the engine a command.

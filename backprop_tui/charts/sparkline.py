@@ -47,18 +47,6 @@ def course(curve: Curve, shown: int, width: int, height: int, symbols: Symbols) 
     return [raster.row(y) for y in range(height)]
 
 
-def bars(values: list[float | None], width: int) -> str:
-    """A few values as a row of bars, for a table; a missing one is a gap."""
-    if len(values) > width:
-        values = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
-    finite = [v for v in values if v is not None]
-    if not finite:
-        return ""
-    low, high = min(finite), max(finite)
-    scale = (len(_BARS) - 2) / (high - low) if high > low else 0.0
-    return "".join(" " if v is None else _BARS[1 + round((v - low) * scale)] for v in values)
-
-
 def rounded_span(low: float, high: float) -> tuple[float, float]:
     """Limits that change seldom while the values wander: zero, or a third below; the next eighth of an octave above."""
     if high <= 0 or high == low:

@@ -17,7 +17,8 @@ from textual._compositor import ChopsUpdate, Compositor
 from textual.message import Message
 from textual.screen import Screen
 
-from backprop_tui.keys import EVERYWHERE, Key
+from backprop_tui.keys import Key
+from backprop_tui.screens import EVERYWHERE
 from backprop_tui.text import STATUS, Row, clock
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar

@@ -14,8 +14,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
-from backprop_tui.keys import EVERYWHERE
-from backprop_tui.screens import SCREENS
+from backprop_tui.screens import EVERYWHERE, SCREENS
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import Cells, heading, labelled
 from backprop_tui.widgets.text_view import TextView

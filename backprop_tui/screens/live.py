@@ -23,8 +23,7 @@ from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import PaneTabs
 from backprop_tui.widgets.facts import DataPane, FactsPanel
 from backprop_tui.widgets.gpu import GpuPanel
-from backprop_tui.widgets.log import EventLog
-from backprop_tui.widgets.problem import ProblemPane, problem_of
+from backprop_tui.widgets.log import EventLog, ProblemPane
 from backprop_tui.widgets.samples import SamplesPane, pairs
 from backprop_tui.widgets.status import Progress, RunHeader
 
@@ -101,7 +100,7 @@ class LiveScreen(BaseScreen):
         state = watch.state if watch else None
         if self._asked and (state is None or state.ended or self._asked[1](state)):
             self._asked = None
-        problem = problem_of(watch) if watch else None
+        problem = watch.problem if watch else None
         self._header.show(state, self._asked[0] if self._asked else "", self.chip())
         self._progress.show(state)
         self._choose_pane(watch, problem is not None)

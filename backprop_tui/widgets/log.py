@@ -1,21 +1,50 @@
-"""What happened, one event a line, the newest last."""
+"""What happened to a run, one event a line, the newest last; and what went wrong with it."""
 
 from __future__ import annotations
 
 import time
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 from backprop.core.events import AnyEvent, Sample
 from backprop.runs.describe import describe, level
 from backprop.runs.state import RunState
 
 from backprop_tui.text import Row, from_home, wrap_text
-from backprop_tui.widgets.cells import labelled
+from backprop_tui.widgets.cells import heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
 
 _INK = {"info": "text", "warning": "warn", "error": "bad"}
 _TIME = 10
 """Cells of the time of day and its gap."""
+
+
+class Problem(NamedTuple):
+    """What went wrong, what to do now, and what else is to be said."""
+
+    title: str
+    message: str
+    hint: str
+    more: Sequence[str] = ()
+
+
+class ProblemPane(TextView):
+    problem: Problem | None = None
+
+    def show(self, problem: Problem | None) -> None:
+        self.problem = problem
+        self.redraw_for(problem)
+
+    def content(self, width: int) -> list[Row]:
+        if self.problem is None:
+            return []
+        title, message, hint, more = self.problem
+        rows: list[Row] = [[(f"✗ {title}", "bad+bold")], [], *paragraph(message, width)]
+        if hint:
+            rows += [[], heading("what to do", width), *paragraph(hint, width, "strong")]
+        for line in more:
+            rows += [[], *paragraph(line, width, "muted")]
+        return rows
 
 
 class EventLog(TextView):

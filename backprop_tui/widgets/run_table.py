@@ -9,10 +9,11 @@ from typing import NamedTuple
 from backprop.runs.describe import number
 from backprop.runs.index import RunSummary
 
-from backprop_tui.charts.sparkline import bars
 from backprop_tui.text import STATUS, Row, ago, clock, safe, short_path
 from backprop_tui.widgets.cells import cut, row_width
 from backprop_tui.widgets.list_view import ListView
+
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 class Column(NamedTuple):
@@ -24,6 +25,18 @@ class Column(NamedTuple):
     narrow: int
     """Its width on a narrow screen; 0: not shown there."""
     right: bool = False
+
+
+def bars(values: list[float | None], width: int) -> str:
+    """A few values as a row of bars; a missing one is a gap."""
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
+    finite = [v for v in values if v is not None]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(" " if v is None else _BARS[round((v - low) * scale)] for v in values)
 
 
 def _status(run: RunSummary, width: int) -> Row:

@@ -11,7 +11,8 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import ContentSwitcher
 
-from backprop_tui.keys import EVERYWHERE, Key, bindings
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import HELP, result_lines, write_copy
