@@ -10,10 +10,9 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import Notice, RowsChanged
 from backprop_tui.screens.dataset.rows import RowTable
 from backprop_tui.screens.dataset.search import Test, row_test, scan, text_test
-from backprop_tui.screens.dataset.tasks import Tasks
+from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import rows_of, safe
 
 
@@ -23,8 +22,7 @@ class Browser(Vertical):
     def __init__(self, tasks: Tasks, *, id: str) -> None:
         super().__init__(id=id)
         self._tasks = tasks
-        self.opened: OpenFile | None = None
-        self.table = RowTable(id="rows")
+        self.table = RowTable(tasks, id="rows")
         self.words: dict[str, str] = {}
         """What is searched for (``search``) and what is filtered by (``filter``)."""
         self._hits: dict[str, array[int]] = {}
@@ -42,8 +40,12 @@ class Browser(Vertical):
             self.forget(kind)
         self._tasks.forget("go")
         self._seek = self._to_the_end = False
-        self.opened = opened
         self.table.open(opened)
+
+    @property
+    def opened(self) -> OpenFile | None:
+        """The file that is on screen."""
+        return self.table.opened
 
     def flush(self) -> None:
         """Show as many rows as are known by now."""

@@ -12,8 +12,7 @@ from backprop.core.events import Problem
 from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tasks import GoToLine, Notice, RowsChanged, Task, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, safe
 from backprop_tui.widgets.list_view import ListView
 

@@ -13,9 +13,8 @@ from backprop.data.truncate import LengthCounter, Lengths
 from msgspec import Struct, structs
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import Notice, RowsChanged
 from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.text import Row, short_number
 from backprop_tui.widgets.text_view import TextView

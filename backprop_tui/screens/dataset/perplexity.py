@@ -11,8 +11,7 @@ from backprop.core.events import ModelLoading
 from backprop.runs.describe import describe
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import GoToLine, Notice
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tasks import GoToLine, Notice, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.text import Row, safe
 from backprop_tui.widgets.list_view import ListView

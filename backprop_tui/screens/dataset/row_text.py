@@ -11,6 +11,7 @@ from backprop.data.formats import FileFormat, convert, read_as, unknown_format
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct
 
+from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.text import SEVERITY, Row, many_lines, safe, split_lines
 
 PREVIEW = 400
@@ -53,9 +54,10 @@ class RowSummary(Struct, frozen=True):
     """The row's text on one line, or what is wrong with it."""
 
 
-def summarise(row: DataRow, file: FileFormat) -> RowSummary:
+def summarise(opened: OpenFile, index: int) -> RowSummary:
     """The row's line in the table."""
-    example, error = read_row(row, file)
+    row = opened.row(index)
+    example, error = read_row(row, opened.file)
     if example is None:
         message = error.message if error is not None else ""
         where = f"{error.field}: " if error is not None and error.field and error.field not in message else ""

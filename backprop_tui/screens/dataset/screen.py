@@ -20,12 +20,11 @@ from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_f
 from backprop_tui.screens.dataset.findings import FindingsPane
 from backprop_tui.screens.dataset.keys import KEYS
 from backprop_tui.screens.dataset.lengths import LengthsPane
-from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.statistics import statistics_lines
-from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
+from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.text import safe
 from backprop_tui.widgets.bars import Bar
@@ -64,7 +63,7 @@ class DataScreen(BaseScreen):
         self.browser = Browser(self.tasks, id="list")
         self.table = self.browser.table
         self.findings = FindingsPane(self.tasks, id="problems")
-        self.detail = RowView(self.chosen, self.findings.of_line, id="detail")
+        self.detail = RowView(self.chosen, self.findings.of_line, self.tasks, id="detail")
         self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
         self.scores = ScoresPane(self.chosen, self.tasks, id="scores")
         self._body = ContentSwitcher(id="body", initial="welcome")
@@ -170,10 +169,10 @@ class DataScreen(BaseScreen):
 
     def show_detail(self, *, again: bool = False) -> None:
         """Have the row under the cursor drawn, where it is seen."""
-        row, reader = self.table.row_of(self.table.cursor), self.table.reader
+        row = self.table.row_of(self.table.cursor)
         seen = (self.has_class("-wide") or self.has_class("-inside")) and self._side.current == "detail"
-        if row is not None and reader is not None and seen:
-            self.detail.show_row(reader, row, again=again)
+        if row is not None and self.opened is not None and seen:
+            self.detail.show_row(self.opened, row, again=again)
 
     def on_screen_resume(self) -> None:
         self.call_after_refresh(self.show_detail)
