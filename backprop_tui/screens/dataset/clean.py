@@ -10,6 +10,7 @@ from backprop.core.errors import InputError
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.text import Row, safe
+from backprop_tui.widgets.cells import fact
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult, Rules
@@ -75,8 +76,8 @@ def rules_from(words: str) -> Rules:
 def result_lines(result: CleanResult) -> list[Row]:
     lines: list[Row] = [
         [(f"{result.kept:,} of {result.rows:,} rows written", "strong+bold")],
-        [("to      ", "muted"), (safe(result.output), "text")],
-        [("report  ", "muted"), (safe(result.report), "text")],
+        fact("to", safe(result.output), width=8),
+        fact("report", safe(result.report), width=8),
         [],
     ]
     if not result.removed:

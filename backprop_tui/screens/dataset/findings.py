@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 _OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format")
 """Findings that reading the row alone does not give."""
-_EVERY = 0.5
-"""Seconds between two looks at what a check has found so far."""
 _ORDER = list(SEVERITY)
 _Found = tuple[Sequence[Problem], Mapping[str, int], "Validation | None"]
 """Findings, how many there are of each code, and at the end the whole."""
@@ -60,13 +57,8 @@ class FindingsPane(ListView):
         def check(task: Task[_Found]) -> _Found:
             from backprop.data.validate import validate
 
-            told, known = time.monotonic(), 0
-
             def so_far(problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
-                nonlocal told, known
-                if len(problems) > known and (not known or time.monotonic() - told > _EVERY):
-                    told, known = time.monotonic(), len(problems)
-                    task.deliver((list(problems), dict(counts), None))
+                task.so_far(lambda: (list(problems), dict(counts), None))
 
             found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
             return found.problems, found.problem_counts, found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -59,8 +58,9 @@ class LengthsPane(TextView):
     def next_limit(self, by: int) -> int:
         """The next longer or shorter power of two."""
         limit = self._chosen.limit
-        further = [at for at in LIMITS if at > limit] if by > 0 else [at for at in reversed(LIMITS) if at < limit]
-        return further[0] if further else limit
+        if by > 0:
+            return next((at for at in LIMITS if at > limit), limit)
+        return next((at for at in reversed(LIMITS) if at < limit), limit)
 
     def set_limit(self, text: str) -> None:
         """Look at the rows at another limit."""
@@ -95,14 +95,13 @@ class CountedLengths(Struct):
 
 
 def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> CountedLengths:
-    """Count the rows of a file, delivering what is known twice a second."""
+    """Count the rows of a file, delivering what is known by now."""
     from backprop.data.encode import Renderer
 
     counter = LengthCounter()
     known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
     renderer = Renderer(tokenizer) if tokenizer is not None else None
-
-    seen, shown = 0, time.monotonic()
+    seen = 0
     with open_source(opened.path) as source:
         for batch in _batches(source):
             if task.stopped():
@@ -114,9 +113,7 @@ def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[
                 _count_tokens(batch, opened, renderer, counter, known)
             seen += sum(len(row.raw) + 1 for row in batch)
             task.progress(min(seen, source.bytes), source.bytes)
-            if time.monotonic() - shown > 0.5:
-                shown = time.monotonic()
-                task.deliver(structs.replace(known, lengths=counter.snapshot()))
+            task.so_far(lambda: structs.replace(known, lengths=counter.snapshot()))
     return structs.replace(known, lengths=counter.snapshot(), whole=not task.stopped())
 
 
@@ -177,7 +174,7 @@ def edges(longest: int, limit: int, most: int) -> list[int]:
     """Borders of at most ``most`` stretches of one round width that reach ``longest``; the limit is a border."""
     top = max(longest, limit, 1)
     width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * max(most - 1, 1) >= top)
-    return sorted({*range(0, top + width, width), limit + 1} if limit else {*range(0, top + width, width)})
+    return sorted({*range(0, top + width, width), *([limit + 1] if limit else [])})
 
 
 def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int) -> list[Row]:

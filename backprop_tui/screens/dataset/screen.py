@@ -35,6 +35,9 @@ from backprop_tui.widgets.text_view import TextView
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult
 
+NEED_FILE = {key.name for key in KEYS} - {"open", "choose", "model", "ask_limit", "limit", "stop_work", "back"}
+"""Actions that need an open file."""
+
 
 class DataScreen(BaseScreen):
     """Browse and check one dataset file.
@@ -52,7 +55,7 @@ class DataScreen(BaseScreen):
         super().__init__()
         self.wanted_path = wanted_path
         self.tasks = Tasks(self)
-        self.chosen = Chosen()
+        self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
         self._stepped_to = 0
         """The line of the finding that a step went to last."""
@@ -103,6 +106,16 @@ class DataScreen(BaseScreen):
     def opened(self) -> OpenFile | None:
         return self.browser.opened
 
+    @property
+    def file(self) -> OpenFile:
+        """The open file, for what is done only where there is one."""
+        assert self.opened is not None
+        return self.opened
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """Most keys do nothing without an open file."""
+        return self.opened is not None or action not in NEED_FILE
+
     def flush(self) -> None:
         self.browser.flush()
         self._show_words()
@@ -138,10 +151,8 @@ class DataScreen(BaseScreen):
     @on(Notice)
     def _noticed(self, event: Notice) -> None:
         """A pane knows more than before."""
-        if event.text:
-            self.notice = safe(event.text)
         self._draw_statistics()
-        self.flush()
+        self.say(event.text or self.notice)
 
     @on(RowsChanged)
     def _rows_changed(self) -> None:
@@ -154,18 +165,12 @@ class DataScreen(BaseScreen):
         self.flush()
 
     def show_pane(self, name: str) -> None:
-        """Show one of the panes beside the table, and give it the keys."""
+        """Show one of the panes beside the table (in a narrow terminal: instead of it), and give it the keys."""
         self._side.current = name
-        self.go_inside()
-        self.flush()
-
-    def go_inside(self) -> None:
-        """Let keys work in the pane beside the table (in a narrow terminal: instead of it)."""
         self.add_class("-inside")
-        pane = self._side.visible_content
-        if pane is not None:
-            pane.focus()
+        self._side.query_one(f"#{name}").focus()
         self.call_after_refresh(self.show_detail)
+        self.flush()
 
     def show_detail(self, *, again: bool = False) -> None:
         """Have the row under the cursor drawn, where it is seen."""
@@ -247,8 +252,7 @@ class DataScreen(BaseScreen):
 
     @on(ListView.Chosen, "#rows")
     def _row_chosen(self) -> None:
-        self._side.current = "detail"
-        self.go_inside()
+        self.show_pane("detail")
 
     def action_choose(self) -> None:
         """What enter does in the list that has the keys: for whoever comes from the palette."""
@@ -259,12 +263,11 @@ class DataScreen(BaseScreen):
         """See the row in the next form."""
         self.detail.next_view()
         if self.detail.as_tokens:
-            self.chosen.need_tokenizer(self.tasks, self._model_chosen)
+            self.chosen.need_tokenizer()
         self.show_detail(again=True)
 
     def action_go(self) -> None:
-        if self.opened is not None:
-            self._prompt.ask("Go to line", self.browser.go_to_line, help="a number · nothing: the first row")
+        self._prompt.ask("Go to line", self.browser.go_to_line, help="a number · nothing: the first row")
 
     def action_last(self) -> None:
         self.browser.last()
@@ -272,9 +275,8 @@ class DataScreen(BaseScreen):
     @on(GoToLine)
     def _go_to_line(self, event: GoToLine) -> None:
         """A pane names a row: show it there."""
-        self._side.current = "detail"
         self.browser.go_to_line(str(event.line))
-        self.go_inside()
+        self.show_pane("detail")
 
     def action_search(self) -> None:
         self._ask_for("search", "Search", "text in any field, in any case · n and N step")
@@ -284,15 +286,14 @@ class DataScreen(BaseScreen):
         self._ask_for("filter", "Show only rows with", help)
 
     def _ask_for(self, kind: str, label: str, help: str) -> None:
-        if self.opened is not None:
-            words = self.browser.words.get(kind, "")
-            self._prompt.ask(label, lambda text: self.browser.look_for(kind, text), words, help=help)
+        words = self.browser.words.get(kind, "")
+        self._prompt.ask(label, lambda text: self.browser.look_for(kind, text), words, help=help)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
         if "search" in self.browser.words:
             self.browser.step(by)
-        elif self.opened is None or self.findings.found is None:
+        elif self.findings.found is None:
             self.say("c checks the file, then n and N go to the next and the previous finding")
         else:
             line = self.findings.line_after(self._stepped_to or self.table.line_of_cursor(), by)
@@ -317,28 +318,25 @@ class DataScreen(BaseScreen):
 
     def action_check(self) -> None:
         """Check every row."""
-        if self.opened is not None:
-            self.notice = ""
-            self.findings.check(self.opened)
-            self.flush()
+        self.notice = ""
+        self.findings.check(self.file)
+        self.flush()
 
     def action_problems(self) -> None:
         """The list of findings; a check is started where there was none."""
-        if self.opened is not None:
-            self.findings.need_check(self.opened)
-            self.show_pane("problems")
+        self.findings.need_check(self.file)
+        self.show_pane("problems")
 
     def action_lengths(self) -> None:
         """The lengths of the rows; they are counted where they were not."""
-        if self.opened is not None:
-            self.show_pane("lengths")
-            self._count()
+        self.show_pane("lengths")
+        self._count()
 
     def _count(self) -> None:
         """Count the lengths where they are seen and were not counted; with the tokenizer, once it was looked for."""
         wanted = self._side.current == "lengths" and self.lengths.counted is None and not self.tasks.goes_on("lengths")
-        if self.opened is not None and wanted and not self.chosen.need_tokenizer(self.tasks, self._model_chosen):
-            self.lengths.count(self.opened)
+        if wanted and not self.chosen.need_tokenizer():
+            self.lengths.count(self.file)
 
     def action_limit(self, by: int) -> None:
         self.lengths.set_limit(str(self.lengths.next_limit(by)))
@@ -348,20 +346,18 @@ class DataScreen(BaseScreen):
 
     def action_scores(self) -> None:
         """The rows by how hard the model finds them."""
-        if self.opened is not None:
-            self.scores.need_scores(self.opened)
-            self.show_pane("scores")
+        self.scores.need_scores(self.file)
+        self.show_pane("scores")
 
     def action_statistics(self) -> None:
         """What is known of the file."""
-        if self.opened is not None:
-            self.show_pane("statistics")
-            self._draw_statistics()
+        self.show_pane("statistics")
+        self._draw_statistics()
 
     def _draw_statistics(self) -> None:
-        if self.opened is not None and self._side.current == "statistics":
+        if self._side.current == "statistics":
             known = (self.findings.found, self.lengths.counted, self.chosen.model, self.scores.report)
-            self._statistics.show_rows(statistics_lines(self.opened, *known))
+            self._statistics.show_rows(statistics_lines(self.file, *known))
 
     def action_model(self) -> None:
         """Ask for the model whose tokenizer is used."""
@@ -373,7 +369,7 @@ class DataScreen(BaseScreen):
     def _take_model(self, text: str) -> None:
         if text:
             name = text.rstrip("/").removesuffix("/tokenizer.json")
-            self.chosen.choose(name, self.tasks, self._model_chosen)
+            self.chosen.choose(name)
             self.flush()
 
     def _model_chosen(self) -> None:
@@ -385,11 +381,9 @@ class DataScreen(BaseScreen):
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""
-        opened = self.opened
-        if opened is None:
-            return
         from backprop.data.writing import beside
 
+        opened = self.file
         name = safe(beside(Path(opened.path), "clean").name)
         self._prompt.ask(
             f"Write {name} beside it, without unusable rows and exact duplicates? enter writes",

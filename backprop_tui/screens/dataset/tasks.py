@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -12,6 +13,8 @@ from textual.message import Message
 from textual.screen import Screen
 
 Value = TypeVar("Value")
+_EVERY = 0.5
+"""Seconds between two looks at what has been found so far."""
 
 
 @dataclass
@@ -66,11 +69,18 @@ class Task(Generic[Value]):
         self.done = 0
         self.total = 0
         self.ended = False
+        self._delivered_at = 0.0
         self._stop = threading.Event()
         self._ends: Callable[[], object] = bool
 
     def progress(self, done: int, total: int) -> None:
         self.done, self.total = done, total
+
+    def so_far(self, value: Callable[[], Value]) -> None:
+        """Deliver what has been found by now, at most twice a second."""
+        if time.monotonic() - self._delivered_at > _EVERY:
+            self._delivered_at = time.monotonic()
+            self.deliver(value())
 
     def stop(self) -> None:
         self._stop.set()
