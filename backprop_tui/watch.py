@@ -14,7 +14,6 @@ from pathlib import Path
 
 from backprop.core.errors import BackpropError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command
-from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
@@ -46,29 +45,6 @@ class Watch:
         self._over = False
         self._closed = threading.Event()
         threading.Thread(target=self._read, name=f"watch-{link.run_id}", daemon=True).start()
-
-    @classmethod
-    def start(cls, config: RunConfig) -> Watch:
-        """Start a run and watch it.
-
-        Raises:
-            ConfigurationError: the output directory cannot be written.
-        """
-        return cls(engine_client.start(config))
-
-    @classmethod
-    def resume(cls, path: Path) -> Watch:
-        """Continue the run in ``path`` and watch it.
-
-        Raises:
-            RunError: it is being worked on, or it is done.
-        """
-        return cls(engine_client.resume(path))
-
-    @classmethod
-    def attach(cls, path: Path) -> Watch:
-        """Watch a run that exists, whoever started it."""
-        return cls(engine_client.attach(path))
 
     def _read(self) -> None:
         try:
@@ -110,24 +86,17 @@ class Watch:
             if not self._rest:
                 events, alive, over = self._inbox.popleft()
                 self._rest.extend(events)
-                self._set_life(alive and not over, over)
+                self.state.alive = alive and not over
+                self.was_alive = self.was_alive or self.state.alive
+                self._over = self._over or over
             while self._rest and budget > 0:
                 self.state.apply(self._rest.popleft())
                 budget -= 1
         more = bool(self._rest or self._inbox)
         more = self.series.follow(self.state) or more
-        if self._over and not more:
-            self._see_the_end()
-        return more
-
-    def _set_life(self, alive: bool, over: bool) -> None:
-        self.state.alive = alive
-        self.was_alive = self.was_alive or alive
-        self._over = self._over or over
-
-    def _see_the_end(self) -> None:
-        if self.crash is None and self.state.status == "crashed":
+        if self._over and not more and self.crash is None and self.state.status == "crashed":
             self.crash = self.link.crash()
+        return more
 
     @property
     def live(self) -> bool:

@@ -8,9 +8,11 @@ one method of Textual's compositor; the rest of it is used as it is.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from backprop.runs.engine_client import EngineClient
 from rich.console import Console
 from rich.control import Control
 from textual._compositor import ChopsUpdate, Compositor
@@ -24,14 +26,13 @@ from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
 
 
+@dataclass
 class OpenRun(Message):
     """Watch a run on the Live screen: one that ``begin`` starts, continues or attaches to."""
 
-    def __init__(self, begin: Callable[[], Watch], path: Path | None = None) -> None:
-        super().__init__()
-        self.begin = begin
-        self.path = path
-        """The directory of a run that exists."""
+    begin: Callable[[], EngineClient]
+    path: Path | None = None
+    """The directory of a run that exists."""
 
 
 class BaseScreen(Screen[None]):

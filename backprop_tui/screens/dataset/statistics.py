@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from backprop.data.example import describe_mapping
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.lengths import CountedLengths, percentiles
+from backprop_tui.screens.dataset.lengths import percentiles
 from backprop_tui.screens.dataset.perplexity import percentiles as score_percentiles
 from backprop_tui.text import Row, percent, safe, short_number
 from backprop_tui.widgets.cells import fact
 
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport
+    from backprop.data.truncate import CountedLengths
     from backprop.data.validate import Validation
 
 _fact = partial(fact, width=14)
