@@ -40,14 +40,7 @@ EVERYWHERE = (
     Key("f2", "f2", "app.cadence", "refresh rate", "draw 4, 2 or 1 times a second", 9),
     Key("q,ctrl+q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", 1),
     Key("ctrl+c", "ctrl+c", "app.interrupt", "leave", "the same question; twice: leave, the run goes on", 9),
-    Key(
-        "ctrl+z",
-        "ctrl+z",
-        "app.suspend_process",
-        "suspend",
-        "back to the shell; fg returns here, the run goes on meanwhile",
-        9,
-    ),
+    Key("ctrl+z", "ctrl+z", "app.suspend_process", "suspend", "back to the shell; fg returns here, the run goes on", 9),
     *(
         Key(str(number), str(number), f"app.go('{entry.name}')", entry.title, f"the {entry.title} screen", 3)
         for number, entry in enumerate(SCREENS, 1)

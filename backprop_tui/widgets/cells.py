@@ -80,11 +80,9 @@ class Cells(Widget):
         self._inks.clear()
 
     def render_line(self, y: int) -> Strip:
-        if y < len(self._drawn) and self._drawn_size == self.size:
-            return self.strip(self._drawn[y])
-        rows = fitted(self.rows(*self.size), self.size.height)
-        self._drawn, self._drawn_size = rows, self.size
-        return self.strip(rows[y]) if y < len(rows) else Strip.blank(self.size.width)
+        if y >= len(self._drawn) or self._drawn_size != self.size:
+            self._drawn, self._drawn_size = fitted(self.rows(*self.size), self.size.height), self.size
+        return self.strip(self._drawn[y]) if y < len(self._drawn) else Strip.blank(self.size.width)
 
     def strip(self, row: Row) -> Strip:
         """A row as Textual draws it, exactly as wide as the widget."""

@@ -73,10 +73,8 @@ class DataPane(StateView):
         return id(state), state.model, state.dataset
 
     def content(self, width: int) -> list[Row]:
-        if self.state is None or (self.state.model is None and self.state.dataset is None):
-            return [[("the dataset is not counted yet", "muted")]]
         rows: list[Row] = []
-        data, model = self.state.dataset, self.state.model
+        data, model = (self.state.dataset, self.state.model) if self.state else (None, None)
         if data is not None:
             rows += [heading("dataset", width, safe(short_path(data.path))), *data_rows(data, width), []]
             note = "[in brackets: what is trained]"
@@ -86,17 +84,15 @@ class DataPane(StateView):
                 rows += [heading("findings", width, f"{count(total)} in all"), *problem_rows(data, width), []]
         if model is not None:
             rows += [heading("model", width, safe(short_path(model.model))), *model_rows(model, width)]
-        return rows
+        return rows or [[("the dataset is not counted yet", "muted")]]
 
 
 class FactsPanel(StateCells):
     """Dataset and model, short, beside the plot where there is room."""
 
     def rows(self, width: int, height: int) -> list[Row]:
-        if self.state is None:
-            return []
         rows: list[Row] = []
-        data, model = self.state.dataset, self.state.model
+        data, model = (self.state.dataset, self.state.model) if self.state else (None, None)
         if data is not None:
             rows += [heading("dataset", width), *narrow_data_rows(data, width), []]
         if model is not None:

@@ -11,6 +11,7 @@ from backprop.core.events import Problem
 from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.rows import next_in
 from backprop_tui.screens.dataset.tasks import GoToLine, Notice, RowsChanged, Task, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, safe
 from backprop_tui.widgets.list_view import ListView
@@ -106,10 +107,7 @@ class FindingsPane(ListView):
 
     def line_after(self, here: int, by: int) -> int | None:
         """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""
-        if not len(self._bad_lines):
-            return None
-        at = bisect_right(self._bad_lines, here) if by > 0 else bisect_left(self._bad_lines, here) - 1
-        return self._bad_lines[at % len(self._bad_lines)]
+        return next_in(self._bad_lines, here, by)
 
     # The list
 

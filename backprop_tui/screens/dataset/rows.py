@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -115,3 +117,12 @@ class RowTable(ListView):
         rest = width - digits - 12 - 7 * sized
         pieces.append((fit(summary.preview, rest), "bad" if summary.mark == "error" else "text"))
         return pieces
+
+
+def next_in(places: array[int], here: int, by: int, *, stay: bool = False) -> int | None:
+    """The next or previous of sorted ``places``, beginning again at the other end."""
+    if not len(places):
+        return None
+    if by < 0:
+        return places[bisect_left(places, here) - 1]
+    return places[(bisect_left if stay else bisect_right)(places, here) % len(places)]
