@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backprop.core.presets import EMBEDDED_MODEL
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.events import Resize, ScreenResume
 from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dataset.browser import Browser
-from backprop_tui.screens.dataset.clean import HELP, result_lines, write_copy
+from backprop_tui.screens.dataset.clean import ask_and_write, result_lines
 from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
 from backprop_tui.screens.dataset.keys import KEYS
@@ -25,8 +24,8 @@ from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
-from backprop_tui.screens.dataset.tokens import Chosen
-from backprop_tui.text import safe
+from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
+from backprop_tui.text import Row, safe
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
@@ -129,15 +128,12 @@ class DataScreen(BaseScreen):
         self.show_keys()
 
     def useful_keys(self) -> list[Key]:
-        inside = self.has_class("-inside")
-        first: tuple[str, ...] = ()
+        first: tuple[str, ...] = ("stop_work",) if self.tasks.running() else ()
         if self.opened is None:
-            first = ("open",)
-        elif inside:
+            first += ("open",)
+        elif self.has_class("-inside"):
             lengths = self._side.current == "lengths"
-            first = ("limit", "ask_limit", "model", "back") if lengths else ("back", "next_view", "step")
-        if self.tasks.running():
-            first = (*first, "stop_work")
+            first += ("limit", "ask_limit", "model", "back") if lengths else ("back", "next_view", "step")
         found = [key._replace(rank=1) for key in KEYS if key.name in first and key.keys != "N"]
         if self.opened is not None:
             found += [key for key in KEYS if key.name not in (*first, "stop_work") and key.rank != 9]
@@ -179,10 +175,9 @@ class DataScreen(BaseScreen):
         if row is not None and self.opened is not None and seen:
             self.detail.show_row(self.opened, row, again=again)
 
-    def on_screen_resume(self) -> None:
-        self.call_after_refresh(self.show_detail)
-
-    def on_resize(self) -> None:
+    @on(ScreenResume)
+    @on(Resize)
+    def _seen_anew(self) -> None:
         self.call_after_refresh(self.show_detail)
 
     # Opening
@@ -212,10 +207,7 @@ class DataScreen(BaseScreen):
         opened.source.start_index()
         self.browser.open(opened)
         self._body.current = "panes"
-        self._side.current = "detail"
-        self.remove_class("-inside")
-        self.table.focus()
-        self.flush()
+        self._leave_pane()
         self.show_detail(again=True)
 
     @on(Failed)
@@ -224,10 +216,8 @@ class DataScreen(BaseScreen):
         if event.work == "open" and self.opened is None:
             self._welcome.show_rows([*lines, [], *WELCOME[2:]])
             self.flush()
-            return
-        self._report.show_rows(lines)
-        self.show_pane("report")
-        self.say(event.error.message)
+        else:
+            self._show_report(lines, event.error.message)
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
@@ -306,12 +296,16 @@ class DataScreen(BaseScreen):
     def action_back(self) -> None:
         """One layer out: the pane beside the table, then the search, then the filter."""
         if self.has_class("-inside") or self._side.current != "detail":
-            self.remove_class("-inside")
-            self._side.current = "detail"
-            self.table.focus()
+            self._leave_pane()
             self.show_detail()
         else:
             self.browser.back()
+            self.flush()
+
+    def _leave_pane(self) -> None:
+        self.remove_class("-inside")
+        self._side.current = "detail"
+        self.table.focus()
         self.flush()
 
     # The panes
@@ -361,16 +355,8 @@ class DataScreen(BaseScreen):
 
     def action_model(self) -> None:
         """Ask for the model whose tokenizer is used."""
-        help = f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory"
-        self._prompt.ask(
-            "Tokens of the model", self._take_model, self.chosen.model, endings=("tokenizer.json",), help=help
-        )
-
-    def _take_model(self, text: str) -> None:
-        if text:
-            name = text.rstrip("/").removesuffix("/tokenizer.json")
-            self.chosen.choose(name)
-            self.flush()
+        ending = ("tokenizer.json",)
+        self._prompt.ask("Tokens of the model", self.chosen.choose, self.chosen.model, endings=ending, help=MODEL_HELP)
 
     def _model_chosen(self) -> None:
         self.lengths.forget()
@@ -381,17 +367,12 @@ class DataScreen(BaseScreen):
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""
-        from backprop.data.writing import beside
-
-        opened = self.file
-        name = safe(beside(Path(opened.path), "clean").name)
-        self._prompt.ask(
-            f"Write {name} beside it, without unusable rows and exact duplicates? enter writes",
-            lambda words: write_copy(opened, words, self.scores.scores, self.tasks, self._show_result),
-            help=HELP,
-        )
+        ask_and_write(self._prompt, self.file, lambda: self.scores.scores, self.tasks, self._show_result)
 
     def _show_result(self, result: CleanResult) -> None:
-        self._report.show_rows(result_lines(result))
+        self._show_report(result_lines(result), f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")
+
+    def _show_report(self, lines: list[Row], notice: str) -> None:
+        self._report.show_rows(lines)
         self.show_pane("report")
-        self.say(f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")
+        self.say(notice)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
 DEFAULT_LIMIT: int = {field.name: field.default for field in fields(RunConfig)}["max_seq_length"]
+MODEL_HELP = f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory"
 _SHADES = {True: ("trained+light", "trained+lighter"), False: ("text", "text+shade")}
 """Of tokens that are trained and of others, by turns."""
 
@@ -54,7 +55,10 @@ class Chosen:
         return self._tasks.goes_on("model")
 
     def choose(self, name: str) -> None:
-        """Load the tokenizer of a model in a thread."""
+        """Load the tokenizer of a model (a name, its directory or its tokenizer.json) in a thread."""
+        name = name.rstrip("/").removesuffix("/tokenizer.json")
+        if not name:
+            return
         self.tokenizer = self.why_none = None
 
         def load(_: Task[ChatTokenizer | ModelLoadError]) -> ChatTokenizer | ModelLoadError:
