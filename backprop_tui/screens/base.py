@@ -55,12 +55,13 @@ class BaseScreen(Screen[None]):
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
         raise NotImplementedError
 
-    def useful_keys(self) -> list[Key]:
-        """The keys for the bar: those that do something now."""
-        return [key for key in (*self.KEYS, *EVERYWHERE) if key.rank < 9 and key.action != f"app.go('{self.NAME}')"]
+    def own_keys(self) -> list[Key]:
+        """Those of the screen's keys that do something now."""
+        return list(self.KEYS)
 
     def show_keys(self) -> None:
-        self.keybar.show(self.useful_keys())
+        keys = (*self.own_keys(), *EVERYWHERE)
+        self.keybar.show([key for key in keys if key.rank < 9 and key.action != f"app.go('{self.NAME}')"])
 
     def chip(self) -> Row:
         """The first of the runs that are being trained and not shown here, and how many more there are."""

@@ -152,18 +152,14 @@ class LiveScreen(BaseScreen):
             content.display = other == name
         self._contents[name].focus()
 
-    def useful_keys(self) -> list[Key]:
-        watch = self._watch
-        found = []
-        for key in super().useful_keys():
-            if key.name in COMMANDS and (watch is None or not watch.live):
-                continue
-            if key.name == "sample" and watch is not None and not watch.state.config.get("sample_prompts"):
-                continue
-            if key.name == "pause" and watch is not None and watch.state.status == "paused":
-                key = key._replace(label="go on")
-            found.append(key)
-        return found
+    def own_keys(self) -> list[Key]:
+        state = self._watch.state if self._watch is not None and self._watch.live else None
+        hidden = set(COMMANDS) if state is None else set()
+        if state is not None and not state.config.get("sample_prompts"):
+            hidden.add("sample")
+        paused = state is not None and state.status == "paused"
+        keys = [key._replace(label="go on") if paused and key.name == "pause" else key for key in KEYS]
+        return [key for key in keys if key.name not in hidden]
 
     async def action_back(self) -> None:
         await self.run_action("app.go('runs')")

@@ -153,9 +153,8 @@ class RunsScreen(BaseScreen):
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
             self._draw_plot(self._shown_state)
 
-    def useful_keys(self) -> list[Key]:
-        has_run = self._table.chosen is not None
-        return [key for key in super().useful_keys() if has_run or key.name not in NEED_RUN]
+    def own_keys(self) -> list[Key]:
+        return [key for key in KEYS if self.chosen_path or key.name not in NEED_RUN]
 
     def on_list_view_moved(self) -> None:
         self._read_chosen()

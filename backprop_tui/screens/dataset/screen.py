@@ -11,13 +11,12 @@ from textual.events import Resize, ScreenResume
 from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import ask_and_write, result_lines
 from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
-from backprop_tui.screens.dataset.keys import KEYS
+from backprop_tui.screens.dataset.keys import KEYS, NEED_FILE, useful
 from backprop_tui.screens.dataset.lengths import LengthsPane
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
@@ -33,9 +32,6 @@ from backprop_tui.widgets.text_view import TextView
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult
-
-NEED_FILE = {key.name for key in KEYS} - {"open", "choose", "model", "ask_limit", "limit", "stop_work", "back"}
-"""Actions that need an open file."""
 
 
 class DataScreen(BaseScreen):
@@ -88,12 +84,9 @@ class DataScreen(BaseScreen):
         if self.wanted_path:
             self.open_path(self.wanted_path)
         else:
-            self.call_after_refresh(self._greet)
+            self._welcome.show_rows(WELCOME)
+            self.call_after_refresh(self.action_open)
         self.flush()
-
-    def _greet(self) -> None:
-        self._welcome.show_rows(WELCOME)
-        self.action_open()
 
     def on_unmount(self) -> None:
         self.tasks.stop()
@@ -127,17 +120,9 @@ class DataScreen(BaseScreen):
         self._status.show([("  ".join(word for word in words if word), "text")], [])
         self.show_keys()
 
-    def useful_keys(self) -> list[Key]:
-        first: tuple[str, ...] = ("stop_work",) if self.tasks.running() else ()
-        if self.opened is None:
-            first += ("open",)
-        elif self.has_class("-inside"):
-            lengths = self._side.current == "lengths"
-            first += ("limit", "ask_limit", "model", "back") if lengths else ("back", "next_view", "step")
-        found = [key._replace(rank=1) for key in KEYS if key.name in first and key.keys != "N"]
-        if self.opened is not None:
-            found += [key for key in KEYS if key.name not in (*first, "stop_work") and key.rank != 9]
-        return [*found, *(key for key in EVERYWHERE if key.rank != 9 and key.action != "app.go('data')")]
+    def own_keys(self) -> list[Key]:
+        pane = self._side.current if self.has_class("-inside") else ""
+        return useful(pane if self.opened is not None else None, working=bool(self.tasks.running()))
 
     def say(self, text: str) -> None:
         """Show a line at the bottom until the next one."""
