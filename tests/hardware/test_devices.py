@@ -105,16 +105,16 @@ def test_an_extra_for_another_platform_is_not_called_installed(monkeypatch):
 
 
 def test_a_cpu_only_torch_beside_a_card_is_named():
-    problem = devices.torch_problem("2.9.0+cpu", None, cards=1)
+    problem = devices.torch_problem("2.9.0+cpu", None)
     assert problem is not None
     assert problem.cause == "cpu_torch"
     assert "2.9.0+cpu" in problem.message
-    assert devices.torch_problem("2.9.0", "12.8", cards=1) is None
-    assert devices.torch_problem("2.9.0+cpu", None, cards=0) is None
-    assert devices.torch_problem(None, None, cards=1).cause == "no_torch"
+    assert devices.torch_problem("2.9.0", "12.8") is None
+    assert devices.torch_problem(None, None).cause == "no_torch"
 
 
-def test_hidden_cards_are_found_by_the_variable():
-    assert devices.visibility_problem({"CUDA_VISIBLE_DEVICES": "-1"}).cause == "hidden"
-    assert devices.visibility_problem({"CUDA_VISIBLE_DEVICES": "0"}) is None
-    assert devices.visibility_problem({}) is None
+@pytest.mark.parametrize(("value", "hidden"), [("-1", True), ("", True), ("0", False)])
+def test_hidden_cards_are_found_by_the_variable(monkeypatch, value, hidden):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    problem = devices.visibility_problem()
+    assert (problem is not None and problem.cause == "hidden") == hidden

@@ -23,9 +23,6 @@ INF = float("inf")
         (CheckpointPolicy(), [None] * 5, [2, 3, 4]),
         (CheckpointPolicy(keep_best_n=1, keep_final=False), [0.1, 0.1, 0.2, 0.3], [0]),
         (CheckpointPolicy(keep_best_n=0), [0.1, 0.2, 0.3], [2]),
-        (CheckpointPolicy(keep_best_n=1, max_total=2), [0.3, 0.1, 0.2], [1, 2]),
-        (CheckpointPolicy(keep_best_n=10, max_total=3), [0.5, 0.4, 0.3, 0.2, 0.1], [2, 3, 4]),
-        (CheckpointPolicy(keep_best_n=10, max_total=3), [None] * 5, [2, 3, 4]),
         (CheckpointPolicy(keep_best_n=2), [NAN, 0.1, 0.2, 0.3], [1, 2, 3]),
         (CheckpointPolicy(keep_best_n=2), [-INF, 0.1, 0.2, 0.3], [1, 2, 3]),
         (CheckpointPolicy(keep_best_n=2), [NAN, NAN, None, 0.3], [2, 3]),
@@ -46,9 +43,9 @@ def test_boundaries_are_kept_when_asked_for() -> None:
     assert chosen(CheckpointPolicy(keep_best_n=1), candidates) == [1, 4]
 
 
-def test_best_final_and_protected_stay_even_above_the_total() -> None:
+def test_protected_ones_stay() -> None:
     candidates = [Candidate(0.1), Candidate(0.5, protected=True), Candidate(0.2), Candidate(0.3), Candidate(0.4)]
-    assert chosen(CheckpointPolicy(max_total=1), candidates) == [0, 1, 4]
+    assert chosen(CheckpointPolicy(keep_best_n=1), candidates) == [0, 1, 4]
 
 
 def _filled(directory: Path, losses: list[float | None], policy: CheckpointPolicy | None = None) -> CheckpointManager:
@@ -71,13 +68,6 @@ def test_pruning_deletes_what_the_policy_does_not_keep(tmp_path: Path) -> None:
     assert _folders(tmp_path) == ["run-2", "run-3", "run-4"]
     assert [entry.run_index for entry in manager.checkpoints()] == [2, 3, 4]
     assert manager.prune() == []
-
-
-def test_a_dry_run_deletes_nothing(tmp_path: Path) -> None:
-    manager = _filled(tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5])
-    assert [path.name for path in manager.prune(dry_run=True)] == ["run-3"]
-    assert len(_folders(tmp_path)) == 5
-    assert len(manager.checkpoints()) == 5
 
 
 def test_a_missing_directory_has_nothing_to_prune(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from backprop.core.errors import DatasetError, EngineCrashedError, GPUMemoryError
-from backprop.core.jobs import Message, RowScore, RowScores, Scored, ScoreRequest
+from backprop.core.jobs import Message, RowScore, RowScores, Scored
+from backprop.core.settings import RunConfig
 from backprop.data import preprocess as tokens
 from backprop.runs.engine_jobs import engine_job
 from backprop.train import model as models
@@ -40,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 def ask(path: Path, model: Path, **others: object) -> tuple[list[RowScore], Scored]:
     said: list[Message] = []
-    request = ScoreRequest(data=str(path), model=str(model), backend="cpu", max_length=128, **others)
+    request = RunConfig(data=str(path), model=str(model), backend="cpu", max_seq_length=128, **others)
     perplexity.score(request, said.append)
     assert isinstance(said[-1], Scored)
     return [row for one in said if isinstance(one, RowScores) for row in one.rows], said[-1]
@@ -131,7 +132,7 @@ def test_when_memory_runs_out_passes_become_smaller_and_no_row_is_lost(
 
 
 def test_the_job_streams_scores_and_leaves_no_log_behind(file: Path, tiny_model: Path, own_home: Path) -> None:
-    request = ScoreRequest(data=str(file), model=str(tiny_model), backend="cpu", max_length=128)
+    request = RunConfig(data=str(file), model=str(tiny_model), backend="cpu", max_seq_length=128)
     with engine_job("backprop.train.perplexity", request) as job:
         said = list(job.messages())
     assert isinstance(said[-1], Scored)
@@ -143,7 +144,7 @@ def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(
     tmp_path: Path, tiny_model: Path, own_home: Path
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
-    request = ScoreRequest(data=str(tmp_path / "empty.jsonl"), model=str(tiny_model))
+    request = RunConfig(data=str(tmp_path / "empty.jsonl"), model=str(tiny_model))
     with pytest.raises(DatasetError, match="dataset is empty"), engine_job("backprop.train.perplexity", request) as job:
         list(job.messages())
     assert [log.name for log in (own_home / "cache" / "backprop" / "jobs").glob("*/*")] == ["engine.log"]
@@ -152,7 +153,7 @@ def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(
 def test_a_stopped_job_ends_and_keeps_nothing(file: Path, tiny_model: Path, own_home: Path) -> None:
     with file.open("a") as more:
         more.writelines(json.dumps(row) + "\n" for row in chat_rows(4000))
-    request = ScoreRequest(data=str(file), model=str(tiny_model), backend="cpu", max_length=128)
+    request = RunConfig(data=str(file), model=str(tiny_model), backend="cpu", max_seq_length=128)
 
     def until_stopped() -> None:
         with engine_job("backprop.train.perplexity", request) as job:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backprop.core import jobs
 from backprop.core.events import ModelLoading
+from backprop.core.settings import RunConfig
 from backprop.runs.describe import describe
 
 from backprop_tui.screens.dataset.file import OpenFile
@@ -54,7 +55,7 @@ class ScoresPane(ListView):
         self._asked = wanted
         self._unit = opened.source.unit
         model, limit = wanted
-        request = jobs.ScoreRequest(data=opened.path, model=model, max_length=limit, mapping=opened.file.mapping)
+        request = RunConfig(data=opened.path, model=model, max_seq_length=limit, mapping=opened.file.mapping)
         self.scores = self.report = None
         self._far = frozenset()
         self._list([[("scoring every row … (x stops it)", "muted")]], ())
@@ -97,7 +98,7 @@ class ScoresPane(ListView):
             self.post_message(GoToLine(self._rows[self.cursor - len(self._words)].line))
 
 
-def _listen(task: Task[_Scores], request: jobs.ScoreRequest) -> None:
+def _listen(task: Task[_Scores], request: RunConfig) -> None:
     """Follow the engine, in a thread."""
     from backprop.runs.engine_jobs import engine_job
 

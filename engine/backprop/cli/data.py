@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -23,6 +23,11 @@ from backprop.cli.main import CommandGroup
 from backprop.cli.options import usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 from backprop.core.settings import RunConfig
+
+if TYPE_CHECKING:
+    from backprop.data.clean import CleanResult, Rules
+    from backprop.data.report import QualityReport
+    from backprop.data.split import SplitResult
 
 SHOWN = 20
 """Findings that are shown to people; ``--json`` lists all."""
@@ -64,10 +69,7 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
         counts = {**answer["problem_counts"], **counts}
         answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
-    if as_json:
-        output.document(answer)
-    else:
-        _show_validation(answer)
+    output.answer(answer, as_json, _show_validation)
     tokens = answer.get("tokens", {})
     refused = found.invalid or tokens.get("dropped") or tokens.get("answer_lost")
     return EXIT_USER if refused else EXIT_OK
@@ -153,23 +155,18 @@ def data() -> None:
     "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates"
 )
 @scores_option
-def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> int:
+def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> None:
     """Lengths, duplicates, near duplicates, languages, reasoning traces, problems, difficulty, perplexity."""
     from backprop.data.report import report as make
 
     scores = find_scores(config, model, scores_file)
     with ProgressLine("reading") as progress:
         found = make(config.data, mapping=config.mapping or None, near=near, scores=scores, progress=progress)
-    if as_json:
-        output.document(msgspec.to_builtins(found))
-        return EXIT_OK
-    _show_report(msgspec.to_builtins(found))
-    if found.perplexity is not None:
-        show_scores(found.perplexity)
-    return EXIT_OK
+    output.answer(found, as_json, _show_report)
 
 
-def _show_report(found: dict[str, Any]) -> None:
+def _show_report(report: QualityReport) -> None:
+    found = msgspec.to_builtins(report)
     output.line(f"{found['path']}: {found['format'] or 'no known format'}, {found['rows']:,} rows", "head")
     output.line(
         f"{found['usable']:,} can be used; {found['duplicates']:,} repeat an earlier one, "
@@ -200,6 +197,8 @@ def _show_report(found: dict[str, Any]) -> None:
     for title, key in (("easiest", "easiest"), ("hardest", "hardest"), ("odd lengths", "length_outliers")):
         if found[key]:
             output.line(f"{title}: lines {', '.join(map(str, found[key][:10]))}")
+    if report.perplexity is not None:
+        show_scores(report.perplexity)
 
 
 @data.command
@@ -208,40 +207,24 @@ def _show_report(found: dict[str, Any]) -> None:
 @click.option(
     "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap kept on one side"
 )
-@click.option("--train-file", type=Path, metavar="FILE", help="where the rows to train go")
-@click.option("--held-out-file", type=Path, metavar="FILE", help="where the others go")
-def split(
-    config: RunConfig,
-    *,
-    ratio: float,
-    near: float,
-    train_file: Path | None,
-    held_out_file: Path | None,
-    as_json: bool,
-) -> int:
+@click.option("--train-file", "train", type=Path, metavar="FILE", help="where the rows to train go")
+@click.option("--held-out-file", "held_out", type=Path, metavar="FILE", help="where the others go")
+def split(config: RunConfig, *, as_json: bool, **chosen: Any) -> None:
     """Write a train and a held-out file beside the dataset; duplicates stay on one side."""
     from backprop.data.split import split_file
 
+    mapping, seed = config.mapping or None, config.seed
     with ProgressLine("reading") as progress:
-        done = split_file(
-            config.data,
-            ratio=ratio,
-            seed=config.seed,
-            mapping=config.mapping or None,
-            near=near,
-            train=train_file,
-            held_out=held_out_file,
-            progress=progress,
-        )
-    if as_json:
-        output.document(msgspec.to_builtins(done))
-        return EXIT_OK
+        done = split_file(config.data, mapping=mapping, seed=seed, progress=progress, **chosen)
+    output.answer(done, as_json, _show_split)
+
+
+def _show_split(done: SplitResult) -> None:
     output.line(f"{done.train_rows:,} rows to train: {done.train}")
     output.line(f"{done.held_out_rows:,} rows held out: {done.held_out}")
     output.line(f"{done.kept_together:,} rows have a duplicate or near duplicate, which is on their side")
     if done.left_out:
         output.line("left out: " + ", ".join(f"{count:,} {code}" for code, count in done.left_out.items()))
-    return EXIT_OK
 
 
 @data.command
@@ -270,61 +253,45 @@ def clean(
     target: Path | None,
     as_json: bool,
     **chosen: Any,
-) -> int:
+) -> None:
     """Write a cleaned copy beside the dataset, with a report of what was left out and why."""
     from backprop.data.clean import clean_file
 
-    rules, mapping = _rules(**chosen), config.mapping or None
+    rules, mapping = _rules(chosen), config.mapping or None
     scores = find_scores(config, model, scores_file)
     with ProgressLine("reading") as progress:
         done = clean_file(config.data, rules, mapping=mapping, scores=scores, output=target, progress=progress)
-    if as_json:
-        output.document(msgspec.to_builtins(done))
-        return EXIT_OK
+    output.answer(done, as_json, _show_cleaned)
+
+
+def _show_cleaned(done: CleanResult) -> None:
     output.line(f"{done.kept:,} of {done.rows:,} rows: {done.output}")
     for reason, count in done.removed.items():
         output.line(f"{count:>9,}  {reason}")
     output.line(f"each row that was left out, with the reason: {done.report}")
-    return EXIT_OK
 
 
-def _rules(
-    *,
-    near: float | None,
-    keep_duplicates: bool,
-    min_tokens: int | None,
-    max_tokens: int | None,
-    languages: tuple[str, ...],
-    traces: bool,
-    **others: Any,
-) -> Any:
+def _rules(chosen: dict[str, Any]) -> Rules:
+    """The rules that the options choose; those of the same name are taken as they are."""
     from backprop.data.clean import Rules
     from backprop.data.quality import LengthLimits, TraceLimits
 
-    lengths = None
-    if min_tokens is not None or max_tokens is not None:
-        lengths = LengthLimits(
-            min_tokens=min_tokens or 0, max_tokens=max_tokens if max_tokens is not None else 2**62, min_turns=1
-        )
-    return Rules(
-        near=near,
-        lengths=lengths,
-        traces=TraceLimits() if traces else None,
-        languages=frozenset(code.lower() for code in languages),
-        keep_duplicates=keep_duplicates,
-        **others,
-    )
+    shortest, longest, lengths = chosen.pop("min_tokens"), chosen.pop("max_tokens"), None
+    if shortest is not None or longest is not None:
+        lengths = LengthLimits(min_tokens=shortest or 0, max_tokens=2**62 if longest is None else longest, min_turns=1)
+    traces = TraceLimits() if chosen.pop("traces") else None
+    languages = frozenset(code.lower() for code in chosen.pop("languages"))
+    return Rules(lengths=lengths, traces=traces, languages=languages, **chosen)
 
 
 @data.command
 @dataset_command(*MODEL_SETTINGS)
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where the score of each row goes")
-def score(config: RunConfig, *, model: str | None, target: Path | None, as_json: bool) -> int:
+def score(config: RunConfig, *, model: str | None, target: Path | None, as_json: bool) -> None:
     """Perplexity of each row by a model: the loss over the tokens that training would train, row by row."""
     from backprop.data.writing import beside, refuse_existing
 
-    path = config.data
-    target = target or beside(Path(path), "scores")
+    target = target or beside(Path(config.data), "scores")
     refuse_existing(target)
     if model is None:
         config = msgspec.structs.replace(config, model=usual_model(config.backend))
@@ -332,11 +299,11 @@ def score(config: RunConfig, *, model: str | None, target: Path | None, as_json:
     scores.write(target)
     found = scores.report()
     if as_json:
-        answer = {"path": path, "model": config.model, "output": str(target), **msgspec.to_builtins(summary)}
+        answer = {"path": config.data, "model": config.model, "output": str(target), **msgspec.to_builtins(summary)}
         answer.pop("type")
         output.document({**answer, **msgspec.to_builtins(found)})
-        return EXIT_OK
-    output.line(f"{path}: {summary.scored:,} of {summary.rows:,} rows scored by {config.model}", "head")
+        return
+    output.line(f"{config.data}: {summary.scored:,} of {summary.rows:,} rows scored by {config.model}", "head")
     show_scores(found)
     missing = summary.answer_lost + summary.dropped
     if missing:
@@ -347,4 +314,3 @@ def score(config: RunConfig, *, model: str | None, target: Path | None, as_json:
     for problem in summary.problems[:SHOWN_SCORED]:
         output.line(f"line {problem.line}: {problem.message} [{problem.code}]", "warning")
     output.line(f"the score of each row: {target}")
-    return EXIT_OK

@@ -14,7 +14,7 @@ import msgspec
 
 from backprop.cli import options, output
 from backprop.core.errors import InputError
-from backprop.core.jobs import Scored, ScoreRequest
+from backprop.core.jobs import Scored
 from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, describe
 
@@ -69,7 +69,7 @@ def dataset_file(path: str) -> str:
     return found.path
 
 
-def dataset_command(*settings: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def dataset_command(*settings: str) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
     """``DATASET`` (a file, or a Hugging Face name that is fetched), ``--map``, ``--json``, and flags of settings.
 
     The function is called with a ``RunConfig`` of these, ``as_json``, and ``model`` where that is among the settings:
@@ -77,9 +77,9 @@ def dataset_command(*settings: str) -> Callable[[Callable[..., int]], Callable[.
     """
     names = ("mapping", *settings)
 
-    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+    def decorate(function: Callable[..., int | None]) -> Callable[..., int | None]:
         @functools.wraps(function)
-        def command(path: str, verbose: bool, **given: Any) -> int:
+        def command(path: str, verbose: bool, **given: Any) -> int | None:
             named = {name: given.pop(name) for name in names}
             if "model" in named:
                 given["model"] = named["model"]
@@ -104,12 +104,10 @@ def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
 MODEL_SETTINGS = ("model", "max_seq_length", "backend")
 """Which model is asked, how long rows may be for it, and where it runs."""
 
-
-def scores_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--scores FILE``, what ``backprop data score`` wrote, in place of asking the model again."""
-    return click.option(
-        "--scores", "scores_file", type=Path, metavar="FILE", help="scores that `data score` wrote, instead of --model"
-    )(function)
+scores_option = click.option(
+    "--scores", "scores_file", type=Path, metavar="FILE", help="scores that `data score` wrote, instead of --model"
+)
+"""What ``backprop data score`` wrote, in place of asking the model again."""
 
 
 def find_scores(config: RunConfig, model: str | None, scores_file: Path | None) -> Scores | None:
@@ -130,16 +128,9 @@ def ask(config: RunConfig) -> tuple[Scores, Scored]:
     from backprop.data.scores import Scores
     from backprop.runs.engine_jobs import engine_job
 
-    request = ScoreRequest(
-        data=config.data,
-        model=config.model,
-        max_length=config.max_seq_length,
-        mapping=config.mapping,
-        backend=config.backend,
-    )
     rows: list[jobs.RowScore] = []
     summary: Scored | None = None
-    with ProgressLine("scoring", in_bytes=False) as progress, engine_job(JOB, request) as job:
+    with ProgressLine("scoring", in_bytes=False) as progress, engine_job(JOB, config) as job:
         for message in job.messages():
             match message:
                 case ModelLoading():

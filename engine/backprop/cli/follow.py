@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from backprop.cli import output
 from backprop.cli.views import View, choose_view
@@ -17,24 +18,17 @@ _LOOK = 0.2
 """Seconds between two looks for a Ctrl+C."""
 
 
-class Interrupts:
-    """Counts Ctrl+C and SIGTERM while it is entered, in place of raising ``KeyboardInterrupt``."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> Interrupts:
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
+@contextmanager
+def _counted_interrupts() -> Iterator[list[int]]:
+    """The numbers of every SIGINT and SIGTERM that comes, in place of a ``KeyboardInterrupt``."""
+    caught: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: caught.append(number)) for number in numbers}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
 
 
 def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
@@ -62,7 +56,7 @@ def follow(engine: EngineClient, as_json: bool = False, verbose: bool = False, l
     view = choose_view(as_json)
     state = RunState(run_id=engine.run_id, path=str(engine.directory.path), alive=True)
     try:
-        with Interrupts() as interrupts:
+        with _counted_interrupts() as interrupts:
             if not _watch(engine, state, view, interrupts, leave):
                 engine.detach()
                 output.narrate(f"left; run {engine.run_id} goes on")
@@ -72,17 +66,17 @@ def follow(engine: EngineClient, as_json: bool = False, verbose: bool = False, l
         raise
     state.alive = False
     view.close(state)
-    return _exit_code(engine, state, interrupts.count, as_json, verbose)
+    return _exit_code(engine, state, bool(interrupts), as_json, verbose)
 
 
-def _watch(engine: EngineClient, state: RunState, view: View, interrupts: Interrupts, leave: bool) -> bool:
+def _watch(engine: EngineClient, state: RunState, view: View, interrupts: list[int], leave: bool) -> bool:
     """Show events until none can follow; whether the run ended (else it was left)."""
     heard = 0
     while not engine.over:
         for event in engine.read(_LOOK):
             state.apply(event)
             view.show(event, state)
-        while interrupts.count > heard:
+        while len(interrupts) > heard:
             heard += 1
             if leave:
                 return False
@@ -101,7 +95,7 @@ def _pass_on(engine: EngineClient, times: int) -> None:
     engine.interrupt()
 
 
-def _exit_code(engine: EngineClient, state: RunState, interrupts: int, as_json: bool, verbose: bool) -> int:
+def _exit_code(engine: EngineClient, state: RunState, interrupted: bool, as_json: bool, verbose: bool) -> int:
     if state.failed is not None and state.last_event_at >= engine.launched_at:
         failed = state.failed
         if verbose and failed.traceback:
@@ -109,7 +103,7 @@ def _exit_code(engine: EngineClient, state: RunState, interrupts: int, as_json: 
         if not as_json and failed.hint:
             output.narrate(f"hint: {failed.hint}")
         return failed.error().exit_code
-    if interrupts:
+    if interrupted:
         return EXIT_INTERRUPTED
     if state.finished is None or state.last_event_at < engine.launched_at:  # an end of before is not this engine's
         raise engine.crash()

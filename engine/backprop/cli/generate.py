@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -29,25 +30,14 @@ JOB = "backprop.train.generate"
     "--max-tokens", type=click.IntRange(1), default=256, metavar="N", show_default=True, help="longest answer"
 )
 @json_and_verbose
-def generate(
-    run: str,
-    prompts: tuple[str, ...],
-    *,
-    step: int | None,
-    base: bool,
-    max_tokens: int,
-    as_json: bool,
-    verbose: bool,
-) -> int:
+def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
     """Ask the model of a run: RUN is its id, the beginning of its id, or its directory."""
     directory = RunDirectory(find_run(run))
-    if step is None:
+    request = GenerateRequest(run=str(directory.path), **asked)
+    if request.step is None:
         _check(directory)
     else:
-        find_checkpoint(directory, step)
-    request = GenerateRequest(
-        run=str(directory.path), prompts=list(prompts), step=step, base=base, max_tokens=max_tokens
-    )
+        find_checkpoint(directory, request.step)
     job = start_job(JOB, directory, request)
     try:
         samples = _listen(job, request, as_json)
@@ -56,10 +46,9 @@ def generate(
     if as_json:
         answers = [{"prompt": s.prompt, "text": s.text, "tuned": s.tuned} for s in samples]
         output.document({"run_id": directory.run_id, "answers": answers})
-    elif base:
+    elif request.base:
         for text in views.before_and_after(samples, output.width()):
             output.line(text)
-    return 0
 
 
 def _check(directory: RunDirectory) -> None:
@@ -98,6 +87,4 @@ def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sam
                 samples.append(message)
                 if stream:
                     output.line()
-            case _:
-                pass
     return samples

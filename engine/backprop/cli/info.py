@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from backprop.cli import output
 from backprop.cli.options import json_and_verbose
@@ -16,35 +17,29 @@ from backprop.runs.describe import bytes_text
 @click.option("--error-codes", is_flag=True, help="every error code and what it means")
 @click.option("--finding-codes", is_flag=True, help="every code of a finding about rows and what it means")
 @json_and_verbose
-def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -> int:
+def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -> None:
     """Show Python, torch, CUDA, the GPUs and the optional features of this machine."""
     if error_codes:
-        return _show_codes(ERROR_CODES, as_json)
-    if finding_codes:
+        output.answer(ERROR_CODES, as_json, _show_codes)
+    elif finding_codes:
         from backprop.data.example import PROBLEM_CODES
 
-        return _show_codes(PROBLEM_CODES, as_json)
-    from backprop.hardware.devices import info_dict
-
-    facts = info_dict()
-    if as_json:
-        output.document(facts)
+        output.answer(PROBLEM_CODES, as_json, _show_codes)
     else:
-        _show(facts)
-    return 0
+        from backprop.hardware import devices
+
+        output.answer(msgspec.to_builtins(devices.info()), as_json, _show)
 
 
-def _show_codes(codes: dict[str, str], as_json: bool) -> int:
-    if as_json:
-        output.document(codes)
-    else:
-        output.table(["code", "meaning"], [[code, meaning] for code, meaning in codes.items()])
-    return 0
+def _show_codes(codes: dict[str, str]) -> None:
+    output.table(["code", "meaning"], [[code, meaning] for code, meaning in codes.items()])
 
 
 def _show(facts: dict[str, Any]) -> None:
     output.line(f"python    {facts['python']} on {facts['platform']}")
-    output.line(f"torch     {facts['torch'] or 'not installed'}, {_cuda(facts)}")
+    built = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "a CPU build"
+    driver = f", driver {facts['driver']}" if facts["driver"] else ""
+    output.line(f"torch     {facts['torch'] or 'not installed'}, {built}{driver}")
     for gpu in facts["gpus"]:
         free = "" if gpu["vram_free"] is None else f", {bytes_text(gpu['vram_free'])} free"
         total = "" if gpu["vram_total"] is None else f", {bytes_text(gpu['vram_total'])}"
@@ -59,8 +54,3 @@ def _show(facts: dict[str, Any]) -> None:
         if extra["available"]:
             how = "installed" if extra["installed"] else extra["install"]
             output.line(f"[{name}]".ljust(16) + f"{extra['enables']}: {how}")
-
-
-def _cuda(facts: dict[str, Any]) -> str:
-    built = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "a CPU build"
-    return built + (f", driver {facts['driver']}" if facts["driver"] else "")

@@ -184,28 +184,26 @@ def refused(error: OSError) -> BackpropError:
         return InputError("the working directory is gone", hint="change to one that exists: cd")
     if error.errno == errno.ENAMETOOLONG:
         return InputError(f"a name is longer than the file system allows: {shown(error.filename)}", hint="shorten it")
-    hint = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some space",
-        errno.EACCES: "look at the permissions of the path",
-        errno.EPERM: "look at the permissions of the path",
-        errno.EROFS: "write somewhere else",
-    }.get(error.errno or 0, "look at the disk and at the path")
+    hint = "look at the disk and at the path"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        hint = "look at the permissions of the path, or write somewhere else"
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     text = f"{name}: {error.strerror}" if name else error.strerror or str(error)
     return BackpropError(text, hint=hint, code="RUNTIME_IO_FAILED", retryable=True)
 
 
 def _usage_error(usage: click.ClickException) -> InputError:
-    hint = ""
     if isinstance(usage, click.NoSuchOption) and usage.possibilities:
         import difflib
 
         near = difflib.get_close_matches(usage.option_name, usage.possibilities, n=1, cutoff=0)
         return InputError(f"there is no option {usage.option_name}", hint=f"did you mean {near[0]}?")
-    if isinstance(usage, click.UsageError) and usage.ctx is not None:
-        hint = f"`{usage.ctx.command_path} --help` lists the options"
-    return InputError(usage.format_message(), hint=hint)
+    context = usage.ctx if isinstance(usage, click.UsageError) else None
+    return InputError(
+        usage.format_message(), hint=f"`{context.command_path} --help` lists the options" if context else ""
+    )
 
 
 if __name__ == "__main__":

@@ -210,17 +210,11 @@ def checked(values: dict[str, Any]) -> RunConfig:
     try:
         return config_from(values)
     except InvalidSettingError as error:
-        raise _naming_the_flag(error) from None
-
-
-def _naming_the_flag(error: InvalidSettingError) -> InvalidSettingError:
-    setting = error.details.get("field", "")
-    if setting not in flags() or not error.message.startswith(f"{setting}:"):
-        return error
-    name = flag_name(setting)
-    return InvalidSettingError(
-        error.message.replace(setting, name, 1), hint=error.hint.replace(setting, name, 1), details=error.details
-    )
+        setting = error.details.get("field", "")
+        if setting not in flags() or not error.message.startswith(f"{setting}:"):
+            raise
+        message, hint = (text.replace(setting, flag_name(setting), 1) for text in (error.message, error.hint))
+        raise InvalidSettingError(message, hint=hint, details=error.details) from None
 
 
 def read_settings(file: Path) -> dict[str, Any]:
@@ -282,19 +276,18 @@ def _written(flag: Flag, value: Any) -> list[str]:
     return [name, str(value)]
 
 
-def command_line(config: RunConfig, command: str = "backprop train") -> str:
+def command_line(config: RunConfig) -> str:
     """The command that starts a run with this configuration, quoted for a shell."""
-    return " ".join([command, shlex.join(arguments(config))])
+    return f"backprop train {shlex.join(arguments(config))}"
 
 
 def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
     """``--json`` and ``--verbose``, passed on as ``as_json`` and ``verbose``."""
-    for option in (
-        click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error"),
-        click.option("--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"),
-    ):
-        function = option(function)
-    return function
+    verbose = click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error")
+    as_json = click.option(
+        "--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"
+    )
+    return as_json(verbose(function))
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

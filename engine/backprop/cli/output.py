@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any, TextIO, TypeVar
 
 from backprop.core.errors import BackpropError
 from backprop.core.redaction import CONTROLS, redact
 
 COLOURS = {"error": "31", "warning": "33", "head": "1", "quiet": "2"}
 _LONGEST_CELL = 60
+
+T = TypeVar("T")
 
 
 def clean(text: str) -> str:
@@ -71,13 +74,20 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
+def answer(value: T, as_json: bool, show: Callable[[T], None]) -> None:
+    """What a command found: as one JSON document, or for people by ``show``."""
+    if as_json:
+        document(value)
+    else:
+        show(value)
+
+
 def document(value: Any) -> None:
     """The one JSON document of a ``--json`` answer. A number that is not finite is ``null``."""
     import msgspec
 
-    sys.stdout.write(
-        _as_json(msgspec.json.format(msgspec.json.encode(without_secrets(value)), indent=2).decode()) + "\n"
-    )
+    plain = without_secrets(msgspec.to_builtins(value))
+    sys.stdout.write(_as_json(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode()) + "\n")
     sys.stdout.flush()
 
 

@@ -30,7 +30,7 @@ _STATUSES = get_args(Status)
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="at most so many")
 @click.option("--output", "-o", "output_dir", metavar="DIR", help="also look for runs in this output directory")
 @json_and_verbose
-def list_runs(status: str | None, limit: int, output_dir: str | None, as_json: bool, verbose: bool) -> int:
+def list_runs(status: str | None, limit: int, output_dir: str | None, as_json: bool, verbose: bool) -> None:
     """List the runs so far, the newest first."""
     if status is not None and status not in _STATUSES:
         raise InputError(f"no run has the status {status!r}", hint="one of " + ", ".join(_STATUSES))
@@ -43,7 +43,6 @@ def list_runs(status: str | None, limit: int, output_dir: str | None, as_json: b
         _show_table(runs)
     else:
         output.narrate("no runs" + (f" with status {status}" if status else " yet; `backprop demo` makes one"))
-    return 0
 
 
 def answer(run: RunSummary) -> dict[str, Any]:
@@ -75,16 +74,13 @@ def _show_table(runs: list[RunSummary]) -> None:
 @click.command
 @click.argument("run")
 @json_and_verbose
-def show_run(run: str, as_json: bool, verbose: bool) -> int:
+def show_run(run: str, as_json: bool, verbose: bool) -> None:
     """Show one run: RUN is its id, the beginning of its id, or its directory."""
-    path = find_run(run)
-    state = read_run(path)
+    state = read_run(find_run(run))
     if as_json:
         output.document(details(state))
-        return 0
-    for text, kind in _story(state):
-        output.line(text, kind)
-    return 0
+    else:
+        _show_run(state)
 
 
 def find_run(run: str) -> Path:
@@ -156,26 +152,23 @@ def details(state: RunState) -> dict[str, Any]:
     }
 
 
-def _story(state: RunState) -> list[tuple[str, str]]:
+def _show_run(state: RunState) -> None:
     """A run's page: head, what is damaged, what happened, how it ended."""
     name = state.config.get("run_name")
-    shown: list[tuple[str, str]] = [
-        (output.inline(f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}"), "head"),
-        (output.inline(f"directory: {state.path}"), "info"),
-    ]
-    shown += [(f"damaged: {what}", "warning") for what in state.damage]
+    output.line(output.inline(f"run {state.run_id} ({state.kind}){f' {name}' if name else ''}: {state.status}"), "head")
+    output.line(output.inline(f"directory: {state.path}"))
+    for what in state.damage:
+        output.line(f"damaged: {what}", "warning")
     if state.status == "crashed":
-        shown.append(("the engine ended without an end event; the last lines of its engine.log may say why", "error"))
+        output.line("the engine ended without an end event; the last lines of its engine.log may say why", "error")
     for setting in ("model", "data"):
         if state.config.get(setting):
-            shown.append((output.inline(f"{setting}: {state.config[setting]}"), "info"))
+            output.line(output.inline(f"{setting}: {state.config[setting]}"))
     for event in state.notable:
         text = describe(event)
         if text and event.type not in ("sample", "run_started", "phase_changed"):
-            shown.append((text, level(event)))
+            output.line(text, level(event))
     if state.checkpoints:
         size = sum(checkpoint.bytes for checkpoint in state.checkpoints)
-        shown.append((f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}", "info"))
-    if state.samples:
-        shown += [(text, "info") for text in views.before_and_after(state.samples, output.width())] + [("", "info")]
-    return shown + [(text, "info") for text in views.ending_lines(state)]
+        output.line(f"{len(state.checkpoints)} checkpoints, {bytes_text(size)}")
+    views.show_ending(state)

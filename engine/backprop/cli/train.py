@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import msgspec
 
 from backprop.cli import options, output
 from backprop.cli.options import json_and_verbose
-from backprop.core.settings import RunConfig, override
+from backprop.core.errors import EXIT_OK
+from backprop.core.settings import override
 from backprop.demo import demo_config
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command
@@ -31,7 +29,9 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
         return continue_run(resumed, as_json, verbose)
     config = options.run_config(given, file)
     if dry_run:
-        return show_plan(config, as_json)
+        plan = {"config": msgspec.to_builtins(config), "command": options.command_line(config)}
+        output.answer(plan, as_json, _show_plan)
+        return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
     return follow.run(config, "train", as_json, verbose)
@@ -46,18 +46,11 @@ def continue_run(run: str, as_json: bool, verbose: bool) -> int:
     return follow.follow(engine_client.resume(find_run(run)), as_json=as_json, verbose=verbose)
 
 
-def show_plan(config: RunConfig, as_json: bool) -> int:
-    """The answer of ``--dry-run``."""
-    values = msgspec.to_builtins(config)
-    command = options.command_line(config)
-    if as_json:
-        output.document({"config": values, "command": command})
-        return 0
-    for name, value in values.items():
+def _show_plan(plan: dict[str, Any]) -> None:
+    for name, value in plan["config"].items():
         output.line(f"{name:<24} {'open' if value is None else value}")
     output.line()
-    output.line(command)
-    return 0
+    output.line(plan["command"])
 
 
 @click.command

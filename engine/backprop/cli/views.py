@@ -7,8 +7,9 @@ import shutil
 import sys
 import textwrap
 import time
+from itertools import zip_longest
 from math import isnan
-from typing import Protocol
+from typing import TypeAlias
 
 from backprop.cli import output
 from backprop.core import events as ev
@@ -21,16 +22,6 @@ _LOADING_EVERY = 5.0
 _SAMPLE = 120
 _STEP_LINES = 200
 """About how many step lines a long run gets off a terminal; a short one gets at most one a second."""
-
-
-class View(Protocol):
-    """Shows events as they come."""
-
-    def show(self, event: ev.AnyEvent, state: RunState) -> None:
-        """``state`` has taken in ``event`` already."""
-
-    def close(self, state: RunState) -> None:
-        """The run is over, or is left."""
 
 
 class JsonLines:
@@ -60,8 +51,6 @@ class PlainLines:
                 if stage == event.stage and event.time - since < _LOADING_EVERY:
                     return
                 self._loading = (event.stage, event.time)
-            case _:
-                pass
         show_event(event)
 
     def _is_due(self, event: ev.Step) -> bool:
@@ -110,6 +99,10 @@ class LiveLine:
         show_ending(state)
 
 
+View: TypeAlias = JsonLines | PlainLines | LiveLine
+"""Shows events as they come (``show``: the state has taken in the event already) until the run is over (``close``)."""
+
+
 def progress_line(state: RunState, event: ev.AnyEvent) -> str:
     """What the run does now: a bar with step, loss, speed and remaining time, or the phase."""
     if isinstance(event, ev.ModelLoading):
@@ -140,8 +133,6 @@ def show_event(event: ev.AnyEvent) -> None:
 
 def show_ending(state: RunState) -> None:
     """Print the samples side by side and the run's last numbers."""
-    if not state.ended:
-        return
     if state.samples:
         for text in before_and_after(state.samples, output.width()):
             output.line(text)
@@ -196,14 +187,10 @@ def before_and_after(samples: list[ev.Sample], width: int) -> list[str]:
     lines = []
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
         lines += ["", *textwrap.wrap(f"> {prompt}", width, subsequent_indent="  ")]
-        left = _wrap(before.get(prompt, ""), column)
-        right = _wrap(after.get(prompt, ""), column)
-        height = max(len(left), len(right))
-        left += [""] * (height - len(left))
-        right += [""] * (height - len(right))
+        left, right = (_wrap(answers.get(prompt, ""), column) for answers in (before, after))
         lines.append(f"{'before':<{column}} | after")
         lines.append(f"{'-' * column}-+-{'-' * column}")
-        lines += [f"{a:<{column}} | {b}".rstrip() for a, b in zip(left, right, strict=True)]
+        lines += [f"{a:<{column}} | {b}".rstrip() for a, b in zip_longest(left, right, fillvalue="")]
     return lines
 
 

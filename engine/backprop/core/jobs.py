@@ -7,6 +7,7 @@ when nobody reads any more it ends.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -20,7 +21,7 @@ class GenerateRequest(Struct, kw_only=True):
 
     run: str
     """The run's directory."""
-    prompts: list[str]
+    prompts: Sequence[str]
     step: int | None = None
     """The checkpoint to ask; the result where none is named."""
     base: bool = False
@@ -34,20 +35,6 @@ class Delta(Struct, kw_only=True, tag_field="type", tag="delta"):
     index: int
     tuned: bool
     text: str
-
-
-class ScoreRequest(Struct, kw_only=True):
-    """Ask a model how hard each row of a dataset is for it."""
-
-    data: str
-    """A file."""
-    model: str
-    """Preset, local directory or Hugging Face name."""
-    max_length: int = 2048
-    train_on_responses: bool = True
-    mapping: dict[str, str] = {}
-    backend: str = "auto"
-    trust_remote_code: bool = False
 
 
 class RowScore(Struct, frozen=True):

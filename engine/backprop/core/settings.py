@@ -7,11 +7,13 @@ for a field left open (``None`` or ``"auto"``) is resolved by the engine and rec
 from __future__ import annotations
 
 import difflib
+import errno
+import functools
 import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
@@ -21,9 +23,14 @@ from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettin
 from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
+_Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+_AboveZero: TypeAlias = Annotated[float, Meta(gt=0)]
+_Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 LARGEST = 2**53
 """The largest whole number that a setting takes: every reader of JSON gives it back."""
 _SHOWN = 120
+_HALF = re.compile("[\ud800-\udfff]")
+"""Halves of surrogate pairs, which no UTF-8 file can hold."""
 
 
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -33,81 +40,62 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         InvalidSettingError: a value that no file could hold and give back, wherever it came from.
     """
 
-    data: Annotated[
-        str, Meta(min_length=1, description="dataset: a file, or owner/name[@revision][:configuration][:split]")
-    ]
-    model: Annotated[str, Meta(min_length=1, description="preset, local directory or Hugging Face name")] = (
-        EMBEDDED_MODEL
-    )
+    data: Annotated[_Text, Meta(description="dataset: a file, or owner/name[@revision][:configuration][:split]")]
+    model: Annotated[_Text, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
     mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
     backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
         "auto"
     )
 
-    steps: (
-        Annotated[int, Meta(ge=1, description="optimizer steps; given neither steps nor epochs: one epoch")] | None
-    ) = None
-    epochs: Annotated[float, Meta(gt=0, description="passes over the data, instead of steps")] | None = None
-    samples: Annotated[int, Meta(ge=1, description="train on the first N usable rows only")] | None = None
-    batch_size: (
-        Annotated[int, Meta(ge=1, description="rows per forward pass; auto: from free memory")] | Literal["auto"]
-    ) = "auto"
+    steps: Annotated[
+        _Positive | None, Meta(description="optimizer steps; given neither steps nor epochs: one epoch")
+    ] = None
+    epochs: Annotated[_AboveZero | None, Meta(description="passes over the data, instead of steps")] = None
+    samples: Annotated[_Positive | None, Meta(description="train on the first N usable rows only")] = None
+    batch_size: Annotated[
+        _Positive | Literal["auto"], Meta(description="rows per forward pass; auto: from free memory")
+    ] = "auto"
     gradient_accumulation: Annotated[int, Meta(ge=1, description="forward passes per optimizer step")] = 4
     learning_rate: Annotated[float, Meta(gt=0, le=1, description="peak learning rate")] = 2e-4
     scheduler: Annotated[
         Literal["cosine", "linear", "constant"], Meta(description="learning-rate curve after warm-up")
     ] = "cosine"
-    warmup_steps: (
-        Annotated[int, Meta(ge=0, description="steps of linear warm-up; open: 5 % of the steps, at most 100")] | None
-    ) = None
+    warmup_steps: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="steps of linear warm-up; open: 5 % of the steps, at most 100"),
+    ] = None
     weight_decay: Annotated[float, Meta(ge=0, le=1, description="AdamW weight decay")] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0, description="gradients are clipped to this norm")] = 1.0
     max_seq_length: Annotated[int, Meta(ge=16, description="longest row in tokens")] = 2048
     train_on_responses: Annotated[bool, Meta(description="loss on the assistant's turns alone")] = True
     packing: Annotated[bool, Meta(description="several rows share one sequence, kept apart by a block mask")] = True
-    gradient_checkpointing: (
-        Annotated[bool, Meta(description="recompute activations: less memory, about a third slower")] | None
-    ) = None
+    gradient_checkpointing: Annotated[
+        bool | None, Meta(description="recompute activations: less memory, about a third slower")
+    ] = None
 
     lora_preset: Annotated[
         Literal["quality", "balanced", "fast"], Meta(description="rank, alpha and layers at once")
     ] = "balanced"
-    lora_r: Annotated[int, Meta(ge=1, le=4096, description="rank; open: the preset's")] | None = None
-    lora_alpha: (
-        Annotated[
-            float, Meta(gt=0, description="scale times rank; open: the preset's, twice the rank if that is given")
-        ]
-        | None
-    ) = None
+    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, Meta(description="rank; open: the preset's")] = None
+    lora_alpha: Annotated[
+        _AboveZero | None, Meta(description="scale times rank; open: the preset's, twice the rank if that is given")
+    ] = None
     lora_dropout: Annotated[float, Meta(ge=0, lt=1, description="dropout before the adapter")] = 0.05
-    target_modules: (
-        Annotated[
-            list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, description="layers that get an adapter")
-        ]
-        | None
-    ) = None
+    target_modules: Annotated[
+        Annotated[list[_Text], Meta(min_length=1)] | None, Meta(description="layers that get an adapter")
+    ] = None
 
     held_out: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file",
-        ),
+        _Text, Meta(description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file")
     ] = "auto"
-    eval_steps: (
-        Annotated[
-            int,
-            Meta(
-                ge=1,
-                description="steps between evaluations; open: ten over the run, none before as many rows were trained",
-            ),
-        ]
-        | None
-    ) = None
-    early_stopping: (
-        Annotated[int, Meta(ge=1, description="stop after so many evaluations in a row without a better one")] | None
-    ) = None
-    save_steps: Annotated[int, Meta(ge=1, description="steps between checkpoints, beside those by time")] | None = None
+    eval_steps: Annotated[
+        _Positive | None,
+        Meta(description="steps between evaluations; open: ten over the run, none before as many rows were trained"),
+    ] = None
+    early_stopping: Annotated[
+        _Positive | None, Meta(description="stop after so many evaluations in a row without a better one")
+    ] = None
+    save_steps: Annotated[_Positive | None, Meta(description="steps between checkpoints, beside those by time")] = None
     save_minutes: Annotated[float, Meta(gt=0, description="minutes between checkpoints")] = 10.0
     keep_best: Annotated[int, Meta(ge=1, description="checkpoints kept for their held-out loss, beside the newest")] = 3
     oom_recovery: Annotated[bool, Meta(description="out of memory: halve the batch, up to three times")] = True
@@ -117,14 +105,12 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     seed: Annotated[int, Meta(ge=0, lt=2**32, description="same seed, data and machine: same run")] = 42
     output_dir: Annotated[str, Meta(min_length=1, description="run directories are made in here")] = "./output"
-    run_name: Annotated[str, Meta(description="a name for people; the run id stays")] | None = None
+    run_name: Annotated[str | None, Meta(description="a name for people; the run id stays")] = None
     mapping: Annotated[
         dict[str, str], Meta(description="which field of a row holds what, as instruction=question")
     ] = {}
     skip_bad: Annotated[bool, Meta(description="train on although some rows cannot be used")] = False
-    sample_prompts: Annotated[
-        list[Annotated[str, Meta(min_length=1)]], Meta(description="answered before the first step and after the last")
-    ] = []
+    sample_prompts: Annotated[list[_Text], Meta(description="answered before the first step and after the last")] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096, description="longest sample, in tokens")] = 96
     trust_remote_code: Annotated[bool, Meta(description="run code that the model brings along")] = False
 
@@ -159,22 +145,17 @@ def _unwritable(value: Any) -> str:
             return f"a finite number is needed, not {value}"
         case int() if abs(value) > LARGEST:
             return f"at most {LARGEST}"
-        case str():
-            if "\0" in value:
-                return "a NUL character is in no file name and no text"
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                return f"{shown(value)} is not UTF-8"
+        case str() if "\0" in value:
+            return "a NUL character is in no file name and no text"
+        case str() if _HALF.search(value):
+            return f"{shown(value)} is not UTF-8"
         case list() | tuple():
             return next((problem for item in value if (problem := _unwritable(item))), "")
         case dict():
             return _unwritable([*value.keys(), *value.values()])
-        case None | int() | float():
-            pass
-        case _:
-            return f"no setting is of type {type(value).__name__}"
-    return ""
+        case None | int() | float() | str():
+            return ""
+    return f"no setting is of type {type(value).__name__}"
 
 
 def shown(value: Any) -> str:
@@ -306,10 +287,18 @@ def held_out_file(held_out: str) -> Path | None:
 
 
 def _expand(setting: str, text: str) -> Path:
+    details = {"field": setting}
     try:
-        return expand(text)
+        path = expand(text)
+        if setting != "output_dir":  # which is refused when a run is made in it
+            path.stat()
     except InputError as error:
-        raise InputError(f"{setting}: {error.message}", hint=error.hint, details={"field": setting}) from None
+        raise InputError(f"{setting}: {error.message}", hint=error.hint, details=details) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            why = f"a name is longer than the file system allows: {shown(text)}"
+            raise InputError(f"{setting}: {why}", hint="shorten it", details=details) from None
+    return path
 
 
 def _is_file(path: Path) -> bool:
@@ -335,17 +324,11 @@ def _no_data(data: Path, field: str) -> DatasetNotFoundError:
 
 
 def setting_help(name: str) -> str:
-    """The one-line meaning of a setting."""
-    return _DESCRIPTIONS.get(name, "")
+    """The one-line meaning of a setting; empty for a name that is none."""
+    return _descriptions().get(name, "")
 
 
+@functools.cache
 def _descriptions() -> dict[str, str]:
-    found: dict[str, str] = {}
     schema = msgspec.json.schema(RunConfig)["$defs"]["RunConfig"]["properties"]
-    for name, spec in schema.items():
-        options = [spec, *spec.get("anyOf", [])]
-        found[name] = next((o["description"] for o in options if "description" in o), "")
-    return found
-
-
-_DESCRIPTIONS = _descriptions()
+    return {name: spec["description"] for name, spec in schema.items()}

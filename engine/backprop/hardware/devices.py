@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
 from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import msgspec
 from msgspec import Struct
 from packaging.requirements import Requirement
 
+from backprop.core.events import Gpu
 from backprop.hardware import nvml
-from backprop.hardware.estimate import card_memory
 from backprop.hardware.gpu import GPUMonitor
 from backprop.hardware.nvml import GPUProblem
 
 DISTRIBUTION = "backprop-tui"
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "tokenizers", "gguf")
+LIBRARIES = (
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("datasets", "safetensors", "tokenizers", "gguf", "numpy"),
+)
+"""Whose versions are reported and kept with each run."""
 FEATURES = {
     "qlora": "4-bit base models (QLoRA)",
     "export": "quantized GGUF files (llama.cpp)",
@@ -57,13 +58,6 @@ class Extra(Struct, kw_only=True):
     """False where the extra is not made for this platform."""
 
 
-class Torch(Struct, frozen=True):
-    """The installed torch, from its files. ``cuda`` is the CUDA version it was built with, ``None`` for a CPU build."""
-
-    version: str
-    cuda: str | None
-
-
 class Info(Struct, kw_only=True):
     """The answer of ``backprop info``."""
 
@@ -84,30 +78,35 @@ class Info(Struct, kw_only=True):
 
 def info() -> Info:
     """Facts for ``backprop info`` and the GPU panel (SPEC section 13)."""
-    cards, driver, driver_cuda, problem = _look_at_cards()
-    torch = installed_torch()
-    if cards:
-        problem = visibility_problem() or torch_problem(
-            torch.version if torch else None, torch.cuda if torch else None, cards=len(cards)
-        )
+    driver, driver_cuda = None, None
+    with closing(GPUMonitor()) as monitor:
+        readings = monitor.read()
+        with suppress(nvml.CardGoneError):  # between two questions
+            driver, driver_cuda = nvml.versions() if readings else (None, None)
+    torch, cuda = installed_torch()
     return Info(
         python=platform.python_version(),
         platform=platform.platform(),
-        torch=torch.version if torch else None,
-        cuda=torch.cuda if torch else None,
+        torch=torch,
+        cuda=cuda,
         driver=driver,
         driver_cuda=driver_cuda,
-        gpus=cards,
-        gpu_problem=problem,
+        gpus=[_card(reading) for reading in readings],
+        gpu_problem=visibility_problem() or torch_problem(torch, cuda) if readings else monitor.problem,
         libraries={name: installed_version(name) for name in LIBRARIES},
         extras=installed_extras(),
     )
 
 
-def info_dict() -> dict[str, Any]:
-    """``info`` as plain values for ``--json``."""
-    plain: dict[str, Any] = msgspec.to_builtins(info())
-    return plain
+def _card(reading: Gpu) -> CardFacts:
+    total, used = reading.memory_total, reading.memory_used
+    return CardFacts(
+        name=reading.name,
+        index=reading.index,
+        vram_total=total,
+        vram_free=None if total is None or used is None else total - used,
+        temperature=reading.temperature,
+    )
 
 
 def installed_version(name: str) -> str | None:
@@ -118,18 +117,17 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def installed_torch() -> Torch | None:
-    """The installed torch and its CUDA version, read from ``torch/version.py`` as text; ``None`` without torch."""
+def installed_torch() -> tuple[str | None, str | None]:
+    """Version of the installed torch, and the CUDA version it was built with: read from its files, not imported."""
+    version = installed_version("torch")
+    if version is None:
+        return None, None
     try:
-        distribution = metadata.distribution("torch")
-    except metadata.PackageNotFoundError:
-        return None
-    try:
-        text = Path(str(distribution.locate_file("torch/version.py"))).read_text(encoding="utf-8")
-        return Torch(distribution.version, cuda_of_version_file(text))
+        text = Path(str(metadata.distribution("torch").locate_file("torch/version.py"))).read_text(encoding="utf-8")
+        return version, cuda_of_version_file(text)
     except OSError:  # installed from a source tree: only the version's own tag tells
-        tag = re.search(r"\+cu(\d+)(\d)$", distribution.version)
-        return Torch(distribution.version, f"{tag[1]}.{tag[2]}" if tag else None)
+        tag = re.search(r"\+cu(\d+)(\d)$", version)
+        return version, f"{tag[1]}.{tag[2]}" if tag else None
 
 
 def cuda_of_version_file(text: str) -> str | None:
@@ -138,16 +136,13 @@ def cuda_of_version_file(text: str) -> str | None:
     return found[1] if found else None
 
 
-def torch_problem(torch_version: str | None, torch_cuda: str | None, *, cards: int) -> GPUProblem | None:
-    """Why torch would not use the cards that are there; ``None`` where it would, or where there is no card.
+def torch_problem(torch_version: str | None, torch_cuda: str | None) -> GPUProblem | None:
+    """Why torch would not use an NVIDIA card; ``None`` where it would.
 
     Args:
         torch_version: as installed, ``None`` if it is not.
         torch_cuda: CUDA version that torch was built with, ``None`` for a CPU build.
-        cards: NVIDIA cards that the driver lists.
     """
-    if cards == 0:
-        return None
     if torch_version is None:
         return GPUProblem("no_torch", "torch is not installed", "pip install torch")
     if torch_cuda is not None:
@@ -163,9 +158,9 @@ def torch_problem(torch_version: str | None, torch_cuda: str | None, *, cards: i
     )
 
 
-def visibility_problem(environ: Mapping[str, str] | None = None) -> GPUProblem | None:
+def visibility_problem() -> GPUProblem | None:
     """Cards that are hidden from CUDA by ``CUDA_VISIBLE_DEVICES``; ``None`` where they are not."""
-    value = (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES")
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None or value.strip() not in {"", "-1"}:
         return None
     return GPUProblem(
@@ -173,11 +168,6 @@ def visibility_problem(environ: Mapping[str, str] | None = None) -> GPUProblem |
         f"CUDA_VISIBLE_DEVICES={value.strip()!r} hides every NVIDIA card from this program",
         "unset CUDA_VISIBLE_DEVICES, or set it to the number of a card",
     )
-
-
-def install_command(extra: str) -> str:
-    """The command that installs an extra; the quotes suit every shell."""
-    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def installed_extras() -> dict[str, Extra]:
@@ -191,60 +181,31 @@ def installed_extras() -> dict[str, Extra]:
 
 
 def _extra(name: str, requirements: list[Requirement]) -> Extra:
-    here = [
-        requirement
-        for extra, requirement in _requirements_of(name, requirements)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-    ]
-    missing = [f"{requirement.name}{requirement.specifier}" for requirement in here if not _met(requirement)]
+    needed = _needed(name, requirements)
+    missing = []
+    for requirement in needed:
+        version = installed_version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            missing.append(f"{requirement.name}{requirement.specifier}")
     return Extra(
-        installed=bool(here) and not missing,
+        installed=bool(needed) and not missing,
         enables=FEATURES[name],
         missing=missing,
-        install=install_command(name),
-        available=bool(here),
+        install=f'pip install "{DISTRIBUTION}[{name}]"',  # the quotes suit every shell
+        available=bool(needed),
     )
 
 
-def _requirements_of(name: str, requirements: list[Requirement]) -> list[tuple[str, Requirement]]:
-    """Requirements of an extra on any platform, each with the extra it is listed under.
-
-    One that names this program's other extras stands for theirs.
-    """
-    found: list[tuple[str, Requirement]] = []
+def _needed(name: str, requirements: list[Requirement]) -> list[Requirement]:
+    """What an extra needs on this platform. One that names this program's other extras stands for theirs."""
+    found: list[Requirement] = []
     for requirement in requirements:
-        if not re.search(rf"""extra == ['"]{re.escape(name)}['"]""", str(requirement.marker or "")):
+        marker = requirement.marker
+        if marker is None or not marker.evaluate({"extra": name}) or marker.evaluate({"extra": ""}):
             continue
         if requirement.name == DISTRIBUTION:
             for other in sorted(requirement.extras):
-                found += _requirements_of(other, requirements)
+                found += _needed(other, requirements)
         else:
-            found.append((name, requirement))
+            found.append(requirement)
     return found
-
-
-def _met(requirement: Requirement) -> bool:
-    version = installed_version(requirement.name)
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
-
-
-def _look_at_cards() -> tuple[list[CardFacts], str | None, str | None, GPUProblem | None]:
-    """Cards, driver version, its CUDA version, and why there is no card."""
-    driver, driver_cuda = None, None
-    with closing(GPUMonitor()) as monitor:
-        readings = monitor.read()
-        with suppress(nvml.CardGoneError):  # between two questions
-            driver, driver_cuda = nvml.versions() if readings else (None, None)
-    cards = []
-    for reading in readings:
-        memory = card_memory(reading)
-        cards.append(
-            CardFacts(
-                name=reading.name,
-                index=reading.index,
-                vram_total=memory.total,
-                vram_free=memory.available,
-                temperature=reading.temperature,
-            )
-        )
-    return cards, driver, driver_cuda, monitor.problem

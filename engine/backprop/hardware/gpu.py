@@ -44,20 +44,18 @@ class Energy:
 
     def add(self, now: float, counter: float | None, power: float | None) -> float | None:
         """Take a reading at ``now`` (seconds): ``counter`` in joules, ``power`` in watts. Returns watt-hours so far."""
+        used = 0.0
         if counter is not None:
-            # A counter that went back was reset with the driver: what it shows was used since.
-            before = 0.0 if self._counter is None or counter < self._counter else self._counter
-            used = 0.0 if self._counter is None else counter - before
-            self._joules = (self._joules or 0.0) + used
+            if self._counter is not None:
+                # A counter that went back was reset with the driver: what it shows was used since.
+                used = counter - self._counter if counter >= self._counter else counter
             self._counter = counter
-        elif self._counter is None:
-            if power is not None:
-                used = 0.0
-                if self._power is not None:
-                    earlier, watts = self._power
-                    used = (now - earlier) * (watts + power) / 2
-                self._joules = (self._joules or 0.0) + used
-            self._power = None if power is None else (now, power)
+        elif self._counter is None and power is not None and self._power is not None:
+            earlier, watts = self._power
+            used = (now - earlier) * (watts + power) / 2
+        self._power = None if power is None else (now, power)
+        if counter is not None or (self._counter is None and power is not None):
+            self._joules = (self._joules or 0.0) + used
         return None if self._joules is None else self._joules / _JOULES_PER_WATT_HOUR
 
 

@@ -12,25 +12,11 @@ import platform
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
 from backprop.core.events import Gpu
-
-Cause: TypeAlias = Literal[
-    "no_card",
-    "no_driver",
-    "no_library",
-    "driver_not_loaded",
-    "version_mismatch",
-    "no_permission",
-    "hidden",
-    "cpu_torch",
-    "no_torch",
-    "gone",
-    "failed",
-]
 
 T = TypeVar("T")
 
@@ -54,7 +40,8 @@ _DISPLAY_PCI_CLASS = "0x03"
 class GPUProblem(Struct, frozen=True):
     """One reason: ``message`` says what is so, ``hint`` what to do about it (empty where nothing is wrong)."""
 
-    cause: Cause
+    cause: str
+    """For programs: ``no_card``, ``no_driver``, ``no_library``, ``hidden``, ``cpu_torch``, ``gone`` …"""
     message: str
     hint: str = ""
 
@@ -122,25 +109,24 @@ def nvml_problem(code: int, text: str, root: Path = Path("/")) -> GPUProblem:
     if code == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
         return _no_library(root)
     known = {
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: GPUProblem(
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
             "driver_not_loaded",
             "the NVIDIA driver is installed but not running",
             "try `sudo modprobe nvidia`; after a kernel update, reboot or install the driver again",
         ),
-        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: GPUProblem(
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
             "version_mismatch",
             "the NVIDIA driver was updated while the old one is still running",
             "reboot this machine",
         ),
-        pynvml.NVML_ERROR_NO_PERMISSION: GPUProblem(
+        pynvml.NVML_ERROR_NO_PERMISSION: (
             "no_permission",
             "this user may not talk to the NVIDIA driver",
             "look at the rights of /dev/nvidia*; the user may have to be in the group `video` or `render`",
         ),
     }
-    return known.get(code) or GPUProblem(
-        "failed", f"the NVIDIA driver does not answer: {text}", "see what `nvidia-smi` says"
-    )
+    other = ("failed", f"the NVIDIA driver does not answer: {text}", "see what `nvidia-smi` says")
+    return GPUProblem(*known.get(code, other))
 
 
 def close() -> None:
@@ -195,7 +181,9 @@ def read_card(card: Card) -> tuple[Gpu, float | None]:
         fan=_scaled(_sensor(lambda: nv.nvmlDeviceGetFanSpeed(handle)), 1),
         clock=_scaled(_sensor(lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM)), 1),
         throttle=throttle_names(reasons or 0),
-        other_processes=None if processes is None else other_processes([p.pid for p in processes]),
+        other_processes=None
+        if processes is None
+        else other_processes([p.pid for p in processes], os.getpid(), same_namespace=_in_first_pid_namespace()),
         shutdown_temperature=card.shutdown,
         detail="" if degrees is not None else "its temperature sensor gives no value",
     )
@@ -209,15 +197,12 @@ def throttle_names(bits: int) -> list[str]:
     return [*names, *([f"reason_{rest:#x}"] if rest else [])]
 
 
-def other_processes(pids: list[int], own: int | None = None, *, same_namespace: bool | None = None) -> int | None:
-    """How many of the compute processes on a card are not this one.
+def other_processes(pids: list[int], own: int, *, same_namespace: bool) -> int | None:
+    """How many of the compute processes on a card are not the process ``own``.
 
     Inside a container NVML gives the process ids of the machine, in which this process cannot find itself: then the
     answer is ``None`` (unknown) unless the card has no process at all.
     """
-    own = os.getpid() if own is None else own
-    if same_namespace is None:
-        same_namespace = _in_first_pid_namespace()
     if own in pids:
         return len(pids) - 1
     return len(pids) if same_namespace or not pids else None

@@ -21,7 +21,7 @@ or a person resumes it (``release``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -124,7 +124,7 @@ def condition(reading: Gpu, thresholds: Thresholds) -> Level:
     power = _level(
         _percent(reading.power, reading.power_limit), warm=thresholds.power_warm, warning=thresholds.power_warning
     )
-    return worst([heat or "unknown", *(level for level in (memory, power) if level is not None)])
+    return worst([heat or "unknown", memory or "safe", power or "safe"])
 
 
 def worst(levels: Sequence[Level]) -> Level:
@@ -150,6 +150,10 @@ class Limits(Struct, frozen=True):
     pace: float
     pause: float
     emergency: float
+
+
+_Known: TypeAlias = tuple[Gpu, float, Limits]
+"""A reading with a temperature, that temperature, and where the guard acts on its card."""
 
 
 class Decision(Struct, kw_only=True):
@@ -205,35 +209,41 @@ class ThermalGuard:
             now: seconds, never going back.
             step: the last finished step, for the events.
         """
-        events: list[Event] = []
-        abort: GPUTemperatureError | None = None
         for reading in readings:
-            card = self._cards.setdefault(reading.index, _Watched(reading.name))
-            self._note(card, reading, step, events)
-            if reading.temperature is not None:
-                abort = self._count_hot(card, reading, now) or abort
-        seen = {reading.index for reading in readings}
-        for index, card in self._cards.items():
-            if index not in seen:
-                silent = Gpu(index=index, name=card.name, detail="nothing is heard of it")
-                self._note(card, silent, step, events)
+            self._cards.setdefault(reading.index, _Watched(reading.name))
+        silent = self._cards.keys() - {reading.index for reading in readings}
+        unheard = [Gpu(index=i, name=self._cards[i].name, detail="nothing is heard of it") for i in sorted(silent)]
+        events: list[Event] = []
+        known: list[_Known] = []
+        abort: GPUTemperatureError | None = None
+        for reading in [*readings, *unheard]:
+            card = self._cards[reading.index]
+            card.temperature = reading.temperature
+            if reading.temperature is None:
+                events += _note_loss(card, reading)
+                continue
+            card.steady += 1
+            if card.steady >= STEADY_READINGS:
+                card.loss_reported = False
+            limits = self.limits(reading.shutdown_temperature)
+            known.append((reading, reading.temperature, limits))
+            abort = _count_hot(card, known[-1], now) or abort
         was_paused = self._paused
-        self._pause_or_resume(readings, step, events)
-        if not self._paused:
-            self._pace(readings, now, step, resumed=was_paused, events=events)
+        events += self._pause_or_resume(known, step)
+        if known and not self._paused:
+            events += self._pace(known, now, step, resumed=was_paused)
         return Decision(rest=self._rest, paused=self._paused, abort=abort, events=events)
 
     def release(self, step: int) -> Decision:
         """A person wants to go on. Granted where no card that holds the run is known to be hot."""
         events: list[Event] = []
         holding = {index: card for index, card in self._cards.items() if card.holds}
-        hot = {index: card for index, card in holding.items() if card.temperature is not None}
-        if self._paused and hot:
-            index, card = next(iter(hot.items()))
+        hot = next((index for index, card in holding.items() if card.temperature is not None), None)
+        if hot is not None:
             events.append(
                 WarningEvent(
                     code="RUNTIME_GPU_TEMPERATURE_CRITICAL",
-                    message=f"GPU {index} is still at {card.temperature:g} °C: the run stays paused",
+                    message=f"GPU {hot} is still at {holding[hot].temperature:g} °C: the run stays paused",
                     hint="it goes on by itself when the card has cooled",
                 )
             )
@@ -244,78 +254,28 @@ class ThermalGuard:
             events.append(Resumed(step=step, reason="by hand, with the temperature unknown"))
         return Decision(rest=self._rest, paused=self._paused, events=events)
 
-    def _note(self, card: _Watched, reading: Gpu, step: int, events: list[Event]) -> None:
-        """Remember the temperature; report once that it is lost."""
-        card.temperature = reading.temperature
-        if reading.temperature is not None:
-            card.steady += 1
-            if card.steady >= STEADY_READINGS:
-                card.loss_reported = False
-            return
-        card.steady = 0
-        if card.loss_reported:
-            return
-        card.loss_reported = True
-        why = f" ({reading.detail})" if reading.detail else ""
-        held = card.holds
-        events.append(
-            WarningEvent(
-                code="DEP_GPU_MONITORING_FAILED",
-                message=f"the temperature of GPU {reading.index} ({reading.name}) is unknown{why}: "
-                + ("the run stays paused" if held else "training goes on without protection against heat"),
-                hint="resume by hand if you know that the card is cool" if held else "see what `nvidia-smi` says",
-            )
-        )
-
-    def _count_hot(self, card: _Watched, reading: Gpu, now: float) -> GPUTemperatureError | None:
-        assert reading.temperature is not None
-        limits = self.limits(reading.shutdown_temperature)
-        if reading.temperature < limits.emergency:
-            card.hot_readings = 0
-            return None
-        if card.hot_readings == 0 or now - card.last_hot >= HOT_SECONDS:
-            card.hot_readings += 1
-            card.last_hot = now
-        if card.hot_readings < HOT_READINGS:
-            return None
-        return GPUTemperatureError(
-            f"GPU {reading.index} ({reading.name}) stayed at {reading.temperature:g} °C although training was paused "
-            f"(limit {limits.emergency:g} °C)",
-            hint="look at fans, dust and other programs on the card; `backprop resume` goes on at the checkpoint",
-            details={"gpu": reading.index, "temperature": reading.temperature, "limit": limits.emergency},
-        )
-
-    def _pause_or_resume(self, readings: Sequence[Gpu], step: int, events: list[Event]) -> None:
+    def _pause_or_resume(self, known: Sequence[_Known], step: int) -> Iterator[Event]:
         """Pause for every card that is critical; resume when each of them has been read cool."""
         reasons = []
-        for reading in readings:
-            if reading.temperature is None:
-                continue
+        for reading, degrees, limits in known:
             card = self._cards[reading.index]
-            limits = self.limits(reading.shutdown_temperature)
-            if reading.temperature >= limits.pause:
+            if degrees >= limits.pause:
                 card.holds = True
-                reasons.append(_pause_reason(reading, limits))
-            elif card.holds and reading.temperature <= limits.ease:
+                shutdown = reading.shutdown_temperature
+                early = f"; it switches itself off at {shutdown:g} °C" if shutdown else ""
+                reasons.append(f"GPU {reading.index} at {degrees:g} °C, goes on at {limits.ease:g} °C{early}")
+            elif card.holds and degrees <= limits.ease:
                 card.holds = False
-                reasons.append(f"GPU {reading.index} has cooled to {reading.temperature:g} °C")
+                reasons.append(f"GPU {reading.index} has cooled to {degrees:g} °C")
         held = any(card.holds for card in self._cards.values())
-        if held and not self._paused:
-            events.append(Paused(step=step, reason="; ".join(reasons)))
-        elif self._paused and not held:
-            events.append(Resumed(step=step, reason="; ".join(reasons)))
-        self._paused = held
+        if held != self._paused:
+            self._paused = held
+            yield (Paused if held else Resumed)(step=step, reason="; ".join(reasons))
 
-    def _pace(self, readings: Sequence[Gpu], now: float, step: int, *, resumed: bool, events: list[Event]) -> None:
+    def _pace(self, known: Sequence[_Known], now: float, step: int, *, resumed: bool) -> Iterator[Event]:
         """Lengthen, keep or shorten the rests, by the card that is nearest to its limit."""
-        known = [
-            (reading.temperature - self.limits(reading.shutdown_temperature).pace, reading)
-            for reading in readings
-            if reading.temperature is not None
-        ]
-        if not known:
-            return
-        margin, hottest = max(known, key=lambda pair: pair[0])
+        hottest, degrees, limits = max(known, key=lambda each: each[1] - each[2].pace)
+        margin = degrees - limits.pace
         rest = self._rest
         if resumed:
             rest = max(rest, FIRST_REST)  # full speed is what made it hot
@@ -330,10 +290,37 @@ class ThermalGuard:
             self._adjusted, self._adjusted_at_margin = now, margin
         if rest != self._rest:
             self._rest = rest
-            reason = f"GPU {hottest.index} at {hottest.temperature:g} °C"
-            events.append(Pacing(step=step, rest=rest, reason=reason))
+            yield Pacing(step=step, rest=rest, reason=f"GPU {hottest.index} at {degrees:g} °C")
 
 
-def _pause_reason(reading: Gpu, limits: Limits) -> str:
-    early = f"; it switches itself off at {reading.shutdown_temperature:g} °C" if reading.shutdown_temperature else ""
-    return f"GPU {reading.index} at {reading.temperature:g} °C, goes on at {limits.ease:g} °C{early}"
+def _note_loss(card: _Watched, reading: Gpu) -> Iterator[Event]:
+    """Report once that the temperature is lost."""
+    card.steady = 0
+    if card.loss_reported:
+        return
+    card.loss_reported = True
+    why = f" ({reading.detail})" if reading.detail else ""
+    so = "the run stays paused" if card.holds else "training goes on without protection against heat"
+    yield WarningEvent(
+        code="DEP_GPU_MONITORING_FAILED",
+        message=f"the temperature of GPU {reading.index} ({reading.name}) is unknown{why}: {so}",
+        hint="resume by hand if you know that the card is cool" if card.holds else "see what `nvidia-smi` says",
+    )
+
+
+def _count_hot(card: _Watched, known: _Known, now: float) -> GPUTemperatureError | None:
+    reading, degrees, limits = known
+    if degrees < limits.emergency:
+        card.hot_readings = 0
+        return None
+    if card.hot_readings == 0 or now - card.last_hot >= HOT_SECONDS:
+        card.hot_readings += 1
+        card.last_hot = now
+    if card.hot_readings < HOT_READINGS:
+        return None
+    return GPUTemperatureError(
+        f"GPU {reading.index} ({reading.name}) stayed at {degrees:g} °C although training was paused "
+        f"(limit {limits.emergency:g} °C)",
+        hint="look at fans, dust and other programs on the card; `backprop resume` goes on at the checkpoint",
+        details={"gpu": reading.index, "temperature": degrees, "limit": limits.emergency},
+    )

@@ -31,7 +31,7 @@ from msgspec import Struct, field
 
 from backprop.core.errors import CheckpointError
 from backprop.core.events import Count
-from backprop.core.files import flush_folder, flush_tree, read_json, remove, sha256, write_file
+from backprop.core.files import flush_folder, new_folder, read_json, remove, sha256, write_file
 from backprop.runs.describe import bytes_text
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
@@ -161,35 +161,25 @@ class CheckpointStore:
         """
         self.require_space(needed)
         name, attempt = self._free_name(step)
-        staged = self.directory / f".{name}.partial"
         try:
-            shutil.rmtree(staged, ignore_errors=True)
-            staged.mkdir()
-            write(staged)
-            manifest = Manifest(
-                run_id=self.run_id,
-                step=step,
-                attempt=attempt,
-                created=time.time(),
-                reason=reason,
-                boundary=boundary,
-                val_loss=loss_to_json(val_loss),
-                identity=identity or {},
-                files=_measured(staged),
-            )
-            flush_tree(staged)
-            write_file(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-            saved = Checkpoint(self.directory / name, manifest)
-            staged.rename(saved.path)
-            flush_folder(self.directory)
+            with new_folder(self.directory / name) as staged:
+                write(staged)
+                manifest = Manifest(
+                    run_id=self.run_id,
+                    step=step,
+                    attempt=attempt,
+                    created=time.time(),
+                    reason=reason,
+                    boundary=boundary,
+                    val_loss=loss_to_json(val_loss),
+                    identity=identity or {},
+                    files=_measured(staged),
+                )
+                write_file(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
             flush_folder(self.directory.parent)
         except OSError as error:
-            shutil.rmtree(staged, ignore_errors=True)
             raise self._failed(error) from error
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        return saved
+        return Checkpoint(self.directory / name, manifest)
 
     def read(self, path: Path) -> Checkpoint:
         """The checkpoint at ``path`` by its manifest alone.
@@ -258,8 +248,8 @@ class CheckpointStore:
             details={"broken": {item.path.name: item.problems for item in broken}},
         )
 
-    def prune(self, policy: CheckpointPolicy, *, in_use: Iterable[int] = (), dry_run: bool = False) -> list[Checkpoint]:
-        """Delete what the policy does not keep, and return it; ``dry_run`` only says what would go.
+    def prune(self, policy: CheckpointPolicy, *, in_use: Iterable[int] = ()) -> list[Checkpoint]:
+        """Delete what the policy does not keep, and return it.
 
         The newest that verifies always stays, and so do the steps ``in_use`` (resumed from). Ones newer than it, which
         do not verify, are left alone and do not count. Without one that verifies nothing is deleted. Earlier attempts
@@ -279,8 +269,11 @@ class CheckpointStore:
         facts = [Candidate(item.val_loss, item.manifest.boundary, item.step in protected) for item in candidates]
         keep = set(chosen(policy, facts))
         doomed += [item for index, item in enumerate(candidates) if index not in keep]
-        if not dry_run:
-            self._remove(checkpoint.path for checkpoint in doomed)
+        try:
+            for checkpoint in doomed:
+                remove(checkpoint.path)
+        except OSError as error:
+            raise self._failed(error) from error
         return doomed
 
     def _folders(self) -> list[Path]:
@@ -303,21 +296,13 @@ class CheckpointStore:
                 bad.append(BrokenCheckpoint(path, [error.message.removeprefix(f"{path}: ")]))
         return sorted(good, key=lambda item: (item.step, item.manifest.attempt)), bad
 
-    def _named(self, step: int) -> list[Path]:
-        return [path for path in self._folders() if path.name.split(".")[0] == f"step-{step:08d}"]
-
     def _free_name(self, step: int) -> tuple[str, int]:
         """A name that is not taken, and the number of this attempt: above every earlier one."""
-        taken = [int(path.name.partition(".")[2] or 1) for path in self._named(step) if _NAME.fullmatch(path.name)]
+        usual = f"step-{step:08d}"
+        names = [path.name for path in self._folders() if _NAME.fullmatch(path.name)]
+        taken = [int(name.partition(".")[2] or 1) for name in names if name.partition(".")[0] == usual]
         attempt = max(taken, default=0) + 1
-        return f"step-{step:08d}" + (f".{attempt}" if attempt > 1 else ""), attempt
-
-    def _remove(self, paths: Iterable[Path]) -> None:
-        try:
-            for path in paths:
-                remove(path)
-        except OSError as error:
-            raise self._failed(error) from error
+        return usual + (f".{attempt}" if attempt > 1 else ""), attempt
 
     def _failed(self, error: OSError) -> CheckpointError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

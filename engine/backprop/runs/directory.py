@@ -29,7 +29,7 @@ from typing import IO, Any
 import msgspec
 from msgspec import Struct
 
-from backprop.core.errors import BackpropError, ConfigurationError, RunError
+from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import open_regular, read_json, write_file
 from backprop.core.paths import expand
@@ -137,11 +137,8 @@ class RunDirectory:
                 return
             mode = 0
         if not stat.S_ISFIFO(mode):
-            raise RunError(
-                f"{self.control} is no named pipe, so commands would not reach the engine",
-                code="RUN_DAMAGED",
-                hint="delete it: `backprop resume` makes it again",
-            )
+            why = "is no named pipe, so commands would not reach the engine"
+            raise _damaged(f"{self.control} {why}", "delete it: `backprop resume` makes it again")
 
     def open_log(self) -> IO[bytes]:
         """``engine.log``, opened to append.
@@ -149,10 +146,8 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written, or is no regular file.
         """
-        try:
+        with _using(self.log):
             return os.fdopen(open_regular(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
-        except OSError as error:
-            raise self._unusable(self.log, error) from error
 
     def open_journal(self, run_id: str) -> journal.JournalWriter:
         """The journal of run ``run_id``, to go on writing it. The run's lock must be held.
@@ -161,10 +156,8 @@ class RunDirectory:
             RunError: it cannot be written, is no regular file, or belongs to another run.
         """
         self.require_own_journal(run_id)
-        try:
+        with _using(self.journal):
             return journal.JournalWriter(self.journal)
-        except OSError as error:
-            raise self._unusable(self.journal, error) from error
 
     def require_own_journal(self, run_id: str) -> None:
         """Check that the journal, where there is one, is a file and tells of run ``run_id``.
@@ -172,16 +165,11 @@ class RunDirectory:
         Raises:
             RunError: it is not.
         """
-        try:
+        with _using(self.journal):
             owner = journal.owner(self.journal)
-        except OSError as error:
-            raise self._unusable(self.journal, error) from error
         if owner not in ("", run_id):
-            raise RunError(
-                f"{self.journal} belongs to run {owner}, not to {run_id}",
-                code="RUN_DAMAGED",
-                hint="put the run's own journal back, or move this one away",
-            )
+            hint = "put the run's own journal back, or move this one away"
+            raise _damaged(f"{self.journal} belongs to run {owner}, not to {run_id}", hint)
 
     def require_files(self, folder: Path) -> None:
         """Check that everything in ``folder`` is a regular file, so that nobody who reads it waits for ever.
@@ -190,18 +178,8 @@ class RunDirectory:
             RunError: something is not, or cannot be read.
         """
         for path in sorted(folder.iterdir()):
-            try:
+            with _using(path):
                 os.close(open_regular(path))
-            except OSError as error:
-                raise self._unusable(path, error) from error
-
-    def _unusable(self, path: Path, error: OSError) -> RunError:
-        here = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-        return RunError(
-            f"{path} cannot be used: {error.strerror or error}",
-            code="RUNTIME_IO_FAILED" if here else "RUN_DAMAGED",
-            hint="look at the disk and the permissions" if here else "move it away, or restore it from a backup",
-        )
 
     def read_record(self) -> RunRecord:
         """Read ``run.json``.
@@ -209,26 +187,17 @@ class RunDirectory:
         Raises:
             RunError: it is missing or not readable, saying which.
         """
-        try:
-            record = read_json(self.record, RunRecord)
-        except FileNotFoundError:
-            raise RunError(
-                f"{self.record} is missing", code="RUN_DAMAGED", hint="the journal beside it may still be read"
-            ) from None
-        except OSError as error:
-            raise self._unusable(self.record, error) from error
-        except (ValueError, BackpropError) as error:
-            raise RunError(
-                f"{self.record} cannot be read: {error}",
-                code="RUN_DAMAGED",
-                hint="move it away: `backprop resume` makes it again from the journal",
-            ) from error
+        with _using(self.record):
+            try:
+                record = read_json(self.record, RunRecord)
+            except FileNotFoundError:
+                raise _damaged(f"{self.record} is missing", "the journal beside it may still be read") from None
+            except (ValueError, InvalidSettingError) as error:
+                hint = "move it away: `backprop resume` makes it again from the journal"
+                raise _damaged(f"{self.record} cannot be read: {error}", hint) from error
         if record.schema > SCHEMA:
-            raise RunError(
-                f"{self.record} was written by a newer version (schema {record.schema})",
-                code="RUN_DAMAGED",
-                hint="use that version for this run",
-            )
+            why = f"was written by a newer version (schema {record.schema})"
+            raise _damaged(f"{self.record} {why}", "use that version for this run")
         return record
 
     def find_record(self) -> RunRecord:
@@ -240,7 +209,8 @@ class RunDirectory:
         try:
             return self.read_record()
         except RunError:
-            started = None if os.path.lexists(self.record) else self._first_start()
+            events = [] if os.path.lexists(self.record) else journal.read(self.journal).events
+            started = next((event for event in events if isinstance(event, RunStarted)), None)
             if started is None:
                 raise
         try:
@@ -251,15 +221,9 @@ class RunDirectory:
                 config=msgspec.convert(started.config, RunConfig),
                 forked_from=started.forked_from,
             )
-        except (ValueError, BackpropError) as error:
-            raise RunError(
-                f"{self.record} is missing, and the settings in {self.journal} cannot be used: {error}",
-                code="RUN_DAMAGED",
-                hint="restore run.json from a backup, or start a new run",
-            ) from error
-
-    def _first_start(self) -> RunStarted | None:
-        return next((event for event in journal.read(self.journal).events if isinstance(event, RunStarted)), None)
+        except (ValueError, InvalidSettingError) as error:
+            what = f"{self.record} is missing, and the settings in {self.journal} cannot be used: {error}"
+            raise _damaged(what, "restore run.json from a backup, or start a new run") from error
 
     def restore_record(self) -> bool:
         """Write a missing ``run.json`` again from the journal; whether it was missing. The lock must be held.
@@ -323,14 +287,12 @@ class RunDirectory:
         """
         deadline = time.monotonic() + LOCK_PATIENCE
         with contextlib.ExitStack() as held:
-            try:
+            with _using(self.lock):
                 folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 held.callback(os.close, folder)
                 self._acquire(folder, deadline)
                 file = open_regular(self.lock, os.O_RDWR | os.O_CREAT)
                 held.callback(os.close, file)
-            except OSError as error:
-                raise self._unusable(self.lock, error) from error
             self._acquire(file, deadline)
             os.ftruncate(file, 0)
             os.pwrite(file, msgspec.json.encode(LockHolder(os.getpid(), time.time())), 0)
@@ -340,11 +302,10 @@ class RunDirectory:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except OSError as error:
                 if error.errno not in _HELD:
                     return  # this file system cannot lock it
-            else:
-                return
             if time.monotonic() > deadline:
                 raise RunError(
                     f"run {self.run_id} is being worked on by process {self.lock_holder().pid or 'unknown'}",
@@ -355,6 +316,24 @@ class RunDirectory:
 
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
+
+
+@contextlib.contextmanager
+def _using(path: Path) -> Iterator[None]:
+    """Turn what the system refuses about ``path`` into an error of the run."""
+    try:
+        yield
+    except OSError as error:
+        here = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+        raise RunError(
+            f"{path} cannot be used: {error.strerror or error}",
+            code="RUNTIME_IO_FAILED" if here else "RUN_DAMAGED",
+            hint="look at the disk and the permissions" if here else "move it away, or restore it from a backup",
+        ) from error
+
+
+def _damaged(what: str, hint: str) -> RunError:
+    return RunError(what, code="RUN_DAMAGED", hint=hint)
 
 
 def _is_held(path: Path, flags: int = 0) -> bool:

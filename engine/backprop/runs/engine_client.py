@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -45,7 +46,10 @@ class EngineClient:
         if process is not None and process.stdout is not None:
             self._pipe = process.stdout.fileno()
             os.set_blocking(self._pipe, False)
-        self._follower = Follower(directory.journal, run_id=_run_id(directory))
+        run_id = ""  # that of the first event, where run.json cannot be read
+        with suppress(RunError):
+            run_id = directory.read_record().run_id
+        self._follower = Follower(directory.journal, run_id=run_id)
         self._rest = b""
         self._last_seq = 0
         self._ended = False
@@ -98,13 +102,13 @@ class EngineClient:
             return []
         chunk = os.read(self._pipe, _CHUNK)
         if not chunk:
-            self._close_pipe()
+            self.detach()
             return self._follower.poll()
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         events = [event for line in lines if (event := decode_event(line)) is not None]
         for event in events:
             if event.seq == 0 and isinstance(event, RunFailed):
-                self._close_pipe()
+                self.detach()
                 self._ended = True
                 raise event.error()
         found = [event for event in events if event.seq > self._last_seq]
@@ -112,7 +116,8 @@ class EngineClient:
             return self._follower.poll()
         return found
 
-    def _close_pipe(self) -> None:
+    def detach(self) -> None:
+        """Stop watching; the engine goes on."""
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
         self._pipe = None
@@ -143,30 +148,24 @@ class EngineClient:
 
     def kill(self) -> None:
         """End the engine at once, losing what came after its last checkpoint."""
-        pid = self._pid()
-        if pid > 0 and self.alive():
+        if (pid := self._pid()) > 0:
             os.killpg(pid, signal.SIGKILL)
 
     def interrupt(self) -> None:
         """Pass a Ctrl+C on to the engine: it finishes the step and saves; the second time it ends at once."""
-        pid = self._pid()
-        if pid > 0 and self.alive():
+        if (pid := self._pid()) > 0:
             os.kill(pid, signal.SIGINT)
 
     def _pid(self) -> int:
         """Process id of the living engine, 0 where there is none."""
         if self._process is not None:
-            return self._process.pid
+            return self._process.pid if self.alive() else 0
         pid = self.directory.lock_holder().pid if self.directory.is_locked() else 0
         return pid if _works_on(pid, self.directory) else 0
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for an engine that this client started; its exit status, ``None`` for one that was attached to."""
         return None if self._process is None else self._process.wait(timeout)
-
-    def detach(self) -> None:
-        """Stop watching; the engine goes on."""
-        self._close_pipe()
 
     def crash(self) -> EngineCrashedError:
         """The error for an engine that is gone without an end event, with the last lines of its log."""
@@ -181,14 +180,6 @@ class EngineClient:
             retryable=True,
             details={"run_id": self.run_id, "path": str(self.directory.path)},
         )
-
-
-def _run_id(directory: RunDirectory) -> str:
-    """The id in ``run.json``; empty where that cannot be read."""
-    try:
-        return directory.read_record().run_id
-    except RunError:
-        return ""
 
 
 def _works_on(pid: int, directory: RunDirectory) -> bool:

@@ -98,70 +98,62 @@ class RunIndex:
         """Runs that were named since it was opened: an index that takes its place is told of them."""
         self._db = self._open()
 
-    def _open(self, damage: sqlite3.Error | None = None) -> sqlite3.Connection:
-        """The index, one that is damaged set aside first: ``damage`` is what was found while it was used."""
+    def _open(self) -> sqlite3.Connection:
         try:
             self._path = self._path or data_dir() / "runs.db"
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                if damage is not None:
-                    raise damage
-                self._inode = _inode(self._path)
-                return _connect(self._path)
-            except sqlite3.Error as error:
-                if not _is_damage(error):
-                    raise
-                return self._set_aside(str(error))
+            self._inode = _inode(self._path)
+            return _connect(self._path)
         except (sqlite3.Error, OSError, RuntimeError) as error:
-            where = f" {self._path}" if self._path else ""
-            self._say(f"the index over runs{where} cannot be used ({_reason(error)}): going on without it")
-            return _connect(":memory:")
+            return self._instead(error)
 
-    def _set_aside(self, why: str) -> sqlite3.Connection:
+    def _instead(self, error: Exception, old: sqlite3.Connection | None = None) -> sqlite3.Connection:
+        """An index to go on with: a new one where this is damaged, one in memory where it cannot be used."""
+        if self._path is not None and isinstance(error, sqlite3.Error) and _is_damage(error):
+            try:
+                return self._set_aside(self._path, str(error))
+            except (sqlite3.Error, OSError) as again:
+                error = again
+        where = f" {self._path}" if self._path else ""
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        self._say(f"the index over runs{where} cannot be used ({reason}): going on without it")
+        new = _connect(":memory:")
+        if old is not None:
+            _copy_paths(old, new)
+        return new
+
+    def _set_aside(self, path: Path, why: str) -> sqlite3.Connection:
         """Start anew with the directories that the old index names, as far as it can be read."""
-        assert self._path is not None
-        with exclusive(self._path.with_suffix(".lock")):
-            if _inode(self._path) not in (0, self._inode):  # another process was faster
-                return _connect(self._path)
-            aside = self._path.with_suffix(f".set-aside-{time.time_ns()}")
+        with exclusive(path.with_suffix(".lock")):
+            if _inode(path) not in (0, self._inode):  # another process was faster
+                return _connect(path)
+            aside = path.with_suffix(f".set-aside-{time.time_ns()}")
             # What SQLite keeps beside the old file would be applied to the new one.
             for ending in ("", "-journal", "-wal", "-shm"):
                 with contextlib.suppress(FileNotFoundError):
-                    Path(f"{self._path}{ending}").replace(f"{aside}{ending}")
+                    Path(f"{path}{ending}").replace(f"{aside}{ending}")
             self._say(f"the index over runs was set aside as {aside} ({why}) and is made anew")
-            db = _connect(self._path)
-            self._inode = _inode(self._path)
-        for path in _paths_of(aside):
-            _add(db, path)
+            db = _connect(path)
+            self._inode = _inode(path)
+        with contextlib.closing(sqlite3.connect(f"{aside.as_uri()}?mode=ro", uri=True)) as old:
+            _copy_paths(old, db)
         return db
 
     def _say(self, trouble: str) -> None:
         self.trouble = self.trouble or trouble
 
-    def _execute(self, statement: str, *values: object) -> list[Any]:
+    def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         """Run one statement, on a new index where this one turns out to be damaged, in memory where it cannot write."""
         for _ in range(2):
             try:
                 return self._db.execute(statement, values).fetchall()
             except sqlite3.Error as error:
-                self._replace(error)
+                with contextlib.closing(self._db) as old:
+                    self._db = self._instead(error, old)
+                with contextlib.suppress(sqlite3.Error):
+                    for path in self._added:
+                        self._db.execute(*_row(path))
         return self._db.execute(statement, values).fetchall()
-
-    def _replace(self, error: sqlite3.Error) -> None:
-        old = self._db
-        if _is_damage(error):
-            old.close()
-            self._db = self._open(error)
-        else:
-            self._say(f"the index over runs {self._path} cannot be written ({_reason(error)}): going on without it")
-            self._db = _connect(":memory:")
-            with contextlib.suppress(sqlite3.Error):
-                rows = old.execute("select path, run_id, started, stamp, summary from runs").fetchall()
-                self._db.executemany("insert or ignore into runs values (?, ?, ?, ?, ?)", rows)
-            old.close()
-        with contextlib.suppress(sqlite3.Error):
-            for path in self._added:
-                _add(self._db, path)
 
     def __enter__(self) -> RunIndex:
         return self
@@ -184,7 +176,7 @@ class RunIndex:
 
     def remove(self, path: Path) -> None:
         """Forget the run in ``path``; its directory stays."""
-        self._execute("delete from runs where path = ?", str(path.absolute()))
+        self._execute("delete from runs where path = ?", (str(path.absolute()),))
 
     def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:
         """Runs, the newest first; those with ``status`` only, at most ``limit``."""
@@ -213,7 +205,7 @@ class RunIndex:
             keep = "" if summary.status in ("starting", "running", "paused") else now
             statement = "update runs set run_id = ?, started = ?, stamp = ?, summary = ? where path = ?"
             encoded = msgspec.json.encode(summary)
-            self._execute(statement, summary.run_id, summary.started_at, keep, encoded, path_text)
+            self._execute(statement, (summary.run_id, summary.started_at, keep, encoded, path_text))
             yield summary
 
     def find(self, prefix: str) -> Path:
@@ -225,7 +217,7 @@ class RunIndex:
         if ("/" in prefix or prefix in (".", "..")) and is_run(Path(prefix)):
             return Path(prefix)
         statement = "select path from runs where substr(run_id, 1, ?) = ? order by started desc"
-        rows = self._execute(statement, len(prefix), prefix.encode(errors="replace").decode())
+        rows = self._execute(statement, (len(prefix), prefix.encode(errors="replace").decode()))
         found = [Path(row[0]) for row in rows if prefix and is_run(Path(row[0]))]
         exact = [path for path in found if path.name == prefix]
         if len(exact) == 1 or len(found) == 1:
@@ -282,34 +274,22 @@ def _is_damage(error: sqlite3.Error) -> bool:
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
 
 
-def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _paths_of(aside: Path) -> list[Path]:
-    """The run directories that an index names that was set aside: it may be the only one to know them."""
-    found: list[Path] = []
-    old = sqlite3.connect(f"{aside.as_uri()}?mode=ro", uri=True)
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(old) as db:
-        for (path,) in db.execute("select path from runs"):
+def _copy_paths(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
+    """Name in ``new`` the runs that ``old`` names: it may be the only one to know them."""
+    with contextlib.suppress(sqlite3.Error):
+        for (path,) in old.execute("select path from runs"):
             if isinstance(path, str):
-                found.append(Path(path))
-    return found
+                new.execute(*_row(Path(path)))
 
 
-def _row(path: Path) -> tuple[str, str, str, float]:
+def _row(path: Path) -> tuple[str, tuple[str, str, float]]:
     """The statement that remembers the run in ``path``, and its values."""
     path = path.absolute()
     try:
         started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
     except OSError:
         started = time.time()
-    return "insert or ignore into runs values (?, ?, ?, '', null)", str(path), path.name, started
-
-
-def _add(db: sqlite3.Connection, path: Path) -> None:
-    statement, *values = _row(path)
-    db.execute(statement, values)
+    return "insert or ignore into runs values (?, ?, ?, '', null)", (str(path), path.name, started)
 
 
 def _kept(blob: object) -> RunSummary | None:

@@ -97,10 +97,10 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 class Follower:
     """Reads a journal as it grows, each event of its run once."""
 
-    def __init__(self, path: Path, after: int = 0, run_id: str = "") -> None:
-        """Deliver events with ``seq`` above ``after``, of ``run_id``; empty: of the run that the first event names."""
+    def __init__(self, path: Path, run_id: str = "") -> None:
+        """Deliver the events of ``run_id``; empty: of the run that the first event names."""
         self._path = path
-        self._after = after
+        self._after = 0
         self._run_id = run_id
         self._inode = 0
         self._offset = 0

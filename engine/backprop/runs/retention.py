@@ -41,8 +41,6 @@ class CheckpointPolicy(Struct, frozen=True):
     """This many of the newest stay, whatever their loss."""
     keep_boundaries: bool = False
     """Those at the end of a run of a multi-run stay."""
-    max_total: Annotated[int, Meta(ge=1)] | None = None
-    """At most this many. The best, the final and protected ones stay even so."""
 
 
 class Candidate(Struct, frozen=True):
@@ -60,19 +58,9 @@ def chosen(policy: CheckpointPolicy, candidates: Sequence[Candidate]) -> list[in
     ranking = sorted(range(count), key=lambda index: _rank(candidates[index], index))
     newest = max(policy.keep_last, int(policy.keep_final))
     keep = set(ranking[: policy.keep_best_n]) | set(range(max(0, count - newest), count))
-    fixed = {index for index, candidate in enumerate(candidates) if candidate.protected}
-    fixed |= set(ranking[: min(1, policy.keep_best_n)])
-    if policy.keep_final and count:
-        fixed.add(count - 1)
-    if policy.keep_boundaries:
-        keep |= {index for index, candidate in enumerate(candidates) if candidate.boundary}
-    keep |= fixed
-    if policy.max_total is not None:
-        for index in reversed(ranking):
-            if len(keep) <= policy.max_total:
-                break
-            if index not in fixed:
-                keep.discard(index)
+    for index, candidate in enumerate(candidates):
+        if candidate.protected or (policy.keep_boundaries and candidate.boundary):
+            keep.add(index)
     return sorted(keep)
 
 
@@ -149,8 +137,8 @@ class CheckpointManager:
         """The register, oldest first. Empty where there is none."""
         return self._read().checkpoints
 
-    def prune(self, dry_run: bool = False) -> list[Path]:
-        """Delete what the policy does not keep and return it; ``dry_run`` only says what would go.
+    def prune(self) -> list[Path]:
+        """Delete what the policy does not keep and return it.
 
         Entries whose files are gone already do not count, and leave the register.
 
@@ -159,20 +147,14 @@ class CheckpointManager:
         """
         if not self.directory.is_dir():
             return []
-        if dry_run:
-            return self._doomed(self._read())[1]
         with self._changing() as register:
-            register.checkpoints, doomed = self._doomed(register)
+            present = [entry for entry in register.checkpoints if (self.directory / entry.path).exists()]
+            candidates = [Candidate(loss_from_json(entry.val_loss), entry.boundary) for entry in present]
+            register.checkpoints = [present[index] for index in chosen(self.policy, candidates)]
+            doomed = [self.directory / entry.path for entry in present if entry not in register.checkpoints]
             for path in doomed:
                 remove(path)
         return doomed
-
-    def _doomed(self, register: _Register) -> tuple[list[RegisteredCheckpoint], list[Path]]:
-        present = [entry for entry in register.checkpoints if (self.directory / entry.path).exists()]
-        candidates = [Candidate(loss_from_json(entry.val_loss), entry.boundary) for entry in present]
-        keep = set(chosen(self.policy, candidates))
-        kept = [entry for index, entry in enumerate(present) if index in keep]
-        return kept, [self.directory / entry.path for index, entry in enumerate(present) if index not in keep]
 
     def _inside(self, path: Path) -> str:
         full = Path(os.path.normpath(path if path.is_absolute() else self.directory / path))

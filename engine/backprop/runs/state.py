@@ -41,19 +41,15 @@ class Curves(Struct):
 
     def append(self, event: ev.Step) -> None:
         """Take in one step."""
-        nan = float("nan")
-        self.step.append(event.step)
-        self.loss.append(nan if event.loss is None else event.loss)
-        self.learning_rate.append(event.learning_rate)
-        self.grad_norm.append(nan if event.grad_norm is None else event.grad_norm)
-        self.tokens_per_second.append(event.tokens_per_second)
-        self.seconds.append(event.seconds)
+        for name in self.__struct_fields__:
+            value = getattr(event, name)
+            getattr(self, name).append(float("nan") if value is None else value)
 
     def truncate(self, last_step: int) -> None:
         """Forget the steps after ``last_step``: a resume takes them again."""
         keep = bisect_right(self.step, last_step)
-        for column in (self.step, self.loss, self.learning_rate, self.grad_norm, self.tokens_per_second, self.seconds):
-            del column[keep:]
+        for name in self.__struct_fields__:
+            del getattr(self, name)[keep:]
 
     def __len__(self) -> int:
         return len(self.step)
@@ -163,7 +159,8 @@ class RunState(Struct, kw_only=True):
         self.last_seq = event.seq
         silent = event.time - self.last_event_at > _SILENCE
         if isinstance(event, ev.RunStarted) or (silent and isinstance(event, ev.RunFailed)):
-            self._end_stretch()
+            # A new engine speaks: the one before worked up to its last event, however it ended.
+            self.seconds_before, self.stretch_started_at = self.duration_seconds, 0.0
         self.last_event_at = event.time
         self.version += 1
         match event:
@@ -176,11 +173,6 @@ class RunState(Struct, kw_only=True):
             case _:
                 self.notable.append(event)
                 self._notable(event)
-
-    def _end_stretch(self) -> None:
-        """A new engine speaks: the one before worked up to its last event, however it ended."""
-        self.seconds_before = self.duration_seconds
-        self.stretch_started_at = 0.0
 
     def await_start(self) -> None:
         """An engine was launched on the run again and has said nothing yet: its old end is no longer the end."""
@@ -231,8 +223,6 @@ class RunState(Struct, kw_only=True):
             case ev.RunFailed():
                 self.failed = event
                 self._end("failed", event.time)
-            case _:
-                pass
 
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
@@ -244,13 +234,10 @@ class RunState(Struct, kw_only=True):
         self.finished = self.failed = None
         self.journal_status, self.paused_for, self.pacing_rest = "running", "", 0.0
         if event.resumed_from is not None:
-            self._take_back(event.resumed_from)
-
-    def _take_back(self, step: int) -> None:
-        self.curves.truncate(step)
-        self.step = step
-        self.evaluations = [e for e in self.evaluations if e.step <= step]
-        self.samples = [s for s in self.samples if s.step <= step]
+            self.step = event.resumed_from
+            self.curves.truncate(self.step)
+            self.evaluations = [e for e in self.evaluations if e.step <= self.step]
+            self.samples = [s for s in self.samples if s.step <= self.step]
 
     def _end(self, status: Status, time: float) -> None:
         self.journal_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""

@@ -20,7 +20,8 @@ from msgspec import Struct
 from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
-from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored, ScoreRequest
+from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored
+from backprop.core.settings import RunConfig
 from backprop.data import preprocess as tokens
 from backprop.worker.job import Send, run_job
 
@@ -35,7 +36,7 @@ class _Kept(Struct):
     rows: list[RowScore]
 
 
-def score(request: ScoreRequest, say: Send) -> None:
+def score(request: RunConfig, say: Send) -> None:
     """Score every row of a dataset and say so, row by row.
 
     Raises:
@@ -52,7 +53,7 @@ def score(request: ScoreRequest, say: Send) -> None:
     prepared = tokens.prepare(
         request.data,
         path,
-        max_length=request.max_length,
+        max_length=request.max_seq_length,
         train_on_responses=request.train_on_responses,
         mapping=request.mapping or None,
         progress=now_and_then(lambda done, total: say(JobProgress(doing="counting tokens", done=done, total=total))),
@@ -214,4 +215,4 @@ class _Parts:
 
 
 if __name__ == "__main__":
-    run_job(ScoreRequest, score)
+    run_job(RunConfig, score)

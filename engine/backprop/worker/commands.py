@@ -50,11 +50,9 @@ class Control:
     def take(self) -> list[AnyCommand]:
         """Everything that was asked since the last look; does not wait."""
         taken = []
-        while True:
-            try:
-                taken.append(self._queue.get_nowait())
-            except queue.Empty:
-                return taken
+        while (command := self.wait(0)) is not None:
+            taken.append(command)
+        return taken
 
     def wait(self, timeout: float | None = None) -> AnyCommand | None:
         """The next command, waiting for it; ``None`` after ``timeout`` seconds without one."""

@@ -49,16 +49,15 @@ class _Reporter:
         self.finished = False
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, RunStarted | PhaseChanged):
+            self._control.require_uninterrupted()
         match event:
             case Step():
                 self._last = event
             case RunFinished():
                 self.finished = True
                 event.duration_seconds = self._earlier + time.monotonic() - self._started
-            case PhaseChanged():
-                self._control.require_uninterrupted()
             case RunStarted():
-                self._control.require_uninterrupted()
                 self._started = time.monotonic()
                 self._resumed_from = event.resumed_from or 0
         self._writer.emit(event)
@@ -88,13 +87,16 @@ def _run(directory: RunDirectory, work: Work) -> int:
     control = Control()
     try:
         with directory.hold_lock():
-            restored = directory.restore_record()
+            notes: list[Event] = []
+            if directory.restore_record():
+                message = "run.json was missing: it was made again from the journal"
+                notes.append(events.Warning(code="RECORD_RESTORED", message=message))
             run_id = directory.read_record().run_id
             journal = directory.open_journal(run_id)
             earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
             control.listen(directory)
             writer = EventWriter(journal, pipe, run_id)
-            reporter = _Reporter(writer, control, directory, _notes(restored), earlier)
+            reporter = _Reporter(writer, control, directory, notes, earlier)
             status = _report(directory, control, reporter, work)
             writer.close()
     except RunError as error:
@@ -103,12 +105,6 @@ def _run(directory: RunDirectory, work: Work) -> int:
         pipe.offer(encode(failure(error)))
         return error.exit_code
     return status
-
-
-def _notes(restored: bool) -> list[Event]:
-    if not restored:
-        return []
-    return [events.Warning(code="RECORD_RESTORED", message="run.json was missing: it was made again from the journal")]
 
 
 def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work: Work) -> int:

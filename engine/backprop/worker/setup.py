@@ -7,19 +7,13 @@ import re
 import sys
 import traceback
 import warnings
-from importlib import metadata
 from typing import Any, NoReturn
 
 from backprop.core.errors import BackpropError
 from backprop.core.events import RunFailed
 from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
-
-_LIBRARIES = (
-    *("backprop-tui", "torch", "transformers", "peft", "accelerate", "bitsandbytes"),
-    *("tokenizers", "safetensors", "numpy"),
-)
-
+from backprop.hardware.devices import DISTRIBUTION, LIBRARIES, installed_version
 
 _LAUNCHERS = re.compile(
     r"((LOCAL_|GROUP_|ROLE_|CROSS_)?(RANK|WORLD_SIZE)|ROLE_NAME|LOCAL_SIZE|NODE_RANK|MASTER_(ADDR|PORT)"
@@ -30,13 +24,8 @@ _LAUNCHERS = re.compile(
 
 def environment() -> dict[str, Any]:
     """What the result depends on beside data and configuration: versions and the machine."""
-    facts: dict[str, Any] = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
-    for name in _LIBRARIES:
-        try:
-            facts[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            facts[name] = None
-    return facts
+    facts = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
+    return {**facts, **{name: installed_version(name) for name in (DISTRIBUTION, *LIBRARIES)}}
 
 
 def quiet_libraries() -> None:
@@ -59,21 +48,25 @@ def quiet_libraries() -> None:
 
 def failure(error: BaseException) -> RunFailed:
     """The event for ``error``; secrets in it are blacked out."""
-    trace = redact("".join(traceback.format_exception(error)))
+    known = _known(error)
+    return RunFailed(
+        code=known.code,
+        message=redact(known.message),
+        hint=redact(known.hint),
+        retryable=known.retryable,
+        traceback=redact("".join(traceback.format_exception(error))),
+    )
+
+
+def _known(error: BaseException) -> BackpropError:
     if isinstance(error, BackpropError):
-        return RunFailed(
-            code=error.code,
-            message=redact(error.message),
-            hint=redact(error.hint),
-            retryable=error.retryable,
-            traceback=trace,
-        )
-    text = redact(f"{type(error).__name__}: {error}")
+        return error
+    text = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
         hint = "look at the disk and the permissions of the path"
-        return RunFailed(code="RUNTIME_IO_FAILED", message=text, hint=hint, retryable=True, traceback=trace)
+        return BackpropError(text, hint=hint, code="RUNTIME_IO_FAILED", retryable=True)
     hint = "--verbose shows the traceback; the run's engine.log has the rest"
-    return RunFailed(code="RUNTIME_TRAINING_FAILED", message=text, hint=hint, retryable=False, traceback=trace)
+    return BackpropError(text, hint=hint, code="RUNTIME_TRAINING_FAILED")
 
 
 def end_process(code: int) -> NoReturn:
