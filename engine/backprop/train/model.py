@@ -146,10 +146,12 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
             f"the weights in memory are not what was asked for: frozen ones in {wrong} instead of {loaded.dtype}",
             hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",
         )
+    threads = f"cpu ({torch.get_num_threads()} threads)"
+    device = f"cuda ({torch.cuda.get_device_name(loaded.device)})" if loaded.device.type == "cuda" else threads
     return ModelLoaded(
         model=config.model,
         path=str(loaded.path),
-        device=_device_name(loaded.device),
+        device=device,
         mode=config.mode,
         dtype=str(loaded.dtype).removeprefix("torch."),
         parameters=sum(weight.numel() for weight in frozen),
@@ -157,12 +159,6 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
         targets=loaded.mode.targets,
         notes=loaded.mode.notes,
     )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
 
 
 @contextmanager
