@@ -23,6 +23,7 @@ from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
 from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored, ScoreRequest
 from backprop.data import preprocess as tokens
+from backprop.data.tokenizer import ChatTokenizer
 from backprop.worker.job import Send, run_job
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -64,6 +65,7 @@ def score(request: ScoreRequest, say: Send) -> None:
     kept = _read(place)
     if kept is None:
         base = models.load_base(path, device, dtype, request.trust_remote_code)
+        models.require_known_tokens(base, prepared.ids, ChatTokenizer.load(path))
         rows: list[RowScore] = []
         for some in scores(
             base, prepared, device, dtype, lambda done, total: say(JobProgress(doing="scoring", done=done, total=total))

@@ -101,6 +101,8 @@ class Session:
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit)
+        for each in (rows, self.held_out.rows):
+            models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
         if start.checkpoint:
             notes = require_same_identity(
