@@ -45,7 +45,7 @@ from safetensors.torch import load_file
 def do(config: RunConfig, control: Any) -> tuple[list[Event], RunDirectory]:
     events: list[Event] = []
     directory = RunDirectory.create(config)
-    session.run(Beginning(resolved(config)), directory, events.append, control)
+    session.Session(Beginning(resolved(config)), directory, events.append, control).run()
     return events, directory
 
 
@@ -144,7 +144,7 @@ def test_a_missing_dataset_is_said_before_any_weight_is_loaded(
     config = replace(tiny_config, data=str(tmp_path / "nowhere.jsonl"))
 
     with pytest.raises(BackpropError) as caught:
-        session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
+        session.Session(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "DATASET_NOT_FOUND"
     assert of(events, ModelLoaded) == []
@@ -198,7 +198,7 @@ def test_abort_ends_at_once_and_saves_nothing(tiny_config: RunConfig, played: An
     events: list[Event] = []
 
     with pytest.raises(TrainingAbortedError):
-        session.run(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]}))
+        session.Session(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]})).run()
 
     assert len(of(events, Step)) < 10
     assert not directory.adapter.exists()
@@ -241,7 +241,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
     events: list[Event] = []
 
     with pytest.raises(TrainingError) as caught:
-        session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
+        session.Session(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "RUNTIME_NOT_FINITE"
     assert [skip.in_a_row for skip in of(events, StepSkipped)] == [1, 2, 3, 4, 5]

@@ -85,9 +85,6 @@ class Reporter:
                 metrics={name: value for name, value in metrics.by_name.items() if math.isfinite(value)},
             )
         )
-        self._count_skips(number, metrics)
-
-    def _count_skips(self, number: int, metrics: StepMetrics) -> None:
         if not metrics.skipped:
             self._skipped = 0
             return

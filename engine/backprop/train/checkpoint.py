@@ -137,8 +137,8 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     if saved.keys() != parameters.keys():
         only_saved, only_here = sorted(saved.keys() - parameters.keys()), sorted(parameters.keys() - saved.keys())
         raise CheckpointError(
-            f"{path.name} trains other weights: {_some(only_saved)} only in the checkpoint, "
-            f"{_some(only_here)} only in the model",
+            f"{path.name} trains other weights: {some(only_saved)} only in the checkpoint, "
+            f"{some(only_here)} only in the model",
             code="STATE_IDENTITY_MISMATCH",
         )
     for name, parameter in parameters.items():
@@ -219,7 +219,8 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of ``names``, and how many more there are."""
     return (", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")) or "none"
 
 

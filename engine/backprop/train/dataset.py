@@ -125,14 +125,14 @@ class Subset:
     """Some rows of a prepared dataset, renumbered from 0."""
 
     def __init__(self, rows: tokens.Prepared, places: Sequence[int]) -> None:
-        self._rows = rows
+        self.rows = rows
         self._places = np.asarray(places, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def row(self, index: int) -> Row:
-        return self._rows.row(int(self._places[index]))
+        return self.rows.row(int(self._places[index]))
 
     @property
     def fingerprint(self) -> str:
@@ -146,7 +146,7 @@ class Subset:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
-        return self._rows.lengths[self._places]
+        return self.rows.lengths[self._places]
 
 
 def divide(

@@ -76,10 +76,11 @@ def generate(
     """
     import torch
 
-    from backprop.train.model import evaluating
+    from backprop.train.model import evaluating, require_known_tokens
 
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     encoded = chat.encode([chat.template.render(messages, prompt=True)])[0]
+    require_known_tokens(model, encoded.ids, chat)
     ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
 
     def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

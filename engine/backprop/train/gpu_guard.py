@@ -67,15 +67,16 @@ class Guard:
         silent = now - read_at > SILENCE
         if read_at != self._judged_at or silent:
             self._judged_at = read_at
-            self._decision = self._thermal.update([] if silent else readings, now, step)
-            for event in self._decision.events:
-                self._emit(event)
+            self._decided(self._thermal.update([] if silent else readings, now, step))
         return self._decision
 
     def release(self, step: int) -> None:
         """A person wants to go on after a pause for heat."""
-        self._decision = self._thermal.release(step)
-        for event in self._decision.events:
+        self._decided(self._thermal.release(step))
+
+    def _decided(self, decision: Decision) -> None:
+        self._decision = decision
+        for event in decision.events:
             self._emit(event)
 
     def _take(self, readings: list[Gpu]) -> None:

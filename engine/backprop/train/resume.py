@@ -28,7 +28,7 @@ from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
-from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore, read_manifest
+from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.worker.setup import environment
 
@@ -81,29 +81,37 @@ def begin(
         CheckpointError: checkpoints exist and none verifies; the message says of each why not.
     """
     config = record.config
-    if verb == "start":
-        weights = _forked_from(record)
-        return Beginning(resolve(config), weights=weights, split_seed=_split_seed(weights))
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config, extended=True)
     store = CheckpointStore(directory.checkpoints, record.run_id)
     store.remove_leftovers()
-    if not any(store.directory.glob("step-*")):
-        note = events.Warning(code="NO_CHECKPOINT", message="the run had no checkpoint yet: it starts again at step 1")
+    if verb == "start" or not any(store.directory.glob("step-*")):
         weights = _forked_from(record)
-        return Beginning(
-            resolve(config), continued=True, weights=weights, split_seed=_split_seed(weights), notes=[note]
-        )
+        start = Beginning(resolve(config), continued=verb != "start", weights=weights, split_seed=_split_seed(weights))
+        if start.continued:
+            message = "the run had no checkpoint yet: it starts again at step 1"
+            start.notes.append(events.Warning(code="NO_CHECKPOINT", message=message))
+        return start
     checkpoint, broken = store.require_valid()
     resolved = resolve(as_resolved(config, checkpoint))
+    saved = checkpoint.manifest.identity.get("config", {})
+    # The checkpoint is from before an extend where the run has got another end since.
+    other_end = any(saved.get(name) != getattr(resolved, name) for name in ("steps", "epochs"))
     return Beginning(
         resolved,
         checkpoint,
         continued=True,
-        extended=(record.extended or verb == "extend") and _has_other_end(checkpoint, resolved),
+        extended=(record.extended or verb == "extend") and other_end,
         split_seed=_split_seed(checkpoint.path),
-        notes=[_passed_over(each, checkpoint) for each in broken],
+        notes=[
+            events.Warning(
+                code="STATE_CHECKPOINT_INVALID",
+                message=f"checkpoint {each.path.name} is not used: {'; '.join(each.problems)}",
+                hint=f"going on from step {checkpoint.step}",
+            )
+            for each in broken
+        ],
     )
 
 
@@ -134,20 +142,6 @@ def _split_seed(checkpoint: Path | None) -> int | None:
     return seed
 
 
-def _has_other_end(checkpoint: Checkpoint, config: RunConfig) -> bool:
-    """Whether the checkpoint is from before an extend: the run has got another end since."""
-    saved = checkpoint.manifest.identity.get("config", {})
-    return any(saved.get(name) != getattr(config, name) for name in ("steps", "epochs"))
-
-
-def _passed_over(broken: BrokenCheckpoint, used: Checkpoint) -> events.Warning:
-    return events.Warning(
-        code="STATE_CHECKPOINT_INVALID",
-        message=f"checkpoint {broken.path.name} is not used: {'; '.join(broken.problems)}",
-        hint=f"going on from step {used.step}",
-    )
-
-
 def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     """``config`` with what was left open chosen as it was when the checkpoint was made.
 
@@ -171,8 +165,9 @@ def identity(
         held_out: of the rows that are evaluated on; empty where there are none.
         split_seed: by which they were chosen, where it is not the run's own.
     """
+    files = [path for path in sorted(model_path.iterdir()) if path.is_file() and _MODEL_FILES.fullmatch(path.name)]
     return {
-        "model": {path.name: file_hash(path) for path in sorted(model_path.iterdir()) if _is_model_file(path)},
+        "model": {path.name: file_hash(path) for path in files},
         "tokens": fingerprint,
         "held_out": held_out,
         "split_seed": config.seed if split_seed is None else split_seed,
@@ -340,7 +335,3 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[st
 
 def _shown(value: Any) -> str:
     return "not there" if value is _ABSENT else repr(value)
-
-
-def _is_model_file(path: Path) -> bool:
-    return path.is_file() and _MODEL_FILES.fullmatch(path.name) is not None

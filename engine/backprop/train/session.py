@@ -31,26 +31,19 @@ from backprop.train.methods import METHODS
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
-from backprop.train.steering import Commands, Steering
+from backprop.train.steering import Steering
 from backprop.train.trainer import Schedule, StepLoop
+from backprop.worker.commands import Control
 
 Emit = Callable[[Event], None]
 EVALUATIONS = 10
 """Evaluations over a run whose configuration does not say how often."""
 
 
-def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands) -> EndStatus:
-    """Do one training run and emit all that happens, ``run_finished`` last; how it ended.
-
-    ``run_started`` before it, and ``run_failed`` for whatever it raises, are the caller's.
-    """
-    return Session(start, directory, emit, control).run()
-
-
 class Session:
     """One stretch of a run, with all that it works with."""
 
-    def __init__(self, start: Beginning, directory: RunDirectory, emit: Emit, control: Commands) -> None:
+    def __init__(self, start: Beginning, directory: RunDirectory, emit: Emit, control: Control) -> None:
         self.start = start
         self.config = start.config
         self.directory = directory
@@ -59,6 +52,10 @@ class Session:
         self.steering = Steering(control, emit)
 
     def run(self) -> EndStatus:
+        """Train and emit all that happens, ``run_finished`` last; how it ended.
+
+        ``run_started`` before it, and ``run_failed`` for whatever it raises, are the caller's.
+        """
         began = time.monotonic()
         torch.set_grad_enabled(True)
         models.use_all_cores()
@@ -104,6 +101,8 @@ class Session:
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit)
+        for each in (rows, self.held_out.rows):
+            models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
         if start.checkpoint:
             notes = require_same_identity(
