@@ -92,7 +92,8 @@ class LiveScreen(BaseScreen):
     def flush(self) -> None:
         watch = self.watch_run
         if watch is not self._watch:
-            self._begin(watch)
+            self._watch, self._asked, self._chosen_by_hand = watch, None, False
+            self._show_pane("events")
         state = watch.state if watch else None
         if self._asked and (state is None or state.ended or count_of(state, self._asked[1]) > self._asked[2]):
             self._asked = None
@@ -110,17 +111,10 @@ class LiveScreen(BaseScreen):
         self._problem.show(problem)
         self.show_keys()
 
-    def _begin(self, watch: Watch | None) -> None:
-        self._watch, self._asked, self._chosen_by_hand = watch, None, False
-        self._show_pane("events")
-
     def _draw_curves(self, watch: Watch | None) -> None:
         if watch is None:
-            waiting: list[Row] = [
-                [("no run is open", "strong")],
-                [("2 shows the runs; there d starts the demo", "muted")],
-            ]
-            self._plot.show(Curve(), None, 0, waiting)
+            hint = "2 shows the runs; there d starts the demo"
+            self._plot.show(Curve(), None, 0, [[("no run is open", "strong")], [(hint, "muted")]])
         else:
             state = watch.state
             self._plot.show(watch.series.loss, state, state.total_steps, phases_so_far(state))
@@ -132,12 +126,11 @@ class LiveScreen(BaseScreen):
         """Show what matters at the end: what went wrong, or the answers before and after."""
         if watch is None or self._chosen_by_hand:
             return
+        ended = self.pane == "events" and watch.was_alive and watch.state.finished is not None
         if problem and self.pane != "problem":
             self._show_pane("problem")
-        elif not problem and self.pane == "events" and watch.was_alive and watch.state.finished:
-            answered = [pair for pair in pairs(watch.state.samples) if pair.before and pair.after]
-            if answered:
-                self._show_pane("samples")
+        elif not problem and ended and any(pair.before and pair.after for pair in pairs(watch.state.samples)):
+            self._show_pane("samples")
 
     def _panes(self, state: RunState | None, problem: bool) -> list[tuple[str, str]]:
         panes = [("events", "events"), ("samples", "samples"), ("data", "data")]

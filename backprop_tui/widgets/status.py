@@ -30,12 +30,8 @@ class RunHeader(Cells):
         name = state.config.get("run_name")
         if name and width >= 100:
             left += [("  " + safe(str(name)), "text")]
-        model = short_path(str(state.config.get("model") or ""))
-        left += [
-            ("  " + safe(model), "text"),
-            (" ← ", "muted"),
-            (safe(short_path(str(state.config.get("data", "")))), "text"),
-        ]
+        model, data = (safe(short_path(str(state.config.get(part) or ""))) for part in ("model", "data"))
+        left += [("  " + model, "text"), (" ← ", "muted"), (data, "text")]
         doing = (f"{asked or self._doing(state)} ", "warn" if asked else "muted")
         return [spread(left, [doing, *([("│ ", "rule"), *chip] if chip else [])], width)]
 

@@ -30,9 +30,13 @@ def ask_and_write(
     opened: OpenFile,
     find_scores: Callable[[], Scores | None],
     tasks: Tasks,
-    then: Callable[[CleanResult], object],
+    show: Callable[[list[Row], str], object],
 ) -> None:
-    """Ask, then write a copy without unusable and repeated rows, and without what is named in the answer."""
+    """Ask, then write a copy without unusable and repeated rows, and without what is named in the answer.
+
+    Args:
+        show: called with the result in full and in short.
+    """
     from backprop.data.clean import clean_file
     from backprop.data.writing import beside
 
@@ -44,10 +48,13 @@ def ask_and_write(
             )
         return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
 
+    def take(result: CleanResult) -> None:
+        show(result_lines(result), f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")
+
     name = safe(beside(Path(opened.path), "clean").name)
     prompt.ask(
         f"Write {name} beside it, without unusable rows and exact duplicates? enter writes",
-        lambda words: tasks.begin("clean", "writing the cleaned copy", lambda task: write(task, words), then),
+        lambda words: tasks.begin("clean", "writing the cleaned copy", lambda task: write(task, words), take),
         help=HELP,
     )
 

@@ -109,11 +109,7 @@ def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int
 
 def _table(counted: CountedLengths, limit: int) -> Iterator[Row]:
     share = 100 * counted.trained / max(counted.tokens, 1)
-    part = "" if counted.whole else " so far"
-    yield [
-        (f"{counted.rows:,} rows{part}", "strong+bold"),
-        (f" · {short_number(counted.tokens)} tokens, {share:.0f} % trained", "text"),
-    ]
+    yield _counted(counted, f" · {short_number(counted.tokens)} tokens, {share:.0f} % trained")
     if counted.unusable:
         yield [(f"! {counted.unusable:,} rows cannot be used at any length (c lists why)", "warn")]
     yield []
@@ -131,12 +127,16 @@ def _table(counted: CountedLengths, limit: int) -> Iterator[Row]:
 
 
 def _no_limit(counted: CountedLengths) -> list[Row]:
-    part = "" if counted.whole else " so far"
     return [
-        [(f"{counted.rows:,} rows{part}", "strong+bold"), (", in characters", "text")],
+        _counted(counted, ", in characters"),
         [(percentiles(counted.lengths), "text")],
         [("The limit is in tokens: choose a model (m) to see what it cuts.", "muted")],
     ]
+
+
+def _counted(counted: CountedLengths, more: str) -> Row:
+    part = "" if counted.whole else " so far"
+    return [(f"{counted.rows:,} rows{part}", "strong+bold"), (more, "text")]
 
 
 def percentiles(lengths: Lengths) -> str:

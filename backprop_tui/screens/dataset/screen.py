@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from textual import on
 from textual.app import ComposeResult
@@ -13,7 +13,7 @@ from textual.widgets import ContentSwitcher
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dataset.browser import Browser
-from backprop_tui.screens.dataset.clean import ask_and_write, result_lines
+from backprop_tui.screens.dataset.clean import ask_and_write
 from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
 from backprop_tui.screens.dataset.keys import KEYS, NEED_FILE, useful
@@ -29,9 +29,6 @@ from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.text_view import TextView
-
-if TYPE_CHECKING:
-    from backprop.data.clean import CleanResult
 
 
 class DataScreen(BaseScreen):
@@ -55,9 +52,8 @@ class DataScreen(BaseScreen):
         self._stepped_to = 0
         """The line of the finding that a step went to last."""
         self._title, self._status = Bar(id="title"), Bar(id="status")
-        self._welcome, self._report, self._statistics = (
-            TextView(id=name) for name in ("welcome", "report", "statistics")
-        )
+        self._welcome, self._report = TextView(id="welcome"), TextView(id="report")
+        self._statistics = TextView(id="statistics")
         self.browser = Browser(self.tasks, id="list")
         self.table = self.browser.table
         self.findings = FindingsPane(self.tasks, id="problems")
@@ -81,9 +77,8 @@ class DataScreen(BaseScreen):
         yield self.keybar
 
     def on_mount(self) -> None:
-        if self.wanted_path:
-            self.open_path(self.wanted_path)
-        else:
+        self.open_path(self.wanted_path)
+        if not self.wanted_path:
             self._welcome.show_rows(WELCOME)
             self.call_after_refresh(self.action_open)
         self.flush()
@@ -110,13 +105,10 @@ class DataScreen(BaseScreen):
 
     def flush(self) -> None:
         self.browser.flush()
-        self._show_words()
-
-    def _show_words(self) -> None:
         title = self.opened.words(self.browser.shown()) if self.opened is not None else "Data"
         self._title.show([(title, "text")], self.chip())
-        finding = () if self.opened is None or self.opened.source.complete else ("finding all rows",)
-        words = (self.browser.where(), self.tasks.words(*finding), self.notice)
+        finding = "" if self.opened is None or self.opened.source.complete else "finding all rows"
+        words = (self.browser.where(), self.tasks.words(finding), self.notice)
         self._status.show([("  ".join(word for word in words if word), "text")], [])
         self.show_keys()
 
@@ -170,14 +162,16 @@ class DataScreen(BaseScreen):
     def action_open(self) -> None:
         self._prompt.ask(
             "Open a dataset file, or owner/name of the Hugging Face Hub",
-            lambda path: self.open_path(path) if path else None,
+            self.open_path,
             self.wanted_path,
             endings=ENDINGS,
             help="tab completes · enter opens · esc leaves",
         )
 
     def open_path(self, path: str) -> None:
-        """Open a file in place of the one on screen."""
+        """Open a file in place of the one on screen; nothing where the path is empty."""
+        if not path:
+            return
         self.notice, self.wanted_path = "", path
         self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
@@ -223,7 +217,7 @@ class DataScreen(BaseScreen):
     def _row_moved(self) -> None:
         self._stepped_to = 0
         self.show_detail()
-        self._show_words()
+        self.flush()
 
     @on(ListView.Chosen, "#rows")
     def _row_chosen(self) -> None:
@@ -257,12 +251,10 @@ class DataScreen(BaseScreen):
         self._ask_for("search", "Search", "text in any field, in any case · n and N step")
 
     def action_filter(self) -> None:
-        help = "text, or: bad · role:tool · format:alpaca · nothing: all rows"
-        self._ask_for("filter", "Show only rows with", help)
+        self._ask_for("filter", "Show only rows with", "text, or: bad · role:tool · format:alpaca · nothing: all rows")
 
     def _ask_for(self, kind: str, label: str, help: str) -> None:
-        words = self.browser.words.get(kind, "")
-        self._prompt.ask(label, lambda text: self.browser.look_for(kind, text), words, help=help)
+        self._prompt.ask(label, partial(self.browser.look_for, kind), self.browser.words.get(kind, ""), help=help)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
@@ -270,13 +262,11 @@ class DataScreen(BaseScreen):
             self.browser.step(by)
         elif self.findings.found is None:
             self.say("c checks the file, then n and N go to the next and the previous finding")
+        elif (line := self.findings.line_after(self._stepped_to or self.table.line_of_cursor(), by)) is None:
+            self.say("the check found nothing to look at")
         else:
-            line = self.findings.line_after(self._stepped_to or self.table.line_of_cursor(), by)
-            if line is None:
-                self.say("the check found nothing to look at")
-            else:
-                self.browser.go_to_line(str(line))
-                self._stepped_to = line
+            self.browser.go_to_line(str(line))
+            self._stepped_to = line
 
     def action_back(self) -> None:
         """One layer out: the pane beside the table, then the search, then the filter."""
@@ -352,10 +342,7 @@ class DataScreen(BaseScreen):
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""
-        ask_and_write(self._prompt, self.file, lambda: self.scores.scores, self.tasks, self._show_result)
-
-    def _show_result(self, result: CleanResult) -> None:
-        self._show_report(result_lines(result), f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")
+        ask_and_write(self._prompt, self.file, lambda: self.scores.scores, self.tasks, self._show_report)
 
     def _show_report(self, lines: list[Row], notice: str) -> None:
         self._report.show_rows(lines)

@@ -163,10 +163,10 @@ class Tasks:
         """What goes on and takes its time, the oldest first."""
         return [task for task in self._tasks.values() if task.name and not task.ended]
 
-    def words(self, *more: str) -> str:
+    def words(self, more: str) -> str:
         """What goes on, in one line, and what more does that cannot be stopped."""
         running = [task.words() for task in self.running()]
-        return "; ".join([*running, *more]) + (" (x stops it)" if running else "")
+        return "; ".join([*running, *filter(None, [more])]) + (" (x stops it)" if running else "")
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:
