@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs_in_process
 import torch
 from backprop.core import files
 from backprop.core.errors import BackpropError, DatasetValidationError, TrainingAbortedError, TrainingError
@@ -29,6 +30,7 @@ from backprop.core.events import (
     Step,
     StepSkipped,
     Stop,
+    Warning,  # noqa: A004
 )
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
@@ -321,3 +323,25 @@ def test_steps_come_from_epochs_and_warm_up_from_steps(tiny_config: RunConfig) -
 
     assert (schedule.rows_per_step, schedule.steps_per_epoch, schedule.steps) == (16, 7, 14)
     assert Schedule.of(replace(config, epochs=None, steps=4000), 100).warmup_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "code", "said"),
+    [
+        ({"warmup_steps": 500}, 8, "WARMUP_TOO_LONG", "warm-up of 500 steps in a run of 2"),
+        ({"early_stopping": 2}, 8, "EARLY_STOPPING_OFF", "no rows are held out"),
+        ({"held_out": "0.1"}, 1, "NO_HELD_OUT_ROWS", "0.1 of 1 row is none"),
+    ],
+)
+def test_a_setting_without_effect_is_warned_about_once(
+    tiny_config: RunConfig, changes: dict[str, object], rows: int, code: str, said: str
+) -> None:
+    data = Path(tiny_config.data)
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:rows]))
+    plain, _ = runs_in_process.train(replace(tiny_config, steps=2, held_out="none"), [])
+    assert not [each for each in plain if isinstance(each, Warning) and each.code == code]
+
+    events, _ = runs_in_process.train(replace(tiny_config, steps=2, **changes), [])
+
+    (warning,) = [each for each in events if isinstance(each, Warning) and each.code == code]
+    assert said in warning.message

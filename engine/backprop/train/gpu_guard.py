@@ -96,17 +96,12 @@ class Guard:
 
 def _shown(reading: Gpu) -> tuple[object, ...]:
     """What of a reading a person would see change: whole degrees and percents, steps of 5 W and of 64 MiB."""
-
-    def coarse(value: float | None, unit: float) -> int | None:
-        return None if value is None else round(value / unit)
-
-    return (
-        reading.level,
-        coarse(reading.temperature, 1),
-        coarse(reading.utilization, 5),
-        coarse(reading.memory_used, 2**26),
-        coarse(reading.power, 5),
-        coarse(reading.fan, 5),
-        tuple(reading.throttle),
-        reading.detail,
+    units = (
+        (reading.temperature, 1),
+        (reading.utilization, 5),
+        (reading.memory_used, 2**26),
+        (reading.power, 5),
+        (reading.fan, 5),
     )
+    coarse = [None if value is None else round(value / unit) for value, unit in units]
+    return (reading.level, tuple(reading.throttle), reading.detail, *coarse)

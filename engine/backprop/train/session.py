@@ -115,6 +115,9 @@ class Session:
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
         self.schedule = Schedule.of(config, len(self.trained))
+        if not start.checkpoint:
+            for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
+                emit(note)
         self.reporter = Reporter(emit, self.schedule, self.loaded.device)
         self.steering.on_sample = self.answer
 
@@ -259,6 +262,40 @@ def halved(step: int, batching: Batching, error: BaseException, rows_per_step: i
 def steps_between_evaluations(steps: int, rows_per_step: int, held_out: int) -> int:
     """Ten evaluations over the run, fewer where one would take more rows than were trained since the last."""
     return max(1, steps // EVALUATIONS, -(-held_out // rows_per_step))
+
+
+def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
+    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
+
+    Args:
+        trained, held_out: rows.
+    """
+    found = []
+    if config.warmup_steps is not None and config.warmup_steps >= steps:
+        found.append(
+            events.Warning(
+                code="WARMUP_TOO_LONG",
+                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
+                hint="fewer --warmup-steps, or more steps",
+            )
+        )
+    if not held_out and config.held_out not in ("auto", "none"):
+        found.append(
+            events.Warning(
+                code="NO_HELD_OUT_ROWS",
+                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
+                hint="add rows, or name a file of others",
+            )
+        )
+    if not held_out and config.early_stopping is not None:
+        found.append(
+            events.Warning(
+                code="EARLY_STOPPING_OFF",
+                message="the run will not stop early: no rows are held out to measure it by",
+                hint="hold rows out with --held-out",
+            )
+        )
+    return found
 
 
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:

@@ -17,6 +17,9 @@ from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import seed_random, trained_parameters
 
+KERNELS_PAST_OUT_PROJ = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Architectures whose kernels go past a module, so that PEFT refuses an adapter on it."""
+
 
 class LoRA:
     """Adapters are always float32: in bf16 their updates would be rounded away.
@@ -81,7 +84,7 @@ def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]
         InvalidSettingError: the person named a layer that the model lacks.
     """
     layers = _linear_layers(model)
-    kinds = {name.rpartition(".")[2] for name in layers}
+    kinds = set(layers.values())
     wanted, preset = list(config.target_modules or []), list(LORA_PRESETS[config.lora_preset].target_modules)
     missing = [name for name in wanted if name not in kinds]
     found = [name for name in wanted if name in kinds]
@@ -101,41 +104,35 @@ def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]
             notes.append(f"adapters are on all linear layers, in this architecture {', '.join(others)} too")
         found += others
     elif not found:
-        found = sorted({name.rpartition(".")[2] for name in layers if "attn" in name or "attention" in name})
+        found = sorted({kind for name, kind in layers.items() if "attn" in name or "attention" in name})
         found = found or sorted(kinds)
         notes.append(f"this architecture has no {', '.join(preset)}: adapters are on {', '.join(found)}")
     elif missing:
         notes.append(f"this architecture has no {', '.join(missing)}: adapters are on {', '.join(found)} only")
-    blocks = {block for name in layers if (block := _block(name))}
-    reached = {block for name in layers if (block := _block(name)) and name.rpartition(".")[2] in found}
+    numbered = [(match[0], kind) for name, kind in layers.items() if (match := re.match(r".*?\.\d+(?=\.)", name))]
+    blocks = {block for block, _ in numbered}
+    reached = {block for block, kind in numbered if kind in found}
     if len(reached) < len(blocks):
         notes.append(f"{', '.join(found)}: {len(reached)} of {len(blocks)} layers have them, the others get no adapter")
     return found, notes
 
 
-def _linear_layers(model: Any) -> list[str]:
-    """Names of the linear layers that can have an adapter: all below the head, except those of images and sounds."""
+def _linear_layers(model: Any) -> dict[str, str]:
+    """The linear layers that can have an adapter, by name, with their kind, which is the last part of the name.
+
+    All below the head, except those for images and sounds.
+    """
     head = model.get_output_embeddings()
-    linear, others = [], set(_unfit(model))
+    linear, unfit = {}, set()
+    if getattr(getattr(model, "config", None), "model_type", "") in KERNELS_PAST_OUT_PROJ:
+        unfit.add("out_proj")
     for name, module in model.named_modules():
+        kind = name.rpartition(".")[2]
         if not isinstance(module, torch.nn.Linear | Conv1D):
-            others.add(name.rpartition(".")[2])
+            unfit.add(kind)  # PEFT chooses by kind: one that other modules have too would reach those
         elif module is not head and not re.search(r"vision|visual|audio", name):
-            linear.append(name)
-    # PEFT chooses by the last part of the name: one that other modules have too would reach those.
-    return [name for name in linear if name.rpartition(".")[2] not in others]
-
-
-def _unfit(model: Any) -> tuple[str, ...]:
-    """Layers whose kernels go past the module, so that PEFT refuses an adapter on them."""
-    kind = getattr(getattr(model, "config", None), "model_type", "")
-    return ("out_proj",) if kind in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h") else ()
-
-
-def _block(name: str) -> str | None:
-    """The layer of the model that the module ``name`` is in, such as ``model.layers.3``."""
-    found = re.match(r".*?\.\d+(?=\.)", name)
-    return found and found[0]
+            linear[name] = kind
+    return {name: kind for name, kind in linear.items() if kind not in unfit}
 
 
 def experts_note(model: Any) -> list[str]:
