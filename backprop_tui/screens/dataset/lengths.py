@@ -114,7 +114,7 @@ def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[
             else:
                 _count_tokens(batch, opened, renderer, counter, known)
             seen += sum(len(row.raw) + 1 for row in batch)
-            task.progress(min(seen, source.bytes), source.bytes)
+            task.progress(min(seen, source.size), source.size)
             if time.monotonic() - shown > 0.5:
                 shown = time.monotonic()
                 task.deliver(structs.replace(known, lengths=counter.snapshot()))

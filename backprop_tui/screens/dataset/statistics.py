@@ -29,7 +29,7 @@ def statistics_lines(
     lines: list[Row] = [
         [(safe(opened.path), "strong+bold")],
         [],
-        _pair("size", f"{source.bytes:,} bytes"),
+        _pair("size", f"{source.size:,} bytes"),
         _pair("rows", f"{source.known:,}" + ("" if source.complete else " found so far")),
         _pair("format", file.format or "none that is known"),
         _pair("fields", f"read as {describe_mapping(mapping)}" if mapping else "the format's own names"),

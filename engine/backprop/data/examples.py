@@ -64,7 +64,7 @@ class Reader:
                 if self._cancelled is not None and self._cancelled():
                     raise OperationCancelledError(f"reading {self.path} was stopped")
                 if self._progress is not None:
-                    self._progress(min(done, self.source.bytes), self.source.bytes)
+                    self._progress(min(done, self.source.size), self.source.size)
             yield self.read(index, row)
 
     def read(self, index: int, row: Row) -> Read:

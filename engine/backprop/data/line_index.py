@@ -51,6 +51,7 @@ class LineIndex:
     def __init__(self, path: Path, start: int = 0) -> None:
         self._file = path.open("rb", buffering=0)
         self.size = path.stat().st_size
+        """Bytes of the file: of the copy, where rows are read from one."""
         self.start_offset = start
         self.known = 0
         self.complete = False

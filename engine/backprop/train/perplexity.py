@@ -21,7 +21,7 @@ from backprop.core import paths
 from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
 from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored, ScoreRequest
-from backprop.data import preprocess as tokens
+from backprop.data import preprocess
 from backprop.worker.job import Send, run_job
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -49,7 +49,7 @@ def score(request: ScoreRequest, say: Send) -> None:
 
     models.use_all_cores()
     path = fetch_model(request.model, say)
-    prepared = tokens.prepare(
+    prepared = preprocess.prepare(
         request.data,
         path,
         max_length=request.max_length,
@@ -97,7 +97,7 @@ def _read(place: Path) -> _Kept | None:
         return None
 
 
-def _summary(prepared: tokens.Prepared, scored: int) -> Scored:
+def _summary(prepared: preprocess.Prepared, scored: int) -> Scored:
     found = prepared.summary
     return Scored(
         rows=found.rows,
@@ -112,7 +112,7 @@ def _summary(prepared: tokens.Prepared, scored: int) -> Scored:
 
 def scores(
     model: Any,
-    prepared: tokens.Prepared,
+    prepared: preprocess.Prepared,
     device: Any,
     dtype: Any,
     *,
