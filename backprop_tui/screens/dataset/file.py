@@ -67,7 +67,7 @@ class OpenFile(Struct, eq=False):
         source, file = self.source, self.file
         format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
         rows = f"{'' if source.complete else '> '}{rows_of(source.known)}"
-        words = [safe(self.name), *shown, format, rows, f"{short_number(source.bytes)}B"]
+        words = [safe(self.name), *shown, format, rows, f"{short_number(source.size)}B"]
         return " · ".join([*words, f"read as {describe_mapping(file.mapping)}"] if file.mapping else words)
 
 

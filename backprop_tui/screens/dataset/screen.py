@@ -183,7 +183,7 @@ class DataScreen(BaseScreen):
             pane.forget()
         self.notice = ""
         self._stepped_to = 0
-        opened.source.start_index()
+        opened.source.start()
         self.browser.open(opened)
         self._body.current = "panes"
         self._leave_pane()

@@ -85,7 +85,7 @@ def scan(path: str, test: Test, hits: array[int], task: Task[bool]) -> bool:
         whether the whole file was looked at (False when the person stopped it).
     """
     with open_source(path) as source:
-        size = max(source.bytes, 1)
+        size = max(source.size, 1)
         seen = 0
         for index, row in enumerate(source):
             if not index % 256:

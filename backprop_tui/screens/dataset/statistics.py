@@ -34,7 +34,7 @@ def statistics_lines(
     lines: list[Row] = [
         [(safe(opened.path), "strong+bold")],
         [],
-        _fact("size", f"{source.bytes:,} bytes"),
+        _fact("size", f"{source.size:,} bytes"),
         _fact("rows", f"{source.known:,}" + ("" if source.complete else " found so far")),
         _fact("format", file.format or "none that is known"),
         _fact("fields", f"read as {describe_mapping(mapping)}" if mapping else "the format's own names"),

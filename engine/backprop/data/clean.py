@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
 from backprop.data.dedup import MinHashIndex
+from backprop.data.example import Example, RowError
 from backprop.data.examples import Read, Reader, whole_text
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.quality import UNKNOWN, LengthLimits, TraceLimits, difficulty, language
@@ -149,7 +150,7 @@ class _Sieve:
         if reason:
             self._leave_out(read.row.line, reason, detail)
             return
-        text = whole_text(read.example) if read.example is not None else ""
+        text = whole_text(read.became) if isinstance(read.became, Example) else ""
         if self._minhash is not None:
             self._minhash.add(len(self._kept), text)
         self._kept.append(read.index)
@@ -160,19 +161,19 @@ class _Sieve:
     def _reason(self, read: Read) -> tuple[str, str]:
         """Why a row is left out, with more on it; empty for one that stays."""
         rules = self._rules
-        if read.example is None:
-            error = read.error
-            return (error.code, error.message) if error is not None else ("unknown_format", "")
+        example = read.became
+        if isinstance(example, RowError):
+            return example.code, example.message
         if not rules.keep_duplicates:
             earlier = self._first.setdefault(read.key, read.row.line)
             if earlier != read.row.line:
                 return "duplicate_row", f"the same as {self._reader.source.unit} {earlier}"
-        if rules.lengths is not None and (reason := rules.lengths.reason(read.example)):
+        if rules.lengths is not None and (reason := rules.lengths.reason(example)):
             return reason, ""
-        if rules.traces is not None and (reason := rules.traces.reason(read.example)):
+        if rules.traces is not None and (reason := rules.traces.reason(example)):
             return reason, ""
         if rules.languages:
-            found = language(whole_text(read.example))
+            found = language(whole_text(example))
             if found not in rules.languages and found != UNKNOWN:
                 return "language", found
         return self._by_perplexity(read.row.line) if rules.need_scores else ("", "")

@@ -200,7 +200,7 @@ class _Preparation:
         if self.cancelled is not None and self.cancelled():
             raise TrainingAbortedError("preparing the data was cancelled")
         if self.progress is not None:
-            self.progress(min(self._bytes_done, self.source.bytes), self.source.bytes)
+            self.progress(min(self._bytes_done, self.source.size), self.source.size)
 
     def _batches(self) -> Iterator[list[_Item]]:
         """Rendered rows of one kind, some hundreds at a time; rows that cannot be used are counted here."""

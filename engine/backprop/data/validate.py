@@ -93,7 +93,7 @@ def validate(
                 checking.answer.complete = False
                 break
             if progress is not None:
-                progress(done, source.bytes)
+                progress(done, source.size)
             if so_far is not None:
                 so_far(checking.answer.problems, checking.counts)
         return checking.finish(held_out_contents)
@@ -135,7 +135,7 @@ class _Checking:
     def pieces(self) -> Iterator[int]:
         """Check every row, in pieces; gives how many bytes are done."""
         line = 1
-        for offset, buffer, size in self.source.index.pieces(_PIECE):
+        for offset, buffer, size in self.source.pieces(_PIECE):
             data = memoryview(buffer)[:size]
             breaks = int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE))
             if self._quick is not None:

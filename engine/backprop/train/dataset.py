@@ -14,7 +14,7 @@ from backprop.core import events
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.settings import RunConfig, held_out_file
-from backprop.data import preprocess as tokens
+from backprop.data import preprocess
 from backprop.data.split import held_out_rows
 from backprop.fetch import datasets
 from backprop.train.packing import Row
@@ -25,7 +25,7 @@ PROGRESS_SECONDS = 0.5
 
 def prepare(
     config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], split_seed: int | None = None
-) -> tuple[tokens.Prepared, Subset, Subset]:
+) -> tuple[preprocess.Prepared, Subset, Subset]:
     """The tokenised rows, and which of them are trained and which are held out (``divide``).
 
     ``split_seed`` chooses those held out; open, the run's own seed does.
@@ -35,7 +35,7 @@ def prepare(
     Raises:
         DatasetValidationError: some rows would train nothing and ``skip_bad`` is off; it names the first of them.
         InvalidSettingError, DatasetNotFoundError: as ``divide``.
-        DatasetError, ModelLoadError: as ``tokens.prepare``.
+        DatasetError, ModelLoadError: as ``preprocess.prepare``.
     """
     rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
     summary = rows.summary
@@ -81,7 +81,7 @@ def tokenise(
     look: Callable[[], bool],
     *,
     samples: int | None = None,
-) -> tokens.Prepared:
+) -> preprocess.Prepared:
     """The rows of ``path`` as tokens, with its progress in ``phase_changed`` events.
 
     ``path`` may name a dataset on the Hugging Face Hub, which is fetched first.
@@ -94,7 +94,7 @@ def tokenise(
         look()
         show(done, total)
 
-    rows = tokens.prepare(
+    rows = preprocess.prepare(
         datasets.find(path, emit, look),
         model_path,
         max_length=config.max_seq_length,
@@ -124,7 +124,7 @@ def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], N
 class Subset:
     """Some rows of a prepared dataset, renumbered from 0."""
 
-    def __init__(self, rows: tokens.Prepared, places: Sequence[int]) -> None:
+    def __init__(self, rows: preprocess.Prepared, places: Sequence[int]) -> None:
         self.rows = rows
         self._places = np.asarray(places, dtype=np.int64)
 
@@ -150,7 +150,7 @@ class Subset:
 
 
 def divide(
-    rows: tokens.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], *, seed: int
+    rows: preprocess.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], *, seed: int
 ) -> tuple[Subset, Subset]:
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
@@ -189,7 +189,7 @@ def divide(
 
 def _held_out_rows_of(
     file: Path, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
-) -> tokens.Prepared:
+) -> preprocess.Prepared:
     """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
     if not file.is_file():
         raise DatasetNotFoundError(
@@ -207,7 +207,7 @@ def _held_out_rows_of(
     return rows
 
 
-def _content_keys(rows: tokens.Prepared) -> list[bytes]:
+def _content_keys(rows: preprocess.Prepared) -> list[bytes]:
     return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
 
 

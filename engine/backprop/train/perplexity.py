@@ -23,7 +23,7 @@ from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
 from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored
 from backprop.core.settings import RunConfig
-from backprop.data import preprocess as tokens
+from backprop.data import preprocess
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.worker.job import Send, run_job
 
@@ -52,7 +52,7 @@ def score(request: RunConfig, say: Send) -> None:
 
     models.use_all_cores()
     path = fetch_model(request.model, say)
-    prepared = tokens.prepare(
+    prepared = preprocess.prepare(
         request.data,
         path,
         max_length=request.max_seq_length,
@@ -111,7 +111,7 @@ def _read(place: Path) -> _Kept | None:
 
 def scores(
     model: Any,
-    prepared: tokens.Prepared,
+    prepared: preprocess.Prepared,
     device: Any,
     dtype: Any,
     progress: Callable[[int, int], None] = lambda done, total: None,
