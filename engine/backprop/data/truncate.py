@@ -248,7 +248,7 @@ def count_lengths(
             known.rows += len(batch)
             known.unusable += len(batch) - used
             seen += sum(len(row.raw) + 1 for row in batch)
-            progress(min(seen, source.size), source.bytes)
+            progress(min(seen, source.size), source.size)
             so_far(lambda: structs.replace(known, lengths=counter.snapshot()))
     return structs.replace(known, lengths=counter.snapshot(), whole=not cancelled())
 
