@@ -132,7 +132,8 @@ class Tasks:
             finally:
                 task.ended = True
 
-        threading.Thread(target=run, name=work, daemon=True).start()
+        # No daemon: a copy half written and an engine process are put in order before the program ends.
+        threading.Thread(target=run, name=work).start()
 
     def take(self, delivered: Delivered) -> None:
         """Pass on what was found, where the work was not forgotten meanwhile."""
