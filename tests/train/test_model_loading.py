@@ -64,8 +64,10 @@ def test_weights_that_do_not_fit_the_architecture_are_refused_by_name(
     assert caught.value.code == "DEP_MODEL_LOAD_FAILED"
 
 
-@pytest.mark.parametrize("extra", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"])
-def test_a_head_beside_tied_embeddings_and_old_rotary_tables_are_no_fault(
+@pytest.mark.parametrize(
+    "extra", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.layers.0.weight"]
+)
+def test_a_head_beside_tied_embeddings_old_rotary_tables_and_towers_for_images_are_no_fault(
     tiny_model: Path, tmp_path: Path, extra: str
 ) -> None:
     shape = (320, 32) if extra == "lm_head.weight" else (4,)

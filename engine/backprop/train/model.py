@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from backprop.train.checkpoint import some
 from backprop.train.modes import MODES, Mode
 
 GB = 1024**3
+OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
+"""Tensors that a language model may leave in its file: towers for images and sounds, heads for several tokens."""
 Emit = Callable[[Event], None]
 
 
@@ -134,7 +137,7 @@ def _require_every_weight(path: Path, found: dict[str, Any]) -> None:
     wrong = {
         "missing": sorted(found["missing_keys"]),
         "of another shape": sorted(name for name, *_ in found["mismatched_keys"]),
-        "unexpected": sorted(found["unexpected_keys"]),
+        "unexpected": sorted(name for name in found["unexpected_keys"] if not OTHER_SENSES.search(name)),
     }
     if any(wrong.values()):
         raise ModelLoadError(
