@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,7 @@ def too_deep(text: bytes) -> bool:
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when the block ends well."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
             yield file
