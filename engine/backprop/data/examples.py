@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -101,10 +101,10 @@ class Usable:
 
     Args:
         near: overlap from which rows are near duplicates; ``None`` where nobody asks.
-        take: called with the example of each.
+        reads: the rows to take, by default all of the reader's.
     """
 
-    def __init__(self, reader: Reader, near: float | None, take: Callable[[Example], object] | None = None) -> None:
+    def __init__(self, reader: Reader, near: float | None, reads: Iterable[Read] | None = None) -> None:
         self._reader = reader
         self._minhash = MinHashIndex(near) if near is not None else None
         self.rows = 0
@@ -116,7 +116,7 @@ class Usable:
         """Its content key."""
         self.left_out: Counter[str] = Counter()
         """Other rows, by the code of what is wrong with them."""
-        for read in reader:
+        for read in reader if reads is None else reads:
             self.rows += 1
             example = read.became
             if isinstance(example, RowError):
@@ -127,8 +127,6 @@ class Usable:
             self.places.append(read.index)
             self.lines.append(read.row.line)
             self.keys.append(read.key)
-            if take is not None:
-                take(example)
 
     def text(self, i: int) -> str:
         """Prompt and answer of the usable row at ``i``, read again."""

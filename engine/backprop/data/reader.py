@@ -21,7 +21,6 @@ from msgspec import Struct
 
 from backprop.core.datasets import is_hub_name
 from backprop.core.errors import (
-    BackpropError,
     DatasetError,
     DatasetFormatError,
     DatasetNotFoundError,
@@ -160,7 +159,11 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
         start = len(BOM) if has_bom and kind == "jsonl" else 0
         source = Source(named, kind, file, start, has_bom=has_bom, is_copy=kind != "jsonl")
     except OSError as error:
-        raise _unreadable(named, error) from error
+        raise DatasetNotFoundError(
+            f"{named} cannot be read: {error.strerror or error}",
+            hint="check who may read it",
+            details={"path": str(named)},
+        ) from error
     try:
         source.row(0)
     except IndexError:
@@ -223,31 +226,23 @@ def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
 def _check_exists(path: Path, name: str) -> None:
     if path.is_file():
         return
+    details = {"path": name}
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if set(file.suffixes) & set(KINDS))[:5]
-        raise DatasetNotFoundError(
-            f"{path} is a directory, not a dataset file",
-            hint=f"name one file in it, such as {', '.join(files)}" if files else "name a file",
-            details={"path": name},
-        )
-    if path.exists():
-        raise DatasetNotFoundError(
-            f"{path} is a pipe or a device, not a file",
-            hint="it would have to be read twice: write it into a file first",
-            details={"path": name},
-        )
-    if is_hub_name(name):
-        raise DatasetNotFoundError(
-            f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
-            hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
-            details={"path": name, "hub_name": name},
-        )
-    near = _similar(path)
-    raise DatasetNotFoundError(
-        f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else ""),
-        hint=f"did you mean {near}?" if near else "check the path and the spelling",
-        details={"path": name},
-    )
+        words = f"{path} is a directory, not a dataset file"
+        hint = f"name one file in it, such as {', '.join(files)}" if files else "name a file"
+    elif path.exists():
+        words = f"{path} is a pipe or a device, not a file"
+        hint = "it would have to be read twice: write it into a file first"
+    elif is_hub_name(name):
+        words = f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet"
+        hint = f"check the path; `backprop validate {name}` fetches the dataset, which needs the network"
+        details["hub_name"] = name
+    else:
+        near = _similar(path)
+        words = f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else "")
+        hint = f"did you mean {near}?" if near else "check the path and the spelling"
+    raise DatasetNotFoundError(words, hint=hint, details=details)
 
 
 def _similar(path: Path) -> str:
@@ -257,14 +252,6 @@ def _similar(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return str(path.parent / close[0]) if close else ""
-
-
-def _unreadable(path: Path, error: OSError) -> BackpropError:
-    return DatasetNotFoundError(
-        f"{path} cannot be read: {error.strerror or error}",
-        hint="check who may read it",
-        details={"path": str(path)},
-    )
 
 
 def _empty(path: Path) -> DatasetError:

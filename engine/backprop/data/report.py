@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from backprop.data.dedup import THRESHOLD, exact_duplicates
 from backprop.data.example import Example, Format
-from backprop.data.examples import Reader, Usable, answer_text, prompt_text, whole_text
+from backprop.data.examples import Read, Reader, Usable, answer_text, prompt_text, whole_text
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.quality import (
     LengthLimits,
@@ -113,9 +113,15 @@ class _Counting:
         self._prompt: list[int] = []
         self._answer: list[int] = []
         self._difficulty: list[float] = []
-        self._usable = Usable(reader, near, self._take)
+        self._usable = Usable(reader, near, self._measured())
 
-    def _take(self, example: Example) -> None:
+    def _measured(self) -> Iterator[Read]:
+        for read in self._reader:
+            if isinstance(read.became, Example):
+                self._measure(read.became)
+            yield read
+
+    def _measure(self, example: Example) -> None:
         self._warnings.update(warning.code for warning in example.warnings)
         self._prompt.append(estimate_tokens(prompt_text(example)))
         self._answer.append(estimate_tokens(answer_text(example)))

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import io
 import os
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from msgspec import Struct
 
 from backprop.core import paths
 from backprop.core.errors import BackpropError, DatasetParseError
+from backprop.core.files import new_file
 from backprop.data.example import RowError
 from backprop.data.file_kinds import READERS, Kind
 from backprop.data.line_index import Cancelled, Progress, Watch
@@ -67,15 +67,11 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
     target = folder / f"{name}-{hashlib.blake2b(state.encode(), digest_size=8).hexdigest()}.jsonl"
     if target.exists():
         return target
-    partial = folder / f"{name}.{threading.get_ident()}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        with partial.open("wb") as copy:
+        with new_file(target) as copy:
             _convert(path, kind, copy, Watch(path, stat.st_size, progress, cancelled))
-            copy.flush()
-            os.fsync(copy.fileno())
-        partial.replace(target)
         for older in folder.glob(f"{name}-*.jsonl"):
             if older != target:
                 older.unlink(missing_ok=True)
@@ -85,8 +81,6 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
             hint="free some space there, or write the file as JSON Lines yourself and name that one",
             code="RUNTIME_IO_FAILED",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
