@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from backprop.core.errors import BackpropError
 from backprop.core.events import Stop
 from backprop.core.settings import RunConfig
+from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from textual import events
 from textual.app import App, ScreenStackError, SystemCommand
@@ -25,8 +26,8 @@ from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
 from backprop_tui import themes
-from backprop_tui.keys import EVERYWHERE, bindings
-from backprop_tui.screens import SCREENS, Entry
+from backprop_tui.keys import bindings
+from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import many_lines
@@ -92,7 +93,7 @@ class BackpropApp(App[None]):
         if self._asked_config is not None:
             self._start_asked_run(self._asked_config)
         elif self._asked_run is not None:
-            self._show_run(Watch.attach(self._asked_run))
+            self._show_run(Watch(engine_client.attach(self._asked_run)))
 
     def _make(self, entry: Entry) -> BaseScreen:
         """A screen of the table, when it is opened first."""
@@ -178,7 +179,7 @@ class BackpropApp(App[None]):
     def _start_asked_run(self, config: RunConfig) -> None:
         """Start the run of the command line; one that cannot start is said there, by whoever runs the application."""
         try:
-            self._show_run(Watch.start(config))
+            self._show_run(Watch(engine_client.start(config)))
         except BackpropError as error:
             self.error = error
             self.exit(return_code=error.exit_code)
@@ -190,7 +191,7 @@ class BackpropApp(App[None]):
             self.switch_mode("live")
             return
         try:
-            watch = next((other for other in self.others if other.path == path), None) or message.begin()
+            watch = next((other for other in self.others if other.path == path), None) or Watch(message.begin())
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
@@ -272,7 +273,9 @@ class BackpropApp(App[None]):
         """Every key that works here, by its name, and the themes."""
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
-                yield SystemCommand(key.label.capitalize(), f"{key.help} ({key.shown})", _runner(screen, key.action))
+                yield SystemCommand(
+                    key.label.capitalize(), f"{key.help} ({key.shown})", partial(screen.run_action, key.action)
+                )
         yield SystemCommand(
             "Theme", "change the colours; ansi-dark and ansi-light use the terminal's own", self.search_themes
         )
@@ -288,13 +291,6 @@ def _how_far(watch: Watch) -> str:
 def _collect_garbage_again() -> None:
     gc.freeze()
     gc.enable()
-
-
-def _runner(screen: Screen[Any], action: str) -> Callable[[], Awaitable[None]]:
-    async def run() -> None:
-        await screen.run_action(action)
-
-    return run
 
 
 def _remember(path: Path) -> None:

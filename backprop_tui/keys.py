@@ -1,4 +1,4 @@
-"""Keys: bindings, help, the key bar and the palette are made from what each screen states, and from ``EVERYWHERE``."""
+"""A key as a screen states it: bindings, help, the key bar and the palette are made from these."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from textual.binding import Binding, BindingType
-
-from backprop_tui.screens import SCREENS
 
 
 class Key(NamedTuple):
@@ -25,28 +23,6 @@ class Key(NamedTuple):
     def name(self) -> str:
         """The action without its target and arguments."""
         return self.action.partition("(")[0].rpartition(".")[2]
-
-
-EVERYWHERE = (
-    Key("escape", "esc", "screen.back", "back", "one layer out", 9),
-    Key("question_mark,f1", "?", "app.help", "help", "this list", 1),
-    Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "every command by its name; themes", 9),
-    Key("f2", "f2", "app.cadence", "refresh rate", "draw 4, 2 or 1 times a second", 9),
-    Key("q,ctrl+q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", 1),
-    Key("ctrl+c", "ctrl+c", "app.interrupt", "leave", "the same question; twice: leave, the run goes on", 9),
-    Key(
-        "ctrl+z",
-        "ctrl+z",
-        "app.suspend_process",
-        "suspend",
-        "back to the shell; fg returns here, the run goes on meanwhile",
-        9,
-    ),
-    *(
-        Key(str(number), str(number), f"app.go('{entry.name}')", entry.title, f"the {entry.title} screen", 3)
-        for number, entry in enumerate(SCREENS, 1)
-    ),
-)
 
 
 def bindings(keys: Iterable[Key]) -> list[BindingType]:

@@ -132,12 +132,9 @@ def headless(arguments: list[str]) -> int:
 
     if any(word == "--attach" or word.startswith("--attach=") for word in arguments):
         return cli.main(arguments, command=attach_command())
-    words = [word for word in arguments if not word.startswith("-")]
-    if words and words[0] == arguments[0] and words[0] in cli.COMMANDS:
-        return cli.main(arguments)
     if set(arguments) <= {"--json", "--verbose", "-v"}:
         return cli.main(["list-runs", *arguments])
-    if set(arguments) & {"--help", "-h", "--version"}:
+    if arguments[0] in cli.COMMANDS or set(arguments) & {"--help", "-h", "--version"}:
         return cli.main(arguments)
     return cli.main(["train", *arguments])
 

@@ -6,102 +6,58 @@ are mixed from its own colours; the ansi themes take the terminal's sixteen.
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.color import Color as RichColor
 from textual.color import Color
 from textual.theme import Theme
 
-DARK = Theme(
-    name="backprop-dark",
-    primary="#5fafd7",
-    secondary="#87afd7",
-    accent="#d7af5f",
-    warning="#d7af5f",
-    error="#ff5f5f",
-    success="#87d787",
-    foreground="#d0d0d0",
-    background="#121212",
-    surface="#1c1c1c",
-    panel="#262626",
-    dark=True,
-    variables={
-        "ink-strong": "#eeeeee",
-        "ink-muted": "#8a8a8a",
-        "ink-rule": "#444444",
-        "ink-raw": "#5f87af",
-        "ink-smooth": "#87d7ff",
-        "ink-mark": "#ffd75f",
-        "ink-trained": "#87d787",
-        "ink-cursor": "#303030",
-        "block-cursor-background": "#303030",
-        "block-cursor-foreground": "#eeeeee",
-        "block-cursor-text-style": "none",
-        "block-cursor-blurred-background": "#262626",
-        "border": "#5f87af",
-        "border-blurred": "#444444",
-    },
-)
+_COLOURS = {
+    #              dark       light      sixteen
+    "primary": ("#5fafd7", "#005f87", "ansi_cyan"),
+    "secondary": ("#87afd7", "#5f5f87", "ansi_blue"),
+    "accent": ("#d7af5f", "#875f00", "ansi_yellow"),
+    "warning": ("#d7af5f", "#875f00", "ansi_yellow"),
+    "error": ("#ff5f5f", "#af0000", "ansi_red"),
+    "success": ("#87d787", "#005f00", "ansi_green"),
+    "foreground": ("#d0d0d0", "#303030", "ansi_default"),
+    "background": ("#121212", "#ffffff", "ansi_default"),
+    "surface": ("#1c1c1c", "#f5f5f5", "ansi_default"),
+    "panel": ("#262626", "#e4e4e4", "ansi_default"),
+    "boost": (None, None, "ansi_default"),
+}
+_VARIABLES = {
+    "ink-strong": ("#eeeeee", "#080808", "ansi_default"),
+    "ink-muted": ("#8a8a8a", "#6c6c6c", None),
+    "ink-rule": ("#444444", "#bcbcbc", None),
+    "ink-raw": ("#5f87af", "#afafd7", "ansi_blue"),
+    "ink-smooth": ("#87d7ff", "#005faf", "ansi_bright_cyan"),
+    "ink-mark": ("#ffd75f", "#d75f00", "ansi_bright_yellow"),
+    "ink-trained": ("#87d787", "#005f00", None),
+    "ink-cursor": ("#303030", "#d7d7d7", None),
+    "block-cursor-background": ("#303030", "#d7d7d7", "ansi_default"),
+    "block-cursor-foreground": ("#eeeeee", "#080808", "ansi_default"),
+    "block-cursor-text-style": ("none", "none", "reverse"),
+    "block-cursor-blurred-background": ("#262626", None, None),
+    "border": ("#5f87af", "#005f87", "ansi_cyan"),
+    "border-blurred": ("#444444", "#bcbcbc", "ansi_bright_black"),
+    "ansi-background": (None, None, "ansi_black"),
+    "ansi-foreground": (None, None, "ansi_white"),
+    "scrollbar": (None, None, "ansi_bright_black"),
+    "scrollbar-background": (None, None, "ansi_default"),
+}
 
-LIGHT = Theme(
-    name="backprop-light",
-    primary="#005f87",
-    secondary="#5f5f87",
-    accent="#875f00",
-    warning="#875f00",
-    error="#af0000",
-    success="#005f00",
-    foreground="#303030",
-    background="#ffffff",
-    surface="#f5f5f5",
-    panel="#e4e4e4",
-    dark=False,
-    variables={
-        "ink-strong": "#080808",
-        "ink-muted": "#6c6c6c",
-        "ink-rule": "#bcbcbc",
-        "ink-raw": "#afafd7",
-        "ink-smooth": "#005faf",
-        "ink-mark": "#d75f00",
-        "ink-trained": "#005f00",
-        "ink-cursor": "#d7d7d7",
-        "block-cursor-background": "#d7d7d7",
-        "block-cursor-foreground": "#080808",
-        "block-cursor-text-style": "none",
-        "border": "#005f87",
-        "border-blurred": "#bcbcbc",
-    },
-)
 
-SIXTEEN = Theme(
-    name="backprop-16",
-    ansi=True,
-    primary="ansi_cyan",
-    secondary="ansi_blue",
-    warning="ansi_yellow",
-    error="ansi_red",
-    success="ansi_green",
-    accent="ansi_yellow",
-    foreground="ansi_default",
-    background="ansi_default",
-    surface="ansi_default",
-    panel="ansi_default",
-    boost="ansi_default",
-    variables={
-        "ansi-background": "ansi_black",
-        "ansi-foreground": "ansi_white",
-        "ink-strong": "ansi_default",
-        "ink-raw": "ansi_blue",
-        "ink-smooth": "ansi_bright_cyan",
-        "ink-mark": "ansi_bright_yellow",
-        "block-cursor-foreground": "ansi_default",
-        "block-cursor-background": "ansi_default",
-        "block-cursor-text-style": "reverse",
-        "border": "ansi_cyan",
-        "border-blurred": "ansi_bright_black",
-        "scrollbar": "ansi_bright_black",
-        "scrollbar-background": "ansi_default",
-    },
-)
+def _theme(name: str, column: int, *, dark: bool = True, ansi: bool = False) -> Theme:
+    """A theme from one column of the tables."""
+    colours: dict[str, Any] = {key: row[column] for key, row in _COLOURS.items()}
+    variables = {key: value for key, row in _VARIABLES.items() if (value := row[column]) is not None}
+    return Theme(name=name, dark=dark, ansi=ansi, variables=variables, **colours)
 
+
+DARK = _theme("backprop-dark", 0)
+LIGHT = _theme("backprop-light", 1, dark=False)
+SIXTEEN = _theme("backprop-16", 2, ansi=True)
 OWN = (DARK, LIGHT, SIXTEEN)
 
 
@@ -132,13 +88,6 @@ def inks(theme: Theme) -> dict[str, str]:
     return found | {name: value for name, value in theme.variables.items() if name.startswith("ink-")}
 
 
-_palettes: dict[str, dict[str, RichColor]] = {}
-
-
 def palette(theme: Theme) -> dict[str, RichColor]:
     """The colour of each ink in ``theme``."""
-    if theme.name not in _palettes:
-        _palettes[theme.name] = {
-            name.removeprefix("ink-"): Color.parse(value).rich_color for name, value in inks(theme).items()
-        }
-    return _palettes[theme.name]
+    return {name.removeprefix("ink-"): Color.parse(value).rich_color for name, value in inks(theme).items()}

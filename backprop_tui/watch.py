@@ -14,12 +14,13 @@ from pathlib import Path
 
 from backprop.core.errors import BackpropError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command
-from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
+from backprop_tui.text import from_home
+from backprop_tui.widgets.log import Problem
 
 EVENTS_AT_ONCE = 4000
 _BREATH = 0.05
@@ -44,29 +45,6 @@ class Watch:
         self._over = False
         self._closed = threading.Event()
         threading.Thread(target=self._read, name=f"watch-{link.run_id}", daemon=True).start()
-
-    @classmethod
-    def start(cls, config: RunConfig) -> Watch:
-        """Start a run and watch it.
-
-        Raises:
-            ConfigurationError: the output directory cannot be written.
-        """
-        return cls(engine_client.start(config))
-
-    @classmethod
-    def resume(cls, path: Path) -> Watch:
-        """Continue the run in ``path`` and watch it.
-
-        Raises:
-            RunError: it is being worked on, or it is done.
-        """
-        return cls(engine_client.resume(path))
-
-    @classmethod
-    def attach(cls, path: Path) -> Watch:
-        """Watch a run that exists, whoever started it."""
-        return cls(engine_client.attach(path))
 
     def _read(self) -> None:
         try:
@@ -108,29 +86,38 @@ class Watch:
             if not self._rest:
                 events, alive, over = self._inbox.popleft()
                 self._rest.extend(events)
-                self._set_life(alive and not over, over)
+                self.state.alive = alive and not over
+                self.was_alive = self.was_alive or self.state.alive
+                self._over = self._over or over
             while self._rest and budget > 0:
                 self.state.apply(self._rest.popleft())
                 budget -= 1
         more = bool(self._rest or self._inbox)
         more = self.series.follow(self.state) or more
-        if self._over and not more:
-            self._see_the_end()
-        return more
-
-    def _set_life(self, alive: bool, over: bool) -> None:
-        self.state.alive = alive
-        self.was_alive = self.was_alive or alive
-        self._over = self._over or over
-
-    def _see_the_end(self) -> None:
-        if self.crash is None and self.state.status == "crashed":
+        if self._over and not more and self.crash is None and self.state.status == "crashed":
             self.crash = self.link.crash()
+        return more
 
     @property
     def live(self) -> bool:
         """Whether an engine works on the run, so that it takes commands."""
         return self.state.alive and not self.state.ended and self.error is None
+
+    @property
+    def problem(self) -> Problem | None:
+        """What is wrong with a run that failed, crashed or is damaged; ``None`` if it is sound."""
+        state = self.state
+        resume = [f"its {state.step} steps are kept: tab shows the curve and the events"] if state.step else []
+        if self.error is not None:
+            return Problem(f"cannot be read [{self.error.code}]", from_home(self.error.message), self.error.hint)
+        if self.crash is not None:
+            title = f"the engine is gone [{self.crash.code}]"
+            return Problem(title, self.crash.message, from_home(self.crash.hint), resume)
+        if state.failed is not None:
+            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, resume)
+        if state.damage and not state.alive:
+            return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
+        return None
 
     def send(self, command: Command) -> None:
         """Give the engine a command.

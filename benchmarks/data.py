@@ -93,7 +93,7 @@ def open_in_child(path: str) -> dict[str, float]:
     first = [source.row(i) for i in range(50)]
     opened = time.perf_counter() - start
     start = time.perf_counter()
-    source.start_index()
+    source.start()
     source.build()
     indexed = time.perf_counter() - start
     rows = len(source)

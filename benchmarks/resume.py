@@ -204,7 +204,7 @@ def killed_run(kind: Kind, output: Path, wanted: int, span: float, found: Found)
 
     Its kills count as equal if all that it computed in the end is what the undisturbed run did.
     """
-    chooser = random.Random(found.kills)
+    chooser = random.Random(output.name)
     launched = time.time()
     watched = kind.begin(output)
     directory = watched.directory

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from math import ceil, floor, log10
 from typing import NamedTuple
 
@@ -32,19 +31,6 @@ SYMBOLS = (
 )
 
 
-@cache
-def strokes(symbols: Symbols) -> list[list[list[int]]]:
-    """The dots of a cell from one row to another: ``[column][first][last]``, both rows included."""
-    columns, rows = symbols.columns, symbols.rows
-    return [
-        [
-            [sum(1 << (dy * columns + dx) for dy in range(first, last + 1)) for last in range(rows)]
-            for first in range(rows)
-        ]
-        for dx in range(columns)
-    ]
-
-
 class Raster:
     """A grid of dots; each cell remembers the ink of the most important layer drawn in it."""
 
@@ -53,7 +39,6 @@ class Raster:
         self.width, self.height, self.symbols = width, height, symbols
         self.dots_across = width * symbols.columns
         self.dots_down = height * symbols.rows
-        self._strokes = strokes(symbols)
         self._masks = [[0] * width for _ in range(height)]
         self._inks = [[""] * width for _ in range(height)]
 
@@ -61,22 +46,13 @@ class Raster:
         """Set the dots of one column from ``top`` to ``bottom``."""
         if not 0 <= x < self.dots_across:
             return
-        if top > bottom:
-            top, bottom = bottom, top
-        top, bottom = max(0, top), min(self.dots_down - 1, bottom)
-        if top > bottom:
-            return
         cell, dx = divmod(x, self.symbols.columns)
-        first, above = divmod(top, self.symbols.rows)
-        last, below = divmod(bottom, self.symbols.rows)
-        strokes = self._strokes[dx]
-        lowest = self.symbols.rows - 1
-        for row in range(first, last + 1):
-            bits = strokes[above if row == first else 0][below if row == last else lowest]
+        first, last = max(0, min(top, bottom)), min(self.dots_down - 1, max(top, bottom))
+        for y in range(first, last + 1):
+            row, dy = divmod(y, self.symbols.rows)
             if self._inks[row][cell] != ink:  # a new layer replaces the older one's dots in its cell
-                self._masks[row][cell], self._inks[row][cell] = bits, ink
-            else:
-                self._masks[row][cell] |= bits
+                self._masks[row][cell], self._inks[row][cell] = 0, ink
+            self._masks[row][cell] |= 1 << (dy * self.symbols.columns + dx)
 
     def line(self, x0: int, y0: int, x1: int, y1: int, ink: str) -> None:
         """Set the dots between two points, ``x0 <= x1``; each column shares its rise with its neighbour."""

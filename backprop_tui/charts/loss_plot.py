@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import isnan
 
@@ -31,24 +32,25 @@ def reaching(top: int, bottom: int, other_top: int, other_bottom: int) -> tuple[
 class LossPlot(Cells):
     """Shows a ``Curve`` of losses; the horizontal axis is in steps."""
 
+    curve = Curve()
+    evaluations: Sequence[Evaluated] = ()
+    events: Sequence[AnyEvent] = ()
+    total = 0
+    log_y = False
+    chosen_smoothing: int | None = None
+    """Index into ``SMOOTHING``; open: a light average for a short run, a heavier one for a long one."""
+    symbols = SYMBOLS[0]
+    waiting: Sequence[Row] = ()
+    """Shown instead of the axes while there is no step."""
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.curve = Curve()
-        self.evaluations: list[Evaluated] = []
-        self.events: list[AnyEvent] = []
-        self.total = 0
-        self.log_y = False
-        self.chosen_smoothing: int | None = None
-        """Index into ``SMOOTHING``; open: a light average for a short run, a heavier one for a long one."""
-        self.symbols = SYMBOLS[0]
-        self.waiting: list[Row] = []
-        """Shown instead of the axes while there is no step."""
         self._axis = Axis()
 
     def show(self, curve: Curve, state: RunState | None, total: int, waiting: list[Row]) -> None:
         """Draw ``curve`` over ``total`` steps with what else happened in the run of ``state``."""
         self.curve, self.total, self.waiting = curve, total, waiting
-        self.evaluations, self.events = (state.evaluations, state.notable) if state else ([], [])
+        self.evaluations, self.events = (state.evaluations, state.notable) if state else ((), ())
         happened = (len(self.evaluations), len(self.events))
         seen = (id(curve), curve.last_step, happened, total, waiting if not curve.last_step else [])
         self.redraw_for(seen)
@@ -69,11 +71,10 @@ class LossPlot(Cells):
             return self.chosen_smoothing
         return 1 if max(self.total, self.curve.last_step) <= _SHORT else 2
 
-    def next_symbols(self) -> str:
-        """Change to the next set of symbols; its name."""
+    def next_symbols(self) -> None:
+        """Change to the next set of symbols."""
         self.symbols = SYMBOLS[(SYMBOLS.index(self.symbols) + 1) % len(SYMBOLS)]
         self.redraw()
-        return self.symbols.name
 
     def rows(self, width: int, height: int) -> list[Row]:
         if not self.curve.last_step:
@@ -90,7 +91,9 @@ class LossPlot(Cells):
         self._draw(raster, shown)
         rows = [self._title(width), *self._body(raster, shown)]
         if found:
-            cells = timeline(found, raster.width, lambda step: self._cell(max(1, step), shown, raster))
+            cells = timeline(
+                found, raster.width, lambda step: self._x(max(1, step), shown, raster) // self.symbols.columns
+            )
             rows.append([(f"{'events':>{_LABELS - 1}}  ", "muted"), *cells])
         return [*rows, self._steps_axis(raster, shown)]
 
@@ -102,16 +105,22 @@ class LossPlot(Cells):
 
     def _span(self) -> tuple[float, float] | None:
         span = self.curve.span(positive=self.log_y)
-        losses = [e.loss for e in self.evaluations if e.loss is not None and (e.loss > 0 or not self.log_y)]
+        losses = [loss for _, loss in self._held_out()]
         if span is None or not losses:
             return span
         return min(span[0], *losses), max(span[1], *losses)
 
+    def _held_out(self) -> list[tuple[int, float]]:
+        """Step and held-out loss of each evaluation that can be drawn."""
+        found = [(event.step, event.loss) for event in self.evaluations if event.loss is not None]
+        return [(step, loss) for step, loss in found if loss > 0 or not self.log_y]
+
     def _title(self, width: int) -> Row:
         weight = SMOOTHING[self.smoothing]
-        parts: Row = [("━ ", "raw"), (f"{number(self._last())}", "text"), (" raw", "muted")]
+        last = None if isnan(self.curve.last) else self.curve.last
+        parts: Row = [("━ ", "raw"), (number(last), "text"), (" raw", "muted")]
         if weight:
-            average = self._average()
+            average = self.curve.smooth[self.smoothing] if self.curve.smooth else None
             parts += [("  ━ ", "smooth+bold"), (number(average), "strong"), (f" smoothed {weight:g}", "muted")]
         if self.evaluations:
             parts += [("  ◆ ", "mark"), (number(self.evaluations[-1].loss), "strong"), (" held-out", "muted")]
@@ -121,12 +130,6 @@ class LossPlot(Cells):
             parts += [("  log", "muted")]
         rule = max(0, width - 6 - row_width(parts))
         return cut([("loss ", "info"), ("─" * rule + " ", "rule"), *parts], width)
-
-    def _last(self) -> float | None:
-        return None if isnan(self.curve.last) else self.curve.last
-
-    def _average(self) -> float | None:
-        return self.curve.smooth[self.smoothing] if self.curve.smooth else None
 
     def _draw(self, raster: Raster, shown: int) -> None:
         """Raw first, then the average over it: in a shared cell the average is seen."""
@@ -152,11 +155,10 @@ class LossPlot(Cells):
     def _columns(self, raster: Raster, shown: int) -> list[tuple[int, Bucket]]:
         """The buckets that fall on each column of dots, as one."""
         found: list[tuple[int, Bucket]] = []
-        scale = (raster.dots_across - 1) / max(1, shown - 1)
         for step, bucket in self.curve.buckets():
             if self.log_y and bucket.low <= 0:
                 continue
-            x = round((step - 1) * scale)
+            x = self._x(step, shown, raster)
             if found and found[-1][0] == x:
                 found[-1] = (x, found[-1][1].merged(bucket))
             else:
@@ -165,9 +167,6 @@ class LossPlot(Cells):
 
     def _x(self, step: float, shown: int, raster: Raster) -> int:
         return round((step - 1) / max(1, shown - 1) * (raster.dots_across - 1))
-
-    def _cell(self, step: float, shown: int, raster: Raster) -> int:
-        return self._x(step, shown, raster) // self.symbols.columns
 
     def _y(self, value: float, raster: Raster) -> int:
         return round((1 - self._axis.share(value)) * (raster.dots_down - 1))
@@ -185,17 +184,15 @@ class LossPlot(Cells):
     def _marks(self, raster: Raster, shown: int) -> dict[int, list[int]]:
         """Columns of the held-out losses, by row."""
         found: dict[int, list[int]] = {}
-        for event in self.evaluations:
-            if event.loss is None or (self.log_y and event.loss <= 0):
-                continue
-            x, y = raster.mark(self._x(max(1, event.step), shown, raster), self._y(event.loss, raster))
+        for step, loss in self._held_out():
+            x, y = raster.mark(self._x(max(1, step), shown, raster), self._y(loss, raster))
             found.setdefault(y, []).append(x)
         return found
 
     def _steps_axis(self, raster: Raster, shown: int) -> Row:
         text = [" "] * raster.width
         for step, label in step_labels(shown, raster.width):
-            column = self._cell(step, shown, raster)
+            column = self._x(step, shown, raster) // self.symbols.columns
             start = min(raster.width - len(label), column - len(label) // 2)
             if start >= 0 and all(c == " " for c in text[max(0, start - 1) : start + len(label) + 1]):
                 text[start : start + len(label)] = label

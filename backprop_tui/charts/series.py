@@ -144,10 +144,8 @@ class RunSeries:
         end = min(len(columns), self.taken + most)
         for i in range(self.taken, end):
             step = columns.step[i]
-            self.loss.add(step, columns.loss[i])
-            self.learning_rate.add(step, columns.learning_rate[i])
-            self.grad_norm.add(step, columns.grad_norm[i])
-            self.tokens_per_second.add(step, columns.tokens_per_second[i])
+            for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+                getattr(self, name).add(step, getattr(columns, name)[i])
         self.taken = end
         return end < len(columns)
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isnan
 
 from backprop_tui.charts.canvas import SYMBOLS, Raster, Symbols
 from backprop_tui.charts.series import Curve, RunSeries, shown_steps
-from backprop_tui.text import Row, count
-from backprop_tui.widgets.cells import Cells, cut, heading, row_width
+from backprop_tui.text import Row
+from backprop_tui.widgets.cells import Cells, cut, heading, pad
 
-_Series = tuple[str, Curve, Callable[[float], str]]
-"""A title, the values, and how one is written."""
-
+_GAP = 3
+"""Cells between two series side by side."""
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#%"
 
@@ -47,18 +45,6 @@ def course(curve: Curve, shown: int, width: int, height: int, symbols: Symbols) 
     return [raster.row(y) for y in range(height)]
 
 
-def bars(values: list[float | None], width: int) -> str:
-    """A few values as a row of bars, for a table; a missing one is a gap."""
-    if len(values) > width:
-        values = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
-    finite = [v for v in values if v is not None]
-    if not finite:
-        return ""
-    low, high = min(finite), max(finite)
-    scale = (len(_BARS) - 2) / (high - low) if high > low else 0.0
-    return "".join(" " if v is None else _BARS[1 + round((v - low) * scale)] for v in values)
-
-
 def rounded_span(low: float, high: float) -> tuple[float, float]:
     """Limits that change seldom while the values wander: zero, or a third below; the next eighth of an octave above."""
     if high <= 0 or high == low:
@@ -88,11 +74,9 @@ def _levels(curve: Curve, shown: int, width: int) -> list[float | None]:
 class Readings(Cells):
     """Three series side by side in a low place, one under the other in a narrow and high one."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.series: RunSeries | None = None
-        self.total = 0
-        self.symbols = SYMBOLS[0]
+    series: RunSeries | None = None
+    total = 0
+    symbols = SYMBOLS[0]
 
     def show(self, series: RunSeries | None, total: int, symbols: Symbols) -> None:
         seen = (0, 0, total, symbols) if series is None else (id(series.loss), series.loss.last_step, total, symbols)
@@ -102,38 +86,31 @@ class Readings(Cells):
     def rows(self, width: int, height: int) -> list[Row]:
         if self.series is None:
             return []
-        small: list[_Series] = [
-            ("learning rate", self.series.learning_rate, "{:.2e}".format),
-            ("gradient norm", self.series.grad_norm, lambda norm: f"{norm:.2f}" if norm < 1000 else f"{norm:.1e}"),
-            ("tokens/s", self.series.tokens_per_second, count),
+        norm = self.series.grad_norm.last
+        small = [
+            ("learning rate", self.series.learning_rate, "{:.2e}"),
+            ("gradient norm", self.series.grad_norm, "{:.2f}" if norm < 1000 else "{:.1e}"),
+            ("tokens/s", self.series.tokens_per_second, "{:,.0f}"),
+        ]
+        readings = [
+            (title, curve, "–" if isnan(curve.last) else form.format(curve.last)) for title, curve, form in small
         ]
         shown = shown_steps(self.series.loss.last_step, self.total)
         if height < 6:
-            return self._beside(small, shown, width)
-        return self._below(small, shown, width, height)
+            return self._beside(readings, shown, width)
+        rows: list[Row] = []
+        tall = max(1, (height - 6) // 3)
+        for title, curve, value in readings:
+            rows += [heading(title, width, value), *course(curve, shown, width, tall, self.symbols), []]
+        return rows
 
-    def _beside(self, series: list[_Series], shown: int, width: int) -> list[Row]:
-        gap = 3
-        each = (width - 2 * gap) // 3
+    def _beside(self, readings: list[tuple[str, Curve, str]], shown: int, width: int) -> list[Row]:
+        each = (width - 2 * _GAP) // 3
         numbers: Row = []
         bars: Row = []
-        for place, (title, curve, form) in enumerate(series):
-            if place:
-                numbers.append((" " * gap, "text"))
-                bars.append((" " * gap, "text"))
-            value = "–" if isnan(curve.last) else form(curve.last)
-            cell: Row = [(title + " ", "muted"), (value, "strong")]
-            cell = cut(cell, each)
-            numbers += [*cell, (" " * (each - row_width(cell)), "text")]
+        for title, curve, value in readings:
+            numbers += pad(cut([(f"{title} ", "muted"), (value, "strong")], each), each)
             bars.append((sparkline(curve, shown, each, self.symbols.name == "ascii"), "info"))
-        return [numbers, bars]
-
-    def _below(self, series: list[_Series], shown: int, width: int, height: int) -> list[Row]:
-        rows: list[Row] = []
-        tall = max(1, (height - 6) // 3) if height >= 9 else 1
-        for title, curve, form in series:
-            value = "–" if isnan(curve.last) else form(curve.last)
-            rows.append(heading(title, width, value))
-            rows += course(curve, shown, width, tall, self.symbols)
-            rows.append([])
-        return rows
+            for row in (numbers, bars):
+                row.append((" " * _GAP, "text"))
+        return [numbers[:-1], bars[:-1]]

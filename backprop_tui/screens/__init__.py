@@ -1,9 +1,11 @@
-"""The screens of the application. A new one is its own module and a line in ``SCREENS``."""
+"""The screens of the application, and the keys of all. A new one is its own module and a line in ``SCREENS``."""
 
 from __future__ import annotations
 
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
+
+from backprop_tui.keys import Key
 
 
 class Entry(NamedTuple):
@@ -30,3 +32,18 @@ SCREENS = (
     Entry("data", "Data", "dataset.keys:KEYS", "dataset.screen:DataScreen"),
 )
 """In the order of their numbers."""
+
+EVERYWHERE = (
+    Key("escape", "esc", "screen.back", "back", "one layer out", 9),
+    Key("question_mark,f1", "?", "app.help", "help", "this list", 1),
+    Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "every command by its name; themes", 9),
+    Key("f2", "f2", "app.cadence", "refresh rate", "draw 4, 2 or 1 times a second", 9),
+    Key("q,ctrl+q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", 1),
+    Key("ctrl+c", "ctrl+c", "app.interrupt", "leave", "the same question; twice: leave, the run goes on", 9),
+    Key("ctrl+z", "ctrl+z", "app.suspend_process", "suspend", "back to the shell; fg returns here, the run goes on", 9),
+    *(
+        Key(str(number), str(number), f"app.go('{entry.name}')", entry.title, f"the {entry.title} screen", 3)
+        for number, entry in enumerate(SCREENS, 1)
+    ),
+)
+"""Keys that work on every screen."""

@@ -8,29 +8,31 @@ one method of Textual's compositor; the rest of it is used as it is.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from backprop.runs.engine_client import EngineClient
 from rich.console import Console
 from rich.control import Control
 from textual._compositor import ChopsUpdate, Compositor
 from textual.message import Message
 from textual.screen import Screen
 
-from backprop_tui.keys import EVERYWHERE, Key
+from backprop_tui.keys import Key
+from backprop_tui.screens import EVERYWHERE
 from backprop_tui.text import STATUS, Row, clock
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
 
 
+@dataclass
 class OpenRun(Message):
     """Watch a run on the Live screen: one that ``begin`` starts, continues or attaches to."""
 
-    def __init__(self, begin: Callable[[], Watch], path: Path | None = None) -> None:
-        super().__init__()
-        self.begin = begin
-        self.path = path
-        """The directory of a run that exists."""
+    begin: Callable[[], EngineClient]
+    path: Path | None = None
+    """The directory of a run that exists."""
 
 
 class BaseScreen(Screen[None]):
@@ -53,12 +55,13 @@ class BaseScreen(Screen[None]):
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
         raise NotImplementedError
 
-    def useful_keys(self) -> list[Key]:
-        """The keys for the bar: those that do something now."""
-        return [key for key in (*self.KEYS, *EVERYWHERE) if key.rank < 9 and key.action != f"app.go('{self.NAME}')"]
+    def own_keys(self) -> list[Key]:
+        """Those of the screen's keys that do something now."""
+        return list(self.KEYS)
 
     def show_keys(self) -> None:
-        self.keybar.show(self.useful_keys())
+        keys = (*self.own_keys(), *EVERYWHERE)
+        self.keybar.show([key for key in keys if key.rank < 9 and key.action != f"app.go('{self.NAME}')"])
 
     def chip(self) -> Row:
         """The first of the runs that are being trained and not shown here, and how many more there are."""

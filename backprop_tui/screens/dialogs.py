@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
 from textual import events
@@ -14,10 +15,9 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
-from backprop_tui.keys import EVERYWHERE
-from backprop_tui.screens import SCREENS
+from backprop_tui.screens import EVERYWHERE, SCREENS
 from backprop_tui.text import Row, wrap_text
-from backprop_tui.widgets.cells import Cells, heading, labelled
+from backprop_tui.widgets.cells import Cells, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
 
 WIDTH, HEIGHT = 60, 16
@@ -59,10 +59,9 @@ def deleting(run_id: str, path: str) -> tuple[Answer, ...]:
 
 
 class AnswerList(Cells, can_focus=True):
+    @dataclass
     class Given(Message):
-        def __init__(self, value: str) -> None:
-            super().__init__()
-            self.value = value
+        value: str
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,left,shift+tab", "move(-1)", show=False),
@@ -119,10 +118,10 @@ class _Words(Cells):
         self.text = text
 
     def rows(self, width: int, height: int) -> list[Row]:
-        return [[(line, "text")] for line in wrap_text(self.text, width)]
+        return paragraph(self.text, width)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return len(wrap_text(self.text, width)) + 1
+        return len(self.rows(width, 0)) + 1
 
 
 class Question(Dialog[str]):
@@ -189,9 +188,8 @@ class _Need(Cells):
     def rows(self, width: int, height: int) -> list[Row]:
         size = self.app.size
         lines = ["this window is too small (q leaves)", f"needs {WIDTH}x{HEIGHT}, has {size.width}x{size.height}"]
-        above = max(0, (height - len(lines)) // 2)
-        rows: list[Row] = [[] for _ in range(above)]
-        return rows + [[(line[:width].center(width), "text")] for line in lines]
+        above = [""] * max(0, (height - len(lines)) // 2)
+        return [[(line[:width].center(width), "text")] for line in (*above, *lines)]
 
 
 class TooSmall(Dialog[None]):

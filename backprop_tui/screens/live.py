@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import groupby
 
 from backprop.core.errors import RunError
 from backprop.core.events import Abort as AbortCommand
 from backprop.core.events import CheckpointNow, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
-from backprop.runs.describe import PHASES
+from backprop.runs.describe import describe
 from backprop.runs.state import RunState
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
@@ -23,8 +23,7 @@ from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import PaneTabs
 from backprop_tui.widgets.facts import DataPane, FactsPanel
 from backprop_tui.widgets.gpu import GpuPanel
-from backprop_tui.widgets.log import EventLog
-from backprop_tui.widgets.problem import ProblemPane, problem_of
+from backprop_tui.widgets.log import EventLog, ProblemPane
 from backprop_tui.widgets.samples import SamplesPane, pairs
 from backprop_tui.widgets.status import Progress, RunHeader
 
@@ -60,19 +59,15 @@ class LiveScreen(BaseScreen):
         self._tabs = PaneTabs(id="tabs")
         self._events, self._samples = EventLog(id="events"), SamplesPane(id="samples")
         self._data, self._problem = DataPane(id="data"), ProblemPane(id="problem")
-        self._contents = {
-            "events": self._events,
-            "samples": self._samples,
-            "data": self._data,
-            "problem": self._problem,
-        }
+        panes = (self._events, self._samples, self._data, self._problem)
+        self._contents = {str(pane.id): pane for pane in panes}
         self.pane = "events"
         self._at_readings = False
         """The small curves take part in every other drawing: a key that waits for one waits less."""
         self._chosen_by_hand = False
         self._watch: Watch | None = None
-        self._asked: tuple[str, Callable[[RunState], bool]] | None = None
-        """What was asked of the engine, in words, and how its answer is recognised."""
+        self._asked: tuple[str, tuple[str, ...], int] | None = None
+        """What was asked of the engine, in words, the events that answer it, and how many there were before."""
 
     def compose(self) -> ComposeResult:
         yield self._header
@@ -97,11 +92,12 @@ class LiveScreen(BaseScreen):
     def flush(self) -> None:
         watch = self.watch_run
         if watch is not self._watch:
-            self._begin(watch)
+            self._watch, self._asked, self._chosen_by_hand = watch, None, False
+            self._show_pane("events")
         state = watch.state if watch else None
-        if self._asked and (state is None or state.ended or self._asked[1](state)):
+        if self._asked and (state is None or state.ended or count_of(state, self._asked[1]) > self._asked[2]):
             self._asked = None
-        problem = problem_of(watch) if watch else None
+        problem = watch.problem if watch else None
         self._header.show(state, self._asked[0] if self._asked else "", self.chip())
         self._progress.show(state)
         self._choose_pane(watch, problem is not None)
@@ -115,17 +111,10 @@ class LiveScreen(BaseScreen):
         self._problem.show(problem)
         self.show_keys()
 
-    def _begin(self, watch: Watch | None) -> None:
-        self._watch, self._asked, self._chosen_by_hand = watch, None, False
-        self._show_pane("events")
-
     def _draw_curves(self, watch: Watch | None) -> None:
         if watch is None:
-            waiting: list[Row] = [
-                [("no run is open", "strong")],
-                [("2 shows the runs; there d starts the demo", "muted")],
-            ]
-            self._plot.show(Curve(), None, 0, waiting)
+            hint = "2 shows the runs; there d starts the demo"
+            self._plot.show(Curve(), None, 0, [[("no run is open", "strong")], [(hint, "muted")]])
         else:
             state = watch.state
             self._plot.show(watch.series.loss, state, state.total_steps, phases_so_far(state))
@@ -137,12 +126,11 @@ class LiveScreen(BaseScreen):
         """Show what matters at the end: what went wrong, or the answers before and after."""
         if watch is None or self._chosen_by_hand:
             return
+        ended = self.pane == "events" and watch.was_alive and watch.state.finished is not None
         if problem and self.pane != "problem":
             self._show_pane("problem")
-        elif not problem and self.pane == "events" and watch.was_alive and watch.state.finished:
-            answered = [pair for pair in pairs(watch.state.samples) if pair.before and pair.after]
-            if answered:
-                self._show_pane("samples")
+        elif not problem and ended and any(pair.before and pair.after for pair in pairs(watch.state.samples)):
+            self._show_pane("samples")
 
     def _panes(self, state: RunState | None, problem: bool) -> list[tuple[str, str]]:
         panes = [("events", "events"), ("samples", "samples"), ("data", "data")]
@@ -157,18 +145,14 @@ class LiveScreen(BaseScreen):
             content.display = other == name
         self._contents[name].focus()
 
-    def useful_keys(self) -> list[Key]:
-        watch = self._watch
-        found = []
-        for key in super().useful_keys():
-            if key.name in COMMANDS and (watch is None or not watch.live):
-                continue
-            if key.name == "sample" and watch is not None and not watch.state.config.get("sample_prompts"):
-                continue
-            if key.name == "pause" and watch is not None and watch.state.status == "paused":
-                key = key._replace(label="go on")
-            found.append(key)
-        return found
+    def own_keys(self) -> list[Key]:
+        state = self._watch.state if self._watch is not None and self._watch.live else None
+        hidden = set(COMMANDS) if state is None else set()
+        if state is not None and not state.config.get("sample_prompts"):
+            hidden.add("sample")
+        paused = state is not None and state.status == "paused"
+        keys = [key._replace(label="go on") if paused and key.name == "pause" else key for key in KEYS]
+        return [key for key in keys if key.name not in hidden]
 
     async def action_back(self) -> None:
         await self.run_action("app.go('runs')")
@@ -181,9 +165,7 @@ class LiveScreen(BaseScreen):
     def action_pane(self, by: int) -> None:
         names = [name for name, _ in self._tabs.titles]
         at = names.index(self.pane) if self.pane in names else 0
-        self._chosen_by_hand = True
-        self._show_pane(names[(at + by) % len(names)])
-        self.flush()
+        self.on_pane_tabs_chosen(PaneTabs.Chosen(names[(at + by) % len(names)]))
 
     def action_log_y(self) -> None:
         self._plot.toggle_log()
@@ -197,24 +179,18 @@ class LiveScreen(BaseScreen):
 
     def action_pause(self) -> None:
         if self._watch is not None and self._watch.state.status == "paused":
-            self._ask(Resume(), "going on…", lambda state: state.status != "paused")
+            self._ask(Resume(), "going on…", "resumed")
         else:
-            self._ask(Pause(), "pausing after this step…", lambda state: state.status == "paused")
+            self._ask(Pause(), "pausing after this step…", "paused")
 
     def action_stop(self) -> None:
-        self._ask(Stop(), "stopping after this step…", lambda state: state.ended)
+        self._ask(Stop(), "stopping after this step…")
 
     def action_checkpoint(self) -> None:
-        before = self._count("checkpoint_saved", "checkpoint_failed")
-        self._ask(
-            CheckpointNow(),
-            "saving after this step…",
-            lambda state: count_of(state, "checkpoint_saved", "checkpoint_failed") > before,
-        )
+        self._ask(CheckpointNow(), "saving after this step…", "checkpoint_saved", "checkpoint_failed")
 
     def action_sample(self) -> None:
-        before = self._count("sample")
-        self._ask(SampleNow(), "answering after this step…", lambda state: count_of(state, "sample") > before)
+        self._ask(SampleNow(), "answering after this step…", "sample")
 
     def action_abort(self) -> None:
         if not self._may_command():
@@ -222,13 +198,10 @@ class LiveScreen(BaseScreen):
 
         def answered(value: str | None) -> None:
             if value == "abort":
-                self._ask(AbortCommand(), "aborting…", lambda state: state.ended)
+                self._ask(AbortCommand(), "aborting…")
 
         question = Question("abort", "End this run now? The last saved checkpoint stays.", ABORTING)
         self.app.push_screen(question, answered)
-
-    def _count(self, *types: str) -> int:
-        return count_of(self._watch.state, *types) if self._watch else 0
 
     def _may_command(self) -> bool:
         if self._watch is not None and self._watch.live:
@@ -236,7 +209,8 @@ class LiveScreen(BaseScreen):
         self.notify("no engine is working here: there is nothing to command", severity="warning", timeout=4)
         return False
 
-    def _ask(self, command: Command, words: str, answered: Callable[[RunState], bool]) -> None:
+    def _ask(self, command: Command, words: str, *answers: str) -> None:
+        """Send a command; ``words`` are shown until one of the events ``answers``, or the end, has come."""
         if not self._may_command() or self._watch is None:
             return
         try:
@@ -244,27 +218,19 @@ class LiveScreen(BaseScreen):
         except RunError as error:
             self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
             return
-        self._asked = (words, answered)
+        self._asked = (words, answers, count_of(self._watch.state, answers))
         self.flush()
 
 
-def count_of(state: RunState, *types: str) -> int:
+def count_of(state: RunState, types: tuple[str, ...]) -> int:
     return sum(event.type in types for event in state.notable)
 
 
 def phases_so_far(state: RunState) -> list[Row]:
     """What is done and what is being done, before the first step."""
-    rows: list[Row] = []
-    names: list[tuple[str, str]] = []
-    for event in state.notable:
-        if isinstance(event, PhaseChanged) and (not names or names[-1][0] != event.phase):
-            names.append((event.phase, event.detail))
-    for place, (phase, detail) in enumerate(names):
-        words = PHASES[phase] + (f": {detail}" if detail else "")
-        if state.ended or place < len(names) - 1:
-            rows.append([("✓ ", "good"), (words, "muted")])
-        else:
-            rows.append([("● ", "info"), (words, "strong")])
-    if not rows and not state.ended:
-        rows.append([("● ", "info"), ("starting the engine", "strong")])
-    return rows
+    changes = [event for event in state.notable if isinstance(event, PhaseChanged)]
+    words = [describe(next(group)) for _, group in groupby(changes, lambda event: event.phase)]
+    doing: list[Row] = []
+    if not state.ended:
+        doing = [[("● ", "info"), (words.pop() if words else "starting the engine", "strong")]]
+    return [*([("✓ ", "good"), (done, "muted")] for done in words), *doing]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import partial
 from pathlib import Path
 
 from backprop.core.errors import BackpropError, RunError
-from backprop.runs.directory import RunDirectory, is_run
-from backprop.runs.index import RunIndex, RunSummary
+from backprop.runs import engine_client
+from backprop.runs.directory import RunDirectory
+from backprop.runs.index import RunIndex, RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -19,7 +20,6 @@ from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import Question, deleting
 from backprop_tui.text import Row, from_home
-from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.run_detail import RunDetail
@@ -141,8 +141,7 @@ class RunsScreen(BaseScreen):
     @property
     def chosen_path(self) -> str:
         """Directory of the run under the cursor; empty where there is none."""
-        run = self._table.chosen
-        return run.path if run else ""
+        return self._table.chosen.path if self._table.chosen else ""
 
     @property
     def shown_path(self) -> str:
@@ -150,65 +149,55 @@ class RunsScreen(BaseScreen):
         return self._shown_state.path if self._shown_state else ""
 
     def flush(self) -> None:
-        """The detail's curve is caught up a portion at a time."""
         self._show_header()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
-            self._series.follow(self._shown_state)
-            self._draw_plot()
+            self._draw_plot(self._shown_state)
 
-    def useful_keys(self) -> list[Key]:
-        has_run = self._table.chosen is not None
-        return [key for key in super().useful_keys() if has_run or key.name not in NEED_RUN]
+    def own_keys(self) -> list[Key]:
+        return [key for key in KEYS if self.chosen_path or key.name not in NEED_RUN]
 
     def on_list_view_moved(self) -> None:
         self._read_chosen()
 
     def _read_chosen(self) -> None:
-        run = self._table.chosen
-        if run is None:
+        path = self.chosen_path
+        if path:
+            read = partial(self._read_state, path)
+            self.run_worker(read, thread=True, exclusive=True, group="detail", exit_on_error=False)
+        else:
             self._take_state(None)
-            return
-        self.run_worker(
-            lambda: self._read_state(Path(run.path)), thread=True, exclusive=True, group="detail", exit_on_error=False
-        )
 
-    def _read_state(self, path: Path) -> None:
+    def _read_state(self, path: str) -> None:
         try:
-            state = read_run(path)
+            state = read_run(Path(path))
         except (BackpropError, OSError):
             return  # deleted while it was looked at: the next look at the list drops it
         self.app.call_from_thread(self._take_state, state)
 
     def _take_state(self, state: RunState | None) -> None:
-        chosen = self._table.chosen
-        if state is not None and (chosen is None or chosen.path != state.path):
+        if state is not None and state.path != self.chosen_path:
             return
         self._shown_state, self._series = state, RunSeries()
         self._detail.show(state)
         if state is not None:
-            self._series.follow(state)
-            self._draw_plot()
+            self._draw_plot(state)
 
-    def _draw_plot(self) -> None:
-        state = self._shown_state
-        if state is not None:
-            none: list[Row] = [[("no step taken", "muted")]]
-            self._plot.show(self._series.loss, state, state.step, none)
+    def _draw_plot(self, state: RunState) -> None:
+        """Draw the curve, caught up by a portion."""
+        self._series.follow(state)
+        self._plot.show(self._series.loss, state, state.step, [[("no step taken", "muted")]])
 
     def action_open(self) -> None:
-        run = self._table.chosen
-        if run is not None:
-            path = Path(run.path)
-            self.post_message(OpenRun(lambda: Watch.attach(path), path))
+        if self.chosen_path:
+            path = Path(self.chosen_path)
+            self.post_message(OpenRun(partial(engine_client.attach, path), path))
 
     def on_list_view_chosen(self, message: ListView.Chosen) -> None:
         self.action_open()
 
     def action_resume(self) -> None:
-        run = self._table.chosen
-        if run is not None:
-            path = Path(run.path)
-            self.post_message(OpenRun(lambda: Watch.resume(path)))
+        if self.chosen_path:
+            self.post_message(OpenRun(partial(engine_client.resume, Path(self.chosen_path))))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config
@@ -216,7 +205,7 @@ class RunsScreen(BaseScreen):
         if self.watch_run is not None and self.watch_run.live:
             self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
         else:
-            self.post_message(OpenRun(lambda: Watch.start(demo_config())))
+            self.post_message(OpenRun(partial(engine_client.start, demo_config())))
 
     def action_sort(self) -> None:
         self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
@@ -266,22 +255,6 @@ class RunsScreen(BaseScreen):
         except (RunError, OSError) as error:
             self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
         self._read_runs()
-
-
-def delete_run(path: Path) -> None:
-    """Remove a run's directory, holding its lock meanwhile.
-
-    Raises:
-        RunError: it is no run, or somebody works on it.
-        OSError: it cannot be removed.
-    """
-    directory = RunDirectory(path)
-    if path.is_symlink() or not is_run(path):
-        raise RunError(f"{path} is no run directory", code="RUN_DAMAGED")
-    with directory.hold_lock():
-        shutil.rmtree(path)
-    with RunIndex() as index:
-        index.remove(path)
 
 
 def matches(run: RunSummary, words: str) -> bool:

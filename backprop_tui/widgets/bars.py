@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from textual import events
 from textual.message import Message
 
@@ -13,13 +16,11 @@ from backprop_tui.widgets.cells import Cells, row_width, spread
 class Bar(Cells):
     """A row with words at its two ends."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._row: tuple[Row, Row] = ([], [])
+    _row: tuple[Row, Row] = ([], [])
 
     def show(self, left: Row, right: Row) -> None:
         self._row = left, right
-        self.redraw_for(self._row)
+        self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         return [spread(*self._row, width)]
@@ -28,18 +29,15 @@ class Bar(Cells):
 class PaneTabs(Cells):
     """Pane titles; the shown one is marked."""
 
+    @dataclass
     class Chosen(Message):
-        def __init__(self, name: str) -> None:
-            super().__init__()
-            self.name = name
+        name: str
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.titles: list[tuple[str, str]] = []
-        """Name and title of each pane."""
-        self.chosen = ""
+    titles: Sequence[tuple[str, str]] = ()
+    """Name and title of each pane."""
+    chosen = ""
 
-    def show(self, titles: list[tuple[str, str]], chosen: str) -> None:
+    def show(self, titles: Sequence[tuple[str, str]], chosen: str) -> None:
         self.titles, self.chosen = titles, chosen
         self.redraw()
 
@@ -63,32 +61,29 @@ class PaneTabs(Cells):
 class KeyBar(Cells):
     """Keys in the last row of a screen; those that matter most stay when it is narrow."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.keys: list[Key] = []
-        self._places: list[tuple[int, Key]] = []
+    keys: Sequence[Key] = ()
+    _places: Sequence[tuple[int, Key]] = ()
+    """The cell behind each key that is shown."""
 
-    def show(self, keys: list[Key]) -> None:
+    def show(self, keys: Sequence[Key]) -> None:
         self.keys = keys
-        self.redraw_for(keys)
+        self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
         shown, room = [], width
         # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
-        places = sorted(range(len(self.keys)), key=lambda place: (self.keys[place].rank, -place))
-        for key in (self.keys[place] for place in places):
+        for _, key in sorted(enumerate(self.keys), key=lambda item: (item[1].rank, -item[0])):
             size = len(key.shown) + len(key.label) + 3
             if size <= room:
                 shown.append(key)
                 room -= size
         shown.sort(key=self.keys.index)
         row: Row = [(" ", "text")]
-        self._places = []
-        x = 1
+        places: list[tuple[int, Key]] = []
         for key in shown:
             row += [(key.shown, "key+bold"), (f" {key.label}  ", "muted")]
-            x += len(key.shown) + len(key.label) + 3
-            self._places.append((x, key))
+            places.append((row_width(row), key))
+        self._places = places
         return [row]
 
     async def on_click(self, event: events.Click) -> None:

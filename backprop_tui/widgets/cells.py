@@ -6,6 +6,8 @@ last, and asks for the changed stretch of the changed rows alone: a number that 
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 from backprop.runs.state import RunState
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -16,7 +18,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from backprop_tui import themes
-from backprop_tui.text import Piece, Row, safe, wrap_text
+from backprop_tui.text import Row, safe, wrap_text
 
 _JUMP = 8
 """Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
@@ -30,8 +32,8 @@ class Cells(Widget):
     DEFAULT_CSS = "Cells { width: 1fr; background: transparent; }"
     ALLOW_SELECT = False
 
-    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
-        super().__init__(id=id, classes=classes)
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
         self._drawn: list[Row] = []
         self._drawn_size = Size(0, 0)
         self._inks: dict[str, Style] = {}
@@ -78,11 +80,9 @@ class Cells(Widget):
         self._inks.clear()
 
     def render_line(self, y: int) -> Strip:
-        if y < len(self._drawn) and self._drawn_size == self.size:
-            return self.strip(self._drawn[y])
-        rows = fitted(self.rows(*self.size), self.size.height)
-        self._drawn, self._drawn_size = rows, self.size
-        return self.strip(rows[y]) if y < len(rows) else Strip.blank(self.size.width)
+        if y >= len(self._drawn) or self._drawn_size != self.size:
+            self._drawn, self._drawn_size = fitted(self.rows(*self.size), self.size.height), self.size
+        return self.strip(self._drawn[y]) if y < len(self._drawn) else Strip.blank(self.size.width)
 
     def strip(self, row: Row) -> Strip:
         """A row as Textual draws it, exactly as wide as the widget."""
@@ -130,9 +130,7 @@ def has_ground(ink: str) -> bool:
 class StateCells(Cells):
     """``show`` gives a run's state, ``None`` where no run is open; it is the same object while the run goes on."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
+    state: RunState | None = None
 
     def show(self, state: RunState | None) -> None:
         self.state = state
@@ -151,7 +149,7 @@ def changed_stretches(before: Row, after: Row, width: int) -> list[tuple[int, in
     if any(cell_len(text) != len(text) for text, _ in (*before, *after)):
         return [(0, width)]
     found: list[tuple[int, int]] = []
-    for x, (a, b) in enumerate(zip(_padded(old, width), _padded(new, width), strict=True)):
+    for x, (a, b) in enumerate(zip_longest(old[:width], new[:width], fillvalue=(" ", ""))):
         if a == b or (a[0] == b[0] == " " and not has_ground(a[1] + b[1])):
             continue
         if found and x - sum(found[-1]) < _JUMP:
@@ -159,10 +157,6 @@ def changed_stretches(before: Row, after: Row, width: int) -> list[tuple[int, in
         else:
             found.append((x, 1))
     return found
-
-
-def _padded(cells: list[Piece], width: int) -> list[Piece]:
-    return (cells + [(" ", "")] * (width - len(cells)))[:width]
 
 
 def row_width(row: Row) -> int:
@@ -192,6 +186,11 @@ def cut(row: Row, width: int) -> Row:
     return [*kept, ("…", "muted")] if width > 0 else []
 
 
+def pad(row: Row, width: int) -> Row:
+    """The row with blanks to ``width`` cells."""
+    return [*row, (" " * (width - row_width(row)), "text")]
+
+
 def heading(title: str, width: int, note: str = "") -> Row:
     """A section's title with a rule to the end of the row, a remark at its right."""
     tail = f" {note}" if note else ""
@@ -204,6 +203,11 @@ def bar(share: float, width: int, ink: str) -> Row:
     halves = round(max(0.0, min(1.0, share)) * width * 2)
     full, half = divmod(halves, 2)
     return [("━" * full + ("╸" if half else ""), ink), ("─" * (width - full - half), "rule")]
+
+
+def fact(label: str, value: str, ink: str = "text", *, width: int = 13) -> Row:
+    """A label in a column of ``width`` cells, and its value."""
+    return [(f"{label:<{width}}", "muted"), (value, ink)]
 
 
 def paragraph(text: str, width: int, ink: str = "text") -> list[Row]:

@@ -7,14 +7,10 @@ from backprop.runs.describe import share
 from backprop.runs.state import RunState
 
 from backprop_tui.text import Row, count, many_lines, safe, short_path, wrap
-from backprop_tui.widgets.cells import StateCells, bar, cut, heading, labelled
+from backprop_tui.widgets.cells import StateCells, bar, cut, fact, heading, labelled
 from backprop_tui.widgets.text_view import StateView
 
 _LABEL = 13
-
-
-def fact(label: str, value: str, ink: str = "text") -> Row:
-    return [(f"{label:<{_LABEL}}", "muted"), (value, ink)]
 
 
 def facts(label: str, value: str, width: int, ink: str = "text") -> list[Row]:
@@ -35,26 +31,15 @@ def model_rows(model: ModelLoaded, width: int) -> list[Row]:
 
 
 def data_rows(data: DatasetPrepared, width: int) -> list[Row]:
-    lost = "bad" if data.answer_lost else "text"
-    counts: Row = [
-        (f"{'rows':<{_LABEL}}", "muted"),
-        (count(data.kept), "strong"),
-        (f" of {count(data.rows)} kept", "text"),
-    ]
-    if data.held_out:
-        counts.append((f", {count(data.held_out)} held out", "text"))
-    parts = ((data.cut, "cut"), (data.dropped, "dropped"), (data.duplicated, "duplicated"))
+    held_out = f", {count(data.held_out)} held out" if data.held_out else ""
+    counts = [*fact("rows", count(data.kept), "strong"), (f" of {count(data.rows)} kept{held_out}", "text")]
     less: Row = [(f"{'of these':<{_LABEL}}", "muted")]
-    for number, word in parts:
+    for number, word in ((data.cut, "cut"), (data.dropped, "dropped"), (data.duplicated, "duplicated")):
         less += [(count(number), "warn" if number else "text"), (f" {word}  ", "muted")]
-    less += [(count(data.answer_lost), lost), (" answers lost", "muted")]
+    less += [(count(data.answer_lost), "bad" if data.answer_lost else "text"), (" answers lost", "muted")]
     part = data.trained_tokens / data.tokens if data.tokens else 0.0
-    trained: Row = [
-        (f"{'trained':<{_LABEL}}", "muted"),
-        (f"{part:.1%}", "strong"),
-        (f" of {count(data.tokens)} tokens  ", "text"),
-        *bar(part, max(4, min(20, width - 46)), "trained"),
-    ]
+    trained = [*fact("trained", f"{part:.1%}", "strong"), (f" of {count(data.tokens)} tokens  ", "text")]
+    trained += bar(part, max(4, min(20, width - 46)), "trained")
     lengths = f"median {data.p50}, p99 {data.p99}, longest {data.longest}, limit {data.max_length}"
     rows = [fact("format", data.format), counts, less, trained, *facts("tokens", lengths, width)]
     for note in data.notes:
@@ -88,33 +73,26 @@ class DataPane(StateView):
         return id(state), state.model, state.dataset
 
     def content(self, width: int) -> list[Row]:
-        if self.state is None or (self.state.model is None and self.state.dataset is None):
-            return [[("the dataset is not counted yet", "muted")]]
         rows: list[Row] = []
-        data, model = self.state.dataset, self.state.model
+        data, model = (self.state.dataset, self.state.model) if self.state else (None, None)
         if data is not None:
             rows += [heading("dataset", width, safe(short_path(data.path))), *data_rows(data, width), []]
-            rows += [
-                heading("first row", width, "[in brackets: what is trained]"),
-                *row_rows(data.first_row, width),
-                [],
-            ]
+            note = "[in brackets: what is trained]"
+            rows += [heading("first row", width, note), *row_rows(data.first_row, width), []]
             if data.problems:
                 total = sum(data.problem_counts.values())
                 rows += [heading("findings", width, f"{count(total)} in all"), *problem_rows(data, width), []]
         if model is not None:
             rows += [heading("model", width, safe(short_path(model.model))), *model_rows(model, width)]
-        return rows
+        return rows or [[("the dataset is not counted yet", "muted")]]
 
 
 class FactsPanel(StateCells):
     """Dataset and model, short, beside the plot where there is room."""
 
     def rows(self, width: int, height: int) -> list[Row]:
-        if self.state is None:
-            return []
         rows: list[Row] = []
-        data, model = self.state.dataset, self.state.model
+        data, model = (self.state.dataset, self.state.model) if self.state else (None, None)
         if data is not None:
             rows += [heading("dataset", width), *narrow_data_rows(data, width), []]
         if model is not None:
@@ -129,7 +107,5 @@ def narrow_data_rows(data: DatasetPrepared, width: int) -> list[Row]:
     for number, word in ((data.cut, "cut"), (data.answer_lost, "answer lost"), (data.dropped, "dropped")):
         rows.append(fact(word, count(number), "warn" if number else "text"))
     rows.append(fact("tokens", f"{count(data.tokens)}, longest {data.longest}"))
-    rows.append(
-        [(f"{'trained':<{_LABEL}}", "muted"), (f"{part:.1%} ", "strong"), *bar(part, width - _LABEL - 7, "trained")]
-    )
+    rows.append([*fact("trained", f"{part:.1%} ", "strong"), *bar(part, width - _LABEL - 7, "trained")])
     return [cut(row, width) for row in rows]

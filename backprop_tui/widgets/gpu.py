@@ -9,14 +9,12 @@ from backprop_tui.text import Row, safe
 from backprop_tui.widgets.cells import StateCells, cut, heading, paragraph, row_width, spread
 
 LIMITS = Thresholds()
-_LEVEL_INK = {
-    "safe": "good",
-    "warm": "good",
-    "warning": "warn",
-    "critical": "bad",
-    "emergency": "bad",
-    "unknown": "warn",
-}
+_HOTTEST = 110
+"""Degrees at the end of the gauge."""
+_HEAT_MARKS = {LIMITS.warning / _HOTTEST: "warn", LIMITS.critical / _HOTTEST: "bad"}
+_MEMORY_MARKS = {LIMITS.memory_warning / 100: "warn", LIMITS.memory_critical / 100: "bad"}
+_LEVEL_INK = {"safe": "good", "warm": "good", "critical": "bad", "emergency": "bad"}
+"""Of the level of a card's temperature; ``warn`` for the others."""
 
 
 class GpuPanel(StateCells):
@@ -50,13 +48,11 @@ class GpuPanel(StateCells):
         card = cards[0]
         if card.detail:
             return [(safe(card.detail), "warn")]
-        row: Row = [
-            (known(card.temperature, "°C"), f"{_LEVEL_INK[card.level]}+bold"),
-            (f" of {LIMITS.warning:.0f} · ", "muted"),
-        ]
-        row += [("VRAM ", "muted"), (memory(card), "strong"), (" · ", "muted")]
-        row += [("use ", "muted"), (known(card.utilization, "%"), "strong"), (" · ", "muted")]
-        row += [("power ", "muted"), (power(card), "strong"), (" · fan ", "muted"), (known(card.fan, "%"), "strong")]
+        ink = _LEVEL_INK.get(card.level, "warn")
+        row: Row = [(known(card.temperature, "°C"), f"{ink}+bold"), (f" of {LIMITS.warning:.0f}", "muted")]
+        use, fan = known(card.utilization, "%"), known(card.fan, "%")
+        for label, value in (("VRAM", memory(card)), ("use", use), ("power", power(card)), ("fan", fan)):
+            row += [(f" · {label} ", "muted"), (value, "strong")]
         name: Row = [("  " + card.name, "muted")]
         return row + name if row_width(row) + row_width(name) <= width else row
 
@@ -66,14 +62,14 @@ def card_rows(card: Gpu, width: int) -> list[Row]:
     title = heading(f"GPU {card.index}", width, safe(card.name))
     if card.detail:
         return [title, *paragraph(card.detail, width, "warn")]
-    ink = _LEVEL_INK[card.level]
+    ink = _LEVEL_INK.get(card.level, "warn")
     rows = [
         title,
-        gauge("heat", card.temperature, 110, known(card.temperature, "°C"), width=width, ink=ink, marks=heat_marks()),
-        gauge("VRAM", card.memory_used, card.memory_total, memory(card), width=width, marks=memory_marks()),
-        gauge("use", card.utilization, 100, known(card.utilization, "%"), width=width),
-        gauge("power", card.power, card.power_limit, power(card), width=width),
-        gauge("fan", card.fan, 100, known(card.fan, "%"), width=width),
+        gauge("heat", card.temperature, _HOTTEST, known(card.temperature, "°C"), width, ink=ink, marks=_HEAT_MARKS),
+        gauge("VRAM", card.memory_used, card.memory_total, memory(card), width, marks=_MEMORY_MARKS),
+        gauge("use", card.utilization, 100, known(card.utilization, "%"), width),
+        gauge("power", card.power, card.power_limit, power(card), width),
+        gauge("fan", card.fan, 100, known(card.fan, "%"), width),
     ]
     if card.throttle:
         rows.append([("slowed by ", "muted"), (", ".join(card.throttle), "warn")])
@@ -89,8 +85,8 @@ def gauge(
     value: float | None,
     full: float | None,
     text: str,
-    *,
     width: int,
+    *,
     ink: str = "info",
     marks: dict[float, str] | None = None,
 ) -> Row:
@@ -104,14 +100,6 @@ def gauge(
         cells[position] = ("┃" if position < filled else "╎", mark)
     known_ink = "strong" if value is not None else "muted"
     return [(f"{title:<6}", "muted"), *cells, (f"{text:>13}", known_ink)]
-
-
-def heat_marks() -> dict[float, str]:
-    return {LIMITS.warning / 110: "warn", LIMITS.critical / 110: "bad"}
-
-
-def memory_marks() -> dict[float, str]:
-    return {LIMITS.memory_warning / 100: "warn", LIMITS.memory_critical / 100: "bad"}
 
 
 def known(value: float | None, unit: str) -> str:

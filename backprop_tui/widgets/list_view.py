@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
@@ -9,7 +10,7 @@ from textual.events import Click
 from textual.message import Message
 
 from backprop_tui.text import Row
-from backprop_tui.widgets.cells import cut, row_width
+from backprop_tui.widgets.cells import cut, pad
 from backprop_tui.widgets.text_view import Scroll
 
 
@@ -18,12 +19,11 @@ class ListView(Scroll):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "open", show=False)]
 
+    @dataclass
     class Moved(Message):
         """The cursor is on another row."""
 
-        def __init__(self, view: ListView) -> None:
-            super().__init__()
-            self.view = view
+        view: ListView
 
         @property
         def control(self) -> ListView:
@@ -32,10 +32,8 @@ class ListView(Scroll):
     class Chosen(Moved):
         """A row was opened: enter, or a second click."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.count = 0
-        self._cursor = 0
+    count = 0
+    _cursor = 0
 
     def row_at(self, index: int, width: int) -> Row:
         """The pieces of one row; a subclass says what they are."""
@@ -44,7 +42,7 @@ class ListView(Scroll):
     def under_cursor(self, row: Row, width: int) -> Row:
         """The row as it looks where the cursor is; heavier where keys go to the list."""
         ground = "+cursor+bold" if self.has_focus else "+cursor"
-        return [(text, ink + ground) for text, ink in (*row, (" " * (width - row_width(row)), "text"))]
+        return [(text, ink + ground) for text, ink in pad(row, width)]
 
     @property
     def cursor(self) -> int:

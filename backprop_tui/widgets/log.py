@@ -1,16 +1,17 @@
-"""What happened, one event a line, the newest last."""
+"""What happened to a run, one event a line, the newest last; and what went wrong with it."""
 
 from __future__ import annotations
 
 import time
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
 
 from backprop.core.events import AnyEvent, Sample
 from backprop.runs.describe import describe, level
 from backprop.runs.state import RunState
 
 from backprop_tui.text import Row, from_home, wrap_text
-from backprop_tui.widgets.cells import labelled
+from backprop_tui.widgets.cells import heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
 
 _INK = {"info": "text", "warning": "warn", "error": "bad"}
@@ -18,32 +19,57 @@ _TIME = 10
 """Cells of the time of day and its gap."""
 
 
+class Problem(NamedTuple):
+    """What went wrong, what to do now, and what else is to be said."""
+
+    title: str
+    message: str
+    hint: str
+    more: Sequence[str] = ()
+
+
+class ProblemPane(TextView):
+    problem: Problem | None = None
+
+    def show(self, problem: Problem | None) -> None:
+        self.problem = problem
+        self.redraw_for(problem)
+
+    def content(self, width: int) -> list[Row]:
+        if self.problem is None:
+            return []
+        title, message, hint, more = self.problem
+        rows: list[Row] = [[(f"✗ {title}", "bad+bold")], [], *paragraph(message, width)]
+        if hint:
+            rows += [[], heading("what to do", width), *paragraph(hint, width, "strong")]
+        for line in more:
+            rows += [[], *paragraph(line, width, "muted")]
+        return rows
+
+
 class EventLog(TextView):
     """Events worth a line. Long ones are wrapped; of a sample only the beginning: its text has a place of its own."""
 
     tail: ClassVar[bool] = True
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.events: list[AnyEvent] = []
-        self._rows: list[Row] = []
-        self._taken = 0
-        self._width = 0
+    events: Sequence[AnyEvent] = ()
+    _wrapped: tuple[int, int, list[Row]] = (0, 0, [])
+    """To which width, how many of the events, and their rows."""
 
     def show(self, state: RunState | None) -> None:
-        events = [] if state is None else state.notable
+        events = () if state is None else state.notable
         if events is not self.events:
-            self.events, self._taken, self._rows, self.follows = events, 0, [], True
-        if len(events) != self._taken or not events:
+            self.events, self._wrapped, self.follows = events, (0, 0, []), True
+        if len(events) != self._wrapped[1] or not events:
             self.redraw()
 
     def content(self, width: int) -> list[Row]:
-        if width != self._width:
-            self._width, self._taken, self._rows = width, 0, []
-        for event in self.events[self._taken :]:
-            self._rows += event_rows(event, width)
-        self._taken = len(self.events)
-        return self._rows or [[("nothing has happened yet", "muted")]]
+        wrapped_at, taken, rows = self._wrapped
+        if width != wrapped_at:
+            taken, rows = 0, []
+        for event in self.events[taken:]:
+            rows += event_rows(event, width)
+        self._wrapped = width, len(self.events), rows
+        return rows or [[("nothing has happened yet", "muted")]]
 
 
 def event_rows(event: AnyEvent, width: int) -> list[Row]:

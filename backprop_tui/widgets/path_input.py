@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,21 +48,19 @@ class Prompt(Vertical):
         Binding("escape", "leave", "leave", show=False),
     ]
 
+    @dataclass
     class Answered(Message):
         """What was typed, and what it is for; ``None`` where the prompt was left."""
 
-        def __init__(self, then: Callable[[str], object], text: str | None) -> None:
-            super().__init__()
-            self.then = then
-            self.text = text
+        then: Callable[[str], object]
+        text: str | None
 
+    @dataclass
     class Candidates(Message):
         """Paths found in a thread for the text as it was."""
 
-        def __init__(self, text: str, found: list[str]) -> None:
-            super().__init__()
-            self.text = text
-            self.found = found
+        text: str
+        found: list[str]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

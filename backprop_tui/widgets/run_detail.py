@@ -11,8 +11,8 @@ from backprop.runs.describe import bytes_text, moment, number
 from backprop.runs.state import RunState
 
 from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
-from backprop_tui.widgets.cells import heading, labelled
-from backprop_tui.widgets.facts import data_rows, fact, facts, model_rows
+from backprop_tui.widgets.cells import fact, heading, labelled
+from backprop_tui.widgets.facts import data_rows, facts, model_rows
 from backprop_tui.widgets.text_view import StateView
 
 _ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
@@ -28,14 +28,17 @@ class RunDetail(StateView):
         state = self.state
         if state is None:
             return []
-        return [
-            *outcome_rows(state, width),
-            *([[], heading("dataset", width), *data_rows(state.dataset, width)] if state.dataset else []),
-            *([[], heading("model", width), *model_rows(state.model, width)] if state.model else []),
-            *checkpoint_rows(state, width),
-            *config_rows(state.config, width),
-            *environment_rows(state.environment, width),
-        ]
+        parts = (
+            ("dataset", "", data_rows(state.dataset, width) if state.dataset else []),
+            ("model", "", model_rows(state.model, width) if state.model else []),
+            ("checkpoints", "", checkpoint_rows(state)),
+            ("settings", "bright: not the default", config_rows(state.config, width)),
+            ("environment", "", environment_rows(state.environment, width)),
+        )
+        rows = outcome_rows(state, width)
+        for title, note, part in parts:
+            rows += [[], heading(title, width, note), *part] if part else []
+        return rows
 
 
 def outcome_rows(state: RunState, width: int) -> list[Row]:
@@ -81,21 +84,17 @@ def resume_words(state: RunState) -> str:
     return f"c goes on exactly after step {last} of {state.total_steps}{again}{before}"
 
 
-def checkpoint_rows(state: RunState, width: int) -> list[Row]:
-    if not state.checkpoints:
-        return []
-    rows: list[Row] = [[], heading("checkpoints", width)]
-    for saved in state.checkpoints:
-        rows.append(fact(f"step {saved.step}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}"))
-    return rows
+def checkpoint_rows(state: RunState) -> list[Row]:
+    return [
+        fact(f"step {saved.step}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}")
+        for saved in state.checkpoints
+    ]
 
 
 def config_rows(config: dict[str, Any], width: int) -> list[Row]:
     """The settings that differ from their defaults, then the rest faintly."""
-    if not config:
-        return []
     defaults = msgspec.to_builtins(RunConfig(data=""))
-    rows: list[Row] = [[], heading("settings", width, "bright: not the default")]
+    rows: list[Row] = []
     for name, value in config.items():
         plain = name in defaults and (value == defaults[name])
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -104,11 +103,9 @@ def config_rows(config: dict[str, Any], width: int) -> list[Row]:
 
 
 def environment_rows(environment: dict[str, Any], width: int) -> list[Row]:
-    if not environment:
-        return []
+    """What is known of first, then the rest."""
     known = [name for name in _ENVIRONMENT if name in environment]
-    rest = [name for name in environment if name not in known]
-    rows: list[Row] = [[], heading("environment", width)]
-    for name in known + rest:
+    rows: list[Row] = []
+    for name in dict.fromkeys((*known, *environment)):
         rows += facts(name[:10], str(environment[name]), width)
     return rows

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from backprop.runs.describe import number
 from backprop.runs.index import RunSummary
 
-from backprop_tui.charts.sparkline import bars
 from backprop_tui.text import STATUS, Row, ago, clock, safe, short_path
 from backprop_tui.widgets.cells import cut, row_width
 from backprop_tui.widgets.list_view import ListView
+
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 class Column(NamedTuple):
@@ -24,6 +25,18 @@ class Column(NamedTuple):
     narrow: int
     """Its width on a narrow screen; 0: not shown there."""
     right: bool = False
+
+
+def bars(values: list[float | None], width: int) -> str:
+    """A few values as a row of bars; a missing one is a gap."""
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / max(1, width - 1))] for i in range(width)]
+    finite = [v for v in values if v is not None]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(" " if v is None else _BARS[round((v - low) * scale)] for v in values)
 
 
 def _status(run: RunSummary, width: int) -> Row:
@@ -64,11 +77,9 @@ NARROW = 110
 class RunTable(ListView):
     """``runs`` in the order in which they are shown; the cursor stays on its run when they change."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.runs: list[RunSummary] = []
-        self.empty: list[Row] = []
-        self.sort = "started"
+    runs: Sequence[RunSummary] = ()
+    empty: Sequence[Row] = ()
+    sort = "started"
 
     @property
     def chosen(self) -> RunSummary | None:
@@ -77,7 +88,8 @@ class RunTable(ListView):
     def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
         """Show ``runs``; ``empty`` where there are none."""
         before = self.chosen.path if self.chosen else None
-        self.runs, self.sort, self.empty = sorted_runs(runs, sort), sort, empty
+        key = next(column.key for column in COLUMNS if column.title == sort)
+        self.runs, self.sort, self.empty = sorted(runs, key=key), sort, empty  # type: ignore[type-var,arg-type]
         paths = [run.path for run in self.runs]
         self.count = len(paths)
         self.cursor = paths.index(before) if before in paths else self.cursor
@@ -87,7 +99,7 @@ class RunTable(ListView):
             self.post_message(self.Moved(self))
 
     def rows(self, width: int, height: int) -> list[Row]:
-        return super().rows(width, height) if self.runs else self.empty
+        return super().rows(width, height) if self.runs else list(self.empty)
 
     def columns(self, width: int) -> list[tuple[Column, int]]:
         if width < NARROW:
@@ -114,9 +126,3 @@ class RunTable(ListView):
 
     def under_cursor(self, row: Row, width: int) -> Row:
         return super().under_cursor([("▸ ", "info+bold"), *row[1:]], width)
-
-
-def sorted_runs(runs: list[RunSummary], sort: str) -> list[RunSummary]:
-    column = next(c for c in COLUMNS if c.title == sort)
-    assert column.key is not None
-    return sorted(runs, key=column.key)  # type: ignore[arg-type]

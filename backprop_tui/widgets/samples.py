@@ -13,6 +13,9 @@ from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import heading, paragraph
 from backprop_tui.widgets.text_view import StateView
 
+_GAP = 3
+"""Cells between the two answers."""
+
 
 class Pair(Struct):
     """One prompt, the untouched model's answer and the newest one of the tuned model."""
@@ -42,29 +45,23 @@ class SamplesPane(StateView):
         if self.state is None or not self.state.samples:
             return paragraph(self._empty(), width, "muted")
         found = pairs(self.state.samples)
-        gap = 3
-        left = (width - gap) // 2
-        right = width - gap - left
-        after = next((p.after for p in found if p.after), None)
-        rows: list[Row] = [
-            [
-                *heading("before", left, "the base model"),
-                (" " * gap, "text"),
-                *heading("after", right, after_note(after)),
-            ]
-        ]
+        left = (width - _GAP) // 2
+        right = width - _GAP - left
+        after = next((f", step {pair.after.step}" for pair in found if pair.after), "")
+        gap = (" " * _GAP, "text")
+        rows = [[*heading("before", left, "the base model"), gap, *heading("after", right, f"tuned{after}")]]
         for pair in found:
             rows += [[], *paragraph("› " + pair.prompt, width, "strong+bold")]
-            rows += self._beside(pair, left, right, gap)
+            rows += self._beside(pair, left, right)
         return rows
 
-    def _beside(self, pair: Pair, left: int, right: int, gap: int) -> list[Row]:
+    def _beside(self, pair: Pair, left: int, right: int) -> list[Row]:
         before = wrap_text(answer(pair.before), left) if pair.before else ["–"]
         waiting = "–" if self.state is not None and self.state.ended else "comes after the last step, or with g"
         after = wrap_text(answer(pair.after), right) if pair.after else wrap_text(waiting, right)
         ink = "trained" if pair.after else "muted"
         return [
-            [(a, "text"), (" " * (left - cell_len(a) + gap), "text"), (b, ink)]
+            [(a, "text"), (" " * (left - cell_len(a) + _GAP), "text"), (b, ink)]
             for a, b in zip_longest(before, after, fillvalue="")
         ]
 
@@ -72,10 +69,6 @@ class SamplesPane(StateView):
         if self.state is not None and not self.state.config.get("sample_prompts"):
             return "no sample prompts in this run: give some with --sample-prompt, they are answered before and after"
         return "no answers yet: the prompts are answered before the first step and after the last"
-
-
-def after_note(sample: Sample | None) -> str:
-    return f"tuned, step {sample.step}" if sample else "tuned"
 
 
 def answer(sample: Sample) -> str:

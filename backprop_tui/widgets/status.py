@@ -14,39 +14,28 @@ _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 class RunHeader(Cells):
     """Status, run, model, dataset; at the right what it is doing."""
 
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.state: RunState | None = None
-        self.asked = ""
-        """A command that was sent and not yet answered, in words."""
-        self.chip: Row = []
+    _shown: tuple[RunState | None, str, Row] = (None, "", [])
 
     def show(self, state: RunState | None, asked: str, chip: Row) -> None:
-        """``chip`` tells of another run that is being trained."""
-        self.state, self.asked, self.chip = state, asked, chip
+        """``asked`` is a command not yet answered, in words; ``chip`` tells of another run that is being trained."""
+        self._shown = state, asked, chip
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        if self.state is None:
-            return [spread([(" no run is open", "muted")], self.chip, width)]
-        state = self.state
+        state, asked, chip = self._shown
+        if state is None:
+            return [spread([(" no run is open", "muted")], chip, width)]
         glyph, ink = STATUS[state.status]
         left: Row = [(f" {glyph} {state.status}", f"{ink}+bold"), ("  " + state.run_id, "strong")]
         name = state.config.get("run_name")
         if name and width >= 100:
             left += [("  " + safe(str(name)), "text")]
-        model = short_path(str(state.config.get("model") or ""))
-        left += [
-            ("  " + safe(model), "text"),
-            (" ← ", "muted"),
-            (safe(short_path(str(state.config.get("data", "")))), "text"),
-        ]
-        doing = (self._doing(state) + " ", "warn" if self.asked else "muted")
-        return [spread(left, [doing, *([("│ ", "rule"), *self.chip] if self.chip else [])], width)]
+        model, data = (safe(short_path(str(state.config.get(part) or ""))) for part in ("model", "data"))
+        left += [("  " + model, "text"), (" ← ", "muted"), (data, "text")]
+        doing = (f"{asked or self._doing(state)} ", "warn" if asked else "muted")
+        return [spread(left, [doing, *([("│ ", "rule"), *chip] if chip else [])], width)]
 
     def _doing(self, state: RunState) -> str:
-        if self.asked:
-            return self.asked
         if state.status == "paused":
             return "paused" if state.paused_for in ("", "requested") else f"paused: {state.paused_for}"
         if state.ended:

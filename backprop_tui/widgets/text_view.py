@@ -10,7 +10,7 @@ from textual import events
 from textual.binding import Binding, BindingType
 
 from backprop_tui.text import Row, wrap
-from backprop_tui.widgets.cells import Cells, cut, row_width
+from backprop_tui.widgets.cells import Cells, cut, pad
 
 
 class Scroll(Cells, can_focus=True):
@@ -28,10 +28,10 @@ class Scroll(Cells, can_focus=True):
     """Cells at the right that are kept for the bar although everything is seen."""
     tail: ClassVar[bool] = False
     """Keeps the last row in sight until a person scrolls up."""
+    top = 0
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.top = 0
         self.follows = self.tail
 
     def total(self) -> int:
@@ -66,13 +66,11 @@ class Scroll(Cells, can_focus=True):
             return [*head, *shown]
         size = max(1, round(body * body / total))
         start = round(self.top / most * (body - size))
-        thumb = ("▐", "info" if self.has_focus else "muted")
-        room = self.text_width
+        thumb, blank = ("▐", "info" if self.has_focus else "muted"), (" ", "text")
         rows = head
         for y, row in enumerate(shown):
-            row = cut(row, room)
-            gap = " " * (width - 1 - row_width(row))
-            rows.append([*row, (gap, "text"), thumb if start <= y < start + size else (" ", "text")])
+            bar = thumb if start <= y < start + size else blank
+            rows.append([*pad(cut(row, self.text_width), width - 1), bar])
         return rows
 
     def scroll_by(self, rows: int) -> None:
@@ -129,19 +127,16 @@ class TextView(Scroll):
     """Text in rows: those of ``show``, wrapped to the width, or what a subclass makes of the width."""
 
     margin = 2
-
-    def __init__(self, *, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self._given: Sequence[Row] = ()
-        self._content: list[Row] = []
-        self._wrapped_at = 0
+    _given: Sequence[Row] = ()
+    _content: Sequence[Row] = ()
+    _wrapped_at = 0
 
     def show_rows(self, rows: Sequence[Row]) -> None:
         """Show these from the top. Long texts are better wrapped in a thread before: that they fit costs little."""
         self._given, self._wrapped_at, self.top = rows, 0, 0
         self.redraw()
 
-    def content(self, width: int) -> list[Row]:
+    def content(self, width: int) -> Sequence[Row]:
         """Every row, ``width`` cells wide."""
         if self._wrapped_at != width:
             self._wrapped_at = width
@@ -153,7 +148,7 @@ class TextView(Scroll):
         return len(self._content)
 
     def window(self, first: int, number: int) -> list[Row]:
-        return self._content[first : first + number]
+        return list(self._content[first : first + number])
 
     @property
     def text(self) -> str:

@@ -124,7 +124,7 @@ def test_first_rows_are_there_before_the_index_is_whole(tmp_path: Path) -> None:
     assert source.row(30).line == 31
     assert not source.complete
     assert 30 < source.known < 40_000
-    source.start_index()
+    source.start()
     assert source.row(39_999).line == 40_000
     assert len(source) == 40_000
     source.close()

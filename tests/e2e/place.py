@@ -32,8 +32,9 @@ class Place:
         self.folder = folder
         self.output = folder / "out"
         self.rows = write_rows(folder / "rows.jsonl")
-        self.flags = ["--data", str(self.rows), "--model", str(model), "--output", str(self.output)]
-        self.flags += ["--batch-size", "1", "--gradient-accumulation", "1", "--lora-r", "2"]
+        self.plain = ["--data", str(self.rows), "--model", str(model)]
+        self.plain += ["--batch-size", "1", "--gradient-accumulation", "1"]
+        self.flags = [*self.plain, "--lora-r", "2", "--output", str(self.output)]
 
     def application(self, *argv: str, columns: int = 100, rows: int = 30) -> Terminal:
         return Terminal([program("backprop-tui"), *argv], columns=columns, rows=rows, cwd=self.folder)

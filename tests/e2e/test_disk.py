@@ -24,7 +24,7 @@ FLAGS = ["--lora-r", "256", "--steps", str(ENDLESS), "--save-steps", "20", "--js
 
 def start(place: Place, output: Path) -> tuple[Command, RunDirectory]:
     """A run that has saved once."""
-    command = Command(["train", *place.flags, *FLAGS, "--output", str(output)], place.folder)
+    command = Command(["train", *place.plain, *FLAGS, "--output", str(output)], place.folder)
     command.until(is_saved)
     (path,) = (each for each in output.iterdir() if each.is_dir())
     return command, RunDirectory(path)

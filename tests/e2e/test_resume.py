@@ -32,8 +32,9 @@ class Workshop:
     def command(self, *argv: str) -> Command:
         return Command(argv, self.place.folder, self.env)
 
-    def train(self, *more: str) -> Command:
-        return self.command("train", *self.place.flags, *FLAGS, *more)
+    def train(self, output: Path | None = None) -> Command:
+        place = self.place
+        return self.command("train", *place.plain, "--lora-r", "2", *FLAGS, "--output", str(output or place.output))
 
     def copy(self, directory: RunDirectory, folder: Path) -> RunDirectory:
         """The run as it is now, in another output folder; its rows and model stay where they are."""
@@ -52,7 +53,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iter
 def uninterrupted(workshop: Workshop) -> list[tuple[int, float]]:
     """Steps and losses of a run that nobody disturbed."""
     output = workshop.place.folder / "undisturbed"
-    code, _ = workshop.train("--output", str(output)).finish()
+    code, _ = workshop.train(output).finish()
     assert code == 0
     (path,) = output.iterdir()
     return losses(RunDirectory(path))
@@ -87,7 +88,7 @@ def test_a_run_killed_again_and_again_has_the_losses_of_an_undisturbed_one(
     workshop: Workshop, uninterrupted: list[tuple[int, float]]
 ) -> None:
     output = workshop.place.folder / "killed"
-    command = workshop.train("--output", str(output))
+    command = workshop.train(output)
     command.until(lambda event: event["type"] == "checkpoint_saved" and event["step"] >= 15)
     (path,) = output.iterdir()
     directory = RunDirectory(path)
@@ -209,7 +210,7 @@ def test_when_no_checkpoint_is_whole_the_error_says_of_each_why(
 
 
 def test_sigterm_ends_a_run_like_ctrl_c(workshop: Workshop, tmp_path: Path) -> None:
-    command = workshop.train("--output", str(tmp_path / "out"))
+    command = workshop.train(tmp_path / "out")
     command.until(lambda event: event["type"] == "step" and event["step"] == 10)
     command.process.terminate()
     code, rest = command.finish()

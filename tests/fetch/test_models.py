@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from small_hub import Hub
 
 NAME = "somebody/a-model"
-FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w" * 100, "a.bin": b"x" * 900}
+FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"w" * 100, "a.bin": b"x" * 900}
 
 
 @pytest.fixture

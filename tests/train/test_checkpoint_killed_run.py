@@ -50,10 +50,10 @@ def after_step(step):
     losses[step] = loop.metrics.loss
     # On a slow disk too, every step is saved: operations are counted. Half of the saves are waited for, half are
     # written beside the next step, so that kills fall into both.
-    saver._writer.wait()
+    saver.wait()
     saver.after_step(step)
     if step % 2:
-        saver._writer.wait()
+        saver.wait()
     return False
 
 

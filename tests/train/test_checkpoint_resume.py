@@ -13,6 +13,7 @@ from backprop.core.events import CheckpointFailed, CheckpointSaved, Event
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
+from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train import trainer
 from backprop.train.checkpoint import difference, trained_parameters
@@ -59,8 +60,13 @@ def made(config: RunConfig, rows: Any) -> tuple[StepLoop, Watch]:
     return loop, Watch(loop)
 
 
+KEPT = CheckpointPolicy(keep_best_n=3, keep_last=2)
+
+
 def saver_for(loop: StepLoop, store: CheckpointStore, events: list[Event], **options: Any) -> Saver:
-    return Saver(store, events.append, lambda: loop.snapshot({"tokens_seen": 7}), {"config": {}}, **options)
+    return Saver(
+        store, events.append, lambda: loop.snapshot({"tokens_seen": 7}), {"config": {}}, policy=KEPT, **options
+    )
 
 
 @pytest.mark.parametrize("stop_at", [5, 6, 7])
@@ -162,7 +168,7 @@ def test_saves_come_by_steps_and_by_time_and_on_request(
         before = len(events)
         loop.step = step
         saver.after_step(step)
-        saver._writer.wait()
+        saver.wait()
         return [(event.step, event.reason) for event in events[before:] if isinstance(event, CheckpointSaved)]
 
     assert saved_after(1) == []
@@ -223,7 +229,7 @@ def test_a_run_is_not_continued_with_other_settings_or_data(
     path = Path(config.model)
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
     loop = after_one_step(config, ragged)
-    saver = Saver(store, events.append, lambda: loop.snapshot({}), identity(config, path, "rows"))
+    saver = Saver(store, events.append, lambda: loop.snapshot({}), identity(config, path, "rows"), policy=KEPT)
     saver.finish(1, "stop")
     saver.close()
     checkpoint, _ = store.require_valid()
@@ -244,7 +250,9 @@ def test_what_was_left_open_is_chosen_as_before(
 ) -> None:
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
     loop = after_one_step(config, ragged)
-    saver = Saver(store, events.append, lambda: loop.snapshot({}), identity(config, Path(config.model), ""))
+    saver = Saver(
+        store, events.append, lambda: loop.snapshot({}), identity(config, Path(config.model), ""), policy=KEPT
+    )
     saver.finish(1, "stop")
     saver.close()
     asked = msgspec.structs.replace(config, batch_size="auto", lora_alpha=None, learning_rate=0.3)

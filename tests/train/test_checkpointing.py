@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointS
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train.checkpoint import Snapshot
-from backprop.train.checkpointing import CheckpointWriter, Save
+from backprop.train.checkpointing import Saver
 
 
 def snapshot(step: int, size: int = 1000) -> Snapshot:
@@ -41,6 +41,19 @@ class Held(Snapshot):
         super().write(folder)
 
 
+def no_state() -> Snapshot:
+    raise AssertionError("these tests bring their own snapshots")
+
+
+def saver(
+    store: CheckpointStore,
+    emit: Callable[[Event], None],
+    policy: CheckpointPolicy = CheckpointPolicy(),  # noqa: B008
+    in_use: Iterable[int] = (),
+) -> Saver:
+    return Saver(store, emit, no_state, {}, policy=policy, in_use=in_use)
+
+
 @pytest.fixture
 def events() -> list[Event]:
     return []
@@ -52,23 +65,23 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 @pytest.fixture
-def writer(store: CheckpointStore, events: list[Event]) -> Iterator[CheckpointWriter]:
-    made = CheckpointWriter(store, events.append, CheckpointPolicy(keep_best_n=0, keep_last=2), in_use=[1])
+def saving(store: CheckpointStore, events: list[Event]) -> Iterator[Saver]:
+    made = saver(store, events.append, CheckpointPolicy(keep_best_n=0, keep_last=2), in_use=[1])
     yield made
     made.close()
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
-    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+    saving: Saver, store: CheckpointStore, events: list[Event]
 ) -> None:
     held = Held.at(10)
-    writer.submit(Save(held, "time", seconds_blocked=0.25))
+    saving.write(held, "time", 0.25)
     assert held.begun.wait(60)
-    assert writer.busy
+    assert saving.writing
     assert events == []
     held.go.set()
-    writer.wait()
-    assert not writer.busy
+    saving.wait()
+    assert not saving.writing
     (saved,) = events
     assert isinstance(saved, CheckpointSaved)
     assert (saved.step, saved.reason, saved.seconds_blocked) == (10, "time", 0.25)
@@ -79,75 +92,75 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
 
 def test_a_second_save_waits_for_the_first_and_none_is_lost(
-    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+    saving: Saver, store: CheckpointStore, events: list[Event]
 ) -> None:
     held = Held.at(10)
-    writer.submit(Save(held, "time", 0.0))
-    second = threading.Thread(target=lambda: writer.submit(Save(snapshot(11), "asked for", 0.0)))
+    saving.write(held, "time")
+    second = threading.Thread(target=lambda: saving.write(snapshot(11), "asked for"))
     second.start()
     assert held.begun.wait(60)
     held.go.set()
     second.join(60)
-    writer.wait()
+    saving.wait()
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [10, 11]
 
 
 def test_what_is_pruned_is_told_and_the_one_resumed_from_stays(
-    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+    saving: Saver, store: CheckpointStore, events: list[Event]
 ) -> None:
     for step in (1, 2, 3, 4):
-        writer.submit(Save(snapshot(step), "steps", 0.0))
-    writer.wait()
+        saving.write(snapshot(step), "steps")
+    saving.wait()
     assert [event.step for event in events if isinstance(event, CheckpointPruned)] == [2]
     assert [checkpoint.step for checkpoint in store.checkpoints()] == [1, 3, 4]
 
 
 def test_closing_waits_for_the_save_in_progress(store: CheckpointStore, events: list[Event]) -> None:
-    writer = CheckpointWriter(store, events.append, CheckpointPolicy())
-    writer.submit(Save(snapshot(5, size=1_000_000), "end", 0.0))
-    writer.close()
+    saving = saver(store, events.append)
+    saving.write(snapshot(5, size=1_000_000), "end")
+    saving.close()
     assert [type(event) for event in events] == [CheckpointSaved]
     assert store.verify(store.directory / "step-00000005") == []
 
 
 def test_a_failed_save_is_told_and_the_next_one_succeeds(
-    writer: CheckpointWriter, store: CheckpointStore, events: list[Event]
+    saving: Saver, store: CheckpointStore, events: list[Event]
 ) -> None:
     store.directory.write_text("in the way")
-    writer.submit(Save(snapshot(1), "steps", 0.0))
-    writer.wait()
+    saving.write(snapshot(1), "steps")
+    saving.wait()
     (told,) = events
     assert isinstance(told, CheckpointFailed)
     assert (told.step, told.code) == (1, "RUNTIME_IO_FAILED")
     assert "checkpoints" in told.message
     assert told.hint
     store.directory.unlink()
-    writer.submit(Save(snapshot(2), "steps", 0.0))
-    writer.wait()
+    saving.write(snapshot(2), "steps")
+    saving.wait()
     assert isinstance(events[-1], CheckpointSaved)
 
 
-def test_a_defect_while_writing_is_told_and_not_swallowed(writer: CheckpointWriter, events: list[Event]) -> None:
+def test_a_defect_while_writing_is_told_and_not_swallowed(saving: Saver, events: list[Event]) -> None:
     class Defective(Snapshot):
         def write(self, folder: Path) -> None:
             raise ZeroDivisionError("a defect")
 
-    writer.submit(Save(Defective(1, {}, {}, {}), "steps", 0.0))
-    writer.wait()
+    saving.write(Defective(1, {}, {}, {}), "steps")
+    saving.wait()
     (told,) = events
     assert isinstance(told, CheckpointFailed)
     assert (told.code, told.message) == ("RUNTIME_INTERNAL", "ZeroDivisionError: a defect")
 
 
 def test_when_old_checkpoints_cannot_be_deleted_the_new_one_still_counts(
-    writer: CheckpointWriter, store: CheckpointStore, events: list[Event], monkeypatch: pytest.MonkeyPatch
+    saving: Saver, store: CheckpointStore, events: list[Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise CheckpointError("Permission denied", code="RUNTIME_IO_FAILED")
 
     monkeypatch.setattr(CheckpointStore, "prune", refuse)
-    writer.submit(Save(snapshot(1), "steps", 0.0))
-    writer.wait()
+    saving.write(snapshot(1), "steps")
+    saving.wait()
     assert [type(event) for event in events] == [CheckpointSaved, Warning]
 
 
@@ -155,11 +168,11 @@ def test_a_listener_that_fails_does_not_hang_the_next_save(store: CheckpointStor
     def deaf(event: Event) -> None:
         raise BrokenPipeError("nobody listens")
 
-    writer = CheckpointWriter(store, deaf, CheckpointPolicy())
+    saving = saver(store, deaf)
     for step in (1, 2):
-        writer.submit(Save(snapshot(step), "steps", 0.0))
+        saving.write(snapshot(step), "steps")
     with pytest.raises(BrokenPipeError):
-        writer.close()
+        saving.close()
     assert [checkpoint.step for checkpoint in store.checkpoints()] == [1, 2]
 
 
@@ -182,9 +195,9 @@ def test_a_disk_that_fills_while_tensors_are_written_is_told_as_that(
         store.save(2, snapshot(2, size=4_000_000).write)
     assert caught.value.code == "RUNTIME_DISK_FULL"
     assert store.newest_valid() == (older, [])
-    writer = CheckpointWriter(store, events.append, CheckpointPolicy())
-    writer.submit(Save(snapshot(3, size=4_000_000), "steps", 0.0))
-    writer.close()
+    saving = saver(store, events.append)
+    saving.write(snapshot(3, size=4_000_000), "steps")
+    saving.close()
     (told,) = events
     assert isinstance(told, CheckpointFailed)
     assert "no room for a checkpoint" in told.message

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import runs_in_process
 import torch
 from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, ModelLoadError
-from backprop.core.events import Event, ModelLoaded
+from backprop.core.events import Event, ModelLoaded, Step
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
 from backprop.train.modes import lora
 from msgspec.structs import replace
+from safetensors.torch import load_file, save_file
 
 
 def ignore(event: Event) -> None:
@@ -25,6 +31,64 @@ def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_
     with pytest.raises(ModelLoadError, match="cannot be loaded") as caught:
         models.load_base(tmp_path, torch.device("cpu"), torch.float32)
     assert str(tmp_path) in caught.value.message
+
+
+def changed(model: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]], **settings: Any) -> Path:
+    """A copy of ``model`` with other tensors or another configuration."""
+    shutil.copytree(model, target)
+    save_file(change(load_file(target / "model.safetensors")), target / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **settings}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "named"),
+    [
+        (lambda all: {f"module.{n}": w for n, w in all.items()}, {}, "unexpected: module.model.embed_tokens.weight"),
+        (lambda all: {n: w for n, w in all.items() if ".layers.1." not in n}, {}, "missing: model.layers.1."),
+        (lambda all: all, {"tie_word_embeddings": False}, "missing: lm_head.weight"),
+        (lambda all: {**all, "model.norm.weight": torch.ones(7)}, {}, "of another shape: model.norm.weight"),
+        (lambda all: {**all, "score.weight": torch.ones(1, 32)}, {}, "unexpected: score.weight"),
+    ],
+    ids=["prefix", "missing layer", "untied head", "shape", "reward model"],
+)
+def test_weights_that_do_not_fit_the_architecture_are_refused_by_name(
+    tiny_model: Path, tmp_path: Path, change: Any, settings: dict[str, Any], named: str
+) -> None:
+    model = changed(tiny_model, tmp_path / "model", change, **settings)
+
+    with pytest.raises(ModelLoadError, match="not those of the architecture") as caught:
+        models.load_base(model, torch.device("cpu"), torch.float32)
+    assert named in caught.value.message
+    assert caught.value.code == "DEP_MODEL_LOAD_FAILED"
+
+
+@pytest.mark.parametrize(
+    "extra", ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.layers.0.weight"]
+)
+def test_a_head_beside_tied_embeddings_old_rotary_tables_and_towers_for_images_are_no_fault(
+    tiny_model: Path, tmp_path: Path, extra: str
+) -> None:
+    shape = (320, 32) if extra == "lm_head.weight" else (4,)
+    model = changed(tiny_model, tmp_path / "model", lambda all: {**all, extra: torch.ones(shape)})
+
+    assert models.load_base(model, torch.device("cpu"), torch.float32)
+
+
+def test_a_token_beyond_the_embedding_is_refused_before_the_first_step(
+    tiny_config: RunConfig, tiny_model: Path, tmp_path: Path
+) -> None:
+    name = "model.embed_tokens.weight"
+    model = changed(tiny_model, tmp_path / "model", lambda all: {**all, name: all[name][:200]}, vocab_size=200)
+    events: list[Event] = []
+
+    with pytest.raises(ModelLoadError, match="the model knows 200 tokens only") as caught:
+        runs_in_process.train(replace(tiny_config, model=str(model)), events)
+    written = caught.value.details
+    assert written["id"] >= 200
+    assert repr(written["token"]) in caught.value.message
+    assert not [event for event in events if isinstance(event, Step)]
 
 
 def test_cuda_that_does_not_work_is_refused_with_the_way_out() -> None:
@@ -79,20 +143,72 @@ def test_a_named_layer_that_is_missing_is_refused_with_those_that_exist(
     assert "gate_proj" in caught.value.hint
 
 
-def test_an_architecture_without_the_presets_layers_gets_adapters_on_all_linear_ones(tiny_config: RunConfig) -> None:
-    class Other(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.wqkv = torch.nn.Linear(4, 12)
-            self.head = torch.nn.Linear(4, 9)
+class Layers(torch.nn.Module):
+    """Blocks of linear layers with the given names, and a head."""
 
-        def get_output_embeddings(self) -> Any:
-            return self.head
+    def __init__(self, *blocks: list[str]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleDict({"attn": torch.nn.ModuleDict({name: torch.nn.Linear(4, 4) for name in names})})
+            for names in blocks
+        )
+        self.head = torch.nn.Linear(4, 9)
 
-    targets, notes = lora.choose_targets(Other(), models.resolved(tiny_config))
+    def get_output_embeddings(self) -> Any:
+        return self.head
 
-    assert targets == ["wqkv"]
-    assert "all linear" in notes[0]
+
+@pytest.mark.parametrize(
+    ("preset", "blocks", "targets", "note"),
+    [
+        ("balanced", [["wqkv"]], ["wqkv"], "all linear"),
+        (
+            "balanced",
+            [["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]],
+            ["o_proj", "down_proj", "gate_up_proj", "qkv_proj"],
+            "gate_up_proj, qkv_proj too",
+        ),
+        ("fast", [["qkv_proj", "o_proj"]], ["o_proj", "qkv_proj"], "no q_proj, v_proj"),
+        ("fast", [["q_proj", "v_proj"], ["in_proj"]], ["q_proj", "v_proj"], "1 of 2 layers"),
+        ("fast", [["q_proj", "kv_proj"]], ["q_proj"], "no v_proj"),
+    ],
+)
+def test_a_presets_layers_are_found_among_the_models_own(
+    tiny_config: RunConfig, preset: str, blocks: list[list[str]], targets: list[str], note: str
+) -> None:
+    found, notes = lora.choose_targets(Layers(*blocks), models.resolved(replace(tiny_config, lora_preset=preset)))
+
+    assert found == targets
+    assert note in notes[0]
+
+
+def test_gpt2_whose_layers_are_convolutions_in_name_gets_adapters_on_all_of_them(
+    tiny_config: RunConfig, tiny_model: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    small = GPT2Config(vocab_size=320, n_embd=8, n_layer=1, n_head=2, n_positions=64)
+    model = lora.LoRA(models.resolved(tiny_config), "gpt2").load(lambda: GPT2LMHeadModel(small))
+
+    adapted = {name.split(".")[-4] for name, weight in model.named_parameters() if weight.requires_grad}
+    assert adapted == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_experts_that_no_adapter_reaches_are_named_with_their_share() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    small = MixtralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    (note,) = lora.experts_note(MixtralForCausalLM(small))
+    assert re.search(r"experts \(\d\d% of the weights\) get no adapter", note)
+    assert lora.experts_note(torch.nn.Linear(2, 2)) == []
 
 
 def test_what_is_in_memory_is_held_against_what_was_asked(

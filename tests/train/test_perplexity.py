@@ -11,7 +11,7 @@ import torch
 from backprop.core.errors import DatasetError, EngineCrashedError, GPUMemoryError
 from backprop.core.jobs import Message, RowScore, RowScores, Scored
 from backprop.core.settings import RunConfig
-from backprop.data import preprocess as tokens
+from backprop.data import preprocess
 from backprop.runs.engine_jobs import engine_job
 from backprop.train import model as models
 from backprop.train import perplexity
@@ -49,7 +49,7 @@ def ask(path: Path, model: Path, **others: object) -> tuple[list[RowScore], Scor
 
 def test_a_score_is_the_mean_loss_of_the_row_computed_alone(file: Path, tiny_model: Path) -> None:
     found, summary = ask(file, tiny_model)
-    prepared = tokens.prepare(file, tiny_model, max_length=128)
+    prepared = preprocess.prepare(file, tiny_model, max_length=128)
     base = models.load_base(tiny_model, CPU, models.choose_dtype(CPU)).eval()
     expected: dict[int, tuple[float, int]] = {}
     mixed = models.choose_dtype(CPU) == torch.bfloat16
@@ -70,7 +70,7 @@ def test_a_score_is_the_mean_loss_of_the_row_computed_alone(file: Path, tiny_mod
 
 
 def test_batching_changes_nothing(file: Path, tiny_model: Path) -> None:
-    prepared = tokens.prepare(file, tiny_model, max_length=128)
+    prepared = preprocess.prepare(file, tiny_model, max_length=128)
     base = models.load_base(tiny_model, CPU, torch.float32)
 
     def by_line(room: int) -> dict[int, float]:
@@ -112,7 +112,7 @@ def test_asking_again_computes_nothing_and_another_model_is_asked_anew(
 def test_when_memory_runs_out_passes_become_smaller_and_no_row_is_lost(
     file: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = tokens.prepare(file, tiny_model, max_length=128)
+    prepared = preprocess.prepare(file, tiny_model, max_length=128)
     base = models.load_base(tiny_model, CPU, torch.float32)
     whole = {row.line: row.loss for some in perplexity.scores(base, prepared, CPU, torch.float32) for row in some}
     real = perplexity._sums

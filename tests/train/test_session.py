@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runs_in_process
 import torch
 from backprop.core import files
 from backprop.core.errors import BackpropError, DatasetValidationError, TrainingAbortedError, TrainingError
@@ -29,6 +30,7 @@ from backprop.core.events import (
     Step,
     StepSkipped,
     Stop,
+    Warning,  # noqa: A004
 )
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
@@ -45,7 +47,7 @@ from safetensors.torch import load_file
 def do(config: RunConfig, control: Any) -> tuple[list[Event], RunDirectory]:
     events: list[Event] = []
     directory = RunDirectory.create(config)
-    session.run(Beginning(resolved(config)), directory, events.append, control)
+    session.Session(Beginning(resolved(config)), directory, events.append, control).run()
     return events, directory
 
 
@@ -144,7 +146,7 @@ def test_a_missing_dataset_is_said_before_any_weight_is_loaded(
     config = replace(tiny_config, data=str(tmp_path / "nowhere.jsonl"))
 
     with pytest.raises(BackpropError) as caught:
-        session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
+        session.Session(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "DATASET_NOT_FOUND"
     assert of(events, ModelLoaded) == []
@@ -198,7 +200,7 @@ def test_abort_ends_at_once_and_saves_nothing(tiny_config: RunConfig, played: An
     events: list[Event] = []
 
     with pytest.raises(TrainingAbortedError):
-        session.run(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]}))
+        session.Session(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]})).run()
 
     assert len(of(events, Step)) < 10
     assert not directory.adapter.exists()
@@ -241,7 +243,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
     events: list[Event] = []
 
     with pytest.raises(TrainingError) as caught:
-        session.run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played())
+        session.Session(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "RUNTIME_NOT_FINITE"
     assert [skip.in_a_row for skip in of(events, StepSkipped)] == [1, 2, 3, 4, 5]
@@ -321,3 +323,25 @@ def test_steps_come_from_epochs_and_warm_up_from_steps(tiny_config: RunConfig) -
 
     assert (schedule.rows_per_step, schedule.steps_per_epoch, schedule.steps) == (16, 7, 14)
     assert Schedule.of(replace(config, epochs=None, steps=4000), 100).warmup_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "code", "said"),
+    [
+        ({"warmup_steps": 500}, 8, "WARMUP_TOO_LONG", "warm-up of 500 steps in a run of 2"),
+        ({"early_stopping": 2}, 8, "EARLY_STOPPING_OFF", "no rows are held out"),
+        ({"held_out": "0.1"}, 1, "NO_HELD_OUT_ROWS", "0.1 of 1 row is none"),
+    ],
+)
+def test_a_setting_without_effect_is_warned_about_once(
+    tiny_config: RunConfig, changes: dict[str, object], rows: int, code: str, said: str
+) -> None:
+    data = Path(tiny_config.data)
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:rows]))
+    plain, _ = runs_in_process.train(replace(tiny_config, steps=2, held_out="none"), [])
+    assert not [each for each in plain if isinstance(each, Warning) and each.code == code]
+
+    events, _ = runs_in_process.train(replace(tiny_config, steps=2, **changes), [])
+
+    (warning,) = [each for each in events if isinstance(each, Warning) and each.code == code]
+    assert said in warning.message

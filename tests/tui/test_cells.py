@@ -6,10 +6,10 @@ from recorded import ev
 from rich.cells import cell_len
 
 from backprop_tui.charts.canvas import SYMBOLS, Raster
-from backprop_tui.charts.sparkline import bars
 from backprop_tui.text import Row, clock, percent, safe, wrap_text
 from backprop_tui.widgets.cells import changed_stretches, cut, row_width, spread
 from backprop_tui.widgets.facts import row_rows
+from backprop_tui.widgets.run_table import bars
 
 
 def test_a_number_that_ticks_changes_its_digits_only() -> None:

@@ -31,7 +31,7 @@ async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tm
             await pilot.press("pagedown")
         await until_text(pilot, "123646 UA")
         pages = 4 + 10
-        assert app.data.table.reader.reads <= 3 * pages * 24
+        assert app.data.opened.reads <= 3 * pages * 24
 
 
 async def test_the_last_row_is_reached_before_the_next_tick_after_the_index_is_complete(tmp_path: Path) -> None:

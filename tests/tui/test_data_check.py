@@ -15,12 +15,12 @@ from backprop.data.parse import parse_json
 from backprop.data.preprocess import prepare
 from backprop.data.reader import Row
 from backprop.data.tokenizer import ChatTokenizer
+from backprop.data.truncate import CountedLengths, count_lengths
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.widgets import Input
 from tiny_tokenizer import write_model
 
 from backprop_tui.screens.dataset.file import open_file
-from backprop_tui.screens.dataset.lengths import count_lengths
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.tasks import Task
 from backprop_tui.screens.dataset.tokens import token_lines
@@ -224,9 +224,13 @@ def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> 
         {"messages": [{"role": "assistant", "content": "first word"}, {"role": "user", "content": "and last"}]},
     ]
     model, path = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows)
+    task: Task[CountedLengths] = Task("count")
     opened = open_file(str(path), Task("open"))
-    counted = count_lengths(opened, ChatTokenizer.load(model), Task("count"))
-    opened.source.close()
+    tokenizer = ChatTokenizer.load(model)
+    counted = count_lengths(
+        path, opened.file, tokenizer, progress=task.progress, cancelled=task.stopped, so_far=task.so_far
+    )
+    opened.close()
     at = counted.lengths.at(limit)
     if not at.whole + at.cut:
         with pytest.raises(DatasetError):

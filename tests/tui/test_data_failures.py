@@ -22,7 +22,7 @@ WHOLE = {
     "csv with a column twice": ("rows.csv", b"text,text\na,b\n", ["line 1", "'text' twice"]),
     "a csv header alone": ("rows.csv", b"text\n", ["dataset is empty"]),
     "an empty array": ("rows.json", b"[]", ["dataset is empty"]),
-    "a lone number": ("rows.json", b"5", ["1 row", "the row is a number"]),
+    "a lone number": ("rows.json", b"5", ["1 row", "it is a number, not an object"]),
     "a cut zst": ("rows.jsonl.zst", zstandard.compress(GOOD.encode() * 999)[:20], ["cannot be unpacked", "cut off"]),
     "gz by name alone": ("rows.jsonl.gz", f"{GOOD}\n".encode(), ["cannot be unpacked"]),
     "one object over many lines": ("rows.jsonl", b'{\n"text": "a"\n}\n', ["line 1", "rename to .json"]),
@@ -140,7 +140,7 @@ async def test_a_file_that_mixes_formats_says_which_and_where(tmp_path: Path) ->
         await at_rest(pilot)
         await until_text(pilot, "mixed: alpaca, openai")
         await pilot.press("p")
-        await until_text(pilot, "1 ! mixed_format", "line 5", "this row is openai, most of the file is alpaca")
+        await until_text(pilot, "1 ! mixed_format", "line 5", "the row is openai, where most rows are alpaca")
 
 
 async def test_where_most_rows_are_broken_the_check_says_how_many(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import seen, text_of, until
+from backprop.runs import engine_client
 from textual import events
 from textual.pilot import Pilot
 
@@ -74,7 +75,7 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
     over = recorded.failed(output)
     async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
-        app.post_message(OpenRun(lambda: Watch.attach(over.directory.path), over.directory.path))
+        app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
         for key in ("1", "2", "3"):
             await pilot.press(key)

@@ -9,12 +9,12 @@ import recorded
 from acting import text_of, until
 from backprop.core.errors import RunError
 from backprop.core.redaction import CONTROLS
-from backprop.runs.index import RunIndex
+from backprop.runs.index import RunIndex, delete_run
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.dialogs import Question
-from backprop_tui.screens.runs import RunsScreen, delete_run, matches
+from backprop_tui.screens.runs import RunsScreen, matches
 
 
 async def listed(pilot: Pilot[None], count: int) -> RunsScreen:

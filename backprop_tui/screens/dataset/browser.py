@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 
 from backprop.core.errors import InputError
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import Notice, RowsChanged
-from backprop_tui.screens.dataset.rows import RowTable
+from backprop_tui.screens.dataset.rows import RowTable, next_in
 from backprop_tui.screens.dataset.search import Test, row_test, scan, text_test
-from backprop_tui.screens.dataset.tasks import Tasks
+from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import rows_of, safe
 
 
@@ -23,8 +22,7 @@ class Browser(Vertical):
     def __init__(self, tasks: Tasks, *, id: str) -> None:
         super().__init__(id=id)
         self._tasks = tasks
-        self.opened: OpenFile | None = None
-        self.table = RowTable(id="rows")
+        self.table = RowTable(tasks, id="rows")
         self.words: dict[str, str] = {}
         """What is searched for (``search``) and what is filtered by (``filter``)."""
         self._hits: dict[str, array[int]] = {}
@@ -42,8 +40,12 @@ class Browser(Vertical):
             self.forget(kind)
         self._tasks.forget("go")
         self._seek = self._to_the_end = False
-        self.opened = opened
         self.table.open(opened)
+
+    @property
+    def opened(self) -> OpenFile | None:
+        """The file that is on screen."""
+        return self.table.opened
 
     def flush(self) -> None:
         """Show as many rows as are known by now."""
@@ -169,12 +171,3 @@ class Browser(Vertical):
         return [
             f"{mark}{safe(self.words[kind])!r}: {len(self._hits[kind]):,}" for kind, mark in marks if kind in self.words
         ]
-
-
-def next_in(places: array[int], here: int, by: int, *, stay: bool = False) -> int | None:
-    """The next or previous of sorted ``places``, beginning again at the other end."""
-    if not len(places):
-        return None
-    if by < 0:
-        return places[bisect_left(places, here) - 1]
-    return places[(bisect_left if stay else bisect_right)(places, here) % len(places)]

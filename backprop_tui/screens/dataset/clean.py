@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backprop.core.errors import InputError
@@ -10,6 +11,8 @@ from backprop.core.errors import InputError
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.text import Row, safe
+from backprop_tui.widgets.cells import fact
+from backprop_tui.widgets.path_input import Prompt
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult, Rules
@@ -22,22 +25,38 @@ HELP = (
 _LISTED = 500
 
 
-def write_copy(
-    opened: OpenFile, words: str, scores: Scores | None, tasks: Tasks, then: Callable[[CleanResult], object]
+def ask_and_write(
+    prompt: Prompt,
+    opened: OpenFile,
+    find_scores: Callable[[], Scores | None],
+    tasks: Tasks,
+    show: Callable[[list[Row], str], object],
 ) -> None:
-    """Write a copy without unusable and repeated rows, and without what ``words`` name."""
+    """Ask, then write a copy without unusable and repeated rows, and without what is named in the answer.
 
-    def write(task: Task[CleanResult]) -> CleanResult:
-        from backprop.data.clean import clean_file
+    Args:
+        show: called with the result in full and in short.
+    """
+    from backprop.data.clean import clean_file
+    from backprop.data.writing import beside
 
-        rules = rules_from(words)
+    def write(task: Task[CleanResult], words: str) -> CleanResult:
+        rules, scores = rules_from(words), find_scores()
         if rules.need_scores and scores is None:
             raise InputError(
                 "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
             )
         return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
 
-    tasks.begin("clean", "writing the cleaned copy", write, then)
+    def take(result: CleanResult) -> None:
+        show(result_lines(result), f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")
+
+    name = safe(beside(Path(opened.path), "clean").name)
+    prompt.ask(
+        f"Write {name} beside it, without unusable rows and exact duplicates? enter writes",
+        lambda words: tasks.begin("clean", "writing the cleaned copy", lambda task: write(task, words), take),
+        help=HELP,
+    )
 
 
 def rules_from(words: str) -> Rules:
@@ -75,8 +94,8 @@ def rules_from(words: str) -> Rules:
 def result_lines(result: CleanResult) -> list[Row]:
     lines: list[Row] = [
         [(f"{result.kept:,} of {result.rows:,} rows written", "strong+bold")],
-        [("to      ", "muted"), (safe(result.output), "text")],
-        [("report  ", "muted"), (safe(result.report), "text")],
+        fact("to", safe(result.output), width=8),
+        fact("report", safe(result.report), width=8),
         [],
     ]
     if not result.removed:

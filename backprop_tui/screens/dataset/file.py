@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 from backprop.core.datasets import is_hub_name
-from backprop.data.example import describe_mapping
+from backprop.data.example import RowError, describe_mapping
 from backprop.data.formats import FORMATS, FileFormat, file_format
 from backprop.data.reader import KINDS, PACKED, Source, open_source
-from msgspec import Struct
+from backprop.data.reader import Row as DataRow
+from msgspec import Struct, field
 
 from backprop_tui.screens.dataset.tasks import Task
 from backprop_tui.text import Row, rows_of, safe, short_number
@@ -27,7 +30,7 @@ WELCOME: list[Row] = [
 ]
 
 
-class OpenFile(Struct):
+class OpenFile(Struct, eq=False):
     """A dataset that is on screen."""
 
     path: str
@@ -36,6 +39,23 @@ class OpenFile(Struct):
     """What its first rows are."""
     fetched: str = ""
     """The name on the Hugging Face Hub that it was fetched by."""
+    reads: int = 0
+    """Rows read one by one so far."""
+    _lock: Any = field(default_factory=Lock)
+
+    def row(self, index: int) -> DataRow:
+        """Row ``index`` of the file, for any thread; one that is gone has an error that says so."""
+        with self._lock:
+            self.reads += 1
+            try:
+                return self.source.row(index)
+            except (IndexError, OSError):
+                gone = "the row is no longer there: the file was changed while it is open here. Open it again"
+                return DataRow(index + 1, b"", None, RowError("file_changed", "", gone))
+
+    def close(self) -> None:
+        with self._lock:
+            self.source.close()
 
     @property
     def name(self) -> str:
@@ -47,7 +67,7 @@ class OpenFile(Struct):
         source, file = self.source, self.file
         format = f"mixed: {', '.join(file.counts)}" if file.mixed else file.format or "unknown format"
         rows = f"{'' if source.complete else '> '}{rows_of(source.known)}"
-        words = [safe(self.name), *shown, format, rows, f"{short_number(source.bytes)}B"]
+        words = [safe(self.name), *shown, format, rows, f"{short_number(source.size)}B"]
         return " · ".join([*words, f"read as {describe_mapping(file.mapping)}"] if file.mapping else words)
 
 

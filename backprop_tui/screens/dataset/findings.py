@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from backprop.core.events import Problem
 from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import GoToLine, Notice, RowsChanged
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.rows import next_in
+from backprop_tui.screens.dataset.tasks import GoToLine, Notice, RowsChanged, Task, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, safe
 from backprop_tui.widgets.list_view import ListView
 
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 _OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format")
 """Findings that reading the row alone does not give."""
-_EVERY = 0.5
-"""Seconds between two looks at what a check has found so far."""
 _ORDER = list(SEVERITY)
 _Found = tuple[Sequence[Problem], Mapping[str, int], "Validation | None"]
 """Findings, how many there are of each code, and at the end the whole."""
@@ -61,13 +58,8 @@ class FindingsPane(ListView):
         def check(task: Task[_Found]) -> _Found:
             from backprop.data.validate import validate
 
-            told, known = time.monotonic(), 0
-
             def so_far(problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
-                nonlocal told, known
-                if len(problems) > known and (not known or time.monotonic() - told > _EVERY):
-                    told, known = time.monotonic(), len(problems)
-                    task.deliver((list(problems), dict(counts), None))
+                task.so_far(lambda: (list(problems), dict(counts), None))
 
             found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
             return found.problems, found.problem_counts, found
@@ -115,10 +107,7 @@ class FindingsPane(ListView):
 
     def line_after(self, here: int, by: int) -> int | None:
         """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""
-        if not len(self._bad_lines):
-            return None
-        at = bisect_right(self._bad_lines, here) if by > 0 else bisect_left(self._bad_lines, here) - 1
-        return self._bad_lines[at % len(self._bad_lines)]
+        return next_in(self._bad_lines, here, by)
 
     # The list
 

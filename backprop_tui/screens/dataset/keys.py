@@ -27,3 +27,21 @@ KEYS = (
     Key("x", "x", "stop_work", "stop", "stop what runs in the background", 5),
     Key("escape", "esc", "back", "back", "from the pane to the table, then end the search, then the filter", 9),
 )
+NEED_FILE = {key.name for key in KEYS} - {"open", "choose", "model", "ask_limit", "limit", "stop_work", "back"}
+"""Actions that need an open file."""
+
+
+def useful(pane: str | None, *, working: bool) -> list[Key]:
+    """The keys that do something now, what matters most first.
+
+    Args:
+        pane: the one that has the keys; empty for the table, ``None`` where no file is open.
+        working: whether something goes on that can be stopped.
+    """
+    first = ["stop_work"] if working else []
+    if pane is None:
+        first += ["open"]
+    elif pane:
+        first += ["limit", "ask_limit", "model", "back"] if pane == "lengths" else ["back", "next_view", "step"]
+    found = [key._replace(rank=1) for key in KEYS if key.name in first and key.keys != "N"]
+    return found if pane is None else [*found, *(key for key in KEYS if key.name not in (*first, "stop_work"))]

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from backprop.data.example import Fields, RowError
-from backprop.data.reader import Row as DataRow
-from backprop.data.reader import open_source
-from backprop.data.truncate import LengthCounter, Lengths
-from msgspec import Struct, structs
+from backprop.data.truncate import CountedLengths, Lengths, count_lengths
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import Notice, RowsChanged
-from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.text import Row, short_number
 from backprop_tui.widgets.text_view import TextView
 
-if TYPE_CHECKING:
-    from backprop.data.encode import Renderer
-    from backprop.data.tokenizer import ChatTokenizer
-
-_BATCH_ROWS = 500
-_BATCH_BYTES = 1_000_000
 LIMITS = [2**power for power in range(4, 21)]
 """Limits that keys go through."""
 
@@ -47,10 +33,19 @@ class LengthsPane(TextView):
     def count(self, opened: OpenFile) -> None:
         """Count with the chosen tokenizer, or characters where there is none."""
         tokenizer = self._chosen.tokenizer
+
+        def count(task: Task[CountedLengths]) -> CountedLengths:
+            return count_lengths(
+                opened.path,
+                opened.file,
+                tokenizer,
+                progress=task.progress,
+                cancelled=task.stopped,
+                so_far=task.so_far,
+            )
+
         unit = "tokens" if tokenizer is not None else "characters"
-        self._tasks.begin(
-            "lengths", f"counting {unit}", lambda task: count_lengths(opened, tokenizer, task), self._take
-        )
+        self._tasks.begin("lengths", f"counting {unit}", count, self._take)
 
     def _take(self, counted: CountedLengths) -> None:
         self.counted = counted
@@ -60,8 +55,9 @@ class LengthsPane(TextView):
     def next_limit(self, by: int) -> int:
         """The next longer or shorter power of two."""
         limit = self._chosen.limit
-        further = [at for at in LIMITS if at > limit] if by > 0 else [at for at in reversed(LIMITS) if at < limit]
-        return further[0] if further else limit
+        if by > 0:
+            return next((at for at in LIMITS if at > limit), limit)
+        return next((at for at in reversed(LIMITS) if at < limit), limit)
 
     def set_limit(self, text: str) -> None:
         """Look at the rows at another limit."""
@@ -81,104 +77,11 @@ class LengthsPane(TextView):
         return [keys, *histogram_lines(self.counted, limit, width, self.size.height - 1)]
 
 
-class CountedLengths(Struct):
-    """What is known of the rows counted so far, in tokens, or in characters where no tokenizer was given."""
-
-    unit: str
-    lengths: Lengths
-    rows: int = 0
-    unusable: int = 0
-    """Rows that training would skip, whatever the limit."""
-    tokens: int = 0
-    trained: int = 0
-    whole: bool = False
-    """True when every row was counted."""
-
-
-def count_lengths(opened: OpenFile, tokenizer: ChatTokenizer | None, task: Task[CountedLengths]) -> CountedLengths:
-    """Count the rows of a file, delivering what is known twice a second."""
-    from backprop.data.encode import Renderer
-
-    counter = LengthCounter()
-    known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
-    renderer = Renderer(tokenizer) if tokenizer is not None else None
-
-    seen, shown = 0, time.monotonic()
-    with open_source(opened.path) as source:
-        for batch in _batches(source):
-            if task.stopped():
-                break
-            known.rows += len(batch)
-            if renderer is None:
-                _count_characters(batch, opened, counter, known)
-            else:
-                _count_tokens(batch, opened, renderer, counter, known)
-            seen += sum(len(row.raw) + 1 for row in batch)
-            task.progress(min(seen, source.bytes), source.bytes)
-            if time.monotonic() - shown > 0.5:
-                shown = time.monotonic()
-                task.deliver(structs.replace(known, lengths=counter.snapshot()))
-    return structs.replace(known, lengths=counter.snapshot(), whole=not task.stopped())
-
-
-def _batches(rows: Iterable[DataRow]) -> Iterator[list[DataRow]]:
-    batch: list[DataRow] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += len(row.raw)
-        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _count_characters(batch: list[DataRow], opened: OpenFile, counter: LengthCounter, known: CountedLengths) -> None:
-    lengths = []
-    for row in batch:
-        example, _ = read_row(row, opened.file)
-        if example is None:
-            known.unusable += 1
-        else:
-            turns = [turn for _, part in all_turns(example) for turn in part]
-            lengths.append(len(example.text or "") + sum(len(turn.content) for turn in turns))
-    counter.add_texts(lengths)
-
-
-def _count_tokens(
-    batch: list[DataRow], opened: OpenFile, renderer: Renderer, counter: LengthCounter, known: CountedLengths
-) -> None:
-    from backprop.data.encode import encode_row
-
-    tokenizer, names = renderer.tokenizer, Fields(opened.file.mapping)
-    rendered, counted = [], []
-    for row in batch:
-        format = None if row.error is not None else format_of(row.value, opened.file)
-        try:
-            if format is not None:
-                rendered.append(renderer.render(row.value, format, names))
-        except RowError:
-            pass  # counted below, with all others that cannot be used
-    for raw in (False, True):
-        items = [item for item in rendered if item.raw == raw]
-        encodings = tokenizer.encode([item.text for item in items], special=raw) if items else []
-        for item, encoding in zip(items, encodings, strict=True):
-            encoded = encode_row(item, encoding, tokenizer)
-            trained = int(encoded.trained.sum())
-            if trained:
-                known.trained += trained
-                known.tokens += len(encoded.ids)
-                counted.append((item, encoded))
-    known.unusable += len(batch) - len(counted)
-    counter.add(counted, tokenizer.bos_id)
-
-
 def edges(longest: int, limit: int, most: int) -> list[int]:
     """Borders of at most ``most`` stretches of one round width that reach ``longest``; the limit is a border."""
     top = max(longest, limit, 1)
     width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * max(most - 1, 1) >= top)
-    return sorted({*range(0, top + width, width), limit + 1} if limit else {*range(0, top + width, width)})
+    return sorted({*range(0, top + width, width), *([limit + 1] if limit else [])})
 
 
 def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int) -> list[Row]:
@@ -206,11 +109,7 @@ def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int
 
 def _table(counted: CountedLengths, limit: int) -> Iterator[Row]:
     share = 100 * counted.trained / max(counted.tokens, 1)
-    part = "" if counted.whole else " so far"
-    yield [
-        (f"{counted.rows:,} rows{part}", "strong+bold"),
-        (f" · {short_number(counted.tokens)} tokens, {share:.0f} % trained", "text"),
-    ]
+    yield _counted(counted, f" · {short_number(counted.tokens)} tokens, {share:.0f} % trained")
     if counted.unusable:
         yield [(f"! {counted.unusable:,} rows cannot be used at any length (c lists why)", "warn")]
     yield []
@@ -228,12 +127,16 @@ def _table(counted: CountedLengths, limit: int) -> Iterator[Row]:
 
 
 def _no_limit(counted: CountedLengths) -> list[Row]:
-    part = "" if counted.whole else " so far"
     return [
-        [(f"{counted.rows:,} rows{part}", "strong+bold"), (", in characters", "text")],
+        _counted(counted, ", in characters"),
         [(percentiles(counted.lengths), "text")],
         [("The limit is in tokens: choose a model (m) to see what it cuts.", "muted")],
     ]
+
+
+def _counted(counted: CountedLengths, more: str) -> Row:
+    part = "" if counted.whole else " so far"
+    return [(f"{counted.rows:,} rows{part}", "strong+bold"), (more, "text")]
 
 
 def percentiles(lengths: Lengths) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,18 +11,16 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import describe
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.messages import GoToLine, Notice
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.dataset.tasks import GoToLine, Notice, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.text import Row, safe
+from backprop_tui.widgets.cells import fact
 from backprop_tui.widgets.list_view import ListView
 
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport, Scores
 
 ENGINE = "backprop.train.perplexity"
-_EVERY = 1.0
-"""Seconds between two looks at the rows scored so far."""
 _Scores = tuple[list[jobs.RowScore], jobs.Scored | None]
 """Rows scored so far; with a summary, all of them."""
 _HEAD = f"{'':>14}{'perplexity':>14}{'loss':>9}{'trained':>10}"
@@ -57,11 +54,12 @@ class ScoresPane(ListView):
             return
         self._asked = wanted
         self._unit = opened.source.unit
-        request = RunConfig(data=opened.path, model=wanted[0], max_seq_length=wanted[1], mapping=opened.file.mapping)
+        model, limit = wanted
+        request = RunConfig(data=opened.path, model=model, max_seq_length=limit, mapping=opened.file.mapping)
         self.scores = self.report = None
         self._far = frozenset()
         self._list([[("scoring every row … (x stops it)", "muted")]], ())
-        self._tasks.begin("score", f"starting {safe(wanted[0])}", lambda task: _listen(task, request), self._take)
+        self._tasks.begin("score", f"starting {safe(model)}", lambda task: _listen(task, request), self._take)
 
     def _take(self, news: _Scores) -> None:
         from backprop.data.scores import Scores
@@ -73,7 +71,7 @@ class ScoresPane(ListView):
             self._far = frozenset(self.report.outliers)
         words: list[Row] = [
             *_summary_lines(summary, self.report),
-            [("by      ", "muted"), (safe(self._asked[0]), "text"), (f", rows to {self._asked[1]:,} tokens", "muted")],
+            [*fact("by", safe(self._asked[0]), width=8), (f", rows to {self._asked[1]:,} tokens", "muted")],
             [(f"{len(scores):,} rows scored{'' if whole else ' so far'}, the hardest first", "strong+bold")],
             [(_HEAD, "muted")],
         ]
@@ -105,7 +103,6 @@ def _listen(task: Task[_Scores], request: RunConfig) -> None:
     from backprop.runs.engine_jobs import engine_job
 
     rows: list[jobs.RowScore] = []
-    shown = time.monotonic()
     with engine_job(ENGINE, request) as engine:
         task.when_stopped(engine.stop)
         for message in engine.messages():
@@ -117,10 +114,8 @@ def _listen(task: Task[_Scores], request: RunConfig) -> None:
                     task.name = message.doing
                     task.progress(message.done, message.total)
                 case jobs.RowScores():
-                    rows += message.rows
-                    if time.monotonic() - shown > _EVERY:
-                        task.deliver((list(rows), None))
-                        shown = time.monotonic()
+                    rows.extend(message.rows)
+                    task.so_far(lambda: (list(rows), None))
                 case jobs.Scored():
                     task.deliver((rows, message))
 
@@ -136,10 +131,7 @@ def _summary_lines(summary: jobs.Scored | None, found: PerplexityReport | None) 
     if summary is None or found is None or found.per_row is None:
         return []
     whole = f"perplexity {found.perplexity:,.2f} over {found.tokens:,} trained tokens"
-    lines: list[Row] = [
-        [("whole   ", "muted"), (whole, "text")],
-        [("per row ", "muted"), (percentiles(found), "text")],
-    ]
+    lines = [fact("whole", whole, width=8), fact("per row", percentiles(found), width=8)]
     missing = summary.answer_lost + summary.dropped
     if missing:
         words = f"! {missing:,} rows have no score: {summary.answer_lost:,} answers do not fit, "

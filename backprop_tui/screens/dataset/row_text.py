@@ -11,7 +11,9 @@ from backprop.data.formats import FileFormat, convert, read_as, unknown_format
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct
 
-from backprop_tui.text import SEVERITY, Row, many_lines, safe, split_lines
+from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.text import SEVERITY, Row, safe, split_lines
+from backprop_tui.widgets.cells import fact
 
 PREVIEW = 400
 LONGEST_SHOWN = 200_000
@@ -53,9 +55,10 @@ class RowSummary(Struct, frozen=True):
     """The row's text on one line, or what is wrong with it."""
 
 
-def summarise(row: DataRow, file: FileFormat) -> RowSummary:
+def summarise(opened: OpenFile, index: int) -> RowSummary:
     """The row's line in the table."""
-    example, error = read_row(row, file)
+    row = opened.row(index)
+    example, error = read_row(row, opened.file)
     if example is None:
         message = error.message if error is not None else ""
         where = f"{error.field}: " if error is not None and error.field and error.field not in message else ""
@@ -90,9 +93,8 @@ def _preview(example: Example) -> str:
     if example.text is not None:
         return safe(example.text[:PREVIEW])
     turns = [turn for _, part in all_turns(example) for turn in part]
-    words = [turn.content[:PREVIEW].strip() for turn in turns if turn.role != "system"] or [
-        turn.content[:PREVIEW] for turn in turns
-    ]
+    turns = [turn for turn in turns if turn.role != "system"] or turns
+    words = (turn.content[:PREVIEW].strip() for turn in turns)
     return safe(" ▸ ".join(word for word in words if word)[:PREVIEW])
 
 
@@ -127,7 +129,7 @@ def _turn_lines(turn: Turn) -> list[Row]:
     name = f" {safe(turn.name)}" if turn.name else ""
     lines: list[Row] = [[], [(f"▌{safe(turn.role)}{name}", ink), (note, "muted")]]
     if turn.reasoning:
-        lines += [[(f"  {text}", "muted")] for text in many_lines(turn.reasoning[:LONGEST_SHOWN]).split("\n")]
+        lines += [[("  ", "text"), *line] for line in split_lines(turn.reasoning[:LONGEST_SHOWN], "muted")]
     if turn.content:
         lines += _shortened(turn.content)
     for call in turn.tool_calls or []:
@@ -140,19 +142,19 @@ def _turn_lines(turn: Turn) -> list[Row]:
 
 
 def _shortened(text: str) -> list[Row]:
-    lines = split_lines(text[:LONGEST_SHOWN], "text")
-    if len(text) > LONGEST_SHOWN:
-        lines.append([(f"… {len(text) - LONGEST_SHOWN:,} more characters, not shown", "muted")])
-    return lines
+    return split_lines(text[:LONGEST_SHOWN], "text") + _not_shown(len(text) - LONGEST_SHOWN)
+
+
+def _not_shown(characters: int) -> list[Row]:
+    return [[(f"… {characters:,} more characters, not shown", "muted")]] if characters > 0 else []
 
 
 def problem_lines(error: RowError | None) -> list[Row]:
     if error is None:
         return []
+    facts = (("field", error.field), ("why", error.message), ("code", error.code))
     lines: list[Row] = [[("✗ This row cannot be used for training", "bad")]]
-    if error.field:
-        lines.append([("field  ", "muted"), (safe(error.field), "text")])
-    return [*lines, [("why    ", "muted"), (safe(error.message), "text")], [("code   ", "muted"), (error.code, "text")]]
+    return lines + [fact(label, safe(value), width=7) for label, value in facts if value]
 
 
 def raw_lines(row: DataRow) -> list[Row]:
@@ -161,10 +163,7 @@ def raw_lines(row: DataRow) -> list[Row]:
         raw = row.raw[: 4 * LONGEST_SHOWN].decode("utf-8", "replace")
         return [*problem_lines(row.error), [], *_shortened(raw)]
     text = json.dumps(row.value, ensure_ascii=False, indent=2, default=str)
-    lines = [_coloured(line) for line in text[:LONGEST_SHOWN].split("\n")]
-    if len(text) > LONGEST_SHOWN:
-        lines.append([(f"… {len(text) - LONGEST_SHOWN:,} more characters, not shown", "muted")])
-    return lines
+    return [_coloured(line) for line in text[:LONGEST_SHOWN].split("\n")] + _not_shown(len(text) - LONGEST_SHOWN)
 
 
 def _coloured(line: str) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from backprop.core.errors import InputError
@@ -12,7 +13,7 @@ from backprop.data.formats import FORMATS, FileFormat, detect_fields
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 
-from backprop_tui.screens.dataset.row_text import read_row
+from backprop_tui.screens.dataset.row_text import all_turns, read_row
 from backprop_tui.screens.dataset.tasks import Task
 
 _ROLES = {"human": "user", "gpt": "assistant"}
@@ -31,8 +32,7 @@ def row_test(words: str, file: FileFormat) -> Test:
     part, colon, name = words.partition(":")
     name = name.strip().lower()
     if colon and part == "role":
-        wanted = _ROLES.get(name, name)
-        return lambda row: _has_role(row, file, wanted)
+        return partial(_has_role, file=file, role=_ROLES.get(name, name))
     if colon and part == "format":
         if name not in FORMATS:
             raise InputError(f"no format is called {name!r}", hint=f"formats: {', '.join(FORMATS)}")
@@ -43,9 +43,7 @@ def row_test(words: str, file: FileFormat) -> Test:
 
 def _has_role(row: DataRow, file: FileFormat, role: str) -> bool:
     example, _ = read_row(row, file)
-    return example is not None and any(
-        turn.role == role for turn in (*example.turns, *example.chosen, *example.rejected, *example.completion)
-    )
+    return example is not None and any(turn.role == role for _, part in all_turns(example) for turn in part)
 
 
 def text_test(words: str) -> Test:
@@ -87,7 +85,7 @@ def scan(path: str, test: Test, hits: array[int], task: Task[bool]) -> bool:
         whether the whole file was looked at (False when the person stopped it).
     """
     with open_source(path) as source:
-        size = max(source.bytes, 1)
+        size = max(source.size, 1)
         seen = 0
         for index, row in enumerate(source):
             if not index % 256:

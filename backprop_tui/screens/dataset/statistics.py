@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from backprop.data.example import describe_mapping
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.lengths import CountedLengths, percentiles
+from backprop_tui.screens.dataset.lengths import percentiles
 from backprop_tui.screens.dataset.perplexity import percentiles as score_percentiles
 from backprop_tui.text import Row, percent, safe, short_number
+from backprop_tui.widgets.cells import fact
 
 if TYPE_CHECKING:
     from backprop.data.scores import PerplexityReport
+    from backprop.data.truncate import CountedLengths
     from backprop.data.validate import Validation
+
+_fact = partial(fact, width=14)
 
 
 def statistics_lines(
@@ -29,18 +34,14 @@ def statistics_lines(
     lines: list[Row] = [
         [(safe(opened.path), "strong+bold")],
         [],
-        _pair("size", f"{source.bytes:,} bytes"),
-        _pair("rows", f"{source.known:,}" + ("" if source.complete else " found so far")),
-        _pair("format", file.format or "none that is known"),
-        _pair("fields", f"read as {describe_mapping(mapping)}" if mapping else "the format's own names"),
+        _fact("size", f"{source.size:,} bytes"),
+        _fact("rows", f"{source.known:,}" + ("" if source.complete else " found so far")),
+        _fact("format", file.format or "none that is known"),
+        _fact("fields", f"read as {describe_mapping(mapping)}" if mapping else "the format's own names"),
     ]
     if source.has_bom:
-        lines.append(_pair("BOM", "the file begins with a byte order mark; it is skipped"))
+        lines.append(_fact("BOM", "the file begins with a byte order mark; it is skipped"))
     return [*lines, [], *_check_lines(found), [], *_length_lines(counted, model), [], *_score_lines(scored)]
-
-
-def _pair(name: str, value: str, ink: str = "text") -> Row:
-    return [(f"{name:<14}", "muted"), (value, ink)]
 
 
 def _check_lines(found: Validation | None) -> list[Row]:
@@ -49,14 +50,14 @@ def _check_lines(found: Validation | None) -> list[Row]:
     part = "" if found.complete else " (stopped before the end)"
     lines: list[Row] = [
         [(f"Checked {found.rows:,} rows{part}", "strong+bold")],
-        _pair("usable", percent(found.valid, found.rows), "good"),
-        _pair("unusable", percent(found.invalid, found.rows), "bad" if found.invalid else "text"),
-        _pair("duplicates", percent(found.problem_counts.get("duplicate_row", 0), found.rows)),
+        _fact("usable", percent(found.valid, found.rows), "good"),
+        _fact("unusable", percent(found.invalid, found.rows), "bad" if found.invalid else "text"),
+        _fact("duplicates", percent(found.problem_counts.get("duplicate_row", 0), found.rows)),
     ]
     if len(found.formats) > 1:
-        lines.append(_pair("formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.items())))
-    lines += [_pair("note", safe(note)) for note in found.notes]
-    lines += [_pair(f"{count:>12,}", code) for code, count in found.problem_counts.items()]
+        lines.append(_fact("formats", ", ".join(f"{name} {count:,}" for name, count in found.formats.items())))
+    lines += [_fact("note", safe(note)) for note in found.notes]
+    lines += [_fact(f"{count:>12,}", code) for code, count in found.problem_counts.items()]
     return lines
 
 
@@ -66,13 +67,13 @@ def _length_lines(counted: CountedLengths | None, model: str) -> list[Row]:
     part = "" if counted.whole else " so far"
     lines: list[Row] = [
         [(f"Counted {counted.rows:,} rows{part}", "strong+bold")],
-        _pair("length", f"{percentiles(counted.lengths)} {counted.unit}"),
+        _fact("length", f"{percentiles(counted.lengths)} {counted.unit}"),
     ]
     if counted.unit == "tokens":
         lines += [
-            _pair("model", safe(model)),
-            _pair("tokens", f"{counted.tokens:,} ({short_number(counted.tokens)})"),
-            _pair("trained", percent(counted.trained, counted.tokens), "trained+light"),
+            _fact("model", safe(model)),
+            _fact("tokens", f"{counted.tokens:,} ({short_number(counted.tokens)})"),
+            _fact("trained", percent(counted.trained, counted.tokens), "trained+light"),
         ]
     return lines
 
@@ -82,7 +83,7 @@ def _score_lines(scored: PerplexityReport | None) -> list[Row]:
         return [[("What the model finds hard: h scores every row.", "muted")]]
     return [
         [(f"Scored {scored.scored:,} rows", "strong+bold")],
-        _pair("perplexity", f"{scored.perplexity:,.2f} over {scored.tokens:,} trained tokens"),
-        _pair("per row", score_percentiles(scored)),
-        _pair("far off", percent(len(scored.outliers), scored.scored)),
+        _fact("perplexity", f"{scored.perplexity:,.2f} over {scored.tokens:,} trained tokens"),
+        _fact("per row", score_percentiles(scored)),
+        _fact("far off", percent(len(scored.outliers), scored.scored)),
     ]

@@ -1,9 +1,11 @@
-"""Work that takes longer than a frame: it runs in threads, says how far it is, and can be stopped."""
+"""Work that takes longer than a frame: it runs in threads, says how far it is, and can be stopped; what it reports."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from backprop.core.errors import BackpropError
@@ -11,24 +13,44 @@ from textual.message import Message
 from textual.screen import Screen
 
 Value = TypeVar("Value")
+_EVERY = 0.5
+"""Seconds between two looks at what has been found so far."""
 
 
+@dataclass
+class Notice(Message):
+    """A line for the bottom of the screen, or none. What is known of the file may have changed."""
+
+    text: str = ""
+
+
+class RowsChanged(Message):
+    """Other rows are shown, or they mean something else now."""
+
+
+@dataclass
+class GoToLine(Message):
+    """Show the row of this line of the file."""
+
+    line: int
+
+
+@dataclass
 class Failed(Message):
     """A piece of work ended with an error that is meant for a person."""
 
-    def __init__(self, work: str, error: BackpropError) -> None:
-        super().__init__()
-        self.work = work
-        self.error = error
+    work: str
+    error: BackpropError
 
 
+@dataclass
 class Delivered(Message):
     """Work has come to something: threads touch no widget, so the screen hands it to whoever began the work."""
 
-    def __init__(self, task: Task[Any], value: object) -> None:
-        super().__init__()
-        self.task = task
-        self.value = value
+    task: Task[Any]
+    value: object
+    last: bool = False
+    """Nothing more will come of it."""
 
 
 class Task(Generic[Value]):
@@ -37,7 +59,7 @@ class Task(Generic[Value]):
     A thread writes ``done`` and ``total``, the screen's flush reads them: no message per step.
 
     Args:
-        name: what is done, in words.
+        name: what is done, in words; empty where it is over before a person could read them.
         deliver: called with what has been found so far, from any thread.
     """
 
@@ -47,11 +69,18 @@ class Task(Generic[Value]):
         self.done = 0
         self.total = 0
         self.ended = False
+        self._delivered_at = 0.0
         self._stop = threading.Event()
         self._ends: Callable[[], object] = bool
 
     def progress(self, done: int, total: int) -> None:
         self.done, self.total = done, total
+
+    def so_far(self, value: Callable[[], Value]) -> None:
+        """Deliver what has been found by now, at most twice a second."""
+        if time.monotonic() - self._delivered_at > _EVERY:
+            self._delivered_at = time.monotonic()
+            self.deliver(value())
 
     def stop(self) -> None:
         self._stop.set()
@@ -95,21 +124,22 @@ class Tasks:
         def run() -> None:
             try:
                 if (value := function(task)) is not None:
-                    task.deliver(value)
-            except BackpropError as error:
-                if not task.stopped():
-                    self._owner.post_message(Failed(work, error))
+                    self._owner.post_message(Delivered(task, value, last=True))
             except Exception as error:
-                self._owner.post_message(Failed(work, defect_in(words, error)))
+                if not task.stopped():
+                    known = error if isinstance(error, BackpropError) else defect_in(words or "reading a row", error)
+                    self._owner.post_message(Failed(work, known))
             finally:
                 task.ended = True
 
-        self._owner.run_worker(run, thread=True, group=work, name=words, exit_on_error=False)
+        # No daemon: a copy half written and an engine process are put in order before the program ends.
+        threading.Thread(target=run, name=work).start()
 
     def take(self, delivered: Delivered) -> None:
         """Pass on what was found, where the work was not forgotten meanwhile."""
         for work, task in self._tasks.items():
             if task is delivered.task:
+                task.ended = task.ended or delivered.last
                 self._takers[work](delivered.value)
                 return
 
@@ -131,13 +161,13 @@ class Tasks:
                 self._tasks.pop(work).stop()
 
     def running(self) -> list[Task[Any]]:
-        """What goes on, the oldest first."""
-        return [task for task in self._tasks.values() if not task.ended]
+        """What goes on and takes its time, the oldest first."""
+        return [task for task in self._tasks.values() if task.name and not task.ended]
 
-    def words(self, *more: str) -> str:
+    def words(self, more: str) -> str:
         """What goes on, in one line, and what more does that cannot be stopped."""
         running = [task.words() for task in self.running()]
-        return "; ".join([*running, *more]) + (" (x stops it)" if running else "")
+        return "; ".join([*running, *filter(None, [more])]) + (" (x stops it)" if running else "")
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:

@@ -17,6 +17,7 @@ from msgspec.structs import fields
 from backprop_tui.screens.dataset.row_text import format_of, problem_lines
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.text import Row, many_lines
+from backprop_tui.widgets.cells import fact
 
 if TYPE_CHECKING:
     from backprop.data.encode import Token
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
 DEFAULT_LIMIT: int = {field.name: field.default for field in fields(RunConfig)}["max_seq_length"]
+MODEL_HELP = f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory"
 _SHADES = {True: ("trained+light", "trained+lighter"), False: ("text", "text+shade")}
 """Of tokens that are trained and of others, by turns."""
 
@@ -33,25 +35,30 @@ _SHADES = {True: ("trained+light", "trained+lighter"), False: ("text", "text+sha
 class Chosen:
     """What rows are looked at with: the model whose tokens are shown, and the longest row in tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: Tasks, then: Callable[[], object]) -> None:
+        """``then`` is called when a tokenizer was looked for."""
+        self._tasks, self._then = tasks, then
         self.model = EMBEDDED_MODEL
         self.limit = DEFAULT_LIMIT
         self.tokenizer: ChatTokenizer | None = None
         self.why_none: ModelLoadError | None = None
         """Why there is no tokenizer, once it was looked for."""
 
-    def need_tokenizer(self, tasks: Tasks, then: Callable[[], object]) -> bool:
+    def need_tokenizer(self) -> bool:
         """Look for the tokenizer where that was not done yet: it takes a moment, so it is done when it is used.
 
         Returns:
-            whether it is being looked for; ``then`` is called when that is over.
+            whether it is being looked for.
         """
-        if self.tokenizer is None and self.why_none is None and not tasks.goes_on("model"):
-            self.choose(self.model, tasks, then)
-        return tasks.goes_on("model")
+        if self.tokenizer is None and self.why_none is None and not self._tasks.goes_on("model"):
+            self.choose(self.model)
+        return self._tasks.goes_on("model")
 
-    def choose(self, name: str, tasks: Tasks, then: Callable[[], object]) -> None:
-        """Load the tokenizer of a model in a thread."""
+    def choose(self, name: str) -> None:
+        """Load the tokenizer of a model (a name, its directory or its tokenizer.json) in a thread."""
+        name = name.rstrip("/").removesuffix("/tokenizer.json")
+        if not name:
+            return
         self.tokenizer = self.why_none = None
 
         def load(_: Task[ChatTokenizer | ModelLoadError]) -> ChatTokenizer | ModelLoadError:
@@ -68,9 +75,9 @@ class Chosen:
                 self.why_none = found
             else:
                 self.tokenizer = found
-            then()
+            self._then()
 
-        tasks.begin("model", f"reading the tokenizer of {name}", load, take)
+        self._tasks.begin("model", f"reading the tokenizer of {name}", load, take)
 
 
 def token_lines(
@@ -104,22 +111,17 @@ def _summary(tokens: Sequence[Token], tokenizer: ChatTokenizer) -> list[Row]:
     """Counts, the begin token and the terminators."""
     trained = sum(token.trained for token in tokens)
     share = 100 * trained / max(len(tokens), 1)
-    lines: list[Row] = [
-        [
-            (f"{len(tokens):,} tokens, ", "text"),
-            (f"{trained:,} trained", "trained+light"),
-            (f" ({share:.0f} %)", "text"),
-        ]
-    ]
+    counts = [(f"{len(tokens):,} tokens, ", "text"), (f"{trained:,} trained", "trained+light")]
+    lines: list[Row] = [[*counts, (f" ({share:.0f} %)", "text")]]
     if tokenizer.bos_id is None:
-        lines.append([("BOS     ", "muted"), ("this tokenizer has none", "text")])
+        lines.append(fact("BOS", "this tokenizer has none", width=8))
     else:
         count = next((i for i, token in enumerate(tokens) if token.id != tokenizer.bos_id), len(tokens))
         words = {0: " is not at the start", 1: " once, at the start"}.get(count, f" {count} times at the start")
         if count == 1 and (all_told := sum(token.id == tokenizer.bos_id for token in tokens)) > 1:
             words = f" at the start, {all_told} times in the row"
         ink = "mark+bold" if count <= 1 else "bad"
-        lines.append([("BOS     ", "muted"), (tokenizer.token(tokenizer.bos_id), ink), (words, "text")])
+        lines.append([*fact("BOS", tokenizer.token(tokenizer.bos_id), ink, width=8), (words, "text")])
     ends = _ends(tokens)
     if ends:
         names = ", ".join(dict.fromkeys(many_lines(token.text) for token in ends))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
-from backprop.data.dedup import MinHashIndex
-from backprop.data.examples import Read, Reader, whole_text
+from backprop.data.example import Example, RowError
+from backprop.data.examples import Read, Reader, Usable, whole_text
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.quality import UNKNOWN, LengthLimits, TraceLimits, difficulty, language
 from backprop.data.reader import open_source
@@ -135,44 +135,37 @@ class _Sieve:
         self.rows = 0
         self.removed: Counter[str] = Counter()
         self.left_out: list[LeftOut] = []
-        self._kept: list[int] = []
-        self._lines: list[int] = []
         self._scores: list[float] = []
         self._first: dict[bytes, int] = {}
-        self._minhash = MinHashIndex(rules.near) if rules.near is not None else None
-        for read in reader:
-            self.rows += 1
-            self._take(read)
+        self._passed = Usable(reader, rules.near, self._passing())
 
-    def _take(self, read: Read) -> None:
-        reason, detail = self._reason(read)
-        if reason:
-            self._leave_out(read.row.line, reason, detail)
-            return
-        text = whole_text(read.example) if read.example is not None else ""
-        if self._minhash is not None:
-            self._minhash.add(len(self._kept), text)
-        self._kept.append(read.index)
-        self._lines.append(read.row.line)
-        if self._rules.curriculum:
-            self._scores.append(self._hardness(read.row.line, text))
+    def _passing(self) -> Iterator[Read]:
+        for read in self._reader:
+            self.rows += 1
+            reason, detail = self._reason(read)
+            if reason:
+                self._leave_out(read.row.line, reason, detail)
+                continue
+            if self._rules.curriculum and isinstance(read.became, Example):
+                self._scores.append(self._hardness(read.row.line, read.became))
+            yield read
 
     def _reason(self, read: Read) -> tuple[str, str]:
         """Why a row is left out, with more on it; empty for one that stays."""
         rules = self._rules
-        if read.example is None:
-            error = read.error
-            return (error.code, error.message) if error is not None else ("unknown_format", "")
+        example = read.became
+        if isinstance(example, RowError):
+            return example.code, example.message
         if not rules.keep_duplicates:
             earlier = self._first.setdefault(read.key, read.row.line)
             if earlier != read.row.line:
                 return "duplicate_row", f"the same as {self._reader.source.unit} {earlier}"
-        if rules.lengths is not None and (reason := rules.lengths.reason(read.example)):
+        if rules.lengths is not None and (reason := rules.lengths.reason(example)):
             return reason, ""
-        if rules.traces is not None and (reason := rules.traces.reason(read.example)):
+        if rules.traces is not None and (reason := rules.traces.reason(example)):
             return reason, ""
         if rules.languages:
-            found = language(whole_text(read.example))
+            found = language(whole_text(example))
             if found not in rules.languages and found != UNKNOWN:
                 return "language", found
         return self._by_perplexity(read.row.line) if rules.need_scores else ("", "")
@@ -188,10 +181,10 @@ class _Sieve:
             return "perplexity_low", words
         return ("perplexity_outlier", words) if line in self._odd else ("", "")
 
-    def _hardness(self, line: int, text: str) -> float:
+    def _hardness(self, line: int, example: Example) -> float:
         """What the curriculum goes by; rows that have no score come last."""
         if self._scored is None:
-            return difficulty(text)
+            return difficulty(whole_text(example))
         score = self._scored.of(line)
         return score.loss if score is not None else math.inf
 
@@ -201,14 +194,14 @@ class _Sieve:
 
     def kept(self) -> list[int]:
         """Indices of the rows that stay, in the order in which they are written."""
+        passed = self._passed
         dropped: set[int] = set()
-        groups = self._minhash.groups(lambda i: self._reader.text(self._kept[i])) if self._minhash is not None else []
-        for group in groups:
+        for group in passed.near_groups():
             for member in group[1:]:
                 dropped.add(member)
-                same = f"nearly the same as {self._reader.source.unit} {self._lines[group[0]]}"
-                self._leave_out(self._lines[member], "near_duplicate", same)
-        order: Iterable[int] = range(len(self._kept))
+                same = f"nearly the same as {self._reader.source.unit} {passed.lines[group[0]]}"
+                self._leave_out(passed.lines[member], "near_duplicate", same)
+        order: Iterable[int] = range(len(passed.places))
         if self._rules.curriculum:
             order = sorted(order, key=self._scores.__getitem__)
-        return [self._kept[i] for i in order if i not in dropped]
+        return [passed.places[i] for i in order if i not in dropped]

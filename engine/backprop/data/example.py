@@ -8,11 +8,14 @@ rows are no known format's, returned so that it can be shown, and overridden by 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct, field
+
+from backprop.core.events import Problem
 
 Format: TypeAlias = Literal["sharegpt", "alpaca", "openai", "chatml", "prompt_completion", "text", "preference", "kto"]
 Severity: TypeAlias = Literal["error", "warning", "info"]
@@ -22,7 +25,7 @@ CONTROL_TOKEN = re.compile(
 """Tokens that chat templates of the common model families put between turns."""
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 """The roles that templates know. A row's other role is kept as it is, with a warning."""
-
+_EXCERPT = 80
 
 PROBLEM_CODES: dict[str, str] = {
     "broken_json": "the row is not JSON: cut off, a comma too many, single quotes, nested too deep …",
@@ -94,6 +97,42 @@ class RowError(Exception):
         self.severity: Severity = severity
 
 
+class Findings:
+    """Findings about rows, as they come: all are counted, the first of each code are kept with their rows.
+
+    Args:
+        most: findings of one code to keep.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.counts: Counter[str] = Counter()
+        self.problems: list[Problem] = []
+        self._most = most
+
+    def add(self, line: int, raw: bytes, error: RowError) -> None:
+        """Take one about the row in ``line``, whose bytes are ``raw``."""
+        self.counts[error.code] += 1
+        if self.counts[error.code] <= self._most:
+            self.problems.append(
+                Problem(
+                    line=line,
+                    code=error.code,
+                    message=error.message,
+                    field=error.field,
+                    severity=error.severity,
+                    excerpt=_excerpt(raw),
+                )
+            )
+
+
+def _excerpt(raw: bytes) -> str:
+    """A row's start, on one line."""
+    text = raw[: _EXCERPT * 4].decode("utf-8", "replace")
+    text = " ".join(text.split())
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: _EXCERPT + 1])
+    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
+
+
 class Turn(Struct):
     """One message of a conversation."""
 
@@ -160,24 +199,6 @@ class Example(Struct, kw_only=True):
 ABSENT = "\0absent"
 """Name of a field that no row has."""
 
-PARTS = (
-    "messages",
-    "conversations",
-    "instruction",
-    "input",
-    "output",
-    "system",
-    "history",
-    "prompt",
-    "completion",
-    "label",
-    "chosen",
-    "rejected",
-    "text",
-    "tools",
-    "functions",
-)
-
 _ASKED = ("instruction", "question", "query", "problem", "prompt", "input", "context")
 _ANSWERED = ("output", "answer", "response", "completion", "solution")
 _CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
@@ -209,6 +230,8 @@ class Fields:
             setattr(self, part, mapping.get(part, ABSENT if part in taken else part))
 
 
+PARTS = tuple(Fields.__annotations__)
+"""Every part that a mapping can name."""
 PLAIN = Fields()
 """The formats' own names."""
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
-from backprop.core.errors import OperationCancelledError
 from backprop.data.dedup import MinHashIndex, content_key
 from backprop.data.example import Example, Fields, Format, RowError
 from backprop.data.formats import convert, file_format, read_as, unknown_format
-from backprop.data.line_index import Cancelled, Progress
+from backprop.data.line_index import Cancelled, Progress, Watch
 from backprop.data.reader import Row, Source
 
 
 class Read(Struct):
-    """One row with what it became: an example, or the error that keeps it out."""
+    """One row with what it became."""
 
     index: int
     row: Row
-    example: Example | None
-    error: RowError | None
-    key: bytes
+    became: Example | RowError
+    """An example, or the error that keeps the row out."""
+    key: bytes = b""
     """Equal for rows of equal content; empty where there is no example."""
 
 
@@ -48,42 +46,33 @@ class Reader:
         self.format: Format | None = file.format
         self.mapping = file.mapping
         self.names = Fields(file.mapping)
-        self._progress = progress
-        self._cancelled = cancelled
-
-    @property
-    def path(self) -> Path:
-        """The file, as the person named it."""
-        return self.source.path
+        self._watch = Watch(source.path, source.size, progress, cancelled)
 
     def __iter__(self) -> Iterator[Read]:
         done = 0
         for index, row in enumerate(self.source):
             done += len(row.raw) + 1
             if index % 256 == 0:
-                if self._cancelled is not None and self._cancelled():
-                    raise OperationCancelledError(f"reading {self.path} was stopped")
-                if self._progress is not None:
-                    self._progress(min(done, self.source.bytes), self.source.bytes)
+                self._watch(done)
             yield self.read(index, row)
 
     def read(self, index: int, row: Row) -> Read:
         """One row."""
         if row.error is not None:
-            return Read(index, row, None, row.error, b"")
+            return Read(index, row, row.error)
         read = read_as(row.value, self.format, self.names)
         if read is None:
-            return Read(index, row, None, unknown_format(row.value), b"")
+            return Read(index, row, unknown_format(row.value))
         try:
             example = convert(row.value, read, self.names)
         except RowError as error:
-            return Read(index, row, None, error, b"")
-        return Read(index, row, example, None, content_key(row.value, read, self.names))
+            return Read(index, row, error)
+        return Read(index, row, example, content_key(row.value, read, self.names))
 
     def text(self, index: int) -> str:
         """Prompt and answer of the row at ``index``, read again; empty where there is no example."""
-        example = self.read(index, self.source.row(index)).example
-        return whole_text(example) if example is not None else ""
+        became = self.read(index, self.source.row(index)).became
+        return whole_text(became) if isinstance(became, Example) else ""
 
 
 def prompt_text(example: Example) -> str:
@@ -112,28 +101,37 @@ class Usable:
 
     Args:
         near: overlap from which rows are near duplicates; ``None`` where nobody asks.
+        reads: the rows to take, by default all of the reader's.
     """
 
-    def __init__(self, reader: Reader, near: float | None) -> None:
+    def __init__(self, reader: Reader, near: float | None, reads: Iterable[Read] | None = None) -> None:
         self._reader = reader
         self._minhash = MinHashIndex(near) if near is not None else None
         self.rows = 0
         self.places: list[int] = []
         """Index in the source of each usable row."""
+        self.lines: list[int] = []
+        """Its line."""
         self.keys: list[bytes] = []
         """Its content key."""
         self.left_out: Counter[str] = Counter()
         """Other rows, by the code of what is wrong with them."""
-        for read in reader:
+        for read in reader if reads is None else reads:
             self.rows += 1
-            if read.example is None:
-                self.left_out[read.error.code if read.error is not None else "unknown_format"] += 1
+            example = read.became
+            if isinstance(example, RowError):
+                self.left_out[example.code] += 1
                 continue
             if self._minhash is not None:
-                self._minhash.add(len(self.keys), whole_text(read.example))
+                self._minhash.add(len(self.keys), whole_text(example))
             self.places.append(read.index)
+            self.lines.append(read.row.line)
             self.keys.append(read.key)
+
+    def text(self, i: int) -> str:
+        """Prompt and answer of the usable row at ``i``, read again."""
+        return self._reader.text(self.places[i])
 
     def near_groups(self) -> list[list[int]]:
         """Groups of near duplicates, as positions in ``places``."""
-        return self._minhash.groups(lambda i: self._reader.text(self.places[i])) if self._minhash is not None else []
+        return self._minhash.groups(self.text) if self._minhash is not None else []

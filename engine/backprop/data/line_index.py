@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from backprop.core.errors import OperationCancelledError
+
 Progress = Callable[[int, int], None]
 """Called with what is done and the total, in bytes unless said otherwise."""
 Cancelled = Callable[[], bool]
@@ -37,6 +39,28 @@ Place = tuple[int, int, bytes]
 """Line, offset in the file, and the bytes of one row."""
 
 
+class Watch:
+    """Shows how far the reading of a file is, and stops it when that is asked for.
+
+    Called with the bytes that are done.
+
+    Raises:
+        OperationCancelledError: ``cancelled`` said stop.
+    """
+
+    def __init__(self, path: Path, total: int, progress: Progress | None, cancelled: Cancelled | None) -> None:
+        self._path = path
+        self._total = total
+        self._progress = progress
+        self._cancelled = cancelled
+
+    def __call__(self, done: int) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise OperationCancelledError(f"reading {self._path} was stopped")
+        if self._progress is not None:
+            self._progress(min(done, self._total), self._total)
+
+
 class LineIndex:
     """Random access to the rows of one file.
 
@@ -51,6 +75,7 @@ class LineIndex:
     def __init__(self, path: Path, start: int = 0) -> None:
         self._file = path.open("rb", buffering=0)
         self.size = path.stat().st_size
+        """Bytes of the file: of the copy, where rows are read from one."""
         self.start_offset = start
         self.known = 0
         self.complete = False

@@ -70,49 +70,46 @@ def not_utf8(raw: bytes, offset: int, error: UnicodeDecodeError) -> RowError:
 
 def _explain_json(raw: bytes, offset: int, error: orjson.JSONDecodeError) -> RowError:
     try:
-        raw.decode()
+        text = raw.decode()
     except UnicodeDecodeError as bad:
         return not_utf8(raw, offset, bad)
-    where = f"at character {error.pos + 1}"
     if "surrogate" in error.msg:
-        return RowError(
-            "lone_surrogate", "", f"half of a surrogate pair (\\ud800 to \\udfff) {where}: it stands for no character"
-        )
+        where = f"at character {error.pos + 1}"
+        words = f"half of a surrogate pair (\\ud800 to \\udfff) {where}: it stands for no character"
+        return RowError("lone_surrogate", "", words)
     if "depth" in error.msg or "recursion" in error.msg.lower():
         return RowError("broken_json", "", "nested more than 1024 levels deep")
-    if "control character" in error.msg:
-        if b"\x00" in raw:
-            return RowError("nul_byte", "", f"a NUL byte inside a text at byte {raw.index(0) + 1} of the row")
-        return RowError(
-            "broken_json", "", f"a bare control character (a tab or line break, for instance) inside a text {where}"
-        )
     if b"\x00" in raw:
-        return RowError("nul_byte", "", f"a NUL byte at byte {raw.index(0) + 1} of the row")
+        inside = " inside a text" if "control character" in error.msg else ""
+        return RowError("nul_byte", "", f"a NUL byte{inside} at byte {raw.index(0) + 1} of the row")
+    return RowError("broken_json", "", _broken(text, error))
+
+
+def _broken(text: str, error: orjson.JSONDecodeError) -> str:
+    """What keeps ``text`` from being JSON, in words."""
+    where = f"at character {error.pos + 1}"
+    row, before, rest = text.strip(), text[: error.pos].rstrip(), text[error.pos :]
+    if "control character" in error.msg:
+        return f"a bare control character (a tab or line break, for instance) inside a text {where}"
     if "infinity" in error.msg:
-        return RowError("broken_json", "", f"a number too large for JSON readers {where}")
-    text = raw.strip()
-    if text.endswith(b",") and _is_json(text[:-1]):
-        return RowError("broken_json", "", "a comma after the row: in JSON Lines nothing stands between the rows")
-    if text[:2] in (b"{'", b"['"):
-        return RowError(
-            "broken_json", "", "single quotes around the keys: this is Python's notation, JSON wants double quotes"
-        )
-    rest = raw.decode()[error.pos :]
+        return f"a number too large for JSON readers {where}"
+    if row.endswith(",") and _is_json(row[:-1]):
+        return "a comma after the row: in JSON Lines nothing stands between the rows"
+    if row.startswith(("{'", "['")):
+        return "single quotes around the keys: this is Python's notation, JSON wants double quotes"
     for word in ("NaN", "Infinity", "-Infinity", "None", "True", "False"):
         if rest.startswith(word):
-            return RowError("broken_json", "", f"{word} {where} is not JSON (null, true, false and plain numbers are)")
-    if "trailing comma" in error.msg or (
-        rest.startswith(("}", "]")) and raw.decode()[: error.pos].rstrip().endswith(",")
-    ):
-        return RowError("broken_json", "", f"a comma before the closing bracket {where}")
+            return f"{word} {where} is not JSON (null, true, false and plain numbers are)"
+    if "trailing comma" in error.msg or (rest.startswith(("}", "]")) and before.endswith(",")):
+        return f"a comma before the closing bracket {where}"
     if not rest.strip() or "end of data" in error.msg:
-        return RowError("broken_json", "", "the row ends in the middle: a bracket or quote is not closed")
-    return RowError("broken_json", "", f"not JSON: {error.msg} {where}, near {rest[:20]!r}")
+        return "the row ends in the middle: a bracket or quote is not closed"
+    return f"not JSON: {error.msg} {where}, near {rest[:20]!r}"
 
 
-def _is_json(raw: bytes) -> bool:
+def _is_json(text: str) -> bool:
     try:
-        orjson.loads(raw)
+        orjson.loads(text)
     except orjson.JSONDecodeError:
         return False
     return True

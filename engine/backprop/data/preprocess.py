@@ -10,7 +10,7 @@ Rows are rendered here and encoded in batches by the Rust tokenizer in a thread,
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +23,12 @@ from msgspec import Struct
 from tokenizers import Encoding
 
 from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
-from backprop.core.events import DatasetPrepared, Problem
+from backprop.core.events import DatasetPrepared
 from backprop.core.paths import token_cache
 from backprop.data import token_cache as cache
 from backprop.data.dedup import content_hash
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
-from backprop.data.example import PARTS, Fields, RowError, describe_mapping, unknown_parts
+from backprop.data.example import PARTS, Fields, Findings, RowError, describe_mapping, unknown_parts
 from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.token_cache import Prepared, Writer
@@ -153,7 +153,7 @@ class _Preparation:
         self.options = options
         self.progress = progress
         self.cancelled = cancelled
-        self.counts: Counter[str] = Counter()
+        self._findings = Findings(PROBLEMS_KEPT)
         self.formats = FormatCounts()
         self._renderer = Renderer(tokenizer, everything=options.everything)
         self._seen: set[int] = set()
@@ -169,6 +169,7 @@ class _Preparation:
             rows=0,
             kept=0,
             max_length=options.max_length,
+            problems=self._findings.problems,
             notes=list(tokenizer.notes),
         )
         if file.found:
@@ -185,6 +186,7 @@ class _Preparation:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
             pending: deque[tuple[list[_Item], Future[list[Encoding]]]] = deque()
             for batch in self._batches():
+                self._waiting += len(batch)
                 texts, raw = [item.rendered.text for item in batch], batch[0].rendered.raw
                 pending.append((batch, pool.submit(self.tokenizer.encode, texts, special=raw)))
                 self._between()
@@ -200,7 +202,7 @@ class _Preparation:
         if self.cancelled is not None and self.cancelled():
             raise TrainingAbortedError("preparing the data was cancelled")
         if self.progress is not None:
-            self.progress(min(self._bytes_done, self.source.bytes), self.source.bytes)
+            self.progress(min(self._bytes_done, self.source.size), self.source.size)
 
     def _batches(self) -> Iterator[list[_Item]]:
         """Rendered rows of one kind, some hundreds at a time; rows that cannot be used are counted here."""
@@ -217,20 +219,17 @@ class _Preparation:
                 continue
             full = len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS
             if batch and (full or batch[0].rendered.raw != item.rendered.raw):
-                self._waiting += len(batch)
                 yield batch
                 batch, characters = [], 0
             batch.append(item)
             characters += len(item.rendered.text)
             if self._enough(len(batch)):
-                self._waiting += len(batch)
                 yield batch
                 batch, characters = [], 0
                 if self._enough(0):
                     # They are written by now, and none of them was too long.
                     return
         if batch:
-            self._waiting += len(batch)
             yield batch
 
     def _enough(self, more: int) -> bool:
@@ -251,18 +250,7 @@ class _Preparation:
         return _Item(row, rendered, content_hash(row.value, format, self._names))
 
     def _report(self, row: Row, error: RowError) -> None:
-        self.counts[error.code] += 1
-        if self.counts[error.code] <= PROBLEMS_KEPT:
-            self.summary.problems.append(
-                Problem(
-                    line=row.line,
-                    code=error.code,
-                    message=error.message,
-                    field=error.field,
-                    severity=error.severity,
-                    excerpt=row.raw[:160].decode("utf-8", "replace"),
-                )
-            )
+        self._findings.add(row.line, row.raw, error)
 
     def _write(self, batch: list[_Item], encodings: Future[list[Encoding]], writer: Writer) -> None:
         self._waiting -= len(batch)
@@ -330,7 +318,7 @@ class _Preparation:
         summary.longest = lengths.longest
         summary.answers_fit = lengths.answers_fit
         summary.limits = lengths.limits(summary.max_length)
-        summary.problem_counts = dict(self.counts.most_common())
+        summary.problem_counts = dict(self._findings.counts.most_common())
         if self.formats.mixed:
             words = f"the file mixes formats: {self.formats.describe()}; each row is read as what it is"
             summary.notes.append(words)
@@ -341,16 +329,16 @@ class _Preparation:
     def _nothing(self) -> DatasetError:
         path, first = self.summary.path, self.summary.problems[0]
         why = f"line {first.line}: {first.message}"
-        if set(self.counts) == {"unknown_format"}:
+        if set(self._findings.counts) == {"unknown_format"}:
             return DatasetFormatError(
                 f"{path}: no row has a known format ({why})",
                 hint="say which field is what, for instance: --map instruction=question --map output=answer",
                 details={"path": path, "line": first.line},
             )
-        counts = ", ".join(f"{count} {code}" for code, count in self.counts.most_common(4))
+        counts = ", ".join(f"{count} {code}" for code, count in self._findings.counts.most_common(4))
         return DatasetError(
             f"{path}: none of {self.summary.rows} rows can be trained ({counts}); {why}",
             code="DATASET_NOTHING_TO_TRAIN",
             hint="`backprop validate` lists every problem; a larger --max-seq-length keeps longer answers",
-            details={"path": path, "problems": dict(self.counts)},
+            details={"path": path, "problems": dict(self._findings.counts)},
         )

@@ -1,7 +1,7 @@
 """Any dataset file as rows: opened at once, read at random, whatever is wrong with single rows.
 
     with open_source("data.jsonl") as source:
-        source.start_index()          # optional: find all rows in a thread
+        source.start()                # optional: find all rows in a thread
         first = source.row(0)         # milliseconds, at any size of file
         for row in source: ...        # every row, broken ones with their error
 
@@ -21,7 +21,6 @@ from msgspec import Struct
 
 from backprop.core.datasets import is_hub_name
 from backprop.core.errors import (
-    BackpropError,
     DatasetError,
     DatasetFormatError,
     DatasetNotFoundError,
@@ -56,23 +55,22 @@ class Row(Struct, frozen=True):
     error: RowError | None
 
 
-class Source:
+class Source(LineIndex):
     """A dataset file as rows. Reading never raises for a bad row: its ``error`` says what is wrong.
 
-    Iterating gives every row from the first, each time. ``row`` reaches any row; ``known`` says how many are found
-    so far, and ``complete`` whether that is all.
+    Iterating gives every row from the first, each time; ``row`` reaches any row.
+
+    Args:
+        path: the file as the person named it.
+        file: where its lines are: itself, or its copy as JSON Lines.
+        start: offset of the first row in ``file``.
     """
 
-    def __init__(
-        self, path: Path, kind: Kind, index: LineIndex, *, has_bom: bool = False, is_copy: bool = False
-    ) -> None:
+    def __init__(self, path: Path, kind: Kind, file: Path, start: int, *, has_bom: bool, is_copy: bool) -> None:
+        super().__init__(file, start)
         self.path = path
-        """As the person named it."""
         self.kind: Kind = kind
-        self.index = index
         self.has_bom = has_bom
-        self.bytes = index.size
-        """Size of the file, or of its copy as JSON Lines."""
         self._is_copy = is_copy
 
     @property
@@ -80,60 +78,34 @@ class Source:
         """What ``Row.line`` counts, in a word."""
         return "row" if self.kind in ("json", "parquet") else "line"
 
-    @property
-    def known(self) -> int:
-        """Rows found so far."""
-        return self.index.known
-
-    @property
-    def complete(self) -> bool:
-        """Whether all rows are found."""
-        return self.index.complete
-
-    def build(self, progress: Progress | None = None, cancelled: Cancelled | None = None) -> bool:
-        """Find all rows. Returns whether it got to the end."""
-        return self.index.build(progress, cancelled)
-
-    def start_index(self) -> None:
-        """Find all rows in a thread."""
-        self.index.start()
-
     def row(self, index: int) -> Row:
         """Row ``index`` (from 0).
 
         Raises:
             IndexError: there is no such row.
         """
-        return self.made(self.index.place(index))
-
-    def find(self, line: int) -> int:
-        """The index (from 0) of the row with this ``line``: what ``row`` takes.
-
-        Raises:
-            IndexError: the file has no row.
-        """
-        return self.index.find(line)
+        return self.made(self.place(index))
 
     def sample(self) -> Iterator[object]:
         """Values of rows from all over the file: of every row of a small one, else of the first rows and of some at
         evenly spread places. The same ones each time."""
-        for row in self if self.bytes <= _SMALL else islice(self, _ROWS_PER_PLACE):
+        for row in self if self.size <= _SMALL else islice(self, _ROWS_PER_PLACE):
             if row.error is None:
                 yield row.value
-        for place in range(1, _PLACES if self.bytes > _SMALL else 0):
+        for place in range(1, _PLACES if self.size > _SMALL else 0):
             # The first piece began somewhere within a row, the last one may be cut off.
-            block = self.index.read_at(self.bytes * place // _PLACES, _HEAD).split(b"\n")[1:-1]
+            block = self.read_at(self.size * place // _PLACES, _HEAD).split(b"\n")[1:-1]
             for raw in [line for line in block if line.strip()][:_ROWS_PER_PLACE]:
                 row = self.made((0, 0, raw))
                 if row.error is None:
                     yield row.value
 
     def __len__(self) -> int:
-        self.index.build()
-        return self.index.known
+        self.build()
+        return self.known
 
     def __iter__(self) -> Iterator[Row]:
-        for places in self.index.stream():
+        for places in self.stream():
             for place in places:
                 yield self.made(place)
 
@@ -145,10 +117,6 @@ class Source:
             return Row(line, broken.raw, None, RowError(broken.code, broken.field, broken.message))
         value, error = parse_json(raw, offset)
         return Row(line, raw, value, error)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self.index.close()
 
     def __enter__(self) -> Self:
         return self
@@ -189,9 +157,13 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
         is_copy = packed or kind != "jsonl"
         file = jsonl_copy(named, kind, progress, cancelled) if is_copy else named
         start = len(BOM) if has_bom and kind == "jsonl" else 0
-        source = Source(named, kind, LineIndex(file, start), has_bom=has_bom, is_copy=kind != "jsonl")
+        source = Source(named, kind, file, start, has_bom=has_bom, is_copy=kind != "jsonl")
     except OSError as error:
-        raise _unreadable(named, error) from error
+        raise DatasetNotFoundError(
+            f"{named} cannot be read: {error.strerror or error}",
+            hint="check who may read it",
+            details={"path": str(named)},
+        ) from error
     try:
         source.row(0)
     except IndexError:
@@ -254,31 +226,23 @@ def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
 def _check_exists(path: Path, name: str) -> None:
     if path.is_file():
         return
+    details = {"path": name}
     if path.is_dir():
         files = sorted(file.name for file in path.iterdir() if set(file.suffixes) & set(KINDS))[:5]
-        raise DatasetNotFoundError(
-            f"{path} is a directory, not a dataset file",
-            hint=f"name one file in it, such as {', '.join(files)}" if files else "name a file",
-            details={"path": name},
-        )
-    if path.exists():
-        raise DatasetNotFoundError(
-            f"{path} is a pipe or a device, not a file",
-            hint="it would have to be read twice: write it into a file first",
-            details={"path": name},
-        )
-    if is_hub_name(name):
-        raise DatasetNotFoundError(
-            f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
-            hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
-            details={"path": name, "hub_name": name},
-        )
-    near = _similar(path)
-    raise DatasetNotFoundError(
-        f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else ""),
-        hint=f"did you mean {near}?" if near else "check the path and the spelling",
-        details={"path": name},
-    )
+        words = f"{path} is a directory, not a dataset file"
+        hint = f"name one file in it, such as {', '.join(files)}" if files else "name a file"
+    elif path.exists():
+        words = f"{path} is a pipe or a device, not a file"
+        hint = "it would have to be read twice: write it into a file first"
+    elif is_hub_name(name):
+        words = f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet"
+        hint = f"check the path; `backprop validate {name}` fetches the dataset, which needs the network"
+        details["hub_name"] = name
+    else:
+        near = _similar(path)
+        words = f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else "")
+        hint = f"did you mean {near}?" if near else "check the path and the spelling"
+    raise DatasetNotFoundError(words, hint=hint, details=details)
 
 
 def _similar(path: Path) -> str:
@@ -288,14 +252,6 @@ def _similar(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return str(path.parent / close[0]) if close else ""
-
-
-def _unreadable(path: Path, error: OSError) -> BackpropError:
-    return DatasetNotFoundError(
-        f"{path} cannot be read: {error.strerror or error}",
-        hint="check who may read it",
-        details={"path": str(path)},
-    )
 
 
 def _empty(path: Path) -> DatasetError:

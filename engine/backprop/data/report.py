@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 
-from backprop.data.dedup import THRESHOLD, MinHashIndex, exact_duplicates
-from backprop.data.example import Format
-from backprop.data.examples import Read, Reader, answer_text, prompt_text, whole_text
+from backprop.data.dedup import THRESHOLD, exact_duplicates
+from backprop.data.example import Example, Format
+from backprop.data.examples import Read, Reader, Usable, answer_text, prompt_text, whole_text
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.quality import (
     LengthLimits,
@@ -98,11 +98,7 @@ def report(
         OperationCancelledError: ``cancelled`` said stop.
     """
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        reader = Reader(source, mapping, progress, cancelled)
-        counting = _Counting(reader, near)
-        for read in reader:
-            counting.take(read)
-        found = counting.finish()
+        found = _Counting(Reader(source, mapping, progress, cancelled), near).finish()
         found.perplexity = scores.report() if scores is not None else None
         return found
 
@@ -110,34 +106,26 @@ def report(
 class _Counting:
     def __init__(self, reader: Reader, near: float) -> None:
         self._reader = reader
-        self._rows = 0
-        self._problems: Counter[str] = Counter()
+        self._warnings: Counter[str] = Counter()
         self._turns: Counter[int] = Counter()
         self._traces: Counter[str] = Counter()
         self._lengths: Counter[str] = Counter()
-        self._lines: list[int] = []
-        self._places: list[int] = []
-        self._keys: list[bytes] = []
         self._prompt: list[int] = []
         self._answer: list[int] = []
         self._difficulty: list[float] = []
-        self._minhash = MinHashIndex(near)
+        self._usable = Usable(reader, near, self._measured())
 
-    def take(self, read: Read) -> None:
-        self._rows += 1
-        if read.example is None:
-            self._problems[read.error.code if read.error is not None else "unknown_format"] += 1
-            return
-        example = read.example
-        self._problems.update(warning.code for warning in example.warnings)
-        prompt, answer, whole = prompt_text(example), answer_text(example), whole_text(example)
-        self._minhash.add(len(self._keys), whole)
-        self._lines.append(read.row.line)
-        self._places.append(read.index)
-        self._keys.append(read.key)
-        self._prompt.append(estimate_tokens(prompt))
-        self._answer.append(estimate_tokens(answer))
-        self._difficulty.append(difficulty(whole))
+    def _measured(self) -> Iterator[Read]:
+        for read in self._reader:
+            if isinstance(read.became, Example):
+                self._measure(read.became)
+            yield read
+
+    def _measure(self, example: Example) -> None:
+        self._warnings.update(warning.code for warning in example.warnings)
+        self._prompt.append(estimate_tokens(prompt_text(example)))
+        self._answer.append(estimate_tokens(answer_text(example)))
+        self._difficulty.append(difficulty(whole_text(example)))
         self._turns[len(example.turns) + len(example.chosen) + len(example.completion)] += 1
         self._lengths[LengthLimits().reason(example) or "ok"] += 1
         reason = TraceLimits().reason(example)
@@ -145,20 +133,21 @@ class _Counting:
             self._traces[reason or "kept"] += 1
 
     def finish(self) -> QualityReport:
-        repeated = exact_duplicates(self._keys)
-        groups = self._minhash.groups(self._text)
-        nearly = [[i for i in group if i not in repeated] for group in groups]
+        usable = self._usable
+        lines, problems = usable.lines, usable.left_out + self._warnings
+        repeated = exact_duplicates(usable.keys)
+        nearly = [[i for i in group if i not in repeated] for group in usable.near_groups()]
         nearly = sorted((group for group in nearly if len(group) > 1), key=len, reverse=True)
         total = [a + b for a, b in zip(self._prompt, self._answer, strict=True)]
         order = sorted(range(len(self._difficulty)), key=self._difficulty.__getitem__)
         languages, sample = self._languages()
         return QualityReport(
-            path=str(self._reader.path),
+            path=str(self._reader.source.path),
             format=self._reader.format,
             mapping=self._reader.mapping,
-            rows=self._rows,
-            usable=len(self._keys),
-            problems=dict(self._problems.most_common()),
+            rows=usable.rows,
+            usable=len(usable.keys),
+            problems=dict(problems.most_common()),
             prompt_tokens=statistics(self._prompt),
             answer_tokens=statistics(self._answer),
             total_tokens=statistics(total),
@@ -166,27 +155,22 @@ class _Counting:
             histogram=histogram(total),
             duplicates=len(repeated),
             near_duplicates=sum(len(group) - 1 for group in nearly),
-            near_groups=[
-                NearGroup([self._lines[i] for i in group], self._text(group[0])[:80]) for group in nearly[:SHOWN]
-            ],
+            near_groups=[NearGroup([lines[i] for i in group], usable.text(group[0])[:80]) for group in nearly[:SHOWN]],
             languages=languages,
             language_sample=sample,
             traces=dict(self._traces.most_common()),
             too_short_or_long={name: count for name, count in self._lengths.most_common() if name != "ok"},
-            length_outliers=[self._lines[i] for i in length_outliers(total)[:SHOWN]],
+            length_outliers=[lines[i] for i in length_outliers(total)[:SHOWN]],
             difficulty=statistics(self._difficulty),
-            easiest=[self._lines[i] for i in order[:SHOWN]],
-            hardest=[self._lines[i] for i in reversed(order[-SHOWN:])],
+            easiest=[lines[i] for i in order[:SHOWN]],
+            hardest=[lines[i] for i in reversed(order[-SHOWN:])],
         )
 
     def _languages(self) -> tuple[dict[str, int], int]:
         """Languages of rows spread evenly over the file."""
-        step = max(1, len(self._keys) // LANGUAGE_SAMPLE)
-        chosen = range(0, len(self._keys), step)
-        return dict(Counter(language(self._text(i)) for i in chosen).most_common()), len(chosen)
-
-    def _text(self, i: int) -> str:
-        return self._reader.text(self._places[i])
+        step = max(1, len(self._usable.keys) // LANGUAGE_SAMPLE)
+        chosen = range(0, len(self._usable.keys), step)
+        return dict(Counter(language(self._usable.text(i)) for i in chosen).most_common()), len(chosen)
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:

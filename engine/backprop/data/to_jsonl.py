@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import io
 import os
-import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +24,11 @@ import orjson
 from msgspec import Struct
 
 from backprop.core import paths
-from backprop.core.errors import BackpropError, DatasetParseError, OperationCancelledError
+from backprop.core.errors import BackpropError, DatasetParseError
+from backprop.core.files import new_file
 from backprop.data.example import RowError
 from backprop.data.file_kinds import READERS, Kind
-from backprop.data.line_index import Cancelled, Progress
+from backprop.data.line_index import Cancelled, Progress, Watch
 
 BROKEN = b"\0"
 """First byte of a line that stands for a row which cannot be read; no line of JSON begins so."""
@@ -67,15 +67,11 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
     target = folder / f"{name}-{hashlib.blake2b(state.encode(), digest_size=8).hexdigest()}.jsonl"
     if target.exists():
         return target
-    partial = folder / f"{name}.{threading.get_ident()}.{os.getpid()}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        with partial.open("wb") as copy:
-            _convert(path, kind, copy, _Watch(path, stat.st_size, progress, cancelled))
-            copy.flush()
-            os.fsync(copy.fileno())
-        partial.replace(target)
+        with new_file(target) as copy:
+            _convert(path, kind, copy, Watch(path, stat.st_size, progress, cancelled))
         for older in folder.glob(f"{name}-*.jsonl"):
             if older != target:
                 older.unlink(missing_ok=True)
@@ -85,28 +81,10 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
             hint="free some space there, or write the file as JSON Lines yourself and name that one",
             code="RUNTIME_IO_FAILED",
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 
-class _Watch:
-    """Shows how far the reading of a file is, and stops it when that is asked for."""
-
-    def __init__(self, path: Path, total: int, progress: Progress | None, cancelled: Cancelled | None) -> None:
-        self._path = path
-        self._total = total
-        self._progress = progress
-        self._cancelled = cancelled
-
-    def __call__(self, done: int) -> None:
-        if self._cancelled is not None and self._cancelled():
-            raise OperationCancelledError(f"reading {self._path} was stopped")
-        if self._progress is not None:
-            self._progress(min(done, self._total), self._total)
-
-
-def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: _Watch) -> None:
+def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: Watch) -> None:
     with path.open("rb") as file, unpacked(path, file) as source:
         if kind == "jsonl":
             while piece := source.read(_PIECE):

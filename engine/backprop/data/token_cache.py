@@ -1,19 +1,17 @@
 """Tokenised datasets on disk: flat arrays that are mapped, not read, and the summary that goes with them.
 
-A folder per key; it is written aside and renamed, and believed only when sizes and checksums agree with its summary.
+A folder per key; it is written aside and renamed, and believed only when its arrays have the hashes that its summary
+names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 import time
-import zlib
-from array import array
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +19,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from backprop.core.events import DatasetPrepared
+from backprop.core.files import flush_tree, sha256
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
@@ -71,11 +70,10 @@ class Prepared:
 
 
 class _Record(Struct):
-    """``summary.json``: what the folder holds, and what its files must be."""
+    """``summary.json``: what the folder holds, and the SHA-256 of each of its arrays."""
 
     summary: DatasetPrepared
-    sizes: dict[str, int]
-    checksums: dict[str, int]
+    sha256: dict[str, str]
     fingerprint: str
 
 
@@ -88,7 +86,7 @@ def _map(folder: Path, name: str) -> npt.NDArray[Any]:
 
 
 class Writer:
-    """Takes samples one by one and keeps nothing but their offsets in memory."""
+    """Takes samples one by one and keeps none of them in memory."""
 
     def __init__(self, root: Path, key: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
@@ -96,48 +94,35 @@ class Writer:
         self._final = root / key
         self._key = key
         self._folder = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.", suffix=".partial", dir=root))
-        self._files: dict[str, BinaryIO] = {
-            name: (self._folder / f"{name}.bin").open("wb") for name in ("ids", "trained")
-        }
-        self._checksums = dict.fromkeys(_ARRAYS, 0)
-        self._hashes = {name: hashlib.sha256() for name in ("ids", "trained", "offsets")}
-        self._offsets = array("q", [0])
-        self._lines = array("q")
+        self._files = {name: (self._folder / f"{name}.bin").open("wb") for name in _ARRAYS}
+        self._hashes = {name: hashlib.sha256() for name in _ARRAYS}
+        self._end = 0
+        self._write("offsets", [0])
 
     def add(self, line: int, ids: Ids, trained: Flags) -> None:
         """Write one sample, which comes from ``line`` of the file."""
-        for name, data in (("ids", ids.tobytes()), ("trained", trained.tobytes())):
-            self._files[name].write(data)
-            self._checksums[name] = zlib.crc32(data, self._checksums[name])
-            self._hashes[name].update(data)
-        self._offsets.append(self._offsets[-1] + len(ids))
-        self._lines.append(line)
+        self._end += len(ids)
+        self._write("ids", ids)
+        self._write("trained", trained)
+        self._write("offsets", [self._end])
+        self._write("lines", [line])
 
-    def __len__(self) -> int:
-        return len(self._lines)
+    def _write(self, name: str, values: npt.ArrayLike) -> None:
+        data = np.asarray(values, dtype=_ARRAYS[name]).tobytes()
+        self._files[name].write(data)
+        self._hashes[name].update(data)
 
     def finish(self, summary: DatasetPrepared) -> Prepared:
         """Write the rest, flush everything and give the folder its name."""
-        for name, values in (("offsets", self._offsets), ("lines", self._lines)):
-            data = values.tobytes()
-            self._checksums[name] = zlib.crc32(data)
-            self._files[name] = (self._folder / f"{name}.bin").open("wb")
-            self._files[name].write(data)
-        self._hashes["offsets"].update(self._offsets.tobytes())
-        fingerprint = hashlib.sha256(b"".join(part.digest() for part in self._hashes.values())).hexdigest()
-        sizes = {}
-        for name, file in self._files.items():
-            file.flush()
-            os.fsync(file.fileno())
-            sizes[name] = file.tell()
+        for file in self._files.values():
             file.close()
-        record = _Record(summary, sizes, self._checksums, fingerprint)
-        with (self._folder / "summary.json").open("wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
+        samples = b"".join(self._hashes[name].digest() for name in ("ids", "trained", "offsets"))
+        hashes = {name: made.hexdigest() for name, made in self._hashes.items()}
+        record = _Record(summary, hashes, hashlib.sha256(samples).hexdigest())
+        (self._folder / "summary.json").write_bytes(msgspec.json.encode(record))
+        flush_tree(self._folder)
         self._promote()
-        return Prepared(self._final, summary, self._key, fingerprint)
+        return Prepared(self._final, summary, self._key, record.fingerprint)
 
     def _promote(self) -> None:
         """Rename into place. Another process may have finished the same work: its result is as good."""
@@ -162,10 +147,8 @@ def load(root: Path, key: str) -> Prepared | None:
     folder = root / key
     try:
         record = msgspec.json.decode((folder / "summary.json").read_bytes(), type=_Record)
-        for name in _ARRAYS:
-            path = folder / f"{name}.bin"
-            if path.stat().st_size != record.sizes[name] or _checksum(path) != record.checksums[name]:
-                return None
+        if any(sha256(folder / f"{name}.bin") != record.sha256[name] for name in _ARRAYS):
+            return None
         prepared = Prepared(folder, record.summary, key, record.fingerprint)
     except (OSError, msgspec.DecodeError, KeyError):
         return None
@@ -182,11 +165,3 @@ def _sweep(root: Path) -> None:
             continue
         if time.time() - newest > 24 * 3600:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-    return value

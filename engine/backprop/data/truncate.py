@@ -6,20 +6,28 @@ row is left out, never trained in part. A raw text is split, so that nothing of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from backprop.core.events import LengthLimit
-from backprop.data.encode import Encoded, Rendered, encode_value
-from backprop.data.example import Format, RowError
+from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, encode_value
+from backprop.data.example import Fields, Format, RowError
+from backprop.data.formats import FileFormat, convert, read_as
+from backprop.data.line_index import Cancelled, Progress
+from backprop.data.reader import Row, open_source
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 
 Counts = npt.NDArray[np.int64]
+Read = TypeVar("Read")
+_BATCH_ROWS = 500
+_BATCH_BYTES = 1_000_000
 _LONGEST = 1_000_000
 """Rows longer than this are counted as this long."""
 
@@ -195,6 +203,109 @@ class LengthCounter:
     def snapshot(self) -> Lengths:
         """The counts until now, which do not grow any more."""
         return Lengths(self._chats, self._texts, self._losing)
+
+
+class CountedLengths(Struct):
+    """What is known of the rows counted so far, in tokens, or in characters where no tokenizer was given."""
+
+    unit: str
+    lengths: Lengths
+    rows: int = 0
+    unusable: int = 0
+    """Rows that training would skip, whatever the limit."""
+    tokens: int = 0
+    trained: int = 0
+    whole: bool = False
+    """True when every row was counted."""
+
+
+def count_lengths(
+    path: str | Path,
+    file: FileFormat,
+    tokenizer: ChatTokenizer | None,
+    *,
+    progress: Progress,
+    cancelled: Cancelled,
+    so_far: Callable[[Callable[[], CountedLengths]], object],
+) -> CountedLengths:
+    """Count the rows of a file with a tokenizer, or their characters without one.
+
+    Args:
+        so_far: called now and then with what makes the counts until then.
+    """
+    counter = LengthCounter()
+    known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
+    renderer = Renderer(tokenizer) if tokenizer is not None else None
+    seen = 0
+    with open_source(path) as source:
+        for batch in _batches(source):
+            if cancelled():
+                break
+            if renderer is None:
+                used = _count_characters(batch, file, counter)
+            else:
+                used = _count_tokens(batch, file, renderer, counter, known)
+            known.rows += len(batch)
+            known.unusable += len(batch) - used
+            seen += sum(len(row.raw) + 1 for row in batch)
+            progress(min(seen, source.size), source.size)
+            so_far(lambda: structs.replace(known, lengths=counter.snapshot()))
+    return structs.replace(known, lengths=counter.snapshot(), whole=not cancelled())
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += len(row.raw)
+        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read(batch: list[Row], file: FileFormat, read: Callable[[Any, Format], Read]) -> list[Read]:
+    """What ``read`` makes of the rows; those that cannot be used are left out."""
+    found = []
+    for row in batch:
+        format = None if row.error is not None else read_as(row.value, file.format, Fields(file.mapping))
+        if format is not None:
+            with contextlib.suppress(RowError):
+                found.append(read(row.value, format))
+    return found
+
+
+def _count_characters(batch: list[Row], file: FileFormat, counter: LengthCounter) -> int:
+    """Count a batch; how many of its rows can be used."""
+    examples = _read(batch, file, lambda value, format: convert(value, format, file.mapping))
+    lengths = []
+    for example in examples:
+        turns = (*example.turns, *example.chosen, *example.rejected, *example.completion)
+        lengths.append(len(example.text or "") + sum(len(turn.content) for turn in turns))
+    counter.add_texts(lengths)
+    return len(lengths)
+
+
+def _count_tokens(
+    batch: list[Row], file: FileFormat, renderer: Renderer, counter: LengthCounter, known: CountedLengths
+) -> int:
+    """Count a batch; how many of its rows can be used."""
+    tokenizer, names, counted = renderer.tokenizer, Fields(file.mapping), []
+    rendered = _read(batch, file, lambda value, format: renderer.render(value, format, names))
+    for raw in (False, True):
+        items = [item for item in rendered if item.raw == raw]
+        encodings = tokenizer.encode([item.text for item in items], special=raw) if items else []
+        for item, encoding in zip(items, encodings, strict=True):
+            encoded = encode_row(item, encoding, tokenizer)
+            trained = int(encoded.trained.sum())
+            if trained:
+                known.trained += trained
+                known.tokens += len(encoded.ids)
+                counted.append((item, encoded))
+    counter.add(counted, tokenizer.bos_id)
+    return len(counted)
 
 
 def _added(counts: Counts, values: Sequence[int]) -> Counts:

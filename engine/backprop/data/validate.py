@@ -21,7 +21,17 @@ from msgspec import Struct
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
-from backprop.data.example import ABSENT, CONTROL_TOKEN, PROBLEM_CODES, Fields, Format, RowError, Turn, describe_mapping
+from backprop.data.example import (
+    ABSENT,
+    CONTROL_TOKEN,
+    PROBLEM_CODES,
+    Fields,
+    Findings,
+    Format,
+    RowError,
+    Turn,
+    describe_mapping,
+)
 from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import ROLE_OF, check_turns
@@ -31,7 +41,6 @@ __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
 LISTED = 10_000
 """Findings of one code that are listed; all are counted."""
-_EXCERPT = 80
 _NEWLINE = 10
 _PIECE = 128 * 1024
 """Bytes that are looked at together: few enough that their values are still in the processor's cache."""
@@ -93,9 +102,9 @@ def validate(
                 checking.answer.complete = False
                 break
             if progress is not None:
-                progress(done, source.bytes)
+                progress(done, source.size)
             if so_far is not None:
-                so_far(checking.answer.problems, checking.counts)
+                so_far(checking.answer.problems, checking.findings.counts)
         return checking.finish(held_out_contents)
 
 
@@ -119,23 +128,30 @@ class _Checking:
         file = file_format(source, mapping)
         self.format = file.format
         self.names = Fields(file.mapping)
-        self.answer = Validation(path=str(source.path), format=file.format, unit=source.unit, mapping=file.mapping)
+        self.findings = Findings(listed)
+        self.answer = Validation(
+            path=str(source.path),
+            format=file.format,
+            unit=source.unit,
+            mapping=file.mapping,
+            problems=self.findings.problems,
+        )
         if file.found:
             self.answer.notes.append(f"fields are read as {describe_mapping(file.mapping)}; --map says otherwise")
-        self._quick = QuickLook(file.format, self.names) if file.format and supports(file.format) else None
+        self._quick = QuickLook(file.format, self.names) if file.format in _TYPES else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
-        self.counts: Counter[str] = Counter()
-        """Findings per code until now."""
         self._formats: Counter[str] = Counter()
         self._labels: set[bool] = set()
         if source.has_bom:
-            self._note(0, b"", RowError("bom", "", "the file begins with a byte order mark; it is skipped", "info"))
+            self.findings.add(
+                0, b"", RowError("bom", "", "the file begins with a byte order mark; it is skipped", "info")
+            )
 
     def pieces(self) -> Iterator[int]:
         """Check every row, in pieces; gives how many bytes are done."""
         line = 1
-        for offset, buffer, size in self.source.index.pieces(_PIECE):
+        for offset, buffer, size in self.source.pieces(_PIECE):
             data = memoryview(buffer)[:size]
             breaks = int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE))
             if self._quick is not None:
@@ -157,13 +173,13 @@ class _Checking:
         if row.error is not None:
             self._formats["unreadable"] += 1
             self.answer.invalid += 1
-            self._note(row.line, row.raw, row.error)
+            self.findings.add(row.line, row.raw, row.error)
             return hash((row.line, row.error.code))
         read = read_as(row.value, self.format, self.names)
         self._formats[(detect_fields(row.value, self.names) and read) or "unknown"] += 1
         errors = self._explain(row.value, read)
         for error in errors:
-            self._note(row.line, row.raw, error)
+            self.findings.add(row.line, row.raw, error)
         self.answer.invalid += any(error.severity == "error" for error in errors)
         return content_hash(row.value, read, self.names)
 
@@ -180,21 +196,6 @@ class _Checking:
             errors.append(error)
         return [*errors, *odd_texts(value, read, self.names)]
 
-    def _note(self, line: int, raw: bytes, error: RowError) -> None:
-        self.counts[error.code] += 1
-        if self.counts[error.code] > self._listed:
-            return
-        self.answer.problems.append(
-            Problem(
-                line=line,
-                code=error.code,
-                message=error.message,
-                field=error.field,
-                severity=error.severity,
-                excerpt=excerpt(raw),
-            )
-        )
-
     def finish(self, held_out: Numbers | None) -> Validation:
         """The answer, with what only all rows together tell."""
         answer = self.answer
@@ -205,9 +206,9 @@ class _Checking:
         if answer.format == "kto" and len(self._labels) == 1 and answer.rows - answer.invalid > 1:
             label = str(next(iter(self._labels))).lower()
             message = f"every label is {label}: feedback training needs both"
-            self._note(0, b"", RowError("one_label", self.names.label, message, "warning"))
+            self.findings.add(0, b"", RowError("one_label", self.names.label, message, "warning"))
         answer.valid = answer.rows - answer.invalid
-        answer.problem_counts = dict(self.counts.most_common())
+        answer.problem_counts = dict(self.findings.counts.most_common())
         answer.formats = {name: count for name, count in self._formats.most_common() if count}
         answer.problems.sort(key=lambda problem: problem.line)
         if answer.rows and self._formats["unreadable"] == answer.rows:
@@ -234,17 +235,9 @@ class _Checking:
         """Warn of each row; those beyond the messages are counted only, and not read for it."""
         for index, message in zip(rows.tolist(), messages, strict=False):
             row = self.source.row(index)
-            self._note(row.line, row.raw, RowError(code, "", message, "warning"))
+            self.findings.add(row.line, row.raw, RowError(code, "", message, "warning"))
         if len(rows) > len(messages):
-            self.counts[code] += len(rows) - len(messages)
-
-
-def excerpt(raw: bytes) -> str:
-    """A row's start, on one line."""
-    text = raw[: _EXCERPT * 4].decode("utf-8", "replace")
-    text = " ".join(text.split())
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: _EXCERPT + 1])
-    return text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…"
+            self.findings.counts[code] += len(rows) - len(messages)
 
 
 def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
@@ -315,11 +308,6 @@ _OTHERS: dict[Format, tuple[str, ...]] = {
 """Fields that may make another format of a row: one that has them needs another look, as it does with a further part
 that is read of its format."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
-
-
-def supports(format: Format | None) -> bool:
-    """Whether rows of this format can be looked at quickly."""
-    return format in _TYPES
 
 
 class QuickLook:

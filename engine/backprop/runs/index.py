@@ -8,6 +8,7 @@ is set aside and started anew with the directories that it named; where none can
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -310,3 +311,18 @@ def _stamp(path: Path) -> str:
         except OSError:
             parts.append("-")
     return " ".join([*parts, "alive" if directory.is_alive() else "gone"])
+
+
+def delete_run(path: Path) -> None:
+    """Remove a run's directory, holding its lock meanwhile, and forget it.
+
+    Raises:
+        RunError: it is no run, or somebody works on it.
+        OSError: it cannot be removed.
+    """
+    if path.is_symlink() or not is_run(path):
+        raise RunError(f"{path} is no run directory", code="RUN_DAMAGED")
+    with RunDirectory(path).hold_lock():
+        shutil.rmtree(path)
+    with RunIndex() as index:
+        index.remove(path)

@@ -23,9 +23,9 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     verb = sys.argv[2] if len(sys.argv) > 2 else "start"
     steps = int(sys.argv[3]) if len(sys.argv) > 3 else None
     # Five seconds of imports. The lock is held and commands are listened to before them.
-    from backprop.train import session
     from backprop.train.model import resolved
     from backprop.train.resume import begin
+    from backprop.train.session import Session
 
     record = directory.read_record()
     start = begin(directory, record, verb, steps, resolved)
@@ -42,7 +42,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     )
     for note in start.notes:
         emit(note)
-    return session.run(start, directory, emit, control)
+    return Session(start, directory, emit, control).run()
 
 
 if __name__ == "__main__":

@@ -85,9 +85,6 @@ class Reporter:
                 metrics={name: value for name, value in metrics.by_name.items() if math.isfinite(value)},
             )
         )
-        self._count_skips(number, metrics)
-
-    def _count_skips(self, number: int, metrics: StepMetrics) -> None:
         if not metrics.skipped:
             self._skipped = 0
             return
@@ -123,19 +120,15 @@ class Liveness:
         """
         if self._before is None or metrics.skipped or metrics.learning_rate == 0:
             return
-        if metrics.grad_norm == 0:
-            raise _nothing_learned(f"step {step} had a gradient of exactly zero")
-        if all(torch.equal(old, new) for old, new in zip(self._before, self._sums(), strict=True)):
-            raise _nothing_learned(f"step {step} changed no trained weight")
+        same = all(torch.equal(old, new) for old, new in zip(self._before, self._sums(), strict=True))
+        if same or metrics.grad_norm == 0:
+            what = "changed no trained weight" if metrics.grad_norm else "had a gradient of exactly zero"
+            raise TrainingError(
+                f"nothing is training: step {step} {what}",
+                hint="look at the trained tokens of a row with `backprop validate`, and at --lr and --target-modules",
+                code="RUNTIME_NOTHING_IS_TRAINING",
+            )
         self._before = None
-
-
-def _nothing_learned(what: str) -> TrainingError:
-    return TrainingError(
-        f"nothing is training: {what}",
-        hint="look at the trained tokens of a row with `backprop validate`, and at --lr and --target-modules",
-        code="RUNTIME_NOTHING_IS_TRAINING",
-    )
 
 
 @dataclass
@@ -159,6 +152,7 @@ class Callbacks:
     stopped_early: bool = False
     """Whether patience has run out, in this stretch of the run or in an earlier one."""
     _owes_samples: bool = False
+    """Whether a stop left samples of an evaluated step out: they are asked again when the run goes on."""
 
     def __post_init__(self) -> None:
         self._liveness = Liveness(self.loop.loaded.model)
@@ -184,7 +178,7 @@ class Callbacks:
         self.emit(PhaseChanged(phase="evaluating"))
         result = self.evaluator.evaluate(step, self.steering.look)
         self.emit(result)
-        self._answer(step)
+        self._owes_samples = not self.sample(step)
         if result.loss is not None:
             self.saver.after_evaluation(step, result.loss)
         if self._out_of_patience:
@@ -198,10 +192,6 @@ class Callbacks:
                 )
             )
         self.emit(PhaseChanged(phase="training"))
-
-    def _answer(self, step: int) -> None:
-        """The samples of an evaluated step. What a stop leaves out is asked again when the run goes on."""
-        self._owes_samples = not self.sample(step)
 
     @property
     def _out_of_patience(self) -> bool:
@@ -247,5 +237,5 @@ class Callbacks:
     def begin(self) -> bool:
         """Before the first step: give what a resumed run still owes; whether a step is to follow."""
         if self._owes_samples:
-            self._answer(self.loop.step)
+            self._owes_samples = not self.sample(self.loop.step)
         return not (self.stopped_early or self._owes_samples)

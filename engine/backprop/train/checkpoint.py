@@ -134,19 +134,16 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     """
     saved = _load_tensors(path / WEIGHTS)
     parameters = trained_parameters(model)
-    if saved.keys() != parameters.keys():
-        only_saved, only_here = sorted(saved.keys() - parameters.keys()), sorted(parameters.keys() - saved.keys())
-        raise CheckpointError(
-            f"{path.name} trains other weights: {_some(only_saved)} only in the checkpoint, "
-            f"{_some(only_here)} only in the model",
-            code="STATE_IDENTITY_MISMATCH",
-        )
-    for name, parameter in parameters.items():
-        if saved[name].shape != parameter.shape or saved[name].dtype != parameter.dtype:
-            raise CheckpointError(
-                f"{path.name}: {name} is {_describe(saved[name])} in the checkpoint and {_describe(parameter)} here",
-                code="STATE_IDENTITY_MISMATCH",
-            )
+    theirs = {name: _describe(tensor) for name, tensor in saved.items()}
+    ours = {name: _describe(parameter) for name, parameter in parameters.items()}
+    differing = [
+        f"{name} is {theirs.get(name, 'missing')} in the checkpoint and {ours.get(name, 'missing')} here"
+        for name in sorted(theirs | ours)
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differing:
+        message = f"{path.name} trains other weights: {some(differing)}"
+        raise CheckpointError(message, code="STATE_IDENTITY_MISMATCH")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
@@ -219,8 +216,9 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _some(names: list[str]) -> str:
-    return (", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")) or "none"
+def some(names: list[str]) -> str:
+    """The first of ``names``, and how many more there are."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def seed_random(seed: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,122 +19,17 @@ from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import Candidate, CheckpointPolicy, chosen
 from backprop.train.checkpoint import Snapshot, trained_parameters
 
-POLICY = CheckpointPolicy(keep_best_n=3, keep_last=2)
-MINUTES = 10.0
-
-
-@dataclass(frozen=True)
-class Save:
-    """A snapshot and what its manifest will say."""
-
-    snapshot: Snapshot
-    reason: str
-    seconds_blocked: float
-    identity: dict[str, Any] = field(default_factory=dict)
-    val_loss: float | None = None
-
-
-class CheckpointWriter:
-    """One save at a time. A save that fails is reported and training goes on; earlier checkpoints stand.
-
-    Args:
-        store: where checkpoints go.
-        report: called from a thread with ``CheckpointSaved``, ``CheckpointFailed``, ``CheckpointPruned``.
-        policy: what is kept after each save.
-        in_use: steps that are never pruned, such as the one resumed from.
-    """
-
-    def __init__(
-        self,
-        store: CheckpointStore,
-        report: Callable[[Event], None],
-        policy: CheckpointPolicy,
-        in_use: Iterable[int] = (),
-    ) -> None:
-        self._store = store
-        self._report = report
-        self._policy = policy
-        self._in_use = frozenset(in_use)
-        self._thread: threading.Thread | None = None
-        self._unreported: Exception | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a save is going on: an optional one had better wait, for each holds a copy of the state."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Return when the save going on, if any, is done."""
-        if self._thread is not None:
-            self._thread.join()
-
-    def submit(self, save: Save) -> None:
-        """Write a snapshot in a thread; waits while an earlier one is being written."""
-        self.wait()
-        # A daemon: a person who wants out now is not held by a slow disk; an unfinished save leaves only leftovers.
-        self._thread = threading.Thread(target=self._work, args=(save,), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Finish the save going on.
-
-        Raises:
-            Exception: what ``report`` raised when a failure could not even be reported.
-        """
-        self.wait()
-        if self._unreported is not None:
-            raise self._unreported
-
-    def _work(self, save: Save) -> None:
-        try:
-            try:
-                self._save(save)
-            except BackpropError as error:
-                self._report(failed(save.snapshot.step, error))
-            except Exception as error:  # a defect here must not end the training, and must be seen
-                wrapped = CheckpointError(f"{type(error).__name__}: {error}", code="RUNTIME_INTERNAL")
-                self._report(failed(save.snapshot.step, wrapped))
-        except Exception as error:
-            self._unreported = error
-
-    def _save(self, save: Save) -> None:
-        began = time.monotonic()
-        saved = self._store.save(
-            save.snapshot.step,
-            save.snapshot.write,
-            needed=save.snapshot.bytes,
-            reason=save.reason,
-            identity=save.identity,
-            val_loss=save.val_loss,
-        )
-        self._report(
-            CheckpointSaved(
-                step=saved.step,
-                path=str(saved.path),
-                seconds_blocked=save.seconds_blocked,
-                seconds=save.seconds_blocked + time.monotonic() - began,
-                bytes=saved.bytes,
-                reason=save.reason,
-            )
-        )
-        try:
-            pruned = self._store.prune(self._policy, in_use=self._in_use)
-        except CheckpointError as error:
-            self._report(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
-            return
-        for gone in pruned:
-            self._report(CheckpointPruned(path=str(gone.path), step=gone.step))
-
 
 class Saver:
-    """Save a run's checkpoints by time, by steps, by held-out loss and on request.
+    """Save a run's checkpoints by time, by steps, by held-out loss and on request, one at a time.
 
-    A save that comes due while an earlier one is still being written is put off to the first step after it; one that
-    was asked for waits.
+    A save that comes due while an earlier one is still being written is put off to the first step after it, for each
+    holds a copy of the state; one that was asked for waits. A save that fails is emitted, never raised: training goes
+    on, and earlier checkpoints stand.
 
     Args:
         store: the run's checkpoints.
-        emit: takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writer's thread.
+        emit: takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writing thread.
         snapshot: copies the state as it is (``trainer.StepLoop.snapshot``).
         identity: what the checkpoints depend on (``resume.identity``).
         every_steps, every_minutes: how often; ``None`` is never.
@@ -152,8 +46,8 @@ class Saver:
         identity: dict[str, Any],
         *,
         every_steps: int | None = None,
-        every_minutes: float | None = MINUTES,
-        policy: CheckpointPolicy = POLICY,
+        every_minutes: float | None = None,
+        policy: CheckpointPolicy,
         in_use: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -164,13 +58,15 @@ class Saver:
         self._every_steps = every_steps
         self._every_seconds = every_minutes * 60 if every_minutes else None
         self._policy = policy
+        self._in_use = frozenset(in_use)
         self._clock = clock
         self._last_time = clock()
         self._last_step: int | None = None
         self._saved_step: int | None = None
         self._due = ""
         self._losses = [checkpoint.val_loss for checkpoint in store.checkpoints() if checkpoint.val_loss is not None]
-        self._writer = CheckpointWriter(store, self._note, policy, in_use)
+        self._thread: threading.Thread | None = None
+        self._unreported: Exception | None = None
 
     def require_space(self, model: torch.nn.Module) -> None:
         """Before the first step: check that the disk has room for a checkpoint of ``model``.
@@ -187,7 +83,7 @@ class Saver:
             self._due = "steps"
         elif self._every_seconds and self._clock() - self._last_time >= self._every_seconds:
             self._due = self._due or "time"
-        if self._due and not self._writer.busy:
+        if self._due and not self.writing:
             self.save(step, self._due)
 
     def after_evaluation(self, step: int, val_loss: float) -> None:
@@ -198,53 +94,110 @@ class Saver:
             self.save(step, "evaluated", val_loss=val_loss)
 
     def save(self, step: int, reason: str, *, val_loss: float | None = None) -> None:
-        """Copy the state and hand it to the writer; nothing if this step was handed over already.
-
-        A failure is emitted, never raised: training goes on.
-        """
+        """Copy the state and have it written; nothing if this step was handed over already."""
         if step == self._last_step and val_loss is None:
             return
         self._due = ""
         began = time.perf_counter()
-        self._writer.wait()
+        self.wait()
         try:
             snapshot = self._snapshot()
         except CheckpointError as error:
-            self._emit(failed(step, error))
+            self._failed(step, error)
         except (MemoryError, RuntimeError) as error:
-            self._emit(
-                failed(step, CheckpointError(f"the state could not be copied: {error}", code="RUNTIME_IO_FAILED"))
-            )
+            self._failed(step, CheckpointError(f"the state could not be copied: {error}", code="RUNTIME_IO_FAILED"))
         else:
-            blocked = time.perf_counter() - began
-            self._writer.submit(Save(snapshot, reason, blocked, self._identity, val_loss))
+            self.write(snapshot, reason, time.perf_counter() - began, val_loss)
             self._last_step = step
         # After a failure too: the next try comes after the usual time.
         self._last_time = self._clock()
 
     def finish(self, step: int, reason: str) -> None:
         """The last save of a run: made unless this step is on disk already. Waits until it is."""
-        self._writer.wait()
+        self.wait()
         if self._saved_step != step:
             self._last_step = None
             self.save(step, reason)
-        self._writer.wait()
+        self.wait()
+
+    def write(self, snapshot: Snapshot, reason: str, blocked: float = 0.0, val_loss: float | None = None) -> None:
+        """Write ``snapshot`` in a thread; waits while an earlier one is being written.
+
+        Args:
+            blocked: seconds that training stood still for it.
+        """
+        self.wait()
+        # A daemon: a person who wants out now is not held by a slow disk; an unfinished save leaves only leftovers.
+        self._thread = threading.Thread(
+            target=self._work, args=(snapshot, reason, blocked, val_loss), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def writing(self) -> bool:
+        """Whether a save is going on."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Return when the save going on, if any, is done."""
+        if self._thread is not None:
+            self._thread.join()
 
     def close(self) -> None:
-        """Wait for the save in progress."""
-        self._writer.close()
+        """Finish the save going on.
 
-    def _note(self, event: Event) -> None:
-        if isinstance(event, CheckpointSaved):
-            self._saved_step = event.step
-        self._emit(event)
+        Raises:
+            Exception: what ``emit`` raised when a failure could not even be reported.
+        """
+        self.wait()
+        if self._unreported is not None:
+            raise self._unreported
+
+    def _work(self, snapshot: Snapshot, reason: str, blocked: float, val_loss: float | None) -> None:
+        try:
+            try:
+                self._write(snapshot, reason, blocked, val_loss)
+            except BackpropError as error:
+                self._failed(snapshot.step, error)
+            except Exception as error:  # a defect here must not end the training, and must be seen
+                wrapped = CheckpointError(f"{type(error).__name__}: {error}", code="RUNTIME_INTERNAL")
+                self._failed(snapshot.step, wrapped)
+        except Exception as error:
+            self._unreported = error
+
+    def _write(self, snapshot: Snapshot, reason: str, blocked: float, val_loss: float | None) -> None:
+        began = time.monotonic()
+        saved = self._store.save(
+            snapshot.step,
+            snapshot.write,
+            needed=snapshot.bytes,
+            reason=reason,
+            identity=self._identity,
+            val_loss=val_loss,
+        )
+        self._saved_step = saved.step
+        self._emit(
+            CheckpointSaved(
+                step=saved.step,
+                path=str(saved.path),
+                seconds_blocked=blocked,
+                seconds=blocked + time.monotonic() - began,
+                bytes=saved.bytes,
+                reason=reason,
+            )
+        )
+        try:
+            pruned = self._store.prune(self._policy, in_use=self._in_use)
+        except CheckpointError as error:
+            self._emit(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
+            return
+        for gone in pruned:
+            self._emit(CheckpointPruned(path=str(gone.path), step=gone.step))
+
+    def _failed(self, step: int, error: BackpropError) -> None:
+        self._emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))
 
 
 def expected_bytes(model: torch.nn.Module) -> int:
     """Size of a checkpoint before there is one: the trained weights, and two moments of float32 each."""
     return sum(each.numel() * (each.element_size() + 8) for each in trained_parameters(model).values())
-
-
-def failed(step: int, error: BackpropError) -> CheckpointFailed:
-    """The event for a save that did not succeed."""
-    return CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint)

@@ -14,7 +14,7 @@ from backprop.core import events
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.settings import RunConfig, held_out_file
-from backprop.data import preprocess as tokens
+from backprop.data import preprocess
 from backprop.data.split import held_out_rows
 from backprop.fetch import datasets
 from backprop.train.packing import Row
@@ -24,23 +24,27 @@ PROGRESS_SECONDS = 0.5
 
 
 def prepare(
-    config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
-) -> tuple[tokens.Prepared, Subset, Subset]:
+    config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], split_seed: int | None = None
+) -> tuple[preprocess.Prepared, Subset, Subset]:
     """The tokenised rows, and which of them are trained and which are held out (``divide``).
+
+    ``split_seed`` chooses those held out; open, the run's own seed does.
 
     ``dataset_prepared`` says what was kept, what was not, and how many are held out.
 
     Raises:
         DatasetValidationError: some rows would train nothing and ``skip_bad`` is off; it names the first of them.
         InvalidSettingError, DatasetNotFoundError: as ``divide``.
-        DatasetError, ModelLoadError: as ``tokens.prepare``.
+        DatasetError, ModelLoadError: as ``preprocess.prepare``.
     """
     rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
     summary = rows.summary
     if unusable(summary) and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
-    trained, held_out = divide(rows, config, model_path, emit, look)
+    trained, held_out = divide(
+        rows, config, model_path, emit, look, seed=config.seed if split_seed is None else split_seed
+    )
     summary.held_out = len(held_out)
     emit(summary)
     return rows, trained, held_out
@@ -77,7 +81,7 @@ def tokenise(
     look: Callable[[], bool],
     *,
     samples: int | None = None,
-) -> tokens.Prepared:
+) -> preprocess.Prepared:
     """The rows of ``path`` as tokens, with its progress in ``phase_changed`` events.
 
     ``path`` may name a dataset on the Hugging Face Hub, which is fetched first.
@@ -90,7 +94,7 @@ def tokenise(
         look()
         show(done, total)
 
-    rows = tokens.prepare(
+    rows = preprocess.prepare(
         datasets.find(path, emit, look),
         model_path,
         max_length=config.max_seq_length,
@@ -120,15 +124,15 @@ def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], N
 class Subset:
     """Some rows of a prepared dataset, renumbered from 0."""
 
-    def __init__(self, rows: tokens.Prepared, places: Sequence[int]) -> None:
-        self._rows = rows
+    def __init__(self, rows: preprocess.Prepared, places: Sequence[int]) -> None:
+        self.rows = rows
         self._places = np.asarray(places, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._places)
 
     def row(self, index: int) -> Row:
-        return self._rows.row(int(self._places[index]))
+        return self.rows.row(int(self._places[index]))
 
     @property
     def fingerprint(self) -> str:
@@ -142,17 +146,17 @@ class Subset:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
-        return self._rows.lengths[self._places]
+        return self.rows.lengths[self._places]
 
 
 def divide(
-    rows: tokens.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+    rows: preprocess.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], *, seed: int
 ) -> tuple[Subset, Subset]:
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
     Rows of the same file are held out by the hash of their tokens, so equal rows stay on one side and adding rows moves
-    none of the others. The seed of the run has no say: a fork with another one is not evaluated on rows that its parent
-    was trained on. A file of its own is held out whole; rows that are in both files are warned about.
+    none of the others. A fork is given its parent's seed, so that it is not evaluated on rows that its parent was
+    trained on. A file of its own is held out whole; rows that are in both files are warned about.
 
     Raises:
         InvalidSettingError: ``held_out`` is neither a known word, nor a share, nor a file.
@@ -176,16 +180,16 @@ def divide(
     if held_out == "none":
         chosen: list[int] = []
     elif held_out == "auto":
-        chosen = held_out_rows(keys)
+        chosen = held_out_rows(keys, seed=seed)
     else:
-        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1)
+        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=seed)
     out = set(chosen)
     return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
 
 
 def _held_out_rows_of(
     file: Path, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
-) -> tokens.Prepared:
+) -> preprocess.Prepared:
     """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
     if not file.is_file():
         raise DatasetNotFoundError(
@@ -203,7 +207,7 @@ def _held_out_rows_of(
     return rows
 
 
-def _content_keys(rows: tokens.Prepared) -> list[bytes]:
+def _content_keys(rows: preprocess.Prepared) -> list[bytes]:
     return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from backprop.core.events import Evaluated
+from backprop.train.dataset import Subset
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import Recovery
-from backprop.train.packing import Batching, MicroBatch, Rows
+from backprop.train.packing import Batching, MicroBatch
 from backprop.train.trainer import batch_loss
 
 PIECE = 64
@@ -30,7 +31,7 @@ class Evaluator:
 
     loaded: Loaded
     method: Method
-    rows: Rows
+    rows: Subset
     batching: Batching
     recovery: Recovery
     on_halved: Callable[[int, Batching, BaseException], object] = lambda step, batching, error: None

@@ -76,10 +76,11 @@ def generate(
     """
     import torch
 
-    from backprop.train.model import evaluating
+    from backprop.train.model import evaluating, require_known_tokens
 
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     encoded = chat.encode([chat.template.render(messages, prompt=True)])[0]
+    require_known_tokens(model, encoded.ids, chat)
     ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
 
     def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
@@ -132,53 +133,40 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     Raises:
         ModelLoadError, CheckpointError
     """
+    import msgspec
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    from backprop.core.settings import RunConfig
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.fetch.models import fetch_model
-    from backprop.train import model as models
-
-    models.use_all_cores()
-    trusted = bool(config.get("trust_remote_code"))
-    base_path = fetch_model(str(config["model"]), send)
-    chat = ChatTokenizer.load(base_path)
-    # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
-    backend = "cpu" if config.get("backend") == "cpu" else "auto"
-    if step is not None:
-        return _load_checkpoint(path, {**config, "backend": backend}, base_path, step), chat
-    device = models.choose_device(backend)
-    base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
-    adapter = RunDirectory(path).adapter
-    try:
-        return PeftModel.from_pretrained(base, adapter), chat
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the adapter in {adapter} cannot be read: {error}", hint="train again, or restore the file from a backup"
-        ) from error
-
-
-def _load_checkpoint(path: Path, config: dict[str, Any], base_path: Path, step: int) -> Any:
-    """The model with the weights of a checkpoint, which is read whole and verified.
-
-    Raises:
-        ModelLoadError
-        CheckpointError: there is none of this step that verifies.
-    """
-    import msgspec
-
-    from backprop.core.settings import RunConfig
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.train import model as models
     from backprop.train.checkpoint import load_weights
 
-    store = CheckpointStore(RunDirectory(path).checkpoints, RunDirectory(path).read_record().run_id)
-    checkpoint = store.of_step(step)
-    if checkpoint is None:
-        raise CheckpointError(f"{path} has no good checkpoint of step {step}")
-    loaded = models.load(models.resolved(msgspec.convert(config, RunConfig)), base_path, lambda event: None)
-    load_weights(checkpoint.path, loaded.model)
-    return loaded.model
+    models.use_all_cores()
+    run = RunDirectory(path)
+    base_path = fetch_model(str(config["model"]), send)
+    # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
+    backend = "cpu" if config.get("backend") == "cpu" else "auto"
+    if step is not None:
+        checkpoint = CheckpointStore(run.checkpoints, run.read_record().run_id).of_step(step)
+        if checkpoint is None:
+            raise CheckpointError(f"{path} has no good checkpoint of step {step}")
+        settings = msgspec.convert({**config, "backend": backend}, RunConfig)
+        loaded = models.load(models.resolved(settings), base_path, lambda event: None)
+        load_weights(checkpoint.path, loaded.model)
+        return loaded.model, loaded.chat
+    device = models.choose_device(backend)
+    trusted = bool(config.get("trust_remote_code"))
+    base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
+    try:
+        return PeftModel.from_pretrained(base, run.adapter), ChatTokenizer.load(base_path)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"the adapter in {run.adapter} cannot be read: {error}",
+            hint="train again, or restore the file from a backup",
+        ) from error
 
 
 if __name__ == "__main__":

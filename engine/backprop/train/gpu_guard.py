@@ -67,15 +67,16 @@ class Guard:
         silent = now - read_at > SILENCE
         if read_at != self._judged_at or silent:
             self._judged_at = read_at
-            self._decision = self._thermal.update([] if silent else readings, now, step)
-            for event in self._decision.events:
-                self._emit(event)
+            self._decided(self._thermal.update([] if silent else readings, now, step))
         return self._decision
 
     def release(self, step: int) -> None:
         """A person wants to go on after a pause for heat."""
-        self._decision = self._thermal.release(step)
-        for event in self._decision.events:
+        self._decided(self._thermal.release(step))
+
+    def _decided(self, decision: Decision) -> None:
+        self._decision = decision
+        for event in decision.events:
             self._emit(event)
 
     def _take(self, readings: list[Gpu]) -> None:
@@ -95,17 +96,12 @@ class Guard:
 
 def _shown(reading: Gpu) -> tuple[object, ...]:
     """What of a reading a person would see change: whole degrees and percents, steps of 5 W and of 64 MiB."""
-
-    def coarse(value: float | None, unit: float) -> int | None:
-        return None if value is None else round(value / unit)
-
-    return (
-        reading.level,
-        coarse(reading.temperature, 1),
-        coarse(reading.utilization, 5),
-        coarse(reading.memory_used, 2**26),
-        coarse(reading.power, 5),
-        coarse(reading.fan, 5),
-        tuple(reading.throttle),
-        reading.detail,
+    units = (
+        (reading.temperature, 1),
+        (reading.utilization, 5),
+        (reading.memory_used, 2**26),
+        (reading.power, 5),
+        (reading.fan, 5),
     )
+    coarse = [None if value is None else round(value / unit) for value, unit in units]
+    return (reading.level, tuple(reading.throttle), reading.detail, *coarse)

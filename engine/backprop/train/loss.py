@@ -45,11 +45,9 @@ def summed_loss(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> tor
     base = base_model(model)
     if not plain_head:
         return _sum(_own_logits(base, batch), batch.targets)
-    head, chosen = base.get_output_embeddings(), _predicting(base, batch)
-    piece = _piece(head, chosen)
-    if batch.supervised <= piece:
-        return _head_and_sum(head, chosen, batch.targets)
-    parts = zip(chosen.split(piece), batch.targets.split(piece), strict=True)
+    head, parts = _pieces(base, batch)
+    if len(parts) == 1:
+        return _head_and_sum(head, *parts[0])
     # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
     return torch.stack([checkpoint(_head_and_sum, head, *part, use_reentrant=False) for part in parts]).sum()
 
@@ -63,9 +61,7 @@ def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> to
     base = base_model(model)
     if not plain_head:
         return functional.cross_entropy(_own_logits(base, batch).float(), batch.targets, reduction="none")
-    head, chosen = base.get_output_embeddings(), _predicting(base, batch)
-    piece = _piece(head, chosen)
-    parts = zip(chosen.split(piece), batch.targets.split(piece), strict=True)
+    head, parts = _pieces(base, batch)
     return torch.cat([functional.cross_entropy(head(some).float(), then, reduction="none") for some, then in parts])
 
 
@@ -82,16 +78,15 @@ def _own_logits(base: Any, batch: MicroBatch) -> torch.Tensor:
     return logits.flatten(0, 1)[batch.predict_at]
 
 
-def _predicting(base: Any, batch: MicroBatch) -> torch.Tensor:
-    """Hidden states of the positions that predict a supervised token ([supervised, width])."""
-    hidden: torch.Tensor = decoder(base)(**_inputs(batch)).last_hidden_state
-    return hidden.flatten(0, 1)[batch.predict_at]
+def _pieces(base: Any, batch: MicroBatch) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """The head, and the hidden states that predict a supervised token ([some, width]) with these tokens ([some]).
 
-
-def _piece(head: Any, chosen: torch.Tensor) -> int:
-    """Positions whose logits exist at once."""
-    words: int = head.weight.shape[0]
-    return max(1, PIECE_BYTES[chosen.device.type] // (4 * words))
+    In pieces of as many positions as may have logits at once.
+    """
+    head = base.get_output_embeddings()
+    chosen = decoder(base)(**_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.predict_at]
+    size = max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
+    return head, list(zip(chosen.split(size), batch.targets.split(size), strict=True))
 
 
 def _head_and_sum(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

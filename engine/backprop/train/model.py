@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -19,9 +21,12 @@ from backprop.core.models import repository_of
 from backprop.core.presets import LORA_PRESETS
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
+from backprop.train.checkpoint import some
 from backprop.train.modes import MODES, Mode
 
 GB = 1024**3
+OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
+"""Tensors that a language model may leave in its file: towers for images and sounds, heads for several tokens."""
 Emit = Callable[[Event], None]
 
 
@@ -93,16 +98,19 @@ def load_base(
     ``options`` are further ones of transformers' ``from_pretrained``.
 
     Raises:
-        ModelLoadError: the weights are damaged, of an unknown architecture, or need code that is not trusted.
+        ModelLoadError: the weights are damaged, of an unknown architecture, not those of the architecture that the
+            configuration names, or need code that is not trusted.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             device_map={"": device} if device.type == "cuda" else None,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # listed below, with their names
             **options,
         )
     except torch.OutOfMemoryError as error:
@@ -113,7 +121,48 @@ def load_base(
             f"the model in {path} cannot be loaded: {type(error).__name__}: {error}",
             hint=hint if "trust_remote_code" in str(error) else "try to fetch or copy it again",
         ) from error
+    model, found = loaded
+    _require_every_weight(path, found)
     return model
+
+
+def _require_every_weight(path: Path, found: dict[str, Any]) -> None:
+    """Refuse a model whose files do not fit: what they lack would be random, and nothing else would tell.
+
+    Tied weights, and tensors that an architecture no longer has a use for, are not in transformers' lists.
+
+    Args:
+        found: as ``from_pretrained`` reports it with ``output_loading_info``.
+    """
+    wrong = {
+        "missing": sorted(found["missing_keys"]),
+        "of another shape": sorted(name for name, *_ in found["mismatched_keys"]),
+        "unexpected": sorted(name for name in found["unexpected_keys"] if not OTHER_SENSES.search(name)),
+    }
+    if any(wrong.values()):
+        raise ModelLoadError(
+            f"the weights in {path} are not those of the architecture in its config.json: "
+            + "; ".join(f"{what}: {some(names)}" for what, names in wrong.items() if names),
+            hint="fetch the model again; if a program of yours wrote it, compare the names of its tensors with the "
+            "original's",
+            details={"path": str(path), **wrong},
+        )
+
+
+def require_known_tokens(model: Any, ids: Any, chat: ChatTokenizer) -> None:
+    """Refuse token ids beyond the model's embedding before it is asked for them.
+
+    Raises:
+        ModelLoadError: the tokenizer is not the model's.
+    """
+    size, largest = model.get_input_embeddings().weight.shape[0], int(np.max(ids))
+    if largest >= size:
+        raise ModelLoadError(
+            f"the tokenizer writes {chat.token(largest)!r} as token {largest}, and the model knows {size} tokens only "
+            f"(0 to {size - 1})",
+            hint="tokenizer and weights are not of the same model: fetch or copy both again",
+            details={"token": chat.token(largest), "id": largest, "embedding": size},
+        )
 
 
 def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
@@ -146,10 +195,12 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
             f"the weights in memory are not what was asked for: frozen ones in {wrong} instead of {loaded.dtype}",
             hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",
         )
+    threads = f"cpu ({torch.get_num_threads()} threads)"
+    device = f"cuda ({torch.cuda.get_device_name(loaded.device)})" if loaded.device.type == "cuda" else threads
     return ModelLoaded(
         model=config.model,
         path=str(loaded.path),
-        device=_device_name(loaded.device),
+        device=device,
         mode=config.mode,
         dtype=str(loaded.dtype).removeprefix("torch."),
         parameters=sum(weight.numel() for weight in frozen),
@@ -157,12 +208,6 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
         targets=loaded.mode.targets,
         notes=loaded.mode.notes,
     )
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
 
 
 @contextmanager

@@ -66,14 +66,11 @@ class Recovery:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             if self.halvings >= self.most or not halve(failed):
-                raise _exhausted(failed, self) from failed
+                tried = f" even after the batch was halved {self.halvings} times" if self.halvings else ""
+                raise GPUMemoryError(
+                    f"out of memory{tried}: {str(failed).splitlines()[0]}",
+                    hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast) "
+                    "or a smaller model",
+                ) from failed
             self.halvings += 1
             restore_random(before)
-
-
-def _exhausted(error: BaseException, recovery: Recovery) -> GPUMemoryError:
-    tried = f" even after the batch was halved {recovery.halvings} times" if recovery.halvings else ""
-    return GPUMemoryError(
-        f"out of memory{tried}: {str(error).splitlines()[0]}",
-        hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast) or a smaller model",
-    )

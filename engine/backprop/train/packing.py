@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +27,6 @@ CUDA_TOKEN_BUDGET = 8192
 
 Row: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 """Token ids of a row and its loss mask: for each token, whether predicting it is in the loss (both [length])."""
-
-
-class Rows(Protocol):
-    """Tokenised rows by number, from 0. ``lengths`` ([rows]) are their tokens."""
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]: ...
-
-    def __len__(self) -> int: ...
-
-    def row(self, index: int) -> Row: ...
 
 
 @dataclass
@@ -150,12 +139,7 @@ class Batching:
         return replace(self, batch_size=max(1, min(self.batch_size, most) // 2), token_budget=max(1, largest // 2))
 
 
-def supervised_count(row: Row) -> int:
-    """Supervised tokens of a row."""
-    return len(_predictions(row[1]))
-
-
-def _predictions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+def predictions(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Positions in a row whose next token is supervised. The first token is never predicted."""
     return np.flatnonzero(mask[1:])
 
@@ -164,7 +148,7 @@ def pack(rows: Sequence[Row]) -> MicroBatch:
     """All ``rows`` in one sequence."""
     starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     flat = np.concatenate([ids for ids, _ in rows]).astype(np.int64)
-    at = np.concatenate([start + _predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)])
+    at = np.concatenate([start + predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)])
     positions = np.concatenate([np.arange(len(ids)) for ids, _ in rows])
     return MicroBatch(
         input_ids=torch.from_numpy(flat)[None],
@@ -190,7 +174,7 @@ def pad(rows: Sequence[Row]) -> MicroBatch:
     for number, (row, mask) in enumerate(rows):
         ids[number, : len(row)] = row
         attended[number, : len(row)] = 1
-        at.append(number * width + _predictions(mask))
+        at.append(number * width + predictions(mask))
     predict_at = np.concatenate(at)
     return MicroBatch(
         input_ids=torch.from_numpy(ids),

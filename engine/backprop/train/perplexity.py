@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
 from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored
 from backprop.core.settings import RunConfig
-from backprop.data import preprocess as tokens
+from backprop.data import preprocess
+from backprop.data.tokenizer import ChatTokenizer
 from backprop.worker.job import Send, run_job
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -50,7 +52,7 @@ def score(request: RunConfig, say: Send) -> None:
 
     models.use_all_cores()
     path = fetch_model(request.model, say)
-    prepared = tokens.prepare(
+    prepared = preprocess.prepare(
         request.data,
         path,
         max_length=request.max_seq_length,
@@ -64,15 +66,24 @@ def score(request: RunConfig, say: Send) -> None:
     kept = _read(place)
     if kept is None:
         base = models.load_base(path, device, dtype, request.trust_remote_code)
+        models.require_known_tokens(base, prepared.ids, ChatTokenizer.load(path))
         rows: list[RowScore] = []
-
-        def progress(done: int, total: int) -> None:
-            say(JobProgress(doing="scoring", done=done, total=total))
-
-        for some in scores(base, prepared, device, dtype, progress=progress):
+        for some in scores(
+            base, prepared, device, dtype, lambda done, total: say(JobProgress(doing="scoring", done=done, total=total))
+        ):
             rows += some
             say(RowScores(rows=some))
-        kept = _Kept(_summary(prepared, len(rows)), rows)
+        found = prepared.summary
+        summary = Scored(
+            rows=found.rows,
+            scored=len(rows),
+            cut=found.cut,
+            max_length=found.max_length,
+            answer_lost=found.answer_lost,
+            dropped=found.rows - found.answer_lost - len(rows),
+            problems=[problem for problem in found.problems if problem.severity == "error"],
+        )
+        kept = _Kept(summary, rows)
         place.parent.mkdir(parents=True, exist_ok=True)
         write_file(place, msgspec.json.encode(kept))
     else:
@@ -98,26 +109,13 @@ def _read(place: Path) -> _Kept | None:
         return None
 
 
-def _summary(prepared: tokens.Prepared, scored: int) -> Scored:
-    found = prepared.summary
-    return Scored(
-        rows=found.rows,
-        scored=scored,
-        cut=found.cut,
-        max_length=found.max_length,
-        answer_lost=found.answer_lost,
-        dropped=found.rows - found.answer_lost - scored,
-        problems=[problem for problem in found.problems if problem.severity == "error"],
-    )
-
-
 def scores(
     model: Any,
-    prepared: tokens.Prepared,
+    prepared: preprocess.Prepared,
     device: Any,
     dtype: Any,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
-    progress: Callable[[int, int], None] | None = None,
     pass_tokens: int | None = None,
 ) -> Iterator[list[RowScore]]:
     """Mean loss over the supervised tokens of every row, some rows at a time, the longest first.
@@ -138,7 +136,8 @@ def scores(
 
     lengths = prepared.lengths
     order = np.argsort(-lengths, kind="stable")
-    parts = _Parts(prepared.lines)
+    left = Counter(prepared.lines.tolist())
+    sums: dict[int, tuple[float, int]] = {}
     room = pass_tokens or PASS_TOKENS[device.type]
     done, total, at = 0, int(lengths.sum()), 0
     with evaluating(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -146,15 +145,22 @@ def scores(
         while at < len(order):
             chosen = order[at : at + max(1, room // int(lengths[order[at]]))]
             try:
-                sums = _sums(model, [prepared.row(int(i)) for i in chosen], device, plain)
+                parts = _sums(model, [prepared.row(int(i)) for i in chosen], device, plain)
             except RuntimeError as error:
                 room = _smaller(error, len(chosen), int(lengths[order[at]]))
                 continue
             at += len(chosen)
             done += int(lengths[chosen].sum())
-            if progress is not None:
-                progress(done, total)
-            ready = [one for i, part in zip(chosen, sums, strict=True) if (one := parts.add(int(i), *part)) is not None]
+            progress(done, total)
+            ready = []
+            for line, (loss, count) in zip(prepared.lines[chosen].tolist(), parts, strict=True):
+                before = sums.pop(line, (0.0, 0))
+                loss, count = before[0] + loss, before[1] + count
+                left[line] -= 1
+                if left[line]:
+                    sums[line] = loss, count
+                elif count and math.isfinite(loss):
+                    ready.append(RowScore(line, loss / count, count))
             if ready:
                 yield ready
 
@@ -162,10 +168,10 @@ def scores(
 def _sums(model: Any, rows: Sequence[Any], device: Any, plain: bool) -> list[tuple[float, int]]:
     """Loss summed over the supervised tokens of each row, and their number."""
     from backprop.train.loss import token_losses
-    from backprop.train.packing import pad, supervised_count
+    from backprop.train.packing import pad, predictions
 
     losses = token_losses(model, pad(rows).to(device), plain_head=plain).double().cpu()
-    counts = [supervised_count(row) for row in rows]
+    counts = [len(predictions(mask)) for _, mask in rows]
     return [(float(part.sum()), len(part)) for part in losses.split(counts)]
 
 
@@ -190,28 +196,6 @@ def _smaller(error: RuntimeError, rows: int, longest: int) -> int:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return rows // 2 * longest
-
-
-class _Parts:
-    """Puts the samples of one line together: a long text is several."""
-
-    def __init__(self, lines: Any) -> None:
-        self._lines = lines
-        numbers, counts = np.unique(lines, return_counts=True)
-        several = counts > 1
-        self._missing = dict(zip(numbers[several].tolist(), counts[several].tolist(), strict=True))
-        self._sums: dict[int, tuple[float, int]] = {}
-
-    def add(self, index: int, loss: float, count: int) -> RowScore | None:
-        """The score of the line that sample ``index`` belongs to, once it is whole and has something to score."""
-        line = int(self._lines[index])
-        if line in self._missing:
-            before = self._sums.get(line, (0.0, 0))
-            loss, count = self._sums[line] = (before[0] + loss, before[1] + count)
-            self._missing[line] -= 1
-            if self._missing[line]:
-                return None
-        return RowScore(line, loss / count, count) if count and math.isfinite(loss) else None
 
 
 if __name__ == "__main__":

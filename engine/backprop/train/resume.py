@@ -25,11 +25,10 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
 from backprop.core.paths import token_cache
-from backprop.core.settings import RunConfig, held_out_file, settings_with_effect
-from backprop.data.split import SEED
+from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
-from backprop.runs.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointStore, read_manifest
+from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.worker.setup import environment
 
@@ -55,6 +54,8 @@ class Beginning:
     continued: bool = False
     extended: bool = False
     weights: Path | None = None
+    split_seed: int | None = None
+    """Seed of the held-out rows where it is not the run's own: a fork keeps the split of the run it came from."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -80,24 +81,37 @@ def begin(
         CheckpointError: checkpoints exist and none verifies; the message says of each why not.
     """
     config = record.config
-    if verb == "start":
-        return Beginning(resolve(config), weights=_forked_from(record))
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config, extended=True)
     store = CheckpointStore(directory.checkpoints, record.run_id)
     store.remove_leftovers()
-    if not any(store.directory.glob("step-*")):
-        note = events.Warning(code="NO_CHECKPOINT", message="the run had no checkpoint yet: it starts again at step 1")
-        return Beginning(resolve(config), continued=True, weights=_forked_from(record), notes=[note])
+    if verb == "start" or not any(store.directory.glob("step-*")):
+        weights = _forked_from(record)
+        start = Beginning(resolve(config), continued=verb != "start", weights=weights, split_seed=_split_seed(weights))
+        if start.continued:
+            message = "the run had no checkpoint yet: it starts again at step 1"
+            start.notes.append(events.Warning(code="NO_CHECKPOINT", message=message))
+        return start
     checkpoint, broken = store.require_valid()
     resolved = resolve(as_resolved(config, checkpoint))
+    saved = checkpoint.manifest.identity.get("config", {})
+    # The checkpoint is from before an extend where the run has got another end since.
+    other_end = any(saved.get(name) != getattr(resolved, name) for name in ("steps", "epochs"))
     return Beginning(
         resolved,
         checkpoint,
         continued=True,
-        extended=(record.extended or verb == "extend") and _has_other_end(checkpoint, resolved),
-        notes=[_passed_over(each, checkpoint) for each in broken],
+        extended=(record.extended or verb == "extend") and other_end,
+        split_seed=_split_seed(checkpoint.path),
+        notes=[
+            events.Warning(
+                code="STATE_CHECKPOINT_INVALID",
+                message=f"checkpoint {each.path.name} is not used: {'; '.join(each.problems)}",
+                hint=f"going on from step {checkpoint.step}",
+            )
+            for each in broken
+        ],
     )
 
 
@@ -119,18 +133,13 @@ def _forked_from(record: RunRecord) -> Path | None:
     return weights
 
 
-def _has_other_end(checkpoint: Checkpoint, config: RunConfig) -> bool:
-    """Whether the checkpoint is from before an extend: the run has got another end since."""
-    saved = checkpoint.manifest.identity.get("config", {})
-    return any(saved.get(name) != getattr(config, name) for name in ("steps", "epochs"))
-
-
-def _passed_over(broken: BrokenCheckpoint, used: Checkpoint) -> events.Warning:
-    return events.Warning(
-        code="STATE_CHECKPOINT_INVALID",
-        message=f"checkpoint {broken.path.name} is not used: {'; '.join(broken.problems)}",
-        hint=f"going on from step {used.step}",
-    )
+def _split_seed(checkpoint: Path | None) -> int | None:
+    """The seed by which the run of this checkpoint chose its held-out rows; earlier versions took the run's own."""
+    if checkpoint is None:
+        return None
+    identity = read_manifest(checkpoint).identity
+    seed: int | None = identity.get("split_seed", identity.get("config", {}).get("seed"))
+    return seed
 
 
 def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
@@ -144,7 +153,9 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     return msgspec.convert({**msgspec.to_builtins(config), **chosen}, RunConfig)
 
 
-def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "") -> dict[str, Any]:
+def identity(
+    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split_seed: int | None = None
+) -> dict[str, Any]:
     """The identity of a run.
 
     Args:
@@ -152,11 +163,14 @@ def identity(config: RunConfig, model_path: Path, fingerprint: str, held_out: st
         model_path: the directory that model and tokenizer are loaded from.
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
         held_out: of the rows that are evaluated on; empty where there are none.
+        split_seed: by which they were chosen, where it is not the run's own.
     """
+    files = [path for path in sorted(model_path.iterdir()) if path.is_file() and _MODEL_FILES.fullmatch(path.name)]
     return {
-        "model": {path.name: file_hash(path) for path in sorted(model_path.iterdir()) if _is_model_file(path)},
+        "model": {path.name: file_hash(path) for path in files},
         "tokens": fingerprint,
         "held_out": held_out,
+        "split_seed": config.seed if split_seed is None else split_seed,
         "config": settings_with_effect(config),
         "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
@@ -187,8 +201,6 @@ def require_same_identity(
         found = compare_unhashed(str(saved.get("data", "")), rows, directory)
         differences += [found] if isinstance(found, str) else []
         notes += [found] if isinstance(found, events.Warning) else []
-    if "held_out" not in saved and now["held_out"] and now["config"]["seed"] != SEED and not _has_file(now):
-        differences.append(f"earlier versions held out other rows where the seed was not {SEED}")
     if differences:
         raise CheckpointError(
             "the run cannot be continued exactly: " + "; ".join(differences),
@@ -200,10 +212,6 @@ def require_same_identity(
         message = "libraries changed, so results may differ in the last bits: " + "; ".join(changed)
         notes.append(events.Warning(code="LIBRARIES_CHANGED", message=message))
     return notes
-
-
-def _has_file(now: dict[str, Any]) -> bool:
-    return held_out_file(now["config"]["held_out"]) is not None
 
 
 def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
@@ -327,7 +335,3 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[st
 
 def _shown(value: Any) -> str:
     return "not there" if value is _ABSENT else repr(value)
-
-
-def _is_model_file(path: Path) -> bool:
-    return path.is_file() and _MODEL_FILES.fullmatch(path.name) is not None

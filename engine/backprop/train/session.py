@@ -31,26 +31,19 @@ from backprop.train.methods import METHODS
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
-from backprop.train.steering import Commands, Steering
+from backprop.train.steering import Steering
 from backprop.train.trainer import Schedule, StepLoop
+from backprop.worker.commands import Control
 
 Emit = Callable[[Event], None]
 EVALUATIONS = 10
 """Evaluations over a run whose configuration does not say how often."""
 
 
-def run(start: Beginning, directory: RunDirectory, emit: Emit, control: Commands) -> EndStatus:
-    """Do one training run and emit all that happens, ``run_finished`` last; how it ended.
-
-    ``run_started`` before it, and ``run_failed`` for whatever it raises, are the caller's.
-    """
-    return Session(start, directory, emit, control).run()
-
-
 class Session:
     """One stretch of a run, with all that it works with."""
 
-    def __init__(self, start: Beginning, directory: RunDirectory, emit: Emit, control: Commands) -> None:
+    def __init__(self, start: Beginning, directory: RunDirectory, emit: Emit, control: Control) -> None:
         self.start = start
         self.config = start.config
         self.directory = directory
@@ -59,6 +52,10 @@ class Session:
         self.steering = Steering(control, emit)
 
     def run(self) -> EndStatus:
+        """Train and emit all that happens, ``run_finished`` last; how it ended.
+
+        ``run_started`` before it, and ``run_failed`` for whatever it raises, are the caller's.
+        """
         began = time.monotonic()
         torch.set_grad_enabled(True)
         models.use_all_cores()
@@ -100,11 +97,13 @@ class Session:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look)
+        rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look, start.split_seed)
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit)
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint)
+        for each in (rows, self.held_out.rows):
+            models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
@@ -116,6 +115,9 @@ class Session:
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
         self.schedule = Schedule.of(config, len(self.trained))
+        if not start.checkpoint:
+            for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
+                emit(note)
         self.reporter = Reporter(emit, self.schedule, self.loaded.device)
         self.steering.on_sample = self.answer
 
@@ -260,6 +262,40 @@ def halved(step: int, batching: Batching, error: BaseException, rows_per_step: i
 def steps_between_evaluations(steps: int, rows_per_step: int, held_out: int) -> int:
     """Ten evaluations over the run, fewer where one would take more rows than were trained since the last."""
     return max(1, steps // EVALUATIONS, -(-held_out // rows_per_step))
+
+
+def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
+    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
+
+    Args:
+        trained, held_out: rows.
+    """
+    found = []
+    if config.warmup_steps is not None and config.warmup_steps >= steps:
+        found.append(
+            events.Warning(
+                code="WARMUP_TOO_LONG",
+                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
+                hint="fewer --warmup-steps, or more steps",
+            )
+        )
+    if not held_out and config.held_out not in ("auto", "none"):
+        found.append(
+            events.Warning(
+                code="NO_HELD_OUT_ROWS",
+                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
+                hint="add rows, or name a file of others",
+            )
+        )
+    if not held_out and config.early_stopping is not None:
+        found.append(
+            events.Warning(
+                code="EARLY_STOPPING_OFF",
+                message="the run will not stop early: no rows are held out to measure it by",
+                hint="hold rows out with --held-out",
+            )
+        )
+    return found
 
 
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from backprop.core.errors import TrainingAbortedError
 from backprop.core.events import (
@@ -19,27 +18,11 @@ from backprop.core.events import (
     Stop,
 )
 from backprop.hardware.thermal import Decision
+from backprop.train.gpu_guard import Guard
+from backprop.worker.commands import Control
 
 HEAT_SECONDS = 0.5
 """Seconds between two looks at the temperature while a run is held."""
-
-
-class Commands(Protocol):
-    """Where commands come from (``control.Control``)."""
-
-    stepping: bool
-
-    def take(self) -> list[AnyCommand]: ...
-
-    def wait(self, timeout: float | None = None) -> AnyCommand | None: ...
-
-
-class HeatGuard(Protocol):
-    """What heat asks for (``guard.Guard``)."""
-
-    def decide(self, step: int) -> Decision: ...
-
-    def release(self, step: int) -> None: ...
 
 
 class Steering:
@@ -54,13 +37,13 @@ class Steering:
         on_checkpoint, on_sample: what saving and sampling mean, with the number of the last step; set once they can.
     """
 
-    def __init__(self, commands: Commands, emit: Callable[[Event], None]) -> None:
+    def __init__(self, commands: Control, emit: Callable[[Event], None]) -> None:
         self._commands = commands
         self._emit = emit
         self.on_checkpoint: Callable[[int], None] | None = None
         self.on_sample: Callable[[int], object] | None = None
         self._waiting: list[AnyCommand] = []
-        self.guard: HeatGuard | None = None
+        self.guard: Guard | None = None
         self._paused = False
         self.stop: Stop | None = None
         """The wish to end early, once there was one."""
@@ -95,7 +78,8 @@ class Steering:
                 self.look()
             heat = self._heat(step)
             if not self._paused and not heat.paused:
-                self._rest(heat.rest)
+                if heat.rest > 0:
+                    self._await(heat.rest)  # a command ends the rest, and is carried out after the next step
                 break
             self._await(HEAT_SECONDS if self.guard else None)
         return self.stop is not None
@@ -123,11 +107,6 @@ class Steering:
                 self.on_checkpoint(step)
             raise decision.abort
         return decision
-
-    def _rest(self, seconds: float) -> None:
-        """Let the card cool for ``seconds``; a command ends the rest, and is carried out after the next step."""
-        if seconds > 0:
-            self._await(seconds)
 
     def _await(self, seconds: float | None) -> None:
         """Wait for the next command, at most ``seconds``."""

@@ -18,12 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random, trained_parameters
+from backprop.train.dataset import Subset
 from backprop.train.lora_kernel import fuse
 from backprop.train.loss import Loss, keeps_rows_apart
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
-from backprop.train.packing import Batching, MicroBatch, Row, Rows, step_rows, token_budget
+from backprop.train.packing import Batching, MicroBatch, Row, step_rows, token_budget
 
 FLOOR = 0.1
 """The learning rate decays to this share of its peak, not to zero: the last steps still learn."""
@@ -96,13 +97,6 @@ def optimizer_for(model: torch.nn.Module, config: RunConfig, device: torch.devic
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
-def recompute_activations(model: Any) -> None:
-    """Gradient checkpointing: activations are computed again in the backward pass instead of kept."""
-    # The second name is the one of earlier versions of transformers.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-
-
 def batch_loss(loaded: Loaded, method: Method, batch: MicroBatch) -> Loss:
     """A micro-batch's loss in the precision of the frozen weights, on the model's device."""
     with torch.autocast(loaded.device.type, dtype=torch.bfloat16, enabled=loaded.dtype == torch.bfloat16):
@@ -135,7 +129,7 @@ class StepLoop:
         loaded: Loaded,
         method: Method,
         config: RunConfig,
-        rows: Rows,
+        rows: Subset,
         schedule: Schedule,
         *,
         between: Callable[[], object] = lambda: None,
@@ -162,7 +156,10 @@ class StepLoop:
         )
         fuse(loaded.model)
         if config.gradient_checkpointing:
-            recompute_activations(loaded.model)
+            # Activations are computed again in the backward pass. The second name is that of earlier transformers.
+            model = loaded.model
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.optimizer = optimizer_for(loaded.model, config, loaded.device)
         # A plain function: the scheduler would save the state of any other callable.
         self.scheduler = LambdaLR(self.optimizer, lambda step: schedule.factor(step))  # noqa: PLW0108
@@ -180,7 +177,9 @@ class StepLoop:
             self._random = None
         while self.step < self.schedule.steps:
             if self.step % self.schedule.steps_per_epoch == 0:
-                _draw_for_epoch()
+                # The one number that a ``DataLoader`` draws when an epoch begins. Earlier versions used one, so runs
+                # that they began, and runs with their seed, see the same dropout.
+                torch.empty((), dtype=torch.int64).random_()
             chosen = step_rows(len(self.rows), self.schedule.rows_per_step, self.config.seed, self.step)
             self.take([self.rows.row(index) for index in chosen])
             if after_step(self.step):
@@ -265,11 +264,3 @@ class StepLoop:
                 group["lr"] = base * self.schedule.factor(self.step)
         progress: dict[str, Any] = restored["progress"]
         return progress
-
-
-def _draw_for_epoch() -> None:
-    """Draw the one number that a ``DataLoader`` draws when an epoch begins.
-
-    Earlier versions used one, so runs that they began, and runs with their seed, see the same dropout.
-    """
-    torch.empty((), dtype=torch.int64).random_()

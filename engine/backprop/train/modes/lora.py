@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from backprop.core.errors import InvalidSettingError, TrainingError
-from backprop.core.presets import LORA_PRESETS
+from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import seed_random, trained_parameters
+
+KERNELS_PAST_OUT_PROJ = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Architectures whose kernels go past a module, so that PEFT refuses an adapter on it."""
 
 
 class LoRA:
@@ -33,6 +38,7 @@ class LoRA:
     def load(self, base: Callable[..., Any]) -> PeftModel:
         model = base()
         self.targets, self.notes = choose_targets(model, self._config)
+        self.notes += experts_note(model)
         seed_random(self._config.seed)
         adapter = LoraConfig(
             r=self._config.lora_r,  # type: ignore[arg-type]
@@ -70,26 +76,68 @@ class LoRA:
 def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]:
     """Kinds of layer that get an adapter, and what has to be said about the choice.
 
-    Named ones that the model lacks are an error when the person named them; a preset's are narrowed to those that
-    exist, and an architecture with none of them gets adapters on all its linear layers (but not the head).
+    They are found among the model's own linear layers below its head. A preset for all of them takes them all, whatever
+    their names. One for some takes those that exist, and where an architecture has none of them, because they are one
+    layer there, the linear layers of its attention.
 
     Raises:
-        InvalidSettingError: a layer was named that the model lacks.
+        InvalidSettingError: the person named a layer that the model lacks.
     """
-    head = model.get_output_embeddings()
-    linear = {
-        n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head
-    }
-    wanted = list(config.target_modules or [])
-    found = [name for name in wanted if name in linear]
-    preset = list(LORA_PRESETS[config.lora_preset].target_modules)
-    if missing := [name for name in wanted if name not in linear]:
-        if wanted != preset:
+    layers = _linear_layers(model)
+    kinds = set(layers.values())
+    wanted, preset = list(config.target_modules or []), list(LORA_PRESETS[config.lora_preset].target_modules)
+    missing = [name for name in wanted if name not in kinds]
+    found = [name for name in wanted if name in kinds]
+    notes = []
+    if wanted != preset:
+        if missing:
             raise InvalidSettingError(
                 f"the model has no linear layer called {', '.join(missing)}",
-                hint="its layers: " + ", ".join(sorted(linear)),
+                hint="its layers: " + ", ".join(sorted(kinds)),
                 details={"field": "target_modules"},
             )
+    elif preset == list(ALL_LINEAR):
+        others = sorted(kinds.difference(found))
         if not found:
-            return sorted(linear), ["the preset's layers are not in this architecture: adapters are on all linear ones"]
-    return found, []
+            notes.append("the preset's layers are not in this architecture: adapters are on all linear ones")
+        elif others:
+            notes.append(f"adapters are on all linear layers, in this architecture {', '.join(others)} too")
+        found += others
+    elif not found:
+        found = sorted({kind for name, kind in layers.items() if "attn" in name or "attention" in name})
+        found = found or sorted(kinds)
+        notes.append(f"this architecture has no {', '.join(preset)}: adapters are on {', '.join(found)}")
+    elif missing:
+        notes.append(f"this architecture has no {', '.join(missing)}: adapters are on {', '.join(found)} only")
+    numbered = [(match[0], kind) for name, kind in layers.items() if (match := re.match(r".*?\.\d+(?=\.)", name))]
+    blocks = {block for block, _ in numbered}
+    reached = {block for block, kind in numbered if kind in found}
+    if len(reached) < len(blocks):
+        notes.append(f"{', '.join(found)}: {len(reached)} of {len(blocks)} layers have them, the others get no adapter")
+    return found, notes
+
+
+def _linear_layers(model: Any) -> dict[str, str]:
+    """The linear layers that can have an adapter, by name, with their kind, which is the last part of the name.
+
+    All below the head, except those for images and sounds.
+    """
+    head = model.get_output_embeddings()
+    linear, unfit = {}, set()
+    if getattr(getattr(model, "config", None), "model_type", "") in KERNELS_PAST_OUT_PROJ:
+        unfit.add("out_proj")
+    for name, module in model.named_modules():
+        kind = name.rpartition(".")[2]
+        if not isinstance(module, torch.nn.Linear | Conv1D):
+            unfit.add(kind)  # PEFT chooses by kind: one that other modules have too would reach those
+        elif module is not head and not re.search(r"vision|visual|audio", name):
+            linear[name] = kind
+    return {name: kind for name, kind in linear.items() if kind not in unfit}
+
+
+def experts_note(model: Any) -> list[str]:
+    """What has to be said of a model (without adapters) whose experts are one tensor for all: none gets an adapter."""
+    own = [module for module in model.modules() if not type(module).__module__.startswith("torch.")]
+    experts = sum(each.numel() for module in own for each in module.parameters(recurse=False) if each.ndim == 3)
+    share = experts / sum(each.numel() for each in model.parameters())
+    return [f"the experts ({share:.0%} of the weights) get no adapter: they are no linear layers"] if experts else []
