@@ -281,17 +281,10 @@ def _kto(row: dict[str, Any], names: Fields) -> Example:
     answer = _answer_turns(_need(row, names.completion, "feedback"), names.completion, warnings)
     label = _need(row, names.label, "feedback")
     if type(label) not in (bool, int) or label not in (0, 1):
-        raise RowError(
-            "invalid_value", names.label, f"{names.label} must be true or false (or 1, 0), not {shown(label)}"
-        )
-    return Example(
-        format="kto",
-        turns=prompt,
-        completion=answer,
-        label=bool(label),
-        tools=_tools(row, names),
-        warnings=warnings,
-    )
+        words = f"{names.label} must be true or false (or 1, 0), not {shown(label)}"
+        raise RowError("invalid_value", names.label, words)
+    tools = _tools(row, names)
+    return Example(format="kto", turns=prompt, completion=answer, label=bool(label), tools=tools, warnings=warnings)
 
 
 def _preference(row: dict[str, Any], names: Fields) -> Example:

@@ -85,31 +85,27 @@ def read_turns(items: Any, field: str, warnings: list[RowError], *, role: str = 
 
 def _read_turn(item: dict[str, Any], place: str, warnings: list[RowError]) -> Turn:
     role_key, text_key = ("from", "value") if "from" in item else ("role", "content")
+    speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     given = item.get(role_key)
     if given is None:
-        raise RowError("missing_field", f"{place}.{role_key}", f"{place} has no {role_key!r}: who speaks?")
+        raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")
     if not isinstance(given, str):
-        raise RowError(
-            "invalid_type", f"{place}.{role_key}", f"{place}.{role_key} is {kind(given)}, where text is needed"
-        )
+        raise RowError("invalid_type", speaker, f"{speaker} is {kind(given)}, where text is needed")
     role = ROLE_OF.get(given) or ROLE_OF.get(given.strip().lower())
     if role is None:
         role = given
-        warnings.append(
-            RowError(
-                "invalid_role", f"{place}.{role_key}", f"{given!r} is no known role; it is kept as it is", "warning"
-            )
-        )
+        words = f"{given!r} is no known role; it is kept as it is"
+        warnings.append(RowError("invalid_role", speaker, words, "warning"))
     content, reasoning, calls = "", None, None
     value = item.get(text_key)
     if type(value) is str:
         content = value
     elif isinstance(value, list | dict):
-        content, reasoning = read_parts(value, f"{place}.{text_key}")
+        content, reasoning = read_parts(value, said)
     elif value is None and text_key not in item and not ("tool_calls" in item or "function_call" in item):
-        raise RowError("missing_field", f"{place}.{text_key}", f"{place} has no {text_key!r}")
+        raise RowError("missing_field", said, f"{place} has no {text_key!r}")
     else:
-        content = as_text(value, f"{place}.{text_key}")
+        content = as_text(value, said)
     if given in ("function_call", "tool_call") and content:
         calls, content = _call_from_text(content)
     turn = Turn(role, content, reasoning, calls)
@@ -146,14 +142,8 @@ def _weight(value: Any, field: str, warnings: list[RowError]) -> bool:
     if not isinstance(value, bool | int | float) or not value >= 0:
         raise RowError("invalid_value", field, f"{field} must be true, false or a number from 0, not {shown(value)}")
     if value not in (0, 1):
-        warnings.append(
-            RowError(
-                "weight_rounded",
-                field,
-                f"{field} is {shown(value)}: turns are trained fully or not, here fully",
-                "warning",
-            )
-        )
+        words = f"{field} is {shown(value)}: turns are trained fully or not, here fully"
+        warnings.append(RowError("weight_rounded", field, words, "warning"))
     return bool(value)
 
 
