@@ -204,6 +204,8 @@ def test_a_run_that_was_ended_and_resumed_equals_the_one_that_was_not(
     if case.moved:
         directory = RunDirectory(Path(shutil.move(directory.path, elsewhere)))
     for moment in others:
+        if read_run(directory.path).status == "done":  # the signal came after the last step
+            break
         answer = workshop.command("resume", str(directory.path), at=moment)
         require_ended(way, answer, directory)
     if read_run(directory.path).status != "done":

@@ -36,8 +36,8 @@ def refuse_existing(*paths: Path) -> None:
     for path in paths:
         if path.exists():
             raise InputError(
-                f"{path} exists already and is not overwritten",
-                hint="move it away, or name another file to write",
+                f"{path.name} exists already and is not overwritten",
+                hint=f"move {path} away, or name another file to write",
                 details={"path": str(path)},
             )
 
