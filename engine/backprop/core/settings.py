@@ -42,6 +42,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     data: Annotated[_Text, Meta(description="dataset: a file, or owner/name[@revision][:configuration][:split]")]
     model: Annotated[_Text, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
+    method: Annotated[Literal["sft"], Meta(description="what is learned; sft: to answer as the rows do")] = "sft"
     mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
     backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
         "auto"

@@ -22,7 +22,7 @@ from backprop.core.presets import LORA_PRESETS
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.train.checkpoint import some
-from backprop.train.modes import MODES, Mode
+from backprop.train.modes import Mode, mode_named
 
 GB = 1024**3
 OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
@@ -80,7 +80,7 @@ def resolved(config: RunConfig) -> RunConfig:
     checkpointing = config.gradient_checkpointing
     return msgspec.structs.replace(
         config,
-        mode="lora",
+        mode="lora" if config.mode == "auto" else config.mode,
         backend="cuda" if device.type == "cuda" else "cpu",
         batch_size=(4 if free >= 23 * GB else 2 if free >= 15 * GB else 1) if batch == "auto" else batch,
         gradient_checkpointing=(device.type == "cuda" and free < 40 * GB) if checkpointing is None else checkpointing,
@@ -178,7 +178,7 @@ def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
     device = choose_device(config.backend)
     dtype = choose_dtype(device)
     chat = ChatTokenizer.load(path)
-    mode: Mode = MODES[config.mode](config, repository_of(config.model) or str(path))
+    mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
     model = mode.load(lambda **options: load_base(path, device, dtype, config.trust_remote_code, **options))
     loaded = Loaded(model, mode, chat, path, device, dtype)
     emit(_measured(loaded, config))

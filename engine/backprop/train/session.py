@@ -27,7 +27,7 @@ from backprop.train.dataset import prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import generate
 from backprop.train.gpu_guard import Guard
-from backprop.train.methods import METHODS
+from backprop.train.methods import method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
@@ -130,7 +130,7 @@ class Session:
         """
         config, emit, steering = self.config, self.emit, self.steering
         emit(PhaseChanged(phase="training"))
-        method = METHODS["sft"](self.loaded.model)
+        method = method_named(self.config.method)(self.loaded.model)
         loop = StepLoop(
             self.loaded,
             method,

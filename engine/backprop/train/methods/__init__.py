@@ -1,17 +1,17 @@
 """Training methods: what is computed of a micro-batch. The step loop is the same for all of them.
 
-A method is one file here and one line in ``METHODS``.
+A method is one file here and one word of ``RunConfig.method``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import torch
 
 from backprop.train.loss import Loss
-from backprop.train.methods.sft import SFT
 from backprop.train.packing import Batching, MicroBatch
 
 
@@ -33,5 +33,7 @@ class Method(Protocol):
         ...
 
 
-METHODS = {"sft": SFT}
-"""By name; each is made with the loaded model."""
+def method_named(name: str) -> Callable[[torch.nn.Module], Method]:
+    """``METHOD`` of the module called ``name``; called with the loaded model."""
+    found: Callable[[torch.nn.Module], Method] = resolve_name(f"{__name__}.{name}:METHOD")
+    return found

@@ -26,3 +26,6 @@ class SFT:
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
         return Loss(summed_loss(model, batch, plain_head=self._plain_head))
+
+
+METHOD = SFT

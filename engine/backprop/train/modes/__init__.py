@@ -1,15 +1,14 @@
-"""Modes: which weights of a model are trained. A mode is one file here and one line in ``MODES``."""
+"""Modes: which weights of a model are trained. A mode is one file here and one word of ``RunConfig.mode``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 import torch
-
-from backprop.train.modes.lora import LoRA
 
 
 class Mode(Protocol):
@@ -49,5 +48,7 @@ class Mode(Protocol):
         ...
 
 
-MODES = {"lora": LoRA}
-"""By name; each is made with the resolved configuration and the name of the base model."""
+def mode_named(name: str) -> Callable[..., Mode]:
+    """``MODE`` of the module called ``name``; called with the resolved configuration and the name of the base model."""
+    found: Callable[..., Mode] = resolve_name(f"{__name__}.{name}:MODE")
+    return found

@@ -141,3 +141,6 @@ def experts_note(model: Any) -> list[str]:
     experts = sum(each.numel() for module in own for each in module.parameters(recurse=False) if each.ndim == 3)
     share = experts / sum(each.numel() for each in model.parameters())
     return [f"the experts ({share:.0%} of the weights) get no adapter: they are no linear layers"] if experts else []
+
+
+MODE = LoRA
