@@ -225,10 +225,10 @@ def edit(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What happens to ``file`` after a run was killed after ``step``, and what its resume says."""
+    """What happens to ``file`` after a run was killed, once it had saved or before, and what its resume says."""
 
     kind: str
-    step: int
+    saved: bool
     file: str
     change: Callable[[Path], object]
     code: str
@@ -236,14 +236,16 @@ class Refusal:
 
 
 REFUSALS = {
-    "data edited": Refusal("train", 7, "rows.jsonl", edit, "STATE_IDENTITY_MISMATCH", "the data, or how it becomes"),
+    "data edited": Refusal("train", True, "rows.jsonl", edit, "STATE_IDENTITY_MISMATCH", "the data, or how it becomes"),
     "held-out rows edited": Refusal(
-        "held-out file", 7, "dev.jsonl", edit, "STATE_IDENTITY_MISMATCH", "the held-out rows were changed"
+        "held-out file", True, "dev.jsonl", edit, "STATE_IDENTITY_MISMATCH", "the held-out rows were changed"
     ),
     "held-out rows gone": Refusal(
-        "held-out file", 7, "dev.jsonl", Path.unlink, "DATASET_NOT_FOUND", "there is no file of held-out rows"
+        "held-out file", True, "dev.jsonl", Path.unlink, "DATASET_NOT_FOUND", "there is no file of held-out rows"
     ),
-    "parent gone": Refusal("fork", 3, "parents", shutil.rmtree, "STATE_CHECKPOINT_INVALID", "was forked from is gone"),
+    "parent gone": Refusal(
+        "fork", False, "parents", shutil.rmtree, "STATE_CHECKPOINT_INVALID", "was forked from is gone"
+    ),
 }
 
 
@@ -253,7 +255,7 @@ def test_a_run_that_cannot_go_on_exactly_is_refused_with_the_reason(
 ) -> None:
     for name in ("rows.jsonl", "dev.jsonl"):
         shutil.copy(workshop.folder / name, tmp_path)
-    killed = after("step", refusal.step, signal=int(signal.SIGKILL))
+    killed = {**(after("checkpoint_saved") if refusal.saved else after("step", 3)), "signal": int(signal.SIGKILL)}
     directory, _ = workshop.begin(refusal.kind, tmp_path / "out", killed, folder=tmp_path)
     refusal.change(tmp_path / refusal.file)
 
@@ -265,7 +267,7 @@ def test_a_run_that_cannot_go_on_exactly_is_refused_with_the_reason(
 
 
 def test_a_fork_that_has_saved_needs_its_parent_no_more(workshop: Workshop, tmp_path: Path) -> None:
-    killed = after("step", 7, signal=int(signal.SIGKILL))
+    killed = after("checkpoint_saved", signal=int(signal.SIGKILL))
     directory, _ = workshop.begin("fork", tmp_path / "out", killed)
     shutil.rmtree(tmp_path / "parents")
 
