@@ -19,9 +19,10 @@ from pathlib import Path
 
 import msgspec
 
+from backprop.core.definition import config_from
 from backprop.core.errors import EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
-from backprop.core.settings import RunConfig, config_from
+from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.journal import Follower
 from backprop.runs.state import read_run
@@ -190,16 +191,19 @@ def _works_on(pid: int, directory: RunDirectory) -> bool:
         return not Path("/proc/self").exists()  # this system shows no command lines
 
 
-def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> EngineClient:
+def start(
+    config: RunConfig, kind: str = "train", forked_from: str = "", origins: dict[str, str] | None = None
+) -> EngineClient:
     """Make a run directory and start its engine.
 
     Args:
+        origins: where each setting's value comes from.
         forked_from: a folder with an adapter to start from, instead of a fresh one.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    return launch(RunDirectory.create(config, kind, forked_from), "start")
+    return launch(RunDirectory.create(config, kind, forked_from, origins), "start")
 
 
 def resume(path: Path) -> EngineClient:
