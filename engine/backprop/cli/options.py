@@ -95,7 +95,7 @@ def arguments(config: RunConfig) -> list[str]:
 def _written(setting: Setting, value: Any) -> list[str]:
     name = setting.flags[0]
     if value is None:
-        return [name, "auto" if setting.rule else "none"]
+        return [name, setting.written(value)] if setting.written(value) else []
     match setting.kind:
         case "switch":
             return [name if value else setting.off]

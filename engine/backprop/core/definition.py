@@ -163,6 +163,12 @@ class Setting(Struct, frozen=True, kw_only=True):
             return ""
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
+    def written(self, value: Any) -> Any:
+        """``value`` as a file or a flag has it: what was left to the rule on purpose is ``auto``."""
+        if value is None and (self.numbers or self.kind != "value"):
+            return "auto" if self.rule else "none"
+        return value
+
     def parse(self, given: Any, label: str = "") -> Any:
         """The value that was given, as text or as a plain value, checked.
 
