@@ -165,6 +165,11 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
+    if "backprop.core.log" in sys.modules:
+        from backprop.core.log import LOGGER
+
+        if LOGGER.handlers:
+            LOGGER.error(f"[{error.code}] {error.message}", exc_info=cause if verbose else None)
     try:
         output.show_error(error, as_json, cause if verbose else None)
         sys.stdout.flush()

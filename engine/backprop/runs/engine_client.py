@@ -22,6 +22,7 @@ import msgspec
 from backprop.core.definition import config_from
 from backprop.core.errors import EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
+from backprop.core.log import variables as log_variables
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.journal import Follower
@@ -271,6 +272,7 @@ def launch(directory: RunDirectory, *how: str) -> EngineClient:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                env=log_variables(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
