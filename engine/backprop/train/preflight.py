@@ -8,6 +8,7 @@ from backprop.core import events
 from backprop.core.events import Event
 from backprop.core.jobs import JobProgress, RunPlan
 from backprop.core.models import find_tokenizer
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.worker.job import Send, run_job
 
@@ -16,7 +17,6 @@ def plan(config: RunConfig, send: Send) -> None:
     """Prepare the rows and send the plan; rows that would train nothing end it as they would end the run."""
     from backprop.train.dataset import prepare
     from backprop.train.model import resolved
-    from backprop.train.trainer import Schedule
 
     path = find_tokenizer(config.model)
     chosen = resolved(config)
