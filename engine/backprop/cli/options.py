@@ -88,7 +88,8 @@ def arguments(config: RunConfig) -> list[str]:
     for setting in settings().values():
         value = getattr(config, setting.name)
         # Which model is taken when none is named depends on the machine.
-        other_length = setting.name in ("steps", "epochs") and value is None and (config.steps or config.epochs)
+        other_length = setting.name in ("steps", "epochs") and value in (None, "auto")
+        other_length = other_length and (config.steps is not None or config.epochs not in (None, "auto"))
         if setting.name == "model" or (value != usual[setting.name] and not other_length):
             words += _written(setting, value)
     return words

@@ -58,16 +58,18 @@ def continue_run(run: str, as_json: bool, verbose: bool) -> int:
 def _show_plan(plan: dict[str, Any]) -> None:
     from backprop.runs.describe import describe_dataset
 
-    for name, value in plan["config"].items():
+    found = msgspec.convert(plan["plan"], RunPlan | None)
+    values, origins = plan["config"], plan["origins"]
+    if found is not None:
+        values, origins = found.config, {**origins, **found.origins}
+    for name, value in values.items():
         setting = settings()[name]
-        origin = plan["origins"].get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
+        origin = origins.get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
         output.line(f"{name:<24} {options.shown_value(value):<24}  {origin}".rstrip())
     output.line()
-    if plan["plan"] is None:
+    if found is None:
         output.line(f"the rows were not counted: {plan['why']}")
     else:
-        found = msgspec.convert(plan["plan"], RunPlan)
-        changed = {name: value for name, value in found.config.items() if value != plan["config"].get(name)}
         output.line(f"data      {describe_dataset(found.data)}")
         output.line(f"rows      {found.rows:,} trained, {found.held_out:,} held out")
         epochs = found.steps / max(1, found.steps_per_epoch)
@@ -75,7 +77,6 @@ def _show_plan(plan: dict[str, Any]) -> None:
             f"steps     {found.steps:,} of {found.rows_per_step} rows ({epochs:.3g} epochs), "
             f"{found.warmup_steps} of them warm-up"
         )
-        output.line(f"chosen    {', '.join(f'{name} {options.shown_value(value)}' for name, value in changed.items())}")
         for note in found.notes:
             output.line(f"note      {note}")
     output.line()

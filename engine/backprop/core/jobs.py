@@ -106,6 +106,8 @@ class RunPlan(Struct, kw_only=True, tag_field="type", tag="run_plan"):
 
     config: dict[str, Any]
     """As the engine would resolve it on this machine."""
+    origins: dict[str, str] = {}
+    """Where the values come from that the engine chose, in words."""
     data: DatasetPrepared
     rows: int
     """Rows that are trained."""

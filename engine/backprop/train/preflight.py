@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from backprop.core import events
+from backprop.core import events, rules
+from backprop.core.definition import chosen_by_rule
 from backprop.core.events import Event
 from backprop.core.jobs import JobProgress, RunPlan
 from backprop.core.models import find_tokenizer
@@ -30,9 +31,18 @@ def plan(config: RunConfig, send: Send) -> None:
 
     rows, trained, held_out = prepare(chosen, path, emit, lambda: False)
     schedule = Schedule.of(chosen, len(trained))
+    final, reasons = rules.for_rows(
+        chosen,
+        path,
+        rows=len(trained),
+        held_out=len(held_out),
+        rows_per_step=schedule.rows_per_step,
+        steps=schedule.steps,
+    )
     send(
         RunPlan(
-            config=msgspec.to_builtins(chosen),
+            config=msgspec.to_builtins(final),
+            origins={**chosen_by_rule(config, final), **{name: f"rule: {why}" for name, why in reasons.items()}},
             data=rows.summary,
             rows=len(trained),
             held_out=len(held_out),
