@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
-from backprop.core.datasets import is_hub_name
+from backprop.core.datasets import data_files, is_hub_name
 from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError
 from backprop.core.paths import expand
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
@@ -304,7 +304,7 @@ def _expand(setting: str, text: str) -> Path:
 
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
+        return bool(data_files(path))
     except OSError:  # a name that no file can have
         return False
 

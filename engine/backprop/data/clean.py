@@ -114,7 +114,7 @@ def clean_file(
         )
         with whole_file(output) as out:
             for index in kept:
-                out.write(line_of(source.row(index), source.kind))
+                out.write(line_of(source.row(index)))
         with whole_file(report) as out:
             out.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
         return result

@@ -149,7 +149,7 @@ def split_file(
         with whole_file(train) as train_out, whole_file(held_out) as held_out_out:
             for index, row in enumerate(source):
                 if index in wanted:
-                    (held_out_out if index in chosen else train_out).write(line_of(row, source.kind))
+                    (held_out_out if index in chosen else train_out).write(line_of(row))
         return SplitResult(
             path=str(path),
             train=str(train),
