@@ -67,10 +67,11 @@ async def test_a_path_that_does_not_exist_names_the_nearest_file(tmp_path: Path)
         await until_text(pilot, "✗ no file", "did you mean", "voyage.jsonl", "DATASET_NOT_FOUND")
 
 
-async def test_a_directory_names_the_files_in_it(tmp_path: Path) -> None:
-    write_rows(tmp_path / "voyage.jsonl", [alpaca(1)])
+async def test_a_directory_of_different_files_names_them(tmp_path: Path) -> None:
+    for name in ("voyage.jsonl", "harbour.jsonl"):
+        write_rows(tmp_path / name, [alpaca(1)])
     async with DataApp(tmp_path).run_test(size=(140, 40)) as pilot:
-        await until_text(pilot, "is a directory", "voyage.jsonl")
+        await until_text(pilot, "not parts of one dataset", "harbour.jsonl, voyage.jsonl", "DATASET_AMBIGUOUS")
 
 
 async def test_a_hub_name_says_that_it_is_not_on_this_machine() -> None:
