@@ -6,6 +6,7 @@ A name is ``owner/name``, then what is wanted of it: ``@revision``, ``:configura
 
 from __future__ import annotations
 
+import difflib
 import glob
 import os
 import re
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core import paths
-from backprop.core.errors import DatasetError
+from backprop.core.errors import DatasetError, DatasetNotFoundError
 from backprop.core.jobs import Fetched
 
 RECORD = "dataset.json"
@@ -79,6 +80,24 @@ def data_files(path: Path) -> list[Path]:
             details={"path": str(path), "choices": shown},
         )
     return files
+
+
+def missing(path: Path, what: str = "file") -> DatasetNotFoundError:
+    """The error for a ``path`` that has no ``data_files``; it suggests the nearest name."""
+    details = {"path": str(path)}
+    if path.is_dir():
+        hint = f"the rows are in files that end in {', '.join(FILE_ENDINGS)}"
+        return DatasetNotFoundError(f"{path} is a directory without a dataset file", hint=hint, details=details)
+    if path.exists():
+        hint = "it would have to be read twice: write it into a file first"
+        return DatasetNotFoundError(f"{path} is a pipe or a device, not a file", hint=hint, details=details)
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
+    except OSError:
+        beside = []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the spelling"
+    return DatasetNotFoundError(f"no {what} {path}", hint=hint, details=details)
 
 
 def _fitting(pattern: Path) -> Iterable[Path]:

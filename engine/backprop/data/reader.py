@@ -10,7 +10,6 @@ A hub name such as ``user/dataset`` is not resolved here: the engine fetches it 
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +20,7 @@ from typing import IO, Self
 import msgspec
 from msgspec import Struct
 
-from backprop.core.datasets import data_files, is_hub_name
+from backprop.core.datasets import data_files, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backprop.data.example import RowError
 from backprop.data.file_kinds import KINDS, PACKED, Kind, held_kind, packing
@@ -154,7 +153,7 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
     try:
         files = data_files(named)
         if not files:
-            raise _missing(named, str(path))
+            raise _not_fetched(str(path)) if is_hub_name(str(path)) else missing(named)
         if len(files) == 1:
             source = _open_file(files[0], progress, cancelled)
         else:
@@ -279,31 +278,12 @@ def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
         )
 
 
-def _missing(path: Path, name: str) -> DatasetNotFoundError:
-    details = {"path": name}
-    if path.is_dir():
-        words, hint = f"{path} is a directory without a dataset file", "name a file, or the directory that holds it"
-    elif path.exists():
-        words = f"{path} is a pipe or a device, not a file"
-        hint = "it would have to be read twice: write it into a file first"
-    elif is_hub_name(name):
-        words = f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet"
-        hint = f"check the path; `backprop validate {name}` fetches the dataset, which needs the network"
-        details["hub_name"] = name
-    else:
-        near = _similar(path)
-        words = f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else "")
-        hint = f"did you mean {near}?" if near else "check the path and the spelling"
-    return DatasetNotFoundError(words, hint=hint, details=details)
-
-
-def _similar(path: Path) -> str:
-    try:
-        names = [file.name for file in path.parent.iterdir() if file.is_file()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return str(path.parent / close[0]) if close else ""
+def _not_fetched(name: str) -> DatasetNotFoundError:
+    return DatasetNotFoundError(
+        f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
+        hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
+        details={"path": name, "hub_name": name},
+    )
 
 
 def _empty(path: Path) -> DatasetError:
