@@ -14,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from backprop.core import paths
 from backprop.core.errors import (
     BackpropError,
@@ -35,6 +34,11 @@ def written(folder: Path, name: str, data: bytes | str) -> Path:
     path = folder / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
+
+
+def zstd(data: bytes) -> bytes:
+    packed: bytes = pa.compress(data, "zstd", asbytes=True)
+    return packed
 
 
 def values(path: Path) -> list[object]:
@@ -64,7 +68,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, ending: str) -> Non
     if ending.endswith(".gz"):
         data = gzip.compress(data)
     if ending.endswith(".zst"):
-        data = zstandard.ZstdCompressor().compress(data)
+        data = zstd(data)
     path = written(tmp_path, f"rows.{ending}", data)
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=7)
@@ -248,7 +252,7 @@ def test_parquet_is_read_forward_and_back_across_row_groups(tmp_path: Path) -> N
         open_source(path)
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
 def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path, pack: object) -> None:
     ending = "gz" if pack is gzip.compress else "zst"
     data = pack(os.urandom(200_000))  # type: ignore[operator]
@@ -371,7 +375,7 @@ def test_a_file_without_permission_is_an_error_for_people(tmp_path: Path, monkey
 def test_a_zst_file_that_is_cut_off_is_refused_and_one_of_several_frames_is_read_whole(tmp_path: Path) -> None:
     rows = b"".join(b'{"text": "row %d of many that do not repeat %d"}\n' % (i, i * 7919) for i in range(5000))
     half = len(rows) // 2 + rows[len(rows) // 2 :].index(b"\n") + 1
-    packed = zstandard.compress(rows[:half]) + zstandard.compress(rows[half:])
+    packed = zstd(rows[:half]) + zstd(rows[half:])
     whole = tmp_path / "whole.jsonl.zst"
     whole.write_bytes(packed)
     with open_source(whole) as source:
@@ -379,5 +383,5 @@ def test_a_zst_file_that_is_cut_off_is_refused_and_one_of_several_frames_is_read
     for share in (0.2, 0.7, 0.99):
         path = tmp_path / f"cut-{share}.jsonl.zst"
         path.write_bytes(packed[: int(len(packed) * share)])
-        with pytest.raises(DatasetParseError, match="cut off"):
+        with pytest.raises(DatasetParseError, match="cannot be unpacked: Truncated"):
             open_source(path)

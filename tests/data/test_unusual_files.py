@@ -185,14 +185,14 @@ def test_shards_of_other_kinds_say_what_is_unusual_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "words"),
+    "broken",
     [
-        ('Q1?,"A1.\nQ2?,A2\nQ3?,A3\n', "never closed"),
-        ('Q1?,"A1.\nQ2?,A2\nQ3?,"A3, yes"\n', "text follows where it closes"),
-        ('Q1?,"A1.\nQ2?,A2\n"Q3?","A3"\n', "text follows where it closes"),
+        'Q1?,"A1.\nQ2?,A2\nQ3?,A3\n',
+        'Q1?,"A1.\nQ2?,A2\nQ3?,"A3, yes"\n',
+        'Q1?,"A1.\nQ2?,A2\n"Q3?","A3"\n',
     ],
 )
-def test_a_stray_quote_costs_its_own_line_alone(tmp_path: Path, broken: str, words: str) -> None:
+def test_a_stray_quote_costs_its_own_line_alone(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "a.csv"
     path.write_text("instruction,output\nQ0?,A0\n" + broken)
     with open_source(path) as source:
@@ -201,7 +201,7 @@ def test_a_stray_quote_costs_its_own_line_alone(tmp_path: Path, broken: str, wor
     assert [row.error is not None for row in rows] == [False, True, False, False]
     assert rows[1].error is not None
     assert rows[1].error.code == "broken_csv"
-    assert words in rows[1].error.message
+    assert "a quote that opens in it is not closed" in rows[1].error.message
     assert rows[1].raw == b'Q1?,"A1.'
     assert rows[2].value == {"instruction": "Q2?", "output": "A2"}
 
@@ -217,6 +217,7 @@ def test_a_stray_quote_costs_its_own_line_alone(tmp_path: Path, broken: str, wor
         ('Q?,He said "hi" twice', 'He said "hi" twice', ""),
         ('"Q?"," ""x"""', ' "x"', ""),
         ("Q?, blue", " blue", ""),
+        ('"Say ""a "" b", blue', " blue", ""),
         ('Q?,some "x", "y"', "column_count", ""),
     ],
 )

@@ -25,13 +25,7 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _BACKSLASH_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
 _ODD = "its quotes stand behind a blank or a backslash: they are read as quotes"
-_BROKEN = {
-    "expected after": "a quote opens in it, and text follows where it closes",
-    "unexpected end": "a quote opens in it and is never closed",
-    "field larger": "a quote opens in it and is never closed",
-    "new-line character": "a carriage return stands in a cell without quotes",
-}
-"""What Python's reader says of a record → the same in words."""
+_BROKEN = "not a CSV record: a quote that opens in it is not closed, or not where its cell ends"
 
 
 def read_csv(path: Path, source: IO[bytes], note: Note) -> Iterator[Found]:
@@ -116,7 +110,7 @@ def _record(lines: _Lines, ways: Sequence[Iterator[list[str]]], width: int) -> t
     """
     plain, error = _read(ways[0])
     count = len(lines.taken)
-    if not error and not any(' "' in line for line in lines.taken):
+    if not error and not any(cell.startswith(" ") and cell.lstrip(" ").startswith('"') for cell in plain):
         return plain, None
     for way in ways[1:]:
         lines.again()
@@ -128,8 +122,7 @@ def _record(lines: _Lines, ways: Sequence[Iterator[list[str]]], width: int) -> t
         next(lines)
     if not error:
         return plain, None
-    why = next((words for word, words in _BROKEN.items() if word in error), error)
-    return [], RowError("broken_csv", "", f"not a CSV record: {why}")
+    return [], RowError("broken_csv", "", f"{_BROKEN} ({error})")
 
 
 def _read(way: Iterator[list[str]]) -> tuple[list[str], str]:

@@ -8,16 +8,14 @@ leaves no half-made copy in use.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import msgspec
 from msgspec import Struct
@@ -35,8 +33,7 @@ ODD = b"\0"
 _VERSION = 2
 """Of the copies: another number makes all of them again."""
 _PIECE = 1024 * 1024
-_ZST_PIECE = 16 * 1024
-"""Packed bytes that are unpacked at once: what they become is held in memory."""
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
 class OddRow(Struct):
@@ -158,70 +155,22 @@ def unpacked(path: Path, file: IO[bytes]) -> Iterator[IO[bytes]]:
     Raises:
         DatasetParseError: it is damaged or cut off.
     """
-    ending = packing(path)
-    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
-    source = file
-    if ending == ".gz":
-        source = cast(IO[bytes], gzip.GzipFile(fileobj=file))
-    elif ending == ".zst":
-        import zstandard
+    codec = _CODECS.get(packing(path))
+    if codec is None:
+        yield file
+        return
+    import pyarrow
 
-        damaged = (EOFError, zstandard.ZstdError)
-        source = cast(IO[bytes], io.BufferedReader(_Frames(file), _PIECE))
     try:
-        yield source
-    except damaged as error:
+        yield cast(IO[bytes], io.BufferedReader(pyarrow.CompressedInputStream(file, codec), _PIECE))
+    except OSError as error:
+        if error.errno is not None:  # not what the stream says of its bytes
+            raise
         raise DatasetParseError(
             f"{path} cannot be unpacked: {error}",
-            hint="the file is cut off or is no packed file: fetch it again, or check its ending",
+            hint="the file is cut off or is no packed file: fetch it again, check its ending, or unpack it yourself",
             details={"path": str(path)},
         ) from error
-
-
-class _Frames(io.RawIOBase):
-    """Reads frame after frame of a Zstandard file; unlike the library's own reader it notices a frame that is cut off.
-
-    Raises:
-        EOFError: the file ends within a frame.
-    """
-
-    def __init__(self, packed: IO[bytes]) -> None:
-        self._packed = packed
-        self._frame: Any = None
-        self._waiting = b""
-        """Unpacked bytes that nobody has taken yet."""
-        self._rest = b""
-        """Packed bytes after the end of a frame."""
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, room: Any) -> int:
-        """Fill ``room`` with unpacked bytes; 0 at the end."""
-        if not self._waiting:
-            self._waiting = self._unpack()
-        count = min(len(room), len(self._waiting))
-        room[:count], self._waiting = self._waiting[:count], self._waiting[count:]
-        return count
-
-    def _unpack(self) -> bytes:
-        import zstandard
-
-        while True:
-            data = self._rest or self._packed.read(_ZST_PIECE)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the file is cut off")
-                return b""
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
-            piece = cast(bytes, self._frame.decompress(data))
-            self._rest = b""
-            if self._frame.eof:
-                self._rest, self._frame = self._frame.unused_data, None
-            if piece:
-                return piece
 
 
 def _remove_leftovers(folder: Path) -> None:
