@@ -112,6 +112,8 @@ class SplitResult(Struct, kw_only=True):
     seed: int
     kept_together: int
     """Rows that have a duplicate or near duplicate, all of them on its side."""
+    notes: list[str]
+    """What is unusual about how the dataset is read."""
 
 
 def split_file(
@@ -159,5 +161,6 @@ def split_file(
             held_out_rows=len(chosen),
             left_out=dict(usable.left_out),
             seed=seed,
+            notes=source.notes,
             kept_together=sum(len(members) for members in clusters(usable.keys, groups) if len(members) > 1),
         )
