@@ -13,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from backprop.core.errors import BackpropError, DatasetError, DatasetParseError
+from backprop.core.events import DatasetPrepared
 from backprop.data.formats import convert
+from backprop.data.preprocess import prepare
 from backprop.data.reader import Source, open_source
+from backprop.data.report import report
 from backprop.data.validate import validate
 from pyarrow import ipc
 
@@ -304,6 +307,7 @@ def test_numbers_keep_every_digit_and_nan_is_no_value(tmp_path: Path, wrap: str)
     assert json.loads(found.raw) == row
     assert convert(found.value, "alpaca").turns[1].content == "12345678901234567890123"
     assert codes(path) == {"nan_value": [1]}
+    assert report(path).problems == {"nan_value": 1}
 
 
 @pytest.mark.parametrize("wrap", ["%s\n", "[%s]"])
@@ -370,3 +374,22 @@ def test_texts_that_nobody_wrote_so_are_named(
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(make(t), ensure_ascii=False) + "\n" for t in ("other words", text, "more")))
     assert codes(path) == ({code: [2]} if code else {})
+
+
+def test_training_says_what_is_unusual_and_knows_when_a_part_has_changed(
+    tmp_path: Path, model_dir: Callable[[str], Path]
+) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "0.jsonl").write_text('{"instruction": "a", "output": "b", "output": "c"}\n')
+    (parts / "1.jsonl").write_text('{"instruction": NaN, "input": "cafÃ©", "output": "N/A"}\n')
+
+    def prepared() -> DatasetPrepared:
+        return prepare(parts, model_dir("chatml"), cache_dir=tmp_path / "cache").summary
+
+    first = prepared()
+    assert first.problem_counts == {"repeated_key": 1, "nan_value": 1, "mojibake": 1, "missing_mark": 1}
+    assert first.notes[0] == "2 files are read as one: 0.jsonl from row 1, 1.jsonl from row 2"
+    assert (first.cached, prepared().cached) == (False, True)
+    (parts / "1.jsonl").write_text('{"instruction": "a", "input": "b", "output": "other"}\n')
+    assert prepared().problem_counts == {"repeated_key": 1}
