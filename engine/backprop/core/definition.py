@@ -136,8 +136,8 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     @property
     def off(self) -> str:
-        """The flag that turns a switch off; empty where there is none."""
-        return f"--no-{self.flags[0][2:]}" if self.kind == "switch" and self.default is not False else ""
+        """The flag that turns a switch off; empty for what is no switch."""
+        return f"--no-{self.flags[0][2:]}" if self.kind == "switch" else ""
 
     @property
     def path(self) -> str:
