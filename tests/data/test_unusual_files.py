@@ -153,17 +153,17 @@ def test_parts_in_a_folder_are_one_dataset_in_their_order(tmp_path: Path) -> Non
     folder = tmp_path / "shards"
     folder.mkdir()
     for i in (0, 1, 2, 10):
-        (folder / f"part-{i}.jsonl").write_text(f'{{"text": "row {i}"}}\n' * (i != 2) + "{broken\n" * (i == 1))
+        (folder / f"part-{i}.jsonl").write_text(f'{{"text": "row {i}"}}\n' * (i != 0) + "{broken\n" * (i == 1))
     (folder / ".part-3.jsonl").write_text("hidden")
     (folder / "dataset_info.json").write_text("{}")
     with open_source(folder) as source:
         rows = [row.value or (row.error and row.error.message) for row in source]
-        assert rows[:2] == [{"text": "row 0"}, {"text": "row 1"}]
-        assert str(rows[2]).endswith("(line 2 of part-1.jsonl)")
-        assert rows[3:] == [{"text": "row 10"}]
+        assert rows[0] == {"text": "row 1"}
+        assert str(rows[1]).endswith("(line 2 of part-1.jsonl)")
+        assert rows[2:] == [{"text": "row 2"}, {"text": "row 10"}]
         assert source.unit == "row"
         assert source.notes == [
-            "3 files are read as one: part-0.jsonl from row 1, part-1.jsonl from row 2, part-10.jsonl from row 4"
+            "3 files are read as one: part-1.jsonl from row 1, part-2.jsonl from row 3, part-10.jsonl from row 4"
         ]
     (folder / "part-10.jsonl").write_text('{"text": "changed"}\n')
     assert read(folder)[3:] == [{"text": "changed"}]
@@ -326,14 +326,19 @@ def test_a_key_that_stands_twice_is_said(tmp_path: Path, wrap: str) -> None:
         '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "content": "c"}]}',
     ],
 )
+@pytest.mark.parametrize("broken", [{}, {"broken_json": [8]}])
 @pytest.mark.parametrize("code", ["", r"{\"x\": 1, \"y\": 2}"])
-def test_the_one_row_with_a_repeated_key_is_found_among_many(tmp_path: Path, row: str, code: str) -> None:
+def test_the_one_row_with_a_repeated_key_is_found_among_many(
+    tmp_path: Path, row: str, code: str, broken: dict[str, list[int]]
+) -> None:
     good = row.replace(', "output": "c"', "").replace(', "note": 2', "").replace(', "content": "c"', "")
     lines = [good.replace('"a"', f'"a{i} {code * (i % 3 == 0)}"') for i in range(2000)]
     lines[1234] = row
+    for line in broken.get("broken_json", []):
+        lines[line - 1] = '{"cut'
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    assert codes(path) == {"repeated_key": [1235]}
+    assert codes(path) == {"repeated_key": [1235], **broken}
 
 
 def test_a_comment_is_a_row_that_says_how_to_leave_it_out(tmp_path: Path) -> None:
@@ -372,7 +377,9 @@ def test_texts_that_nobody_wrote_so_are_named(
     tmp_path: Path, make: Callable[[str], dict[str, str]], text: str, code: str
 ) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(make(t), ensure_ascii=False) + "\n" for t in ("other words", text, "more")))
+    path.write_text(
+        "".join(json.dumps(make(t), ensure_ascii=False) + "\n" for t in ("other words", text, "more words"))
+    )
     assert codes(path) == ({code: [2]} if code else {})
 
 
