@@ -363,17 +363,12 @@ def test_a_folder_without_rows_and_a_pattern_that_fits_nothing_are_refused(
         ("a cafÃ© there", "mojibake"),
         ("20 Â°C", "mojibake"),
         ("caf\ufffd", "mojibake"),
-        ("nan", "missing_mark"),
-        ("N/A", "missing_mark"),
-        ("NULL", "missing_mark"),
         ("AMANHÃ, “NÃO” e “MANHÃ”, «IRMÃ»", ""),
         ("ÂNGULO, Ägypten, Ça va, naïve, 你好", ""),
-        ("The answer is None", ""),
-        ("nano", ""),
     ],
 )
 @pytest.mark.parametrize("make", [lambda t: {"text": t}, lambda t: {"instruction": "a?", "output": t}])
-def test_texts_that_nobody_wrote_so_are_named(
+def test_letters_read_in_a_wrong_encoding_are_named(
     tmp_path: Path, make: Callable[[str], dict[str, str]], text: str, code: str
 ) -> None:
     path = tmp_path / "a.jsonl"
@@ -389,13 +384,13 @@ def test_training_says_what_is_unusual_and_knows_when_a_part_has_changed(
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "0.jsonl").write_text('{"instruction": "a", "output": "b", "output": "c"}\n')
-    (parts / "1.jsonl").write_text('{"instruction": NaN, "input": "cafÃ©", "output": "N/A"}\n')
+    (parts / "1.jsonl").write_text('{"instruction": NaN, "input": "cafÃ©", "output": "d"}\n')
 
     def prepared() -> DatasetPrepared:
         return prepare(parts, model_dir("chatml"), cache_dir=tmp_path / "cache").summary
 
     first = prepared()
-    assert first.problem_counts == {"repeated_key": 1, "nan_value": 1, "mojibake": 1, "missing_mark": 1}
+    assert first.problem_counts == {"repeated_key": 1, "nan_value": 1, "mojibake": 1}
     assert first.notes[0] == "2 files are read as one: 0.jsonl from row 1, 1.jsonl from row 2"
     assert (first.cached, prepared().cached) == (False, True)
     (parts / "1.jsonl").write_text('{"instruction": "a", "input": "b", "output": "other"}\n')
