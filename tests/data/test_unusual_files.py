@@ -293,8 +293,9 @@ def test_parquet_gives_the_calls_and_tools_of_its_twin_in_json_lines(tmp_path: P
 
 def test_columns_of_bytes_and_decimals_are_text_and_large_numbers_stay_whole(tmp_path: Path) -> None:
     columns = {"text": [b"caf\xc3\xa9"], "price": [Decimal("1.50")], "id": pa.array([2**63 + 5], pa.uint64())}
+    columns["map"] = pa.array([{"a": 1}], pa.map_(pa.string(), pa.int64()))
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet") == [{"text": "café", "price": "1.50", "id": 2**63 + 5}]
+    assert read(tmp_path / "a.parquet") == [{"text": "café", "price": "1.50", "id": 2**63 + 5, "map": {"a": 1}}]
 
 
 @pytest.mark.parametrize("wrap", ["%s\n", "[%s]"])
