@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from backprop.core.errors import BackpropError, DatasetError, DatasetParseError
 from backprop.core.events import DatasetPrepared
-from backprop.data.formats import convert
+from backprop.data.example import Example
+from backprop.data.examples import Reader
 from backprop.data.preprocess import prepare
 from backprop.data.reader import Source, open_source
 from backprop.data.report import report
@@ -34,6 +35,11 @@ def opened(path: Path, data: str | bytes = b"") -> Source:
 def read(path: Path, data: str | bytes = b"") -> list[object]:
     with opened(path, data) as source:
         return [row.value if row.error is None else row.error.code for row in source]
+
+
+def examples(path: Path) -> list[Example]:
+    with open_source(path) as source:
+        return [read.became for read in Reader(source) if isinstance(read.became, Example)]
 
 
 def codes(path: Path) -> dict[str, list[int]]:
@@ -285,9 +291,10 @@ _CALLS = [
 
 def test_parquet_gives_the_calls_and_tools_of_its_twin_in_json_lines(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(_CALLS), tmp_path / "a.parquet")
-    assert [convert(row, "openai") for row in read(tmp_path / "a.parquet")] == [
-        convert(row, "openai") for row in _CALLS
-    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _CALLS))
+    ours, twin = examples(tmp_path / "a.parquet"), examples(tmp_path / "a.jsonl")
+    assert [(example.turns, example.tools) for example in ours] == [(example.turns, example.tools) for example in twin]
+    assert len(ours) == 2
     assert any("messages, tools" in note for note in validate(tmp_path / "a.parquet").notes)
 
 
@@ -306,9 +313,9 @@ def test_numbers_keep_every_digit_and_nan_is_no_value(tmp_path: Path, wrap: str)
         (found,) = source
     assert found.value == row
     assert json.loads(found.raw) == row
-    assert convert(found.value, "alpaca").turns[1].content == "12345678901234567890123"
-    assert codes(path) == {"nan_value": [1]}
-    assert report(path).problems == {"nan_value": 1}
+    assert examples(path)[0].turns[1].content == "12345678901234567890123"
+    assert codes(path)["nan_value"] == [1]
+    assert report(path).problems["nan_value"] == 1
 
 
 @pytest.mark.parametrize("wrap", ["%s\n", "[%s]"])
