@@ -14,7 +14,7 @@ from backprop.data.chat_template import END_THINK, THINK, ChatTemplate
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
 from backprop.data.formats import convert, read_as, unknown_format
 from backprop.data.loss_mask import Span, answer_spans
-from backprop.data.parse import doubtful_text
+from backprop.data.parse import misread
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 
@@ -74,12 +74,12 @@ class Renderer:
         return Rendered(text, answers, everything=self.everything, warnings=warnings)
 
     def _odd_texts(self, texts: Sequence[str]) -> list[RowError]:
-        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and doubtful texts."""
+        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and misread letters."""
         known = self.tokenizer.tokenizer.token_to_id
         found = {token for text in texts for token in CONTROL_TOKEN.findall(text) if known(token) is not None}
         words = f"control tokens inside the text are read as such: {', '.join(sorted(found)[:3])}"
-        doubtful = [finding for text in texts for finding in doubtful_text(text, "")]
-        return [RowError("special_token", "", words, "warning"), *doubtful] if found else doubtful
+        odd = [finding for text in texts for finding in misread(text)]
+        return [RowError("special_token", "", words, "warning"), *odd] if found else odd
 
 
 def _is_trained(turn: Turn) -> bool:

@@ -35,7 +35,7 @@ from backprop.data.example import (
 from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import ROLE_OF, check_turns
-from backprop.data.parse import KEY_END, LONGEST_MARK, doubtful_text, may_be_misread, parse_json
+from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
@@ -259,7 +259,7 @@ def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
             found.append(RowError("special_token", place, f"control token inside the text: {names_them}", "warning"))
         if "\0" in text:
             found.append(RowError("nul_byte", place, "a NUL character inside the text", "warning"))
-        found += doubtful_text(text, place)
+        found += misread(text, place)
     return found
 
 
@@ -431,17 +431,17 @@ def _with_repeated_keys(places: Sequence[Place]) -> set[int]:
 
 
 def _odd(texts: list[str]) -> list[int]:
-    """Texts that are blank or doubtful, or hold a control token or a NUL. What finds none looks at many texts with few
-    calls."""
+    """Texts that are blank, or hold a control token, a NUL or misread letters. What finds none looks at many texts with
+    few calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
     if "<" in joined or "[" in joined or "\0" in joined:
         search = CONTROL_TOKEN.search
         odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
-    if True in map(str.isspace, texts):
-        odd += [i for i, text in enumerate(texts) if text.isspace()]
-    if min(map(len, texts), default=99) <= LONGEST_MARK or may_be_misread(joined):
-        odd += [i for i, text in enumerate(texts) if not text or doubtful_text(text, "")]
+    if may_be_misread(joined):
+        odd += [i for i, text in enumerate(texts) if misread(text)]
+    if "" in texts or True in map(str.isspace, texts):
+        odd += [i for i, text in enumerate(texts) if not text.strip()]
     return odd
 
 
