@@ -273,7 +273,7 @@ def test_a_pair_whose_sides_are_the_same_and_one_label_are_found(tmp_path: Path)
     labels = one(tmp_path, judged)
     assert [(p.line, p.code, p.field) for p in labels.problems] == [(0, "one_label", "label")]
     assert not one(tmp_path, [*judged, {"prompt": "b", "completion": "x", "label": 0}]).problems
-    bad = one(tmp_path, [*judged, {"prompt": "b", "completion": "x", "label": "yes"}])
+    bad = one(tmp_path, [*judged, {"prompt": "b", "completion": "x", "label": "perhaps"}])
     assert (4, "invalid_value") in found(bad)
 
 

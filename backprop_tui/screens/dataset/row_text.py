@@ -6,8 +6,9 @@ import json
 import re
 
 from backprop.core.errors import BackpropError
+from backprop.data.convert import convert
 from backprop.data.example import Example, Fields, Format, RowError, Turn
-from backprop.data.formats import FileFormat, convert, read_as, unknown_format
+from backprop.data.formats import FileFormat, read_as, unknown_format
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct
 

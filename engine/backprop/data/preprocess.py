@@ -28,7 +28,7 @@ from backprop.core.paths import token_cache
 from backprop.data import token_cache as cache
 from backprop.data.dedup import content_hash
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
-from backprop.data.example import PARTS, Fields, Findings, RowError, describe_mapping, unknown_parts
+from backprop.data.example import PARTS, Fields, Findings, RowError, unknown_parts
 from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.token_cache import Prepared, Writer
@@ -172,9 +172,7 @@ class _Preparation:
             problems=self._findings.problems,
             notes=list(tokenizer.notes),
         )
-        if file.found:
-            words = f"fields were mapped by their names: {describe_mapping(file.mapping)} (--map changes that)"
-            self.summary.notes.append(words)
+        self.summary.notes += file.notes()
 
     def run(self, writer: Writer) -> DatasetPrepared:
         """Write every sample.
@@ -321,6 +319,9 @@ class _Preparation:
         summary.problem_counts = dict(self._findings.counts.most_common())
         if self.formats.mixed:
             words = f"the file mixes formats: {self.formats.describe()}; each row is read as what it is"
+            summary.notes.append(words)
+        if bad := self._findings.counts["label_false"]:
+            words = f"{bad} answers are labelled bad by {self._names.label!r}: supervised training leaves them out"
             summary.notes.append(words)
         if self._split_texts:
             words = f"{self._split_texts} long texts were split into pieces of {self.options.max_length} tokens"

@@ -6,9 +6,10 @@ and explained. Nothing is dropped: ``rows`` counts every row, and ``invalid`` th
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -20,9 +21,9 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
+from backprop.data.convert import MISSING, convert
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
-    ABSENT,
     CONTROL_TOKEN,
     PROBLEM_CODES,
     Fields,
@@ -30,12 +31,13 @@ from backprop.data.example import (
     Format,
     RowError,
     Turn,
-    describe_mapping,
 )
-from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
-from backprop.data.messages import ROLE_OF, check_turns
+from backprop.data.messages import check_turns
 from backprop.data.reader import Row, Source, open_source
+from backprop.data.spellings import MEDIA, ROLE_OF, like_mask
+from backprop.data.text_turns import TRANSCRIPT_HINTS
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
@@ -136,9 +138,8 @@ class _Checking:
             mapping=file.mapping,
             problems=self.findings.problems,
         )
-        if file.found:
-            self.answer.notes.append(f"fields are read as {describe_mapping(file.mapping)}; --map says otherwise")
-        self._quick = QuickLook(file.format, self.names) if file.format in _TYPES else None
+        self.answer.notes += file.notes()
+        self._quick = QuickLook(file.format, self.names, file.columns) if file.format in _TYPES else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
         self._formats: Counter[str] = Counter()
@@ -271,9 +272,6 @@ def _texts(value: object) -> Iterator[tuple[str, str]]:
             pending += [(f"{place}[{i}]", inner) for i, inner in enumerate(item)]
 
 
-_Never = Literal["\0a value that no field has"]
-
-
 class _OpenAI(Struct, gc=False, forbid_unknown_fields=True):
     """A message."""
 
@@ -297,17 +295,19 @@ _TYPES: dict[Format, dict[str, Any]] = {
 }
 """The fields of a good row."""
 _OTHERS: dict[Format, tuple[str, ...]] = {
-    "openai": ("conversations", "chosen", "completion"),
-    "sharegpt": ("chosen", "completion"),
-    "alpaca": ("chosen", "completion", "messages", "conversations"),
-    "prompt_completion": ("chosen", "label", "instruction"),
+    "openai": ("conversations", "chosen", "rejected", "completion", "label"),
+    "sharegpt": ("chosen", "rejected", "completion", "label"),
+    "alpaca": ("chosen", "rejected", "completion", "messages", "conversations", "label"),
+    "prompt_completion": ("chosen", "rejected", "label", "instruction", "messages", "conversations"),
     "preference": ("completion",),
     "kto": (),
     "text": ("chosen", "completion", "messages", "conversations", "instruction", "prompt"),
 }
-"""Fields that may make another format of a row: one that has them needs another look, as it does with a further part
-that is read of its format."""
+"""Parts that may make another format of a row: one that has them needs another look."""
+_COLUMNS = 64
+"""Columns beside the parts that are passed over quickly; of rows with more of them each is looked at."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
+_DOUBTFUL = re.compile(rf"{CONTROL_TOKEN.pattern}|\0|\A\s*[\[{{]|### |Assistant:|AI:")
 
 
 class QuickLook:
@@ -319,21 +319,24 @@ class QuickLook:
     Args:
         format: what the rows are.
         names: the field names in use.
+        columns: what the file's rows have; a row with another one needs another look.
     """
 
-    def __init__(self, format: Format, names: Fields) -> None:
+    def __init__(self, format: Format, names: Fields, columns: Iterable[str]) -> None:
         self.format = format
         self.labels: set[bool] = set()
         """Labels seen, of feedback rows."""
         types = _TYPES[format]
         fields: list[Any] = [(part, kind) for part, kind in types.items() if part != "input"]
         fields += [("input", types["input"], None)] if "input" in types else []
-        known = {getattr(names, part) for part in types}
-        others = dict.fromkeys(part for part in (*_OTHERS[format], *PARTS_READ[format]) if part not in types)
-        others = {part: None for part in others if getattr(names, part) not in (ABSENT, *known)}
-        fields += [(part, _Never, "") for part in others]
-        renamed = {part: getattr(names, part) for part in (*types, *others)}
-        self._decoder = msgspec.json.Decoder(msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False))
+        renamed = {part: getattr(names, part) for part in types}
+        read = {getattr(names, part) for part in (*types, *_OTHERS[format], *PARTS_READ[format], "loss_mask")}
+        for i, column in enumerate(column for column in columns if column not in read and _passes(column)):
+            if i < _COLUMNS:
+                fields.append((f"_{i}", msgspec.Raw, b""))
+                renamed[f"_{i}"] = column
+        row = msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False, forbid_unknown_fields=True)
+        self._decoder = msgspec.json.Decoder(row)
         self._texts = [part for part, kind in types.items() if kind is str]
         self._columns = [part if part in types else None for part in PARTS_READ[format]]
 
@@ -403,13 +406,21 @@ class QuickLook:
         return hashes, odd
 
 
+def _passes(column: str) -> bool:
+    """True for a column that nothing is read from, whatever it holds."""
+    return column not in MEDIA and not like_mask(column) and not {*column} & {'"', "\\"} and column.isprintable()
+
+
 def _odd(texts: list[str]) -> list[int]:
-    """Texts that are blank, or hold a control token or a NUL. What finds none looks at many texts with few calls."""
+    """Texts that are blank or only stand for a missing value, or hold a control token, a NUL, or what may be turns.
+    What finds none looks at many texts with few calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
-    if "<" in joined or "[" in joined or "\0" in joined:
-        search = CONTROL_TOKEN.search
-        odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
+    if "<" in joined or "[" in joined or "\0" in joined or any(hint in joined for hint in TRANSCRIPT_HINTS):
+        search = _DOUBTFUL.search
+        odd = [i for i, text in enumerate(texts) if search(text)]
+    if not MISSING.isdisjoint(texts):
+        odd += [i for i, text in enumerate(texts) if text in MISSING]
     if "" in texts or True in map(str.isspace, texts):
         odd += [i for i, text in enumerate(texts) if not text.strip()]
     return odd

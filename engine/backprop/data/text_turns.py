@@ -1,0 +1,92 @@
+"""Conversations inside a text: ChatML and its like taken apart, transcripts split or named."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from backprop.data.content import as_text
+from backprop.data.example import Example, RowError, Turn
+from backprop.data.messages import check_turns, read_turns
+from backprop.data.spellings import ROLE_OF
+
+_MARKS = (
+    ("<|im_start|>", r"\n|<\|im_sep\|>", "<|im_end|>"),
+    ("<|start_header_id|>", r"<\|end_header_id\|>\n*", "<|eot_id|>"),
+    ("<start_of_turn>", r"\n", "<end_of_turn>"),
+)
+"""What begins a turn, what ends the name of its speaker, and what ends the turn."""
+_AROUND = re.compile(r"(?:\s|</?s>|<(?:bos|eos)>|<\|(?:endoftext|begin_of_text|end_of_text|endofprompt)\|>)*")
+"""What may stand around turns: white space, and the begin and end tokens of the common models."""
+_SPEAKER = re.compile(r"(?:\A\s*|\n\s*\n)(Human|User|Assistant|AI|System):[ \t]*")
+_RENDERED = re.compile(r"\[INST\]|<\|user\|>|(?:\A|\n)### (?:Instruction|Human|User):|(?:\A|\n)(?:Human|User):")
+_ANSWERED = re.compile(r"\[/INST\]|<\|assistant\|>|\n### (?:Response|Assistant|Output):|\n(?:Assistant|AI):")
+TRANSCRIPT_HINTS = ("### ", "Assistant:", "AI:", "<|assistant|>", "[/INST]")
+"""A text with none of these has no transcript inside."""
+
+
+def holds_turns(text: str) -> bool:
+    """Whether a text is written in marks of turns: ChatML's anywhere in it, or others' at its start."""
+    if "<|" not in text and "<start_of_turn>" not in text:
+        return False
+    around = _AROUND.match(text)
+    start = around.end() if around else 0
+    return _MARKS[0][0] in text or any(text.startswith(begin, start) for begin, _, _ in _MARKS)
+
+
+def read_marked(text: Any, name: str = "text") -> Example:
+    """The conversation that a text in ChatML, or in the marks of Llama 3 or Gemma, holds.
+
+    Raises:
+        RowError: turns that do not close, or text between them.
+    """
+    text = as_text(text, name)
+    begin, after, end = next((marks for marks in _MARKS if marks[0] in text), _MARKS[0])
+    if text.count(begin) != text.count(end) or not text.count(begin):
+        counts = f"{text.count(begin)} {begin} and {text.count(end)} {end}"
+        raise RowError("unbalanced_tags", name, f"ChatML turns do not close: {counts}")
+    start, stop = re.escape(begin), re.escape(end)
+    turn = re.compile(f"{start}([^\\n<]*)(?:{after})?((?:(?!{start}|{stop}).)*){stop}", re.DOTALL)
+    warnings: list[RowError] = []
+    messages = []
+    done = 0
+    for match in turn.finditer(text):
+        if not _AROUND.fullmatch(text, done, match.start()):
+            break
+        messages.append({"role": match[1].strip(), "content": match[2]})
+        done = match.end()
+    if not _AROUND.fullmatch(text, done):
+        left = text[done:].strip()
+        code = "unbalanced_tags" if begin in left or end in left else "text_outside_turns"
+        raise RowError(code, name, f"not inside a ChatML turn: {left[:40]!r}")
+    turns = read_turns(messages, name, warnings)
+    check_turns(turns, name, warnings)
+    return Example(format="chatml", turns=turns, warnings=warnings)
+
+
+def split_transcript(text: str) -> list[Turn] | None:
+    """The turns of a text that is a whole conversation: ``Human: …``, an empty line, ``Assistant: …``.
+
+    An empty last answer, which only asks for one, is no turn. ``None`` for any other text.
+    """
+    if "\n" not in text or ":" not in text[:40]:
+        return None
+    _, *parts = _SPEAKER.split(text)
+    speakers, said = parts[::2], [part.strip() for part in parts[1::2]]
+    if len(speakers) < 2 or not _SPEAKER.match(text) or speakers[0] in ("Assistant", "AI"):
+        return None
+    turns = [Turn(ROLE_OF[who.lower()], words) for who, words in zip(speakers, said, strict=True)]
+    if all(turn.role != "assistant" for turn in turns):
+        return None
+    return turns[:-1] if turns[-1].role == "assistant" and turns[-1].blank() else turns
+
+
+def transcript_inside(text: str, name: str) -> RowError | None:
+    """The warning about a text that is trained whole although it holds questions and answers."""
+    if not any(hint in text for hint in TRANSCRIPT_HINTS):
+        return None
+    asked = _RENDERED.search(text)
+    if asked is None or not _ANSWERED.search(text, asked.end()):
+        return None
+    words = f"{name} holds a conversation ({asked[0].strip()} …): its questions are trained too"
+    return RowError("transcript", name, words, "warning")
