@@ -197,6 +197,16 @@ class Example(Struct, kw_only=True):
     warnings: list[RowError] = field(default_factory=list)
     """What was understood but is not trained as it stands, or looks wrong: empty content, odd order of roles …"""
 
+    def teaches(self) -> bool:
+        """Whether training has something to learn: a text, an answer, in a pair one on either side."""
+        if self.text is not None:
+            return True
+        sides = {"preference": (self.chosen, self.rejected), "kto": (self.completion,)}.get(self.format, (self.turns,))
+        return all(
+            any(turn.role == "assistant" and turn.train is not False and not turn.blank() for turn in side)
+            for side in sides
+        )
+
     def supervised(self) -> list[Turn]:
         """The conversation that supervised fine-tuning learns from.
 
