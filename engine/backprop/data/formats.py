@@ -53,10 +53,11 @@ def detect_fields(row: Any, names: Fields = PLAIN) -> Format | None:
 
 def _one_answer(row: dict[str, Any], names: Fields) -> Format | None:
     chat = row.get(names.conversations)
-    if chat and turn_keys(chat) == ("from", "value"):
+    if chat and turn_keys(chat, "from", "value") == ("from", "value"):
         return "sharegpt"
     chat = row.get(names.messages)
-    if chat and (keys := turn_keys(chat)) and (not keys[0] or keys == (names.role, names.content)):
+    usual = (names.role, names.content)
+    if chat and turn_keys(chat, *usual) in (usual, ("", "")):
         return "openai"
     if names.instruction in row and names.output in row:
         return "alpaca"

@@ -62,9 +62,8 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
         for role, key in zip(("user", "assistant"), pair, strict=True):
             sides.append(Turn(role, as_text(item[key], f"{place}.{key}", warnings)))
         return sides
-    text_key = "value" if role_key == "from" else names.content
-    if text_key not in item:
-        text_key = next((key for key in ("content", "value") if key in item), text_key)
+    text_keys = ("value", names.content) if role_key == "from" else (names.content, "value", "content")
+    text_key = next((key for key in text_keys if key in item), text_keys[0])
     speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     if given is None:
         raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")

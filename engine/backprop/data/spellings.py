@@ -51,6 +51,8 @@ _JUDGED = {
 }
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Columns of what is no text."""
+MEDIA_MARK = re.compile(r"<(?:image|video|audio)>")
+"""Where it stands in a text."""
 _NO_MASK = frozenset({"attention_mask", "special_tokens_mask"})
 
 
@@ -115,23 +117,22 @@ def pair_keys(item: Mapping[str, Any]) -> tuple[str, str] | None:
     return (asked, answered) if asked and answered else None
 
 
-def turn_keys(value: Any) -> tuple[str, str] | None:
+def turn_keys(value: Any, who: str = "role", what: str = "content") -> tuple[str, str] | None:
     """The keys of who speaks and what is said in a list of turns; empty ones where an item holds question and answer.
 
-    ``None`` for what is no such list. Keys that are not the usual ones count where a speaker has a known role.
+    ``None`` for what is no such list. Keys beside ``who`` and ``what`` and ShareGPT's count where a role is known.
     """
     items = listed(value)
     first = items[0] if isinstance(items, list) and items else None
     if not isinstance(first, dict):
         return None
-    if "role" in first and "content" in first:
-        return "role", "content"
-    if "from" in first and "value" in first:
-        return "from", "value"
-    who, what = spelled("role", first), spelled("content", first)
-    if who and what and who != what and _speaks(items, who):
-        return who, what
-    return ("", "") if not who and pair_keys(first) else None
+    for keys in ((who, what), ("from", "value")):
+        if keys[0] in first and keys[1] in first:
+            return keys
+    speaker, said = spelled("role", first), spelled("content", first)
+    if speaker and said and speaker != said and _speaks(items, speaker):
+        return speaker, said
+    return ("", "") if not speaker and pair_keys(first) else None
 
 
 def _speaks(items: list[Any], who: str) -> bool:
@@ -169,8 +170,9 @@ def find_names(row: Mapping[str, Any], given: Mapping[str, str], *, whole: bool)
     if "rejected" not in found and "chosen" not in given:
         found.pop("chosen", None)
     pair = "chosen" in found and "rejected" in found
+    judged = "label" in found and "completion" in free
     chat = _chat(free, _PLAIN["messages"]) if "prompt" not in free else {}
-    if (pair or "completion" in found) and "prompt" not in found:
+    if (pair or judged or "completion" in found) and "prompt" not in found:
         found |= chat
         if not chat:
             take("prompt")

@@ -36,7 +36,7 @@ from backprop.data.formats import detect_fields, file_format, mixed_format, read
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import check_turns
 from backprop.data.reader import Row, Source, open_source
-from backprop.data.spellings import MEDIA, ROLE_OF, like_mask
+from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
 from backprop.data.text_turns import TRANSCRIPT_HINTS
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
@@ -307,7 +307,7 @@ _OTHERS: dict[Format, tuple[str, ...]] = {
 _COLUMNS = 64
 """Columns beside the parts that are passed over quickly; of rows with more of them each is looked at."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
-_DOUBTFUL = re.compile(rf"{CONTROL_TOKEN.pattern}|\0|\A\s*[\[{{]|### |Assistant:|AI:")
+_DOUBTFUL = re.compile(rf"{CONTROL_TOKEN.pattern}|{MEDIA_MARK.pattern}|\0|\A\s*[\[{{]|### |Assistant:|AI:")
 
 
 class QuickLook:
