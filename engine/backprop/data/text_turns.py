@@ -18,11 +18,11 @@ _MARKS = (
 """What begins a turn, what ends the name of its speaker, and what ends the turn."""
 _AROUND = re.compile(r"(?:\s|</?s>|<(?:bos|eos)>|<\|(?:endoftext|begin_of_text|end_of_text|endofprompt)\|>)*")
 """What may stand around turns: white space, and the begin and end tokens of the common models."""
-_SPEAKER = re.compile(r"(?:\A\s*|\n\s*\n)(Human|User|Assistant|AI|System):[ \t]*")
+_SPEAKER = re.compile(r"(?:\A\s*|\n\s*\n)(Human|User|Assistant|System):[ \t]*")
 _RENDERED = re.compile(r"\[INST\]|<\|user\|>|(?:\A|\n)### (?:Instruction|Human|User):|(?:\A|\n)(?:Human|User):")
-_ANSWERED = re.compile(r"\[/INST\]|<\|assistant\|>|\n### (?:Response|Assistant|Output):|\n(?:Assistant|AI):")
-TRANSCRIPT_HINTS = ("### ", "Assistant:", "AI:", "<|assistant|>", "[/INST]")
-"""A text with none of these has no transcript inside."""
+_ANSWERED = re.compile(r"\[/INST\]|<\|assistant\|>|\n### (?:Response|Assistant|Output):|\nAssistant:")
+TRANSCRIPT_HINTS = ("\n###", "Assistant:")
+"""A text with none of these, and no control token, has no transcript inside."""
 
 
 def holds_turns(text: str) -> bool:
@@ -73,7 +73,7 @@ def split_transcript(text: str) -> list[Turn] | None:
         return None
     _, *parts = _SPEAKER.split(text)
     speakers, said = parts[::2], [part.strip() for part in parts[1::2]]
-    if len(speakers) < 2 or not _SPEAKER.match(text) or speakers[0] in ("Assistant", "AI"):
+    if len(speakers) < 2 or not _SPEAKER.match(text) or speakers[0] == "Assistant":
         return None
     turns = [Turn(ROLE_OF[who.lower()], words) for who, words in zip(speakers, said, strict=True)]
     if all(turn.role != "assistant" for turn in turns):
@@ -83,8 +83,6 @@ def split_transcript(text: str) -> list[Turn] | None:
 
 def transcript_inside(text: str, name: str) -> RowError | None:
     """The warning about a text that is trained whole although it holds questions and answers."""
-    if not any(hint in text for hint in TRANSCRIPT_HINTS):
-        return None
     asked = _RENDERED.search(text)
     if asked is None or not _ANSWERED.search(text, asked.end()):
         return None

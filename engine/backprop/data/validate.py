@@ -307,7 +307,7 @@ _OTHERS: dict[Format, tuple[str, ...]] = {
 _COLUMNS = 64
 """Columns beside the parts that are passed over quickly; of rows with more of them each is looked at."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
-_DOUBTFUL = re.compile(rf"{CONTROL_TOKEN.pattern}|{MEDIA_MARK.pattern}|\0|\A\s*[\[{{]|### |Assistant:|AI:")
+_MARK = re.compile(f"{CONTROL_TOKEN.pattern}|{MEDIA_MARK.pattern}")
 
 
 class QuickLook:
@@ -375,7 +375,7 @@ class QuickLook:
             return self._check_chats([getattr(row, _CHATS[self.format]) for row in rows])
         columns = {part: [getattr(row, part) for row in rows] for part in self._columns if part is not None}
         texts = list(chain.from_iterable(columns[part] for part in self._texts))
-        odd = {i % len(rows) for i in _odd(texts)}
+        odd = {i % len(rows) for i in _odd(texts, turns=self.format != "alpaca")}
         if "input" in columns:
             # A row without input is a good one.
             columns["input"] = [text or None for text in columns["input"]]
@@ -411,14 +411,18 @@ def _passes(column: str) -> bool:
     return column not in MEDIA and not like_mask(column) and not {*column} & {'"', "\\"} and column.isprintable()
 
 
-def _odd(texts: list[str]) -> list[int]:
-    """Texts that are blank or only stand for a missing value, or hold a control token, a NUL, or what may be turns.
-    What finds none looks at many texts with few calls."""
+def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
+    """Texts that are blank or stand for a missing value, or hold a control token or a NUL; with ``turns``, also those
+    that may hold turns. What finds none looks at many texts with few calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
-    if "<" in joined or "[" in joined or "\0" in joined or any(hint in joined for hint in TRANSCRIPT_HINTS):
-        search = _DOUBTFUL.search
-        odd = [i for i, text in enumerate(texts) if search(text)]
+    if "<" in joined or "[" in joined or "\0" in joined:
+        search = _MARK.search
+        odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
+    if turns and ("#" in joined or ":" in joined) and any(hint in joined for hint in TRANSCRIPT_HINTS):
+        odd += [i for i, text in enumerate(texts) if any(hint in text for hint in TRANSCRIPT_HINTS)]
+    if turns:
+        odd += [i for i, text in enumerate(texts) if text[:1] in "[{ \t\n" and text.lstrip()[:1] in "[{"]
     if not MISSING.isdisjoint(texts):
         odd += [i for i, text in enumerate(texts) if text in MISSING]
     if "" in texts or True in map(str.isspace, texts):
