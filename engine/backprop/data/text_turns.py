@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from backprop.data.content import as_text
-from backprop.data.example import Example, RowError, Turn
-from backprop.data.messages import check_turns, read_turns
+from backprop.data.example import RowError, Turn
+from backprop.data.messages import read_turns
 from backprop.data.spellings import ROLE_OF
 
 _MARKS = (
@@ -34,20 +32,18 @@ def holds_turns(text: str) -> bool:
     return _MARKS[0][0] in text or any(text.startswith(begin, start) for begin, _, _ in _MARKS)
 
 
-def read_marked(text: Any, name: str = "text") -> Example:
+def read_marked(text: str, name: str, warnings: list[RowError]) -> list[Turn]:
     """The conversation that a text in ChatML, or in the marks of Llama 3 or Gemma, holds.
 
     Raises:
         RowError: turns that do not close, or text between them.
     """
-    text = as_text(text, name)
     begin, after, end = next((marks for marks in _MARKS if marks[0] in text), _MARKS[0])
     if text.count(begin) != text.count(end) or not text.count(begin):
         counts = f"{text.count(begin)} {begin} and {text.count(end)} {end}"
         raise RowError("unbalanced_tags", name, f"ChatML turns do not close: {counts}")
     start, stop = re.escape(begin), re.escape(end)
     turn = re.compile(f"{start}([^\\n<]*)(?:{after})?((?:(?!{start}|{stop}).)*){stop}", re.DOTALL)
-    warnings: list[RowError] = []
     messages = []
     done = 0
     for match in turn.finditer(text):
@@ -59,9 +55,7 @@ def read_marked(text: Any, name: str = "text") -> Example:
         left = text[done:].strip()
         code = "unbalanced_tags" if begin in left or end in left else "text_outside_turns"
         raise RowError(code, name, f"not inside a ChatML turn: {left[:40]!r}")
-    turns = read_turns(messages, name, warnings)
-    check_turns(turns, name, warnings)
-    return Example(format="chatml", turns=turns, warnings=warnings)
+    return read_turns(messages, name, warnings)
 
 
 def split_transcript(text: str) -> list[Turn] | None:
@@ -81,10 +75,7 @@ def split_transcript(text: str) -> list[Turn] | None:
     return turns[:-1] if turns[-1].role == "assistant" and turns[-1].blank() else turns
 
 
-def transcript_inside(text: str, name: str) -> RowError | None:
-    """The warning about a text that is trained whole although it holds questions and answers."""
+def transcript_inside(text: str) -> str:
+    """What begins the first question of a text that holds questions and answers; empty for any other text."""
     asked = _RENDERED.search(text)
-    if asked is None or not _ANSWERED.search(text, asked.end()):
-        return None
-    words = f"{name} holds a conversation ({asked[0].strip()} …): its questions are trained too"
-    return RowError("transcript", name, words, "warning")
+    return asked[0].strip() if asked is not None and _ANSWERED.search(text, asked.end()) else ""
