@@ -255,7 +255,7 @@ def test_an_answer_that_is_called_bad_is_left_out_and_stops_nothing(
     path.write_text("".join(json.dumps(row) + "\n" for row in judged))
     summary = prepare(path, model_dir("chatml")).summary
     assert (summary.format, summary.kept, summary.dropped, summary.unusable) == ("kto", 1, 1, 0)
-    assert any("1 answers are labelled bad by 'label'" in note for note in summary.notes)
+    assert summary.problem_counts == {"label_false": 1}
 
 
 def test_a_class_is_no_judgement(tmp_path: Path) -> None:

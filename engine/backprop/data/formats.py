@@ -6,7 +6,7 @@ which format a row of that file is read, and ``convert`` reads it. Other spellin
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
@@ -25,6 +25,8 @@ _ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion")
 NO_FIELD = "-"
 """In a mapping: no field is this part."""
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
+_ALIKE = 16
+"""Rows of the same fields and types whose names are looked into: the others are taken to be like them."""
 _NAMED = 12
 """Columns that a note names."""
 
@@ -150,7 +152,7 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
     rows = list(rows)
     columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
     given = dict(mapping or {})
-    found = {} if "label" in given else _class_label(rows)
+    found = {} if "label" in given or not _count(rows, Fields(given))["kto"] else _class_label(rows)
     found |= _common_mapping(rows, given | found)
     found |= _beside(rows, given | found, columns)
     names = Fields(given | found)
@@ -192,19 +194,33 @@ def find_mapping(row: Any, given: Mapping[str, str] | None = None) -> dict[str, 
     return found if detect_fields(row, Fields({**given, **found})) is not None else {}
 
 
+def _alike(rows: Iterable[Any]) -> list[list[dict[str, Any]]]:
+    """Rows by their shape: those with the same fields, and values of the same types, together."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        if isinstance(row, dict):
+            groups.setdefault((*row, *map(type, row.values())), []).append(row)
+    return list(groups.values())
+
+
 def _common_mapping(rows: Iterable[Any], given: dict[str, str]) -> dict[str, str]:
     """The mapping that most rows of unknown format need, where they are more than the known ones.
 
     Of two that agree the one with more fields is taken: a field that some rows lack is not lost for the others.
     """
-    wanted = Counter(tuple(found.items()) for row in rows if (found := find_mapping(row, given)))
+    wanted: dict[tuple[tuple[str, str], ...], float] = defaultdict(float)
+    for group in _alike(rows):
+        some = group[:_ALIKE]
+        for row in some:
+            if found := find_mapping(row, given):
+                wanted[tuple(found.items())] += len(group) / len(some)
     counts = _count(rows, Fields(given))
-    if wanted.total() <= counts.total() - counts["unknown"]:
+    if sum(wanted.values()) <= counts.total() - counts["unknown"]:
         return {}
     best = max(wanted, key=lambda items: (wanted[items], items))
-    agreeing: list[tuple[tuple[str, str], ...]] = [items for items in wanted if set(items) >= set(best)]
-    agreeing.sort(key=lambda items: (len(items), items))
-    return dict(agreeing[-1])
+    return max(
+        (dict(items) for items in wanted if {*items} >= {*best}), key=lambda found: (len(found), [*found.items()])
+    )
 
 
 def _beside(rows: Iterable[Any], mapping: dict[str, str], columns: Mapping[str, int]) -> dict[str, str]:
@@ -213,8 +229,8 @@ def _beside(rows: Iterable[Any], mapping: dict[str, str], columns: Mapping[str, 
     A name that some rows have as the format does is left to them.
     """
     found: dict[str, str] = {}
-    for row in rows:
-        more = find_names(row, {**mapping, **found}, whole=False) if isinstance(row, dict) else {}
+    for row in (row for group in _alike(rows) for row in group[:_ALIKE]):
+        more = find_names(row, {**mapping, **found}, whole=False)
         if more and (format := detect_fields(row, names := Fields({**mapping, **found, **more}))) is not None:
             read = fields_read(row, format, names)
             found |= {part: name for part, name in more.items() if part not in columns and name in read}

@@ -320,9 +320,6 @@ class _Preparation:
         if self.formats.mixed:
             words = f"the file mixes formats: {self.formats.describe()}; each row is read as what it is"
             summary.notes.append(words)
-        if bad := self._findings.counts["label_false"]:
-            words = f"{bad} answers are labelled bad by {self._names.label!r}: supervised training leaves them out"
-            summary.notes.append(words)
         if self._split_texts:
             words = f"{self._split_texts} long texts were split into pieces of {self.options.max_length} tokens"
             summary.notes.append(words)
