@@ -54,7 +54,7 @@ def read_turns(
 
 def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names: Fields) -> list[Turn]:
     """The turns of one item: mostly one. Results of tools come before the text beside them."""
-    role_key = "from" if "from" in item else names.role
+    role_key = next((key for key in ("from", names.role, "role") if item.get(key) is not None), names.role)
     given = item.get(role_key)
     if given is None and role_key not in item and (pair := pair_keys(item)) is not None:
         system = as_text(item.get("system"), f"{place}.system")
@@ -63,7 +63,7 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
             sides.append(Turn(role, as_text(item[key], f"{place}.{key}", warnings)))
         return sides
     text_keys = ("value", names.content) if role_key == "from" else (names.content, "value", "content")
-    text_key = next((key for key in text_keys if key in item), text_keys[0])
+    text_key = next((key for key in text_keys if item.get(key) is not None), text_keys[0])
     speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     if given is None:
         raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")
