@@ -9,7 +9,6 @@ from datetime import date
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
 
 from backprop.data.example import RowError, Turn
 from backprop.data.spellings import parsed
@@ -66,58 +65,53 @@ def as_text(value: Any, field: str, warnings: list[RowError] | None = None) -> s
     return text
 
 
-class Content(Struct):
-    """What the parts of one turn are."""
+def read_parts(turn: Turn, parts: Any, field: str, warnings: list[RowError]) -> list[Turn]:
+    """Give a turn its content, which is in parts: text, reasoning, calls.
 
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    results: list[Turn] = field(default_factory=list)
-    """Answers of tools, which some interfaces put into a turn of the user."""
-
-
-def read_parts(parts: Any, field: str, warnings: list[RowError]) -> Content:
-    """Content given as parts.
+    Returns:
+        the answers of tools among the parts, which some interfaces put into a turn of the user, as turns of their own.
 
     Raises:
         RowError: a part that is no text (an image, a sound), or no part at all.
     """
-    made = Content()
+    results = []
     for i, part in enumerate([parts] if isinstance(parts, dict) else parts):
         place = f"{field}[{i}]"
         if isinstance(part, str):
-            made.text.append(part)
+            turn.content += part
         elif isinstance(part, dict):
-            _read_part(made, part, place, warnings)
+            results += _read_part(turn, part, place, warnings)
         else:
             raise RowError("invalid_type", place, f"{place} is {kind(part)}, where text or a content part is needed")
-    return made
+    return results
 
 
-def _read_part(made: Content, part: dict[str, Any], place: str, warnings: list[RowError]) -> None:
-    name, holder = part.get("type"), part
+def _read_part(turn: Turn, part: dict[str, Any], place: str, warnings: list[RowError]) -> list[Turn]:
+    name, held = part.get("type"), part
     if name is None:
         # Bedrock and Gemini say what a part is by its only key.
-        name = next(
-            (key for key in part if key in _PART_OF), "text" if set(_TEXT_KEYS) & {*part} else next(iter(part), "")
-        )
-        holder = part[name] if isinstance(part.get(name), dict) else part
-    kind_of = _PART_OF.get(name) if isinstance(name, str) else None
-    if kind_of in ("text", "reasoning"):
-        key = next((key for key in (name, *_TEXT_KEYS) if holder.get(key) is not None), "text")
-        value = holder.get(key)
-        if value is None:
-            raise RowError("missing_field", f"{place}.{key}", f"{place} has no {key!r}")
-        if isinstance(value, dict):
-            key, value = f"{key}.text", value.get("text")
-        (made.text if kind_of == "text" else made.reasoning).append(as_text(value, f"{place}.{key}"))
-    elif kind_of == "call":
-        made.calls.append(read_call(holder, place, warnings))
-    elif kind_of == "result":
-        value = next((holder[key] for key in _RESULT_KEYS if holder.get(key) is not None), None)
-        made.results.append(Turn("tool", _result(value), tool_call_id=_id(holder)))
+        name = next((key for key in part if key in _PART_OF), "" if {*part}.isdisjoint(_TEXT_KEYS) else "text")
+        held = part[name] if isinstance(part.get(name), dict) else part
+    meaning = _PART_OF.get(name) if isinstance(name, str) else None
+    if meaning == "call":
+        turn.tool_calls = [*(turn.tool_calls or []), read_call(held, place, warnings)]
+    elif meaning == "result":
+        value = next((held[key] for key in _RESULT_KEYS if held.get(key) is not None), None)
+        return [Turn("tool", _result(value), tool_call_id=_id(held))]
+    elif meaning is None:
+        named = shown(name or next(iter(part), ""))
+        raise RowError("unsupported_content", place, f"{place} is a part of type {named}: only text is trained")
     else:
-        raise RowError("unsupported_content", place, f"{place} is a part of type {shown(name)}: only text is trained")
+        key = next((key for key in (str(name), *_TEXT_KEYS) if held.get(key) is not None), "text")
+        if held.get(key) is None:
+            raise RowError("missing_field", f"{place}.{key}", f"{place} has no {key!r}")
+        inner = held[key]["text"] if isinstance(held[key], dict) and "text" in held[key] else held[key]
+        text = as_text(inner, f"{place}.{key}")
+        if meaning == "text":
+            turn.content += text
+        else:
+            turn.reasoning = (turn.reasoning or "") + text
+    return []
 
 
 def _result(value: Any) -> str:

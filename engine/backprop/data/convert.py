@@ -88,15 +88,18 @@ class _Row:
         value = self.row.get(name)
         if isinstance(value, dict):
             value = value.get("parts", value.get("content", value))
-        parts = isinstance(value, list | dict)
-        text = "".join(read_parts(value, name, self.warnings).text) if parts else as_text(value, name)
-        if not text.strip():
+        system = Turn("system", "")
+        if isinstance(value, list | dict):
+            read_parts(system, value, name, self.warnings)
+        else:
+            system.content = as_text(value, name)
+        if system.blank():
             return turns
         if turns and turns[0].role == "system":
-            if turns[0].content.strip() != text.strip():
+            if _said(turns[0]) != _said(system):
                 self._warn("ignored_field", name, f"{name} is not used: the conversation has another system text")
             return turns
-        return [Turn("system", text), *turns]
+        return [system, *turns]
 
     def _conversation(self, name: str, of: str) -> list[Turn]:
         turns = read_turns(self._need(name, of), name, self.warnings, self.names)

@@ -74,26 +74,20 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
         words = f"{given!r} is no known role; it is kept as it is"
         warnings.append(RowError("invalid_role", speaker, words, "warning"))
     value = item.get(text_key)
-    calls, parts = None, None
+    turn, results = Turn(role, ""), []
     if type(value) is str:
-        content = value
+        turn.content = value
     elif isinstance(value, list | dict):
-        parts = read_parts(value, said, warnings)
-        content = "".join(parts.text)
+        results = read_parts(turn, value, said, warnings)
     elif value is None and text_key not in item and not ("tool_calls" in item or "function_call" in item):
         raise RowError("missing_field", said, f"{place} has no {text_key!r}")
     else:
-        content = as_text(value, said, warnings)
-    if given in ("function_call", "tool_call") and content:
-        calls, content = call_from_text(content)
-    turn = Turn(role, content, None, calls)
-    if parts is not None:
-        turn.reasoning, turn.tool_calls = "".join(parts.reasoning) or None, parts.calls or None
+        turn.content = as_text(value, said, warnings)
+    if given in ("function_call", "tool_call") and turn.content:
+        turn.tool_calls, turn.content = call_from_text(turn.content)
     if len(item) > 2 or text_key not in item:
         _read_extras(turn, item, place, warnings, {role_key, text_key})
-    if parts is None or not parts.results:
-        return [turn]
-    return parts.results if turn.blank() else [*parts.results, turn]
+    return results if results and turn.blank() else [*results, turn]
 
 
 def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[RowError], read: set[str]) -> None:

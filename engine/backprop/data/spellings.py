@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -56,13 +56,13 @@ MEDIA_MARK = re.compile(r"<(?:image|video|audio)>")
 _NO_MASK = frozenset({"attention_mask", "special_tokens_mask"})
 
 
-@cache
+@lru_cache(maxsize=4096)
 def like_mask(name: str) -> bool:
     """True for a name that may say what is in the loss."""
     return re.search("mask|loss|train|supervis", name.lower()) is not None and name not in _NO_MASK
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
