@@ -62,6 +62,20 @@ SHAPES: dict[str, Any] = {
     "Gemini": {
         "contents": [{"role": "user", "parts": [{"text": QUESTION}]}, {"role": "model", "parts": [{"text": ANSWER}]}]
     },
+    "columns of Parquet that other rows fill": {
+        "messages": [
+            {
+                "from": None,
+                "role": "user",
+                "content": [{"type": None, "toolUse": None, "text": QUESTION}],
+                "train": None,
+            },
+            {"from": None, "role": "assistant", "content": [{"type": "text", "text": ANSWER}], "tool_calls": None},
+        ],
+        "label": None,
+        "rejected": None,
+        "images": [],
+    },
     "prompt of turns": {"prompt": [ASKED], "response": ANSWER},
     "prompt in JSON": {"prompt": json.dumps([ASKED]), "completion": json.dumps([SAID])},
     "whole conversation as completion": {"prompt": QUESTION, "completion": CHAT},

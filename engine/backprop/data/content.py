@@ -90,7 +90,10 @@ def _read_part(turn: Turn, part: dict[str, Any], place: str, warnings: list[RowE
     name, held = part.get("type"), part
     if name is None:
         # Bedrock and Gemini say what a part is by its only key.
-        name = next((key for key in part if key in _PART_OF), "" if {*part}.isdisjoint(_TEXT_KEYS) else "text")
+        name = next(
+            (key for key in part if key in _PART_OF and part[key] is not None),
+            "" if {*part}.isdisjoint(_TEXT_KEYS) else "text",
+        )
         held = part[name] if isinstance(part.get(name), dict) else part
     meaning = _PART_OF.get(name) if isinstance(name, str) else None
     if meaning == "call":

@@ -239,6 +239,8 @@ def _beside(rows: Iterable[Any], mapping: dict[str, str], columns: Mapping[str, 
 
 def unknown_format(value: Any) -> RowError:
     """The error of a row whose fields are no format's."""
+    if isinstance(value, dict) and "input_ids" in value:
+        return RowError("unknown_format", "input_ids", "the row is tokenised already: give its text")
     if isinstance(value, dict):
         fields = ", ".join(str(key) for key in list(value)[:8])
         return RowError("unknown_format", "", f"no known format has these fields: {fields or 'none'}")
