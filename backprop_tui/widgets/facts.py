@@ -62,7 +62,7 @@ def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
     rows: list[Row] = []
     for first, words in findings_by_kind(data.problems, data.problem_counts):
         ink = {"error": "bad", "warning": "warn"}.get(first.severity, "text")
-        rows += wrap([(safe(words), ink)], width)
+        rows += labelled("", safe(words), width, ink)
     return rows
 
 
