@@ -238,7 +238,7 @@ def test_what_cannot_be_honoured_stops_the_row_in_checks_too(row: Any, code: str
     [
         ({"messages": [ASKED | {"train": True}, SAID]}, "ignored_field"),
         ({"messages": [ASKED, SAID | {"content": 5}]}, "written_value"),
-        ({"instruction": QUESTION, "output": "nan"}, "written_value"),
+        ({"instruction": QUESTION, "output": "nan"}, "missing_mark"),
         ({"instruction": "<image>\nWhat is it?", "output": "A gull."}, "unsupported_content"),
         ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system": "Be a pirate."}, "ignored_field"),
         ({"text": "### Instruction:\nWho?\n\n### Response:\nMe."}, "transcript"),

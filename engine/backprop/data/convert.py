@@ -11,9 +11,6 @@ from backprop.data.messages import apply_mask, check_turns, read_turns, refuse_u
 from backprop.data.spellings import MEDIA, MEDIA_MARK, json_turns, judgement, parsed, turn_keys
 from backprop.data.text_turns import read_marked, split_transcript, transcript_inside
 
-MISSING = frozenset({"nan", "NaN", "None", "none", "NULL", "null", "N/A", "n/a", "<NA>"})
-"""What programs write for a value that is missing."""
-
 
 def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:
     """Read a row in ``format``.
@@ -35,19 +32,11 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
         example = Example(format=format, tools=reader.tools(), warnings=reader.warnings, **said)
     except RecursionError:
         raise RowError("too_deep", "", "the row is nested too deeply to be read") from None
-    _note_marks(example)
-    return example
-
-
-def _note_marks(example: Example) -> None:
-    """Warn of answers that only say that a value is missing, and of texts that stand around a picture."""
     for turn in (*example.turns, *example.chosen, *example.completion):
-        if turn.content in MISSING and turn.role == "assistant":
-            words = f"an answer is {turn.content!r}, as programs write a missing value: it is trained as text"
-            example.warnings.append(RowError("written_value", "", words, "warning"))
         if "<" in turn.content and (mark := MEDIA_MARK.search(turn.content)) is not None:
             words = f"{mark[0]} stands in a text: only the text is trained"
             example.warnings.append(RowError("unsupported_content", "", words, "warning"))
+    return example
 
 
 class _Row:

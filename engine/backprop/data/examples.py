@@ -68,6 +68,8 @@ class Reader:
             example = convert(row.value, read, self.names)
         except RowError as error:
             return Read(index, row, error)
+        if row.warning is not None:
+            example.warnings.append(row.warning)
         if not example.teaches():
             return Read(index, row, RowError("nothing_to_train", "", "no answer in it that training would learn from"))
         return Read(index, row, example, content_key(row.value, read, self.names))
