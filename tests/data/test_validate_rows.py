@@ -355,3 +355,9 @@ def test_a_check_that_is_stopped_says_so_and_shows_progress(tmp_path: Path) -> N
     whole = validate(path, progress=lambda *now: seen.append(now))
     assert (whole.rows, whole.complete) == (60_000, True)
     assert seen[-1] == (path.stat().st_size, path.stat().st_size)
+
+
+def test_two_values_in_a_line_are_not_made_up_for_by_a_blank_line(tmp_path: Path) -> None:
+    data = '{"text": "a"}\n{"text": "b"} {"text": "c"}\n\n{"text": "d"}\n'
+    answer = validate(written(tmp_path, "a.jsonl", data))
+    assert (answer.rows, answer.invalid, found(answer)) == (3, 1, {(2, "broken_json")})
