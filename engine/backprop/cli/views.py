@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from backprop.cli import output
 from backprop.core import events as ev
-from backprop.runs.describe import describe, describe_dataset, duration, level, number
+from backprop.runs.describe import describe, describe_dataset, duration, findings_by_kind, level, number
 from backprop.runs.state import RunState
 
 _BAR = 24
@@ -152,17 +152,12 @@ def choose_view(as_json: bool) -> View:
 
 _SPAN = 240
 """Characters shown of one piece of the first row."""
-_PROBLEMS = 5
 
 
 def dataset_lines(event: ev.DatasetPrepared) -> list[str]:
     """The counted pre-flight, what was found in the rows, and the first row with its trained tokens in brackets."""
     lines = [describe_dataset(event), *event.notes]
-    for problem in event.problems[:_PROBLEMS]:
-        lines.append(f"line {problem.line}: [{problem.code}] {problem.message}")
-    more = sum(event.problem_counts.values()) - len(event.problems[:_PROBLEMS])
-    if more > 0:
-        lines.append(f"… and {more} more findings")
+    lines += [words for _, words in findings_by_kind(event.problems, event.problem_counts)]
     if event.first_row:
         lines.append("first row, [trained]: " + first_row(event.first_row))
     return lines

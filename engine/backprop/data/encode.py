@@ -11,8 +11,9 @@ from tokenizers import Encoding
 
 from backprop.core.events import TokenSpan
 from backprop.data.chat_template import END_THINK, THINK, ChatTemplate
+from backprop.data.convert import convert
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
-from backprop.data.formats import convert, read_as, unknown_format
+from backprop.data.formats import read_as, unknown_format
 from backprop.data.loss_mask import Span, answer_spans
 from backprop.data.parse import misread
 from backprop.data.token_cache import Flags, Ids
@@ -63,6 +64,7 @@ class Renderer:
         _encodable(text)
         moved = len(turns) - len(messages)
         spans = answer_spans(self.template, messages, example.tools, text)
+        spans = [_after_given(span, turns[span.turn + moved], text) for span in spans]
         answers = [span for span in spans if _is_trained(turns[span.turn + moved]) and span.end > span.start]
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
@@ -84,6 +86,18 @@ class Renderer:
 
 def _is_trained(turn: Turn) -> bool:
     return turn.train is not False and not turn.blank()
+
+
+def _after_given(span: Span, turn: Turn, text: str) -> Span:
+    """The span without the begin of the answer that is given to the model."""
+    if not turn.given:
+        return span
+    given = turn.content[: turn.given]
+    start = text.find(given, span.start, span.end)
+    if start < 0:
+        words = f"the chat template changes the begin of turn {span.turn + 1} (assistant), which is given"
+        raise RowError("mask_unclear", f"turns[{span.turn}]", words)
+    return span._replace(start=start + len(given))
 
 
 def _why_nothing(turns: Sequence[Turn]) -> str:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from backprop.core.events import LengthLimit
+from backprop.data.convert import convert
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, encode_value
 from backprop.data.example import Fields, Format, RowError
-from backprop.data.formats import FileFormat, convert, read_as
+from backprop.data.formats import FileFormat, read_as
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.reader import Row, open_source
 from backprop.data.token_cache import Flags, Ids

@@ -41,7 +41,7 @@ def prepare(
     """
     rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
     summary = rows.summary
-    if unusable(summary) and not config.skip_bad:
+    if summary.unusable and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
     trained, held_out = divide(
@@ -52,18 +52,13 @@ def prepare(
     return rows, trained, held_out
 
 
-def unusable(summary: DatasetPrepared) -> int:
-    """How many rows would train nothing."""
-    return summary.dropped + summary.answer_lost
-
-
 def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
     return DatasetValidationError(
-        f"{summary.path}: {unusable(summary)} of {summary.rows} rows would train nothing; "
+        f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
         + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
         hint=_way_out(summary),
-        details={"path": summary.path, "rows": unusable(summary), "lines": [problem.line for problem in shown]},
+        details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
 
 
@@ -201,7 +196,7 @@ def _held_out_rows_of(
         )
     rows = tokenise(config, str(file), model_path, emit, look)
     summary = rows.summary
-    if unusable(summary):
+    if summary.unusable:
         error = _bad_rows(summary)
         if not config.skip_bad:
             raise error
