@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -78,3 +79,52 @@ def test_a_template_that_marks_generation_is_written_as_by_transformers(
 @pytest.mark.parametrize("chat", range(len(CHATS)))
 def test_the_embedded_model_is_tokenised_as_by_transformers(chat: int) -> None:
     compare(EMBEDDED, CHATS[chat], None)
+
+
+@pytest.mark.parametrize(
+    ("files", "config"),
+    [
+        (
+            {},
+            {"added_tokens_decoder": {"905": {"content": "<extra>"}, "903": {"content": "<second>", "special": True}}},
+        ),
+        ({"special_tokens_map.json": {"additional_special_tokens": ["<extra>", "<second>"]}}, {}),
+        ({"special_tokens_map.json": {"eos_token": "<extra>"}}, {"eos_token": "<second>"}),
+        ({"special_tokens_map.json": {"eos_token": {"content": "<extra>", "lstrip": True}}}, {}),
+        ({"special_tokens_map.json": {"eos_token": "<extra>"}}, {"added_tokens_decoder": {}}),
+        ({}, {"extra_special_tokens": {"image_token": "<extra>", "sound_token": "<second>"}}),
+        ({}, {"extra_special_tokens": ["<extra>"], "eos_token": "<second>"}),
+        ({}, {"additional_special_tokens": ["<extra>", "<second>"]}),
+        ({"added_tokens.json": {"<second>": 901, "<extra>": 900}}, {}),
+        ({"added_tokens.json": {"<second>": 901}}, {"pad_token": "<extra>", "bos_token": "<second>"}),
+        ({}, {"image_token": "<extra>", "unk_token": "<second>"}),
+        ({}, {"eos_token": "quick"}),
+    ],
+)
+def test_tokens_declared_in_any_file_have_the_ids_that_transformers_gives_them(
+    model_dir: Callable[[str], Path], tmp_path: Path, files: dict[str, Any], config: dict[str, Any]
+) -> None:
+    folder = tmp_path / "declares"
+    shutil.copytree(model_dir("chatml"), folder)
+    old = json.loads((folder / "tokenizer_config.json").read_text())
+    for name, content in {**files, "tokenizer_config.json": {**old, **config}}.items():
+        (folder / name).write_text(json.dumps(content))
+    ours = ChatTokenizer.load(folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("fox <extra> and <second> <|im_end|>", "<second><extra>", "quick", "a"):
+        assert ours.encode([text])[0].ids == theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode([text], special=True)[0].ids == theirs(text)["input_ids"]
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)
+
+
+def test_a_template_kept_where_models_that_see_keep_it_is_read_and_named(
+    model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sees"
+    shutil.copytree(model_dir("phi-4"), folder)
+    source = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": source}))
+    tokenizer = ChatTokenizer.load(folder)
+    assert tokenizer.template.source == source
+    assert tokenizer.notes == ["the chat template is read from chat_template.json"]

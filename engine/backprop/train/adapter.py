@@ -14,7 +14,7 @@ from backprop.data.tokenizer import FILES
 from backprop.train.model import Loaded
 
 IDENTITY = "backprop.json"
-_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
