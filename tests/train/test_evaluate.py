@@ -13,6 +13,7 @@ from backprop.core import events as ev
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
+from backprop.data.split import Split
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.train.checkpointing import Saver
 from backprop.train.dataset import prepare
@@ -122,10 +123,10 @@ def test_no_held_out_row_is_trained_and_all_others_are(tiny_config: RunConfig, m
     assert len(evaluated) == of(events, Evaluated)[0].rows > 5
 
 
-def divided(config: RunConfig, split_seed: int | None = None) -> tuple[list[bytes], list[bytes], list[Event]]:
+def divided(config: RunConfig, split: Split | None = None) -> tuple[list[bytes], list[bytes], list[Event]]:
     events: list[Event] = []
     path = Path(config.model)
-    _, *sides = prepare(config, path, events.append, lambda: False, split_seed)
+    _, *sides = prepare(config, path, events.append, lambda: False, split=split)
     trained, held_out = ([side.row(i)[0].tobytes() for i in range(len(side))] for side in sides)
     return trained, held_out, events
 
@@ -194,7 +195,7 @@ def test_a_run_with_another_seed_can_keep_the_held_out_rows_of_an_earlier_one(
 ) -> None:
     config = replace(tiny_config, data=chats(tmp_path / "many.jsonl", range(60)), held_out="0.2")
     parent, other = divided(config), replace(config, seed=7)
-    assert divided(other, split_seed=config.seed)[:2] == parent[:2]
+    assert divided(other, Split(seed=config.seed))[:2] == parent[:2]
     assert divided(other)[:2] != parent[:2]
 
 

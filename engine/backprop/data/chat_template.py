@@ -52,6 +52,7 @@ class ChatTemplate:
     Attributes:
         trailer: what it writes after the last answer though it is no part of that: a text's end, the next header.
         closing: what ends an answer that a question follows.
+        last_end: what ends the last answer.
         missing_ends: what the next turn would write to end the last answer, by whether that calls a tool; empty where
             the template ends it itself.
     """
@@ -84,7 +85,8 @@ class ChatTemplate:
         self.folds_system = self._loses_system()
         self.drops_thinking = self._loses_thinking()
         self.missing_ends: dict[bool, str] = {}
-        self.closing, self.trailer = self._find_ends(ends)
+        self.closing = self.last_end = self.trailer = ""
+        self._find_ends(ends)
 
     def _loses_system(self) -> bool:
         """True where a conversation may not start with a system text, or the text would be left out of it."""
@@ -109,24 +111,25 @@ class ChatTemplate:
             return False
         return MARK in text and words not in text
 
-    def _find_ends(self, ends: Collection[str]) -> tuple[str, str]:
-        """``closing`` and ``trailer``: what follows an answer at the end, beside what follows it before a question."""
+    def _find_ends(self, ends: Collection[str]) -> None:
+        """Compare what follows an answer at the end with what follows it before a question."""
         asked = {"role": "user", "content": "a"}
         last, followed = (self._after_mark([asked], rest) for rest in ([], [asked]))
         if last is None or followed is None:
-            return "", ""
+            return
         both = last[: shared(last, followed)]
         first = min(((both.find(end), end) for end in ends if end in both), default=None)
-        closing = (both[: first[0] + len(first[1])] if first else both).rstrip()
-        if closing:
-            return closing, last.rstrip()[len(closing) :]
+        self.closing = self.last_end = (both[: first[0] + len(first[1])] if first else both).rstrip()
+        if self.closing:
+            self.trailer = last.rstrip()[len(self.closing) :]
+            return
         token = CONTROL_TOKEN.match(followed)
+        self.closing, self.last_end = token[0] if token else "", last.rstrip()
         if token and token[0] in ends and not last.strip():
             call = {"type": "function", "function": {"name": "a", "arguments": {}}}
             result = self._after_mark([asked], [{"role": "tool", "content": "a"}], tool_calls=[call])
             ended = next((end for end in ends if result and end in result.partition(MARK)[0]), token[0])
             self.missing_ends = {False: token[0], True: ended}
-        return token[0] if token else "", ""
 
     def _after_mark(self, before: list[dict[str, Any]], after: list[dict[str, Any]], **answer: Any) -> str | None:
         """What stands after an answer; ``None`` where the template refuses or does not write it."""

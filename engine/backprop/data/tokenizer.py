@@ -40,6 +40,7 @@ class ChatTokenizer:
         notes: choices made while loading, in words for a person.
         bos_id, eos_id: ids of the tokenizer's own begin and end tokens, ``None`` where it has none.
         end_ids: every id that ends generation.
+        new_end: the one of them that the template ends answers with though no file of the model says so.
         fingerprint: hash of all files that decide about ids and text.
     """
 
@@ -59,6 +60,8 @@ class ChatTokenizer:
         ends_with = [token for id in sorted(self.end_ids) if (token := tokenizer.id_to_token(id))]
         self.template = ChatTemplate(source, tokens, tool_source, ends=ends_with, now=now)
         self.special_ids = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.new_end = self._end_of_answers(ends_with)
+        self.end_ids |= {self.new_end} if self.new_end is not None else set()
 
     @classmethod
     def load(cls, model_dir: str | Path, now: datetime | None = None) -> ChatTokenizer:
@@ -93,6 +96,13 @@ class ChatTokenizer:
             config |= _read_json(folder / "special_tokens_map.json")
         tokenizer.add_tokens(list(_declared(tokenizer, config, _read_json(folder / "added_tokens.json"))))
         return cls(tokenizer, folder, config, _fingerprint(folder), now)
+
+    def _end_of_answers(self, ends: list[str]) -> int | None:
+        last = self.template.last_end
+        if not last or any(end in last for end in ends):
+            return None
+        id: int = self.encode([last])[0].ids[-1]
+        return id if id in self.special_ids else None
 
     def encode(self, texts: list[str], *, special: bool = False) -> list[Encoding]:
         """Encode texts at once. ``special`` adds what the tokenizer puts around a plain text (its begin token)."""
