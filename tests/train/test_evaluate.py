@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,26 @@ def test_a_run_with_another_seed_can_keep_the_held_out_rows_of_an_earlier_one(
     parent, other = divided(config), replace(config, seed=7)
     assert divided(other, Split(seed=config.seed))[:2] == parent[:2]
     assert divided(other)[:2] != parent[:2]
+
+
+def test_where_a_row_goes_depends_on_what_it_says_and_neither_on_limit_nor_model(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    texts = [f"{i}: " + "harbour lantern window river " * (i % 9 + 1) for i in range(120)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    other = shutil.copytree(tiny_config.model, tmp_path / "other")
+    (other / "added_tokens.json").write_text(json.dumps({" window": 400}))
+    sides = []
+    for model, limit in ((tiny_config.model, 512), (tiny_config.model, 16), (str(other), 512)):
+        config = replace(tiny_config, data=str(data), held_out="0.2", max_seq_length=limit, model=model)
+        _, *both = prepare(config, Path(model), lambda event: None, lambda: False)
+        sides.append([set(side.rows.lines[side._places].tolist()) for side in both])
+        assert (sum(map(len, both)) > len(texts)) is (limit == 16), "texts are split by the short limit alone"
+
+    assert sides[0][0].isdisjoint(sides[0][1])
+    assert len(sides[0][1]) > 10
+    assert sides[0] == sides[1] == sides[2]
 
 
 @pytest.mark.parametrize("wrong", ["1.5", "0", "nan", "nowhere.jsonl"])
