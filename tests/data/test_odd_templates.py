@@ -273,18 +273,6 @@ def test_a_template_that_repeats_without_measure_is_refused(load: Callable[[str]
     assert error.value.code == "template_refused"
 
 
-@pytest.mark.parametrize(
-    "escape",
-    ["messages.append(1)", "namespace(__class__=1)", "[].append(1)", "dict.mro()"],
-)
-def test_a_template_is_kept_from_what_transformers_keeps_it_from(
-    load: Callable[[str], ChatTokenizer], escape: str
-) -> None:
-    with pytest.raises(RowError) as error:
-        shown(load(HEADERS + "{{ " + escape + " }}"), [WHO, ME])
-    assert error.value.code == "template_refused"
-
-
 def test_sums_of_a_template_are_what_they_are(load: Callable[[str], ChatTokenizer]) -> None:
     sums = "{{ 7 * 9000000 }} {{ 2 ** 40 }} {{ 1.5 * 2 }} {{ 'ab' * 2 }}"
     assert shown(load(sums + HEADERS), [WHO, ME]).startswith("63000000 1099511627776 3.0 abab<|im_start|>")

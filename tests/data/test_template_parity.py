@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.data.example import RowError
 from backprop.data.tokenizer import ChatTokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -128,3 +129,36 @@ def test_a_template_kept_where_models_that_see_keep_it_is_read_and_named(
     tokenizer = ChatTokenizer.load(folder)
     assert tokenizer.template.source == source
     assert tokenizer.notes == ["the chat template is read from chat_template.json"]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *["messages.append(1)", "[].append(1)", "messages[0].update(a=1)", "namespace(_a=1)", "dict.mro()"],
+        *["namespace(a=1).a", "dict(a=1) | tojson", "messages.__class__", "'a'.join(['b', 'c'])", "range(3) | list"],
+        *["messages | map(attribute='role') | join", "'%s' % messages[0].content", "messages[0].get('x', 'y')"],
+        *[
+            "raise_exception('no')",
+            "missing",
+            "missing.more",
+            "1 / 0",
+            "range(10 ** 7)",
+            "'a' * 3",
+            "cycler(1, 2).next()",
+        ],
+    ],
+)
+def test_an_expression_does_in_a_template_what_it_does_under_transformers(
+    model_dir: Callable[[str], Path], tmp_path: Path, expression: str
+) -> None:
+    folder = tmp_path / "expression"
+    shutil.copytree(model_dir("chatml"), folder)
+    (folder / "chat_template.jinja").write_text("<{{ " + expression + " }}>")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    try:
+        right = theirs.apply_chat_template(CHATS[0], tokenize=False)
+    except Exception:  # a template of theirs can raise anything
+        with pytest.raises(RowError, match="refuses"):
+            ChatTokenizer.load(folder).template.render(CHATS[0])
+    else:
+        assert ChatTokenizer.load(folder).template.render(CHATS[0]) == right

@@ -114,7 +114,7 @@ class ChatTemplate:
     def _find_ends(self, ends: Collection[str]) -> None:
         """Compare what follows an answer at the end with what follows it before a question."""
         asked = {"role": "user", "content": "a"}
-        last, followed = (self._after_mark([asked], rest) for rest in ([], [asked]))
+        last, followed = self._after_answer(), self._after_answer(asked)
         if last is None or followed is None:
             return
         both = last[: shared(last, followed)]
@@ -127,14 +127,15 @@ class ChatTemplate:
         self.closing, self.last_end = token[0] if token else "", last.rstrip()
         if token and token[0] in ends and not last.strip():
             call = {"type": "function", "function": {"name": "a", "arguments": {}}}
-            result = self._after_mark([asked], [{"role": "tool", "content": "a"}], tool_calls=[call])
+            result = self._after_answer({"role": "tool", "content": "a"}, tool_calls=[call])
             ended = next((end for end in ends if result and end in result.partition(MARK)[0]), token[0])
             self.missing_ends = {False: token[0], True: ended}
 
-    def _after_mark(self, before: list[dict[str, Any]], after: list[dict[str, Any]], **answer: Any) -> str | None:
-        """What stands after an answer; ``None`` where the template refuses or does not write it."""
+    def _after_answer(self, *turns: Mapping[str, Any], **answer: Any) -> str | None:
+        """What stands after an answer that ``turns`` follow; ``None`` where the template refuses or leaves it out."""
+        question = {"role": "user", "content": "a"}
         try:
-            text = self.render([*before, {"role": "assistant", "content": MARK, **answer}, *after])
+            text = self.render([question, {"role": "assistant", "content": MARK, **answer}, *turns])
         except RowError:
             return None
         return text.partition(MARK)[2] if MARK in text else None
