@@ -444,6 +444,7 @@ def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: s
     (folder / "chat_template.jinja").write_text(
         # The first conversation has a name in it, and then another end than the usual one.
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.name or '<|im_end|>' }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
         if end == "</s>"
         else "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}"
     )
