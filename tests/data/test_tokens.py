@@ -16,6 +16,7 @@ from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadErr
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data.encode import encode_value, explain_row
+from backprop.data.example import RowError
 from backprop.data.preprocess import Prepared, prepare
 from backprop.data.tokenizer import ChatTokenizer
 from tokenizers import Tokenizer
@@ -455,9 +456,14 @@ def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: s
 
 
 @pytest.mark.parametrize("row", [{"text": "half \\ud800 a pair"}, pair("Who?", "half \\udc00 a pair")])
-def test_half_a_character_is_a_finding_in_texts_and_in_answers(ready: Callable[..., Prepared], row: Any) -> None:
+def test_half_a_character_is_a_finding_in_texts_and_in_answers(
+    ready: Callable[..., Prepared], model_dir: ModelDir, row: Any
+) -> None:
     line = json.dumps(row).replace("\\\\ud", "\\ud")
     summary = ready([line, {"text": "whole"}]).summary
     assert [(problem.line, problem.code) for problem in summary.problems if problem.severity == "error"] == [
         (1, "lone_surrogate")
     ]
+    with pytest.raises(RowError) as error:
+        explain_row(json.loads(line), ChatTokenizer.load(model_dir("chatml")))
+    assert error.value.code == "lone_surrogate"
