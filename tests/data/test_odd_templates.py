@@ -184,6 +184,11 @@ def shown(tokenizer: ChatTokenizer, messages: list[dict[str, Any]], **extra: Any
             "<|user|>Who?<|end|><|assistant|><think>⟦hm</think>Me.<|end|>⟧",
         ),
         (
+            "deletes thinking",
+            [WHO, {**ME, "content": "<think>\n\n</think>\nMe."}],
+            "<|user|>Who?<|end|><|assistant|>⟦\nMe.<|end|>⟧",
+        ),
+        (
             "closes thinking",
             [WHO, {**ME, "content": THOUGHT + "Me."}, *SEVERAL[2:3], {**ME, "content": THOUGHT + "So."}],
             "<|user|>Who?<|end|><|assistant|></think>⟦\n\nMe.<|end|>⟧"
