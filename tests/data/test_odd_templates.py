@@ -35,7 +35,8 @@ TEMPLATES = {
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}",
     # Command R7B: the next answer's header is written whether asked for or not.
     "always asks": "{% for m in messages %}<|start|><|{{ m.role }}|>{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
-    "{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}<|start|><|assistant|>",
+    "{% else %}{% if m.role == 'assistant' %}<|message|>{% endif %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}"
+    "<|start|><|assistant|>",
     # GLM: a turn ends where the next one begins.
     "no end": "{% for m in messages %}{% if m.role == 'tool' %}<|observation|>{% else %}<|{{ m.role }}|>{% endif %}"
     "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}</tool_call>{% endfor %}"
@@ -137,8 +138,8 @@ def shown(tokenizer: ChatTokenizer, messages: list[dict[str, Any]], **extra: Any
         (
             "always asks",
             SEVERAL,
-            "<|start|><|user|>Who?<|end|>\n<|start|><|assistant|>⟦Me.<|end|>⟧\n"
-            "<|start|><|user|>Why?<|end|>\n<|start|><|assistant|>⟦So.<|end|>⟧\n<|start|><|assistant|>",
+            "<|start|><|user|>Who?<|end|>\n<|start|><|assistant|>⟦<|message|>Me.<|end|>⟧\n"
+            "<|start|><|user|>Why?<|end|>\n<|start|><|assistant|>⟦<|message|>So.<|end|>⟧\n<|start|><|assistant|>",
         ),
         (
             "no end",
@@ -215,7 +216,7 @@ def test_the_answer_and_its_own_end_are_trained(
 def test_a_call_is_trained_where_the_template_always_asks(load: Callable[[str], ChatTokenizer]) -> None:
     text = shown(load("always asks"), [WHO, call("clock"), RESULT, ME])
     assert text.count("⟦") == 2
-    assert text.endswith("<|tool|>12:00<|end|>\n<|start|><|assistant|>⟦Me.<|end|>⟧\n<|start|><|assistant|>")
+    assert text.endswith("<|tool|>12:00<|end|>\n<|start|><|assistant|>⟦<|message|>Me.<|end|>⟧\n<|start|><|assistant|>")
     assert '<|start|><|assistant|>⟦[{"type": "function"' in text
 
 

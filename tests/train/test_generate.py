@@ -109,7 +109,8 @@ def test_what_ends_answers_in_training_ends_them_in_samples_and_in_the_result(
     base = changed_model(tiny_model, tmp_path / "base", **BASE_CHATML)
     chat = ChatTokenizer.load(base)
     end = chat.tokenizer.token_to_id("<|im_end|>")
-    assert chat.end_ids == {0, end}
+    assert (chat.end_ids, chat.new_end) == ({0, end}, end)
+    assert ChatTokenizer.load(tiny_model).new_end is None, "the model's files say it"
 
     config = replace(tiny_config, model=str(base), steps=1)
     _, directory = train(config, [])
