@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from backprop.core.events import DatasetPrepared, Sample, encode
+from backprop.core.events import DatasetPrepared, RunStarted, Sample, encode
 from backprop.core.jobs import GenerateRequest
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
@@ -164,7 +164,8 @@ def test_a_model_that_learned_plain_texts_is_asked_to_continue_one(tiny_config: 
     model, chat = load(directory.path, to_builtins(config), lambda message: None)
     plain, chatted = (generate(model, chat, "harbour lantern", 8, as_text=as_text) for as_text in (True, False))
     assert answers[-1] == plain != chatted
-    stamped = (replace(each, run_id=directory.run_id, seq=seq) for seq, each in enumerate(events, 1))
+    started = RunStarted(config=to_builtins(config), output_dir=str(directory.path), pid=1)
+    stamped = (replace(each, run_id=directory.run_id, seq=seq) for seq, each in enumerate([started, *events], 1))
     directory.journal.write_bytes(b"".join(map(encode, stamped)))
     said: list[Any] = []
     request = GenerateRequest(run=str(directory.path), prompts=["harbour lantern"], max_tokens=8)
