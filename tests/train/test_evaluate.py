@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from backprop.core import events as ev
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
+from backprop.data.split import Split
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.train.checkpointing import Saver
 from backprop.train.dataset import prepare
@@ -122,10 +124,10 @@ def test_no_held_out_row_is_trained_and_all_others_are(tiny_config: RunConfig, m
     assert len(evaluated) == of(events, Evaluated)[0].rows > 5
 
 
-def divided(config: RunConfig, split_seed: int | None = None) -> tuple[list[bytes], list[bytes], list[Event]]:
+def divided(config: RunConfig, split: Split | None = None) -> tuple[list[bytes], list[bytes], list[Event]]:
     events: list[Event] = []
     path = Path(config.model)
-    _, *sides = prepare(config, path, events.append, lambda: False, split_seed)
+    _, *sides = prepare(config, path, events.append, lambda: False, split=split)
     trained, held_out = ([side.row(i)[0].tobytes() for i in range(len(side))] for side in sides)
     return trained, held_out, events
 
@@ -199,8 +201,28 @@ def test_a_run_with_another_seed_can_keep_the_held_out_rows_of_an_earlier_one(
 ) -> None:
     config = replace(tiny_config, data=chats(tmp_path / "many.jsonl", range(60)), held_out="0.2")
     parent, other = divided(config), replace(config, seed=7)
-    assert divided(other, split_seed=config.seed)[:2] == parent[:2]
+    assert divided(other, Split(seed=config.seed))[:2] == parent[:2]
     assert divided(other)[:2] != parent[:2]
+
+
+def test_where_a_row_goes_depends_on_what_it_says_and_neither_on_limit_nor_model(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    texts = [f"{i}: " + "harbour lantern window river " * (i % 9 + 1) for i in range(120)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    other = shutil.copytree(tiny_config.model, tmp_path / "other")
+    (other / "added_tokens.json").write_text(json.dumps({" window": 400}))
+    sides = []
+    for model, limit in ((tiny_config.model, 512), (tiny_config.model, 16), (str(other), 512)):
+        config = replace(tiny_config, data=str(data), held_out="0.2", max_seq_length=limit, model=model)
+        _, *both = prepare(config, Path(model), lambda event: None, lambda: False)
+        sides.append([set(side.rows.lines[side._places].tolist()) for side in both])
+        assert (sum(map(len, both)) > len(texts)) is (limit == 16), "texts are split by the short limit alone"
+
+    assert sides[0][0].isdisjoint(sides[0][1])
+    assert len(sides[0][1]) > 10
+    assert sides[0] == sides[1] == sides[2]
 
 
 @pytest.mark.parametrize("wrong", ["1.5", "0", "nan", "nowhere.jsonl"])

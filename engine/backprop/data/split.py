@@ -25,6 +25,16 @@ SEED = 42
 """Of every split whose seed nobody chose: the rows held out in training are the same for all seeds of a run."""
 
 
+class Split(Struct, frozen=True):
+    """How the rows that a run is evaluated on are chosen from its own: by seed, and by what they say.
+
+    ``by_tokens`` is the rule of earlier versions, whose runs and forks keep it: by the tokens that were left of a row.
+    """
+
+    seed: int = SEED
+    by_tokens: bool = False
+
+
 def _place(key: bytes, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=str(seed).encode()[:64]).digest(), "big")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from backprop.core import files
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
-from backprop.data.tokenizer import FILES
+from backprop.data.tokenizer import FILES, ChatTokenizer
 from backprop.train.model import Loaded
 
 IDENTITY = "backprop.json"
-_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt")
 
 
 def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
@@ -33,6 +33,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
             for name in _TOKENIZER_FILES:
                 if (loaded.path / name).is_file():
                     shutil.copyfile(loaded.path / name, folder / name)
+            _write_what_was_learned(loaded.chat, folder)
             identity = {
                 "run_id": run_id,
                 "model": config.model,
@@ -49,3 +50,14 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
             hint="make room or choose another --output; the run's checkpoints are untouched",
             code="RUNTIME_IO_FAILED",
         ) from error
+
+
+def _write_what_was_learned(chat: ChatTokenizer, folder: Path) -> None:
+    """What the model's files do not say and whoever loads the result needs: the template, and what ends an answer."""
+    if not chat.brings_template:
+        (folder / "chat_template.jinja").write_text(chat.template.source, encoding="utf-8")
+    if chat.new_end is not None:
+        file = folder / "generation_config.json"
+        settings = json.loads(file.read_bytes()) if file.is_file() else {}
+        settings["eos_token_id"] = sorted(chat.end_ids)
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

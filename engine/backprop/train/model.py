@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from backprop.core import rules
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
@@ -120,6 +121,8 @@ def load_base(
         ) from error
     model, found = loaded
     _require_every_weight(path, found)
+    # Greedy means greedy: no penalty, minimum, beam or forbidden token that the model's files suggest for chatting.
+    model.generation_config = GenerationConfig()
     return model
 
 
@@ -162,8 +165,8 @@ def require_known_tokens(model: Any, ids: Any, chat: ChatTokenizer) -> None:
         )
 
 
-def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
-    """Load the model in ``path`` in the mode of a ``resolved`` configuration.
+def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None) -> Loaded:
+    """Load the model in ``path`` in the mode of a ``resolved`` configuration; ``now`` is for its chat template.
 
     Emits ``model_loading`` while it works and ``model_loaded`` with what was measured.
 
@@ -174,7 +177,7 @@ def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
     emit(ModelLoading(model=config.model, stage="load"))
     device = choose_device(config.backend)
     dtype = choose_dtype(device)
-    chat = ChatTokenizer.load(path)
+    chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
     model = mode.load(lambda **options: load_base(path, device, dtype, config.trust_remote_code, **options))
     loaded = Loaded(model, mode, chat, path, device, dtype)

@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig, settings_with_effect
+from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
@@ -54,8 +56,10 @@ class Beginning:
     continued: bool = False
     extended: bool = False
     weights: Path | None = None
-    split_seed: int | None = None
-    """Seed of the held-out rows where it is not the run's own: a fork keeps the split of the run it came from."""
+    now: datetime | None = None
+    """When the run was begun: the date that a chat template with a date in it writes, also after a resume."""
+    split: Split | None = None
+    """How the held-out rows are chosen where it is settled: a fork keeps the split of the run it came from."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -81,6 +85,7 @@ def begin(
         CheckpointError: checkpoints exist and none verifies; the message says of each why not.
     """
     config = record.config
+    now = datetime.fromtimestamp(record.created)
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config, extended=True)
@@ -88,7 +93,9 @@ def begin(
     store.remove_leftovers()
     if verb == "start" or not any(store.directory.glob("step-*")):
         weights = _forked_from(record)
-        start = Beginning(resolve(config), continued=verb != "start", weights=weights, split_seed=_split_seed(weights))
+        start = Beginning(
+            resolve(config), continued=verb != "start", now=now, weights=weights, split=_split_of(weights)
+        )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
             start.notes.append(events.Warning(code="NO_CHECKPOINT", message=message))
@@ -102,8 +109,9 @@ def begin(
         resolved,
         checkpoint,
         continued=True,
+        now=now,
         extended=(record.extended or verb == "extend") and other_end,
-        split_seed=_split_seed(checkpoint.path),
+        split=_split_of(checkpoint.path),
         notes=[
             events.Warning(
                 code="STATE_CHECKPOINT_INVALID",
@@ -133,13 +141,13 @@ def _forked_from(record: RunRecord) -> Path | None:
     return weights
 
 
-def _split_seed(checkpoint: Path | None) -> int | None:
-    """The seed by which the run of this checkpoint chose its held-out rows; earlier versions took the run's own."""
+def _split_of(checkpoint: Path | None) -> Split | None:
+    """How the run of this checkpoint chose its held-out rows; earlier versions took the run's own seed, and tokens."""
     if checkpoint is None:
         return None
     identity = read_manifest(checkpoint).identity
-    seed: int | None = identity.get("split_seed", identity.get("config", {}).get("seed"))
-    return seed
+    seed = identity.get("split_seed", identity.get("config", {}).get("seed"))
+    return None if seed is None else Split(seed=seed, by_tokens=identity.get("split_by", "tokens") == "tokens")
 
 
 def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
@@ -156,7 +164,7 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
 
 
 def identity(
-    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split_seed: int | None = None
+    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split: Split | None = None
 ) -> dict[str, Any]:
     """The identity of a run.
 
@@ -165,14 +173,16 @@ def identity(
         model_path: the directory that model and tokenizer are loaded from.
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
         held_out: of the rows that are evaluated on; empty where there are none.
-        split_seed: by which they were chosen, where it is not the run's own.
+        split: how they were chosen, where not by the run's own seed.
     """
+    split = split or Split(seed=config.seed)
     files = [path for path in sorted(model_path.iterdir()) if path.is_file() and _MODEL_FILES.fullmatch(path.name)]
     return {
         "model": {path.name: file_hash(path) for path in files},
         "tokens": fingerprint,
         "held_out": held_out,
-        "split_seed": config.seed if split_seed is None else split_seed,
+        "split_seed": split.seed,
+        "split_by": "tokens" if split.by_tokens else "content",
         "config": settings_with_effect(config),
         "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }

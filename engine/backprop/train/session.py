@@ -27,7 +27,7 @@ from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
 from backprop.train.dataset import prepare
 from backprop.train.evaluate import Evaluator
-from backprop.train.generate import generate
+from backprop.train.generate import generate, on_texts
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
@@ -99,16 +99,19 @@ class Session:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look, start.split_seed)
+        rows, self.trained, self.held_out = prepare(
+            config, path, emit, self.steering.look, split=start.split, now=start.now
+        )
+        self.as_text = on_texts(rows.summary)
 
         self.schedule = Schedule.of(config, len(self.trained))
         config = self.config = self.choose(config, path)
 
         emit(PhaseChanged(phase="loading_model"))
-        self.loaded = models.load(config, path, emit)
+        self.loaded = models.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
@@ -256,7 +259,14 @@ class Session:
         """
         for prompt in self.config.sample_prompts:
             ended = self.steering.look if self.control.stepping or not tuned else None
-            text = generate(self.loaded.model, self.loaded.chat, prompt, self.config.sample_tokens, stop_when=ended)
+            text = generate(
+                self.loaded.model,
+                self.loaded.chat,
+                prompt,
+                self.config.sample_tokens,
+                stop_when=ended,
+                as_text=self.as_text,
+            )
             if ended and ended():
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
