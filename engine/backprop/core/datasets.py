@@ -1,7 +1,7 @@
 """Names of datasets on the Hugging Face Hub, and the copies of them that are on this machine.
 
 A name is ``owner/name``, then what is wanted of it: ``@revision``, ``:configuration``, ``:split`` or
-``:configuration:split``. Nothing in here opens a socket.
+``:configuration:split``. The address of its page may stand before it. Nothing in here opens a socket.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ RECORD = "dataset.json"
 """Lies beside a fetched copy and says where it came from; written last."""
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt", ".gz", ".zst")
 _NAME = re.compile(
+    r"(https?://huggingface\.co/datasets/)?"
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(?P<parts>(:[^:/\s]+){0,2})"
 )
 

@@ -103,6 +103,15 @@ class Session:
         self.loaded = models.load(config, path, emit)
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
+        if unlearned := models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat):
+            emit(
+                events.Warning(
+                    code="TOKENS_UNTRAINED",
+                    message=f"the model never learned {', '.join(unlearned)}, which the rows are written with: the "
+                    "embeddings are empty, and adapters do not change them",
+                    hint="use the instruct version of the model, or a chat template without these tokens",
+                )
+            )
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
         if start.checkpoint:
             notes = require_same_identity(
@@ -118,7 +127,7 @@ class Session:
         if not start.checkpoint:
             for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
-        self.reporter = Reporter(emit, self.schedule, self.loaded.device)
+        self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
     def train(self, guard: Guard) -> tuple[int, int]:
