@@ -117,7 +117,7 @@ def test_an_index_of_files_that_are_not_there_is_no_second_set(tmp_path: Path) -
 def test_a_directory_that_is_gone_and_the_address_of_a_model_are_understood() -> None:
     with pytest.raises(ModelLoadError, match="there is no model directory /gone/model") as caught:
         find_model("/gone/model")
-    assert "--model NEW_PATH" in caught.value.hint
+    assert "take --model NEW_PATH" in caught.value.hint
     assert repository_of("https://huggingface.co/somebody/a-model") == "somebody/a-model"
 
 

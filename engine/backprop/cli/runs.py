@@ -76,7 +76,9 @@ def _show_table(runs: list[RunSummary]) -> None:
 @json_and_verbose
 def show_run(run: str, as_json: bool, verbose: bool) -> None:
     """Show one run: RUN is its id, the beginning of its id, or its directory."""
-    state = read_run(find_run(run))
+    path = find_run(run)
+    state = read_run(path)
+    state.damage += RunDirectory(path).changed_result()
     if as_json:
         output.document(details(state))
     else:

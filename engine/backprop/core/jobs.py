@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec import Struct
 
-from backprop.core.events import ModelLoading, Problem, RunFailed, Sample
+from backprop.core.events import ModelLoading, Problem, RunFailed, Sample, Warning  # noqa: A004
 
 
 class GenerateRequest(Struct, kw_only=True):
@@ -24,6 +24,8 @@ class GenerateRequest(Struct, kw_only=True):
     prompts: Sequence[str]
     step: int | None = None
     """The checkpoint to ask; the result where none is named."""
+    model: str | None = None
+    """Where the base model is now, if it is no longer where the run found it."""
     base: bool = False
     """Whether the model without the adapter is asked too."""
     max_tokens: int = 256
@@ -101,7 +103,7 @@ class Fetched(Struct, kw_only=True, tag_field="type", tag="fetched"):
     bytes: int
 
 
-Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | JobProgress | RowScores | Scored | Fetched
+Message: TypeAlias = Delta | Sample | ModelLoading | Warning | RunFailed | JobProgress | RowScores | Scored | Fetched
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -34,7 +34,7 @@ def repository_of(name: str) -> str:
     if Path(name).expanduser().exists():
         return ""
     if name.startswith(("/", ".", "~")):
-        hint = "if it was moved, a run of it goes on by `backprop resume RUN --model NEW_PATH`"
+        hint = "if it was moved, say where: resume, extend, fork and generate take --model NEW_PATH"
         raise ModelLoadError(f"there is no model directory {name}", hint=hint, details={"model": name})
     if (match := _REPOSITORY.fullmatch(name)) is None:
         raise ModelLoadError(

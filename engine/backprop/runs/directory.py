@@ -31,12 +31,14 @@ from msgspec import Struct
 
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import open_regular, read_json, write_file
+from backprop.core.files import open_regular, read_json, sha256, write_file
 from backprop.core.paths import expand
 from backprop.core.settings import RunConfig
 from backprop.runs import journal
 
 SCHEMA = 1
+IDENTITY = "backprop.json"
+"""Lies beside a result and says what it is."""
 LAST_LINES = 8
 """Lines of the log that tell how an engine went."""
 START_PATIENCE = 30.0
@@ -112,6 +114,16 @@ class RunDirectory:
     def result(self) -> str:
         """The folder of the trained adapter where it is there, else empty."""
         return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
+
+    def changed_result(self) -> list[str]:
+        """What of the result's weights is not as the run saved it, in words."""
+        identity = self.adapter / IDENTITY
+        try:
+            saved: dict[str, str] = read_json(identity, dict[str, Any]).get("weights", {}) if self.result else {}
+            changed = [name for name, digest in saved.items() if sha256(self.adapter / name) != digest]
+        except (OSError, ValueError) as error:
+            return [f"{self.adapter}: it cannot be told whether it is as it was saved: {error}"]
+        return [f"{self.adapter / name} is not the file that the run saved" for name in changed]
 
     def ensure_control(self) -> None:
         """Make the named pipe for commands where it is missing. Only its owner may write to it.

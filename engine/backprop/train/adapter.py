@@ -11,9 +11,9 @@ from backprop.core import files
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES
+from backprop.runs.directory import IDENTITY
 from backprop.train.model import Loaded
 
-IDENTITY = "backprop.json"
 _TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+import msgspec
 import torch
 
 from backprop.core import events
@@ -123,6 +124,9 @@ class Session:
             load_weights(start.weights, self.loaded.model)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
+        recorded = self.directory.read_record().config
+        if recorded.model != config.model:
+            self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         self.schedule = Schedule.of(config, len(self.trained))
         if not start.checkpoint:
             for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
