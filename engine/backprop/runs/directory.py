@@ -125,6 +125,17 @@ class RunDirectory:
             return [f"{self.adapter}: it cannot be told whether it is as it was saved: {error}"]
         return [f"{self.adapter / name} is not the file that the run saved" for name in changed]
 
+    def whereabouts(self, folder: int) -> Path | None:
+        """Where the directory is that the descriptor ``folder`` was opened on; ``None`` where it was deleted."""
+        here = [self.path]
+        with contextlib.suppress(OSError):
+            here.append(Path(f"/proc/self/fd/{folder}").readlink())
+        for path in here:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(path.stat(), os.fstat(folder)):
+                    return path
+        return None
+
     def ensure_control(self) -> None:
         """Make the named pipe for commands where it is missing. Only its owner may write to it.
 

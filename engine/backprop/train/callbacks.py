@@ -154,6 +154,8 @@ class Callbacks:
     """Evaluations in a row without a better one after which the run ends; ``None`` is never."""
     sample: Callable[[int], bool]
     """Answers the configured prompts, given the number of the last step; whether it answered all of them."""
+    require_place: Callable[[int], None] = lambda step: None
+    """Called after each step, and raises where the run's directory is not there any more."""
     saver: Saver = field(init=False)
     """Set once there is one: what it saves is in part kept here."""
     stopped_early: bool = False
@@ -173,6 +175,7 @@ class Callbacks:
         """
         self.reporter.step(step, self.loop.metrics)
         self._liveness.check(step, self.loop.metrics)
+        self.require_place(step)
         if len(self.evaluator) and (step % self.eval_steps == 0 or step == self.loop.schedule.steps):
             self._evaluate(step)
         self.saver.after_step(step)

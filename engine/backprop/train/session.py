@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import msgspec
 import torch
 
 from backprop.core import events
+from backprop.core.errors import RunError, TrainingError
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
@@ -51,6 +53,7 @@ class Session:
         self.emit = emit
         self.control = control
         self.steering = Steering(control, emit)
+        self._folder = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def run(self) -> EndStatus:
         """Train and emit all that happens, ``run_finished`` last; how it ended.
@@ -173,6 +176,7 @@ class Session:
             or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.held_out)),
             patience=config.early_stopping,
             sample=self.answer,
+            require_place=self.require_place,
         )
         checkpoint = self.start.checkpoint
         if checkpoint:
@@ -191,6 +195,7 @@ class Session:
             policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
             in_use=[checkpoint.step] if checkpoint else [],
         )
+        self.saver = saver
         with closing(saver):
             saver.require_space(self.loaded.model)
             steering.on_checkpoint = lambda step: saver.save(step, "requested")
@@ -198,20 +203,47 @@ class Session:
             self.reporter.start_clock()
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
-            saver.finish(steps, "final" if steering.stop is None else "stopped")
-        return steps, self.save_result(steps, store.best(steps) if callbacks.stopped_early else None)
+            callbacks.require_place(steps)
 
-    def save_result(self, last: int, best: Checkpoint | None) -> int:
+            def finish() -> None:
+                saver.finish(steps, "final" if steering.stop is None else "stopped")
+
+            finish()
+            result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
+        return steps, result
+
+    def require_place(self, step: int) -> None:
+        """See that the run's directory still is where it was: else what is saved would be in a folder nobody knows.
+
+        Raises:
+            RunError: it was deleted, or moved; then the state after ``step`` was saved where it is now.
+        """
+        now = self.directory.whereabouts(self._folder)
+        if now == self.directory.path:
+            return
+        if now is None:
+            what, hint = f"{self.directory.path} was deleted", "nothing can be saved there any more: start a new run"
+        else:
+            self.saver.move(RunDirectory(now).checkpoints)
+            self.saver.finish(step, "moved")
+            what, hint = f"{self.directory.path} was moved to {now}", f"`backprop resume {now}` goes on"
+        raise RunError(f"while the run was working its directory {what}", code="RUN_DAMAGED", hint=hint)
+
+    def save_result(self, last: int, best: Checkpoint | None, finish: Callable[[], None]) -> int:
         """Save the adapter of step ``last``, or that of ``best`` with the last one beside it; the result's step.
+
+        Args:
+            finish: saves the last checkpoint, if it is not on the disk; for where there was no room at first.
 
         Raises:
             TrainingError: it cannot be written.
         """
-        if best is None or best.step == last:
-            self._save_adapter(self.directory.adapter, last)
+        best = None if best and best.step == last else best
+        if self._save_adapter(self.directory.adapter if best is None else self.directory.last_adapter, last):
+            finish()
+        if best is None:
             shutil.rmtree(self.directory.last_adapter, ignore_errors=True)
             return last
-        self._save_adapter(self.directory.last_adapter, last)
         load_weights(best.path, self.loaded.model)
         self._save_adapter(self.directory.adapter, best.step)
         self.emit(
@@ -224,15 +256,31 @@ class Session:
         )
         return best.step
 
-    def _save_adapter(self, target: Path, step: int) -> None:
-        save_adapter(
-            self.loaded,
-            target,
-            run_id=self.directory.run_id,
-            config=self.config,
-            fingerprint=self.identity["tokens"],
-            steps=step,
-        )
+    def _save_adapter(self, target: Path, step: int) -> bool:
+        """Save the adapter; on a full disk the run is paused until there is room. Whether it had to wait."""
+        waited = False
+        while True:
+            try:
+                save_adapter(
+                    self.loaded,
+                    target,
+                    run_id=self.directory.run_id,
+                    config=self.config,
+                    fingerprint=self.identity["tokens"],
+                    steps=step,
+                )
+            except TrainingError as error:
+                if error.code != "RUNTIME_DISK_FULL":
+                    raise
+                if not waited:
+                    self.emit(events.Paused(step=step, reason=f"waiting for room on the disk: {error.message}"))
+                waited = True
+                if not self.steering.await_room():
+                    raise
+            else:
+                if waited:
+                    self.emit(events.Resumed(step=step, reason="there is room again"))
+                return waited
 
     def sample(self, step: int, what: str, *, tuned: bool = True) -> None:
         """Before the first step and after the last: answer the configured prompts, as a phase of its own."""
