@@ -243,8 +243,13 @@ REFUSALS = {
     "held-out rows gone": Refusal(
         "held-out file", True, "dev.jsonl", Path.unlink, "DATASET_NOT_FOUND", "there is no file of held-out rows"
     ),
-    "parent gone": Refusal(
-        "fork", False, "parents", shutil.rmtree, "STATE_CHECKPOINT_INVALID", "was forked from is gone"
+    "parent and its weights gone": Refusal(
+        "fork",
+        False,
+        "parents",
+        lambda parents: [shutil.rmtree(each) for each in (parents, *parents.parent.glob("out/*/origin"))],
+        "STATE_CHECKPOINT_INVALID",
+        "was forked from is gone",
     ),
 }
 
@@ -266,12 +271,13 @@ def test_a_run_that_cannot_go_on_exactly_is_refused_with_the_reason(
     assert refusal.message in answer.lines[-1]["message"]
 
 
-def test_a_fork_that_has_saved_needs_its_parent_no_more(workshop: Workshop, tmp_path: Path) -> None:
-    killed = after("checkpoint_saved", signal=int(signal.SIGKILL))
-    directory, _ = workshop.begin("fork", tmp_path / "out", killed)
+@pytest.mark.parametrize("moment", [after("step", 3), after("checkpoint_saved")], ids=["before a save", "after one"])
+def test_a_fork_needs_its_parent_no_more(moment: Moment, workshop: Workshop, tmp_path: Path) -> None:
+    directory, _ = workshop.begin("fork", tmp_path / "out", {**moment, "signal": int(signal.SIGKILL)})
     shutil.rmtree(tmp_path / "parents")
 
     assert workshop.command("resume", str(directory.path)).status == EXIT_OK
+    assert not directory.origin.exists()
     assert differences(directory, outcome(workshop.undisturbed("fork"))) == {}
 
 

@@ -9,6 +9,7 @@
         lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
+        origin/        of a fork: the weights that it starts from, until it has saved its own
         adapter/       the result; of a run that stopped early that of its best evaluation, with the last
                        step's beside it in adapter-last/
 """
@@ -20,6 +21,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -81,6 +83,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.last_adapter = self.path / "adapter-last"
+        self.origin = self.path / "origin"
 
     @classmethod
     def create(cls, config: RunConfig, kind: str = "train", forked_from: str = "") -> RunDirectory:
@@ -93,6 +96,8 @@ class RunDirectory:
         directory = cls(expand(config.output_dir) / run_id)
         try:
             directory.path.mkdir(parents=True)
+            if forked_from:
+                _keep(Path(forked_from), directory.origin)
             directory._write_record(
                 RunRecord(run_id=run_id, kind=kind, created=time.time(), config=config, forked_from=forked_from)
             )
@@ -353,6 +358,16 @@ def _using(path: Path) -> Iterator[None]:
             code="RUNTIME_IO_FAILED" if here else "RUN_DAMAGED",
             hint="look at the disk and the permissions" if here else "move it away, or restore it from a backup",
         ) from error
+
+
+def _keep(checkpoint: Path, folder: Path) -> None:
+    """Have a checkpoint's weights in ``folder`` too, so that whoever prunes or deletes it leaves these alone."""
+    folder.mkdir()
+    for name in ("manifest.json", "weights.safetensors"):
+        try:
+            os.link(checkpoint / name, folder / name)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(checkpoint / name, folder / name)
 
 
 def _damaged(what: str, hint: str) -> RunError:

@@ -96,7 +96,7 @@ def begin(
     store = CheckpointStore(directory.checkpoints, record.run_id)
     store.remove_leftovers()
     if verb == "start" or not any(store.directory.glob("step-*")):
-        weights = _forked_from(record)
+        weights = _forked_from(directory, record)
         start = Beginning(resolve(config), continued=verb != "start", weights=weights, split_seed=_split_seed(weights))
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
@@ -124,7 +124,7 @@ def begin(
     )
 
 
-def _forked_from(record: RunRecord) -> Path | None:
+def _forked_from(directory: RunDirectory, record: RunRecord) -> Path | None:
     """Folder of the weights that the run starts from, for a fork.
 
     Raises:
@@ -132,7 +132,7 @@ def _forked_from(record: RunRecord) -> Path | None:
     """
     if not record.forked_from:
         return None
-    weights = Path(record.forked_from)
+    weights = directory.origin if directory.origin.is_dir() else Path(record.forked_from)
     if not weights.is_dir():
         raise CheckpointError(
             f"the checkpoint that the run was forked from is gone: {weights}",

@@ -18,7 +18,7 @@ from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, Ru
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
-from backprop.runs.checkpoints import Checkpoint, CheckpointStore
+from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
@@ -26,7 +26,7 @@ from backprop.train.adapter import save_adapter
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
-from backprop.train.dataset import prepare
+from backprop.train.dataset import Subset, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import generate
 from backprop.train.gpu_guard import Guard
@@ -131,9 +131,18 @@ class Session:
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         self.schedule = Schedule.of(config, len(self.trained))
+        self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
         if not start.checkpoint:
             for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
+            if len(self.evaluated) < len(self.held_out):
+                emit(
+                    events.Warning(
+                        code="HELD_OUT_IN_PART",
+                        message=f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: "
+                        f"all of them are more than the run's {self.schedule.steps} steps train",
+                    )
+                )
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
@@ -167,13 +176,16 @@ class Session:
             evaluator=Evaluator(
                 self.loaded,
                 method,
-                self.held_out,
+                self.evaluated,
                 loop.batching,
                 recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
                 on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
+                on_progress=lambda done, total: emit(
+                    PhaseChanged(phase="evaluating", detail=f"{100 * done // total} %")
+                ),
             ),
             eval_steps=config.eval_steps
-            or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.held_out)),
+            or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.evaluated)),
             patience=config.early_stopping,
             sample=self.answer,
             require_place=self.require_place,
@@ -198,7 +210,7 @@ class Session:
         self.saver = saver
         with closing(saver):
             saver.require_space(self.loaded.model)
-            steering.on_checkpoint = lambda step: saver.save(step, "requested")
+            steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
             goes_on = callbacks.begin()
             self.reporter.start_clock()
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
@@ -209,6 +221,7 @@ class Session:
                 saver.finish(steps, "final" if steering.stop is None else "stopped")
 
             finish()
+            shutil.rmtree(self.directory.origin, ignore_errors=True)
             result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
         return steps, result
 
@@ -323,6 +336,17 @@ def halved(step: int, batching: Batching, error: BaseException, rows_per_step: i
 def steps_between_evaluations(steps: int, rows_per_step: int, held_out: int) -> int:
     """Ten evaluations over the run, fewer where one would take more rows than were trained since the last."""
     return max(1, steps // EVALUATIONS, -(-held_out // rows_per_step))
+
+
+def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
+    """Held-out rows, from the first, that have no more tokens than the whole run trains.
+
+    Going through a row once takes a third of what training it does, so a run never evaluates for longer than it trains.
+    """
+    if not len(held_out):
+        return held_out
+    tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
+    return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
 
 
 def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
