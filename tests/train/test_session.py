@@ -35,6 +35,7 @@ from backprop.core.events import (
     Stop,
     Warning,  # noqa: A004
 )
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -43,7 +44,6 @@ from backprop.train.evaluate import Evaluator
 from backprop.train.methods import sft
 from backprop.train.model import resolved
 from backprop.train.resume import Beginning
-from backprop.train.trainer import Schedule
 from msgspec.structs import replace
 from pinned_machine import within
 from safetensors.torch import load_file
@@ -354,12 +354,13 @@ def test_a_person_who_ends_the_wait_for_room_is_told_what_was_not_saved(
 def test_a_run_whose_directory_is_deleted_ends_and_makes_no_other(tiny_config: RunConfig) -> None:
     def delete(events: list[Event]) -> list[Any]:
         if len(of(events, Step)) == 2:
-            shutil.rmtree(of(events, CheckpointSaved)[0].path.partition("/checkpoints")[0], ignore_errors=True)
+            for path in Path(tiny_config.output_dir).iterdir():
+                shutil.rmtree(path)
         return []
 
     events: list[Event] = []
     with pytest.raises(RunError, match="was deleted") as caught:
-        runs_in_process.train(replace(tiny_config, steps=9, save_steps=1), events, delete)
+        runs_in_process.train(replace(tiny_config, steps=9, save_steps=3), events, delete)
     assert caught.value.code == "RUN_DAMAGED"
     assert len(of(events, Step)) == 3
     assert list(Path(tiny_config.output_dir).iterdir()) == []

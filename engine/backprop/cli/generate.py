@@ -13,7 +13,7 @@ from backprop.cli.runs import find_checkpoint, find_run
 from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample, Warning  # noqa: A004
 from backprop.core.jobs import Delta, GenerateRequest
-from backprop.core.settings import locate_model
+from backprop.core.locate import locate_model
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, start_job
