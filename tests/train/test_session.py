@@ -17,7 +17,6 @@ from backprop.core import files
 from backprop.core.errors import BackpropError, DatasetValidationError, RunError, TrainingAbortedError, TrainingError
 from backprop.core.events import (
     Abort,
-    CheckpointSaved,
     DatasetPrepared,
     Evaluated,
     Event,

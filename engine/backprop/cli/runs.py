@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
@@ -161,6 +162,8 @@ def _show_run(state: RunState) -> None:
     output.line(output.inline(f"directory: {state.path}"))
     for what in state.damage:
         output.line(f"damaged: {what}", "warning")
+    if silent := state.silence(time.time()):
+        output.line(silent, "warning")
     if state.status == "crashed":
         output.line("the engine ended without an end event; the last lines of its engine.log may say why", "error")
     for setting in ("model", "data"):
