@@ -42,9 +42,11 @@ from backprop.train import session
 from backprop.train.evaluate import Evaluator
 from backprop.train.methods import sft
 from backprop.train.model import resolved
+from backprop.train.modes import lora
 from backprop.train.resume import Beginning
 from msgspec.structs import replace
 from pinned_machine import within
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -396,6 +398,18 @@ def test_an_adapter_that_cannot_be_saved_is_said_with_its_place(
     assert caught.value.code == "RUNTIME_IO_FAILED"
     runs = list(Path(tiny_config.output_dir).iterdir())
     assert not any((run / "adapter").exists() for run in runs)
+
+
+def test_an_adapter_larger_than_a_file_may_be_is_said_as_what_the_system_refused(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(mode: Any, model: Any, target: Path) -> None:
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(lora.LoRA, "save", too_large)
+    with pytest.raises(TrainingError, match="File too large") as caught:
+        do(tiny_config, played())
+    assert caught.value.code == "RUNTIME_IO_FAILED"
 
 
 def test_rank_without_alpha_gets_twice_the_rank_and_the_preset_its_own(tiny_config: RunConfig) -> None:

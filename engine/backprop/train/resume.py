@@ -37,6 +37,8 @@ LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safeten
 WHOLE_FILE = 256 * 2**20
 """Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
 _MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
+_BASE_FILES = re.compile(r"config\.json|.*\.safetensors")
+"""What an adapter's meaning depends on."""
 _PIECES = 256
 _PIECE = 2**16
 
@@ -238,7 +240,7 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
         CheckpointError: the checkpoint cannot be read, or was trained on another model.
     """
     identity = read_manifest(weights).identity
-    if differences := base_differences(identity, now["model"]):
+    if differences := model_differences(identity, now["model"], _BASE_FILES):
         raise CheckpointError(
             "the weights to start from were trained on another model: " + "; ".join(differences),
             code="STATE_IDENTITY_MISMATCH",
@@ -258,21 +260,11 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
     ]
 
 
-def base_differences(saved: dict[str, Any], now: dict[str, str]) -> list[str]:
-    """Weights and configuration of the base model that are not those of the identity ``saved``."""
-    saved = {"model": {name: hash for name, hash in saved.get("model", now).items() if _decides(name)}}
-    return model_differences(saved, {name: hash for name, hash in now.items() if _decides(name)})
-
-
-def _decides(name: str) -> bool:
-    return name == "config.json" or name.endswith(".safetensors")
-
-
 def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[events.Warning]:
     """What to say before a run's result (or the checkpoint of ``step``) answers on the base model in ``model_path``."""
     notes = []
     kept = CheckpointStore(run.checkpoints, run.find_record().run_id).checkpoints()
-    if kept and (found := base_differences(kept[-1].manifest.identity, model_hashes(model_path))):
+    if kept and (found := model_differences(kept[-1].manifest.identity, model_hashes(model_path), _BASE_FILES)):
         message = "the base model is not the one that the run was trained on: " + "; ".join(found)
         notes.append(events.Warning(code="BASE_CHANGED", message=message, hint="these are not the run's answers"))
     if step is None and (found := run.changed_result()):
@@ -337,12 +329,12 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
     return found
 
 
-def model_differences(saved: dict[str, Any], now: dict[str, str]) -> list[str]:
-    """Files of the model that are not those of the identity ``saved``."""
+def model_differences(saved: dict[str, Any], now: dict[str, str], files: re.Pattern[str] = _MODEL_FILES) -> list[str]:
+    """Those ``files`` of the model that are not as in the identity ``saved``."""
     found = []
     for name, before, after in _changes(saved.get("model", {}), now):
         word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
-        found.append(f"the model's file {name} {word}")
+        found += [f"the model's file {name} {word}"] if files.fullmatch(name) else []
     return found
 
 
