@@ -1,7 +1,7 @@
 """Names of datasets on the Hugging Face Hub, and the copies of them that are on this machine.
 
 A name is ``owner/name``, then what is wanted of it: ``@revision``, ``:configuration``, ``:split`` or
-``:configuration:split``. Nothing in here opens a socket.
+``:configuration:split``. The address of its page may stand before it. Nothing in here opens a socket.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _NUMBER = re.compile(r"(\d+)")
 _PART = re.compile(r"-[0-9a-f]{16}(?=\.)|\d+")
 """What tells the name of one part from that of another: its number, and its hash in older files of the hub."""
 _NAME = re.compile(
+    r"(https?://huggingface\.co/datasets/)?"
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(?P<parts>(:[^:/\s]+){0,2})"
 )
 

@@ -116,13 +116,13 @@ def tokenise(
     return rows
 
 
-def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], None]:
-    """``report``, called at most once in ``PROGRESS_SECONDS`` with how much is done, of how much."""
+def now_and_then(report: Callable[[int, int], object], seconds: float = PROGRESS_SECONDS) -> Callable[[int, int], None]:
+    """``report``, called at most once in so many ``seconds`` with how much is done, of how much."""
     last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > PROGRESS_SECONDS:
+        if time.monotonic() - last > seconds:
             last = time.monotonic()
             report(done, total)
 
@@ -132,7 +132,7 @@ def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], N
 class Subset:
     """Some rows of a prepared dataset, renumbered from 0."""
 
-    def __init__(self, rows: preprocess.Prepared, places: Sequence[int]) -> None:
+    def __init__(self, rows: preprocess.Prepared, places: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self.rows = rows
         self._places = np.asarray(places, dtype=np.int64)
 
@@ -141,6 +141,10 @@ class Subset:
 
     def row(self, index: int) -> Row:
         return self.rows.row(int(self._places[index]))
+
+    def first(self, count: int) -> Subset:
+        """The first ``count`` of these rows."""
+        return Subset(self.rows, self._places[:count])
 
     @property
     def fingerprint(self) -> str:
