@@ -21,6 +21,7 @@ from backprop.core.models import repository_of
 from backprop.core.presets import LORA_PRESETS
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
+from backprop.hardware.estimate import ROOMY
 from backprop.train.checkpoint import some
 from backprop.train.modes import Mode, mode_named
 
@@ -83,7 +84,7 @@ def resolved(config: RunConfig) -> RunConfig:
         mode="lora" if config.mode == "auto" else config.mode,
         backend="cuda" if device.type == "cuda" else "cpu",
         batch_size=(4 if free >= 23 * GB else 2 if free >= 15 * GB else 1) if batch == "auto" else batch,
-        gradient_checkpointing=(device.type == "cuda" and free < 40 * GB) if checkpointing is None else checkpointing,
+        gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
         lora_r=rank,
         lora_alpha=alpha,
         target_modules=config.target_modules or list(preset.target_modules),
