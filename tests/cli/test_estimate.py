@@ -102,6 +102,7 @@ def test_a_run_of_the_same_shape_says_what_it_took(
     journal(tmp_path, "cpu (2 threads)")
     journal(tmp_path, "cuda (Test Card)", lora_r=8)
     journal(tmp_path, "cuda (Test Card)", ev.BatchHalved(step=1, batch_size=1, gradient_accumulation=8))
+    journal(tmp_path, "cuda (Test Card)", ev.Warning(code=ev.BATCH_SETTLED, message=""))
     assert {str(row["measured"]) for row in ask(*asked)["rows"]} == {"None"}
 
     same = journal(tmp_path, "cuda (Test Card)")

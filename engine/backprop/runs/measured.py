@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from backprop.core.events import BatchHalved
+from backprop.core.events import BATCH_SETTLED, BatchHalved
 from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState, read_run
 
@@ -36,10 +36,10 @@ def measured_peaks(model: str) -> list[tuple[dict[str, Any], Measured]]:
 
 
 def peak_of(state: RunState) -> Measured | None:
-    """The peak of a run; ``None`` where it was not on a card, took no step, or ran out of memory on the way."""
+    """The peak of a run; ``None`` where it was not on a card, took no step, or not with the batch of its settings."""
     if state.model is None or state.last_step is None or not state.model.device.startswith("cuda"):
         return None
-    if any(isinstance(event, BatchHalved) for event in state.notable):
+    if any(isinstance(each, BatchHalved) or getattr(each, "code", "") == BATCH_SETTLED for each in state.notable):
         return None
     return Measured(
         state.last_step.memory,

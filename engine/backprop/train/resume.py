@@ -56,6 +56,8 @@ class Beginning:
     weights: Path | None = None
     split_seed: int | None = None
     """Seed of the held-out rows where it is not the run's own: a fork keeps the split of the run it came from."""
+    open_batch: bool = False
+    """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -88,7 +90,13 @@ def begin(
     store.remove_leftovers()
     if verb == "start" or not any(store.directory.glob("step-*")):
         weights = _forked_from(record)
-        start = Beginning(resolve(config), continued=verb != "start", weights=weights, split_seed=_split_seed(weights))
+        start = Beginning(
+            resolve(config),
+            continued=verb != "start",
+            weights=weights,
+            split_seed=_split_seed(weights),
+            open_batch=config.batch_size == "auto",
+        )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
             start.notes.append(events.Warning(code="NO_CHECKPOINT", message=message))

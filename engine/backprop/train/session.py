@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from backprop.core import events
-from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
+from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
@@ -20,6 +20,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train.adapter import save_adapter
+from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
@@ -142,6 +143,14 @@ class Session:
         )
         for text in loop.notes:
             emit(events.Warning(code="SLOWER_PATH", message=text))
+        if self.start.open_batch and (card := card_of(self.loaded.device)):
+            before = loop.batching.batch_size
+            settle(loop, card)
+            if (after := loop.batching.batch_size) != before:
+                message = (
+                    f"{after} instead of {before} rows a pass were measured to fit; a step has as many rows as before"
+                )
+                emit(events.Warning(code=BATCH_SETTLED, message=message))
         callbacks = Callbacks(
             emit,
             loop,
