@@ -9,9 +9,11 @@ import click
 import msgspec
 
 from backprop.cli import options, output
-from backprop.cli.options import flag_name, json_and_verbose
+from backprop.cli.options import json_and_verbose
+from backprop.core.definition import settings
 from backprop.core.models import find_architecture
 from backprop.core.presets import DEFAULT_MODEL
+from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.hardware import devices, estimate
 from backprop.hardware.estimate import Mode, Shape
@@ -33,21 +35,24 @@ class Memory:
     source: str
 
 
-@click.command
+@click.command(cls=options.SettingCommand)
 @options.setting_options(*SETTINGS)
+@options.configuration_options
 @click.option("--mode", type=click.Choice(["lora", "qlora", "full"]), help="which weights are trained, and how")
 @click.option("--vram", type=click.FloatRange(0, min_open=True), metavar="GB", help="memory of the card, as 16")
 @json_and_verbose
-def estimate_vram(mode: Mode | None, vram: float | None, as_json: bool, verbose: bool, **given: Any) -> None:
+def estimate_vram(
+    file: str | None, mode: Mode | None, vram: float | None, as_json: bool, verbose: bool, **given: Any
+) -> None:
     """Show the memory that training a model needs, for each batch size, and what would make it fit.
 
     Nothing is fetched or loaded. Rows are taken to be as long as they may be, with every token trained.
 
     Example: backprop estimate-vram --model qwen2.5-7b --vram 16
     """
-    values = options.gather(given)
-    config = options.checked({"data": "rows", **values})
-    model = config.model if "model" in values else DEFAULT_MODEL
+    found = resolve({"data": "rows", **options.given_flags(given)}, file=file)
+    config = found.config()
+    model = DEFAULT_MODEL if found.origins["model"].kind == "default" else config.model
     memory = Memory(int(vram * 2**30), f"a card of {vram:g} GB") if vram else card_memory()
     output.answer(find_answer(model, config, memory, mode), as_json, _show)
 
@@ -78,10 +83,10 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
     for size in sorted({*BATCHES, *([asked] if asked else [])}):
         shapes[size] = msgspec.structs.replace(shape, batch_size=size)
         needed = estimate.estimate(known, shapes[size]).total
-        settings = msgspec.to_builtins(shapes[size]) | {"target_modules": list(shape.target_modules)}
+        same = msgspec.to_builtins(shapes[size]) | {"target_modules": list(shape.target_modules)}
         row: dict[str, Any] = {"batch_size": size, "bytes": needed}
         row["fits"] = None if memory.bytes is None else needed <= memory.bytes
-        row["measured"] = next((peak for config, peak in peaks if settings.items() <= config.items()), None)
+        row["measured"] = next((peak for config, peak in peaks if same.items() <= config.items()), None)
         rows.append(row)
     fitting = [row["batch_size"] for row in rows if row["fits"]]
     chosen = shapes[asked or max(fitting, default=1)]
@@ -130,7 +135,7 @@ def _show(answer: dict[str, Any]) -> None:
         output.line()
         output.line("what would save memory:")
     for change in answer["changes"]:
-        flag = flag_name(change.setting) + ("" if change.value is True else f" {change.value}")
+        flag = settings()[change.setting].flags[0] + ("" if change.value is True else f" {change.value}")
         output.line(f"  {flag:<26}{gib(change.saves):>10} less{', and fits' if change.fits else ''}")
     for note in answer["notes"]:
         output.line(note)

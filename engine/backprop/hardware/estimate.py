@@ -13,9 +13,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from backprop.core.architecture import Architecture, Linear, blocks
+from backprop.core.definition import settings
 from backprop.core.errors import InvalidSettingError, TrainingError
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
-from backprop.core.settings import RunConfig, config_from
+from backprop.core.settings import RunConfig
 
 Mode = Literal["lora", "qlora", "full"]
 
@@ -175,7 +176,7 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
 def _is_setting(name: str, value: object) -> bool:
     """Whether this version trains with that value."""
     try:
-        config_from({"data": "rows", name: value})
+        settings()[name].parse(value, name)
     except InvalidSettingError:
         return False
     return True
