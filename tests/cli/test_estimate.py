@@ -62,6 +62,17 @@ def test_without_a_card_nothing_is_said_to_fit(ask: Ask, tmp_path: Path) -> None
     assert "--vram" in answer["memory"]["source"]
 
 
+def test_what_is_taken_for_granted_is_said(ask: Ask, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "tiny")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('"model_type": "llama"', '"model_type": "novel"'))
+    bf16, family, budget = ask("--model", str(folder))["notes"]
+    assert "bf16" in bf16
+    assert "novel is counted as a Llama" in family
+    assert "8192 tokens" in budget
+    assert len(ask("--model", "qwen-3.5-4b")["notes"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -10,13 +10,14 @@ import msgspec
 
 from backprop.cli import options, output
 from backprop.cli.options import json_and_verbose
+from backprop.core.architecture import Architecture
 from backprop.core.definition import settings
 from backprop.core.models import find_architecture
 from backprop.core.presets import DEFAULT_MODEL
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.hardware import devices, estimate
-from backprop.hardware.estimate import Mode, Shape
+from backprop.hardware.estimate import CUDA_TOKEN_BUDGET, Mode, Shape
 from backprop.runs.describe import moment
 from backprop.runs.measured import Measured, measured_peaks
 
@@ -100,10 +101,20 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
         "parts": estimate.estimate(known, chosen),
         "memory": {"bytes": memory.bytes, "source": memory.source},
         "changes": estimate.changes(known, chosen, memory.bytes or 0) if short else [],
-        "notes": []
-        if known.is_known
-        else [f"{known.family} is counted as a Llama of its size: it is not known better"],
+        "notes": _notes(known, shape),
     }
+
+
+def _notes(model: Architecture, shape: Shape) -> list[str]:
+    """What the numbers take for granted."""
+    notes = ["counted for cards that compute in bf16 (RTX 30 and later): on older ones numbers take twice as much"]
+    if not model.is_known:
+        notes.append(f"{model.family} is counted as a Llama of its size: it is not known better")
+    if shape.packing and model.recurrent is None and BATCHES[-1] * shape.max_seq_length > CUDA_TOKEN_BUDGET:
+        notes.append(
+            f"a packed pass holds at most {CUDA_TOKEN_BUDGET} tokens: beyond them a larger batch takes no more"
+        )
+    return notes
 
 
 def gib(count: float) -> str:
@@ -137,6 +148,7 @@ def _show(answer: dict[str, Any]) -> None:
     for change in answer["changes"]:
         flag = settings()[change.setting].flags[0] + ("" if change.value is True else f" {change.value}")
         output.line(f"  {flag:<26}{gib(change.saves):>10} less{', and fits' if change.fits else ''}")
+    output.line()
     for note in answer["notes"]:
         output.line(note)
 
