@@ -20,6 +20,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 
 from backprop.core.architecture import read_architecture
+from backprop.core.presets import ALL_LINEAR
 from backprop.hardware.estimate import Shape, estimate
 from step_memory import peak_of_a_step
 
@@ -51,10 +52,11 @@ MODELS = {
     "Llama 3.1 8B": llama(32, 4096, 14336, 32, 8, 128256, tie_word_embeddings=False),
     "Qwen3 14B": llama(40, 5120, 17408, 40, 8, 151936, model_type="qwen3", head_dim=128, tie_word_embeddings=False),
 }
-FAST = {"lora_r": 16, "target_modules": ("q_proj", "v_proj")}
+PRESETS = {"fast": (16, ("q_proj", "v_proj")), "balanced": (64, ALL_LINEAR)}
+FAST, BALANCED = ({"lora_r": r, "lora_dropout": 0.05, "target_modules": kinds} for r, kinds in PRESETS.values())
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("SmolLM2 135M", {"max_seq_length": 2048}),
-    ("SmolLM2 135M", {"batch_size": 4, "max_seq_length": 512, "gradient_checkpointing": False}),
+    ("SmolLM2 135M", {"batch_size": 4, "max_seq_length": 512, "gradient_checkpointing": False, **BALANCED}),
     ("SmolLM2 135M", {"mode": "full", "max_seq_length": 1024, "gradient_checkpointing": False}),
     ("SmolLM2 135M", {"mode": "full", "batch_size": 4, "max_seq_length": 1024}),
     ("Llama 3.2 1B", {"max_seq_length": 2048}),
@@ -69,11 +71,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("Qwen2.5 7B", {"max_seq_length": 2048}),
     ("Qwen2.5 7B", {"batch_size": 4, "max_seq_length": 1024, "gradient_checkpointing": False}),
     ("Llama 3.1 8B", {"max_seq_length": 2048}),
-    ("Llama 3.1 8B", {"batch_size": 4}),
-    ("Llama 3.1 8B", {"gradient_checkpointing": False}),
-    ("Llama 3.1 8B", {"max_seq_length": 8192, "lora_dropout": 0.0}),
+    ("Llama 3.1 8B", {"batch_size": 4, **BALANCED}),
+    ("Llama 3.1 8B", {"gradient_checkpointing": False, **BALANCED}),
+    ("Llama 3.1 8B", {"max_seq_length": 8192}),
     ("Llama 3.1 8B", {"mode": "full"}),
-    ("Qwen3 14B", {"max_seq_length": 2048}),
+    ("Qwen3 14B", {"max_seq_length": 2048, **BALANCED}),
     ("Qwen3 14B", {"max_seq_length": 1024, "gradient_checkpointing": False}),
 ]
 

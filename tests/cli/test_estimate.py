@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from backprop.cli.main import main
 from backprop.core import events as ev
-from backprop.core.presets import ALL_LINEAR
+from backprop.core import rules
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex
@@ -90,8 +90,7 @@ def journal(output: Path, device: str, *more: ev.Event, **settings: Any) -> RunD
     """A run that took a step on ``device``."""
     config = RunConfig(data="d", model="llama-3.2-1b", output_dir=str(output))
     directory = RunDirectory.create(config)
-    filled = {"mode": "lora", "batch_size": 2, "gradient_checkpointing": True, "lora_r": 64}
-    filled |= {"target_modules": list(ALL_LINEAR), **settings}
+    filled = {"mode": "lora", "batch_size": 2, "gradient_checkpointing": True, **rules.adapter(config), **settings}
     last = step(1)
     last.memory = 5 * 2**30
     model = ev.ModelLoaded(

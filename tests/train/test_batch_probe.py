@@ -116,9 +116,9 @@ def codes(events: list[Event]) -> list[str]:
 
 
 def test_a_run_begins_with_what_is_estimated_to_fit(tiny_config: RunConfig) -> None:
-    config = replace(tiny_config, model="qwen2.5-7b", batch_size="auto", lora_r=64, max_seq_length=2048)
+    config = replace(tiny_config, model="qwen2.5-7b", batch_size="auto", max_seq_length=2048)
     model = find_architecture("qwen2.5-7b")
-    two = estimate(model, Shape(batch_size=2)).total
+    two = estimate(model, replace(Shape.of(config), batch_size=2)).total
     assert first_batch_size(config, two) == 2
     assert first_batch_size(config, two - 1) == 1
     assert first_batch_size(config, 35 * 2**30) == 4

@@ -26,12 +26,12 @@ GEMMA = {**LLAMA, "model_type": "gemma3_text", "head_dim": 64, "vocab_size": 600
 @pytest.mark.parametrize(
     ("description", "shape"),
     [
-        (LLAMA, Shape(batch_size=4, max_seq_length=512)),
+        (LLAMA, Shape(batch_size=4, max_seq_length=512, lora_r=64, lora_dropout=0.05)),
         (LLAMA, Shape(batch_size=2, max_seq_length=1024, gradient_checkpointing=False, lora_r=16)),
         (LLAMA, Shape(mode="full", batch_size=4, max_seq_length=512)),
         (LLAMA, Shape(batch_size=4, max_seq_length=2048, lora_r=16, target_modules=("q_proj", "v_proj"))),
-        (QWEN, Shape(batch_size=3, max_seq_length=512, packing=False, lora_dropout=0.0)),
-        (GEMMA, Shape(max_seq_length=1024)),
+        (QWEN, Shape(batch_size=3, max_seq_length=512, packing=False)),
+        (GEMMA, Shape(max_seq_length=1024, lora_dropout=0.05)),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else value.mode,
 )

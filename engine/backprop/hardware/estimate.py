@@ -12,10 +12,12 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from backprop.core import rules
 from backprop.core.architecture import Architecture, Linear, blocks
 from backprop.core.definition import settings
 from backprop.core.errors import InvalidSettingError, TrainingError
-from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
+from backprop.core.presets import ALL_LINEAR
+from backprop.core.rules import RANK
 from backprop.core.settings import RunConfig
 
 Mode = Literal["lora", "qlora", "full"]
@@ -50,8 +52,8 @@ class Shape(Struct, frozen=True, kw_only=True):
     max_seq_length: int = 2048
     packing: bool = True
     gradient_checkpointing: bool = True
-    lora_r: int = 64
-    lora_dropout: float = 0.05
+    lora_r: int = RANK
+    lora_dropout: float = 0.0
     target_modules: tuple[str, ...] = ALL_LINEAR
 
     @classmethod
@@ -62,17 +64,17 @@ class Shape(Struct, frozen=True, kw_only=True):
             memory: bytes of the card; ``None`` where there is none to look at.
             mode: instead of the configuration's.
         """
-        preset = LORA_PRESETS[config.lora_preset]
         again = config.gradient_checkpointing
+        adapter = rules.adapter(config)
         return cls(
             mode=mode or ("lora" if config.mode == "auto" else config.mode),
             batch_size=1 if config.batch_size == "auto" else config.batch_size,
             max_seq_length=config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
-            lora_r=config.lora_r or preset.r,
-            lora_dropout=config.lora_dropout,
-            target_modules=tuple(config.target_modules or preset.target_modules),
+            lora_r=adapter["lora_r"],
+            lora_dropout=adapter["lora_dropout"],
+            target_modules=tuple(adapter["target_modules"]),
         )
 
 
@@ -150,7 +152,10 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     Args:
         memory: bytes that the run has to fit in.
     """
-    fast = LORA_PRESETS["fast"]
+    preset = rules.adapter(RunConfig(data="", lora_preset="fast"))
+    fast = replace(
+        shape, lora_r=preset["lora_r"], lora_dropout=preset["lora_dropout"], target_modules=preset["target_modules"]
+    )
     smaller: list[tuple[str, int | str | bool, Shape]] = [
         ("gradient_checkpointing", True, replace(shape, gradient_checkpointing=True)),
         ("batch_size", max(1, shape.batch_size // 2), replace(shape, batch_size=max(1, shape.batch_size // 2))),
@@ -159,7 +164,7 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
         ("mode", "lora", replace(shape, mode="lora")),
         ("mode", "qlora", replace(shape, mode="qlora")),
         ("lora_r", 16, replace(shape, lora_r=16)),
-        ("lora_preset", "fast", replace(shape, lora_r=fast.r, target_modules=fast.target_modules)),
+        ("lora_preset", "fast", fast),
         ("max_seq_length", 1024, replace(shape, max_seq_length=1024)),
         ("max_seq_length", 512, replace(shape, max_seq_length=512)),
     ]
