@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from backprop.cli import estimate
 from backprop.cli.main import main
 from backprop.core import events as ev
 from backprop.core import rules
@@ -121,3 +122,20 @@ def test_a_run_of_the_same_shape_says_what_it_took(
     assert (measured[2]["bytes"], measured[2]["card"], measured[2]["run_id"]) == (5 * 2**30, "Test Card", same.run_id)
     assert main(["estimate-vram", *asked]) == 0
     assert "5.0 GiB on 2026-09-21 on Test Card" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_whether_it_fits_the_card(
+    rows_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", str(rows_file), "--model", "llama-3.2-3b", "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"] is None
+
+    monkeypatch.setattr(estimate, "card_memory", lambda: estimate.Memory(6 * 2**30, "free on Test Card"))
+    assert main([*words, "--json", "--batch-size", "2"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    assert (memory["limit"], memory["fits"]) == (6 * 2**30, False)
+    assert main(words) == 0
+    assert "6.0 GiB free on Test Card; it does not fit" in capsys.readouterr().out
+    assert main([*words, "--backend", "cpu"]) == 0
+    assert "Test Card" not in capsys.readouterr().out
