@@ -40,7 +40,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     config, origins = options.run_config(given, file)
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
-        output.answer({**plan, **_preflight(config)}, as_json, _show_plan)
+        output.answer({**plan, **_preflight(config), "memory": _memory(config)}, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
@@ -61,6 +61,7 @@ def continue_run(run: str, model: str | None, as_json: bool, verbose: bool) -> i
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
+    from backprop.cli.estimate import gib
     from backprop.runs.describe import describe_dataset
 
     found = msgspec.convert(plan["plan"], RunPlan | None)
@@ -84,6 +85,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
         )
         for note in found.notes:
             output.line(f"note      {note}")
+    if memory := plan["memory"]:
+        fits = "" if memory["fits"] else "; it does not fit: `backprop estimate-vram` says what would save memory"
+        output.line(f"memory    {gib(memory['bytes'])} needed, {gib(memory['limit'])} {memory['source']}{fits}")
     output.line()
     output.line(plan["command"])
 
@@ -109,6 +113,21 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
             elif isinstance(message, RunPlan):
                 found = message
     return {"plan": msgspec.to_builtins(found), "why": ""}
+
+
+def _memory(config: RunConfig) -> dict[str, Any] | None:
+    """What the run needs of this machine's card; ``None`` where it would not use one, or the model is not known yet."""
+    from backprop.cli.estimate import card_memory, find_answer
+
+    memory = card_memory() if config.backend != "cpu" else None
+    if memory is None or memory.bytes is None:
+        return None
+    try:
+        answer = find_answer(config.model, config, memory)
+    except ModelLoadError:
+        return None
+    needed = answer["parts"].total
+    return {"bytes": needed, "limit": memory.bytes, "source": memory.source, "fits": needed <= memory.bytes}
 
 
 @click.command

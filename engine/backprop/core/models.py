@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from backprop.core import paths
+from backprop.core import architecture, paths
+from backprop.core.architecture import Architecture
 from backprop.core.errors import ModelLoadError
 from backprop.core.files import read_json
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
@@ -76,6 +77,31 @@ def find_tokenizer(name: str) -> Path:
             details={"model": name},
         )
     return folder
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of the model ``name``: a preset's is known, another one's is read from its ``config.json``.
+
+    Raises:
+        ModelLoadError: there is no such model, it is not on this machine, or its configuration does not tell.
+    """
+    for preset, known in architecture.PRESETS.items():
+        if name in (preset, MODEL_PRESETS[preset].repo):
+            return known
+    file = _folder(name) / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"the config.json of {name} is not on this machine",
+            hint="name a directory that holds it; a run that trains the model fetches it",
+            details={"model": name},
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{file} cannot be read: {error}", hint="fetch or copy the model again") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{file} is no model's configuration", hint="fetch or copy the model again")
+    return architecture.read_architecture(config, name)
 
 
 def require_weights(folder: Path) -> Path:

@@ -15,10 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from backprop.hardware.estimate import PIECE_BYTES
 from backprop.train.packing import MicroBatch, pack
-
-PIECE_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
-"""Float32 logits that exist at once."""
 
 
 class Loss(NamedTuple):
@@ -85,7 +83,7 @@ def _pieces(base: Any, batch: MicroBatch) -> tuple[nn.Module, list[tuple[torch.T
     """
     head = base.get_output_embeddings()
     chosen = decoder(base)(**_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.predict_at]
-    size = max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
+    size = max(1, PIECE_BYTES // (4 * head.weight.shape[0]))
     return head, list(zip(chosen.split(size), batch.targets.split(size), strict=True))
 
 

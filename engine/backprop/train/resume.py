@@ -62,6 +62,8 @@ class Beginning:
     """When the run was begun: the date that a chat template with a date in it writes, also after a resume."""
     split: Split | None = None
     """How the held-out rows are chosen where it is settled: a fork keeps the split of the run it came from."""
+    open_batch: bool = False
+    """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -105,7 +107,12 @@ def begin(
     if verb == "start" or not any(store.directory.glob("step-*")):
         weights = _forked_from(directory, record)
         start = Beginning(
-            resolve(config), continued=verb != "start", now=now, weights=weights, split=_split_of(weights)
+            resolve(config),
+            continued=verb != "start",
+            now=now,
+            weights=weights,
+            split=_split_of(weights),
+            open_batch=config.batch_size == "auto",
         )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"

@@ -14,7 +14,7 @@ import torch
 
 from backprop.core import events, rules
 from backprop.core.errors import RunError, TrainingError
-from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
+from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
@@ -24,6 +24,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train.adapter import save_adapter
+from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
@@ -190,6 +191,14 @@ class Session:
         )
         for text in loop.notes:
             emit(events.Warning(code="SLOWER_PATH", message=text))
+        if self.start.open_batch and (card := card_of(self.loaded.device)):
+            before = loop.batching.batch_size
+            settle(loop, card)
+            if (after := loop.batching.batch_size) != before:
+                message = (
+                    f"{after} instead of {before} rows a pass were measured to fit; a step has as many rows as before"
+                )
+                emit(events.Warning(code=BATCH_SETTLED, message=message))
         callbacks = Callbacks(
             emit,
             loop,
