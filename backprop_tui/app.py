@@ -17,7 +17,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from textual import events
-from textual.app import App, ScreenStackError, SystemCommand
+from textual.app import ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import SeverityLevel
@@ -31,6 +31,7 @@ from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import many_lines
+from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
@@ -38,7 +39,7 @@ CADENCES = (4.0, 2.0, 1.0)
 CATCH_UP = 0.02
 
 
-class BackpropApp(App[None]):
+class BackpropApp(KeysInOrder):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
     DEFAULT_MODE = "runs"
@@ -61,8 +62,10 @@ class BackpropApp(App[None]):
         self.watched: Watch | None = None
         self.others: list[Watch] = []
         """Runs that were open before and are still being trained."""
-        self.leaving = False
-        """Leave when the run has ended."""
+        self.leaving = ""
+        """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
+        self._told: list[Watch] = []
+        """Runs that were asked to stop."""
         self.error: BackpropError | None = None
         """Why the run of the command line could not start."""
         self._asking = False
@@ -114,6 +117,8 @@ class BackpropApp(App[None]):
         if not self._catching_up:
             self._advance()
         living = self.living()
+        for watch in living if self.leaving else ():
+            self._end(watch)
         if (self.leaving or self._asking) and not living:
             self.exit()
         try:
@@ -240,19 +245,26 @@ class BackpropApp(App[None]):
         self._asking = False
         if value == "leave":
             self.exit()
-        elif value == "kill":
-            for watch in self.living():
+        elif value:
+            self.leaving = value
+            words = "ending the run: leaving when it is gone"
+            if value == "stop":
+                words = "the run stops after this step; leaving when it is saved"
+            self.notify(f"{words} (q leaves now)", timeout=30)
+            self.flush()
+
+    def _end(self, watch: Watch) -> None:
+        """Have a run end. An engine that was only just started is not found and does not listen: each flush tries."""
+        try:
+            if self.leaving == "kill":
                 watch.kill()
-            self.leaving = True
-        elif value == "stop":
-            try:
-                for watch in self.living():
-                    watch.send(Stop())
-            except BackpropError as error:
+            elif watch not in self._told:
+                watch.send(Stop())
+                self._told.append(watch)
+        except BackpropError as error:
+            if not error.retryable:
+                self.leaving = ""
                 self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
-                return
-            self.leaving = True
-            self.notify("the run stops after this step; leaving when it is saved (q leaves now)", timeout=30)
 
     def action_interrupt(self) -> None:
         """Ctrl+C never stops training: it asks; the second one leaves the run going."""

@@ -58,16 +58,10 @@ def deleting(run_id: str, path: str) -> tuple[Answer, ...]:
     )
 
 
-class AnswerList(Cells, can_focus=True):
+class AnswerList(Cells):
     @dataclass
     class Given(Message):
         value: str
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,left,shift+tab", "move(-1)", show=False),
-        Binding("down,right,tab", "move(1)", show=False),
-        Binding("enter", "give", show=False),
-    ]
 
     def __init__(self, answers: tuple[Answer, ...]) -> None:
         super().__init__(id="answers")
@@ -91,18 +85,9 @@ class AnswerList(Cells, can_focus=True):
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return len(self._lines(width))
 
-    def action_move(self, by: int) -> None:
+    def move(self, by: int) -> None:
         self.at = (self.at + by) % len(self.answers)
         self.redraw()
-
-    def action_give(self) -> None:
-        self.post_message(self.Given(self.answers[self.at].value))
-
-    def on_key(self, event: events.Key) -> None:
-        for answer in self.answers:
-            if event.key == answer.key:
-                event.stop()
-                self.post_message(self.Given(answer.value))
 
     def on_click(self, event: events.Click) -> None:
         lines = self._lines(self.size.width)
@@ -125,22 +110,36 @@ class _Words(Cells):
 
 
 class Question(Dialog[str]):
-    """Answers with the chosen value; escape with an empty one."""
+    """Answers with the chosen value; escape with an empty one. Its keys need no focus: they work from the first."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss('')", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss('')", show=False),
+        Binding("up,left,shift+tab", "move(-1)", show=False),
+        Binding("down,right,tab", "move(1)", show=False),
+        Binding("enter", "give", show=False),
+    ]
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
         super().__init__(id="question")
-        self.question, self.text, self.answers = title, text, answers
+        self.question, self.text, self.answers = title, text, AnswerList(answers)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="box") as box:
             box.border_title = self.question
             yield _Words(self.text)
-            yield AnswerList(self.answers)
+            yield self.answers
 
-    def on_mount(self) -> None:
-        self.query_one(AnswerList).focus()
+    def action_move(self, by: int) -> None:
+        self.answers.move(by)
+
+    def action_give(self) -> None:
+        self.dismiss(self.answers.answers[self.answers.at].value)
+
+    def on_key(self, event: events.Key) -> None:
+        for answer in self.answers.answers:
+            if event.key == answer.key:
+                event.stop()
+                self.dismiss(answer.value)
 
     def on_answer_list_given(self, message: AnswerList.Given) -> None:
         self.dismiss(message.value)

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import recorded
-from acting import seen, text_of, until
+from acting import PATIENCE, seen, text_of, until
+from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
+from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
 from textual import events
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
 from backprop_tui.screens.base import OpenRun
-from backprop_tui.screens.dialogs import Question
+from backprop_tui.screens.dialogs import Help, Question
 from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
@@ -120,18 +123,55 @@ async def test_two_keys_in_one_burst_answer_a_question_once(output: Path, keys: 
         await until(lambda: bool(screen.chosen_path), "the run")
         await pilot.press("x")
         assert isinstance(app.screen, Question)
-        for key in keys:  # without a pause between them
-            app.post_message(events.Key(key, key if len(key) == 1 else None))
-        await pilot.pause()
+        burst(pilot, *keys)
         await until(lambda: app.screen is screen, "the list")
+        await pilot.pause()
         assert app.is_running
+        assert app.screen is screen
 
 
-async def test_kill_ends_the_engine(run: recorded.Recorder, asked: list[str]) -> None:
+def burst(pilot: Pilot[None], *keys: str) -> None:
+    """Press keys without a pause between them, as they come over a slow line."""
+    for key in keys:
+        pilot.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+async def test_a_key_after_the_one_that_asks_is_the_answer(run: recorded.Recorder, asked: list[str]) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)
-        await pilot.press("q", "k")
-        assert asked == ["kill"]
+        burst(pilot, "q", "s")
+        await until(lambda: asked == ["Stop"], "the answer")
+
+
+async def test_a_word_typed_after_the_key_for_it_filters_and_commands_nothing(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test() as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: bool(screen.chosen_path), "the runs")
+        burst(pilot, "slash", *"done", "enter", "question_mark")
+        await until(lambda: isinstance(pilot.app.screen, Help), "the help")
+        assert screen.words == "done"
+        assert pilot.app.current_mode == "runs"
+
+
+@pytest.mark.parametrize(("key", "status"), [("k", "crashed"), ("s", "done")])
+async def test_an_engine_that_was_only_just_started_is_ended_too(
+    output: Path, monkeypatch: pytest.MonkeyPatch, key: str, status: str
+) -> None:
+    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fixtures"))
+    directory = RunDirectory.create(RunConfig(data="d", run_name="0 obey", output_dir=str(output)))
+    async with BackpropApp(attach=directory.path).run_test() as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await until(lambda: app.watched is not None and app.watched.was_alive, "the run")
+        await pilot.press("q", key)
+        assert not exiting(pilot)
+        engine = engine_client.launch(directory)
+        await until(lambda: exiting(pilot), "the exit")
+    assert engine.wait(PATIENCE) is not None
+    assert read_run(directory.path).status == status
 
 
 async def test_without_a_living_run_leaving_asks_nothing(output: Path) -> None:

@@ -183,11 +183,22 @@ class EngineClient:
 
 
 def _works_on(pid: int, directory: RunDirectory) -> bool:
-    """Whether process ``pid`` may be the run's engine: what a damaged ``lock`` names must not be killed."""
+    """Whether process ``pid`` may be the run's engine: what a damaged ``lock`` names must not be killed.
+
+    An engine holds the directory open, under whatever name one came to it: through a link, with ``..``, or moved.
+    """
+    files = Path(f"/proc/{pid}/fd")
     try:
-        return os.fsencode(directory.path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        here = directory.path.stat()
+        return any(_is_file(path, here) for path in files.iterdir())
     except OSError:
-        return not Path("/proc/self").exists()  # this system shows no command lines
+        return not Path("/proc/self").exists()  # this system shows no files of processes
+
+
+def _is_file(path: Path, status: os.stat_result) -> bool:
+    with suppress(OSError):  # closed meanwhile
+        return os.path.samestat(path.stat(), status)
+    return False
 
 
 def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> EngineClient:
