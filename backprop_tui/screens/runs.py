@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
-from backprop.runs.index import RunIndex, RunSummary, delete_run
+from backprop.runs.index import RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -17,6 +18,7 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
+from backprop_tui.run_reader import RunReader
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import Question, deleting
 from backprop_tui.text import Row, from_home
@@ -76,6 +78,7 @@ class RunsScreen(BaseScreen):
         self.sort = SORTS[0]
         self._shown_state: RunState | None = None
         self._series = RunSeries()
+        self._reader, self._reading = RunReader(OUTPUT), Lock()
         self._troubled = False
         """It was said that the index over runs cannot be used."""
 
@@ -102,12 +105,15 @@ class RunsScreen(BaseScreen):
         if self.is_current:
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
-    def _read_runs(self) -> None:
-        with RunIndex() as index:
-            index.scan(OUTPUT)
-            found = index.summaries()
-            trouble = index.trouble
-        self.app.call_from_thread(self._take_runs, found)
+    def _read_runs(self, *, wait: bool = False) -> None:
+        if not self._reading.acquire(blocking=wait):
+            return  # many runs are read for the first time
+        take = partial(self.app.call_from_thread, self._take_runs)
+        try:
+            take(self._reader.read([run.path for run in self._table.seen()], take))
+        finally:
+            self._reading.release()
+        trouble = self._reader.trouble
         if trouble and not self._troubled:
             self._troubled = True
             self.app.call_from_thread(self.notify, trouble, severity="warning", timeout=8)
@@ -213,6 +219,7 @@ class RunsScreen(BaseScreen):
 
     def action_rescan(self) -> None:
         self.found = None
+        self._reader.read_all()
         self.look()
 
     def action_filter(self) -> None:
@@ -254,7 +261,7 @@ class RunsScreen(BaseScreen):
             delete_run(path)
         except (RunError, OSError) as error:
             self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
-        self._read_runs()
+        self._read_runs(wait=True)
 
 
 def matches(run: RunSummary, words: str) -> bool:

@@ -85,6 +85,10 @@ class RunTable(ListView):
     def chosen(self) -> RunSummary | None:
         return self.runs[self.cursor] if self.cursor < len(self.runs) else None
 
+    def seen(self) -> Sequence[RunSummary]:
+        """The runs whose rows are on the screen."""
+        return [self.runs[index] for index in self.in_view()]
+
     def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
         """Show ``runs``; ``empty`` where there are none."""
         before = self.chosen.path if self.chosen else None

@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -181,15 +181,25 @@ class RunIndex:
     def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:
         """Runs, the newest first; those with ``status`` only, at most ``limit``."""
         found = []
-        for summary in self._all():
+        for summary in self.each():
             if status is None or summary.status == status:
                 found.append(summary)
                 if limit is not None and len(found) == limit:
                     break
         return found
 
-    def _all(self) -> Iterator[RunSummary]:
-        rows = self._execute("select path, stamp, summary from runs order by started desc, rowid desc")
+    def size(self) -> tuple[int, int]:
+        """Another value where a run was added or forgotten since."""
+        count, last = self._execute("select count(*), max(rowid) from runs")[0]
+        return int(count), int(last or 0)
+
+    def each(self, paths: Collection[str] | None = None) -> Iterator[RunSummary]:
+        """Every run, or those in the directories ``paths``, the newest first; what changed is read as it comes."""
+        select = "select path, stamp, summary from runs"
+        if paths is None:
+            rows = self._execute(f"{select} order by started desc, rowid desc")
+        else:
+            rows = [row for path in paths for row in self._execute(f"{select} where path = ?", (path,))]
         for path_text, stamp, blob in rows:
             path = Path(str(path_text))
             if not is_run(path):
