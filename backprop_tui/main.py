@@ -32,8 +32,16 @@ def main() -> None:
             print(f"no full screen here ({reason}): going on with plain lines", file=sys.stderr)
         sys.exit(headless([word for word in arguments if word != "--no-tui"]))
     try:
-        # No words, no time spent on the options they could be.
-        sys.exit(_understood(arguments) if arguments else show(None, None))
+        # No time spent on options that are not there.
+        if not arguments:
+            sys.exit(show(None, None))
+        if len(arguments) == 2 and arguments[0] == "--attach":
+            from backprop.runs.index import RunIndex
+
+            with RunIndex() as index:
+                run = index.find_here(arguments[1])
+            sys.exit(show(None, run))
+        sys.exit(_understood(arguments))
     except (BackpropError, OSError) as error:
         from backprop.cli.main import refused
 

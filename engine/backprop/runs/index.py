@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import RunError
 from backprop.core.files import exclusive
-from backprop.core.paths import data_dir
+from backprop.core.paths import data_dir, expand
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.state import RunState, read_run
 
@@ -217,6 +217,19 @@ class RunIndex:
             encoded = msgspec.json.encode(summary)
             self._execute(statement, (summary.run_id, summary.started_at, keep, encoded, path_text))
             yield summary
+
+    def find_here(self, prefix: str) -> Path:
+        """As ``find``, also among the runs in ``./output`` that the index has not seen: made on another machine, or
+        before it was deleted.
+
+        Raises:
+            RunError: none or several fit.
+        """
+        try:
+            return self.find(prefix)
+        except RunError:
+            self.scan(expand("./output"))
+            return self.find(prefix)
 
     def find(self, prefix: str) -> Path:
         """The directory of the run whose id starts with ``prefix``. A path to a run directory is taken as it is.
