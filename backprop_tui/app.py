@@ -30,7 +30,7 @@ from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
-from backprop_tui.text import many_lines
+from backprop_tui.text import count, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
 
@@ -297,7 +297,7 @@ def _how_far(watch: Watch) -> str:
     state = watch.state
     if not state.step:
         return f"Run {state.run_id} is being prepared."
-    return f"Run {state.run_id} is at step {state.step} of {state.total_steps}."
+    return f"Run {state.run_id} is at step {count(state.step)} of {count(state.total_steps)}."
 
 
 def _collect_garbage_again() -> None:

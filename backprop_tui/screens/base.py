@@ -21,7 +21,7 @@ from textual.screen import Screen
 
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
-from backprop_tui.text import STATUS, Row, clock
+from backprop_tui.text import STATUS, Row, clock, count
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
 
@@ -70,7 +70,7 @@ class BaseScreen(Screen[None]):
             return []
         state = shown[0].state
         glyph, ink = STATUS[state.status]
-        far = f" {state.step}/{state.total_steps}" if state.step else ""
+        far = f" {count(state.step)}/{count(state.total_steps)}" if state.step else ""
         left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
         more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
         return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]

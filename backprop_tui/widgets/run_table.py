@@ -9,7 +9,7 @@ from typing import NamedTuple
 from backprop.runs.describe import number
 from backprop.runs.index import RunSummary
 
-from backprop_tui.text import STATUS, Row, ago, clock, safe, short_path
+from backprop_tui.text import STATUS, Row, ago, clock, count, safe, short_number, short_path
 from backprop_tui.widgets.cells import cut, row_width
 from backprop_tui.widgets.list_view import ListView
 
@@ -45,11 +45,15 @@ def _status(run: RunSummary, width: int) -> Row:
 
 
 def _loss(run: RunSummary, width: int) -> Row:
-    return [(number(run.final_loss, 3) if run.final_loss is not None else "–", "strong")]
+    return [(number(run.smoothed_loss, 3) if run.smoothed_loss is not None else "–", "strong")]
 
 
 def _steps(run: RunSummary, width: int) -> Row:
-    return [(str(run.steps), "text"), (f"/{run.total_steps}" if run.total_steps else "", "muted")]
+    if not run.total_steps:
+        return [(count(run.steps), "text")]
+    whole = f"{run.steps:,}/{run.total_steps:,}"
+    taken, total = whole.split("/") if len(whole) <= width - 2 else map(short_number, (run.steps, run.total_steps))
+    return [(taken, "text"), (f"/{total}", "muted")]
 
 
 def _started(run: RunSummary, width: int) -> Row:
@@ -63,7 +67,14 @@ COLUMNS = (
     Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
     Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
     Column("steps", 12, _steps, lambda run: -run.steps, 10, right=True),
-    Column("loss", 8, _loss, lambda run: run.final_loss if run.final_loss is not None else float("inf"), 8, right=True),
+    Column(
+        "loss",
+        8,
+        _loss,
+        lambda run: run.smoothed_loss if run.smoothed_loss is not None else float("inf"),
+        8,
+        right=True,
+    ),
     Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
     Column("started", 11, _started, lambda run: -run.started_at, 11),
     Column(

@@ -84,12 +84,12 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
             await pilot.press(key)
             await pilot.pause()
             app.flush()
-            await until(lambda: "b81e40aa 40/1000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
+            await until(lambda: "b81e40aa 40/1,000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
             if key == "3":
                 await pilot.press("escape")
         await pilot.press("q")
         assert isinstance(app.screen, Question)
-        assert "Run b81e40aa12cd is at step 40 of 1000." in text_of(app)
+        assert "Run b81e40aa12cd is at step 40 of 1,000." in text_of(app)
         await pilot.press("s")
         assert asked == ["Stop"]
 

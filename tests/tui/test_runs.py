@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import recorded
 from acting import text_of, until
@@ -13,6 +14,7 @@ from backprop.runs.index import RunIndex, delete_run
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
+from backprop_tui.charts.series import SMOOTHING
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs import RunsScreen, matches
 
@@ -79,6 +81,34 @@ async def test_sorting_by_status_groups_the_runs(output: Path) -> None:
         await pilot.press("o")
         assert screen.sort == "status"
         assert order(pilot.app)[-1] == "77d0c3f1"
+
+
+async def test_the_loss_of_the_list_is_the_end_of_the_smoothed_curve(output: Path) -> None:
+    run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
+    run.start()
+    run.steps(1, 9, 10)
+    (last,) = recorded.make_steps(10, 10, 10)
+    run.write(msgspec.structs.replace(last, loss=9.0))
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await listed(pilot, 1)
+        curve = screen._plot.curve
+        shown = f"{curve.smooth[SMOOTHING.index(0.6)]:.3f}"
+        assert 3.0 < float(shown) < 6.0
+        row = text_of(pilot.app).split("\n")[2]
+        assert shown in row
+        assert f"→ {shown[:-1]}" in screen._detail.text
+
+
+async def test_numbers_are_written_one_way(output: Path) -> None:
+    run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
+    run.start()
+    for step in recorded.make_steps(12_343, 12_343, 1_000_000):
+        run.write(step)
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        await listed(pilot, 1)
+        assert "12k/1.0M" in text_of(pilot.app)
+        assert "12,343 steps" in text_of(pilot.app)
+        assert not re.search(r"12343|12 343|1000000", text_of(pilot.app))
 
 
 async def test_the_cursor_stays_on_its_run_when_another_one_comes(output: Path) -> None:

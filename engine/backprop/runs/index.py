@@ -44,6 +44,7 @@ class RunSummary(Struct, kw_only=True):
     steps: int
     total_steps: int
     final_loss: float | None
+    smoothed_loss: float | None
     started_at: float
     duration_seconds: float
     output_path: str
@@ -69,6 +70,7 @@ def summarise(state: RunState) -> RunSummary:
         steps=state.step,
         total_steps=state.total_steps,
         final_loss=state.final_loss,
+        smoothed_loss=state.smoothed_loss,
         started_at=state.started_at,
         duration_seconds=state.duration_seconds,
         output_path=state.output_path,
