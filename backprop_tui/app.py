@@ -30,13 +30,15 @@ from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
-from backprop_tui.text import count, many_lines
+from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
 """Drawings a second that can be chosen."""
 CATCH_UP = 0.02
+_PALETTE_EDGES = 6
+"""Cells of the window that a line of the palette cannot have."""
 
 
 class BackpropApp(KeysInOrder):
@@ -57,7 +59,9 @@ class BackpropApp(KeysInOrder):
         for theme in themes.OWN:
             self.register_theme(theme)
         few = no_color or self.console.color_system == "standard"
-        self.theme = themes.SIXTEEN.name if few else themes.DARK.name
+        chosen = "" if few else themes.remembered()
+        self.theme = themes.SIXTEEN.name if few else chosen if chosen in self.available_themes else themes.DARK.name
+        self._remembers_theme = not few
         self.animation_level = "none"
         self.watched: Watch | None = None
         self.others: list[Watch] = []
@@ -93,6 +97,8 @@ class BackpropApp(KeysInOrder):
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
         self.app_resume_signal.subscribe(self, self._repaint)
+        if self._remembers_theme:
+            self.theme_changed_signal.subscribe(self, lambda theme: themes.remember(theme.name))
         if self._asked_config is not None:
             self._start_asked_run(self._asked_config)
         elif self._asked_run is not None:
@@ -282,15 +288,16 @@ class BackpropApp(KeysInOrder):
     # Palette
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Every key that works here, by its name, and the themes."""
+        """Every key that works here, by its name, and the themes: a line each."""
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
-                yield SystemCommand(
-                    key.label.capitalize(), f"{key.help} ({key.shown})", partial(screen.run_action, key.action)
-                )
-        yield SystemCommand(
-            "Theme", "change the colours; ansi-dark and ansi-light use the terminal's own", self.search_themes
-        )
+                title = f"{key.label.capitalize():<14}{key.shown:>7}  {key.help}"
+                yield SystemCommand(self._one_line(title), "", partial(screen.run_action, key.action))
+        title = f"{'Theme':<21}  change the colours; ansi-dark and ansi-light use the terminal's own"
+        yield SystemCommand(self._one_line(title), "", self.search_themes)
+
+    def _one_line(self, text: str) -> str:
+        return fit(text, self.size.width - _PALETTE_EDGES).rstrip()
 
 
 def _how_far(watch: Watch) -> str:

@@ -19,8 +19,9 @@ from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
-from backprop_tui.text import from_home
+from backprop_tui.text import count, from_home
 from backprop_tui.widgets.log import Problem
+from backprop_tui.widgets.run_detail import resume_words
 
 EVENTS_AT_ONCE = 4000
 _BREATH = 0.05
@@ -107,14 +108,18 @@ class Watch:
     def problem(self) -> Problem | None:
         """What is wrong with a run that failed, crashed or is damaged; ``None`` if it is sound."""
         state = self.state
-        resume = [f"its {state.step} steps are kept: tab shows the curve and the events"] if state.step else []
+        more = [again] if (again := resume_words(state)) else []
+        if state.step:
+            more.append(f"its {count(state.step)} steps are kept: tab shows the curve and the events")
         if self.error is not None:
             return Problem(f"cannot be read [{self.error.code}]", from_home(self.error.message), self.error.hint)
         if self.crash is not None:
             title = f"the engine is gone [{self.crash.code}]"
-            return Problem(title, self.crash.message, from_home(self.crash.hint), resume)
+            return Problem(title, self.crash.message, from_home(self.crash.hint), more)
         if state.failed is not None:
-            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, resume)
+            if state.failed.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
+                more.append(state.failed.traceback)
+            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, more)
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
         return None

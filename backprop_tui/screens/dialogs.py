@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
+from backprop.runs.state import RunState
 from textual import events
 from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
@@ -22,6 +23,8 @@ from backprop_tui.widgets.text_view import TextView
 
 WIDTH, HEIGHT = 60, 16
 """The smallest window in which the screens fit."""
+_EDGES = 5
+"""Rows of a question that are neither its text nor its answers."""
 Result = TypeVar("Result")
 
 
@@ -50,11 +53,31 @@ ABORTING = (
     Answer("abort", "a", "Abort the run", "end now; nothing more is saved"),
 )
 
+RESUMING = (
+    Answer("no", "n", "Leave it as it is", ""),
+    Answer("resume", "c", "Continue all the same", "where what was wrong is mended by now"),
+)
 
-def deleting(run_id: str, path: str) -> tuple[Answer, ...]:
+
+def copies(state: RunState) -> tuple[Answer, ...]:
+    """What of a run can be copied: each answer is the text itself."""
+    failed = state.failed
+    texts = (
+        ("i", "its id", state.run_id),
+        ("d", "its directory", state.path),
+        ("w", "the command that watches it", f"backprop-tui --attach {state.run_id}"),
+        ("c", "the command that continues it", f"backprop resume {state.run_id}" if state.can_resume else ""),
+        ("e", "the error", f"[{failed.code}] {failed.message}\n{failed.hint}" if failed else ""),
+        ("r", "the directory of its result", state.output_path),
+    )
+    return tuple(Answer(text, key, title, text) for key, title, text in texts if text)
+
+
+def deleting(what: str, path: str) -> tuple[Answer, ...]:
+    """``what``: the run or the number of them; ``path``: what is removed."""
     return (
-        Answer("no", "n", "Keep it", ""),
-        Answer("delete", "d", f"Delete run {run_id}", f"removes {path} with its checkpoints and result"),
+        Answer("no", "n", "Keep", ""),
+        Answer("delete", "d", f"Delete {what}", f"removes {path} with checkpoints and result"),
     )
 
 
@@ -96,17 +119,19 @@ class AnswerList(Cells):
 
 
 class _Words(Cells):
-    """A text, wrapped, and an empty row."""
+    """A text, wrapped, and an empty row; nothing where there is no text. What is below it always has its room."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, below: AnswerList) -> None:
         super().__init__()
-        self.text = text
+        self.text, self.below = text, below
 
     def rows(self, width: int, height: int) -> list[Row]:
-        return paragraph(self.text, width)
+        rows = paragraph(self.text, width)
+        room = max(2, self.app.size.height - self.below.get_content_height(Size(), Size(), width) - _EDGES)
+        return rows if len(rows) <= room else [*rows[: room - 1], [("…", "muted")]]
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return len(self.rows(width, 0)) + 1
+        return len(self.rows(width, 0)) + 1 if self.text else 0
 
 
 class Question(Dialog[str]):
@@ -126,7 +151,7 @@ class Question(Dialog[str]):
     def compose(self) -> ComposeResult:
         with Vertical(id="box") as box:
             box.border_title = self.question
-            yield _Words(self.text)
+            yield _Words(self.text, self.answers)
             yield self.answers
 
     def action_move(self, by: int) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from backprop.runs.describe import number
 from backprop.runs.index import RunSummary
+from textual.binding import Binding, BindingType
+from textual.events import Click
+from textual.message import Message
 
 from backprop_tui.text import STATUS, Row, ago, clock, count, safe, short_number, short_path
 from backprop_tui.widgets.cells import cut, row_width
@@ -88,9 +92,22 @@ NARROW = 110
 class RunTable(ListView):
     """``runs`` in the order in which they are shown; the cursor stays on its run when they change."""
 
+    @dataclass
+    class Titled(Message):
+        """The title of a column was clicked."""
+
+        title: str
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("space", "screen.mark", show=False)]
     runs: Sequence[RunSummary] = ()
     empty: Sequence[Row] = ()
     sort = "started"
+    backwards = False
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.marked: set[str] = set()
+        """Directories of the marked runs."""
 
     @property
     def chosen(self) -> RunSummary | None:
@@ -100,11 +117,26 @@ class RunTable(ListView):
         """The runs whose rows are on the screen."""
         return [self.runs[index] for index in self.in_view()]
 
-    def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
+    @property
+    def targets(self) -> list[RunSummary]:
+        """The marked runs that are shown, else the one under the cursor."""
+        chosen = [self.chosen] if self.chosen else []
+        return [run for run in self.runs if run.path in self.marked] or chosen
+
+    def mark(self) -> None:
+        """Mark the run under the cursor, or not any more, and go to the next."""
+        if self.chosen:
+            self.marked ^= {self.chosen.path}
+            self.cursor += 1
+            self.redraw()
+
+    def show(self, runs: list[RunSummary], sort: str, empty: list[Row], *, backwards: bool = False) -> None:
         """Show ``runs``; ``empty`` where there are none."""
         before = self.chosen.path if self.chosen else None
         key = next(column.key for column in COLUMNS if column.title == sort)
-        self.runs, self.sort, self.empty = sorted(runs, key=key), sort, empty  # type: ignore[type-var,arg-type]
+        self.runs = sorted(runs, key=key, reverse=backwards)  # type: ignore[type-var,arg-type]
+        self.sort, self.backwards, self.empty = sort, backwards, empty
+        self.marked &= {run.path for run in runs}
         paths = [run.path for run in self.runs]
         self.count = len(paths)
         self.cursor = paths.index(before) if before in paths else self.cursor
@@ -125,13 +157,23 @@ class RunTable(ListView):
     def head(self) -> list[Row]:
         row: Row = [("  ", "text")]
         for column, size in self.columns(self.size.width):
-            title = column.title + ("▾" if column.title == self.sort else "")
+            arrow = "▴" if self.backwards else "▾"
+            title = column.title + (arrow if column.title == self.sort else "")
             text = f"{title:>{size - 2}}  " if column.right else f"{title:<{size}}"
             row.append((text, "info" if column.title == self.sort else "muted"))
         return [cut(row, self.size.width)]
 
+    def on_click(self, event: Click) -> None:
+        x = 2
+        for column, size in self.columns(self.size.width) if event.y == 0 else ():
+            x += size
+            if event.x < x:
+                if column.key:
+                    self.post_message(self.Titled(column.title))
+                return
+
     def row_at(self, index: int, width: int) -> Row:
-        row: Row = [("  ", "text")]
+        row: Row = [("◆ " if self.runs[index].path in self.marked else "  ", "mark")]
         for column, size in self.columns(width):
             room = size - (2 if column.right else 1)
             cell = cut(column.cell(self.runs[index], size), room)
@@ -140,4 +182,5 @@ class RunTable(ListView):
         return row
 
     def under_cursor(self, row: Row, width: int) -> Row:
-        return super().under_cursor([("▸ ", "info+bold"), *row[1:]], width)
+        marked = row[0][0].strip() or " "
+        return super().under_cursor([("▸", "info+bold"), (marked, "mark"), *row[1:]], width)

@@ -35,7 +35,7 @@ def test_deleting_a_run_names_its_whole_directory() -> None:
     from backprop_tui.screens.dialogs import AnswerList, deleting
 
     path = "~/a/very/long/way/to/the/directory/of/the/run/" + "x" * 60
-    rows = AnswerList(deleting("abc", path)).rows(60, 20)
+    rows = AnswerList(deleting("run abc", path)).rows(60, 20)
     text = "".join(piece for row in rows for piece, _ in row).replace(" ", "")
     assert path in text
     assert all(sum(len(piece) for piece, _ in row) <= 60 for row in rows)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import recorded
 from acting import ended, seen, text_of, until
@@ -239,6 +240,80 @@ async def test_a_run_without_a_gpu_says_so_plainly(output: Path) -> None:
         async with app_on(run).run_test(size=(80, 24)) as pilot:
             app = await seen(pilot, run.seq)
             assert "no NVIDIA GPU" in text_of(app)
+
+
+async def test_sampling_without_prompts_is_refused_at_once(output: Path, commands: list[ev.Command]) -> None:
+    run = recorded.Recorder(
+        output, "aaaabbbbcccc", msgspec.structs.replace(recorded.demo_like(output), sample_prompts=[])
+    )
+    with run.directory.hold_lock():
+        run.start()
+        run.steps(1, 5, 60)
+        async with app_on(run).run_test() as pilot:
+            app = await seen(pilot, run.seq)
+            await pilot.press("g")
+            assert commands == []
+            assert "answering" not in text_of(app)
+            assert any("no sample prompts" in n.message for n in app._notifications)
+
+
+async def test_a_run_that_is_over_is_continued_by_the_key_that_its_problem_names(
+    output: Path, commands: list[ev.Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(engine_client, "resume", lambda path: begun.append(path) or engine_client.attach(path))
+    run = recorded.crashed(output)
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = await ended(pilot)
+        assert "no checkpoint was saved: c starts again at step 1" in text_of(app)
+        assert "c resume" in text_of(app).split("\n")[-1]
+        await pilot.press("c")
+        assert (begun, commands) == ([run.directory.path], [])
+
+
+async def test_a_finished_run_has_nothing_to_continue(output: Path) -> None:
+    run = recorded.finished_demo(output)
+    async with app_on(run).run_test() as pilot:
+        app = await ended(pilot)
+        await pilot.press("c")
+        assert "c resume" not in text_of(app).split("\n")[-1]
+        assert not isinstance(app.screen, Question)
+
+
+async def test_an_unexpected_failure_shows_its_traceback(output: Path) -> None:
+    run = recorded.crashed(output)
+    run.write(
+        ev.RunFailed(
+            code="RUNTIME_TRAINING_FAILED",
+            message="KeyError: 'q'",
+            hint="--verbose shows the traceback",
+            retryable=False,
+            traceback="Traceback (most recent call last):\n  File \"loss.py\", line 7\nKeyError: 'q'\n",
+        )
+    )
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = await ended(pilot)
+        assert 'File "loss.py", line 7' in text_of(app)
+
+
+async def test_the_error_of_a_run_is_copied(output: Path) -> None:
+    run = recorded.failed(output)
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = await ended(pilot)
+        await pilot.press("y", "e")
+        assert app.clipboard.startswith("[RUNTIME_NOT_FINITE] 5 steps in a row")
+        assert "lower the learning rate" in app.clipboard
+
+
+async def test_held_out_rows_are_counted_where_the_data_is_shown(output: Path) -> None:
+    run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
+    with run.directory.hold_lock():
+        run.write(ev.RunStarted(config={"data": "d.jsonl"}, output_dir="", pid=1))
+        run.write(msgspec.structs.replace(recorded.dataset(), held_out=1_234))
+        async with app_on(run).run_test(size=(80, 24)) as pilot:
+            app = await seen(pilot, run.seq)
+            await pilot.press("tab", "tab")
+            assert "198 of 200 kept, 1,234 held out" in text_of(app)
 
 
 async def test_escape_goes_one_layer_out(run: recorded.Recorder) -> None:

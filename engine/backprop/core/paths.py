@@ -69,6 +69,11 @@ def data_dir() -> Path:
     return Path(platformdirs.user_data_dir(APP, appauthor=False))
 
 
+def state_dir() -> Path:
+    """What the application remembers of how a person left it."""
+    return Path(platformdirs.user_state_dir(APP, appauthor=False))
+
+
 def model_cache(name: str) -> Path:
     """Directory in which the embedded model ``name`` is kept as safetensors."""
     return cache_dir() / "models" / name

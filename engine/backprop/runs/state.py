@@ -126,6 +126,11 @@ class RunState(Struct, kw_only=True):
         return self.status in ENDED
 
     @property
+    def can_resume(self) -> bool:
+        """Whether continuing it is something to do: it is over, but not done."""
+        return self.ended and self.status not in ("done", "damaged")
+
+    @property
     def final_loss(self) -> float | None:
         """Training loss of the last step, ``None`` before the first and where it was not finite."""
         if not len(self.curves):
