@@ -27,7 +27,7 @@ class Column(NamedTuple):
     key: Callable[[RunSummary], object] | None
     """What it sorts by; ``None`` where sorting makes no sense."""
     narrow: int
-    """Its width on a narrow screen; 0: not shown there."""
+    """Its width where there is no room for that; 0: not shown there."""
     right: bool = False
 
 
@@ -70,7 +70,7 @@ COLUMNS = (
     Column("name", 12, lambda run, width: [(safe(run.name), "text")], lambda run: run.name, 0),
     Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
     Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
-    Column("steps", 12, _steps, lambda run: -run.steps, 10, right=True),
+    Column("steps", 12, _steps, lambda run: -run.steps, 11, right=True),
     Column(
         "loss",
         8,
@@ -79,14 +79,15 @@ COLUMNS = (
         8,
         right=True,
     ),
-    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
+    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 10),
     Column("started", 11, _started, lambda run: -run.started_at, 11),
     Column(
         "took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], lambda run: -run.duration_seconds, 0
     ),
 )
 SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"))
-NARROW = 110
+_WIDENED = ("dataset", "took", "steps", "run", "model", "name", "curve", "status", "loss", "started")
+"""The order in which columns get their full width where there is room."""
 
 
 class RunTable(ListView):
@@ -149,10 +150,15 @@ class RunTable(ListView):
         return super().rows(width, height) if self.runs else list(self.empty)
 
     def columns(self, width: int) -> list[tuple[Column, int]]:
-        if width < NARROW:
-            return [(c, c.narrow) for c in COLUMNS if c.narrow]
-        spare = max(0, width - 2 - sum(c.width for c in COLUMNS))
-        return [(c, c.width + (spare if c.title == "curve" else 0)) for c in COLUMNS]
+        """Those that have room, each with its width; what is left goes to the curve."""
+        sizes = {column.title: column.narrow for column in COLUMNS}
+        spare = width - 2 - sum(sizes.values())
+        for column in sorted(COLUMNS, key=lambda column: _WIDENED.index(column.title)):
+            if spare >= column.width - column.narrow:
+                spare -= column.width - column.narrow
+                sizes[column.title] = column.width
+        sizes["curve"] += max(0, spare)
+        return [(column, sizes[column.title]) for column in COLUMNS if sizes[column.title]]
 
     def head(self) -> list[Row]:
         row: Row = [("  ", "text")]

@@ -114,6 +114,24 @@ async def test_numbers_are_written_one_way(output: Path) -> None:
         assert not re.search(r"12343|12 343|1000000", text_of(pilot.app))
 
 
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (78, "status run model steps loss curve started▾"),
+        (118, "status run model dataset steps loss curve started▾ took"),
+        (138, "status run name model dataset steps loss curve started▾ took"),
+    ],
+)
+async def test_columns_that_have_no_room_are_left_out_and_none_is_cut(output: Path, width: int, titles: str) -> None:
+    recorded.running(output)
+    async with BackpropApp().run_test(size=(width + 2, 24)) as pilot:
+        await listed(pilot, 1)
+        head, row = text_of(pilot.app).split("\n")[1:3]
+        assert head.split() == titles.split()
+        assert "720/1,000" in row
+        assert "…" not in row
+
+
 async def test_the_cursor_stays_on_its_run_when_another_one_comes(output: Path) -> None:
     recorded.failed(output)
     recorded.finished_demo(output, created=recorded.NOW - 100)
