@@ -10,13 +10,13 @@ from backprop.core.events import AnyEvent, Evaluated
 from backprop.runs.describe import number
 from backprop.runs.state import RunState, usual_smoothing
 
-from backprop_tui.charts.canvas import SYMBOLS, Axis, Raster, step_labels
+from backprop_tui.charts.canvas import LABEL, SYMBOLS, Axis, Raster, step_labels
 from backprop_tui.charts.series import SMOOTHING, Bucket, Curve, shown_steps
 from backprop_tui.charts.timeline import marks, timeline
 from backprop_tui.text import Row
 from backprop_tui.widgets.cells import Cells, cut, heading, row_width
 
-_LABELS = 7
+_LABELS = LABEL + 1
 """Cells left of the plot for the numbers of the vertical axis."""
 _ROOM_FOR_MARKS = 8
 """Rows of a plot that can spare one for the timeline."""

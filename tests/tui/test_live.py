@@ -200,6 +200,17 @@ async def test_a_run_that_vanished_is_said_and_nothing_breaks(output: Path) -> N
         assert "damaged" in text_of(app)
 
 
+async def test_a_directory_that_is_moved_while_it_is_watched_is_said(output: Path) -> None:
+    run = recorded.running(output, steps=40)
+    with run.directory.hold_lock():
+        async with app_on(run).run_test(size=(100, 30)) as pilot:
+            app = await seen(pilot, run.seq)
+            run.directory.path.rename(output / "elsewhere")
+            await ended(pilot)
+            assert "it was deleted or moved while it was watched" in " ".join(text_of(app).split())
+            assert "step 40/1,000" in text_of(app)
+
+
 async def test_log_axis_and_smoothing_are_shown_in_the_title(run: recorded.Recorder) -> None:
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
