@@ -48,8 +48,16 @@ class BackpropApp(KeysInOrder):
     BINDINGS: ClassVar[list[BindingType]] = bindings(EVERYWHERE)
     ENABLE_COMMAND_PALETTE = True
 
-    def __init__(self, config: RunConfig | None = None, attach: Path | None = None) -> None:
-        """Open with a run to start (``config``), one to watch (``attach``), or the list of runs."""
+    def __init__(
+        self,
+        config: RunConfig | None = None,
+        attach: Path | None = None,
+        origins: dict[str, str] | None = None,
+    ) -> None:
+        """Open with a run to start (``config``), one to watch (``attach``), or the list of runs.
+
+        ``origins`` says where the values of ``config`` come from (``runs.directory.RunRecord``).
+        """
         if config is not None or attach is not None:
             self.DEFAULT_MODE = "live"  # type: ignore[misc]  # looked up on the instance when it is made
         no_color = bool(os.environ.get("NO_COLOR"))
@@ -68,6 +76,8 @@ class BackpropApp(KeysInOrder):
         """Runs that were open before and are still being trained."""
         self.leaving = ""
         """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
+        self.asked_about: list[Watch] = []
+        """Runs that were living when a person left."""
         self._told: list[Watch] = []
         """Runs that were asked to stop."""
         self.error: BackpropError | None = None
@@ -76,6 +86,7 @@ class BackpropApp(KeysInOrder):
         """The person wants to leave and is asked what becomes of the run: its end is the answer."""
         self.small = False
         self._asked_config, self._asked_run = config, attach
+        self._origins = origins
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
         self._timer: Timer | None = None
         self._catching_up = False
@@ -190,7 +201,7 @@ class BackpropApp(KeysInOrder):
     def _start_asked_run(self, config: RunConfig) -> None:
         """Start the run of the command line; one that cannot start is said there, by whoever runs the application."""
         try:
-            self._show_run(Watch(engine_client.start(config)))
+            self._show_run(Watch(engine_client.start(config, origins=self._origins)))
         except BackpropError as error:
             self.error = error
             self.exit(return_code=error.exit_code)
@@ -249,6 +260,7 @@ class BackpropApp(KeysInOrder):
 
     def _left(self, value: str | None) -> None:
         self._asking = False
+        self.asked_about = self.living()
         if value == "leave":
             self.exit()
         elif value:

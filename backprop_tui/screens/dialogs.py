@@ -192,6 +192,7 @@ class KeyList(TextView):
 
 
 class Help(Dialog[None]):
+    AUTO_FOCUS = "#keys"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,f1", "dismiss", show=False)]
 
     def __init__(self, where: str) -> None:
@@ -203,9 +204,6 @@ class Help(Dialog[None]):
             box.border_title = "keys"
             box.border_subtitle = "esc closes"
             yield KeyList(self.where)
-
-    def on_mount(self) -> None:
-        self.query_one(KeyList).focus()
 
 
 class _Need(Cells):

@@ -18,7 +18,7 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
-from backprop_tui.run_reader import RunReader
+from backprop_tui.run_reader import LIVING, RunReader
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.dialogs import Question, deleting
@@ -173,9 +173,14 @@ class RunsScreen(BaseScreen):
     def own_keys(self) -> list[Key]:
         if self.focused is self._filter:
             return TYPING
-        return [key for key in KEYS if self.chosen_path or key.name not in NEED_RUN]
+        run = self._table.chosen
+        hidden = set() if run else {*NEED_RUN}
+        if run and (run.status in LIVING or run.status in ("done", "damaged")):
+            hidden.add("resume")
+        return [key for key in KEYS if key.name not in hidden]
 
     def on_list_view_moved(self) -> None:
+        self.show_keys()
         self._read_chosen()
 
     def _read_chosen(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 import recorded
 from acting import PATIENCE, seen, text_of, until
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client
+from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from textual import events
@@ -73,7 +73,7 @@ async def test_the_question_is_asked_on_the_list_of_runs_too(run: recorded.Recor
 
 
 async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_about(
-    run: recorded.Recorder, output: Path, asked: list[str]
+    run: recorded.Recorder, output: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     over = recorded.failed(output)
     async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
@@ -90,8 +90,12 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
         await pilot.press("q")
         assert isinstance(app.screen, Question)
         assert "Run b81e40aa12cd is at step 40 of 1,000." in text_of(app)
-        await pilot.press("s")
-        assert asked == ["Stop"]
+        await pilot.press("enter")
+    farewell(app)
+    said = capsys.readouterr().out
+    assert "backprop-tui --attach b81e40aa12cd" in said
+    assert f"backprop-tui --attach {over.directory.run_id}" in said
+    assert asked == []
 
 
 async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder, asked: list[str]) -> None:
@@ -143,6 +147,16 @@ async def test_a_key_after_the_one_that_asks_is_the_answer(run: recorded.Recorde
         await until(lambda: asked == ["Stop"], "the answer")
 
 
+async def test_what_covers_a_screen_can_be_left_before_it_is_drawn(output: Path) -> None:
+    async with BackpropApp().run_test() as pilot:
+        screen = pilot.app.screen
+        for _ in range(3):
+            burst(pilot, "question_mark", "q", "question_mark")
+            await until(lambda: isinstance(pilot.app.screen, Help), "the help")
+            burst(pilot, "escape")
+            await until(lambda: pilot.app.screen is screen, "the screen")
+
+
 async def test_a_word_typed_after_the_key_for_it_filters_and_commands_nothing(output: Path) -> None:
     recorded.one_of_each(output)
     async with BackpropApp().run_test() as pilot:
@@ -159,7 +173,7 @@ async def test_a_word_typed_after_the_key_for_it_filters_and_commands_nothing(ou
 async def test_an_engine_that_was_only_just_started_is_ended_too(
     output: Path, monkeypatch: pytest.MonkeyPatch, key: str, status: str
 ) -> None:
-    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fixtures"))
     directory = RunDirectory.create(RunConfig(data="d", run_name="0 obey", output_dir=str(output)))
     async with BackpropApp(attach=directory.path).run_test() as pilot:

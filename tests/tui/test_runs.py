@@ -193,6 +193,16 @@ async def test_marks_are_dropped_by_escape_and_go_with_what_is_filtered_out(outp
         assert len(screen.found) == 5
 
 
+async def test_continuing_is_offered_where_there_is_something_to_continue(output: Path) -> None:
+    recorded.finished_demo(output)
+    recorded.crashed(output, created=recorded.NOW + 500)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 2)
+        assert "c resume" in text_of(pilot.app).split("\n")[-1]
+        await pilot.press("down")
+        assert "c resume" not in text_of(pilot.app).split("\n")[-1]
+
+
 async def test_the_titles_of_columns_sort_by_them_and_the_other_way_round(output: Path) -> None:
     recorded.one_of_each(output)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
