@@ -208,12 +208,12 @@ class BackpropApp(KeysInOrder):
 
     def on_open_run(self, message: OpenRun) -> None:
         """Show a run on the Live screen, living or over; where it cannot be begun, why is said."""
-        path = None if message.path is None else message.path.absolute()
-        if self.watched is not None and self.watched.path == path:
+        if self.watched is not None and _shows(self.watched, message.path):
             self.switch_mode("live")
             return
         try:
-            watch = next((other for other in self.others if other.path == path), None) or Watch(message.begin())
+            others = (other for other in self.others if _shows(other, message.path))
+            watch = next(others, None) or Watch(message.begin())
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
@@ -310,6 +310,11 @@ class BackpropApp(KeysInOrder):
 
     def _one_line(self, text: str) -> str:
         return fit(text, self.size.width - _PALETTE_EDGES).rstrip()
+
+
+def _shows(watch: Watch, path: Path | None) -> bool:
+    """Whether it is the run in ``path``, however that is spelt."""
+    return path is not None and os.path.realpath(watch.path) == os.path.realpath(path)
 
 
 def _how_far(watch: Watch) -> str:

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from backprop.core.errors import BackpropError, EngineCrashedError, RunError
@@ -138,14 +139,32 @@ class Watch:
         """Give the engine a command.
 
         Raises:
-            RunError: no engine listens.
+            RunError: no engine listens, or it may not be told.
         """
-        self.link.send(command)
+        with _reaching():
+            self.link.send(command)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        """End the engine at once, where it is there.
+
+        Raises:
+            RunError: it may not be ended.
+        """
+        with _reaching(), contextlib.suppress(ProcessLookupError):
             self.link.kill()
 
     def close(self) -> None:
         """Stop watching; the engine goes on."""
         self._closed.set()
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what the system refuses into an error of the run."""
+    try:
+        yield
+    except OSError as error:
+        hint = "it may be another user's: ask who started it"
+        raise RunError(
+            f"the engine cannot be reached: {error.strerror}", code="RUNTIME_IO_FAILED", hint=hint
+        ) from error

@@ -117,6 +117,24 @@ async def test_a_command_that_no_engine_hears_is_told(run: recorded.Recorder, mo
         assert "pausing" not in text_of(app)
 
 
+async def test_an_engine_of_another_user_that_may_not_be_reached_is_told(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(engine_client.EngineClient, "send", refuse)
+    monkeypatch.setattr(engine_client.EngineClient, "kill", refuse)
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("p")
+        await pilot.press("q", "k")
+        said = [n.message for n in app._notifications if "Operation not permitted" in n.message]
+        assert len(said) == 2
+        assert app.leaving == ""
+        assert app.is_running
+
+
 async def test_a_finished_run_takes_no_commands(output: Path, commands: list[ev.Command]) -> None:
     run = recorded.finished_demo(output)
     async with app_on(run).run_test() as pilot:
@@ -316,15 +334,21 @@ async def test_the_error_of_a_run_is_copied(output: Path) -> None:
         assert "lower the learning rate" in app.clipboard
 
 
-async def test_held_out_rows_are_counted_where_the_data_is_shown(output: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "words"), [((80, 24), "198 of 200 kept, 1,234 held out"), ((140, 45), "held out     1,234")]
+)
+async def test_held_out_rows_are_counted_where_the_data_is_shown(
+    output: Path, size: tuple[int, int], words: str
+) -> None:
     run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
     with run.directory.hold_lock():
         run.write(ev.RunStarted(config={"data": "d.jsonl"}, output_dir="", pid=1))
         run.write(msgspec.structs.replace(recorded.dataset(), held_out=1_234))
-        async with app_on(run).run_test(size=(80, 24)) as pilot:
+        async with app_on(run).run_test(size=size) as pilot:
             app = await seen(pilot, run.seq)
-            await pilot.press("tab", "tab")
-            assert "198 of 200 kept, 1,234 held out" in text_of(app)
+            if size == (80, 24):
+                await pilot.press("tab", "tab")
+            assert words in text_of(app)
 
 
 async def test_escape_goes_one_layer_out(run: recorded.Recorder) -> None:

@@ -8,6 +8,7 @@ is set aside and started anew with the directories that it named; where none can
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import time
@@ -178,7 +179,7 @@ class RunIndex:
 
     def remove(self, path: Path) -> None:
         """Forget the run in ``path``; its directory stays."""
-        self._execute("delete from runs where path = ?", (str(path.absolute()),))
+        self._execute("delete from runs where path = ?", (os.path.realpath(path),))
 
     def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:
         """Runs, the newest first; those with ``status`` only, at most ``limit``."""
@@ -206,7 +207,7 @@ class RunIndex:
             path = Path(str(path_text))
             if not is_run(path):
                 if path.parent.is_dir():  # else its disk may only be away for now
-                    self.remove(path)
+                    self._execute("delete from runs where path = ?", (path_text,))
                 continue
             now = _stamp(path)
             if blob is not None and stamp == now and (kept := _kept(blob)) is not None:
@@ -309,7 +310,7 @@ def _copy_paths(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
 
 def _row(path: Path) -> tuple[str, tuple[str, str, float]]:
     """The statement that remembers the run in ``path``, and its values."""
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # a run that is reached under two names is one
     try:
         started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
     except OSError:
