@@ -19,6 +19,7 @@ from backprop.runs.state import RunState
 from rich.console import Console
 from rich.control import Control
 from textual._compositor import ChopsUpdate, Compositor
+from textual.events import Click
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input
@@ -29,6 +30,7 @@ from backprop_tui.screens.dialogs import RESUMING, Question, copies
 from backprop_tui.text import STATUS, Row, clock, count
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
+from backprop_tui.widgets.cells import row_width
 
 
 @dataclass
@@ -74,15 +76,25 @@ class BaseScreen(Screen[None]):
 
     def chip(self) -> Row:
         """The first of the runs that are being trained and not shown here, and how many more there are."""
-        shown = [watch for watch in self.living if self.NAME != "live" or watch is not self.watch_run]
-        if not shown:
+        elsewhere = self._elsewhere()
+        if not elsewhere:
             return []
-        state = shown[0].state
+        state = elsewhere[0].state
         glyph, ink = STATUS[state.status]
         far = f" {count(state.step)}/{count(state.total_steps)}" if state.step else ""
         left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
-        more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
+        more = f" +{len(elsewhere) - 1}" if len(elsewhere) > 1 else ""
         return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]
+
+    def _elsewhere(self) -> list[Watch]:
+        return [watch for watch in self.living if self.NAME != "live" or watch is not self.watch_run]
+
+    def on_click(self, event: Click) -> None:
+        """A click on the chip shows its run."""
+        chip = self.chip()
+        if chip and event.screen_y == 0 and event.screen_x >= self.size.width - row_width(chip):
+            path = self._elsewhere()[0].path
+            self.post_message(OpenRun(partial(engine_client.attach, path), path))
 
     def copy(self, state: RunState) -> None:
         """Ask what of a run goes to the clipboard, and send it there: the terminal's own, also over SSH."""

@@ -87,6 +87,12 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
             await until(lambda: "b81e40aa 40/1,000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
             if key == "3":
                 await pilot.press("escape")
+        await pilot.press("1")
+        await pilot.click(offset=(98, 0))
+        await until(lambda: "step 40/1,000" in text_of(app), "the run of the chip")
+        await pilot.press("2", "enter")
+        app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
+        await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run again")
         await pilot.press("q")
         assert isinstance(app.screen, Question)
         assert "Run b81e40aa12cd is at step 40 of 1,000." in text_of(app)
@@ -149,12 +155,23 @@ async def test_a_key_after_the_one_that_asks_is_the_answer(run: recorded.Recorde
 
 async def test_what_covers_a_screen_can_be_left_before_it_is_drawn(output: Path) -> None:
     async with BackpropApp().run_test() as pilot:
-        screen = pilot.app.screen
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        screen = app.screen
         for _ in range(3):
-            burst(pilot, "question_mark", "q", "question_mark")
-            await until(lambda: isinstance(pilot.app.screen, Help), "the help")
-            burst(pilot, "escape")
-            await until(lambda: pilot.app.screen is screen, "the screen")
+            burst(pilot, "question_mark", "q")
+            await pilot.pause()
+            await until(lambda: app.screen is screen and not app._keys, "the screen")
+        assert app.is_running
+
+
+async def test_the_help_is_scrolled_by_keys(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await pilot.press("question_mark")
+        before = text_of(pilot.app)
+        assert "Runs ─" in before
+        await pilot.press("pagedown")
+        assert text_of(pilot.app) != before
 
 
 async def test_a_word_typed_after_the_key_for_it_filters_and_commands_nothing(output: Path) -> None:
