@@ -120,7 +120,8 @@ class RunsScreen(BaseScreen):
             return  # many runs are read for the first time
         take = partial(self.app.call_from_thread, self._take_runs)
         try:
-            take(self._reader.read([run.path for run in self._table.seen()], take))
+            some = partial(self.app.call_from_thread, self._take_some)
+            take(self._reader.read([run.path for run in self._table.seen()], some))
         finally:
             self._reading.release()
         trouble = self._reader.trouble
@@ -134,6 +135,13 @@ class RunsScreen(BaseScreen):
         if changed:
             self.show()
             self._read_chosen()
+
+    def _take_some(self, found: list[RunSummary]) -> None:
+        """Show the first of many; the cursor stays at the top until a person moves it."""
+        untouched = self._table.cursor == 0
+        self._take_runs(found)
+        if untouched:
+            self._table.cursor = 0
 
     def show(self) -> None:
         """Draw the list as it is filtered and sorted."""

@@ -145,6 +145,17 @@ async def test_the_cursor_stays_on_its_run_when_another_one_comes(output: Path) 
         assert screen.chosen_path == before
 
 
+async def test_while_many_runs_are_read_the_cursor_is_at_the_newest(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backprop_tui.run_reader.PORTION", 0.0)
+    for number in range(4):  # those that are read first are the oldest
+        recorded.failed(output, f"{number:012x}", created=recorded.NOW - 100 * number)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 4)
+        assert screen.chosen_path == str(output / f"{0:012x}")
+
+
 async def test_enter_opens_the_chosen_run(output: Path) -> None:
     recorded.finished_demo(output)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
