@@ -241,6 +241,15 @@ async def test_a_window_that_is_too_small_says_what_it_needs_and_comes_back(run:
         await until(lambda: "learning rate" in text_of(app), "the screen")
 
 
+async def test_a_window_that_grew_behind_a_question_is_no_longer_too_small(run: recorded.Recorder) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test(size=(50, 12)) as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("q")
+        await pilot.resize_terminal(80, 24)
+        await pilot.press("escape")
+        await until(lambda: "learning rate" in text_of(app), "the screen")
+
+
 async def test_after_the_end_it_says_where_the_run_is_and_how_to_come_back(
     run: recorded.Recorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
