@@ -237,12 +237,10 @@ class BackpropApp(KeysInOrder):
     # Keys
 
     def action_go(self, name: str) -> None:
-        if not self.screen.is_modal:
-            self.switch_mode(name)
+        self.switch_mode(name)
 
     def action_help(self) -> None:
-        if not self.screen.is_modal:
-            self.push_screen(Help(self.current_mode))
+        self.push_screen(Help(self.current_mode))
 
     def action_cadence(self) -> None:
         self._cadence = (self._cadence + 1) % len(CADENCES)
@@ -298,6 +296,10 @@ class BackpropApp(KeysInOrder):
         self.action_interrupt()
 
     # Palette
+
+    def action_command_palette(self) -> None:
+        if not self.screen.is_modal:  # a question is answered first
+            super().action_command_palette()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key that works here, by its name, and the themes: a line each."""

@@ -78,6 +78,7 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
     over = recorded.failed(output)
     async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
+        first = app.watched
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
         for key in ("1", "2", "3"):
@@ -90,6 +91,8 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
         await pilot.press("1")
         await pilot.click(offset=(98, 0))
         await until(lambda: "step 40/1,000" in text_of(app), "the run of the chip")
+        assert app.watched is first
+        assert app.others == []
         await pilot.press("2", "enter")
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run again")
@@ -108,8 +111,11 @@ async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder,
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)
         await pilot.press("q", "s")
+        assert isinstance(pilot.app, BackpropApp)
+        pilot.app.flush()
         assert asked == ["Stop"]
         assert not exiting(pilot)
+        await pilot.pause()
         run.finish(40, 1.0, "stopped")
         await until(lambda: exiting(pilot), "the exit")
 
@@ -138,6 +144,38 @@ async def test_two_keys_in_one_burst_answer_a_question_once(output: Path, keys: 
         await pilot.pause()
         assert app.is_running
         assert app.screen is screen
+
+
+async def test_a_question_keeps_the_keys_of_what_it_covers(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q")
+        question = pilot.app.screen
+        await pilot.press("1", "2", "3", "question_mark", "p", "f2", "ctrl+p")
+        assert pilot.app.screen is question
+        assert asked == []
+
+
+async def test_q_again_leaves_while_the_run_is_still_stopping(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q", "s")
+        assert not exiting(pilot)
+        await pilot.press("q")
+        assert exiting(pilot)
+
+
+async def test_a_key_that_gets_lost_holds_up_the_next_one_for_a_moment_and_ctrl_c_not_at_all(
+    run: recorded.Recorder,
+) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        app._keys.append(events.Key("x", "x"))
+        burst(pilot, "2")
+        await until(lambda: app.current_mode == "runs", "the key")
+        app._keys.append(events.Key("x", "x"))
+        burst(pilot, "ctrl+c")
+        await until(lambda: isinstance(app.screen, Question), "the question")
 
 
 async def test_two_clicks_answer_a_question_once(output: Path) -> None:

@@ -11,9 +11,11 @@ from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
+from backprop.runs.index import RunIndex
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.screens.base import OpenRun
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
 from backprop_tui.watch import Watch
@@ -93,6 +95,73 @@ async def test_keys_send_commands(
         await seen(pilot, run.seq)
         await pilot.press(key)
         assert [type(c) for c in commands] == [command]
+
+
+async def test_what_was_asked_is_shown_until_the_run_is_over(
+    run: recorded.Recorder, commands: list[ev.Command]
+) -> None:
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("s")
+        assert "stopping after this step" in text_of(app)
+        run.steps(41, 42, 1000)
+        app = await seen(pilot, run.seq)
+        assert "stopping after this step" in text_of(app)
+        run.finish(42, 1.0, "stopped")
+        app = await seen(pilot, run.seq)
+        assert "stopping" not in text_of(app)
+
+
+async def test_words_in_brackets_are_shown_as_they_are(run: recorded.Recorder) -> None:
+    async with app_on(run).run_test(notifications=True) as pilot:
+        app = await seen(pilot, run.seq)
+        app.notify("[/nowhere] and [red]rows[/red]")
+        await until(lambda: "[/nowhere] and [red]rows[/red]" in text_of(app), "the words")
+
+
+async def test_a_thread_that_fails_is_told_and_takes_nothing_along(run: recorded.Recorder) -> None:
+    def fail() -> None:
+        raise ValueError("no such thing")
+
+    async with app_on(run).run_test(notifications=True) as pilot:
+        app = await seen(pilot, run.seq)
+        app.run_worker(fail, thread=True, exit_on_error=False)
+        await until(lambda: "ValueError: no such thing" in text_of(app), "the words")
+        assert app.is_running
+
+
+async def test_a_run_that_is_open_is_not_opened_again(run: recorded.Recorder, output: Path) -> None:
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        watch = app.watched
+        (output / "link").symlink_to(run.directory.path)
+        await pilot.press("2")
+        app.post_message(OpenRun(lambda: engine_client.attach(run.directory.path), output / "link"))
+        await until(lambda: app.current_mode == "live", "the run")
+        assert app.watched is watch
+
+
+async def test_a_run_that_was_watched_is_known_afterwards(run: recorded.Recorder, tmp_path: Path) -> None:
+    async with app_on(run).run_test() as pilot:
+        await seen(pilot, run.seq)
+
+        def known() -> bool:
+            with RunIndex() as index:
+                return [found.run_id for found in index.summaries()] == [run.directory.run_id]
+
+        await until(known, "the run in the index")
+
+
+@pytest.mark.parametrize(("connection", "next_rate"), [("", 2), ("10.0.0.1 22 10.0.0.2 22", 1)])
+async def test_over_ssh_it_draws_half_as_often(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch, connection: str, next_rate: int
+) -> None:
+    if connection:
+        monkeypatch.setenv("SSH_CONNECTION", connection)
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("f2")
+        assert any(f"at most {next_rate} times" in n.message for n in app._notifications)
 
 
 async def test_abort_asks_and_the_safe_answer_comes_first(run: recorded.Recorder, commands: list[ev.Command]) -> None:
