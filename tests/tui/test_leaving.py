@@ -107,6 +107,22 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
     assert asked == []
 
 
+async def test_a_run_out_of_sight_that_ends_leaves_the_chip_and_is_watched_no_longer(
+    run: recorded.Recorder, output: Path
+) -> None:
+    over = recorded.failed(output)
+    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
+        app = await seen(pilot, run.seq)
+        first = app.watched
+        app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
+        await until(lambda: "b81e40aa 40/1,000" in text_of(app), "the chip")
+        run.finish(40, 1.0)
+        await until(lambda: "b81e40aa" not in text_of(app), "its going")
+        assert app.others == []
+        assert first is not None
+        assert first._closed.is_set()
+
+
 async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder, asked: list[str]) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)
