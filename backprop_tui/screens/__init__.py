@@ -33,6 +33,12 @@ SCREENS = (
 )
 """In the order of their numbers."""
 
+
+def number_of(name: str) -> int:
+    """The key of a screen."""
+    return [entry.name for entry in SCREENS].index(name) + 1
+
+
 EVERYWHERE = (
     Key("escape", "esc", "screen.back", "back", "one layer out", 9),
     Key("question_mark,f1", "?", "app.help", "help", "this list", 1),

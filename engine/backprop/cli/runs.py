@@ -15,7 +15,7 @@ import msgspec
 
 from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
-from backprop.core.errors import InputError, RunError
+from backprop.core.errors import InputError
 from backprop.core.paths import expand
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
@@ -93,12 +93,7 @@ def find_run(run: str) -> Path:
         RunError: none or several fit.
     """
     with open_index() as index:
-        try:
-            return index.find(run)
-        except RunError:
-            # Runs of this place that the index has not seen: made on another machine, or before it was deleted.
-            index.scan(expand("./output"))
-            return index.find(run)
+        return index.find_here(run)
 
 
 @contextlib.contextmanager

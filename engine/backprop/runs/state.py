@@ -29,8 +29,12 @@ _SILENCE = 60.0
 """A living engine speaks more often than this: what comes later is from another one, which failed before it started."""
 _LONG = 30.0
 """Seconds without an event, of which there is one in ten at least, after which an engine may hang."""
+SHORT_RUN = 200
+"""Steps of a run whose curve a heavy average would lag behind."""
 _RECENT = 20
 """Steps whose mean duration the remaining time is estimated from."""
+_FELT = 400
+"""Steps that a moving average still shows something of."""
 
 
 class Curves(Struct):
@@ -128,12 +132,28 @@ class RunState(Struct, kw_only=True):
         return self.status in ENDED
 
     @property
+    def can_resume(self) -> bool:
+        """Whether continuing it is something to do: it is over, but not done."""
+        return self.ended and self.status not in ("done", "damaged")
+
+    @property
     def final_loss(self) -> float | None:
         """Training loss of the last step, ``None`` before the first and where it was not finite."""
         if not len(self.curves):
             return None
         loss = self.curves.loss[-1]
         return None if isnan(loss) else loss
+
+    @property
+    def smoothed_loss(self) -> float | None:
+        """The loss as its curve ends where it is drawn smoothed; ``None`` where no step had a finite one."""
+        weight = usual_smoothing(max(self.total_steps, self.step))
+        average = total = 0.0
+        for loss in self.curves.loss[-_FELT:]:
+            if not isnan(loss):
+                average = weight * average + (1 - weight) * loss
+                total = weight * total + (1 - weight)
+        return average / total if total else None
 
     @property
     def duration_seconds(self) -> float:
@@ -261,6 +281,11 @@ class RunState(Struct, kw_only=True):
 
     def _end(self, status: Status, time: float) -> None:
         self.journal_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
+
+
+def usual_smoothing(steps: int) -> float:
+    """Weight of the exponential moving average that shows the loss of a run of ``steps`` steps."""
+    return 0.6 if steps <= SHORT_RUN else 0.9
 
 
 def _asked(sample: ev.Sample) -> tuple[int, str, bool]:
