@@ -70,7 +70,8 @@ class KeyBar(Cells):
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        shown, room = [], width
+        # The first key has a blank before it; the two after the last one may be cut off.
+        shown, room = [], width + 1
         # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
         for _, key in sorted(enumerate(self.keys), key=lambda item: (item[1].rank, -item[0])):
             size = len(key.shown) + len(key.label) + 3
@@ -89,5 +90,8 @@ class KeyBar(Cells):
     async def on_click(self, event: events.Click) -> None:
         for end, key in self._places:
             if event.x < end:
-                await self.screen.run_action(key.action)
+                if key.action:
+                    await self.screen.run_action(key.action)
+                else:
+                    self.app.simulate_key(key.keys)
                 return

@@ -61,7 +61,7 @@ async def test_the_bar_scrolls_the_rows_and_leaves_the_cursor_where_it_is(tmp_pa
 
 async def test_without_a_file_the_screen_asks_for_one_and_names_what_it_reads() -> None:
     async with DataApp().run_test(size=NARROW) as pilot:
-        await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "Open a dataset file")
+        await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "there is none")
 
 
 async def test_tab_completes_the_path_and_enter_opens_it(tmp_path: Path) -> None:
@@ -69,6 +69,7 @@ async def test_tab_completes_the_path_and_enter_opens_it(tmp_path: Path) -> None
     write_rows(tmp_path / "voyages" / "cargo-list.jsonl", [alpaca(1)])
     (tmp_path / "voyages" / "cargo.notes").write_text("not a dataset")
     async with DataApp().run_test(size=NARROW) as pilot:
+        await pilot.press("o")
         entry = pilot.app.screen.query_one("#prompt-input")
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = f"{tmp_path}/voy"
@@ -84,6 +85,7 @@ async def test_tab_again_takes_the_next_of_several_candidates(tmp_path: Path) ->
     for name in ("a1.jsonl", "a2.jsonl", "a3.csv"):
         (tmp_path / name).write_text("{}\n")
     async with DataApp().run_test(size=NARROW) as pilot:
+        await pilot.press("o")
         entry = pilot.app.screen.query_one("#prompt-input")
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = f"{tmp_path}/a"
@@ -228,11 +230,12 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         screen = app.screen
         assert isinstance(screen, DataScreen)
         entry = screen.query_one(Input)
+        await pilot.press("o")
         await until(pilot, lambda: app.focused is entry, "a prompt")
         entry.value = str(path)
         await pilot.press("enter")
         await until(pilot, lambda: screen.table.count == 2, "two rows")
-        assert {"Check", "Filter", "Lengths"} <= {command.title for command in app.get_system_commands(screen)}
+        assert {"Check", "Filter", "Lengths", "Copy"} <= {command.title for command in app.get_system_commands(screen)}
         await pilot.press("2")
         await until(pilot, lambda: not isinstance(app.screen, DataScreen), "another screen")
         await pilot.press("3")

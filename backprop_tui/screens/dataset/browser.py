@@ -84,17 +84,14 @@ class Browser(Vertical):
             self._show()
             self.table.cursor = self.table.count - 1
 
-    def go_to_line(self, text: str) -> None:
-        """Go to the row of a line of the file, as soon as it is found."""
-        opened, number = self.opened, text.replace(",", "")
+    def go_to_line(self, number: str) -> None:
+        """Go to the row of a line of the file, as soon as it is found; without one, to the first."""
         self._to_the_end = False
-        if not text:
+        if self.opened is None or not number:
             self.table.cursor = 0
-        elif number.isdecimal() and opened is not None:
-            line, find = int(number), opened.source.find
-            self._tasks.begin("go", f"going to line {line:,}", lambda _: find(line), self.go_to_row)
         else:
-            self.post_message(Notice(f"{text!r} is no line number"))
+            line, find, unit = int(number), self.opened.source.find, self.opened.source.unit
+            self._tasks.begin("go", f"going to {unit} {line:,}", lambda _: find(line), self.go_to_row)
 
     def go_to_row(self, row: int) -> None:
         """Put the cursor on a row of the file; where a filter hides it, on the next one that is shown."""

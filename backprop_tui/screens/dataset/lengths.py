@@ -14,6 +14,8 @@ from backprop_tui.widgets.text_view import TextView
 
 LIMITS = [2**power for power in range(4, 21)]
 """Limits that keys go through."""
+LIMIT_RANGE = range(LIMITS[0], LIMITS[-1] + 1)
+"""Limits that can be typed."""
 
 
 class LengthsPane(TextView):
@@ -60,14 +62,10 @@ class LengthsPane(TextView):
         return next((at for at in reversed(LIMITS) if at < limit), limit)
 
     def set_limit(self, text: str) -> None:
-        """Look at the rows at another limit."""
-        number = text.replace(",", "")
-        if number.isdecimal() and int(number) >= LIMITS[0]:
-            self._chosen.limit = int(number)
-            self.redraw()
-            self.post_message(RowsChanged())
-        else:
-            self.post_message(Notice(f"{text!r}: a whole number of tokens from {LIMITS[0]} is needed"))
+        """Look at the rows at another limit, one of ``LIMIT_RANGE``; at the same one where none is named."""
+        self._chosen.limit = int(text or self._chosen.limit)
+        self.redraw()
+        self.post_message(RowsChanged())
 
     def content(self, width: int) -> list[Row]:
         if self.counted is None:
