@@ -10,7 +10,7 @@ from textual.message import Message
 
 from backprop_tui.keys import Key
 from backprop_tui.text import Row
-from backprop_tui.widgets.cells import Cells, row_width, spread
+from backprop_tui.widgets.cells import Cells, paragraph, row_width, spread
 
 
 class Bar(Cells):
@@ -24,6 +24,22 @@ class Bar(Cells):
 
     def rows(self, width: int, height: int) -> list[Row]:
         return [spread(*self._row, width)]
+
+
+class Words(Cells):
+    """A text on as many rows as it needs, three at most."""
+
+    _text = ""
+
+    def show(self, text: str) -> None:
+        self._text = text
+        needed = len(self.rows(max(self.size.width, 20), 0))
+        if self.styles.height is None or self.styles.height.value != needed:
+            self.styles.height = needed
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        return paragraph(self._text, width)[:3]
 
 
 class PaneTabs(Cells):

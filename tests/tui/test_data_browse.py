@@ -23,13 +23,13 @@ async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tm
         await until_text(pilot, "What is in hold 0?", "What is in hold 19?")
         await at_rest(pilot)
         await pilot.press("G")
-        await until_text(pilot, "200000", "What is in hold 199999?")
+        await until_text(pilot, "200,000 UA", "What is in hold 199999?")
         assert "200,000 of 200,000" in app.text()
         await pilot.press("g", *"123456", "enter")
-        await until_text(pilot, "123456 UA", "What is in hold 123455?")
+        await until_text(pilot, "123,456 UA", "What is in hold 123455?")
         for _ in range(10):
             await pilot.press("pagedown")
-        await until_text(pilot, "123646 UA")
+        await until_text(pilot, "123,646 UA")
         # Some screens of rows, however often they were drawn while the index grew: never a share of the file.
         assert app.data.opened.reads < 5_000
 
@@ -240,3 +240,49 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         await until(pilot, lambda: not isinstance(app.screen, DataScreen), "another screen")
         await pilot.press("3")
         await until(pilot, lambda: app.screen is screen and screen.table.count == 2, "the same file")
+
+
+async def test_the_keys_go_where_it_is_seen_by_key_and_by_mouse(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌user")
+        screen, bar = pilot.app.data, pilot.app.screen.query_one("#keybar")
+        before = [strip.text for strip in screen._compositor.render_strips()]
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.detail.has_focus, "the row")
+        assert [strip.text for strip in screen._compositor.render_strips()][3] != before[3]  # without colour, too
+        assert "next row" in bar.render_line(0).text
+        await pilot.click("#rows", offset=(5, 2))
+        await until(pilot, lambda: "next row" not in bar.render_line(0).text, "the table's keys")
+        await pilot.click("#detail", offset=(5, 2))
+        await until(pilot, lambda: "next row" in bar.render_line(0).text, "the row's keys")
+
+
+async def test_v_in_a_narrow_terminal_shows_the_row_before_it_turns_it(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("v")
+        await until_text(pilot, "line 1 as chat")
+        await pilot.press("v")
+        await until_text(pilot, "line 1 as JSON")
+
+
+async def test_the_narrow_key_bar_has_what_is_done_with_a_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        wanted = ("o open", "v view", "/ find", "f filter", "c check", "l lengths", "w write", "? help", "q leave")
+        await until_text(pilot, *wanted)
+
+
+async def test_rows_of_a_file_without_lines_are_called_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([alpaca(number) for number in range(3000)]))
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("G")
+        screen = await until_text(pilot, "row turns", "row 3,000 as chat", "3,000 UA", "3,000 of 3,000")
+        assert "line" not in screen
+        await pilot.press("g")
+        await until_text(pilot, "Go to row")

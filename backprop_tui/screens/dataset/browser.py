@@ -11,7 +11,7 @@ from textual.containers import Vertical
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.rows import RowTable, next_in
-from backprop_tui.screens.dataset.search import Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.search import Known, Test, row_test, scan, text_test
 from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import rows_of, safe
 
@@ -19,9 +19,9 @@ from backprop_tui.text import rows_of, safe
 class Browser(Vertical):
     """The rows that are shown, and the row under the cursor."""
 
-    def __init__(self, tasks: Tasks, *, id: str) -> None:
+    def __init__(self, tasks: Tasks, known: Known, *, id: str) -> None:
         super().__init__(id=id)
-        self._tasks = tasks
+        self._tasks, self._known = tasks, known
         self.table = RowTable(tasks, id="rows")
         self.words: dict[str, str] = {}
         """What is searched for (``search``) and what is filtered by (``filter``)."""
@@ -30,6 +30,8 @@ class Browser(Vertical):
         self._seek = False
         """The first hit of the search is to be gone to, as soon as there is one."""
         self._to_the_end = False
+        self._note = ""
+        """What is to be said of the filter."""
 
     def compose(self) -> ComposeResult:
         yield self.table
@@ -109,15 +111,20 @@ class Browser(Vertical):
         self.forget(kind)
         if words:
             try:
-                test = text_test(words) if kind == "search" else row_test(words, self.opened.file)
+                test, self._note = self._meaning(kind, words)
             except InputError as error:
                 self.post_message(Notice(f"{error.message}; {error.hint}"))
                 return
             self._scan(kind, words, self.opened.path, test)
         self.post_message(Notice())
 
+    def _meaning(self, kind: str, words: str) -> tuple[Test, str]:
+        assert self.opened is not None
+        return (text_test(words), "") if kind == "search" else row_test(words, self.opened.file, self._known)
+
     def _scan(self, kind: str, words: str, path: str, test: Test) -> None:
         self.words[kind] = words
+        self.table.words = self.marked()
         hits = self._hits[kind] = array("Q")
         if kind == "search":
             self._seek = True
@@ -137,7 +144,7 @@ class Browser(Vertical):
         self._seek = self._seek and number > 0
         none = kind == "search" and not number
         found = f"search: {self.words[kind]!r} was not found" if none else f"{kind}: {rows_of(number)}"
-        self.post_message(Notice(found + part))
+        self.post_message(Notice(found + part + self._note * (kind == "filter")))
         if kind == "filter":
             self.post_message(RowsChanged())
 
@@ -146,6 +153,12 @@ class Browser(Vertical):
         self._tasks.forget(kind)
         self.words.pop(kind, None)
         self._hits.pop(kind, None)
+        self.table.words = self.marked()
+        self.table.redraw()
+
+    def marked(self) -> str:
+        """What is searched for, which is marked wherever it stands."""
+        return self.words.get("search", "")
 
     def step(self, by: int, *, stay: bool = False) -> None:
         """Go to the next (1) or previous (-1) hit of the search; with ``stay`` the row under the cursor counts."""

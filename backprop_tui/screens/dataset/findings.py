@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from backprop.core.errors import InputError
 from backprop.core.events import Problem
 from backprop.data.example import PROBLEM_CODES
 
@@ -87,7 +88,7 @@ class FindingsPane(ListView):
         if not found.problems:
             self._say(f"nothing to say about {found.rows:,} rows{part}")
         said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
-        hint = " (p lists them, n goes to the next)" if found.problem_counts and not self.has_focus else ""
+        hint = " · p lists them, n goes to the next" if found.problem_counts and not self.has_focus else ""
         self.post_message(Notice(said + hint))
         self.post_message(RowsChanged())
 
@@ -104,6 +105,33 @@ class FindingsPane(ListView):
             for problem in found.problems[first:last]
             if problem.code in _OF_THE_FILE
         ]
+
+    def lines_of(self, code: str) -> tuple[Container[int], str]:
+        """The lines with a finding of this code, and how many are missing where not all are listed.
+
+        Raises:
+            InputError: nothing was checked yet.
+        """
+        if self.found is None:
+            raise InputError("the file was not checked yet", hint="press c first, then filter by what was found")
+        lines = {problem.line for problem in self.found.problems if problem.code == code}
+        more = self.found.problem_counts.get(code, 0) - sum(problem.code == code for problem in self.found.problems)
+        return lines, f" ({more:,} more findings are counted and not listed)" if more else ""
+
+    def code_under_cursor(self) -> str:
+        """The code of the finding under the cursor."""
+        if self.cursor < len(self._codes):
+            return self._codes[self.cursor][0]
+        place = self.cursor - len(self._codes) - 1
+        return self._shown[place].code if 0 <= place < len(self._shown) else ""
+
+    def copied(self) -> str:
+        """The finding under the cursor as a line of text."""
+        place = self.cursor - len(self._codes) - 1
+        if not 0 <= place < len(self._shown):
+            return "".join(text for text, _ in self.row_at(self.cursor, 1000)).strip()
+        problem = self._shown[place]
+        return f"{self._unit} {problem.line}: {problem.code}: {problem.message}"
 
     def line_after(self, here: int, by: int) -> int | None:
         """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""

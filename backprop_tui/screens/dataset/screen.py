@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 from backprop.core.datasets import is_hub_name
@@ -24,11 +25,12 @@ from backprop_tui.screens.dataset.opening import OpeningPane
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.search import Known
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
 from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
 from backprop_tui.text import Row, rows_of, safe
-from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt, between
 from backprop_tui.widgets.text_view import TextView
@@ -59,13 +61,13 @@ class DataScreen(BaseScreen):
         """The line of the finding that a step went to last."""
         self._typed = ""
         """The path that was typed and is being opened."""
-        self._title, self._status = Bar(id="title"), Bar(id="status")
+        self._title, self._status = Bar(id="title"), Words(id="status")
         self.opening = OpeningPane(self.tasks, id="welcome")
         self._report, self._statistics = TextView(id="report"), TextView(id="statistics")
-        self.browser = Browser(self.tasks, id="list")
-        self.table = self.browser.table
         self.findings = FindingsPane(self.tasks, id="problems")
-        self.detail = RowView(self.chosen, self.findings.of_line, self.tasks, id="detail")
+        self.browser = Browser(self.tasks, Known(self.findings.lines_of, self.chosen), id="list")
+        self.table = self.browser.table
+        self.detail = RowView(self.chosen, self.findings.of_line, self.browser.marked, self.tasks, id="detail")
         self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
         self.scores = ScoresPane(self.chosen, self.tasks, id="scores")
         self._body = ContentSwitcher(id="body", initial="welcome")
@@ -116,7 +118,7 @@ class DataScreen(BaseScreen):
         self._title.show([(title, "text")], self.chip())
         finding = "" if self.opened is None or self.opened.source.complete else "finding all rows"
         words = (self.browser.where(), self.tasks.words(finding), self.notice)
-        self._status.show([("  ".join(word for word in words if word), "text")], [])
+        self._status.show("  ".join(word for word in words if word))
         self.show_keys()
 
     def show_keys(self) -> None:
@@ -230,6 +232,8 @@ class DataScreen(BaseScreen):
 
     @on(Failed)
     def _show_failure(self, event: Failed) -> None:
+        if event.work in self.browser.words:
+            self.browser.forget(event.work)
         lines, error = error_lines(event.error), event.error
         if event.work == "open" and self._typed and isinstance(error, _MISTYPED) and not is_hub_name(self._typed):
             self._ask_path(self._typed, safe(f"✗ {error.message}; {error.hint}"))
@@ -300,10 +304,20 @@ class DataScreen(BaseScreen):
         self._ask_for("search", "Search", "text in any field, in any case · n and N step")
 
     def action_filter(self) -> None:
-        self._ask_for("filter", "Show only rows with", "text, or: bad · role:tool · format:alpaca · nothing: all rows")
+        """Show some rows alone; in the list of findings, those with the one under the cursor."""
+        code = self.findings.code_under_cursor() if self.findings.has_focus else ""
+        help = (
+            "text, or: bad · role:tool · format:alpaca · finding:duplicate · finding:cut · finding:lost · nothing: all"
+        )
+        self._ask_for("filter", "Show only rows with", help, f"finding:{code}" if code else "")
 
-    def _ask_for(self, kind: str, label: str, help: str) -> None:
-        self._prompt.ask(label, partial(self.browser.look_for, kind), self.browser.words.get(kind, ""), help=help)
+    def _ask_for(self, kind: str, label: str, help: str, text: str = "") -> None:
+        self._prompt.ask(label, partial(self._look_for, kind), text or self.browser.words.get(kind, ""), help=help)
+
+    def _look_for(self, kind: str, words: str) -> None:
+        if kind == "filter":
+            self._leave_pane()
+        self.browser.look_for(kind, words)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
@@ -324,6 +338,7 @@ class DataScreen(BaseScreen):
             self.show_detail()
         else:
             self.browser.back()
+            self.show_detail(again=True)
             self.flush()
 
     def _leave_pane(self) -> None:
@@ -331,6 +346,27 @@ class DataScreen(BaseScreen):
         self._side.current = "detail"
         self.table.focus()
         self.flush()
+
+    # Copying
+
+    def action_copy(self) -> None:
+        """Copy what has the keys: the finding, what a pane says, or else the row as it stands in the file."""
+        opened, row, pane = self.file, self.table.row_of(self.table.cursor), self.focused
+        if pane is self.findings:
+            self._copy(f"{opened.name}, {self.findings.copied()}")
+        elif isinstance(pane, TextView) and pane is not self.detail:
+            self._copy(pane.text)
+        elif row is not None:
+            self.tasks.begin("copy", "", lambda _: opened.row(row).raw.decode("utf-8", "replace"), self._copy)
+
+    def action_copy_path(self) -> None:
+        self._copy(self.file.fetched or self.file.path)
+
+    def _copy(self, text: str) -> None:
+        """Hand a text to the terminal, which need not say whether it took it."""
+        self.app.copy_to_clipboard(text.encode("utf-8", "replace").decode())
+        how = "; in tmux this needs: set -g set-clipboard on" if "TMUX" in os.environ else ""
+        self.say(f"copied {len(text):,} characters to the terminal's clipboard{how}")
 
     # The panes
 
@@ -375,7 +411,7 @@ class DataScreen(BaseScreen):
 
     def _draw_statistics(self) -> None:
         if self._side.current == "statistics":
-            known = (self.findings.found, self.lengths.counted, self.chosen.model, self.scores.report)
+            known = (self.findings.found, self.lengths.counted, self.chosen, self.scores.report)
             self._statistics.show_rows(statistics_lines(self.file, *known))
 
     def action_model(self) -> None:
@@ -385,7 +421,9 @@ class DataScreen(BaseScreen):
 
     def _model_chosen(self) -> None:
         self.lengths.forget()
-        if self.chosen.tokenizer is not None and self.chosen.tokenizer.notes:
+        if self.chosen.why_none is not None:
+            self.say(self.chosen.why_none.message)
+        elif self.chosen.tokenizer is not None and self.chosen.tokenizer.notes:
             self.say(self.chosen.tokenizer.notes[0])
         self.show_detail(again=True)
         self._count()

@@ -87,8 +87,8 @@ def recent_datasets() -> list[str]:
 
 
 def remember_dataset(name: str) -> None:
-    """Put a path (absolute) or a hub name first in the list; where it cannot be written, nothing is remembered."""
-    with contextlib.suppress(OSError):
+    """Put a path (absolute) or a hub name first in the list; one that cannot be written is not remembered."""
+    with contextlib.suppress(OSError, UnicodeEncodeError):
         names = [name, *(other for other in recent_datasets() if other != name)]
         paths.data_dir().mkdir(parents=True, exist_ok=True)
         files.write_file(paths.data_dir() / RECENT, msgspec.json.encode(names[:_MOST_RECENT]))
