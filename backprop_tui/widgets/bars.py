@@ -86,8 +86,7 @@ class KeyBar(Cells):
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        # The first key has a blank before it; the two after the last one may be cut off.
-        shown, room = [], width + 1
+        shown, room = [], width
         # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
         for _, key in sorted(enumerate(self.keys), key=lambda item: (item[1].rank, -item[0])):
             size = len(key.shown) + len(key.label) + 3
