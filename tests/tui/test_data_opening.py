@@ -198,3 +198,24 @@ async def test_another_window_of_the_desktop_does_not_close_the_prompt(rows: Pat
         pilot.app.post_message(events.AppFocus())
         await until(pilot, lambda: entry.has_focus, "this window again")
         assert (entry.value, entry.parent.display) == ("car", True)
+
+
+@pytest.mark.parametrize(
+    "keys", [("c", "p"), ("l",), ("s",), ("w", "enter"), ("enter", "v"), ("slash", *"barrel", "enter"), ("G",)]
+)
+async def test_another_file_begins_anew_whatever_was_looked_at_in_the_first(rows: Path, keys: tuple[str, ...]) -> None:
+    other = write_rows(rows.with_name("other.jsonl"), [{"text": f"entry {number}"} for number in range(30)])
+    async with DataApp(rows).run_test(size=NARROW) as pilot:
+        for key in keys:
+            await at_rest(pilot)
+            await pilot.press(key)
+        await at_rest(pilot)
+        screen = pilot.app.data
+        screen.open_path(str(other))
+        shown = await until_text(pilot, "other.jsonl · text · 30 rows", "entry 0", "entry 9", "1 of 30")
+        assert "barrel" not in shown.lower()
+        assert screen.focused is screen.table
+        assert (screen.findings.found, screen.lengths.counted, screen.scores.report) == (None, None, None)
+        assert (screen.notice, screen.table.words, screen.browser.words) == ("", "", {})
+        await pilot.press("p")
+        await until_text(pilot, "nothing to say about 30 rows")

@@ -30,8 +30,6 @@ class Browser(Vertical):
         self._seek = False
         """The first hit of the search is to be gone to, as soon as there is one."""
         self._to_the_end = False
-        self._note = ""
-        """What is to be said of the filter."""
 
     def compose(self) -> ComposeResult:
         yield self.table
@@ -111,18 +109,14 @@ class Browser(Vertical):
         self.forget(kind)
         if words:
             try:
-                test, self._note = self._meaning(kind, words)
+                meant = row_test(words, self.opened.file, self._known) if kind == "filter" else (text_test(words), "")
             except InputError as error:
                 self.post_message(Notice(f"{error.message}; {error.hint}"))
                 return
-            self._scan(kind, words, self.opened.path, test)
+            self._scan(kind, words, self.opened.path, *meant)
         self.post_message(Notice())
 
-    def _meaning(self, kind: str, words: str) -> tuple[Test, str]:
-        assert self.opened is not None
-        return (text_test(words), "") if kind == "search" else row_test(words, self.opened.file, self._known)
-
-    def _scan(self, kind: str, words: str, path: str, test: Test) -> None:
+    def _scan(self, kind: str, words: str, path: str, test: Test, note: str) -> None:
         self.words[kind] = words
         self.table.words = self.marked()
         hits = self._hits[kind] = array("Q")
@@ -135,16 +129,16 @@ class Browser(Vertical):
             kind,
             f"{kind} {safe(words)!r}",
             lambda task: scan(path, test, hits, task),
-            lambda whole: self._scanned(kind, whole=whole),
+            lambda whole: self._scanned(kind, "" if whole else " so far: stopped before the end", note),
         )
 
-    def _scanned(self, kind: str, *, whole: bool) -> None:
+    def _scanned(self, kind: str, part: str, note: str) -> None:
         """The file was looked at: all of it, or until a person stopped it."""
-        number, part = len(self._hits[kind]), "" if whole else " so far: stopped before the end"
+        number = len(self._hits[kind])
         self._seek = self._seek and number > 0
         none = kind == "search" and not number
         found = f"search: {self.words[kind]!r} was not found" if none else f"{kind}: {rows_of(number)}"
-        self.post_message(Notice(found + part + self._note * (kind == "filter")))
+        self.post_message(Notice(found + part + note))
         if kind == "filter":
             self.post_message(RowsChanged())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -94,16 +93,10 @@ class FindingsPane(ListView):
 
     def of_line(self, line: int) -> list[Row]:
         """What the check said of one line, beyond what reading the row alone tells."""
-        found = self.found
-        at = bisect_left(self._bad_lines, line)
-        if found is None or at == len(self._bad_lines) or self._bad_lines[at] != line:
-            return []
-        first = bisect_left(found.problems, line, key=lambda problem: problem.line)
-        last = bisect_right(found.problems, line, key=lambda problem: problem.line)
         return [
             [(f"! {problem.code}: {safe(problem.message)}", "warn")]
-            for problem in found.problems[first:last]
-            if problem.code in _OF_THE_FILE
+            for problem in (self.found.problems if self.found is not None else ())
+            if problem.line == line and problem.code in _OF_THE_FILE
         ]
 
     def lines_of(self, code: str) -> tuple[Container[int], str]:
@@ -118,20 +111,12 @@ class FindingsPane(ListView):
         more = self.found.problem_counts.get(code, 0) - sum(problem.code == code for problem in self.found.problems)
         return lines, f" ({more:,} more findings are counted and not listed)" if more else ""
 
-    def code_under_cursor(self) -> str:
-        """The code of the finding under the cursor."""
-        if self.cursor < len(self._codes):
-            return self._codes[self.cursor][0]
+    def at_cursor(self) -> tuple[str, Problem | None]:
+        """The code under the cursor, and the finding where it is one."""
         place = self.cursor - len(self._codes) - 1
-        return self._shown[place].code if 0 <= place < len(self._shown) else ""
-
-    def copied(self) -> str:
-        """The finding under the cursor as a line of text."""
-        place = self.cursor - len(self._codes) - 1
-        if not 0 <= place < len(self._shown):
-            return "".join(text for text, _ in self.row_at(self.cursor, 1000)).strip()
-        problem = self._shown[place]
-        return f"{self._unit} {problem.line}: {problem.code}: {problem.message}"
+        problem = self._shown[place] if 0 <= place < len(self._shown) else None
+        code = self._codes[self.cursor][0] if place < -1 else ""
+        return problem.code if problem is not None else code, problem
 
     def line_after(self, here: int, by: int) -> int | None:
         """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""
@@ -186,9 +171,8 @@ class FindingsPane(ListView):
         return [(head, ink), (fit(message, width - len(head)), "text")]
 
     def action_choose(self) -> None:
-        if self.cursor < len(self._codes):
-            code = self._codes[self.cursor][0]
-            self._show_code("" if code == self._only else code)
-        elif self.cursor > len(self._codes):
-            problem = self._shown[self.cursor - len(self._codes) - 1]
+        code, problem = self.at_cursor()
+        if problem is not None:
             self.post_message(GoToLine(problem.line) if problem.line else Notice(problem.message))
+        elif code:
+            self._show_code("" if code == self._only else code)

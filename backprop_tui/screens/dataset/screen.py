@@ -43,7 +43,7 @@ class DataScreen(BaseScreen):
     """Browse and check one dataset file.
 
     Args:
-        wanted_path: the file to open at once; later the one that was asked for last.
+        wanted_path: the file to open at once.
     """
 
     NAME, KEYS = "data", KEYS
@@ -53,7 +53,7 @@ class DataScreen(BaseScreen):
 
     def __init__(self, wanted_path: str = "") -> None:
         super().__init__()
-        self.wanted_path = wanted_path
+        self._wanted_path = wanted_path
         self.tasks = Tasks(self)
         self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
@@ -89,7 +89,7 @@ class DataScreen(BaseScreen):
     def on_mount(self) -> None:
         self.opening.look()
         self.opening.focus()
-        self.open_path(self.wanted_path)
+        self.open_path(self._wanted_path)
         self.flush()
 
     def on_unmount(self) -> None:
@@ -212,7 +212,7 @@ class DataScreen(BaseScreen):
         """Open a file in place of the one on screen; nothing where the path is empty."""
         if not path:
             return
-        self.notice, self.wanted_path, self._typed = "", path, ""
+        self.notice = self._typed = ""
         self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
 
@@ -305,7 +305,7 @@ class DataScreen(BaseScreen):
 
     def action_filter(self) -> None:
         """Show some rows alone; in the list of findings, those with the one under the cursor."""
-        code = self.findings.code_under_cursor() if self.findings.has_focus else ""
+        code = self.findings.at_cursor()[0] if self.findings.has_focus else ""
         help = (
             "text, or: bad · role:tool · format:alpaca · finding:duplicate · finding:cut · finding:lost · nothing: all"
         )
@@ -352,8 +352,10 @@ class DataScreen(BaseScreen):
     def action_copy(self) -> None:
         """Copy what has the keys: the finding, what a pane says, or else the row as it stands in the file."""
         opened, row, pane = self.file, self.table.row_of(self.table.cursor), self.focused
-        if pane is self.findings:
-            self._copy(f"{opened.name}, {self.findings.copied()}")
+        problem = self.findings.at_cursor()[1] if pane is self.findings else None
+        if problem is not None:
+            place = f"{opened.name}, {opened.source.unit} {problem.line}"
+            self._copy(f"{place}: {problem.code}: {problem.message}")
         elif isinstance(pane, TextView) and pane is not self.detail:
             self._copy(pane.text)
         elif row is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _BY_LENGTH = ("cut", "answer_lost")
 """Findings that the limit makes."""
+_SHORT = {"duplicate": "duplicate_row", "lost": "answer_lost"}
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 Test = Callable[[DataRow], bool]
@@ -65,17 +66,15 @@ def row_test(words: str, file: FileFormat, known: Known) -> tuple[Test, str]:
 
 
 def code_named(name: str) -> str:
-    """The code of a finding by its name, or the beginning or a part of it that only one has.
+    """The code of a finding, for some by a shorter name.
 
     Raises:
-        InputError: none or several are called so.
+        InputError: there is none of that name.
     """
-    fitting = (str.__eq__, str.startswith, str.__contains__)
-    found = next((codes for fits in fitting if (codes := [code for code in PROBLEM_CODES if fits(code, name)])), [])
-    if len(found) != 1:
-        hint = f"is it one of {', '.join(found[:9])}?" if name and found else "p lists the findings of this file"
-        raise InputError(f"no finding is called {name!r}", hint=hint)
-    return found[0]
+    code = _SHORT.get(name, name)
+    if code not in PROBLEM_CODES:
+        raise InputError(f"no finding is called {name!r}", hint="p lists those of this file")
+    return code
 
 
 def _at_limit(row: DataRow, file: FileFormat, code: str, limit: int, load: Callable[[], ChatTokenizer]) -> bool:
