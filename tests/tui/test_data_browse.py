@@ -286,3 +286,15 @@ async def test_rows_of_a_file_without_lines_are_called_rows(tmp_path: Path) -> N
         assert "line" not in screen
         await pilot.press("g")
         await until_text(pilot, "Go to row")
+
+
+async def test_what_is_remembered_of_rows_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backprop_tui.screens.dataset.rows._REMEMBERED", 100)
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(1000)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        for _ in range(10):
+            await pilot.press("pagedown")
+            await pilot.pause()
+        await until_text(pilot, "What is in hold 190?")
+        assert len(pilot.app.data.table._known) <= 100

@@ -95,6 +95,8 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
         await until_text(pilot, "checked 100 rows")
         await pilot.press("p")
         await until_text(pilot, "1 ! duplicate_row")
+        # One more code and one more finding are listed above the one that was chosen, which stays chosen.
+        assert pilot.app.data.findings.at_cursor()[1].line == 78
 
 
 async def test_the_mouse_goes_to_rows_and_to_findings(faulty: Path) -> None:
@@ -170,6 +172,58 @@ async def test_tokens_show_what_is_trained_the_begin_token_and_the_terminator(
         assert "BOS     <s> once, at the start" in drawn
         assert "answers end with <|im_end|>, trained" in drawn
         assert "<s><|im_start|>user↵\nDepth?<|im_end|>↵\n<|im_start|>assistant↵\nNine<|im_end|>↵" in drawn
+
+
+@pytest.mark.parametrize(
+    ("end", "eos", "said"),
+    [
+        ("<|im_end|>", "<|im_end|>", "answers end with <|im_end|>, trained"),
+        ("!", "!", "answers end with !, trained"),  # ends generation without being special
+        ("!", "<|im_end|>", "answers end with !, trained, but no special token: the model may not learn to stop"),
+    ],
+)
+def test_an_answer_that_ends_without_a_token_that_ends_generation_is_remarked(
+    small_model: Path, end: str, eos: str, said: str
+) -> None:
+    path = small_model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    template = config["chat_template"].replace("<|im_end|>", end)
+    path.write_text(json.dumps({**config, "eos_token": eos, "chat_template": template}))
+    assert said in _drawn(b'{"instruction": "Depth?", "output": "Nine"}', small_model).split("\n")
+
+
+def test_of_a_row_of_very_many_tokens_the_first_are_drawn_and_the_others_counted(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backprop_tui.screens.dataset.tokens.MOST_TOKENS", 20)
+    drawn = _drawn(b'{"instruction": "Depth?", "output": "Nine"}', small_model)
+    assert "32 tokens, 5 trained" in drawn
+    assert drawn.endswith("<|im_start|>assi\n… 12 more tokens, not shown")
+
+
+async def test_without_colour_the_row_on_screen_has_its_brackets(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "Depth?", "output": "Nine"}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌assistant")
+        await pilot.press("v", "v")
+        await until_text(pilot, "[Nine<|im_end|>]")
+
+
+async def test_another_model_counts_the_lengths_anew(tmp_path: Path, small_model: Path) -> None:
+    other = write_model(tmp_path / "other")
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    template = config["chat_template"].replace("assistant", "pilot")
+    (other / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": f"Ahoy!{template}"}))
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "Depth?", "output": "Nine"}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        await until_text(pilot, "1 row · at this limit 32 tokens")
+        pilot.app.data.chosen.choose(str(other))
+        await until_text(pilot, "1 row · at this limit 37 tokens")
 
 
 async def test_a_begin_token_that_opens_every_turn_is_not_said_to_stand_once(tmp_path: Path, small_model: Path) -> None:

@@ -129,7 +129,7 @@ class FindingsPane(ListView):
 
         A list that grows keeps the finding under the cursor, and the code that is shown alone.
         """
-        place = self.cursor - len(self._codes)
+        _, chosen = self.at_cursor()
         worst: dict[str, str] = {}
         for problem in problems:
             before = worst.get(problem.code, "info")
@@ -140,8 +140,9 @@ class FindingsPane(ListView):
         )
         self._problems = problems
         self._show_code(self._only if self._only in counts else "")
-        if place > 0:
-            self.cursor = len(self._codes) + place
+        place = next((at for at, problem in enumerate(self._shown) if problem is chosen), None)
+        if place is not None:
+            self.cursor = len(self._codes) + 1 + place
 
     def _say(self, text: str) -> None:
         """Say in one line why there is nothing to list."""
