@@ -130,7 +130,9 @@ async def test_what_a_check_found_is_said_whole_and_is_gone_with_the_next_key(fa
         await at_rest(pilot)
         await pilot.press("c")
         await until_text(
-            pilot, "1 of 100 checked 100 rows: 2 unusable, 4 to look at · p lists them, n goes to the next"
+            pilot,
+            "What is in hold 1?",
+            "1 of 100 checked 100 rows: 2 unusable, 4 to look at · p lists them, n goes to the next",
         )
         await pilot.press("down")
         await until(pilot, lambda: "unusable" not in pilot.app.text(), "a status line of its own")
@@ -179,6 +181,7 @@ async def test_tokens_show_what_is_trained_the_begin_token_and_the_terminator(
     [
         ("<|im_end|>", "<|im_end|>", "answers end with <|im_end|>, trained"),
         ("!", "!", "answers end with !, trained"),  # ends generation without being special
+        ("<|im_end|>", "!", "answers end with <|im_end|>, trained"),  # special, as templates' own ends are
         ("!", "<|im_end|>", "answers end with !, trained, but no special token: the model may not learn to stop"),
     ],
 )
@@ -287,7 +290,7 @@ def test_the_token_view_says_what_the_limit_does_to_the_row(small_model: Path, l
 
 
 @pytest.mark.parametrize("begin", ["<s>", ""])
-@pytest.mark.parametrize("limit", [16, 40, *range(60, 68), 100, 150, 4096])
+@pytest.mark.parametrize("limit", [16, 40, *range(60, 68), 71, 100, 150, 4096])
 def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int, begin: str) -> None:
     rows: list[object] = [alpaca(number, words=number % 23) for number in range(1, 60)]
     rows += [

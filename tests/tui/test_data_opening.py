@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from backprop.core.datasets import recent_datasets, remember_dataset
+from backprop.core.datasets import hub_name, recent_datasets, remember_dataset
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -59,6 +59,13 @@ def _folder(parent: Path):  # type: ignore[no-untyped-def]
         return name
 
     return made
+
+
+def test_a_name_longer_than_a_file_system_takes_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert hub_name("a/" + "b" * 300) is None
+    remember_dataset(f"{tmp_path}/{'b' * 300}")
+    assert recent_datasets() == []
 
 
 def test_the_same_dataset_is_remembered_once_and_a_broken_list_is_no_list(tmp_path: Path) -> None:
@@ -122,7 +129,7 @@ async def test_a_path_may_be_written_as_for_a_shell(tmp_path: Path, form: str) -
         await until_text(pilot, f"{used.name} · alpaca", "What is in hold 5?")
 
 
-@pytest.mark.parametrize("text", ["~nobody-at-all/x.jsonl", "a/" + "b" * 300, "'half"])
+@pytest.mark.parametrize("text", ["~nobody-at-all/x.jsonl", "a/" + "b" * 300, "c" * 300 + ".jsonl", "'half"])
 async def test_a_path_that_cannot_be_is_said_in_words(text: str) -> None:
     async with DataApp().run_test(size=WIDE) as pilot:
         entry = await asked(pilot, "o")

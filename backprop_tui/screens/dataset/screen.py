@@ -6,7 +6,6 @@ import os
 from functools import partial
 
 from backprop.core.datasets import is_hub_name
-from backprop.core.errors import DatasetFormatError, DatasetNotFoundError, InputError
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -35,7 +34,7 @@ from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt, between
 from backprop_tui.widgets.text_view import TextView
 
-_MISTYPED = (DatasetNotFoundError, DatasetFormatError, InputError)
+_MISTYPED = ("DATASET_NOT_FOUND", "DATASET_FORMAT_UNKNOWN", "DATASET_AMBIGUOUS", "INPUT_VALIDATION_FAILED")
 """Errors of a path, said while it can still be mended."""
 
 
@@ -235,7 +234,7 @@ class DataScreen(BaseScreen):
         if event.work in self.browser.words:
             self.browser.forget(event.work)
         lines, error = error_lines(event.error), event.error
-        if event.work == "open" and self._typed and isinstance(error, _MISTYPED) and not is_hub_name(self._typed):
+        if event.work == "open" and self._typed and error.code in _MISTYPED and not is_hub_name(self._typed):
             self._ask_path(self._typed, safe(f"✗ {error.message}; {error.hint}"))
         elif event.work == "open" and self.opened is None:
             self.opening.say(lines)
