@@ -130,9 +130,11 @@ def _show_validation(answer: dict[str, Any]) -> None:
         names = ("chosen", "p50", "p90", "p99", "longest")
         rows = [
             [f"{limit['max_length']:,}", name, *(f"{limit[column]:,}" for column in columns)]
-            for name, limit in zip(names, tokens["limits"], strict=True)
+            for name, limit in zip(names, tokens["limits"], strict=False)
         ]
-        output.table(["at a limit of", "", "whole", "cut", "split", "answer lost"], rows, frozenset({0, 2, 3, 4, 5}))
+        if rows:
+            head = ["at a limit of", "", "whole", "cut", "split", "answer lost"]
+            output.table(head, rows, frozenset({0, 2, 3, 4, 5}))
         if tokens["answer_lost"]:
             output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}")
 
