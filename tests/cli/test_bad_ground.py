@@ -15,7 +15,7 @@ import pytest
 from backprop.cli.main import main
 from backprop.core.errors import RunError
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client
+from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -24,7 +24,7 @@ RUN = ["train", "--model", "smollm2-135m", "--backend", "cpu", "--run-name", "3"
 
 @pytest.fixture(autouse=True)
 def talking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
     monkeypatch.setenv("PYTHONPATH", str(FIXTURES))
 
 

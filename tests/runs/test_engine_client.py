@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import select
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,9 +13,10 @@ import pytest
 from backprop.core.errors import InvalidSettingError, RunError
 from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFinished, Stop, encode
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client
+from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.engine_process import WarmEngine
 from backprop.runs.state import read_run
 from backprop.worker.setup import quiet_libraries
 
@@ -21,7 +26,7 @@ PATIENCE = 60.0
 
 @pytest.fixture(autouse=True)
 def talking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
     monkeypatch.setenv("PYTHONPATH", str(FIXTURES))
 
 
@@ -229,3 +234,42 @@ def test_what_cannot_go_on_is_refused_before_an_engine_starts(directory: RunDire
     with pytest.raises(RunError, match=r"run\.json is missing"):
         engine_client.resume(directory.path)
     assert not directory.log.exists()
+
+
+def test_an_engine_started_ahead_does_the_run_it_is_given_once(tmp_path: Path) -> None:
+    warm = WarmEngine()
+    config = RunConfig(data="d", run_name="3", output_dir=str(tmp_path))
+    first = engine_client.start(config, warm=warm)
+    second = engine_client.start(config, warm=warm)
+    for watched in (first, second):
+        assert [event.seq for event in read_to_end(watched)] == [1, 2, 3, 4]
+        assert watched.wait(PATIENCE) == 0
+        assert watched.directory.log.read_text().count("a library prints\n") == 3
+
+
+def test_an_engine_started_ahead_can_be_killed_like_any_other(tmp_path: Path) -> None:
+    watched = engine_client.start(RunConfig(data="d", run_name="1 sleep", output_dir=str(tmp_path)), warm=WarmEngine())
+    watched.read(PATIENCE)
+    attached = engine_client.attach(watched.directory.path)
+    attached.kill()
+    assert watched.wait(PATIENCE) == -9
+
+
+def test_an_engine_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
+    warm = WarmEngine()
+    os.kill(warm.pid, 9)
+    watched = engine_client.start(RunConfig(data="d", run_name="3", output_dir=str(tmp_path)), warm=warm)
+    assert len(read_to_end(watched)) == 4
+
+
+def test_an_engine_that_waits_ends_with_whoever_started_it() -> None:
+    script = """
+import os
+from backprop.runs.engine_process import WarmEngine
+print(WarmEngine().pid, flush=True)
+os.kill(os.getpid(), 9)"""
+    starter = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False)
+    with contextlib.suppress(ProcessLookupError):
+        waits = os.pidfd_open(int(starter.stdout))
+        assert select.select([waits], [], [], PATIENCE)[0], "it waits for ever"
+        os.close(waits)

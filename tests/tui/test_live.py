@@ -9,7 +9,7 @@ from acting import ended, seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.settings import RunConfig
-from backprop.runs import engine_client
+from backprop.runs import engine_client, engine_process
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
@@ -255,7 +255,7 @@ async def test_escape_goes_one_layer_out(run: recorded.Recorder) -> None:
 async def test_who_resumes_a_run_an_instant_after_somebody_else_watches_that_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fixtures"))
     first = engine_client.start(RunConfig(data="d", run_name="0 obey", output_dir=str(tmp_path)))
     await until(lambda: bool(first.read(0.1)), "the engine's first event")

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,15 +22,13 @@ from backprop.core.errors import EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
 from backprop.core.settings import RunConfig, config_from
 from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
 from backprop.runs.state import read_run
 
-ENGINE = "backprop.train"
 _CHUNK = 1 << 20
 _POLL = 0.2
 """Seconds between two looks at a journal that is followed without a pipe."""
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that an engine answers; it starts with them blocked (``worker.commands.Control``)."""
 
 
 class EngineClient:
@@ -184,22 +181,31 @@ class EngineClient:
 
 def _works_on(pid: int, directory: RunDirectory) -> bool:
     """Whether process ``pid`` may be the run's engine: what a damaged ``lock`` names must not be killed."""
-    try:
-        return os.fsencode(directory.path) in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return not Path("/proc/self").exists()  # this system shows no command lines
+    opened = Path(f"/proc/{pid}/fd")
+    if not Path("/proc/self").exists():  # this system does not show what a process has open
+        return True
+    with suppress(OSError):
+        held = directory.lock.stat()
+        for file in opened.iterdir():
+            with suppress(OSError):
+                if os.path.samestat(file.stat(), held):
+                    return True
+    return False
 
 
-def start(config: RunConfig, kind: str = "train", forked_from: str = "") -> EngineClient:
+def start(
+    config: RunConfig, kind: str = "train", forked_from: str = "", warm: WarmEngine | None = None
+) -> EngineClient:
     """Make a run directory and start its engine.
 
     Args:
         forked_from: a folder with an adapter to start from, instead of a fresh one.
+        warm: an engine that was started ahead, to do it where it is still there.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    return launch(RunDirectory.create(config, kind, forked_from), "start")
+    return launch(RunDirectory.create(config, kind, forked_from), "start", warm=warm)
 
 
 def resume(path: Path) -> EngineClient:
@@ -250,27 +256,16 @@ def _require_usable(path: Path) -> RunRecord:
     return record
 
 
-def launch(directory: RunDirectory, *how: str) -> EngineClient:
+def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -> EngineClient:
     """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
 
     Raises:
         RunError: the log cannot be written.
     """
+    words = (str(directory.path), *how)
     with directory.open_log() as log:
-        # A Ctrl+C waits until the engine can obey, however soon it comes: it inherits the blocked signals.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
-            process = subprocess.Popen(
-                # -P keeps a file of the person's working directory from shadowing a module.
-                [sys.executable, "-P", "-m", ENGINE, str(directory.path), *how],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return EngineClient(directory, process)
+        process = warm.take(words) if warm is not None else None
+        return EngineClient(directory, process or start_engine(words, log))
 
 
 def attach(path: Path) -> EngineClient:

@@ -1,4 +1,4 @@
-"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [start | resume | extend STEPS]``."""
+"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [start | resume | extend N]``, or ``wait``."""
 
 from __future__ import annotations
 
@@ -45,5 +45,12 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     return Session(start, directory, emit, control).run()
 
 
+def warm_up() -> None:
+    """Import what nearly every run needs."""
+    from backprop.train import resume, session  # noqa: F401
+    from backprop.train.methods import sft  # noqa: F401
+    from backprop.train.modes import lora  # noqa: F401
+
+
 if __name__ == "__main__":
-    run_engine(train)
+    run_engine(train, warm_up)

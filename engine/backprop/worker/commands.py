@@ -10,7 +10,7 @@ from types import FrameType
 
 from backprop.core.events import AnyCommand, Stop, decode_command
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_client import STOPPING
+from backprop.runs.engine_process import STOPPING
 
 
 class Control:

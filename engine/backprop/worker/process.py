@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+import msgspec
+
 from backprop.core import events
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
 from backprop.core.events import EndStatus, Event, PhaseChanged, RunFinished, RunStarted, Step, encode
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_process import WAIT
 from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.event_stream import EventPipe, EventWriter, take_stdout
@@ -77,8 +80,20 @@ class _Reporter:
         )
 
 
-def run_engine(work: Work) -> NoReturn:
-    """Do ``work`` on the run directory that the first argument names, and end the process."""
+def run_engine(work: Work, warm_up: Callable[[], object] | None = None) -> NoReturn:
+    """Do ``work`` on the run directory that the first argument names, and end the process.
+
+    An engine that was started ahead imports what the work needs in ``warm_up``, then is told its arguments on standard
+    input; it ends when whoever started it has gone.
+    """
+    if sys.argv[1] == WAIT:
+        quiet_libraries()
+        if warm_up is not None:
+            warm_up()
+        told = sys.stdin.buffer.read()
+        if not told:
+            end_process(EXIT_OK)
+        sys.argv[1:] = msgspec.json.decode(told, type=list[str])
     end_process(_run(RunDirectory(Path(sys.argv[1])), work))
 
 

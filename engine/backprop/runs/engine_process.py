@@ -1,0 +1,65 @@
+"""The process of an engine: started for one run, or ahead of it, so that its imports are done when a run is started."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import IO
+
+import msgspec
+
+ENGINE = "backprop.train"
+WAIT = "wait"
+"""Stands for the run's directory in the command line of an engine that is told its run later."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that an engine answers; it starts with them blocked (``worker.commands.Control``)."""
+
+
+def start_engine(
+    words: tuple[str, ...], log: IO[bytes] | int, stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """Start an engine in a session of its own; it takes ``log`` as its standard error."""
+    # A Ctrl+C waits until the engine can obey, however soon it comes: it inherits the blocked signals.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return subprocess.Popen(
+            # -P keeps a file of the person's working directory from shadowing a module.
+            [sys.executable, "-P", "-m", ENGINE, *words],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class WarmEngine:
+    """An engine that imports its libraries and then waits for a run; it ends with whoever started it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None
+        self._process = start_engine((WAIT,), log=subprocess.DEVNULL, stdin=subprocess.PIPE)
+        self.pid = self._process.pid
+
+    def take(self, words: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
+        """Give it its run, once: the command line of an engine. ``None`` where it is gone or was taken."""
+        process, self._process = self._process, None
+        if process is None or process.stdin is None:
+            return None
+        try:
+            with process.stdin:
+                process.stdin.write(msgspec.json.encode(words))
+        except BrokenPipeError:
+            process.wait()
+            return None
+        return process
+
+    def end(self) -> None:
+        """End it where it still waits."""
+        if self._process is not None:
+            with suppress(BrokenPipeError):
+                self._process.communicate(b"")
+            self._process = None
