@@ -96,8 +96,9 @@ def configuration(options: argparse.Namespace) -> Any:
 
 def run_ours(options: argparse.Namespace, turns: Turns) -> None:
     import numpy as np
+    from backprop.core.schedule import Schedule
     from backprop.train.methods.sft import SFT
-    from backprop.train.trainer import Schedule, StepLoop
+    from backprop.train.trainer import StepLoop
 
     loaded, config, plain = prepare(options)
 

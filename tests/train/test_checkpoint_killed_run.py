@@ -24,7 +24,8 @@ from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train.checkpoint import trained_parameters
-from backprop.train.trainer import Schedule, StepLoop
+from backprop.core.schedule import Schedule
+from backprop.train.trainer import StepLoop
 from backprop.train.checkpointing import Saver
 from backprop.train.methods.sft import SFT
 

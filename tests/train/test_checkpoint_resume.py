@@ -10,6 +10,7 @@ import pytest
 import torch
 from backprop.core.errors import CheckpointError
 from backprop.core.events import CheckpointFailed, CheckpointSaved, Event
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -20,7 +21,7 @@ from backprop.train.checkpoint import difference, trained_parameters
 from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.methods.sft import SFT
 from backprop.train.resume import as_resolved, identity, require_same_identity
-from backprop.train.trainer import Schedule, StepLoop
+from backprop.train.trainer import StepLoop
 
 STEPS = 12
 RUN = "run-a"

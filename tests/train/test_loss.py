@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train import loss as losses
 from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
 from backprop.train.methods.sft import SFT
 from backprop.train.model import Loaded
 from backprop.train.packing import Batching, MicroBatch, pack, pad, step_rows
-from backprop.train.trainer import Schedule, StepLoop
+from backprop.train.trainer import StepLoop
 from msgspec.structs import replace
 from pinned_machine import within
 from tiny_language_model import VOCABULARY

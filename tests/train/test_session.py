@@ -32,13 +32,13 @@ from backprop.core.events import (
     Stop,
     Warning,  # noqa: A004
 )
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.train import session
 from backprop.train.methods import sft
 from backprop.train.model import resolved
 from backprop.train.resume import Beginning
-from backprop.train.trainer import Schedule
 from msgspec.structs import replace
 from pinned_machine import within
 from safetensors.torch import load_file

@@ -12,13 +12,14 @@ import torch
 from backprop.core import events as ev
 from backprop.core.errors import TrainingError
 from backprop.core.events import Step, StepSkipped
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
 from backprop.train import trainer
 from backprop.train.loss import Loss
 from backprop.train.methods import sft
 from backprop.train.modes import lora
-from backprop.train.trainer import MIXES_ROWS, Schedule, StepLoop
+from backprop.train.trainer import MIXES_ROWS, StepLoop
 from msgspec.structs import replace
 from runs_in_process import of, train
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
 from backprop.train.methods.sft import SFT
 from backprop.train.packing import step_rows
-from backprop.train.trainer import Schedule, StepLoop
+from backprop.train.trainer import StepLoop
 from datasets import Dataset
 from msgspec.structs import replace
 from pinned_machine import within

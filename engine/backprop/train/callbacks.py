@@ -15,11 +15,12 @@ import torch
 from backprop.core import events
 from backprop.core.errors import TrainingError
 from backprop.core.events import Event, PhaseChanged, Step, StepSkipped
+from backprop.core.schedule import Schedule
 from backprop.train.checkpointing import Saver
 from backprop.train.evaluate import Evaluator
 from backprop.train.gpu_guard import Guard
 from backprop.train.steering import Steering
-from backprop.train.trainer import Schedule, StepLoop, StepMetrics
+from backprop.train.trainer import StepLoop, StepMetrics
 
 SKIPS_IN_A_ROW = 5
 """Steps without a finite gradient after which a run gives up."""

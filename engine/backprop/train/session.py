@@ -12,6 +12,7 @@ import torch
 
 from backprop.core import events
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
@@ -32,7 +33,7 @@ from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
-from backprop.train.trainer import Schedule, StepLoop
+from backprop.train.trainer import StepLoop
 from backprop.worker.commands import Control
 
 Emit = Callable[[Event], None]
