@@ -1,0 +1,339 @@
+"""The Configure screen: from a dataset to a running run; what it would be is known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from backprop.cli.options import command_line
+from backprop.core import saved_settings
+from backprop.core.definition import Setting, settings
+from backprop.core.errors import BackpropError, InputError, InvalidSettingError
+from backprop.core.locate import locate
+from backprop.core.models import known_models, repository_of
+from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS, TRAINING_PRESETS
+from backprop.core.resolve import Resolution, resolve
+from backprop.core.settings import RunConfig
+from backprop.data.plan import plan, warnings
+from backprop.runs import engine_client
+from backprop.runs.engine_process import WarmEngine
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Container
+
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.chooser import Choice, Chooser
+from backprop_tui.screens.configure.about import About, Outlook
+from backprop_tui.screens.configure.counting import Counting
+from backprop_tui.screens.configure.form import SettingsForm, value_text
+from backprop_tui.screens.configure.keys import KEYS
+from backprop_tui.screens.dataset.file import ENDINGS
+from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
+from backprop_tui.text import Row, safe, short_path
+from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.path_input import Prompt
+
+MISSING = "name a dataset"
+
+
+class ConfigureScreen(BaseScreen):
+    """Every setting with its meaning; the engine is started ahead, so that the first step comes soon after the start."""
+
+    NAME, KEYS = "configure", KEYS
+    BINDINGS = bindings(KEYS)
+    CSS_PATH = "screen.tcss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, Any] = {}
+        """What was chosen on this screen, by setting."""
+        self.file = ""
+        """The saved configuration under it."""
+        self.found: Resolution = resolve({}, kind="screen")
+        self.wrong: dict[str, str] = {}
+        self.config: RunConfig | None = None
+        """The run, located, where nothing is wrong with it."""
+        self.notice = ""
+        self.warm: WarmEngine | None = None
+        self.tasks = Tasks(self)
+        self.counting = Counting(self.tasks, self._draw)
+        self._title, self._status = Bar(id="title"), Bar(id="status")
+        self.form, self.about = SettingsForm(id="form"), About(id="about")
+        self._prompt = Prompt(id="prompt")
+
+    def compose(self) -> ComposeResult:
+        yield self._title
+        with Container(id="panes"):
+            yield self.form
+            yield self.about
+        yield self._prompt
+        yield self._status
+        yield self.keybar
+
+    def on_mount(self) -> None:
+        self.form.focus()
+        self._resolve()
+
+    def on_unmount(self) -> None:
+        self.tasks.stop()
+        if self.warm is not None:
+            self.warm.end()
+
+    def on_screen_resume(self) -> None:
+        super().on_screen_resume()
+        if self.warm is None:
+            self.warm = WarmEngine()
+
+    # The values
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Begin anew with these values."""
+        self.given, self.file = dict(values), ""
+        self._resolve()
+
+    def set(self, name: str, value: Any) -> None:
+        """Choose a value, as text or as it is; ``None`` takes the default again. Of two lengths the newer one counts."""
+        self.given.pop(name, None)
+        if value is not None:
+            self.given[name] = value
+            if name in ("steps", "epochs"):
+                self.given.pop("epochs" if name == "steps" else "steps", None)
+        self.notice = ""
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """From what was chosen to every value, and what is wrong with them."""
+        self.found = resolve(self.given, kind="screen", file=self.file or None)
+        self.wrong, self.config = {}, None
+        for error in self.found.errors:
+            self._blame(error)
+        if not self.found.values["data"]:
+            self.wrong["data"] = MISSING
+        if not self.wrong:
+            try:
+                config = locate(self.found.config())
+                repository_of(config.model)
+                self.config = config
+            except BackpropError as error:
+                self._blame(error)
+        self.counting.look_at(self.config)
+        self._draw()
+
+    def _blame(self, error: BackpropError) -> None:
+        field = str(error.details.get("field") or ("model" if "model" in error.details else "data"))
+        self.wrong.setdefault(field, f"{error.message}; {error.hint}" if error.hint else error.message)
+
+    # What is shown
+
+    def _draw(self) -> None:
+        if self.is_mounted:
+            self.form.show(self.found, self.wrong, self._becomes())
+            self._draw_about()
+            self.flush()
+
+    def _draw_about(self) -> None:
+        self.about.show(self._outlook())
+
+    def _outlook(self) -> Outlook:
+        setting, config, counted = self.form.chosen, self.config, self.counting.counted
+        found = Outlook(setting=setting, data=self.counting.words or ("" if config else MISSING))
+        if setting is not None:
+            found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
+        if config is not None:
+            found.command = command_line(config)
+            if counted is not None and counted.unit == "tokens":
+                found.plan, found.whole = plan(config, counted, self._batch_size()), counted.whole
+            found.warnings = warnings(config, found.plan)
+        return found
+
+    def _batch_size(self) -> int:
+        return 1
+
+    def _becomes(self) -> dict[str, str]:
+        """What values chosen by rule come to, where that is known."""
+        values, counted, config = self.found.values, self.counting.counted, self.config
+        preset = LORA_PRESETS[values["lora_preset"]]
+        rank = values["lora_r"] or preset.r
+        alpha = preset.alpha if values["lora_r"] is None else 2 * rank
+        found = {"lora_r": f"{rank}", "lora_alpha": f"{alpha:g}", "target_modules": ",".join(preset.target_modules)}
+        planned = None if config is None or counted is None else plan(config, counted, self._batch_size())
+        if planned is not None:
+            schedule = planned.schedule
+            found["steps"] = f"{schedule.steps:,}"
+            found["epochs"] = f"{planned.passes:.3g}"
+            found["warmup_steps"] = f"{schedule.warmup_steps}"
+            found["held_out"] = f"about {planned.held_out:,} rows"
+        return found
+
+    def flush(self) -> None:
+        name = short_path(self.found.values["data"] or "")
+        title: Row = [(" configure ", "strong+bold"), (safe(name), "text")]
+        if self.file:
+            title.append((f"  {safe(self.file)}", "info"))
+        changed = sum(origin.kind not in ("default", "rule") for origin in map(self.found.origins.get, settings()) if origin)
+        title.append((f"  {changed} changed" if changed else "", "muted"))
+        self._title.show(title, self.chip())
+        words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
+        self._status.show([(safe(words), "text")], [])
+        self.show_keys()
+
+    def show_keys(self) -> None:
+        if self._prompt.display:
+            self.keybar.show(self._prompt.keys())
+        else:
+            super().show_keys()
+
+    def own_keys(self) -> list[Key]:
+        missing = next(iter(self.wrong), "")
+        label = f"start: {missing} {'is missing' if self.wrong.get(missing) == MISSING else 'is wrong'}"
+        return [key._replace(label=label) if missing and key.name == "start" else key for key in KEYS]
+
+    @on(Delivered)
+    def _delivered(self, event: Delivered) -> None:
+        self.tasks.take(event)
+        self._draw()
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        self.counting.failed(event.error)
+
+    @on(ListView.Moved, "#form")
+    def _moved(self) -> None:
+        self.notice = ""
+        self._draw_about()
+        self.flush()
+
+    # Changing
+
+    @on(ListView.Chosen, "#form")
+    def _chosen(self) -> None:
+        self.action_change()
+
+    def action_change(self) -> None:
+        setting = self.form.chosen
+        if setting is None:
+            self.action_all()
+        elif setting.kind == "switch" or (setting.choices and not setting.numbers and setting.name != "held_out"):
+            self.action_turn(1)
+        elif setting.name == "model":
+            self._choose_model()
+        else:
+            self._ask(setting)
+
+    def action_turn(self, by: int) -> None:
+        """The next of the setting's choices."""
+        setting = self.form.chosen
+        if setting is None:
+            return
+        choices: list[Any] = [True, False] if setting.kind == "switch" else list(setting.choices)
+        if not choices or setting.numbers:
+            return
+        value = self.found.values[setting.name]
+        at = choices.index(value) + by if value in choices else 0
+        self.set(setting.name, choices[at % len(choices)])
+
+    def _ask(self, setting: Setting, text: str | None = None, help: str = "") -> None:
+        """Ask for a value; one that is wrong is asked for again, as it was typed."""
+        value = self.found.values[setting.name]
+        shown = self.given.get(setting.name, value) if text is None else text
+        shown = shown if isinstance(shown, str) else value_text(setting, shown)
+        endings = ENDINGS if setting.name in ("data", "held_out") else ()
+        label = f"{setting.name}: {setting.help}"
+        self._prompt.ask(
+            label, partial(self._typed, setting), shown, endings=endings, check=partial(self._check, setting), help=help
+        )
+
+    def _check(self, setting: Setting, text: str) -> str:
+        """What is wrong with a value as far as it is typed; empty where nothing is."""
+        if not text.strip():
+            return ""
+        try:
+            setting.parse(text.strip())
+        except InvalidSettingError as error:
+            return error.message
+        return ""
+
+    def _typed(self, setting: Setting, text: str) -> None:
+        self.set(setting.name, text or None)
+
+    def _choose_model(self) -> None:
+        choices = [
+            Choice(name, name, f"{preset.licence} · {preset.vram} · {preset.remark}")
+            for name, preset in MODEL_PRESETS.items()
+        ]
+        choices += [Choice(name, name, where) for name, where in known_models()]
+        other = "a Hugging Face name, a directory, or words to narrow the list"
+        self.app.push_screen(Chooser("model", choices, other=other), lambda name: name and self.set("model", name))
+
+    def action_unset(self) -> None:
+        if self.form.chosen is not None:
+            self.set(self.form.chosen.name, None)
+
+    def action_all(self) -> None:
+        self.form.everything = not self.form.everything
+        self._draw()
+
+    def action_anew(self) -> None:
+        self.take({})
+
+    def action_presets(self) -> None:
+        choices = [Choice(name, name, preset.remark) for name, preset in TRAINING_PRESETS.items()]
+        self.app.push_screen(Chooser("training preset", choices), lambda name: name and self.set("preset", name))
+
+    # Keeping
+
+    def action_save(self) -> None:
+        self._prompt.ask("Save these settings as", self._save, self.file, help="a name: letters, digits, - and _")
+
+    def _save(self, name: str, *, replace: bool = False) -> None:
+        if not name:
+            return
+        values = {each: value for each, value in self.found.given().items() if self.found.origins[each].kind != "run"}
+        try:
+            path = saved_settings.save(name, values, replace=replace or name == self.file)
+        except InputError as error:
+            self.notice = f"{error.message}; {error.hint}"
+        else:
+            self.file, self.given = name, {}
+            self._resolve()
+            self.notice = f"saved: {path}"
+        self.flush()
+
+    def action_load(self) -> None:
+        names = saved_settings.names()
+        if not names:
+            self.notice = "nothing is saved yet: w saves these settings"
+            self.flush()
+            return
+        choices = [Choice(name, name) for name in names]
+        self.app.push_screen(Chooser("saved settings", choices), self._load)
+
+    def _load(self, name: str | None) -> None:
+        if name:
+            self.file, self.given = name, {}
+            self._resolve()
+
+    def action_copy(self) -> None:
+        if self.config is None:
+            self.notice = f"there is no command yet: {next(iter(self.wrong), 'data')} is missing"
+        else:
+            self.app.copy_to_clipboard(command_line(self.config))
+            self.notice = "the command is copied"
+        self.flush()
+
+    # Starting
+
+    def action_start(self) -> None:
+        """Start, or go to what is in the way."""
+        if self.wrong:
+            name = next(iter(self.wrong))
+            self.form.go_to(name)
+            self._draw()
+            self.action_change()
+        elif self.config is not None:
+            self.counting.stop()
+            warm, self.warm = self.warm, None
+            self.post_message(OpenRun(partial(engine_client.start, self.config, warm=warm)))
