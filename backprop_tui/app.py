@@ -45,8 +45,16 @@ class BackpropApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = bindings(EVERYWHERE)
     ENABLE_COMMAND_PALETTE = True
 
-    def __init__(self, config: RunConfig | None = None, attach: Path | None = None) -> None:
-        """Open with a run to start (``config``), one to watch (``attach``), or the list of runs."""
+    def __init__(
+        self,
+        config: RunConfig | None = None,
+        attach: Path | None = None,
+        origins: dict[str, str] | None = None,
+    ) -> None:
+        """Open with a run to start (``config``), one to watch (``attach``), or the list of runs.
+
+        ``origins`` says where the values of ``config`` come from (``runs.directory.RunRecord``).
+        """
         if config is not None or attach is not None:
             self.DEFAULT_MODE = "live"  # type: ignore[misc]  # looked up on the instance when it is made
         no_color = bool(os.environ.get("NO_COLOR"))
@@ -69,6 +77,7 @@ class BackpropApp(App[None]):
         """The person wants to leave and is asked what becomes of the run: its end is the answer."""
         self.small = False
         self._asked_config, self._asked_run = config, attach
+        self._origins = origins
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
         self._timer: Timer | None = None
         self._catching_up = False
@@ -179,7 +188,7 @@ class BackpropApp(App[None]):
     def _start_asked_run(self, config: RunConfig) -> None:
         """Start the run of the command line; one that cannot start is said there, by whoever runs the application."""
         try:
-            self._show_run(Watch(engine_client.start(config)))
+            self._show_run(Watch(engine_client.start(config, origins=self._origins)))
         except BackpropError as error:
             self.error = error
             self.exit(return_code=error.exit_code)

@@ -42,13 +42,13 @@ def main() -> None:
         sys.exit(known.exit_code)
 
 
-def show(config: RunConfig | None, run: Path | None) -> int:
+def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | None = None) -> int:
     """Run the application until a person leaves it, then say how the run stands."""
     # What is loaded to begin with stays: searching it for garbage again and again would delay the first screen.
     gc.disable()
     from backprop_tui.app import BackpropApp
 
-    app = BackpropApp(config, run)
+    app = BackpropApp(config, run, origins)
     terminal.watch_terminal()
     terminal.leave_on_signals(app.leave_for)
     app.run()
@@ -92,15 +92,15 @@ def _understood(arguments: list[str]) -> int:
 def command() -> click.Command:
     """The words after ``backprop-tui``: what they mean, and the run they ask for."""
     import click
-    from backprop.cli.options import run_config, setting_options
+    from backprop.cli.options import SettingCommand, configuration_options, run_config, setting_options
 
-    @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+    @click.command(cls=SettingCommand, context_settings={"help_option_names": ["-h", "--help"]})
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
     @click.option("--attach", metavar="RUN", help="watch this run: its id, or the beginning of it")
     @click.option("--no-tui", is_flag=True, help="the same work as plain lines (`backprop` has more commands)")
     @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")
-    @click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
     @setting_options()
+    @configuration_options
     def asked(what: str | None, attach: str | None, file: str | None, no_tui: bool, as_json: bool, **given: Any) -> int:
         """Fine-tune language models in the terminal.
 
@@ -116,7 +116,8 @@ def command() -> click.Command:
 
             return show(demo_config(given["output_dir"]) if given.get("output_dir") else demo_config(), None)
         if what == "train" or file is not None or any(value not in (None, ()) for value in given.values()):
-            return show(run_config(given, file), None)
+            config, origins = run_config(given, file)
+            return show(config, None, origins)
         return show(None, None)
 
     return asked

@@ -19,11 +19,14 @@ from typing import Any
 import msgspec
 
 from backprop.core import events as ev
+from backprop.core.definition import config_from
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
+from backprop.core.locate import locate
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
-from backprop.core.settings import RunConfig, config_from, locate, override
+from backprop.core.resolve import resolve
+from backprop.core.settings import RunConfig, override
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
@@ -82,16 +85,21 @@ class Trainer:
         model: preset, local directory or Hugging Face name. None: the default model where a GPU can be used, else the
             embedded small one; the choice is printed.
         settings: any setting of ``backprop.core.settings.RunConfig`` by its name: ``lora_r``, ``learning_rate``,
-            ``batch_size``, ``gradient_accumulation``, ``max_seq_length``, ``output_dir``, ``seed`` …
+            ``batch_size``, ``gradient_accumulation``, ``max_seq_length``, ``output_dir``, ``seed`` …; ``preset`` for a
+            training preset. What is not named is what the user's settings file, ``.env`` or the environment say.
 
     Raises:
         InvalidSettingError: a setting that does not exist (the nearest is named) or is out of its range.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
-        config = config_from({"data": _IN_MEMORY, **({} if model is None else {"model": model}), **settings})
-        self.config = config if model is not None else _with_default_model(config)
+        named = settings if model is None else {"model": model, **settings}
+        found = resolve({"data": _IN_MEMORY, **named}, kind="argument")
+        self.config = found.config()
         """The settings of every run; its data is named when it starts."""
+        self._origins = {name: place for name, place in found.notes().items() if name != "data"}
+        if found.origins["model"].kind == "default":
+            self.config = _with_default_model(self.config)
         self.last_run: TrainingRun | None = None
 
     def train(
@@ -117,7 +125,7 @@ class Trainer:
         given = {"steps": steps, "epochs": epochs, "samples": samples}
         chosen = {name: value for name, value in given.items() if value is not None}
         config = config_from(override(msgspec.to_builtins(self.config), chosen))
-        engine = _start(config, dataset)
+        engine = _start(config, dataset, self._origins | dict.fromkeys(chosen, "argument"))
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
         return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
 
@@ -148,13 +156,17 @@ def _with_default_model(config: RunConfig) -> RunConfig:
     return msgspec.structs.replace(config, model=model)
 
 
-def _start(config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]]) -> EngineClient:
+def _start(
+    config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]], origins: dict[str, str]
+) -> EngineClient:
     """Start an engine; rows from memory are written into the run's directory first."""
     if isinstance(dataset, str | os.PathLike):
-        directory = RunDirectory.create(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
+        directory = RunDirectory.create(
+            locate(msgspec.structs.replace(config, data=os.fspath(dataset))), origins=origins
+        )
     else:
         config = locate(config, rows_in_memory=True)
-        directory = RunDirectory.create(config)
+        directory = RunDirectory.create(config, origins=origins)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
         except BaseException:

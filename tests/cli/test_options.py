@@ -8,7 +8,9 @@ import msgspec
 import pytest
 from backprop.cli import options
 from backprop.cli.main import main
+from backprop.core.definition import settings
 from backprop.core.errors import InputError, InvalidSettingError
+from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.demo import DATA, demo_config
 
@@ -20,9 +22,9 @@ def planned(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> RunConf
 
 
 def test_every_setting_has_a_flag_with_its_meaning() -> None:
-    assert list(options.flags()) == list(RunConfig.__struct_fields__)
-    assert all(flag.help for flag in options.flags().values())
-    names = [name for flag in options.flags().values() for name in (*flag.names, flag.off) if name]
+    assert list(settings()) == list(RunConfig.__struct_fields__)
+    assert all(setting.help for setting in settings().values())
+    names = [name for setting in settings().values() for name in (*setting.flags, setting.off) if name]
     assert len(names) == len(set(names))
 
 
@@ -41,7 +43,7 @@ def test_every_setting_has_a_flag_with_its_meaning() -> None:
     ],
 )
 def test_a_flag_has_the_name_that_is_known_for_it(setting: str, name: str) -> None:
-    assert options.flag_name(setting) == name
+    assert settings()[setting].flag == name
 
 
 def test_the_command_line_that_is_shown_gives_the_same_configuration(
@@ -100,7 +102,7 @@ def test_a_typo_in_the_settings_file_names_the_nearest_setting(tmp_path: Path) -
     file = tmp_path / "settings.json"
     file.write_text('{"data": "x", "learning_rat": 1}')
     with pytest.raises(InvalidSettingError, match="learning_rat") as told:
-        options.configure(options.gather({}, str(file)))
+        resolve(file=file).config()
     assert "learning_rate" in told.value.hint
 
 
@@ -109,7 +111,7 @@ def test_a_settings_file_that_holds_no_settings_is_a_user_error(content: str, tm
     file = tmp_path / "settings.json"
     file.write_text(content)
     with pytest.raises(InputError, match=r"settings\.json"):
-        options.gather({}, str(file))
+        resolve(file=file).config()
 
 
 def test_a_missing_dataset_is_noticed_before_an_engine_starts(
@@ -152,4 +154,4 @@ def test_a_length_on_the_command_line_replaces_the_other_one_of_the_file(
 @pytest.mark.parametrize("setting", ["steps", "learning_rate", "batch_size"])
 def test_digits_are_those_from_0_to_9(text: str, setting: str) -> None:
     with pytest.raises(InvalidSettingError, match="takes a"):
-        options.parse(setting, text)
+        settings()[setting].parse(text)

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 from backprop import Trainer
-from backprop.cli import options
 from backprop.cli.main import main
+from backprop.core.definition import config_from, settings
 from backprop.core.errors import InvalidSettingError, RunError
 from backprop.core.redaction import CONTROLS
-from backprop.core.settings import RunConfig, config_from
+from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 
 SETTINGS = RunConfig.__struct_fields__
@@ -103,19 +103,18 @@ def reads_back(config: RunConfig) -> None:
 def refused(error: dict[str, Any], setting: str) -> None:
     assert error["code"] in CODES, error
     assert len(error["message"]) < 6 * LONG
-    flag = options.flag_name(setting)
-    named = (setting, flag, *options.flags()[setting].names, error.get("details", {}).get("field"))
+    named = (setting, settings()[setting].flag, *settings()[setting].flags, error.get("details", {}).get("field"))
     assert any(name and name in error["message"] for name in named) or setting == error["details"].get("field"), error
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_flags(setting: str, base: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    flag = options.flags()[setting]
+    flag = settings()[setting]
     if flag.kind == "switch":
         pytest.skip("it takes no value")
     rest = [word for name, value in base.items() if name != setting for word in (f"--{name}", value)]
     for text in TEXTS:
-        code = main(["train", *rest, flag.names[0], text, "--dry-run", "--json"])
+        code = main(["train", *rest, flag.flags[0], text, "--dry-run", "--json"])
         said = capfd.readouterr()
         assert not CONTROLS.search((said.out + said.err).replace("\n", "")), repr(text)
         answer = json.loads(said.out)

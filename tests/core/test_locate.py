@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from backprop.core.errors import DatasetNotFoundError
-from backprop.core.settings import RunConfig, locate
+from backprop.core.locate import locate
+from backprop.core.settings import RunConfig
 
 
 @pytest.fixture

@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from backprop.core.definition import config_from, settings
 from backprop.core.errors import ERROR_CODES, BackpropError, InvalidSettingError
 from backprop.core.presets import get_preset
-from backprop.core.settings import RunConfig, config_from, override, setting_help
+from backprop.core.settings import RunConfig, override
 
 
 def test_a_misspelt_setting_names_the_nearest_one() -> None:
@@ -35,7 +36,7 @@ def test_a_value_outside_its_range_names_the_setting(values: dict[str, object], 
 
 
 def test_every_setting_says_what_it_means() -> None:
-    assert [name for name in RunConfig.__struct_fields__ if not setting_help(name)] == []
+    assert [name for name in RunConfig.__struct_fields__ if not settings()[name].help] == []
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:

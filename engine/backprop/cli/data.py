@@ -22,6 +22,7 @@ from backprop.cli.data_options import (
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     from backprop.core.models import find_tokenizer
     from backprop.data.validate import validate as check
 
-    if model is None and config.max_seq_length != RunConfig(data="").max_seq_length:
+    if model is None and config.max_seq_length != resolve().values["max_seq_length"]:
         raise InputError(
             "--max-seq-length counts tokens, which only a model's tokenizer makes",
             hint="name the model that is to be trained with --model",
@@ -294,7 +295,7 @@ def score(config: RunConfig, *, model: str | None, target: Path | None, as_json:
     target = target or beside(Path(config.data), "scores")
     refuse_existing(target)
     if model is None:
-        config = msgspec.structs.replace(config, model=usual_model(config.backend))
+        config = msgspec.structs.replace(config, model=usual_model(config.backend)[0])
     scores, summary = ask(config)
     scores.write(target)
     found = scores.report()

@@ -15,6 +15,7 @@ import msgspec
 from backprop.cli import options, output
 from backprop.core.errors import InputError
 from backprop.core.jobs import Scored
+from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, describe
 
@@ -94,10 +95,9 @@ def dataset_command(*settings: str) -> Callable[[Callable[..., int | None]], Cal
 def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
     from backprop.data.example import PARTS, unknown_parts
 
-    values = options.gather(named)
-    if wrong := unknown_parts(values.get("mapping", {})):
+    config = resolve({**options.given_flags(named), "data": path}).config()
+    if wrong := unknown_parts(config.mapping):
         raise InputError(f"--map: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}")
-    config = options.checked({"data": path, **values})
     return msgspec.structs.replace(config, data=dataset_file(path))
 
 

@@ -31,9 +31,17 @@ def _counted_interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def run(config: RunConfig, kind: str, as_json: bool, verbose: bool, *, forked_from: str = "") -> int:
-    """Start a run and show it to its end; the exit code."""
-    engine = engine_client.start(config, kind, forked_from)
+def run(
+    config: RunConfig,
+    kind: str,
+    as_json: bool,
+    verbose: bool,
+    *,
+    forked_from: str = "",
+    origins: dict[str, str] | None = None,
+) -> int:
+    """Start a run and show it to its end; the exit code. ``origins`` as in ``runs.directory.RunRecord``."""
+    engine = engine_client.start(config, kind, forked_from, origins)
     # First of all: whatever fails from here on, the person knows what trains. Its first event comes seconds from now.
     output.narrate(f"starting the engine of run {engine.run_id}")
     from backprop.cli.runs import open_index

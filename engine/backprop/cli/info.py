@@ -9,15 +9,27 @@ import msgspec
 
 from backprop.cli import output
 from backprop.cli.options import json_and_verbose
+from backprop.core.definition import PREFIX, Setting, all_settings
 from backprop.core.errors import ERROR_CODES
+from backprop.core.presets import TRAINING_PRESETS
 from backprop.runs.describe import bytes_text
+
+OTHER_VARIABLES = {
+    "HF_HUB_OFFLINE": "1: nothing is fetched, not even what was named",
+    "HF_TOKEN": "for models and datasets of the Hugging Face Hub that need a login",
+    "HF_HOME": "where models of the hub are kept",
+    "CUDA_VISIBLE_DEVICES": "the GPUs that may be used",
+    "OMP_NUM_THREADS": "threads on the CPU; as many as there are cores where it is not set",
+    "NO_COLOR": "no colours",
+}
 
 
 @click.command
 @click.option("--error-codes", is_flag=True, help="every error code and what it means")
 @click.option("--finding-codes", is_flag=True, help="every code of a finding about rows and what it means")
+@click.option("--env", is_flag=True, help="every environment variable that is read and what it means")
 @json_and_verbose
-def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -> None:
+def info(error_codes: bool, finding_codes: bool, env: bool, as_json: bool, verbose: bool) -> None:
     """Show Python, torch, CUDA, the GPUs and the optional features of this machine."""
     if error_codes:
         output.answer(ERROR_CODES, as_json, _show_codes)
@@ -25,10 +37,31 @@ def info(error_codes: bool, finding_codes: bool, as_json: bool, verbose: bool) -
         from backprop.data.example import PROBLEM_CODES
 
         output.answer(PROBLEM_CODES, as_json, _show_codes)
+    elif env:
+        output.answer(variables(), as_json, _show_variables)
     else:
         from backprop.hardware import devices
 
         output.answer(msgspec.to_builtins(devices.info()), as_json, _show)
+
+
+def variables() -> dict[str, str]:
+    """Every environment variable that is read, and what it means."""
+    ours = {each.variable: _meaning(each) for each in all_settings().values() if not each.per_run}
+    return {**ours, f"{PREFIX}PRESET": f"a training preset: {', '.join(TRAINING_PRESETS)}", **OTHER_VARIABLES}
+
+
+def _meaning(setting: Setting) -> str:
+    parts = [setting.metavar, setting.range, setting.unit if setting.numbers else ""]
+    default = setting.shown_default
+    default = default if setting.rule or not default else f"default {default}"
+    return f"{setting.help} ({'; '.join(filter(None, [*parts, default]))})"
+
+
+def _show_variables(found: dict[str, str]) -> None:
+    for name, meaning in found.items():
+        output.line(name, "head")
+        output.line(f"  {meaning}")
 
 
 def _show_codes(codes: dict[str, str]) -> None:

@@ -38,7 +38,8 @@ COMMANDS = {
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
     "list-runs": Lazy("backprop.cli.runs", "list_runs", "the runs so far, the newest first"),
     "show-run": Lazy("backprop.cli.runs", "show_run", "one run in detail"),
-    "info": Lazy("backprop.cli.info", "info", "this machine: versions, GPUs, extras; the error codes"),
+    "config": Lazy("backprop.cli.config", "config", "every setting: its value, where it comes from, what it means"),
+    "info": Lazy("backprop.cli.info", "info", "this machine: versions, GPUs, extras; the error codes and variables"),
 }
 
 
@@ -193,12 +194,23 @@ def refused(error: OSError) -> BackpropError:
     return BackpropError(text, hint=hint, code="RUNTIME_IO_FAILED", retryable=True)
 
 
-def _usage_error(usage: click.ClickException) -> InputError:
-    if isinstance(usage, click.NoSuchOption) and usage.possibilities:
-        import difflib
+def _nearest_option(usage: click.NoSuchOption) -> str:
+    """The option that is meant: one of this command in another spelling, or by the name that other trainers have."""
+    import difflib
 
-        near = difflib.get_close_matches(usage.option_name, usage.possibilities, n=1, cutoff=0)
-        return InputError(f"there is no option {usage.option_name}", hint=f"did you mean {near[0]}?")
+    from backprop.core.definition import nearest, settings
+
+    options = [each for each in usage.ctx.command.params if isinstance(each, click.Option)] if usage.ctx else []
+    names = {each.name for each in options}
+    if setting := nearest(usage.option_name, [each for each in settings().values() if each.name in names]):
+        return setting.flags[0]
+    words = [word for option in options for word in (*option.opts, *option.secondary_opts)]
+    return next(iter(difflib.get_close_matches(usage.option_name, usage.possibilities or words, n=1)), "")
+
+
+def _usage_error(usage: click.ClickException) -> InputError:
+    if isinstance(usage, click.NoSuchOption) and (near := _nearest_option(usage)):
+        return InputError(f"there is no option {usage.option_name}", hint=f"did you mean {near}?")
     context = usage.ctx if isinstance(usage, click.UsageError) else None
     return InputError(
         usage.format_message(), hint=f"`{context.command_path} --help` lists the options" if context else ""

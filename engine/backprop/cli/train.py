@@ -8,16 +8,23 @@ import click
 import msgspec
 
 from backprop.cli import options, output
+from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
+from backprop.core.definition import settings
 from backprop.core.errors import EXIT_OK
-from backprop.core.settings import override
 from backprop.demo import demo_config
 
 
-@click.command
+@click.command(cls=options.SettingCommand)
 @options.setting_options()
-@click.option("--config", "file", metavar="FILE", help="settings from a JSON or TOML file; flags win over it")
-@click.option("--resume", "resumed", metavar="RUN", help="continue this run exactly; no other flag is needed")
+@options.configuration_options
+@click.option(
+    "--resume",
+    "resumed",
+    metavar="RUN",
+    shell_complete=run_ids(),
+    help="continue this run exactly; no other flag is needed",
+)
 @click.option("--dry-run", is_flag=True, help="show the configuration and its command line, start nothing")
 @json_and_verbose
 def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, verbose: bool, **given: Any) -> int:
@@ -27,14 +34,14 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     """
     if resumed:
         return continue_run(resumed, as_json, verbose)
-    config = options.run_config(given, file)
+    config, origins = options.run_config(given, file)
     if dry_run:
-        plan = {"config": msgspec.to_builtins(config), "command": options.command_line(config)}
+        plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
         output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
-    return follow.run(config, "train", as_json, verbose)
+    return follow.run(config, "train", as_json, verbose, origins=origins)
 
 
 def continue_run(run: str, as_json: bool, verbose: bool) -> int:
@@ -48,7 +55,9 @@ def continue_run(run: str, as_json: bool, verbose: bool) -> int:
 
 def _show_plan(plan: dict[str, Any]) -> None:
     for name, value in plan["config"].items():
-        output.line(f"{name:<24} {'open' if value is None else value}")
+        setting = settings()[name]
+        origin = plan["origins"].get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
+        output.line(f"{name:<24} {options.shown_value(value):<24}  {origin}".rstrip())
     output.line()
     output.line(plan["command"])
 
@@ -68,7 +77,7 @@ def demo(output_dir: str | None, as_json: bool, verbose: bool) -> int:
 
 
 @click.command
-@click.argument("run")
+@click.argument("run", shell_complete=run_ids())
 @json_and_verbose
 def resume(run: str, as_json: bool, verbose: bool) -> int:
     """Continue a stopped, interrupted or crashed run exactly, under the same run id.
@@ -80,7 +89,7 @@ def resume(run: str, as_json: bool, verbose: bool) -> int:
 
 
 @click.command
-@click.argument("run")
+@click.argument("run", shell_complete=run_ids())
 @click.option("--steps", required=True, type=click.IntRange(1), metavar="N", help="the new end")
 @json_and_verbose
 def extend(run: str, steps: int, as_json: bool, verbose: bool) -> int:
@@ -92,8 +101,8 @@ def extend(run: str, steps: int, as_json: bool, verbose: bool) -> int:
     return follow.follow(engine_client.extend(find_run(run), steps), as_json=as_json, verbose=verbose)
 
 
-@click.command
-@click.argument("run")
+@click.command(cls=options.SettingCommand)
+@click.argument("run", shell_complete=run_ids())
 @click.option("--step", type=click.IntRange(0), metavar="N", help="the checkpoint to start from; open: the newest")
 @options.setting_options()
 @json_and_verbose
@@ -108,5 +117,5 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
 
     directory = RunDirectory(find_run(run))
     checkpoint = find_checkpoint(directory, step)
-    config = options.configure(override(msgspec.to_builtins(directory.find_record().config), options.gather(given)))
-    return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path))
+    config, origins = options.forked_config(directory.find_record().config, directory.run_id, given)
+    return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path), origins=origins)

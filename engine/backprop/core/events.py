@@ -79,6 +79,8 @@ class RunStarted(Event):
     environment: dict[str, Any] = field(default_factory=dict)
     forked_from: str = ""
     """Folder with the adapter that the run started from (``run.json`` has it too)."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where the value of each setting that is no default comes from, in words."""
 
 
 class PhaseChanged(Event):

@@ -1,6 +1,6 @@
 """Where things live: the user's cache and data directories, by the platform's own conventions.
 
-On Linux they follow ``XDG_CACHE_HOME`` and ``XDG_DATA_HOME``. Beside these, the program
+On Linux they follow ``XDG_CACHE_HOME``, ``XDG_DATA_HOME`` and ``XDG_CONFIG_HOME``. Beside these, the program
 writes only to the output directory that the person named.
 """
 
@@ -67,6 +67,11 @@ def _temporary_cache() -> Path:
 def data_dir() -> Path:
     """The index over all runs: a speed-up, rebuilt from the run directories."""
     return Path(platformdirs.user_data_dir(APP, appauthor=False))
+
+
+def config_dir() -> Path:
+    """The user's settings file and saved configurations (``XDG_CONFIG_HOME`` on Linux)."""
+    return Path(platformdirs.user_config_dir(APP, appauthor=False))
 
 
 def model_cache(name: str) -> Path:

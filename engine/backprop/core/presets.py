@@ -1,6 +1,10 @@
-"""Named choices of models and of adapter sizes (SPEC section 4)."""
+"""Named choices of models, of adapter sizes, and of how to train (SPEC section 4)."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -52,18 +56,66 @@ MODEL_PRESETS = {
 }
 
 
-def get_preset(name: str) -> LoRAPreset | ModelPreset:
-    """The preset called ``name``, of either kind.
+class TrainingPreset(Struct, frozen=True):
+    """Rank, rows per optimizer step, learning rate, and runs of a multi-run (SPEC section 4)."""
+
+    lora_r: int
+    effective_batch: int
+    learning_rate: float
+    runs: int
+    remark: str
+
+    def settings(self) -> dict[str, Any]:
+        """The same as settings of a run; alpha is twice the rank."""
+        return {
+            "lora_r": self.lora_r,
+            "lora_alpha": 2.0 * self.lora_r,
+            "batch_size": 2,
+            "gradient_accumulation": self.effective_batch // 2,
+            "learning_rate": self.learning_rate,
+        }
+
+
+TRAINING_PRESETS = {
+    "fast-3b": TrainingPreset(8, 8, 5e-4, 3, "quick iterations on 3B models"),
+    "fast": TrainingPreset(8, 8, 5e-4, 3, "quick tests on 7B"),
+    "balanced": TrainingPreset(16, 16, 2e-4, 5, "recommended"),
+    "quality": TrainingPreset(32, 32, 1e-4, 10, "most effect"),
+}
+
+
+def get_preset(name: str) -> TrainingPreset | ModelPreset:
+    """The training preset called ``name``, or the model preset.
 
     Raises:
         InvalidSettingError: no preset has this name.
     """
-    preset = LORA_PRESETS.get(name) or MODEL_PRESETS.get(name)
-    if preset is None:
+    known: dict[str, TrainingPreset | ModelPreset] = {**MODEL_PRESETS, **TRAINING_PRESETS}
+    return _named(name, known, "preset")
+
+
+def training_preset(name: Any, label: str = "preset") -> TrainingPreset:
+    """The training preset called ``name``; ``label`` is what a message calls the place where it was named.
+
+    Raises:
+        InvalidSettingError: no training preset has this name.
+    """
+    return _named(name, TRAINING_PRESETS, label)
+
+
+_T = TypeVar("_T")
+
+
+def _named(name: Any, among: Mapping[str, _T], label: str) -> _T:
+    if not isinstance(name, str) or name not in among:
+        near = difflib.get_close_matches(str(name)[:80], among, n=1)
+        known = "the presets are " + ", ".join(among)
         raise InvalidSettingError(
-            f"no preset is called {name!r}", hint="known presets: " + ", ".join([*LORA_PRESETS, *MODEL_PRESETS])
+            f"{label}: no preset is called {str(name)[:80]!r}",
+            hint=f"did you mean {near[0]}? {known}" if near else known,
+            details={"field": "preset"},
         )
-    return preset
+    return among[name]
 
 
 def default_model(backend: str, gpu: bool) -> tuple[str, str]:

@@ -1,27 +1,21 @@
 """A run's configuration: every setting with its meaning, its range and its default, in one place.
 
-Command-line flags, the library's parameters and the Configure screen are made from these fields. What was chosen
-for a field left open (``None`` or ``"auto"``) is resolved by the engine and recorded in ``run_started.config``.
+Flags, variables, settings files, saved configurations, the library's parameters and the Configure screen are made from
+these fields (``core.definition`` says of each what they need). What a field left open (``None`` or ``"auto"``) becomes
+is chosen when the run starts and recorded in ``run_started``.
 """
 
 from __future__ import annotations
 
-import difflib
-import errno
-import functools
 import math
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
-from backprop.core.datasets import is_hub_name
-from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError
-from backprop.core.paths import expand
-from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
+from backprop.core.errors import InvalidSettingError
+from backprop.core.presets import EMBEDDED_MODEL
 
 _Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 _AboveZero: TypeAlias = Annotated[float, Meta(gt=0)]
@@ -32,6 +26,34 @@ _SHOWN = 120
 _HALF = re.compile("[\ud800-\udfff]")
 """Halves of surrogate pairs, which no UTF-8 file can hold."""
 
+SECTIONS = {
+    "data": "what is learned from",
+    "model": "what is trained, and where",
+    "training": "how long, how fast, in what steps",
+    "lora": "the adapter",
+    "evaluation": "how well it goes",
+    "checkpoints": "what is kept, and when",
+    "safety": "memory and heat",
+    "run": "where the run is kept, and under which name",
+}
+"""The parts of a settings file, with their meaning, in the order in which people meet them."""
+
+
+def _is(
+    section: str,
+    meaning: str,
+    *,
+    common: bool = False,
+    unit: str = "",
+    rule: str = "",
+    key: str = "",
+    flags: tuple[str, ...] = (),
+    per_run: bool = False,
+) -> Meta:
+    """What a setting is beside its type; see ``core.definition.Setting``."""
+    extra = {"section": section, "common": common, "unit": unit, "rule": rule, "key": key, "flags": flags}
+    return Meta(description=meaning, extra={**extra, "per_run": per_run})
+
 
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     """Settings of one training run. Field order is the order in which people meet them.
@@ -40,93 +62,135 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         InvalidSettingError: a value that no file could hold and give back, wherever it came from.
     """
 
-    data: Annotated[_Text, Meta(description="dataset: a file, or owner/name[@revision][:configuration][:split]")]
-    model: Annotated[_Text, Meta(description="preset, local directory or Hugging Face name")] = EMBEDDED_MODEL
-    method: Annotated[Literal["sft"], Meta(description="what is learned; sft: to answer as the rows do")] = "sft"
-    mode: Annotated[Literal["auto", "lora"], Meta(description="which weights are trained; auto is LoRA")] = "auto"
-    backend: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="where it runs; auto: CUDA where it works")] = (
-        "auto"
-    )
+    data: Annotated[
+        _Text,
+        _is(
+            "data",
+            "dataset: a file, or owner/name[@revision][:configuration][:split]",
+            common=True,
+            key="path",
+            flags=("--data", "-d"),
+        ),
+    ]
+    model: Annotated[
+        _Text,
+        _is("model", "preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
+    ] = EMBEDDED_MODEL
+    method: Annotated[Literal["sft"], _is("training", "what is learned; sft: to answer as the rows do")] = "sft"
+    mode: Annotated[Literal["auto", "lora"], _is("model", "which weights are trained", rule="LoRA")] = "auto"
+    backend: Annotated[
+        Literal["auto", "cuda", "cpu"], _is("model", "where it runs", rule="CUDA where it works, else the CPU")
+    ] = "auto"
 
     steps: Annotated[
-        _Positive | None, Meta(description="optimizer steps; given neither steps nor epochs: one epoch")
+        _Positive | None,
+        _is("training", "optimizer steps", common=True, unit="steps", rule="one epoch where no epochs are given"),
     ] = None
-    epochs: Annotated[_AboveZero | None, Meta(description="passes over the data, instead of steps")] = None
-    samples: Annotated[_Positive | None, Meta(description="train on the first N usable rows only")] = None
+    epochs: Annotated[
+        _AboveZero | None, _is("training", "passes over the data, instead of steps", common=True, unit="epochs")
+    ] = None
+    samples: Annotated[_Positive | None, _is("data", "train on the first N usable rows only", unit="rows")] = None
     batch_size: Annotated[
-        _Positive | Literal["auto"], Meta(description="rows per forward pass; auto: from free memory")
+        _Positive | Literal["auto"],
+        _is("training", "rows per forward pass", common=True, unit="rows", rule="from free memory: 1, 2 or 4"),
     ] = "auto"
-    gradient_accumulation: Annotated[int, Meta(ge=1, description="forward passes per optimizer step")] = 4
-    learning_rate: Annotated[float, Meta(gt=0, le=1, description="peak learning rate")] = 2e-4
+    gradient_accumulation: Annotated[int, Meta(ge=1), _is("training", "forward passes per optimizer step")] = 4
+    learning_rate: Annotated[
+        float, Meta(gt=0, le=1), _is("training", "peak learning rate", common=True, flags=("--lr",))
+    ] = 2e-4
     scheduler: Annotated[
-        Literal["cosine", "linear", "constant"], Meta(description="learning-rate curve after warm-up")
+        Literal["cosine", "linear", "constant"], _is("training", "learning-rate curve after warm-up")
     ] = "cosine"
     warmup_steps: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="steps of linear warm-up; open: 5 % of the steps, at most 100"),
+        _is("training", "steps of linear warm-up", unit="steps", rule="5 % of the steps, at most 100"),
     ] = None
-    weight_decay: Annotated[float, Meta(ge=0, le=1, description="AdamW weight decay")] = 0.0
-    max_grad_norm: Annotated[float, Meta(gt=0, description="gradients are clipped to this norm")] = 1.0
-    max_seq_length: Annotated[int, Meta(ge=16, description="longest row in tokens")] = 2048
-    train_on_responses: Annotated[bool, Meta(description="loss on the assistant's turns alone")] = True
-    packing: Annotated[bool, Meta(description="several rows share one sequence, kept apart by a block mask")] = True
+    weight_decay: Annotated[float, Meta(ge=0, le=1), _is("training", "AdamW weight decay")] = 0.0
+    max_grad_norm: Annotated[float, Meta(gt=0), _is("training", "gradients are clipped to this norm")] = 1.0
+    max_seq_length: Annotated[int, Meta(ge=16), _is("data", "longest row in tokens", common=True, unit="tokens")] = 2048
+    train_on_responses: Annotated[bool, _is("data", "loss on the assistant's turns alone")] = True
+    packing: Annotated[bool, _is("data", "several rows share one sequence, kept apart by a block mask")] = True
     gradient_checkpointing: Annotated[
-        bool | None, Meta(description="recompute activations: less memory, about a third slower")
+        bool | None,
+        _is(
+            "safety",
+            "recompute activations: less memory, about a third slower",
+            rule="on where a GPU has less than 40 GB free",
+        ),
     ] = None
 
     lora_preset: Annotated[
-        Literal["quality", "balanced", "fast"], Meta(description="rank, alpha and layers at once")
+        Literal["quality", "balanced", "fast"], _is("lora", "rank, alpha and layers at once", common=True)
     ] = "balanced"
-    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, Meta(description="rank; open: the preset's")] = None
+    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _is("lora", "rank", rule="the preset's")] = None
     lora_alpha: Annotated[
-        _AboveZero | None, Meta(description="scale times rank; open: the preset's, twice the rank if that is given")
+        _AboveZero | None, _is("lora", "scale times rank", rule="the preset's, twice the rank if that is given")
     ] = None
-    lora_dropout: Annotated[float, Meta(ge=0, lt=1, description="dropout before the adapter")] = 0.05
+    lora_dropout: Annotated[float, Meta(ge=0, lt=1), _is("lora", "dropout before the adapter")] = 0.05
     target_modules: Annotated[
-        Annotated[list[_Text], Meta(min_length=1)] | None, Meta(description="layers that get an adapter")
+        Annotated[list[_Text], Meta(min_length=1)] | None,
+        _is("lora", "layers that get an adapter", rule="the preset's, as the model names them"),
     ] = None
 
     held_out: Annotated[
-        _Text, Meta(description="rows to evaluate on: auto (5 %, 16 to 512 rows), none, a share such as 0.1, or a file")
+        _Text,
+        _is(
+            "evaluation",
+            "rows to evaluate on: none, a share such as 0.1, or a file",
+            common=True,
+            rule="5 %, 16 to 512 rows",
+        ),
     ] = "auto"
     eval_steps: Annotated[
         _Positive | None,
-        Meta(description="steps between evaluations; open: ten over the run, none before as many rows were trained"),
+        _is(
+            "evaluation",
+            "steps between evaluations",
+            unit="steps",
+            rule="ten over the run, none before as many rows were trained",
+        ),
     ] = None
     early_stopping: Annotated[
-        _Positive | None, Meta(description="stop after so many evaluations in a row without a better one")
+        _Positive | None, _is("evaluation", "stop after so many evaluations in a row without a better one")
     ] = None
-    save_steps: Annotated[_Positive | None, Meta(description="steps between checkpoints, beside those by time")] = None
-    save_minutes: Annotated[float, Meta(gt=0, description="minutes between checkpoints")] = 10.0
-    keep_best: Annotated[int, Meta(ge=1, description="checkpoints kept for their held-out loss, beside the newest")] = 3
-    oom_recovery: Annotated[bool, Meta(description="out of memory: halve the batch, up to three times")] = True
+    save_steps: Annotated[
+        _Positive | None, _is("checkpoints", "steps between checkpoints, beside those by time", unit="steps")
+    ] = None
+    save_minutes: Annotated[float, Meta(gt=0), _is("checkpoints", "minutes between checkpoints", unit="minutes")] = 10.0
+    keep_best: Annotated[
+        int, Meta(ge=1), _is("checkpoints", "checkpoints kept for their held-out loss, beside the newest")
+    ] = 3
+    oom_recovery: Annotated[bool, _is("safety", "out of memory: halve the batch, up to three times")] = True
     gpu_max_temp: Annotated[
-        float, Meta(ge=50, le=110, description="pause at this GPU temperature; pacing begins 10 degrees below")
+        float,
+        Meta(ge=50, le=110),
+        _is("safety", "pause at this GPU temperature; pacing begins 10 degrees below", unit="°C"),
     ] = 90.0
 
-    seed: Annotated[int, Meta(ge=0, lt=2**32, description="same seed, data and machine: same run")] = 42
-    output_dir: Annotated[str, Meta(min_length=1, description="run directories are made in here")] = "./output"
-    run_name: Annotated[str | None, Meta(description="a name for people; the run id stays")] = None
+    seed: Annotated[int, Meta(ge=0, lt=2**32), _is("training", "same seed, data and machine: same run")] = 42
+    output_dir: Annotated[
+        str,
+        Meta(min_length=1),
+        _is("run", "run directories are made in here", common=True, flags=("--output", "-o")),
+    ] = "./output"
+    run_name: Annotated[str | None, _is("run", "a name for people; the run id stays", common=True, key="name")] = None
     mapping: Annotated[
-        dict[str, str], Meta(description="which field of a row holds what, as instruction=question")
+        dict[str, str], _is("data", "which field of a row holds what, as instruction=question", flags=("--map",))
     ] = {}
-    skip_bad: Annotated[bool, Meta(description="train on although some rows cannot be used")] = False
-    sample_prompts: Annotated[list[_Text], Meta(description="answered before the first step and after the last")] = []
-    sample_tokens: Annotated[int, Meta(ge=1, le=4096, description="longest sample, in tokens")] = 96
-    trust_remote_code: Annotated[bool, Meta(description="run code that the model brings along")] = False
+    skip_bad: Annotated[bool, _is("data", "train on although some rows cannot be used", common=True)] = False
+    sample_prompts: Annotated[
+        list[_Text],
+        _is("evaluation", "answered before the first step and after the last", flags=("--sample-prompt",)),
+    ] = []
+    sample_tokens: Annotated[
+        int, Meta(ge=1, le=4096), _is("evaluation", "longest sample, in tokens", unit="tokens")
+    ] = 96
+    trust_remote_code: Annotated[bool, _is("model", "run code that the model brings along", per_run=True)] = False
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
-            _require_writable(name, getattr(self, name))
-
-
-def _require_writable(name: str, value: Any) -> None:
-    try:
-        problem = _unwritable(value)
-    except RecursionError:
-        problem = "it is nested too deep"
-    if problem:
-        raise InvalidSettingError(f"{name}: {problem}", hint=_meaning(name), details={"field": name})
+            if problem := unwritable(getattr(self, name)):
+                raise InvalidSettingError(f"{name}: {problem}", details={"field": name})
 
 
 WITHOUT_EFFECT = frozenset(
@@ -139,8 +203,26 @@ WITHOUT_EFFECT = frozenset(
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
 
 
-def _unwritable(value: Any) -> str:
+class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the program itself. They are at the top of a settings file where they have no section."""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        _is("", "what is written to the log and to standard error: this, and what is worse"),
+    ] = "warning"
+    log_json: Annotated[bool, _is("", "log lines as JSON")] = False
+    log_file: Annotated[str | None, _is("", "a file that log lines are appended to")] = None
+
+
+def unwritable(value: Any) -> str:
     """Why ``run.json`` could not hold ``value`` and give it back; empty where it can."""
+    try:
+        return _unwritable(value)
+    except RecursionError:
+        return "it is nested too deep"
+
+
+def _unwritable(value: Any) -> str:
     match value:
         case float() if not math.isfinite(value):
             return f"a finite number is needed, not {value}"
@@ -180,156 +262,6 @@ def override(values: dict[str, Any], nearer: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def config_from(values: dict[str, Any]) -> RunConfig:
-    """Build a configuration from plain values. Paths may be ``os.PathLike``, numbers those of numerical libraries.
-
-    Raises:
-        InvalidSettingError: an unknown name (with the nearest known one) or a value outside its range.
-    """
-    known = RunConfig.__struct_fields__
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name)[:_SHOWN], known, n=1)
-            raise InvalidSettingError(
-                f"unknown setting {shown(name)}",
-                hint=f"did you mean {near[0]!r}?" if near else "`backprop train --help` lists the settings",
-                details={"field": str(name)[:_SHOWN]},
-            )
-    plain = {name: _plain(value) for name, value in values.items()}
-    for name, value in plain.items():
-        _require_writable(name, value)
-    try:
-        config = msgspec.convert(plain, RunConfig)
-    except msgspec.ValidationError as error:
-        text = str(error)
-        place = re.search(r"\$\.([^`]*)", text)
-        path = place[1] if place else ""
-        wrong = text.partition(" - at")[0]
-        given = f", not {shown(values[path])}" if path in values else ""
-        field = re.split(r"\W", path)[0]
-        raise InvalidSettingError(
-            f"{path or 'configuration'}: {wrong[0].lower()}{wrong[1:]}{given}",
-            hint=_meaning(field),
-            details={"field": field},
-        ) from None
-    if config.steps is not None and config.epochs is not None:
-        raise InvalidSettingError(
-            "steps and epochs were both given", hint="give one of --steps and --epochs", details={"field": "epochs"}
-        )
-    return config
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    # Scalars of numpy, torch and their like are no numbers to a decoder.
-    scalar = getattr(value, "item", None)
-    return scalar() if callable(scalar) and getattr(value, "shape", None) == () else value
-
-
-def _meaning(name: str) -> str:
-    return f"{name}: {setting_help(name)}" if setting_help(name) else ""
-
-
 def settings_with_effect(config: RunConfig) -> dict[str, Any]:
     """The settings that reach the weights, as plain values."""
     return {name: value for name, value in msgspec.to_builtins(config).items() if name not in WITHOUT_EFFECT}
-
-
-def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
-    """Make the paths of a configuration absolute: the engine and whoever looks at the run may stand elsewhere.
-
-    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it. With ``rows_in_memory`` the
-    data is no file yet, and is left alone.
-
-    Raises:
-        DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
-    """
-    changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
-    if not rows_in_memory:
-        data = _expand("data", config.data)
-        if _is_file(data):
-            changes["data"] = str(data)
-        elif not is_hub_name(config.data):
-            raise _no_data(data, "data")
-    held_out = held_out_file(config.held_out)
-    if held_out is not None:
-        if not _is_file(held_out):
-            raise _no_data(held_out, "held_out")
-        changes["held_out"] = str(held_out)
-    return msgspec.structs.replace(config, **changes)
-
-
-def locate_model(name: str) -> str:
-    """The absolute path of a model's folder; a preset, or a name on the Hugging Face Hub, as it is.
-
-    Raises:
-        InputError: the path begins in the home directory of somebody unknown.
-    """
-    if name in MODEL_PRESETS:
-        return name
-    folder = _expand("model", name)
-    return str(folder) if folder.is_dir() else name
-
-
-def held_out_file(held_out: str) -> Path | None:
-    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number.
-
-    Raises:
-        InputError: the path begins in the home directory of somebody unknown.
-    """
-    if held_out in ("auto", "none"):
-        return None
-    try:
-        float(held_out)
-    except ValueError:
-        return _expand("held_out", held_out)
-    return None
-
-
-def _expand(setting: str, text: str) -> Path:
-    details = {"field": setting}
-    try:
-        path = expand(text)
-        if setting != "output_dir":  # which is refused when a run is made in it
-            path.stat()
-    except InputError as error:
-        raise InputError(f"{setting}: {error.message}", hint=error.hint, details=details) from None
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            why = f"a name is longer than the file system allows: {shown(text)}"
-            raise InputError(f"{setting}: {why}", hint="shorten it", details=details) from None
-    return path
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file can have
-        return False
-
-
-def _no_data(data: Path, field: str) -> DatasetNotFoundError:
-    details = {"path": str(data), "field": field}
-    if data.is_dir():
-        hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
-        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
-    if data.exists():
-        hint = "it would have to be read twice: write it into a file first"
-        return DatasetNotFoundError(f"{data} is a pipe or a device, not a file", hint=hint, details=details)
-    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
-    near = difflib.get_close_matches(data.name, beside, n=1)
-    what = "dataset" if field == "data" else "file of held-out rows"
-    hint = f"did you mean {data.parent / near[0]}?" if near else f"look at the path of the {what}"
-    return DatasetNotFoundError(f"there is no {what} {data}", hint=hint, details=details)
-
-
-def setting_help(name: str) -> str:
-    """The one-line meaning of a setting; empty for a name that is none."""
-    return _descriptions().get(name, "")
-
-
-@functools.cache
-def _descriptions() -> dict[str, str]:
-    schema = msgspec.json.schema(RunConfig)["$defs"]["RunConfig"]["properties"]
-    return {name: spec["description"] for name, spec in schema.items()}

@@ -55,6 +55,8 @@ class RunRecord(Struct, kw_only=True):
     config: RunConfig
     forked_from: str = ""
     """Folder with the adapter whose weights the run starts from; empty for the usual start."""
+    origins: dict[str, str] = {}
+    """Where the value of each setting that is no default comes from, in words: a flag, a file and its line …"""
     extended: bool = False
     """The run has been given its present end by an extend: checkpoints from before it have another."""
 
@@ -81,7 +83,9 @@ class RunDirectory:
         self.last_adapter = self.path / "adapter-last"
 
     @classmethod
-    def create(cls, config: RunConfig, kind: str = "train", forked_from: str = "") -> RunDirectory:
+    def create(
+        cls, config: RunConfig, kind: str = "train", forked_from: str = "", origins: dict[str, str] | None = None
+    ) -> RunDirectory:
         """Make the directory of a new run under ``config.output_dir``.
 
         Raises:
@@ -92,7 +96,14 @@ class RunDirectory:
         try:
             directory.path.mkdir(parents=True)
             directory._write_record(
-                RunRecord(run_id=run_id, kind=kind, created=time.time(), config=config, forked_from=forked_from)
+                RunRecord(
+                    run_id=run_id,
+                    kind=kind,
+                    created=time.time(),
+                    config=config,
+                    forked_from=forked_from,
+                    origins=origins or {},
+                )
             )
             directory.ensure_control()
         except OSError as error:
@@ -220,6 +231,7 @@ class RunDirectory:
                 created=started.time,
                 config=msgspec.convert(started.config, RunConfig),
                 forked_from=started.forked_from,
+                origins=started.origins,
             )
         except (ValueError, InvalidSettingError) as error:
             what = f"{self.record} is missing, and the settings in {self.journal} cannot be used: {error}"

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import msgspec
 
+from backprop.core.definition import config_from
 from backprop.core.errors import EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
-from backprop.core.settings import RunConfig, config_from
+from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
@@ -194,18 +195,23 @@ def _works_on(pid: int, directory: RunDirectory) -> bool:
 
 
 def start(
-    config: RunConfig, kind: str = "train", forked_from: str = "", warm: WarmEngine | None = None
+    config: RunConfig,
+    kind: str = "train",
+    forked_from: str = "",
+    origins: dict[str, str] | None = None,
+    warm: WarmEngine | None = None,
 ) -> EngineClient:
     """Make a run directory and start its engine.
 
     Args:
+        origins: where each setting's value comes from.
         forked_from: a folder with an adapter to start from, instead of a fresh one.
         warm: an engine that was started ahead, to do it where it is still there.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    return launch(RunDirectory.create(config, kind, forked_from), "start", warm=warm)
+    return launch(RunDirectory.create(config, kind, forked_from, origins), "start", warm=warm)
 
 
 def resume(path: Path) -> EngineClient:

@@ -38,6 +38,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             resumed_from=start.resumed_from,
             environment=environment(),
             forked_from=record.forked_from,
+            origins=record.origins,
         )
     )
     for note in start.notes:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from backprop.core import events
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
-from backprop.core.settings import RunConfig, held_out_file
+from backprop.core.locate import held_out_file
+from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data.split import held_out_rows
 from backprop.fetch import datasets

@@ -1,0 +1,413 @@
+"""What is known of every setting, read once from the fields of ``RunConfig`` and ``AppConfig``: ``settings()``.
+
+How a screen uses it, and ``core.resolve`` and ``core.saved_settings`` beside it:
+
+    for setting in settings().values():            # in the order in which people meet them
+        setting.section, setting.common            # SECTIONS has each section's meaning; common ones come first
+        setting.help, setting.unit, setting.range  # "at least 1"; setting.choices where there are words to choose from
+        setting.default, setting.rule              # the rule in words where the default is chosen when a run starts
+    setting.parse("1e-4")                          # the value of a text, or InvalidSettingError: as one types
+
+    found = resolve({"learning_rate": "1e-4", "data": "rows.jsonl"}, kind="screen", file="my-configuration")
+    found.values["steps"], found.origins["steps"]  # every setting, and where its value comes from: str() for people
+    found.errors                                   # all at once; error.details["field"] names the setting
+    config = found.config()                        # a RunConfig; core.locate.locate(config) finds its files
+
+    names(), load(name), save(name, values, replace=True), delete(name)        # core.saved_settings: named ones
+    cli.options.command_line(config)               # the command that gives the same run here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct, inspect
+
+from backprop.core.errors import InvalidSettingError
+from backprop.core.settings import AppConfig, RunConfig, shown, unwritable
+
+PREFIX = "BACKPROPAGATE_"
+Kind = Literal["switch", "value", "list", "repeated", "pairs"]
+
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(inf|nan|infinity)", re.IGNORECASE)
+_SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_LONGEST_NAME = 120
+
+OTHERS = {
+    "per_device_train_batch_size": "batch_size",
+    "micro_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "iters": "steps",
+    "max_samples": "samples",
+    "max_train_samples": "samples",
+    "lr": "learning_rate",
+    "lr_scheduler": "scheduler",
+    "lr_scheduler_type": "scheduler",
+    "num_warmup_steps": "warmup_steps",
+    "max_length": "max_seq_length",
+    "max_seq_len": "max_seq_length",
+    "sequence_len": "max_seq_length",
+    "cutoff_len": "max_seq_length",
+    "sample_packing": "packing",
+    "lora_rank": "lora_r",
+    "rank": "lora_r",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "dataset": "data",
+    "dataset_name": "data",
+    "dataset_path": "data",
+    "train_file": "data",
+    "datasets": "data",
+    "val_set_size": "held_out",
+    "eval_dataset": "held_out",
+    "test_size": "held_out",
+    "logging_level": "log_level",
+    "gradient_clipping": "max_grad_norm",
+    "output": "output_dir",
+    "save_total_limit": "keep_best",
+    "assistant_only_loss": "train_on_responses",
+    "completion_only_loss": "train_on_responses",
+    "train_on_inputs": "train_on_responses",
+    "use_gradient_checkpointing": "gradient_checkpointing",
+    "random_seed": "seed",
+    "finetuning_type": "mode",
+    "adapter": "mode",
+    "device": "backend",
+}
+"""What transformers, TRL, axolotl, LLaMA-Factory, mlx-lm and Unsloth call a setting, and what it is called here."""
+
+
+class Setting(Struct, frozen=True, kw_only=True):
+    """One setting: what it means, what it takes, and how it is written in each place.
+
+    ``kind``: a ``switch`` is on or off; a ``value`` one text or number; a ``list`` names; ``repeated`` texts, each with
+    a flag of its own; ``pairs`` are ``a=b``.
+    """
+
+    name: str
+    section: str
+    """One of ``SECTIONS``; empty for a setting of the program."""
+    key: str
+    """Its name within the section."""
+    help: str
+    kind: Kind
+    type: Any
+    choices: tuple[str, ...]
+    numbers: tuple[type, ...]
+    range: str
+    """What numbers it takes, in words: ``at least 1``."""
+    unit: str
+    default: Any
+    rule: str
+    """How the value is chosen where none is given, in words; empty where the default is the value."""
+    nullable: bool
+    common: bool
+    """People change it often."""
+    per_run: bool
+    """It is given anew for every run, on the command line or beside it: never by a file that is read unasked."""
+    flags: tuple[str, ...]
+
+    @property
+    def flag(self) -> str:
+        """The flag that a message names: ``--lr`` for ``learning_rate``, ``--no-packing`` for ``packing``."""
+        return self.off if self.default is True else self.flags[0] if self.flags else ""
+
+    @property
+    def off(self) -> str:
+        """The flag that turns a switch off; empty where there is none."""
+        return f"--no-{self.flags[0][2:]}" if self.kind == "switch" and self.default is not False else ""
+
+    @property
+    def path(self) -> str:
+        """Its place in a settings file: ``training.learning_rate``."""
+        return f"{self.section}.{self.key}" if self.section else self.key
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable: ``BACKPROPAGATE_TRAINING__LEARNING_RATE``."""
+        return PREFIX + self.path.replace(".", "__").upper()
+
+    @property
+    def metavar(self) -> str:
+        """What it takes, in short: ``N|auto``."""
+        parts = [*("N" if number is int else "X" for number in self.numbers), *self.choices]
+        if self.numbers and self.nullable and self.rule:
+            parts.append("auto")
+        if self.kind == "switch":
+            parts = ["true", "false"]
+        fixed = {"pairs": "FIELD=COLUMN", "list": "A,B,…"}.get(self.kind)
+        return fixed or "|".join(parts) or "TEXT"
+
+    @property
+    def shown_default(self) -> str:
+        """The default for people: a value, or the rule that chooses one; empty for what is simply not there."""
+        if self.rule:
+            return f"by rule: {self.rule}"
+        if self.default in (None, [], {}) or self.name == "data":
+            return ""
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+    def parse(self, given: Any, label: str = "") -> Any:
+        """The value that was given, as text or as a plain value, checked.
+
+        Args:
+            given: a text is read as this setting's kind: ``"false"`` is false, ``"1E-4"`` a number. ``auto`` leaves the
+                choice to the rule, ``none`` takes an optional number away.
+            label: what a message calls the setting: a flag, a variable, a place in a file.
+
+        Raises:
+            InvalidSettingError: it is none of the setting's choices, no number where one is needed, or out of range.
+        """
+        label = label or self.name
+        value = self._read(_plain(given), label)
+        problem = unwritable(value)
+        if not problem:
+            try:
+                return msgspec.convert(value, self.type)
+            except msgspec.ValidationError as error:
+                text, _, place = str(error).partition(" - at `$")
+                problem = f"{text[0].lower()}{text[1:]}"
+                if not place:
+                    problem += f", not {shown(value)}"
+        raise self._error(f"{label}: {problem}")
+
+    def _read(self, given: Any, label: str) -> Any:
+        if self.kind == "pairs" and isinstance(given, list | tuple):
+            return dict(self._pair(each, label) for each in given)
+        if self.kind in ("list", "repeated") and isinstance(given, list | tuple):
+            return list(given)
+        if not isinstance(given, str):
+            return given
+        match self.kind:
+            case "switch":
+                if given.lower() in _SWITCH:
+                    return _SWITCH[given.lower()]
+            case "pairs" if given.startswith("{"):
+                return _json(given)
+            case "pairs":
+                return dict(self._pair(part, label) for part in given.split(","))
+            case "list" | "repeated" if given.startswith("["):
+                return _json(given)
+            case "repeated":
+                return [given]
+        if self.nullable and given == ("auto" if self.rule else "none") and (self.numbers or self.kind != "value"):
+            return None
+        if self.kind == "list":
+            return [part.strip() for part in given.split(",") if part.strip()]
+        for number in self.numbers:
+            # Only 0 to 9 are digits here: what Python also takes (1_000, Arabic digits, blanks) is more likely a slip.
+            with contextlib.suppress(ValueError):
+                if _NUMBER.fullmatch(given):
+                    return number(given)
+        if given in self.choices or not (self.choices or self.numbers or self.kind == "switch"):
+            return given
+        near = difflib.get_close_matches(given, self.choices, n=1)
+        words = ["true", "false"] if self.kind == "switch" else self.choices
+        wanted = " or ".join([*("a whole number" if n is int else "a number" for n in self.numbers), *words])
+        raise self._error(f"{label} takes {wanted}, not {shown(given)}", f"did you mean {near[0]}?" if near else "")
+
+    def _pair(self, text: Any, label: str) -> tuple[str, str]:
+        name, equals, column = text.partition("=") if isinstance(text, str) else ("", "", "")
+        if not (equals and name.strip() and column.strip()):
+            raise self._error(
+                f"{label} takes FIELD=COLUMN, not {shown(text)}", f"for instance {self.flags[0]} instruction=question"
+            )
+        return name.strip(), column.strip()
+
+    def _error(self, message: str, hint: str = "") -> InvalidSettingError:
+        limits = f" ({self.range})" if self.range else ""
+        return InvalidSettingError(
+            message, hint=hint or f"{self.name}: {self.help}{limits}", details={"field": self.name}
+        )
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text  # which is then no list or object
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # Scalars of numpy, torch and their like are no numbers to a decoder.
+    scalar = getattr(value, "item", None)
+    return scalar() if callable(scalar) and getattr(value, "shape", None) == () else value
+
+
+@functools.cache
+def settings() -> dict[str, Setting]:
+    """Every setting of a run by its name, in the order of ``RunConfig``."""
+    return _read(RunConfig)
+
+
+@functools.cache
+def all_settings() -> dict[str, Setting]:
+    """Those of a run, and those of the program (``AppConfig``)."""
+    return {**settings(), **_read(AppConfig)}
+
+
+def _read(kind: type[Struct]) -> dict[str, Setting]:
+    info = inspect.type_info(kind)
+    assert isinstance(info, inspect.StructType)
+    types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    return {field.name: _setting(field, types[field.name]) for field in info.fields}
+
+
+def _setting(field: inspect.Field, kind: Any) -> Setting:
+    extra, meaning = _meta(field.type)
+    parts = [_bare(part) for part in getattr(_bare(field.type), "types", (_bare(field.type),))]
+    default = None if field.required else field.default
+    if field.default_factory is not msgspec.NODEFAULT:
+        default = field.default_factory()
+    form: Kind = "value"
+    if any(isinstance(part, inspect.BoolType) for part in parts):
+        form = "switch"
+    elif any(isinstance(part, inspect.DictType) for part in parts):
+        form = "pairs"
+    elif any(isinstance(part, inspect.ListType) for part in parts):
+        # A list that is empty unless given holds sentences; one that is open (None) holds names.
+        form = "list" if default is None else "repeated"
+    numbers = {inspect.IntType: int, inspect.FloatType: float}
+    section = extra.get("section", "run")
+    return Setting(
+        name=field.name,
+        section=section,
+        key=extra.get("key") or field.name.removeprefix(f"{section}_"),
+        help=meaning,
+        kind=form,
+        type=kind,
+        choices=tuple(str(v) for part in parts if isinstance(part, inspect.LiteralType) for v in part.values),
+        numbers=tuple(numbers[type(part)] for part in parts if type(part) in numbers),
+        range=", ".join(filter(None, map(_limits, parts))),
+        unit=extra.get("unit", ""),
+        default=default,
+        rule=extra.get("rule", ""),
+        nullable=any(isinstance(part, inspect.NoneType) for part in parts),
+        common=extra.get("common", False),
+        per_run=extra.get("per_run", False),
+        flags=extra.get("flags") or ("--" + field.name.replace("_", "-"),),
+    )
+
+
+def _bare(kind: inspect.Type) -> inspect.Type:
+    return _bare(kind.type) if isinstance(kind, inspect.Metadata) else kind
+
+
+def _meta(kind: inspect.Type) -> tuple[dict[str, Any], str]:
+    assert isinstance(kind, inspect.Metadata)
+    return kind.extra or {}, (kind.extra_json_schema or {}).get("description", "")
+
+
+def _limits(kind: inspect.Type) -> str:
+    """What numbers a type takes: ``at least 16``, ``above 0, at most 1``."""
+    if not isinstance(kind, inspect.IntType | inspect.FloatType):
+        return ""
+    words = (("at least", kind.ge), ("above", kind.gt), ("at most", kind.le), ("below", kind.lt))
+    return ", ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+
+
+def nearest(text: str, among: Iterable[Setting] | None = None) -> Setting | None:
+    """The setting that a wrong name most likely means: other trainers' names, another spelling or place, a typo."""
+    known = list(all_settings().values() if among is None else among)
+    plain = re.split(r"\.|__", text[:_LONGEST_NAME].lower().removeprefix(PREFIX.lower()).lstrip("-"))[-1]
+    plain = plain.replace("-", "_")
+    by_name: dict[str, Setting] = {}
+    for setting in known:
+        for name in (setting.name, setting.key):
+            by_name.setdefault(name, setting)
+    others = {name: by_name[ours] for name, ours in OTHERS.items() if ours in by_name}
+    if found := by_name.get(plain) or others.get(plain):
+        return found
+    near = difflib.get_close_matches(plain, [*by_name, *others], n=1)
+    return {**others, **by_name}[near[0]] if near else None
+
+
+def find(name: str) -> Setting:
+    """The setting that a person names: ``learning_rate`` or ``training.learning_rate``.
+
+    Raises:
+        InvalidSettingError: there is none; the nearest is named.
+    """
+    for setting in all_settings().values():
+        if name in (setting.name, setting.path):
+            return setting
+    near = nearest(name)
+    raise InvalidSettingError(
+        f"there is no setting {shown(name)}",
+        hint=f"did you mean {near.path}?" if near else "`backprop config` lists every setting",
+        details={"field": name[:_LONGEST_NAME]},
+    )
+
+
+def unknown(name: str) -> InvalidSettingError:
+    """The error for a name that the library does not know."""
+    setting = nearest(name, settings().values())
+    return InvalidSettingError(
+        f"unknown setting {shown(name)}",
+        hint=f"did you mean {setting.name!r}?" if setting else "`backprop config` lists the settings",
+        details={"field": name[:_LONGEST_NAME]},
+    )
+
+
+def require_all(errors: list[Any]) -> None:
+    """Raise what is wrong: the one error, or all of them as one.
+
+    Raises:
+        BackpropError: of the class of the first one.
+    """
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = [error.message + (f" ({error.hint})" if error.hint else "") for error in errors]
+        raise type(errors[0])(
+            f"{len(errors)} things are wrong:\n" + "\n".join(f"  {line}" for line in lines),
+            hint="`backprop config` shows every setting with its range",
+            details={**errors[0].details, "errors": [error.to_dict() for error in errors]},
+        )
+
+
+def config_from(values: Mapping[str, Any]) -> RunConfig:
+    """Build a configuration from plain values. Paths may be ``os.PathLike``, numbers those of numerical libraries.
+
+    Raises:
+        InvalidSettingError: unknown names (with the nearest known ones) or values outside their range, all at once.
+    """
+    known, found, errors = settings(), {}, []
+    for name, value in values.items():
+        try:
+            if name not in known:
+                raise unknown(str(name))
+            found[name] = known[name].parse(value)
+        except InvalidSettingError as error:
+            errors.append(error)
+    if found.get("steps") is not None and found.get("epochs") is not None:
+        errors.append(two_lengths())
+    require_all(errors)
+    if "data" not in found:
+        raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
+    return RunConfig(**found)
+
+
+def two_lengths(steps: str = "steps", epochs: str = "epochs") -> InvalidSettingError:
+    """The error for a length that was given twice, at the places named."""
+    return InvalidSettingError(
+        f"{steps} and {epochs} were both given", hint="give one of --steps and --epochs", details={"field": "epochs"}
+    )

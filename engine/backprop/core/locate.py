@@ -1,0 +1,103 @@
+"""Where the files are that settings name: paths made absolute, and what is not there said before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from pathlib import Path
+
+import msgspec
+
+from backprop.core.datasets import is_hub_name
+from backprop.core.errors import DatasetNotFoundError, InputError
+from backprop.core.paths import expand
+from backprop.core.presets import MODEL_PRESETS
+from backprop.core.settings import RunConfig, shown
+
+
+def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
+    """Make the paths of a configuration absolute: the engine and whoever looks at the run may stand elsewhere.
+
+    The name of a dataset on the Hugging Face Hub stays as it is: the engine fetches it. With ``rows_in_memory`` the
+    data is no file yet, and is left alone.
+
+    Raises:
+        DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
+    """
+    changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
+    if not rows_in_memory:
+        data = _expand("data", config.data)
+        if _is_file(data):
+            changes["data"] = str(data)
+        elif not is_hub_name(config.data):
+            raise _no_data(data, "data")
+    held_out = held_out_file(config.held_out)
+    if held_out is not None:
+        if not _is_file(held_out):
+            raise _no_data(held_out, "held_out")
+        changes["held_out"] = str(held_out)
+    return msgspec.structs.replace(config, **changes)
+
+
+def locate_model(name: str) -> str:
+    """The absolute path of a model's folder; a preset, or a name on the Hugging Face Hub, as it is.
+
+    Raises:
+        InputError: the path begins in the home directory of somebody unknown.
+    """
+    if name in MODEL_PRESETS:
+        return name
+    folder = _expand("model", name)
+    return str(folder) if folder.is_dir() else name
+
+
+def held_out_file(held_out: str) -> Path | None:
+    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number.
+
+    Raises:
+        InputError: the path begins in the home directory of somebody unknown.
+    """
+    if held_out in ("auto", "none"):
+        return None
+    try:
+        float(held_out)
+    except ValueError:
+        return _expand("held_out", held_out)
+    return None
+
+
+def _expand(setting: str, text: str) -> Path:
+    details = {"field": setting}
+    try:
+        path = expand(text)
+        if setting != "output_dir":  # which is refused when a run is made in it
+            path.stat()
+    except InputError as error:
+        raise InputError(f"{setting}: {error.message}", hint=error.hint, details=details) from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            why = f"a name is longer than the file system allows: {shown(text)}"
+            raise InputError(f"{setting}: {why}", hint="shorten it", details=details) from None
+    return path
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _no_data(data: Path, field: str) -> DatasetNotFoundError:
+    details = {"path": str(data), "field": field}
+    if data.is_dir():
+        hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
+        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
+    if data.exists():
+        hint = "it would have to be read twice: write it into a file first"
+        return DatasetNotFoundError(f"{data} is a pipe or a device, not a file", hint=hint, details=details)
+    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
+    near = difflib.get_close_matches(data.name, beside, n=1)
+    what = "dataset" if field == "data" else "file of held-out rows"
+    hint = f"did you mean {data.parent / near[0]}?" if near else f"look at the path of the {what}"
+    return DatasetNotFoundError(f"there is no {what} {data}", hint=hint, details=details)

@@ -1,0 +1,138 @@
+"""From every source to one value for each setting, with the place that it comes from. See ``core.definition``.
+
+The weakest first: defaults, the user's settings file, ``.env`` of the working directory, environment variables, a
+configuration that was named (a file, or a saved one), and what was given directly: flags, a screen, the library's
+arguments. A training preset stands just below the other values of the source that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from backprop.core.definition import all_settings, require_all, settings, two_lengths, unknown
+from backprop.core.errors import BackpropError, InvalidSettingError
+from backprop.core.presets import training_preset
+from backprop.core.settings import RunConfig, override
+from backprop.core.settings_sources import Given, Kind, Source, read_dotenv, read_environment, read_settings_file
+
+
+class Origin(Struct, frozen=True):
+    """Where a value comes from: the kind of source, the place in it, a rule's reason. ``str()`` is for people."""
+
+    kind: Kind
+    place: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        where = self.place or self.kind
+        return f"{where}: {self.reason}" if self.reason else where
+
+
+class Resolution(Struct):
+    """Every setting's value and origin, those of the program too, and all that is wrong."""
+
+    values: dict[str, Any]
+    origins: dict[str, Origin]
+    errors: list[BackpropError]
+
+    def given(self) -> dict[str, Any]:
+        """The values of a run's settings that somebody gave: no defaults."""
+        return {name: self.values[name] for name in settings() if self.origins[name].kind != "default"}
+
+    def config(self) -> RunConfig:
+        """The configuration of a run.
+
+        Raises:
+            BackpropError: something is wrong; all of it is named.
+            InvalidSettingError: there is no data.
+        """
+        require_all(self.errors)
+        if not self.values["data"]:
+            raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
+        return RunConfig(**{name: self.values[name] for name in settings()})
+
+    def notes(self) -> dict[str, str]:
+        """Where each value comes from that is no default, as a run keeps it."""
+        return {name: str(self.origins[name]) for name in settings() if self.origins[name].kind != "default"}
+
+
+def standing() -> list[Source]:
+    """The sources that are read without being named, the weakest first."""
+    return [read_settings_file(), read_dotenv(), read_environment()]
+
+
+def direct(given: Mapping[str, Any], kind: Kind) -> Source:
+    """What was given directly: by flags, on a screen, as the library's arguments. ``preset`` may be among it."""
+    source = Source.empty(kind)
+    for name, value in given.items():
+        setting = all_settings().get(name)
+        place = (setting.flag if setting else f"--{name}") if kind == "flag" else kind
+        label = place if kind == "flag" else str(name)
+        if name == "preset":
+            source.preset = Given(value, place, label)
+        elif setting is None:
+            source.errors.append(unknown(str(name)))
+        else:
+            source.given[name] = Given(value, place, label)
+    return source
+
+
+def resolve(
+    given: Mapping[str, Any] | None = None,
+    *,
+    kind: Kind = "flag",
+    file: str | Path | None = None,
+    unasked: bool = True,
+) -> Resolution:
+    """Every setting, from all sources.
+
+    Args:
+        given: what the person gave directly, texts or plain values, by the settings' names.
+        kind: what ``given`` is: ``flag``, ``screen`` or ``argument``.
+        file: a configuration: the path of a file, or the name of a saved one.
+        unasked: read the settings file, ``.env`` and the environment too.
+    """
+    from backprop.core.saved_settings import read_configuration
+
+    sources = standing() if unasked else []
+    if file is not None:
+        sources.append(read_configuration(file))
+    return merge([*sources, direct(given or {}, kind)])
+
+
+def merge(sources: list[Source]) -> Resolution:
+    """The sources on top of each other, the last one nearest to the person."""
+    values = {name: setting.default for name, setting in all_settings().items()}
+    origins = {name: Origin("default", reason=setting.rule) for name, setting in all_settings().items()}
+    errors: list[BackpropError] = []
+    for source in sources:
+        errors += source.errors
+        if source.preset is not None:
+            place = source.preset.place
+            try:
+                preset = training_preset(source.preset.value, source.preset.label)
+            except InvalidSettingError as error:
+                errors.append(error)
+            else:
+                _put(values, origins, preset.settings(), Origin("preset", f"preset {source.preset.value} ({place})"))
+        found: dict[str, Any] = {}
+        for name, each in source.given.items():
+            try:
+                found[name] = all_settings()[name].parse(each.value, each.label)
+            except InvalidSettingError as error:
+                errors.append(error)
+        if found.get("steps") is not None and found.get("epochs") is not None:
+            errors.append(two_lengths(source.given["steps"].label, source.given["epochs"].label))
+        for name, value in override({}, found).items():
+            origin = Origin(source.kind, source.given[name].place) if name in found else Origin("default")
+            values[name], origins[name] = value, origin
+    return Resolution(values, origins, errors)
+
+
+def _put(values: dict[str, Any], origins: dict[str, Origin], found: dict[str, Any], origin: Origin) -> None:
+    for name, value in found.items():
+        values[name], origins[name] = value, origin

@@ -1,0 +1,291 @@
+"""Settings as they are written down: TOML and JSON files, ``.env``, environment variables. Each with its place.
+
+A file has a table for each section (``[training]`` with ``learning_rate = 1e-4``), and may have settings by their full
+names above the first table (``learning_rate = 1e-4``). Everything that is wrong is collected, not raised: a person
+mends several lines at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from backprop.core.definition import PREFIX, Setting, all_settings, nearest
+from backprop.core.errors import BackpropError, InputError, InvalidSettingError
+from backprop.core.files import read_regular, too_deep
+from backprop.core.paths import config_dir
+from backprop.core.settings import SECTIONS, shown
+
+Kind = Literal[
+    "default",
+    "settings file",
+    ".env",
+    "environment",
+    "configuration",
+    "preset",
+    "flag",
+    "argument",
+    "screen",
+    "rule",
+    "run",
+]
+"""Where a value can come from, the weakest first. ``run``: from the run that this one continues or was made from."""
+FORMAT = 1
+"""Version of the form of settings files. One without a version is of this one."""
+NOT_A_SETTING = frozenset({"version", "preset"})
+_OURS = re.compile(r"BACKPROP[A-Z]*_", re.IGNORECASE)
+_OTHER_FORMS = {".yaml": "YAML", ".yml": "YAML", ".ini": "INI", ".py": "Python"}
+
+
+class Given(Struct, frozen=True):
+    """One value as it was written, and where: ``place`` is for people (``x.toml:3``), ``label`` begins a message."""
+
+    value: Any
+    place: str
+    label: str
+
+
+class Source(Struct):
+    """What one source gives: the values by setting, a training preset, and what is wrong in it."""
+
+    kind: Kind
+    given: dict[str, Given]
+    errors: list[BackpropError]
+    preset: Given | None = None
+
+    @classmethod
+    def empty(cls, kind: Kind) -> Source:
+        """A source that gives nothing."""
+        return cls(kind, {}, [])
+
+    def add(self, setting: Setting, given: Given) -> None:
+        """Take a value; a second one for the same setting is an error."""
+        if (before := self.given.get(setting.name)) is not None:
+            self.errors.append(
+                InvalidSettingError(
+                    f"{given.label}: {setting.name} is given twice, also at {before.place}",
+                    hint="remove one of the two",
+                    details={"field": setting.name},
+                )
+            )
+        elif setting.per_run and self.kind in ("settings file", ".env", "environment"):
+            self.errors.append(
+                InvalidSettingError(
+                    f"{given.label}: {setting.name} is taken from the command line alone, or a file that it names",
+                    hint=f"remove it here, and give {setting.flag} with the model that is trusted",
+                    details={"field": setting.name},
+                )
+            )
+        else:
+            self.given[setting.name] = given
+
+
+def settings_file() -> Path:
+    """The user's own settings; the program writes it only for ``config set`` and ``unset``."""
+    return config_dir() / "settings.toml"
+
+
+def read_settings_file() -> Source:
+    """The user's settings file; nothing where there is none."""
+    path = settings_file()
+    return read_file(path, "settings file") if os.path.lexists(path) else Source.empty("settings file")
+
+
+def read_file(path: Path, kind: Kind) -> Source:
+    """The settings in a TOML or JSON file, by its ending."""
+    source = Source.empty(kind)
+    try:
+        values, line_of = _parsed(path)
+    except BackpropError as error:
+        source.errors.append(error)
+        return source
+    version = values.get("version", FORMAT)
+    if version != FORMAT:
+        hint = "use the version of backprop that wrote it"
+        if isinstance(version, bool) or not isinstance(version, int) or version < FORMAT:
+            hint = f"the version of this form is {FORMAT}"
+        source.errors.append(InputError(f"{_place(path, line_of('version'))}: version {shown(version)}", hint=hint))
+        return source
+    for keys, value in _flat(values):
+        _take(source, keys, value, _place(path, line_of(*keys)))
+    return source
+
+
+def _flat(values: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every setting's path and value. What looks like a section and is none is given as a whole."""
+    for key, value in values.items():
+        if key in SECTIONS and isinstance(value, dict):
+            yield from (((key, inner), each) for inner, each in value.items())
+        else:
+            yield (key,), value
+
+
+def _take(source: Source, keys: tuple[str, ...], value: Any, place: str) -> None:
+    """Add what a file says at ``keys`` to ``source``, or why it cannot be."""
+    written = ".".join(keys)
+    if keys == ("version",):
+        return
+    if keys == ("preset",):
+        source.preset = Given(value, place, f"{place}: preset")
+        return
+    by_path = {setting.path: setting for setting in all_settings().values()}
+    setting = by_path.get(written) if len(keys) > 1 or "." in written else all_settings().get(written)
+    given = Given(value, place, f"{place}: {setting.name if setting else ''}")
+    if setting is not None:
+        source.add(setting, given)
+        return
+    if len(keys) == 1 and isinstance(value, dict):
+        names = {_plain(name): name for name in SECTIONS}
+        near = names.get(_plain(written)) or _close(written, SECTIONS)
+        hint = f"did you mean [{near}]?" if near else f"the sections are {', '.join(SECTIONS)}"
+        what = f"there is no section {shown(written)}"
+    else:
+        what = f"unknown setting {shown(keys[-1])}" + (f" in [{keys[0]}]" if len(keys) > 1 else "")
+        hint = _hint(written, _in_file)
+    source.errors.append(InvalidSettingError(f"{place}: {what}", hint=hint, details={"field": written, "place": place}))
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace("-", "_")
+
+
+def _close(text: str, names: Any) -> str:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(text[:80], names, n=1)), "")
+
+
+def _in_file(setting: Setting) -> str:
+    return f"{setting.key} in [{setting.section}]" if setting.section else f"{setting.key}, above the first section"
+
+
+def _hint(written: str, shown_as: Callable[[Setting], str]) -> str:
+    near = nearest(written)
+    return f"did you mean {shown_as(near)}?" if near else "`backprop config` lists every setting"
+
+
+def _place(path: Path, line: int) -> str:
+    return f"{path}:{line}" if line else str(path)
+
+
+def _parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
+    """What a file holds, and the line at which a path of keys stands in it (0 where that is not found).
+
+    Raises:
+        InputError: the file is missing, not readable, or holds no table of settings.
+    """
+    try:
+        content = read_regular(path)
+        if too_deep(content):
+            raise ValueError("it is nested deeper than settings are")
+        text = content.decode("utf-8-sig")
+        if path.suffix.lower() in _OTHER_FORMS:
+            raise ValueError(f"{_OTHER_FORMS[path.suffix.lower()]} is not read")
+        if path.suffix.lower() == ".toml":
+            import tomllib
+
+            return tomllib.loads(text), lambda *keys: _toml_line(text, keys)
+        values = json.loads(text, object_pairs_hook=_once)
+    except FileNotFoundError:
+        raise InputError(f"there is no settings file {path}", hint="look at the path after --config") from None
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read: {why}", hint="settings are in a TOML or JSON file") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no settings", hint='a JSON object such as {"steps": 100}')
+    return values, lambda *keys: _json_line(text, keys)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return values
+
+
+def _toml_line(text: str, keys: tuple[str, ...]) -> int:
+    section: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
+            section = _dotted(header[1])
+            if tuple(section[: len(keys)]) == keys:
+                return number
+        elif (key := re.match(r"""\s*([\w\-."' ]+?)\s*=""", line)) and (
+            tuple([*section, *_dotted(key[1])][: len(keys)]) == keys
+        ):
+            return number
+    return 0
+
+
+def _dotted(text: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in text.split(".")]
+
+
+def _json_line(text: str, keys: tuple[str, ...]) -> int:
+    position = 0
+    for key in keys:
+        found = re.compile(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:").search(text, position)
+        if found is None:
+            return 0
+        position = found.start()
+    return text.count("\n", 0, position) + 1
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Source:
+    """Settings from environment variables; an empty one gives nothing."""
+    source = Source.empty("environment")
+    for name, value in sorted((os.environ if variables is None else variables).items()):
+        _take_variable(source, name, value, name)
+    return source
+
+
+def _take_variable(source: Source, name: str, value: str, place: str) -> None:
+    if not _OURS.match(name):
+        return
+    if name == f"{PREFIX}PRESET":
+        source.preset = Given(value, place, place) if value else None
+        return
+    setting = {each.variable: each for each in all_settings().values()}.get(name)
+    if setting is None:
+        hint = _hint(name, lambda near: near.variable)
+        source.errors.append(
+            InvalidSettingError(
+                f"{place}: there is no setting {shown(name)}", hint=hint, details={"field": name, "place": place}
+            )
+        )
+    elif value:
+        source.add(setting, Given(value, place, place))
+
+
+def read_dotenv(folder: Path | None = None) -> Source:
+    """Settings from ``.env`` in a folder, the working directory unless one is named; other variables are not read."""
+    source = Source.empty(".env")
+    try:
+        path = (folder or Path.cwd()) / ".env"
+        if not path.is_file():
+            return source
+        lines = read_regular(path).decode("utf-8-sig", "surrogateescape").splitlines()
+    except FileNotFoundError:  # the working directory is gone
+        return source
+    except (OSError, ValueError) as error:
+        source.errors.append(InputError(f".env cannot be read: {error}", hint="look at its permissions"))
+        return source
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.strip().removeprefix("export ").partition("=")
+        if equals and not name.startswith("#"):
+            _take_variable(source, name.strip(), _unquoted(value.strip()), f"{path}:{number}")
+    return source
+
+
+def _unquoted(text: str) -> str:
+    """A value without its quotes, or without the comment after it."""
+    if quoted := re.match(r"""(["'])(.*?)\1\s*(#.*)?$""", text):
+        return quoted[2]
+    return re.sub(r"(^|\s+)#.*$", "", text)
