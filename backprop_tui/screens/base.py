@@ -7,10 +7,10 @@ one method of Textual's compositor; the rest of it is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from backprop.runs.engine_client import EngineClient
 from rich.console import Console
@@ -33,6 +33,13 @@ class OpenRun(Message):
     begin: Callable[[], EngineClient]
     path: Path | None = None
     """The directory of a run that exists."""
+
+
+@dataclass
+class ConfigureRun(Message):
+    """Configure a new run on the Configure screen, beginning with these values of settings."""
+
+    values: Mapping[str, Any]
 
 
 class BaseScreen(Screen[None]):
@@ -74,6 +81,10 @@ class BaseScreen(Screen[None]):
         left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
         more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
         return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Begin anew with what another screen asks for."""
+        raise NotImplementedError
 
     def action_back(self) -> Awaitable[None] | None:
         """Escape: one layer out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from backprop.core.definition import settings
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
@@ -17,7 +18,7 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
 from backprop_tui.screens.dialogs import Question, deleting
 from backprop_tui.text import Row, from_home
 from backprop_tui.widgets.bars import Bar
@@ -31,10 +32,11 @@ KEYS = (
     Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
     Key("o", "o", "sort", "sort", "sort by the next column", 3),
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
+    Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("x,delete", "x", "delete", "delete", "delete a run that is over (asks first)", 4),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
-NEED_RUN = ("open", "resume", "filter", "sort", "delete")
+NEED_RUN = ("open", "resume", "filter", "sort", "configure", "delete")
 """Actions that need a run in the list."""
 
 LOOK_AGAIN = 2.0
@@ -198,6 +200,18 @@ class RunsScreen(BaseScreen):
     def action_resume(self) -> None:
         if self.chosen_path:
             self.post_message(OpenRun(partial(engine_client.resume, Path(self.chosen_path))))
+
+    def action_configure(self) -> None:
+        """Go to the Configure screen with the settings of the chosen run that differ from the defaults."""
+        if not self.chosen_path:
+            return
+        try:
+            config = RunDirectory(Path(self.chosen_path)).find_record().config
+        except RunError as error:
+            self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            return
+        values = {name: getattr(config, name) for name in settings() if name != "run_name"}
+        self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config

@@ -81,7 +81,7 @@ def setting_rows(known: Outlook, width: int) -> list[Row]:
         rows += labelled(f"{'takes':<{_LABEL}}", takes + unit, width)
     if setting.shown_default:
         rows += labelled(f"{'default':<{_LABEL}}", setting.shown_default, width)
-    if known.origin is not None and known.origin.kind != "default":
+    if known.origin is not None and known.origin.kind not in ("default", "screen"):
         rows += labelled(f"{'is from':<{_LABEL}}", str(known.origin), width)
     return rows
 

@@ -1,4 +1,4 @@
-"""The rows that a configuration names, counted in the background with its model's tokenizer."""
+"""What a configuration's rows and model are known for: counted, or looked up, in the background."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.formats import file_format
 from backprop.data.reader import open_source
 from backprop.data.truncate import CountedLengths, count_lengths
+from backprop.runs.pace import Pace, pace
 
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 
@@ -32,6 +33,8 @@ class Counting:
         self.counted: CountedLengths | None = None
         self.words = ""
         """The data in words, or why it is not counted."""
+        self.pace: Pace | None = None
+        """How fast the model was trained before."""
 
     def look_at(self, config: RunConfig | None) -> None:
         """Count the rows of a located configuration; of none, forget what is known."""
@@ -39,9 +42,13 @@ class Counting:
         if named == self._named:
             return
         self.stop()
+        if named is None or self._named is None or named[2] != self._named[2]:
+            self.pace = None
         self._named, self.counted, self.words = named, None, ""
         if named is None:
             return
+        if self.pace is None:
+            self._tasks.begin("pace", "", lambda _: pace(named[2]), self._take_pace)
         path = config.data if config is not None else ""
         if not Path(path).is_absolute() and is_hub_name(path):
             fetched = find_fetched(path)
@@ -50,7 +57,9 @@ class Counting:
                 return
             path = fetched.path
         _, mapping, model = named
-        self._tasks.begin("count", "counting rows", lambda task: self._count(path, dict(mapping), model, task), self._take)
+        self._tasks.begin(
+            "count", "counting rows", lambda task: self._count(path, dict(mapping), model, task), self._take
+        )
 
     def stop(self) -> None:
         """Count no further; what is known stays."""
@@ -67,15 +76,17 @@ class Counting:
         except ModelLoadError as error:
             return f"{words}; tokens are not counted: {error.message}"
         task.deliver(words)
-        return count_lengths(
-            path, file, tokenizer, progress=task.progress, cancelled=task.stopped, so_far=task.so_far
-        )
+        return count_lengths(path, file, tokenizer, progress=task.progress, cancelled=task.stopped, so_far=task.so_far)
 
     def _take(self, found: object) -> None:
         if isinstance(found, CountedLengths):
             self.counted = found
         else:
             self.words = str(found)
+        self._then()
+
+    def _take_pace(self, found: Pace) -> None:
+        self.pace = found
         self._then()
 
     def failed(self, error: BackpropError) -> None:

@@ -41,6 +41,12 @@ def value_text(setting: Setting, value: Any) -> str:
     return str(value)
 
 
+def changes(resolution: Resolution) -> set[str]:
+    """The settings of a run that were given, and differ from their defaults."""
+    given = resolution.given()
+    return {name for name, value in given.items() if value != settings()[name].default}
+
+
 class SettingsForm(ListView):
     """The settings of a resolution; the cursor goes from setting to setting, over the titles."""
 
@@ -80,7 +86,7 @@ class SettingsForm(ListView):
 
     def _changed(self, setting: Setting) -> bool:
         assert self.resolution is not None
-        return self.resolution.origins[setting.name].kind not in ("default", "rule")
+        return setting.name in changes(self.resolution)
 
     @property
     def chosen(self) -> Setting | None:
@@ -100,6 +106,7 @@ class SettingsForm(ListView):
             self.go_to(name)
         elif at is not None:
             self.cursor = at
+            self._show_first_title()
 
     def action_by(self, rows: int) -> None:
         """Move; a title is no place to stay, and at the very top the first one is seen as well."""
@@ -108,7 +115,10 @@ class SettingsForm(ListView):
         while at < self.count - 1 and self.lines[at].setting is None:
             at += step
         self.cursor = at
-        if at == 1:
+        self._show_first_title()
+
+    def _show_first_title(self) -> None:
+        if self.cursor == 1:
             self.bring_into_view(0)
 
     def row_at(self, index: int, width: int) -> Row:
@@ -132,7 +142,7 @@ class SettingsForm(ListView):
             row.append((becomes, "text"))
         else:
             row.append((setting.rule or "–", "muted"))
-        tail = safe(str(origin)) if changed else ""
+        tail = safe(str(origin)) if changed and origin.kind != "screen" else ""
         gap = width - row_width(row) - row_width([(tail, "muted")])
         return [*row, (" " * gap, "text"), (tail, "muted")] if tail and gap > 1 else row
 

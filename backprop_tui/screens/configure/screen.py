@@ -8,7 +8,7 @@ from typing import Any
 
 from backprop.cli.options import command_line
 from backprop.core import saved_settings
-from backprop.core.definition import Setting, settings
+from backprop.core.definition import Setting
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.locate import locate
 from backprop.core.models import known_models, repository_of
@@ -27,20 +27,25 @@ from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.chooser import Choice, Chooser
 from backprop_tui.screens.configure.about import About, Outlook
 from backprop_tui.screens.configure.counting import Counting
-from backprop_tui.screens.configure.form import SettingsForm, value_text
+from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
+from backprop_tui.screens.dialogs import Answer, Question
 from backprop_tui.text import Row, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 
 MISSING = "name a dataset"
+STARTING = (
+    Answer("no", "n", "Wait", "start it when the other one is over"),
+    Answer("start", "s", "Start it beside the other", ""),
+)
 
 
 class ConfigureScreen(BaseScreen):
-    """Every setting with its meaning; the engine is started ahead, so that the first step comes soon after the start."""
+    """Every setting with its meaning. The engine is started ahead: the first step comes soon after the start."""
 
     NAME, KEYS = "configure", KEYS
     BINDINGS = bindings(KEYS)
@@ -84,7 +89,7 @@ class ConfigureScreen(BaseScreen):
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()
-        if self.warm is None:
+        if self.warm is None and not self.living:
             self.warm = WarmEngine()
 
     # The values
@@ -95,7 +100,7 @@ class ConfigureScreen(BaseScreen):
         self._resolve()
 
     def set(self, name: str, value: Any) -> None:
-        """Choose a value, as text or as it is; ``None`` takes the default again. Of two lengths the newer one counts."""
+        """Choose a value, text or not; ``None`` takes the default again. Of steps and epochs the newer one counts."""
         self.given.pop(name, None)
         if value is not None:
             self.given[name] = value
@@ -129,7 +134,7 @@ class ConfigureScreen(BaseScreen):
     # What is shown
 
     def _draw(self) -> None:
-        if self.is_mounted:
+        if self.form.is_attached:
             self.form.show(self.found, self.wrong, self._becomes())
             self._draw_about()
             self.flush()
@@ -146,6 +151,9 @@ class ConfigureScreen(BaseScreen):
             found.command = command_line(config)
             if counted is not None and counted.unit == "tokens":
                 found.plan, found.whole = plan(config, counted, self._batch_size()), counted.whole
+            if found.plan is not None and (pace := self.counting.pace) is not None:
+                found.seconds = found.plan.tokens / pace.tokens_per_second
+                found.pace = f"as fast as run {pace.run_id}"
             found.warnings = warnings(config, found.plan)
         return found
 
@@ -173,7 +181,7 @@ class ConfigureScreen(BaseScreen):
         title: Row = [(" configure ", "strong+bold"), (safe(name), "text")]
         if self.file:
             title.append((f"  {safe(self.file)}", "info"))
-        changed = sum(origin.kind not in ("default", "rule") for origin in map(self.found.origins.get, settings()) if origin)
+        changed = len(changes(self.found))
         title.append((f"  {changed} changed" if changed else "", "muted"))
         self._title.show(title, self.chip())
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
@@ -199,6 +207,12 @@ class ConfigureScreen(BaseScreen):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self.counting.failed(event.error)
+
+    @on(Prompt.Answered)
+    def _answered(self, event: Prompt.Answered) -> None:
+        if event.text is not None:
+            event.then(event.text)
+        self.flush()
 
     @on(ListView.Moved, "#form")
     def _moved(self) -> None:
@@ -266,7 +280,7 @@ class ConfigureScreen(BaseScreen):
         ]
         choices += [Choice(name, name, where) for name, where in known_models()]
         other = "a Hugging Face name, a directory, or words to narrow the list"
-        self.app.push_screen(Chooser("model", choices, other=other), lambda name: name and self.set("model", name))
+        self.app.push_screen(Chooser("model", choices, other=other), partial(self._take_choice, "model"))
 
     def action_unset(self) -> None:
         if self.form.chosen is not None:
@@ -281,19 +295,23 @@ class ConfigureScreen(BaseScreen):
 
     def action_presets(self) -> None:
         choices = [Choice(name, name, preset.remark) for name, preset in TRAINING_PRESETS.items()]
-        self.app.push_screen(Chooser("training preset", choices), lambda name: name and self.set("preset", name))
+        self.app.push_screen(Chooser("training preset", choices), partial(self._take_choice, "preset"))
+
+    def _take_choice(self, name: str, value: str | None) -> None:
+        if value:
+            self.set(name, value)
 
     # Keeping
 
     def action_save(self) -> None:
         self._prompt.ask("Save these settings as", self._save, self.file, help="a name: letters, digits, - and _")
 
-    def _save(self, name: str, *, replace: bool = False) -> None:
+    def _save(self, name: str) -> None:
         if not name:
             return
         values = {each: value for each, value in self.found.given().items() if self.found.origins[each].kind != "run"}
         try:
-            path = saved_settings.save(name, values, replace=replace or name == self.file)
+            path = saved_settings.save(name, values, replace=name == self.file)
         except InputError as error:
             self.notice = f"{error.message}; {error.hint}"
         else:
@@ -333,7 +351,19 @@ class ConfigureScreen(BaseScreen):
             self.form.go_to(name)
             self._draw()
             self.action_change()
-        elif self.config is not None:
-            self.counting.stop()
-            warm, self.warm = self.warm, None
-            self.post_message(OpenRun(partial(engine_client.start, self.config, warm=warm)))
+        elif self.living:
+            text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
+            self.app.push_screen(Question("start", text, STARTING), self._start_beside)
+        else:
+            self._start()
+
+    def _start_beside(self, answer: str | None) -> None:
+        if answer == "start":
+            self._start()
+
+    def _start(self) -> None:
+        assert self.config is not None
+        self.counting.stop()
+        warm, self.warm = self.warm, None
+        begin = partial(engine_client.start, self.config, origins=self.found.notes(), warm=warm)
+        self.post_message(OpenRun(begin))

@@ -23,6 +23,7 @@ KEYS = (
     Key("h", "h", "scores", "hardest", "score each row by the model: the hardest first; enter goes there", 6),
     Key("s", "s", "statistics", "statistics", "what is known of the file as a whole", 6),
     Key("m", "m", "model", "model", "choose the model whose tokens are shown and counted", 6),
+    Key("t", "t", "train", "train", "configure a run on this dataset", 3),
     Key("w", "w", "clean", "write", "write a cleaned copy beside the file (asks first)", 5),
     Key("x", "x", "stop_work", "stop", "stop what runs in the background", 5),
     Key("escape", "esc", "back", "back", "from the pane to the table, then end the search, then the filter", 9),

@@ -72,7 +72,7 @@ def find_tokenizer(name: str) -> Path:
 
 
 def known_models() -> list[tuple[str, str]]:
-    """Name and place of the models on this machine that are no presets: in the working directory, in the hub's cache."""
+    """Name and place of the models on this machine that are no presets: in this directory, in the hub's cache."""
     from huggingface_hub import constants
 
     presets = {preset.repo for preset in MODEL_PRESETS.values()}

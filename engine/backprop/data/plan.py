@@ -5,11 +5,12 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from backprop.core.events import LengthLimit
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data.split import expected_held_out
-from backprop.data.truncate import CountedLengths, LengthLimit
+from backprop.data.truncate import CountedLengths
 
 MANY_PASSES = 5
 """Passes over the data above which a model mostly learns it by heart."""
@@ -81,7 +82,9 @@ def warnings(config: RunConfig, planned: Plan | None) -> list[str]:
     if limit.cut:
         found.append(f"{limit.cut:,} rows are cut at their beginning to {limit.max_length:,} tokens")
     if (planned.unusable or limit.answer_lost) and not config.skip_bad:
-        found.append(f"{planned.unusable + limit.answer_lost:,} rows cannot be used: training stops there without skip_bad")
+        found.append(
+            f"{planned.unusable + limit.answer_lost:,} rows cannot be used: training stops there without skip_bad"
+        )
     if schedule.rows_per_step > LARGEST_STEP:
         found.append(f"{schedule.rows_per_step} rows a step: LoRA learns worse from more than {LARGEST_STEP}")
     if planned.passes > MANY_PASSES:
