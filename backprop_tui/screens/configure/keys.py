@@ -7,7 +7,8 @@ from backprop_tui.keys import Key
 KEYS = (
     Key("enter", "enter", "change", "change", "change the setting under the cursor", 2),
     Key("s", "s", "start", "start", "start the run, or go to what is missing", 1),
-    Key("right,left", "← →", "turn", "other choice", "the next or previous of its choices", 9),
+    Key("right", "→", "turn(1)", "next choice", "the next of the setting's choices", 9),
+    Key("left", "←", "turn(-1)", "choice before", "the one before", 9),
     Key("u,backspace,delete", "u", "unset", "default", "take the setting back to its default", 4),
     Key("a", "a", "all", "all", "show every setting, or the common ones", 2),
     Key("e", "e", "presets", "presets", "take the values of a training preset", 5),
