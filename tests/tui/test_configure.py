@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 import recorded
 from acting import text_of, until
+from backprop.cli.options import run_config, setting_options
 from backprop.core import saved_settings
 from backprop.core.definition import settings
 from backprop.core.locate import locate
+from backprop.core.settings import RunConfig
 from backprop.runs import engine_process
 from textual.pilot import Pilot
 from tiny_language_model import write_rows
@@ -236,8 +240,6 @@ async def test_a_second_run_beside_a_living_one_is_asked_about(rows: Path) -> No
 
 
 async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backprop.cli.options import run_config, setting_options
-
     copied: list[str] = []
     monkeypatch.setattr(BackpropApp, "copy_to_clipboard", lambda _, text: copied.append(text))
     values = {"data": rows, "mapping": "output=a b", "steps": "7", "packing": "false", "sample_prompts": ["a 'b'", "c"]}
@@ -245,24 +247,20 @@ async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeyp
         screen = await opened(pilot, **values)
         await pilot.press("y")
         assert screen.config is not None
-        same = config_of(copied[0], run_config, setting_options)
-        assert msgspec.json.encode(locate(same)) == msgspec.json.encode(screen.config)
+        assert msgspec.json.encode(config_of(copied[0])) == msgspec.json.encode(screen.config)
 
 
-def config_of(command: str, run_config: Callable[..., object], setting_options: Callable[..., object]) -> object:
-    import shlex
-
-    import click
-
-    found: list[object] = []
+def config_of(command: str) -> RunConfig:
+    """The run that a shell would start by this command."""
+    found: list[RunConfig] = []
 
     @click.command
     @setting_options()
-    def read(**given: object) -> None:
-        found.append(run_config(given, None))
+    def train(**given: object) -> None:
+        found.append(run_config(given, None).config)
 
-    read.main(shlex.split(command)[2:], standalone_mode=False)
-    return found[0]
+    train.main(shlex.split(command)[2:], standalone_mode=False)
+    return locate(found[0])
 
 
 async def test_data_and_runs_lead_here(rows: Path, output: Path) -> None:
