@@ -92,7 +92,14 @@ def _understood(arguments: list[str]) -> int:
 def command() -> click.Command:
     """The words after ``backprop-tui``: what they mean, and the run they ask for."""
     import click
-    from backprop.cli.options import SettingCommand, configuration_options, run_config, setting_options
+    from backprop.cli.options import (
+        SettingCommand,
+        begin_log,
+        configuration_options,
+        log_options,
+        run_config,
+        setting_options,
+    )
 
     @click.command(cls=SettingCommand, context_settings={"help_option_names": ["-h", "--help"]})
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
@@ -101,12 +108,14 @@ def command() -> click.Command:
     @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")
     @setting_options()
     @configuration_options
+    @log_options
     def asked(what: str | None, attach: str | None, file: str | None, no_tui: bool, as_json: bool, **given: Any) -> int:
         """Fine-tune language models in the terminal.
 
         Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run
         with the options of `backprop train`, `--attach RUN` watches one.
         """
+        begin_log({name: given.pop(name) for name in ("log_level", "log_file")}, screen=True)
         if attach is not None:
             from backprop.cli.runs import find_run
 

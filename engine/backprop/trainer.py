@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from backprop.core import events as ev
+from backprop.core import log
 from backprop.core.definition import config_from
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
@@ -96,6 +97,7 @@ class Trainer:
         named = settings if model is None else {"model": model, **settings}
         found = resolve({"data": _IN_MEMORY, **named}, kind="argument")
         self.config = found.config()
+        log.choose(found.app())
         """The settings of every run; its data is named when it starts."""
         self._origins = {name: place for name, place in found.notes().items() if name != "data"}
         if found.origins["model"].kind == "default":

@@ -77,7 +77,7 @@ def get(name: str, as_json: bool, verbose: bool) -> None:
     output.answer(facts(setting, found), as_json, lambda each: output.line(shown_value(each["value"])))
 
 
-@config.command("set")
+@config.command("set", context_settings={"ignore_unknown_options": True})  # -1 is a value
 @_name
 @click.argument("value")
 @json_and_verbose
@@ -103,7 +103,7 @@ def _write(setting: Setting, value: Any, as_json: bool) -> None:
     from backprop.core.saved_settings import write
     from backprop.core.settings_sources import settings_file
 
-    write(settings_file(), {setting: value})
+    write(settings_file(), {setting.name: value})
     found = resolve()
     answer = {**facts(setting, found), "path": str(settings_file())}
     now = f"{setting.path} is {shown_value(found.values[setting.name])} ({found.origins[setting.name]})"

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from backprop.cli import output
 from backprop.cli.views import View, choose_view
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK
+from backprop.core.log import LOGGER
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
+from backprop.runs.describe import log_event
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState
 
@@ -83,6 +85,8 @@ def _watch(engine: EngineClient, state: RunState, view: View, interrupts: list[i
     while not engine.over:
         for event in engine.read(_LOOK):
             state.apply(event)
+            if LOGGER.handlers:
+                log_event(event, engine.run_id)
             view.show(event, state)
         while len(interrupts) > heard:
             heard += 1

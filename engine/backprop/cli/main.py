@@ -136,12 +136,16 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
     """Run one command line; the process's exit code (SPEC section 2)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     output.prepare_streams()
+    if (asked := os.environ.get("_BACKPROP_COMPLETE")) is not None:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(command, {}, "backprop", "_BACKPROP_COMPLETE", asked)
     as_json = "--json" in arguments
     verbose = "--verbose" in arguments or "-v" in arguments
     try:
         if not isinstance(command, click.Group):
             require_once(command, arguments)
-        with command.make_context("backprop", list(arguments)) as context:
+        with command.make_context("backprop", list(arguments), max_content_width=output.width(120)) as context:
             return command.invoke(context) or EXIT_OK
     except click.exceptions.Exit as done:
         return done.exit_code
@@ -161,6 +165,11 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
     except Exception as unexpected:
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
+    if "backprop.core.log" in sys.modules:
+        from backprop.core.log import LOGGER
+
+        if LOGGER.handlers:
+            LOGGER.error(f"[{error.code}] {error.message}", exc_info=cause if verbose else None)
     try:
         output.show_error(error, as_json, cause if verbose else None)
         sys.stdout.flush()

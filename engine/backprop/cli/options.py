@@ -5,6 +5,7 @@ The flags are made from ``core.definition``: a new setting is a new flag without
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,12 +14,12 @@ import click
 import msgspec
 
 from backprop.cli.complete import files_and, presets
-from backprop.core.definition import Setting, settings
+from backprop.core.definition import Setting, all_settings, require_all, settings
 from backprop.core.errors import InputError
 from backprop.core.locate import locate
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
-from backprop.core.settings import SECTIONS, RunConfig
+from backprop.core.settings import SECTIONS, AppConfig, RunConfig
 from backprop.core.settings_sources import Given, Source
 
 
@@ -95,7 +96,7 @@ def arguments(config: RunConfig) -> list[str]:
 def _written(setting: Setting, value: Any) -> list[str]:
     name = setting.flags[0]
     if value is None:
-        return [name, "auto" if setting.rule else "none"]
+        return [name, setting.written(value)] if setting.written(value) else []
     match setting.kind:
         case "switch":
             return [name if value else setting.off]
@@ -121,12 +122,42 @@ def shown_value(value: Any) -> str:
 
 
 def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``--json`` and ``--verbose``, passed on as ``as_json`` and ``verbose``."""
+    """``--json`` and ``--verbose``, passed on as ``as_json`` and ``verbose``; ``--log-level`` and ``--log-file``."""
+
+    @functools.wraps(function)
+    def logged(*words: Any, log_level: str | None, log_file: str | None, **rest: Any) -> Any:
+        begin_log({"log_level": log_level, "log_file": log_file})
+        return function(*words, **rest)
+
     verbose = click.option("--verbose", "-v", is_flag=True, help="show the traceback of an error")
     as_json = click.option(
         "--json", "as_json", is_flag=True, help="for programs: JSON on standard output, nothing else"
     )
-    return as_json(verbose(function))
+    return as_json(verbose(log_options(logged)))
+
+
+def log_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--log-level`` and ``--log-file``."""
+    for name in ("log_file", "log_level"):
+        function = _option(all_settings()[name])(function)
+    return function
+
+
+def begin_log(given: dict[str, Any], *, screen: bool = False) -> None:
+    """Open the log that is asked for: on standard error only where its level or form was chosen, and no ``screen`` is.
+
+    Raises:
+        InvalidSettingError: a setting of the log has no such value.
+        InputError: the log file cannot be written.
+    """
+    from backprop.core import log
+
+    found = merge([*standing(), direct(given_flags(given), "flag")])
+    require_all([error for error in found.errors if error.details.get("field") in AppConfig.__struct_fields__])
+    log.choose(found.app())
+    if found.app() != AppConfig():
+        chosen = found.values["log_json"] or found.values["log_level"] is not None
+        log.open_log(found.app(), stderr=chosen and not screen)
 
 
 class SettingOption(click.Option):
@@ -150,7 +181,7 @@ class SettingCommand(click.Command):
             if record is None:
                 continue
             title = "Options"
-            if isinstance(option, SettingOption):
+            if isinstance(option, SettingOption) and option.setting.section:
                 section = option.setting.section
                 title = "Common settings" if option.setting.common else f"{section.capitalize()}: {SECTIONS[section]}"
             groups[title].append(record)

@@ -147,7 +147,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     def metavar(self) -> str:
         """What it takes, in short: ``N|auto``."""
         parts = [*("N" if number is int else "X" for number in self.numbers), *self.choices]
-        if self.numbers and self.nullable and self.rule:
+        if self._closed and self.nullable and self.rule:
             parts.append("auto")
         if self.kind == "switch":
             parts = ["true", "false"]
@@ -162,6 +162,17 @@ class Setting(Struct, frozen=True, kw_only=True):
         if self.default in (None, [], {}) or self.name == "data":
             return ""
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+    @property
+    def _closed(self) -> bool:
+        """It takes no text of any kind, so that a word can stand for no value."""
+        return bool(self.numbers or self.choices or self.kind != "value")
+
+    def written(self, value: Any) -> Any:
+        """``value`` as a file or a flag has it: what was left to the rule on purpose is ``auto``."""
+        if value is None and self._closed:
+            return "auto" if self.rule else "none"
+        return value
 
     def parse(self, given: Any, label: str = "") -> Any:
         """The value that was given, as text or as a plain value, checked.
@@ -206,7 +217,7 @@ class Setting(Struct, frozen=True, kw_only=True):
                 return _json(given)
             case "repeated":
                 return [given]
-        if self.nullable and given == ("auto" if self.rule else "none") and (self.numbers or self.kind != "value"):
+        if self.nullable and self._closed and given == ("auto" if self.rule else "none"):
             return None
         if self.kind == "list":
             return [part.strip() for part in given.split(",") if part.strip()]

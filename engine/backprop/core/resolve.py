@@ -16,7 +16,7 @@ from msgspec import Struct
 from backprop.core.definition import all_settings, require_all, settings, two_lengths, unknown
 from backprop.core.errors import BackpropError, InvalidSettingError
 from backprop.core.presets import training_preset
-from backprop.core.settings import RunConfig, override
+from backprop.core.settings import AppConfig, RunConfig, override
 from backprop.core.settings_sources import Given, Kind, Source, read_dotenv, read_environment, read_settings_file
 
 
@@ -54,6 +54,10 @@ class Resolution(Struct):
         if not self.values["data"]:
             raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
         return RunConfig(**{name: self.values[name] for name in settings()})
+
+    def app(self) -> AppConfig:
+        """The settings of the program; defaults where something is wrong with them."""
+        return AppConfig(**{name: self.values[name] for name in AppConfig.__struct_fields__})
 
     def notes(self) -> dict[str, str]:
         """Where each value comes from that is no default, as a run keeps it."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backprop.core.definition import Setting, settings
+from backprop.core.definition import all_settings, settings
 from backprop.core.errors import InputError
 from backprop.core.files import write_file
 from backprop.core.paths import config_dir, expand
@@ -58,7 +58,9 @@ def save(name: str, values: Mapping[str, Any], *, replace: bool = False) -> Path
     path = path_of(name)
     if path.exists() and not replace:
         raise InputError(f"there is a configuration {name} already: {path}", hint="choose another name, or replace it")
-    write(path, {setting: values.get(setting.name) for setting in settings().values()})
+    write(
+        path, {name: setting.written(values[name]) if name in values else None for name, setting in settings().items()}
+    )
     return path
 
 
@@ -74,7 +76,7 @@ def delete(name: str) -> None:
     path.unlink()
 
 
-def write(path: Path, changes: Mapping[Setting, Any]) -> None:
+def write(path: Path, changes: Mapping[str, Any]) -> None:
     """Write settings into a TOML file, or take those out that are ``None``; whatever else is in it stays.
 
     Raises:
@@ -91,9 +93,10 @@ def write(path: Path, changes: Mapping[Setting, Any]) -> None:
         text = path.read_text("utf-8-sig")
     document = tomlkit.parse(text)
     document.setdefault("version", FORMAT)
-    for setting, value in changes.items():
+    for name, value in changes.items():
+        setting = all_settings()[name]
         table: Any = document
-        name = setting.name  # a value may stand by its full name at the top: there it is changed
+        # A value may stand by its full name at the top: there it is changed.
         if setting.section and (name not in document or isinstance(document[name], dict)):
             if setting.section not in document and value is None:
                 continue
@@ -103,4 +106,5 @@ def write(path: Path, changes: Mapping[Setting, Any]) -> None:
         elif name in table:
             del table[name]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, tomlkit.dumps(document).encode())
+    # Whoever keeps the file elsewhere and links to it keeps the link.
+    write_file(path.resolve(), tomlkit.dumps(document).encode())

@@ -207,11 +207,11 @@ class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     """Settings of the program itself. They are at the top of a settings file where they have no section."""
 
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"],
-        _is("", "what is written to the log and to standard error: this, and what is worse"),
-    ] = "warning"
+        Literal["debug", "info", "warning", "error"] | None,
+        _is("", "what is logged: this, and what is worse", rule="info where a log file is named, else warning"),
+    ] = None
     log_json: Annotated[bool, _is("", "log lines as JSON")] = False
-    log_file: Annotated[str | None, _is("", "a file that log lines are appended to")] = None
+    log_file: Annotated[str | None, _is("", "a file that the log is appended to, beside the run's engine.log")] = None
 
 
 def unwritable(value: Any) -> str:

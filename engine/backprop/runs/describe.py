@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import assert_never
+from typing import assert_never, cast
 
 from backprop.core import events as ev
+from backprop.core.log import LOGGER
 
 PHASES = {
     "loading_model": "loading the model",
@@ -154,3 +156,18 @@ def level(event: ev.Event) -> str:
             return "warning"
         case _:
             return "info"
+
+
+_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO}
+
+
+def log_event(event: ev.Event, watched_run: str = "") -> None:
+    """Log what an event says; a step only at the level ``debug``.
+
+    Args:
+        watched_run: the run, where another process than its engine tells: the engine's line is in the log file already.
+    """
+    # The line is only made where somebody wants it: every step of a run goes through here.
+    logged = logging.DEBUG if isinstance(event, ev.Step) else _LEVELS[level(event)]
+    if LOGGER.isEnabledFor(logged) and (text := describe(cast(ev.AnyEvent, event))):
+        LOGGER.log(logged, text, extra={"run_id": watched_run})

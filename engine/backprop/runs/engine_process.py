@@ -10,6 +10,8 @@ from typing import IO
 
 import msgspec
 
+from backprop.core.log import variables as log_variables
+
 ENGINE = "backprop.train"
 WAIT = "wait"
 """Stands for the run's directory in the command line of an engine that is told its run later."""
@@ -31,6 +33,7 @@ def start_engine(
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
+            env=log_variables(),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

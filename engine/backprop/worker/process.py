@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 import msgspec
 
-from backprop.core import events
+from backprop.core import events, log
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
 from backprop.core.events import EndStatus, Event, PhaseChanged, RunFinished, RunStarted, Step, encode
+from backprop.runs.describe import log_event
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_process import WAIT
 from backprop.runs.state import read_run
@@ -63,10 +63,14 @@ class _Reporter:
             case RunStarted():
                 self._started = time.monotonic()
                 self._resumed_from = event.resumed_from or 0
-        self._writer.emit(event)
+        self._emit(event)
         if isinstance(event, RunStarted):
             for note in self._notes:
-                self._writer.emit(note)
+                self._emit(note)
+
+    def _emit(self, event: Event) -> None:
+        self._writer.emit(event)
+        log_event(event)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
@@ -112,6 +116,7 @@ def _run(directory: RunDirectory, work: Work) -> int:
             control.listen(directory)
             writer = EventWriter(journal, pipe, run_id)
             reporter = _Reporter(writer, control, directory, notes, earlier)
+            log.open_log(log.from_variables(), run_id)
             status = _report(directory, control, reporter, work)
             writer.close()
     except RunError as error:
@@ -136,6 +141,6 @@ def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work
         return EXIT_INTERRUPTED
     except BaseException as error:
         control.ignore_signals()
-        traceback.print_exc()
+        log.LOGGER.error("the engine failed", exc_info=True)
         reporter.emit(failure(error))
         return error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME
