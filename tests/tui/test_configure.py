@@ -259,6 +259,7 @@ def config_of(command: str) -> RunConfig:
     def train(**given: object) -> None:
         found.append(run_config(given, None).config)
 
+    assert shlex.split(command)[:2] == ["backprop", "train"]
     train.main(shlex.split(command)[2:], standalone_mode=False)
     return locate(found[0])
 

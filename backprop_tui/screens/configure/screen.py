@@ -12,10 +12,11 @@ from backprop.core.definition import Setting
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.locate import locate
 from backprop.core.models import known_models, repository_of
-from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS, TRAINING_PRESETS
-from backprop.core.resolve import Resolution, resolve
+from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS, TRAINING_PRESETS, default_model
+from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import RunConfig
 from backprop.data.plan import plan, warnings
+from backprop.hardware.devices import Info, info
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
 from textual import on
@@ -32,7 +33,7 @@ from backprop_tui.screens.configure.keys import KEYS
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
 from backprop_tui.screens.dialogs import Answer, Question
-from backprop_tui.text import Row, safe, short_path
+from backprop_tui.text import Row, from_home, rows_of, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
@@ -63,6 +64,8 @@ class ConfigureScreen(BaseScreen):
         """The run, located, where nothing is wrong with it."""
         self.notice = ""
         self.warm: WarmEngine | None = None
+        self.usual: tuple[str, str] | None = None
+        """The model that is taken where none is named, and why."""
         self.tasks = Tasks(self)
         self.counting = Counting(self.tasks, self._draw)
         self._title, self._status = Bar(id="title"), Bar(id="status")
@@ -80,6 +83,11 @@ class ConfigureScreen(BaseScreen):
 
     def on_mount(self) -> None:
         self.form.focus()
+        self.tasks.begin("machine", "", lambda _: info(), self._take_machine)
+        self._resolve()
+
+    def _take_machine(self, machine: Info) -> None:
+        self.usual = default_model("auto", gpu=machine.gpu_problem is None)
         self._resolve()
 
     def on_unmount(self) -> None:
@@ -113,6 +121,9 @@ class ConfigureScreen(BaseScreen):
         """From what was chosen to every value, and what is wrong with them."""
         self.found = resolve(self.given, kind="screen", file=self.file or None)
         self.wrong, self.config = {}, None
+        if self.usual is not None and self.found.origins["model"].kind == "default":
+            self.found.values["model"], why = self.usual
+            self.found.origins["model"] = Origin("rule", reason=why)
         for error in self.found.errors:
             self._blame(error)
         if not self.found.values["data"]:
@@ -148,8 +159,9 @@ class ConfigureScreen(BaseScreen):
         if setting is not None:
             found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
         if config is not None:
-            found.command = command_line(config)
+            found.command = from_home(command_line(config))
             if counted is not None and counted.unit == "tokens":
+                found.data = f"{found.data}, {rows_of(counted.rows)}"
                 found.plan, found.whole = plan(config, counted, self._batch_size()), counted.whole
             if found.plan is not None and (pace := self.counting.pace) is not None:
                 found.seconds = found.plan.tokens / pace.tokens_per_second
@@ -338,7 +350,7 @@ class ConfigureScreen(BaseScreen):
         if self.config is None:
             self.notice = f"there is no command yet: {next(iter(self.wrong), 'data')} is missing"
         else:
-            self.app.copy_to_clipboard(command_line(self.config))
+            self.app.copy_to_clipboard(from_home(command_line(self.config)))
             self.notice = "the command is copied"
         self.flush()
 
