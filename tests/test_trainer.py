@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,19 @@ def test_arrays_in_rows_become_lists(tmp_path: Path) -> None:
 
     spool([{"text": "a", "scores": np.array([1.5, 2.0]), "n": np.int64(3)}], tmp_path / "rows.jsonl")
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == {"text": "a", "scores": [1.5, 2.0], "n": 3}
+
+
+def test_bytes_in_rows_are_text_or_refused(tmp_path: Path) -> None:
+    row = {"instruction": b"hello", "output": [{"text": "é".encode()}], "price": Decimal("1.50"), "n": 2**70}
+    spool([row], tmp_path / "rows.jsonl")
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == {
+        "instruction": "hello",
+        "output": [{"text": "é"}],
+        "price": "1.50",
+        "n": 2**70,
+    }
+    with pytest.raises(DatasetFormatError, match="row 2 cannot be written as JSON: bytes that are not UTF-8"):
+        spool([row, {"text": b"\xff"}], tmp_path / "other.jsonl")
 
 
 def test_columns_are_rows(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from backprop.core.paths import expand
 from backprop.core.presets import default_model
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig, override
+from backprop.data.parse import json_line, plain
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
@@ -188,16 +190,14 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
     Raises:
         DatasetFormatError: something is no row, or a value that JSON cannot hold.
     """
-    rows = _by_rows(rows)
-    encoder = msgspec.json.Encoder(enc_hook=_plain)
     with path.open("wb") as file:
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(_by_rows(rows), 1):
             if not isinstance(row, Mapping):
                 kind = type(row).__name__
                 raise DatasetFormatError(f"row {number} is a {kind}, not a mapping", hint="rows are dictionaries")
             try:
-                file.write(encoder.encode(dict(row)) + b"\n")
-            except (TypeError, ValueError) as error:
+                file.write(json_line(dict(row), default=_plain))
+            except (TypeError, ValueError, RecursionError) as error:
                 raise DatasetFormatError(
                     f"row {number} cannot be written as JSON: {error}", hint="keep text, numbers and lists of them"
                 ) from error
@@ -228,10 +228,13 @@ def _by_rows(data: Any) -> Iterable[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and scalars of numerical libraries as plain values."""
+    """Text in bytes, decimal numbers, arrays and scalars of numerical libraries as plain values."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"a value of type {type(value).__name__}")
+    made = plain(value) if isinstance(value, bytes | Decimal) else None
+    if isinstance(made, str):
+        return made
+    raise TypeError("bytes that are not UTF-8" if made else f"a value of type {type(value).__name__}")
 
 
 class _Watch:

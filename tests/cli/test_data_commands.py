@@ -37,6 +37,19 @@ def test_validate_answers_with_the_keys_that_scripts_rely_on(tmp_path: Path) -> 
     assert (problem["line"], problem["code"], problem["excerpt"]) == (31, "broken_json", '{"cut":')
 
 
+@pytest.mark.parametrize("command", ["validate", "data report", "data split", "data clean"])
+def test_parts_are_one_dataset_which_is_said_and_what_is_written_lies_beside_them(tmp_path: Path, command: str) -> None:
+    (tmp_path / "parts").mkdir()
+    for i in range(2):
+        written(tmp_path / "parts", GOOD[15 * i : 15 * i + 15], f"{i}.jsonl")
+    done = backprop(*command.split(), str(tmp_path / "parts" / "*.jsonl"))
+    assert done.returncode == 0
+    assert done.stdout.count("2 files are read as one: 0.jsonl from row 1, 1.jsonl from row 16") == 1
+    wrote = {"data split": ["parts.held-out.jsonl", "parts.train.jsonl"]}
+    wrote["data clean"] = ["parts.clean.jsonl", "parts.clean.report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", *wrote.get(command, [])]
+
+
 def test_validate_for_people_shows_twenty_findings_and_counts_the_rest(tmp_path: Path) -> None:
     done = backprop("validate", written(tmp_path, [*GOOD, *[{"instruction": str(i)} for i in range(25)]]))
     assert done.stdout.count("[missing_field]") == 20

@@ -11,7 +11,7 @@ import pytest
 from backprop.cli.main import main
 from backprop.core import log
 from backprop.core.settings import AppConfig, RunConfig
-from backprop.runs import engine_client
+from backprop.runs import engine_client, engine_process
 
 SECRET = "hf_abcdefghijklmnop"
 
@@ -19,7 +19,7 @@ SECRET = "hf_abcdefghijklmnop"
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine_client, "ENGINE", "talking_engine")
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
     yield
     log.LOGGER.handlers[:] = []
     log.choose(AppConfig())

@@ -34,6 +34,15 @@ def test_every_path_is_absolute_wherever_the_run_is_looked_at_from(
     assert found.data == ("rows.jsonl" if rows_in_memory else str(folder / "rows.jsonl"))
 
 
+@pytest.mark.parametrize("written", ["parts", "./parts/*.jsonl", "~/parts/part-?.jsonl"])
+def test_parts_of_a_dataset_are_found_by_their_folder_or_a_pattern(folder: Path, written: str) -> None:
+    (folder / "parts").mkdir()
+    for i in range(2):
+        (folder / "parts" / f"part-{i}.jsonl").write_text("{}\n")
+    found = locate(RunConfig(data=written, held_out=written))
+    assert found.data == found.held_out == str(folder / written.removeprefix("~/"))
+
+
 @pytest.mark.parametrize("word", ["auto", "none", "0.1", "1e-2"])
 def test_what_is_no_file_of_held_out_rows_stays_as_it_is(folder: Path, word: str) -> None:
     assert locate(RunConfig(data="rows.jsonl", held_out=word)).held_out == word

@@ -156,8 +156,8 @@ def test_an_empty_variable_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert resolve().values["steps"] is None
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", None), ("3", 3)])
-def test_a_choice_is_given_back_to_the_rule(text: str, value: int | None) -> None:
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("3", 3)])
+def test_a_choice_is_given_back_to_the_rule(text: str, value: int | str) -> None:
     settings_text("warmup_steps = 9\n")
     assert resolve({"warmup_steps": text}).values["warmup_steps"] == value
 
@@ -166,7 +166,7 @@ def test_a_choice_is_given_back_to_the_rule(text: str, value: int | None) -> Non
 def test_the_nearer_length_wins(far: str, near: str) -> None:
     settings_text(f"{far} = 3\n")
     found = resolve({near: "2"})
-    assert (found.values[far], found.values[near]) == (None, 2)
+    assert (found.values[far], found.values[near]) == (None if far == "steps" else "auto", 2)
     assert found.errors == []
 
 
@@ -334,7 +334,7 @@ def test_every_setting_has_a_place_of_its_own() -> None:
     assert {each.section for each in settings().values()} == set(SECTIONS)
     assert all(each.help and each.kind for each in every)
     assert [each.name for each in settings().values() if each.default in (None, "auto") and not each.rule] == [
-        *("data", "epochs", "samples", "early_stopping", "save_steps", "run_name")
+        *("data", "samples", "lora_preset", "early_stopping", "save_steps", "run_name")
     ]
 
 

@@ -59,13 +59,13 @@ def test_every_error_class_has_a_documented_code() -> None:
     ("far", "near", "steps", "epochs"),
     [
         ({"steps": 5}, {"epochs": 1.0}, None, 1.0),
-        ({"epochs": 1.0}, {"steps": 5}, 5, None),
+        ({"epochs": 1.0}, {"steps": 5}, 5, "auto"),
         ({"steps": 5, "epochs": None}, {"epochs": 1.0, "steps": None}, None, 1.0),
-        ({"steps": 5}, {"seed": 1}, 5, None),
+        ({"steps": 5}, {"seed": 1}, 5, "auto"),
     ],
 )
 def test_the_length_named_nearer_replaces_the_other(
-    far: dict[str, Any], near: dict[str, Any], steps: int | None, epochs: float | None
+    far: dict[str, Any], near: dict[str, Any], steps: int | None, epochs: Any
 ) -> None:
     config = config_from({"data": "x", **override(far, near)})
     assert (config.steps, config.epochs) == (steps, epochs)

@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 from backprop.core.errors import BackpropError
-from backprop.data import file_kinds, line_index
+from backprop.data import line_index, read_json
 from backprop.data.line_index import LineIndex
 from backprop.data.reader import Source, open_source
 from hypothesis import given, settings
@@ -49,7 +49,7 @@ def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(line_index, "CHUNK", request.param * 4)
     monkeypatch.setattr(line_index, "PIECE", request.param)
     monkeypatch.setattr(line_index, "LONG_ROW", 40)
-    monkeypatch.setattr(file_kinds, "CHUNK", request.param)
+    monkeypatch.setattr(read_json, "CHUNK", request.param)
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -14,7 +14,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from backprop.core import paths
 from backprop.core.errors import (
     BackpropError,
@@ -35,6 +34,11 @@ def written(folder: Path, name: str, data: bytes | str) -> Path:
     path = folder / name
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
+
+
+def zstd(data: bytes) -> bytes:
+    packed: bytes = pa.compress(data, "zstd", asbytes=True)
+    return packed
 
 
 def values(path: Path) -> list[object]:
@@ -64,7 +68,7 @@ def test_every_file_type_gives_the_same_rows(tmp_path: Path, ending: str) -> Non
     if ending.endswith(".gz"):
         data = gzip.compress(data)
     if ending.endswith(".zst"):
-        data = zstandard.ZstdCompressor().compress(data)
+        data = zstd(data)
     path = written(tmp_path, f"rows.{ending}", data)
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=7)
@@ -92,7 +96,9 @@ def test_a_broken_line_is_named_and_costs_no_other_row(tmp_path: Path) -> None:
         (b'{"a": 1},', "broken_json", "comma after the row"),
         (b'{"a": 1,}', "broken_json", "comma before the closing bracket"),
         (b"{'a': 1}", "broken_json", "single quotes"),
-        (b'{"a": NaN}', "broken_json", "NaN"),
+        (b'{"a": Infinity, "b": NaN}', "broken_json", "Infinity"),
+        (b'# {"a": 1}', "broken_json", "a comment"),
+        (b'{"a": 1}{"a": 2}', "broken_json", "more than one value in the line, the second at character 9"),
         (b'{"a": None}', "broken_json", "None"),
         (b'{"a": "b', "broken_json", "ends in the middle"),
         (b"[" * 3000 + b"]" * 3000, "broken_json", "nested more than 1024"),
@@ -118,7 +124,7 @@ def test_values_that_other_readers_choke_on_are_kept(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", rows)
     with open_source(path) as source:
         assert [row.line for row in source] == [1, 4, 5, 6]
-    assert values(path) == [{"n": 123456789012345678901234567890.0}, {"n": "\x00 \u2028"}, "text", None]
+    assert values(path) == [{"n": 123456789012345678901234567890}, {"n": "\x00 \u2028"}, "text", None]
 
 
 def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
@@ -222,9 +228,9 @@ def test_what_is_missing_is_said_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError) as caught:
         open_source(tmp_path / "trainsets.jsonl")
     assert "trainset.jsonl" in caught.value.hint
-    with pytest.raises(DatasetNotFoundError, match="is a directory") as caught:
-        open_source(tmp_path)
-    assert "trainset.jsonl" in caught.value.hint
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DatasetNotFoundError, match="is a directory without a dataset file"):
+        open_source(tmp_path / "folder")
     with pytest.raises(DatasetNotFoundError, match="Hub") as caught:
         open_source("someone/some-dataset")
     assert caught.value.details["hub_name"] == "someone/some-dataset"
@@ -246,7 +252,7 @@ def test_parquet_is_read_forward_and_back_across_row_groups(tmp_path: Path) -> N
         open_source(path)
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress])
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
 def test_a_packed_file_that_is_cut_off_is_refused(tmp_path: Path, pack: object) -> None:
     ending = "gz" if pack is gzip.compress else "zst"
     data = pack(os.urandom(200_000))  # type: ignore[operator]
@@ -369,7 +375,7 @@ def test_a_file_without_permission_is_an_error_for_people(tmp_path: Path, monkey
 def test_a_zst_file_that_is_cut_off_is_refused_and_one_of_several_frames_is_read_whole(tmp_path: Path) -> None:
     rows = b"".join(b'{"text": "row %d of many that do not repeat %d"}\n' % (i, i * 7919) for i in range(5000))
     half = len(rows) // 2 + rows[len(rows) // 2 :].index(b"\n") + 1
-    packed = zstandard.compress(rows[:half]) + zstandard.compress(rows[half:])
+    packed = zstd(rows[:half]) + zstd(rows[half:])
     whole = tmp_path / "whole.jsonl.zst"
     whole.write_bytes(packed)
     with open_source(whole) as source:
@@ -377,5 +383,5 @@ def test_a_zst_file_that_is_cut_off_is_refused_and_one_of_several_frames_is_read
     for share in (0.2, 0.7, 0.99):
         path = tmp_path / f"cut-{share}.jsonl.zst"
         path.write_bytes(packed[: int(len(packed) * share)])
-        with pytest.raises(DatasetParseError, match="cut off"):
+        with pytest.raises(DatasetParseError, match="cannot be unpacked: Truncated"):
             open_source(path)

@@ -158,6 +158,11 @@ def test_a_held_out_file_is_held_out_whole_and_rows_in_both_files_are_warned_abo
     apart = divided(replace(config, held_out=chats(tmp_path / "apart.jsonl", range(100, 110))))
     assert (len(apart[0]), len(apart[1])) == (30, 10)
     assert [warning.code for warning in of(apart[2], ev.Warning)] == []
+    (tmp_path / "parts").mkdir()
+    for i in range(2):
+        chats(tmp_path / "parts" / f"{i}.jsonl", range(100 + 5 * i, 105 + 5 * i))
+    parts = divided(replace(config, held_out=str(tmp_path / "parts")))
+    assert [len(part) for part in parts[:2]] == [len(part) for part in apart[:2]]
     both = divided(replace(config, held_out=chats(tmp_path / "both.jsonl", range(27, 37))))
     (warning,) = of(both[2], ev.Warning)
     assert warning.code == "HELD_OUT_OVERLAP"

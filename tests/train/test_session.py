@@ -298,8 +298,8 @@ def test_an_adapter_that_cannot_be_saved_is_said_with_its_place(
     assert not any((run / "adapter").exists() for run in runs)
 
 
-def test_rank_without_alpha_gets_twice_the_rank_and_the_preset_its_own(tiny_config: RunConfig) -> None:
-    assert resolved(replace(tiny_config, lora_r=16)).lora_alpha == 32
+def test_rank_without_alpha_gets_it_from_the_rank_and_the_preset_its_own(tiny_config: RunConfig) -> None:
+    assert resolved(replace(tiny_config, lora_r=16)).lora_alpha == 16
     preset = resolved(replace(tiny_config, lora_r=None, lora_preset="quality"))
     assert (preset.lora_r, preset.lora_alpha) == (256, 512)
     assert resolved(replace(tiny_config, lora_alpha=7.0)).lora_alpha == 7

@@ -6,8 +6,8 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
-import zstandard
 from data_screen_app import DataApp, alpaca, at_rest, until_text, write_rows
 
 GOOD = json.dumps(alpaca(1))
@@ -23,7 +23,11 @@ WHOLE = {
     "a csv header alone": ("rows.csv", b"text\n", ["dataset is empty"]),
     "an empty array": ("rows.json", b"[]", ["dataset is empty"]),
     "a lone number": ("rows.json", b"5", ["1 row", "it is a number, not an object"]),
-    "a cut zst": ("rows.jsonl.zst", zstandard.compress(GOOD.encode() * 999)[:20], ["cannot be unpacked", "cut off"]),
+    "a cut zst": (
+        "rows.jsonl.zst",
+        pyarrow.compress(GOOD.encode() * 999, "zstd", asbytes=True)[:20],
+        ["cannot be unpacked", "cut off"],
+    ),
     "gz by name alone": ("rows.jsonl.gz", f"{GOOD}\n".encode(), ["cannot be unpacked"]),
     "one object over many lines": ("rows.jsonl", b'{\n"text": "a"\n}\n', ["line 1", "rename to .json"]),
 }
@@ -67,10 +71,11 @@ async def test_a_path_that_does_not_exist_names_the_nearest_file(tmp_path: Path)
         await until_text(pilot, "✗ no file", "did you mean", "voyage.jsonl", "DATASET_NOT_FOUND")
 
 
-async def test_a_directory_names_the_files_in_it(tmp_path: Path) -> None:
-    write_rows(tmp_path / "voyage.jsonl", [alpaca(1)])
+async def test_a_directory_of_different_files_names_them(tmp_path: Path) -> None:
+    for name in ("voyage.jsonl", "harbour.jsonl"):
+        write_rows(tmp_path / name, [alpaca(1)])
     async with DataApp(tmp_path).run_test(size=(140, 40)) as pilot:
-        await until_text(pilot, "is a directory", "voyage.jsonl")
+        await until_text(pilot, "not parts of one dataset", "harbour.jsonl, voyage.jsonl", "DATASET_AMBIGUOUS")
 
 
 async def test_a_hub_name_says_that_it_is_not_on_this_machine() -> None:

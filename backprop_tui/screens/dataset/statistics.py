@@ -41,6 +41,7 @@ def statistics_lines(
     ]
     if source.has_bom:
         lines.append(_fact("BOM", "the file begins with a byte order mark; it is skipped"))
+    lines += [_fact("note", safe(note)) for note in ([] if found else source.notes)]
     return [*lines, [], *_check_lines(found), [], *_length_lines(counted, model), [], *_score_lines(scored)]
 
 

@@ -110,8 +110,7 @@ def _show_validation(answer: dict[str, Any]) -> None:
     output.line(f"{answer['valid']:,} can be used, {answer['invalid']:,} cannot")
     if len(answer["formats"]) > 1:
         output.line("formats: " + ", ".join(f"{count:,} {name}" for name, count in answer["formats"].items()))
-    for note in answer["notes"]:
-        output.line(note)
+    _show_notes(answer["notes"])
     for code, count in answer["problem_counts"].items():
         output.line(f"{count:>9,}  {code}")
     for problem in answer["problems"][:SHOWN]:
@@ -173,6 +172,7 @@ def _show_report(report: QualityReport) -> None:
         f"{found['usable']:,} can be used; {found['duplicates']:,} repeat an earlier one, "
         f"{found['near_duplicates']:,} nearly"
     )
+    _show_notes(report.notes)
     rows = []
     for name in ("prompt_tokens", "answer_tokens", "total_tokens", "difficulty"):
         numbers = found[name]
@@ -220,7 +220,13 @@ def split(config: RunConfig, *, as_json: bool, **chosen: Any) -> None:
     output.answer(done, as_json, _show_split)
 
 
+def _show_notes(notes: list[str]) -> None:
+    for note in notes:
+        output.line(note)
+
+
 def _show_split(done: SplitResult) -> None:
+    _show_notes(done.notes)
     output.line(f"{done.train_rows:,} rows to train: {done.train}")
     output.line(f"{done.held_out_rows:,} rows held out: {done.held_out}")
     output.line(f"{done.kept_together:,} rows have a duplicate or near duplicate, which is on their side")
@@ -266,6 +272,7 @@ def clean(
 
 
 def _show_cleaned(done: CleanResult) -> None:
+    _show_notes(done.notes)
     output.line(f"{done.kept:,} of {done.rows:,} rows: {done.output}")
     for reason, count in done.removed.items():
         output.line(f"{count:>9,}  {reason}")

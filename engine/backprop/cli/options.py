@@ -16,7 +16,6 @@ import msgspec
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, require_all, settings
 from backprop.core.errors import InputError
-from backprop.core.locate import locate
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, RunConfig
@@ -58,6 +57,8 @@ def plan(found: Resolution) -> Planned:
     Raises:
         InputError, InvalidSettingError, DatasetNotFoundError: as ``run_config``.
     """
+    from backprop.core.locate import locate
+
     if not found.errors and not found.values["data"]:
         raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
     return Planned(locate(found.config()), found.notes())
@@ -87,7 +88,8 @@ def arguments(config: RunConfig) -> list[str]:
     for setting in settings().values():
         value = getattr(config, setting.name)
         # Which model is taken when none is named depends on the machine.
-        other_length = setting.name in ("steps", "epochs") and value is None and (config.steps or config.epochs)
+        other_length = setting.name in ("steps", "epochs") and value in (None, "auto")
+        other_length = other_length and (config.steps is not None or config.epochs not in (None, "auto"))
         if setting.name == "model" or (value != usual[setting.name] and not other_length):
             words += _written(setting, value)
     return words

@@ -141,6 +141,7 @@ def details(state: RunState) -> dict[str, Any]:
     return {
         **answer(summarise(state)),
         "config": state.config,
+        "origins": state.origins,
         "environment": state.environment,
         "loss_history": [None if isnan(loss) else loss for loss in state.curves.loss],
         "checkpoints": msgspec.to_builtins(state.checkpoints),

@@ -11,7 +11,9 @@ from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import settings
-from backprop.core.errors import EXIT_OK
+from backprop.core.errors import EXIT_OK, ModelLoadError
+from backprop.core.jobs import JobProgress, RunPlan
+from backprop.core.settings import RunConfig
 from backprop.demo import demo_config
 
 
@@ -37,7 +39,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     config, origins = options.run_config(given, file)
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
-        output.answer(plan, as_json, _show_plan)
+        output.answer({**plan, **_preflight(config)}, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
@@ -54,12 +56,54 @@ def continue_run(run: str, as_json: bool, verbose: bool) -> int:
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    for name, value in plan["config"].items():
+    from backprop.runs.describe import describe_dataset
+
+    found = msgspec.convert(plan["plan"], RunPlan | None)
+    values, origins = plan["config"], plan["origins"]
+    if found is not None:
+        values, origins = found.config, {**origins, **found.origins}
+    for name, value in values.items():
         setting = settings()[name]
-        origin = plan["origins"].get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
+        origin = origins.get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
         output.line(f"{name:<24} {options.shown_value(value):<24}  {origin}".rstrip())
     output.line()
+    if found is None:
+        output.line(f"the rows were not counted: {plan['why']}")
+    else:
+        output.line(f"data      {describe_dataset(found.data)}")
+        output.line(f"rows      {found.rows:,} trained, {found.held_out:,} held out")
+        epochs = found.steps / max(1, found.steps_per_epoch)
+        output.line(
+            f"steps     {found.steps:,} of {found.rows_per_step} rows ({epochs:.3g} epochs), "
+            f"{found.warmup_steps} of them warm-up"
+        )
+        for note in found.notes:
+            output.line(f"note      {note}")
+    output.line()
     output.line(plan["command"])
+
+
+def _preflight(config: RunConfig) -> dict[str, Any]:
+    """What an engine says that the run would be; why not, where tokenizer or rows are not on this machine yet."""
+    from backprop.cli.data_options import ProgressLine
+    from backprop.core.datasets import find_fetched, is_hub_name
+    from backprop.core.models import find_tokenizer
+    from backprop.runs.engine_jobs import engine_job
+
+    try:
+        find_tokenizer(config.model)
+    except ModelLoadError as error:
+        return {"plan": None, "why": error.message}
+    if is_hub_name(config.data) and find_fetched(config.data) is None:
+        return {"plan": None, "why": f"{config.data} is not on this machine yet"}
+    found = None
+    with ProgressLine("counting", in_bytes=False) as progress, engine_job("backprop.train.preflight", config) as job:
+        for message in job.messages():
+            if isinstance(message, JobProgress):
+                progress(message.done, message.total)
+            elif isinstance(message, RunPlan):
+                found = message
+    return {"plan": msgspec.to_builtins(found), "why": ""}
 
 
 @click.command

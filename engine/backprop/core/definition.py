@@ -147,7 +147,7 @@ class Setting(Struct, frozen=True, kw_only=True):
     def metavar(self) -> str:
         """What it takes, in short: ``N|auto``."""
         parts = [*("N" if number is int else "X" for number in self.numbers), *self.choices]
-        if self._closed and self.nullable and self.rule:
+        if self._closed and self.nullable and self.rule and "auto" not in self.choices:
             parts.append("auto")
         if self.kind == "switch":
             parts = ["true", "false"]
@@ -186,6 +186,8 @@ class Setting(Struct, frozen=True, kw_only=True):
             InvalidSettingError: it is none of the setting's choices, no number where one is needed, or out of range.
         """
         label = label or self.name
+        if given is None and self.nullable and "auto" in self.choices:
+            return "auto"
         value = self._read(_plain(given), label)
         problem = unwritable(value)
         if not problem:
@@ -217,7 +219,7 @@ class Setting(Struct, frozen=True, kw_only=True):
                 return _json(given)
             case "repeated":
                 return [given]
-        if self.nullable and self._closed and given == ("auto" if self.rule else "none"):
+        if self.nullable and self._closed and given not in self.choices and given == ("auto" if self.rule else "none"):
             return None
         if self.kind == "list":
             return [part.strip() for part in given.split(",") if part.strip()]
@@ -409,12 +411,19 @@ def config_from(values: Mapping[str, Any]) -> RunConfig:
             found[name] = known[name].parse(value)
         except InvalidSettingError as error:
             errors.append(error)
-    if found.get("steps") is not None and found.get("epochs") is not None:
+    if found.get("steps") is not None and found.get("epochs", "auto") != "auto":
         errors.append(two_lengths())
     require_all(errors)
     if "data" not in found:
         raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
     return RunConfig(**found)
+
+
+def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
+    """Where the values come from that ``before`` left open and ``after`` has, in words."""
+    rules = {name: setting.rule for name, setting in settings().items() if setting.rule}
+    changed = [name for name in rules if getattr(before, name) != getattr(after, name)]
+    return {name: f"rule: {rules[name]}" for name in changed}
 
 
 def two_lengths(steps: str = "steps", epochs: str = "epochs") -> InvalidSettingError:

@@ -114,6 +114,14 @@ class ModelLoaded(Event):
     notes: list[str] = field(default_factory=list)
 
 
+class SettingsChosen(Event):
+    """What rules chose once model and rows were known; it stands from here in place of what ``run_started`` had."""
+
+    values: dict[str, Any]
+    """By the settings' names, as in ``run_started.config``."""
+    reasons: dict[str, str]
+
+
 class TokenSpan(Struct):
     """A piece of a rendered row; ``trained`` when its tokens are in the loss."""
 
@@ -367,6 +375,7 @@ AnyEvent: TypeAlias = (
     | PhaseChanged
     | ModelLoading
     | ModelLoaded
+    | SettingsChosen
     | DatasetPrepared
     | Step
     | Evaluated

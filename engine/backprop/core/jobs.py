@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from backprop.core.events import ModelLoading, Problem, RunFailed, Sample
+from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Sample
 
 
 class GenerateRequest(Struct, kw_only=True):
@@ -101,7 +101,27 @@ class Fetched(Struct, kw_only=True, tag_field="type", tag="fetched"):
     bytes: int
 
 
-Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | JobProgress | RowScores | Scored | Fetched
+class RunPlan(Struct, kw_only=True, tag_field="type", tag="run_plan"):
+    """What a run of a configuration would be."""
+
+    config: dict[str, Any]
+    """As the engine would resolve it on this machine."""
+    origins: dict[str, str] = {}
+    """Where the values come from that the engine chose, in words."""
+    data: DatasetPrepared
+    rows: int
+    """Rows that are trained."""
+    held_out: int
+    steps: int
+    steps_per_epoch: int
+    rows_per_step: int
+    warmup_steps: int
+    notes: list[str] = []
+    memory: int | None = None
+    """Bytes at the peak, where they were estimated."""
+
+
+Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | JobProgress | RowScores | Scored | Fetched | RunPlan
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

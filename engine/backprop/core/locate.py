@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 from pathlib import Path
 
 import msgspec
 
-from backprop.core.datasets import is_hub_name
+from backprop.core.datasets import data_files, is_hub_name, missing
 from backprop.core.errors import DatasetNotFoundError, InputError
 from backprop.core.paths import expand
 from backprop.core.presets import MODEL_PRESETS
@@ -27,13 +26,13 @@ def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
     changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
     if not rows_in_memory:
         data = _expand("data", config.data)
-        if _is_file(data):
+        if _has_rows(data):
             changes["data"] = str(data)
         elif not is_hub_name(config.data):
             raise _no_data(data, "data")
     held_out = held_out_file(config.held_out)
     if held_out is not None:
-        if not _is_file(held_out):
+        if not _has_rows(held_out):
             raise _no_data(held_out, "held_out")
         changes["held_out"] = str(held_out)
     return msgspec.structs.replace(config, **changes)
@@ -81,23 +80,14 @@ def _expand(setting: str, text: str) -> Path:
     return path
 
 
-def _is_file(path: Path) -> bool:
+def _has_rows(path: Path) -> bool:
     try:
-        return path.is_file()
+        return bool(data_files(path))
     except OSError:  # a name that no file can have
         return False
 
 
-def _no_data(data: Path, field: str) -> DatasetNotFoundError:
-    details = {"path": str(data), "field": field}
-    if data.is_dir():
-        hint = "a dataset is a file: .jsonl, .json, .csv, .parquet or .txt"
-        return DatasetNotFoundError(f"{data} is a directory", hint=hint, details=details)
-    if data.exists():
-        hint = "it would have to be read twice: write it into a file first"
-        return DatasetNotFoundError(f"{data} is a pipe or a device, not a file", hint=hint, details=details)
-    beside = [entry.name for entry in data.parent.iterdir() if entry.is_file()] if data.parent.is_dir() else []
-    near = difflib.get_close_matches(data.name, beside, n=1)
-    what = "dataset" if field == "data" else "file of held-out rows"
-    hint = f"did you mean {data.parent / near[0]}?" if near else f"look at the path of the {what}"
-    return DatasetNotFoundError(f"there is no {what} {data}", hint=hint, details=details)
+def _no_data(path: Path, field: str) -> DatasetNotFoundError:
+    error = missing(path, "file" if field == "data" else "file of held-out rows")
+    error.details["field"] = field
+    return error

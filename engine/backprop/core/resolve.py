@@ -129,7 +129,7 @@ def merge(sources: list[Source]) -> Resolution:
                 found[name] = all_settings()[name].parse(each.value, each.label)
             except InvalidSettingError as error:
                 errors.append(error)
-        if found.get("steps") is not None and found.get("epochs") is not None:
+        if found.get("steps") is not None and found.get("epochs", "auto") != "auto":
             errors.append(two_lengths(source.given["steps"].label, source.given["epochs"].label))
         for name, value in override({}, found).items():
             origin = Origin(source.kind, source.given[name].place) if name in found else Origin("default")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from backprop.core import rules
 from backprop.core.settings import RunConfig
 
 FLOOR = 0.1
@@ -29,9 +30,13 @@ class Schedule:
     def of(cls, config: RunConfig, rows: int) -> Schedule:
         """Of a ``resolved`` configuration on ``rows`` usable rows."""
         assert config.batch_size != "auto"
+        assert config.gradient_accumulation is not None
         rows_per_step = config.batch_size * config.gradient_accumulation
-        steps = config.steps or math.ceil(-(-rows // rows_per_step) * (config.epochs or 1.0))
-        warmup = config.warmup_steps if config.warmup_steps is not None else min(100, round(0.05 * steps))
+        epochs = rules.epochs(rows) if config.epochs == "auto" else config.epochs or 1.0
+        steps = config.steps or math.ceil(-(-rows // rows_per_step) * epochs)
+        warmup = rules.warmup(steps) if config.warmup_steps == "auto" else config.warmup_steps
+        if warmup is None:  # in the record of an earlier version
+            warmup = min(100, round(0.05 * steps))
         return cls(rows, rows_per_step, steps, min(warmup, steps - 1), config.scheduler)
 
     @property

@@ -58,6 +58,8 @@ def _is(
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     """Settings of one training run. Field order is the order in which people meet them.
 
+    ``None`` where ``"auto"`` is the default is found in records of earlier versions: their rules go on for their runs.
+
     Raises:
         InvalidSettingError: a value that no file could hold and give back, wherever it came from.
     """
@@ -84,27 +86,48 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     steps: Annotated[
         _Positive | None,
-        _is("training", "optimizer steps", common=True, unit="steps", rule="one epoch where no epochs are given"),
+        _is("training", "optimizer steps", common=True, unit="steps", rule="as the epochs say"),
     ] = None
     epochs: Annotated[
-        _AboveZero | None, _is("training", "passes over the data, instead of steps", common=True, unit="epochs")
-    ] = None
+        _AboveZero | Literal["auto"] | None,
+        _is(
+            "training",
+            "passes over the data, instead of steps",
+            common=True,
+            unit="epochs",
+            rule="3 below 1,000 rows, 2 below 10,000, else 1",
+        ),
+    ] = "auto"
     samples: Annotated[_Positive | None, _is("data", "train on the first N usable rows only", unit="rows")] = None
     batch_size: Annotated[
         _Positive | Literal["auto"],
         _is("training", "rows per forward pass", common=True, unit="rows", rule="from free memory: 1, 2 or 4"),
     ] = "auto"
-    gradient_accumulation: Annotated[int, Meta(ge=1), _is("training", "forward passes per optimizer step")] = 4
+    gradient_accumulation: Annotated[
+        _Positive | None, _is("training", "forward passes per optimizer step", rule="16 rows per step together")
+    ] = None
     learning_rate: Annotated[
-        float, Meta(gt=0, le=1), _is("training", "peak learning rate", common=True, flags=("--lr",))
-    ] = 2e-4
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        _is(
+            "training",
+            "peak learning rate",
+            common=True,
+            flags=("--lr",),
+            rule="by the model's family and hidden size, rows per step, and whether the run is short",
+        ),
+    ] = None
     scheduler: Annotated[
         Literal["cosine", "linear", "constant"], _is("training", "learning-rate curve after warm-up")
     ] = "cosine"
     warmup_steps: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
-        _is("training", "steps of linear warm-up", unit="steps", rule="5 % of the steps, at most 100"),
-    ] = None
+        Annotated[int, Meta(ge=0)] | Literal["auto"] | None,
+        _is(
+            "training",
+            "steps of linear warm-up",
+            unit="steps",
+            rule="5 % of the steps, 10 to 100, at most a fifth of the run",
+        ),
+    ] = "auto"
     weight_decay: Annotated[float, Meta(ge=0, le=1), _is("training", "AdamW weight decay")] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0), _is("training", "gradients are clipped to this norm")] = 1.0
     max_seq_length: Annotated[int, Meta(ge=16), _is("data", "longest row in tokens", common=True, unit="tokens")] = 2048
@@ -120,16 +143,23 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
 
     lora_preset: Annotated[
-        Literal["quality", "balanced", "fast"], _is("lora", "rank, alpha and layers at once", common=True)
-    ] = "balanced"
-    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _is("lora", "rank", rule="the preset's")] = None
-    lora_alpha: Annotated[
-        _AboveZero | None, _is("lora", "scale times rank", rule="the preset's, twice the rank if that is given")
+        Literal["quality", "balanced", "fast"] | None,
+        _is("lora", "rank, alpha, dropout and layers at once: 256, 64 or 16", common=True),
     ] = None
-    lora_dropout: Annotated[float, Meta(ge=0, lt=1), _is("lora", "dropout before the adapter")] = 0.05
+    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _is("lora", "rank", rule="the preset's, else 32")] = (
+        None
+    )
+    lora_alpha: Annotated[
+        _AboveZero | None,
+        _is("lora", "scale times rank", rule="as the rank; with a preset its own, or twice the rank that is given"),
+    ] = None
+    lora_dropout: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)] | None,
+        _is("lora", "dropout before the adapter", rule="0; 0.05 with a preset"),
+    ] = None
     target_modules: Annotated[
         Annotated[list[_Text], Meta(min_length=1)] | None,
-        _is("lora", "layers that get an adapter", rule="the preset's, as the model names them"),
+        _is("lora", "layers that get an adapter", rule="the preset's, else all linear ones"),
     ] = None
 
     held_out: Annotated[
@@ -142,14 +172,14 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = "auto"
     eval_steps: Annotated[
-        _Positive | None,
+        _Positive | Literal["auto"] | None,
         _is(
             "evaluation",
             "steps between evaluations",
             unit="steps",
-            rule="ten over the run, none before as many rows were trained",
+            rule="ten over the run, fewer where they would take more than a tenth of its time",
         ),
-    ] = None
+    ] = "auto"
     early_stopping: Annotated[
         _Positive | None, _is("evaluation", "stop after so many evaluations in a row without a better one")
     ] = None
@@ -256,9 +286,9 @@ def override(values: dict[str, Any], nearer: dict[str, Any]) -> dict[str, Any]:
     The length of a run is one thing with two names: a nearer ``epochs`` also replaces ``steps``, and the other way.
     """
     merged = {**values, **nearer}
-    lengths = [name for name in ("steps", "epochs") if nearer.get(name) is not None]
+    lengths = [name for name in ("steps", "epochs") if nearer.get(name) not in (None, "auto")]
     if len(lengths) == 1:
-        merged["epochs" if lengths == ["steps"] else "steps"] = None
+        merged.update({"epochs": "auto"} if lengths == ["steps"] else {"steps": None})
     return merged
 
 

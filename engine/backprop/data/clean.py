@@ -63,6 +63,8 @@ class CleanResult(Struct, kw_only=True):
     """Rows left out, by reason."""
     left_out: list[LeftOut]
     """Each of them, by line."""
+    notes: list[str]
+    """What is unusual about how the dataset is read."""
 
 
 def clean_file(
@@ -111,10 +113,11 @@ def clean_file(
             kept=len(kept),
             removed=dict(sieve.removed.most_common()),
             left_out=sorted(sieve.left_out, key=lambda row: row.line),
+            notes=source.notes,
         )
         with whole_file(output) as out:
             for index in kept:
-                out.write(line_of(source.row(index), source.kind))
+                out.write(line_of(source.row(index)))
         with whole_file(report) as out:
             out.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
         return result

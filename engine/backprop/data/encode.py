@@ -14,6 +14,7 @@ from backprop.data.chat_template import END_THINK, THINK, ChatTemplate
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
 from backprop.data.formats import convert, read_as, unknown_format
 from backprop.data.loss_mask import Span, answer_spans
+from backprop.data.parse import doubtful_text
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 
@@ -51,7 +52,7 @@ class Renderer:
         example = convert(row, format, names)
         if example.text is not None:
             _encodable(example.text)
-            warnings = [*example.warnings, *self._control_tokens([example.text])]
+            warnings = [*example.warnings, *self._odd_texts([example.text])]
             return Rendered(example.text, [], raw=True, warnings=warnings)
         return self._conversation(example)
 
@@ -66,18 +67,19 @@ class Renderer:
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
         warnings = [*example.warnings, *_left_out(example, turns, text, self.template)]
-        warnings += self._control_tokens([turn.content for turn in turns])
+        warnings += self._odd_texts([turn.content for turn in turns])
         if moved:
             words = "the chat template has no place for a system text: it is put before the first question"
             warnings.append(RowError("system_moved", "turns[0]", words, "info"))
         return Rendered(text, answers, everything=self.everything, warnings=warnings)
 
-    def _control_tokens(self, texts: Sequence[str]) -> list[RowError]:
-        """Tokens inside the row's own text that this model reads as the end or begin of a turn."""
+    def _odd_texts(self, texts: Sequence[str]) -> list[RowError]:
+        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and doubtful texts."""
         known = self.tokenizer.tokenizer.token_to_id
         found = {token for text in texts for token in CONTROL_TOKEN.findall(text) if known(token) is not None}
         words = f"control tokens inside the text are read as such: {', '.join(sorted(found)[:3])}"
-        return [RowError("special_token", "", words, "warning")] if found else []
+        doubtful = [finding for text in texts for finding in doubtful_text(text, "")]
+        return [RowError("special_token", "", words, "warning"), *doubtful] if found else doubtful
 
 
 def _is_trained(turn: Turn) -> bool:

@@ -67,6 +67,8 @@ class Reader:
             example = convert(row.value, read, self.names)
         except RowError as error:
             return Read(index, row, error)
+        if row.warning is not None:
+            example.warnings.append(row.warning)
         return Read(index, row, example, content_key(row.value, read, self.names))
 
     def text(self, index: int) -> str:

@@ -1,20 +1,41 @@
-"""Bytes of one row → its value, or what is wrong with it in words."""
+"""Bytes of one row → its value, or what is wrong with it in words; and a value → a line of JSON Lines."""
 
 from __future__ import annotations
 
 import codecs
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import date, time
+from typing import Any
 
+import msgspec
 import orjson
 
 from backprop.data.example import RowError
 
 BOM = codecs.BOM_UTF8
+KEY_END = b'":'
+"""Stands once for each key of an object; inside a text its quote has a backslash before it."""
+Found = tuple[int, bytes, object, RowError | None]
+"""A row of another file than JSON Lines: its number (from 1), its bytes, its value, and what is wrong or odd."""
+Note = Callable[[str], object]
+"""Called, before the first row is given, with what is unusual about how a file as a whole is read."""
+_MOJIBAKE = re.compile("\ufffd|â€|Ã[\xa1-\xaa\xac-\xba\xbc-\xbf]|Â[\xa0-\xaa\xac-\xba\xbc-\xbf]")
+"""The replacement character, and UTF-8 that was read as Windows-1252: ’ é ° and the like. « and » may follow Ã."""
+_MISREAD = ("\ufffd", "â€", "Ã", "Â")
+_MISSING = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "#N/A", "<NA>", "NaT"})
+LONGEST_MARK = max(map(len, _MISSING))
+_decoder = msgspec.json.Decoder()
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_ICONV = {"Windows-1252": "WINDOWS-1252", "Latin-1": "ISO-8859-1"}
 
 
 def wide_encoding(head: bytes) -> str | None:
@@ -29,20 +50,86 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def parse_json(raw: bytes, offset: int = 0) -> tuple[object | None, RowError | None]:
-    """The value of one JSON text, or why it is none.
+    """The value of one JSON text, or why it is none: an error. A warning says what was odd about the text of a value.
 
     Args:
         raw: the row's bytes.
         offset: where they begin in the file, for the message.
 
-    Whole numbers beyond 64 bits become floats; of repeated keys the last one counts.
+    Whole numbers of any size stay whole. ``NaN`` is read as null. Of a repeated key the last value counts.
     """
     if raw.startswith(BOM):
         raw, offset = raw[len(BOM) :], offset + len(BOM)
     try:
+        value = _decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_again(raw, offset)
+    return value, repeated_key(raw, value)
+
+
+def repeated_key(raw: bytes, value: object) -> RowError | None:
+    """The warning about an object in ``raw``, which is ``value``, that has a key twice."""
+    if raw.count(KEY_END) == msgspec.json.encode(value).count(KEY_END):
+        return None
+    twice: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+
+    with suppress(RecursionError, ValueError):
+        json.loads(raw, object_pairs_hook=look)
+    if not twice:
+        return None
+    return RowError("repeated_key", twice[0], f"the key {twice[0]!r} stands twice: the last one counts", "warning")
+
+
+def _read_again(raw: bytes, offset: int) -> tuple[object | None, RowError | None]:
+    """What the fast reader refuses: deep nesting, ``NaN``, or what is wrong."""
+    try:
         return orjson.loads(raw), None
     except orjson.JSONDecodeError as error:
+        if b"NaN" in raw:
+            try:
+                value = json.loads(raw, parse_constant=_missing)
+                msgspec.json.encode(value)
+            except (ValueError, RecursionError):
+                pass
+            else:
+                return value, RowError("nan_value", "", "NaN is read as null: there is no value", "info")
         return None, _explain_json(raw, offset, error)
+
+
+def _missing(word: str) -> None:
+    if word != "NaN":
+        raise ValueError(word)
+
+
+def json_line(value: object, default: Callable[[Any], object] | None = None) -> bytes:
+    """A value as a line of JSON Lines.
+
+    Args:
+        default: makes plain what JSON has no word for; ``plain`` where it is not given.
+
+    Raises:
+        TypeError, ValueError, RecursionError: JSON cannot hold it.
+    """
+    default = default or plain
+    try:
+        return orjson.dumps(value, default=default, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # whole numbers beyond 64 bits
+        return json.dumps(value, default=default, ensure_ascii=False).encode() + b"\n"
+
+
+def plain(value: object) -> object:
+    """A value that JSON has no word for: dates in ISO form, bytes as text where they are UTF-8, others as printed."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": msgspec.to_builtins(value)}
+    return str(value)
 
 
 def parse_text(raw: bytes, offset: int = 0) -> tuple[str | None, RowError | None]:
@@ -64,8 +151,26 @@ def not_utf8(raw: bytes, offset: int, error: UnicodeDecodeError) -> RowError:
         "not_utf8",
         "",
         f"not UTF-8: byte 0x{byte:02X} at byte {at + 1} of the row (byte {offset + at + 1} of the file). "
-        f"As {guess} it reads {seen!r}: save the file as UTF-8",
+        f"As {guess} it reads {seen!r}: save the file as UTF-8, for instance with iconv -f {_ICONV[guess]} -t UTF-8",
     )
+
+
+def may_be_misread(text: str) -> bool:
+    """Whether a closer look at the letters is worth it: cheap for texts of any language."""
+    return not text.isascii() and any(sign in text for sign in _MISREAD)
+
+
+def doubtful_text(text: str, place: str) -> list[RowError]:
+    """What makes a text look as if it were not what somebody wrote: letters that were read in a wrong encoding, or
+    nothing but a mark of a missing value."""
+    found = []
+    if may_be_misread(text) and (broken := _MOJIBAKE.search(text)):
+        around = text[max(0, broken.start() - 12) : broken.end() + 12]
+        words = f"letters that were read in a wrong encoding: {around!r}"
+        found.append(RowError("mojibake", place, words, "warning"))
+    if text in _MISSING:
+        found.append(RowError("missing_mark", place, f"the text is only {text!r}: a missing value?", "warning"))
+    return found
 
 
 def _explain_json(raw: bytes, offset: int, error: orjson.JSONDecodeError) -> RowError:
@@ -93,6 +198,8 @@ def _broken(text: str, error: orjson.JSONDecodeError) -> str:
         return f"a bare control character (a tab or line break, for instance) inside a text {where}"
     if "infinity" in error.msg:
         return f"a number too large for JSON readers {where}"
+    if row.startswith(("#", "//")):
+        return f"a comment, which JSON does not have: leave such lines out (grep -v '^{row[0]}' FILE > NEW)"
     if row.endswith(",") and _is_json(row[:-1]):
         return "a comma after the row: in JSON Lines nothing stands between the rows"
     if row.startswith(("{'", "['")):
@@ -104,6 +211,8 @@ def _broken(text: str, error: orjson.JSONDecodeError) -> str:
         return f"a comma before the closing bracket {where}"
     if not rest.strip() or "end of data" in error.msg:
         return "the row ends in the middle: a bracket or quote is not closed"
+    if "after document" in error.msg and rest.startswith(("{", "[")):
+        return f"more than one value in the line, the second {where}: a file of such lines is named .json"
     return f"not JSON: {error.msg} {where}, near {rest[:20]!r}"
 
 

@@ -22,6 +22,7 @@ import tokenizers
 from msgspec import Struct
 from tokenizers import Encoding
 
+from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
 from backprop.core.events import DatasetPrepared
 from backprop.core.paths import token_cache
@@ -116,9 +117,11 @@ def _key(path: Path, tokenizer: ChatTokenizer, options: Options) -> str:
 
     It says where they are kept. What they are is said by their fingerprint, which no change of code alone moves.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20))
-    digest.update(msgspec.json.encode([suffix.lower() for suffix in path.suffixes[-2:]]))
+    digest = hashlib.blake2b(digest_size=20)
+    for part in data_files(path):
+        with part.open("rb") as file:
+            digest.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+        digest.update(msgspec.json.encode([suffix.lower() for suffix in part.suffixes[-2:]]))
     digest.update(tokenizer.fingerprint.encode())
     if tokenizer.template.dated:
         digest.update(tokenizer.template.render([{"role": "user", "content": "a"}]).encode())
@@ -170,7 +173,7 @@ class _Preparation:
             kept=0,
             max_length=options.max_length,
             problems=self._findings.problems,
-            notes=list(tokenizer.notes),
+            notes=[*source.notes, *tokenizer.notes],
         )
         if file.found:
             words = f"fields were mapped by their names: {describe_mapping(file.mapping)} (--map changes that)"
@@ -239,6 +242,8 @@ class _Preparation:
     def _render(self, row: Row) -> _Item:
         if row.error is not None:
             raise row.error
+        if row.warning is not None:
+            self._report(row, row.warning)
         format = read_as(row.value, self._format, self._names)
         if format is None:
             raise unknown_format(row.value)

@@ -10,33 +10,32 @@ A hub name such as ``user/dataset`` is not resolved here: the engine fetches it 
 
 from __future__ import annotations
 
-import difflib
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 import msgspec
 from msgspec import Struct
 
-from backprop.core.datasets import is_hub_name
-from backprop.core.errors import (
-    DatasetError,
-    DatasetFormatError,
-    DatasetNotFoundError,
-    DatasetParseError,
-)
+from backprop.core.datasets import data_files, is_hub_name, missing
+from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backprop.data.example import RowError
-from backprop.data.file_kinds import KINDS, PACKED, Kind
-from backprop.data.line_index import Cancelled, LineIndex, Place, Progress
-from backprop.data.parse import BOM, parse_json, wide_encoding
-from backprop.data.to_jsonl import BROKEN, BrokenRow, jsonl_copy, unpacked
+from backprop.data.file_kinds import KINDS, PACKED, Kind, held_kind, packing
+from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, Watch
+from backprop.data.parse import BOM, json_line, parse_json, wide_encoding
+from backprop.data.to_jsonl import ODD, OddRow, begin, begun, copy_of, jsonl_copy, row_line, unpacked
 
 __all__ = ["KINDS", "PACKED", "Kind", "Row", "Source", "open_source"]
 
 _HEAD = 65536
 _SMALL = 1024 * 1024
 """Bytes of a file all of whose rows are looked at by ``sample``."""
+_LOOK_ROWS = 10_000
+"""Rows that are put together between two looks whether somebody wants to stop."""
+_SHOWN = 10
 _PLACES = 64
 _ROWS_PER_PLACE = 16
 
@@ -44,15 +43,16 @@ _ROWS_PER_PLACE = 16
 class Row(Struct, frozen=True):
     """One row as it was read.
 
-    ``line`` is the line of the file (from 1) for ``jsonl``, ``txt`` and ``csv``, the row's number (from 1) for ``json``
-    and ``parquet``. ``raw`` is the row as a line of JSON Lines; where it cannot be read, its own bytes. ``value`` is
-    the parsed row, ``None`` where ``error`` says why there is none.
+    ``line`` is the line of the file (from 1) for ``jsonl``, ``txt`` and ``csv``, else the row's number (from 1).
+    ``raw`` is the row as a line of JSON Lines; where it cannot be read, its own bytes. ``value`` is the parsed row,
+    ``None`` where ``error`` says why there is none. ``warning`` says what was not read as it stands.
     """
 
     line: int
     raw: bytes
     value: object | None
     error: RowError | None
+    warning: RowError | None = None
 
 
 class Source(LineIndex):
@@ -64,19 +64,20 @@ class Source(LineIndex):
         path: the file as the person named it.
         file: where its lines are: itself, or its copy as JSON Lines.
         start: offset of the first row in ``file``.
+        notes: what is unusual about how the file as a whole is read.
     """
 
-    def __init__(self, path: Path, kind: Kind, file: Path, start: int, *, has_bom: bool, is_copy: bool) -> None:
+    def __init__(self, path: Path, kind: Kind, file: Path, start: int, *, has_bom: bool, notes: list[str]) -> None:
         super().__init__(file, start)
         self.path = path
         self.kind: Kind = kind
         self.has_bom = has_bom
-        self._is_copy = is_copy
+        self.notes = notes
 
     @property
     def unit(self) -> str:
         """What ``Row.line`` counts, in a word."""
-        return "row" if self.kind in ("json", "parquet") else "line"
+        return "line" if self.kind in ("jsonl", "csv", "txt") else "row"
 
     def row(self, index: int) -> Row:
         """Row ``index`` (from 0).
@@ -112,11 +113,18 @@ class Source(LineIndex):
     def made(self, place: Place) -> Row:
         """Parse what the index found."""
         line, offset, raw = place
-        if self._is_copy and raw.startswith(BROKEN):
-            broken = msgspec.json.decode(raw[len(BROKEN) :], type=BrokenRow)
-            return Row(line, broken.raw, None, RowError(broken.code, broken.field, broken.message))
-        value, error = parse_json(raw, offset)
-        return Row(line, raw, value, error)
+        warning = None
+        if self.kind != "jsonl" and raw.startswith(ODD):
+            odd = msgspec.json.decode(raw[len(ODD) :], type=OddRow)
+            raw, warning = odd.raw.rstrip(b"\n"), odd.finding()
+            if odd.severity == "error":
+                return Row(line, raw, None, warning)
+        value, found = parse_json(raw, offset)
+        if found is not None and found.severity == "error":
+            return Row(line, raw, value, found)
+        if found is not None and found.code == "nan_value":
+            raw = json_line(value).rstrip(b"\n")
+        return Row(line, raw, value, None, warning or found)
 
     def __enter__(self) -> Self:
         return self
@@ -126,9 +134,9 @@ class Source(LineIndex):
 
 
 def open_source(path: str | Path, *, progress: Progress | None = None, cancelled: Cancelled | None = None) -> Source:
-    """Open a dataset file: ``.jsonl``, ``.json``, ``.csv``, ``.parquet``, ``.txt``, each also ``.gz`` or ``.zst``.
+    """Open a dataset file (``KINDS``, each also packed), a folder with its parts, or those that a pattern fits.
 
-    Of a plain file of JSON Lines nothing but the beginning is read; any other becomes one in the cache first.
+    Of a plain file of JSON Lines nothing but the beginning is read; anything else becomes one in the cache first.
 
     Args:
         progress: called while that is made, with bytes of the file read and their total.
@@ -138,26 +146,20 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
         DatasetNotFoundError: no such file, or it cannot be read.
         DatasetFormatError: the ending is none of the known ones.
         DatasetParseError: the file as a whole is not what its ending says (another encoding, an array in ``.jsonl``).
-        DatasetError: it holds no row (``DATASET_EMPTY``).
+        DatasetError: it holds no row (``DATASET_EMPTY``), or it is not clear which are meant (``DATASET_AMBIGUOUS``).
         OperationCancelledError: ``cancelled`` said stop.
     """
     named = Path(path)
-    _check_exists(named, str(path))
-    suffixes = [suffix.lower() for suffix in named.suffixes]
-    packed = bool(suffixes) and suffixes[-1] in PACKED
-    inner = suffixes[-2] if packed and len(suffixes) > 1 else suffixes[-1] if suffixes and not packed else ""
-    if inner not in KINDS:
-        raise DatasetFormatError(
-            f"{named}: the ending {inner or 'of the name'} is not one of {', '.join(KINDS)} (each also .gz or .zst)",
-            hint="rename the file to say what it holds",
-            details={"path": str(named)},
-        )
     try:
-        kind, has_bom = _look(named, KINDS[inner])
-        is_copy = packed or kind != "jsonl"
-        file = jsonl_copy(named, kind, progress, cancelled) if is_copy else named
-        start = len(BOM) if has_bom and kind == "jsonl" else 0
-        source = Source(named, kind, file, start, has_bom=has_bom, is_copy=kind != "jsonl")
+        files = data_files(named)
+        if not files:
+            raise _not_fetched(str(path)) if is_hub_name(str(path)) else missing(named)
+        if len(files) == 1:
+            source = _open_file(files[0], progress, cancelled)
+        else:
+            copy = copy_of(named, files, "shards", partial(_put_together, named, files, progress, cancelled))
+            notes, start = begun(copy)
+            source = Source(named, "shards", copy, start, has_bom=False, notes=notes)
     except OSError as error:
         raise DatasetNotFoundError(
             f"{named} cannot be read: {error.strerror or error}",
@@ -172,14 +174,66 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
     return source
 
 
-def _look(path: Path, kind: Kind) -> tuple[Kind, bool]:
-    """What a file really holds by its first bytes, and whether it begins with a byte order mark."""
+def _open_file(path: Path, progress: Progress | None, cancelled: Cancelled | None) -> Source:
+    kind, has_bom, notes = _look(path)
+    file, start = path, 0
+    if kind != "jsonl" or packing(path):
+        file = jsonl_copy(path, kind, progress, cancelled)
+        more, start = begun(file)
+        notes += more
+    if has_bom and kind == "jsonl":
+        start += len(BOM)
+    return Source(path, kind, file, start, has_bom=has_bom, notes=notes)
+
+
+def _put_together(
+    named: Path, files: list[Path], progress: Progress | None, cancelled: Cancelled | None, copy: IO[bytes]
+) -> None:
+    """Write the rows of several files as those of one."""
+    watch = Watch(named, sum(file.stat().st_size for file in files), progress, cancelled)
+
+    def sources() -> Iterator[Source]:
+        for file in files:
+            try:
+                source = open_source(file, cancelled=cancelled)
+            except DatasetError as error:
+                if error.code != "DATASET_EMPTY":
+                    raise
+                continue
+            with source:
+                yield source
+
+    first, starts, notes = 1, [], Counter[str]()
+    for source in sources():
+        starts.append(f"{source.path.name} from row {first}")
+        notes.update(source.notes)
+        first += len(source)
+    more = f" and {len(starts) - _SHOWN} more" if len(starts) > _SHOWN else ""
+    joined = f"{len(starts)} files are read as one: {', '.join(starts[:_SHOWN])}{more}"
+    begin(copy, [joined, *(f"{note} ({count} files)" for note, count in notes.items())])
+    done = 0
+    for source in sources():
+        for count, row in enumerate(source):
+            if count % _LOOK_ROWS == 0:
+                watch(done)
+            done += len(row.raw) + 1
+            found = row.error or row.warning
+            if found is not None:
+                words = f"{found.message} ({source.unit} {row.line} of {source.path.name})"
+                found = RowError(found.code, found.field, words, found.severity)
+            copy.write(row_line(row.raw, row.value, found) if found else row.raw.removeprefix(BOM) + b"\n")
+    watch(done)
+
+
+def _look(path: Path) -> tuple[Kind, bool, list[str]]:
+    """What a file really holds by its first bytes, whether it begins with a byte order mark, and what is unusual."""
     with path.open("rb") as file, unpacked(path, file) as plain:
         head = plain.read(_HEAD)
     if not head:
         raise _empty(path)
-    if kind == "parquet":
-        return kind, False
+    kind, notes = held_kind(path, head)
+    if kind in ("parquet", "arrow"):
+        return kind, False, notes
     wide = wide_encoding(head)
     if wide is not None:
         raise DatasetParseError(
@@ -193,13 +247,14 @@ def _look(path: Path, kind: Kind) -> tuple[Kind, bool]:
         kind = "jsonl"
     if kind == "jsonl":
         _refuse_array(path, head, whole=len(head) < _HEAD - len(BOM))
-    return kind, has_bom
+    return kind, has_bom, notes
 
 
 def _is_json_lines(head: bytes) -> bool:
-    """Whether a ``.json`` file holds one object a line, as many such files do."""
-    lines = [line for line in head.split(b"\n", 64) if line.strip()][:2]
-    return len(lines) == 2 and lines[0].lstrip().startswith(b"{") and parse_json(lines[0])[1] is None
+    """Whether a ``.json`` file holds one object a line, as many such files do: the first, or two of three."""
+    lines = [line for line in head.split(b"\n", 64) if line.strip()][:3]
+    objects = [line.lstrip().startswith(b"{") and parse_json(line)[0] is not None for line in lines]
+    return len(lines) > 1 and (objects[0] or (lines[0].startswith(b"{") and sum(objects) > 1))
 
 
 def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
@@ -214,7 +269,7 @@ def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
         if torn or (lists_of_rows and len(lines) == 1 and whole):
             what = "one JSON array"
     elif first == b"{":
-        what = "one JSON object written over many lines"
+        what = "JSON objects written over many lines"
     if what:
         raise DatasetParseError(
             f"{path}: line 1: the file holds {what}, but .jsonl means one object in each line",
@@ -223,35 +278,12 @@ def _refuse_array(path: Path, head: bytes, *, whole: bool) -> None:
         )
 
 
-def _check_exists(path: Path, name: str) -> None:
-    if path.is_file():
-        return
-    details = {"path": name}
-    if path.is_dir():
-        files = sorted(file.name for file in path.iterdir() if set(file.suffixes) & set(KINDS))[:5]
-        words = f"{path} is a directory, not a dataset file"
-        hint = f"name one file in it, such as {', '.join(files)}" if files else "name a file"
-    elif path.exists():
-        words = f"{path} is a pipe or a device, not a file"
-        hint = "it would have to be read twice: write it into a file first"
-    elif is_hub_name(name):
-        words = f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet"
-        hint = f"check the path; `backprop validate {name}` fetches the dataset, which needs the network"
-        details["hub_name"] = name
-    else:
-        near = _similar(path)
-        words = f"no file {path}" + (f" in {Path.cwd()}" if not path.is_absolute() else "")
-        hint = f"did you mean {near}?" if near else "check the path and the spelling"
-    raise DatasetNotFoundError(words, hint=hint, details=details)
-
-
-def _similar(path: Path) -> str:
-    try:
-        names = [file.name for file in path.parent.iterdir() if file.is_file()]
-    except OSError:
-        return ""
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return str(path.parent / close[0]) if close else ""
+def _not_fetched(name: str) -> DatasetNotFoundError:
+    return DatasetNotFoundError(
+        f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
+        hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
+        details={"path": name, "hub_name": name},
+    )
 
 
 def _empty(path: Path) -> DatasetError:

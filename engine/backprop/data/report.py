@@ -73,6 +73,8 @@ class QualityReport(Struct, kw_only=True):
     easiest: list[int]
     hardest: list[int]
     """Lines at both ends of the order by difficulty."""
+    notes: list[str]
+    """What is unusual about how the dataset is read."""
     perplexity: PerplexityReport | None = None
     """What a model finds hard, where it was asked."""
 
@@ -164,6 +166,7 @@ class _Counting:
             difficulty=statistics(self._difficulty),
             easiest=[lines[i] for i in order[:SHOWN]],
             hardest=[lines[i] for i in reversed(order[-SHOWN:])],
+            notes=self._reader.source.notes,
         )
 
     def _languages(self) -> tuple[dict[str, int], int]:

@@ -129,6 +129,8 @@ class SplitResult(Struct, kw_only=True):
     seed: int
     kept_together: int
     """Rows that have a duplicate or near duplicate, all of them on its side."""
+    notes: list[str]
+    """What is unusual about how the dataset is read."""
 
 
 def split_file(
@@ -166,7 +168,7 @@ def split_file(
         with whole_file(train) as train_out, whole_file(held_out) as held_out_out:
             for index, row in enumerate(source):
                 if index in wanted:
-                    (held_out_out if index in chosen else train_out).write(line_of(row, source.kind))
+                    (held_out_out if index in chosen else train_out).write(line_of(row))
         return SplitResult(
             path=str(path),
             train=str(train),
@@ -176,5 +178,6 @@ def split_file(
             held_out_rows=len(chosen),
             left_out=dict(usable.left_out),
             seed=seed,
+            notes=source.notes,
             kept_together=sum(len(members) for members in clusters(usable.keys, groups) if len(members) > 1),
         )

@@ -35,6 +35,7 @@ from backprop.data.example import (
 from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import ROLE_OF, check_turns
+from backprop.data.parse import KEY_END, LONGEST_MARK, doubtful_text, may_be_misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
@@ -42,6 +43,7 @@ __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 LISTED = 10_000
 """Findings of one code that are listed; all are counted."""
 _NEWLINE = 10
+_KEY_END = int.from_bytes(KEY_END, "little")
 _PIECE = 128 * 1024
 """Bytes that are looked at together: few enough that their values are still in the processor's cache."""
 _CHATML = {"<|im_start|>", "<|im_end|>"}
@@ -143,6 +145,7 @@ class _Checking:
         """Hashes of the contents of all rows, in order."""
         self._formats: Counter[str] = Counter()
         self._labels: set[bool] = set()
+        self.answer.notes += source.notes
         if source.has_bom:
             self.findings.add(
                 0, b"", RowError("bom", "", "the file begins with a byte order mark; it is skipped", "info")
@@ -177,7 +180,8 @@ class _Checking:
             return hash((row.line, row.error.code))
         read = read_as(row.value, self.format, self.names)
         self._formats[(detect_fields(row.value, self.names) and read) or "unknown"] += 1
-        errors = self._explain(row.value, read)
+        errors = [row.warning] if row.warning is not None else []
+        errors += self._explain(row.value, read)
         for error in errors:
             self.findings.add(row.line, row.raw, error)
         self.answer.invalid += any(error.severity == "error" for error in errors)
@@ -255,6 +259,7 @@ def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
             found.append(RowError("special_token", place, f"control token inside the text: {names_them}", "warning"))
         if "\0" in text:
             found.append(RowError("nul_byte", place, "a NUL character inside the text", "warning"))
+        found += doubtful_text(text, place)
     return found
 
 
@@ -325,6 +330,10 @@ class QuickLook:
         self.format = format
         self.labels: set[bool] = set()
         """Labels seen, of feedback rows."""
+        self._own_keys = 0
+        """Keys that each row has, where none is repeated; learnt from the rows."""
+        self._more_keys = 0
+        """Keys of the rows that were checked last which not each of them has."""
         types = _TYPES[format]
         fields: list[Any] = [(part, kind) for part, kind in types.items() if part != "input"]
         fields += [("input", types["input"], None)] if "input" in types else []
@@ -348,6 +357,11 @@ class QuickLook:
             rows = self._decoder.decode_lines(data)
             if len(rows) == lines:
                 hashes, odd = self._check(rows)
+                keys = _count_keys(data) - self._more_keys
+                if keys != self._own_keys * lines:
+                    repeated = _with_repeated_keys(split_lines(bytes(data), line, offset))
+                    self._own_keys = 0 if repeated else keys // lines
+                    odd |= repeated
                 places = split_lines(bytes(data), line, offset) if odd else []
                 return np.array(hashes, dtype=np.int64), {i: places[i] for i in odd}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -363,7 +377,8 @@ class QuickLook:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 others[i] = place
         hashes = np.zeros(len(places), dtype=np.int64)
-        hashes[good], odd = self._check(rows) if rows else ([], ())
+        hashes[good], odd = self._check(rows) if rows else ([], set())
+        odd |= _with_repeated_keys([places[i] for i in good])
         return hashes, others | {good[i]: places[good[i]] for i in odd}
 
     def _check(self, rows: Sequence[Any]) -> tuple[list[int], set[int]]:
@@ -374,6 +389,7 @@ class QuickLook:
         texts = list(chain.from_iterable(columns[part] for part in self._texts))
         odd = {i % len(rows) for i in _odd(texts)}
         if "input" in columns:
+            self._more_keys = len(rows) - columns["input"].count(None)
             # A row without input is a good one.
             columns["input"] = [text or None for text in columns["input"]]
             given = [i for i, text in enumerate(columns["input"]) if text]
@@ -397,21 +413,35 @@ class QuickLook:
             texts += said
             if not _in_order(roles):
                 odd.add(i)
+        self._more_keys = 2 * len(texts)
         if strange := _odd(texts):
             ends = list(accumulate(map(len, chats)))
             odd.update(bisect_right(ends, at) for at in strange)
         return hashes, odd
 
 
+def _count_keys(data: memoryview) -> int:
+    """How many keys there are in JSON, and in texts of which it is a part."""
+    pairs = (np.frombuffer(data[start : start + (len(data) - start) // 2 * 2], dtype="<u2") for start in (0, 1))
+    return sum(int(np.count_nonzero(pair == _KEY_END)) for pair in pairs)
+
+
+def _with_repeated_keys(places: Sequence[Place]) -> set[int]:
+    return {i for i, (_, _, raw) in enumerate(places) if parse_json(raw)[1] is not None}
+
+
 def _odd(texts: list[str]) -> list[int]:
-    """Texts that are blank, or hold a control token or a NUL. What finds none looks at many texts with few calls."""
+    """Texts that are blank or doubtful, or hold a control token or a NUL. What finds none looks at many texts with few
+    calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
     if "<" in joined or "[" in joined or "\0" in joined:
         search = CONTROL_TOKEN.search
         odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
-    if "" in texts or True in map(str.isspace, texts):
-        odd += [i for i, text in enumerate(texts) if not text.strip()]
+    if True in map(str.isspace, texts):
+        odd += [i for i, text in enumerate(texts) if text.isspace()]
+    if min(map(len, texts), default=99) <= LONGEST_MARK or may_be_misread(joined):
+        odd += [i for i, text in enumerate(texts) if not text or doubtful_text(text, "")]
     return odd
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,15 @@ from backprop.data.reader import Row
 
 
 def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
-    """``data.csv.gz`` → ``data.clean.jsonl``.
+    """``data.csv.gz`` → ``data.clean.jsonl``; ``parts`` and ``parts/*.csv`` → ``parts.clean.jsonl`` beside the folder.
 
     The file of a fetched dataset is in the cache: what belongs beside it goes into the working directory, and
     ``owner--name/train.parquet`` → ``name-train.clean.jsonl``.
     """
     if path.is_relative_to(cache_dir() / "datasets"):
         path = Path.cwd() / f"{path.parent.name.rpartition('--')[2]}-{path.name}"
+    if glob.has_magic(path.name) and not path.exists():
+        path = path.parent.absolute()
     stem = path.name
     for suffix in reversed(path.suffixes[-2:]):
         if suffix.lower() in FILE_ENDINGS:
@@ -60,8 +63,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def line_of(row: Row, kind: str) -> bytes:
-    """The row as a line of JSON Lines: its own bytes, but an object around a line of plain text."""
-    if kind == "txt":
+def line_of(row: Row) -> bytes:
+    """The row as a line of JSON Lines: its own bytes, but an object around plain text."""
+    if isinstance(row.value, str):
         return orjson.dumps({"text": row.value}, option=orjson.OPT_APPEND_NEWLINE)
     return row.raw.removeprefix(b"\xef\xbb\xbf") + b"\n"

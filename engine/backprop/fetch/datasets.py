@@ -228,7 +228,7 @@ def _put_together(folder: Path, split: str, files: list[Path], progress: hub.Rep
                 for count, row in enumerate(source):
                     if count % _LOOK_ROWS == 0:
                         progress(number, len(files))
-                    out.write(line_of(row, source.kind) if row.error is None else row.raw.replace(b"\n", b" ") + b"\n")
+                    out.write(line_of(row) if row.error is None else row.raw.replace(b"\n", b" ") + b"\n")
     return target
 
 

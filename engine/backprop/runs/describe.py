@@ -80,6 +80,9 @@ def describe(event: ev.AnyEvent) -> str:
                 f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {event.dtype} on {event.device}, "
                 f"{event.trainable_parameters / 1e6:.2f}M trained ({event.mode}: {', '.join(event.targets)})"
             )
+        case ev.SettingsChosen():
+            chosen = [f"{name} {value:g} ({event.reasons.get(name, '')})" for name, value in event.values.items()]
+            return f"chosen: {'; '.join(chosen)}"
         case ev.DatasetPrepared():
             return describe_dataset(event)
         case ev.Step():

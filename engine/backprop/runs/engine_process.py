@@ -10,7 +10,7 @@ from typing import IO
 
 import msgspec
 
-from backprop.core.log import variables as log_variables
+from backprop.core.log import variables
 
 ENGINE = "backprop.train"
 WAIT = "wait"
@@ -33,7 +33,7 @@ def start_engine(
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
-            env=log_variables(),
+            env=variables(),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -62,6 +62,8 @@ class RunState(Struct, kw_only=True):
     kind: str = "train"
     path: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where the value of each setting that is no default comes from, in words."""
     environment: dict[str, Any] = field(default_factory=dict)
     pid: int = 0
 
@@ -213,6 +215,9 @@ class RunState(Struct, kw_only=True):
                 self.checkpoints = [c for c in self.checkpoints if c.path != path]
             case ev.Paused(reason=reason):
                 self.journal_status, self.paused_for = "paused", reason
+            case ev.SettingsChosen():
+                self.config = {**self.config, **event.values}
+                self.origins = {**self.origins, **{name: f"rule: {why}" for name, why in event.reasons.items()}}
             case ev.Resumed():
                 self.journal_status, self.paused_for = "running", ""
             case ev.Pacing(rest=rest):
@@ -226,7 +231,7 @@ class RunState(Struct, kw_only=True):
 
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
-        self.config, self.environment = event.config, event.environment
+        self.config, self.environment, self.origins = event.config, event.environment, event.origins
         self.resumes += event.resumed_from is not None
         self.started_at = self.started_at or event.time
         self.stretch_started_at = event.time

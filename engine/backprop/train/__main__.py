@@ -7,6 +7,7 @@ import sys
 
 import msgspec
 
+from backprop.core.definition import chosen_by_rule
 from backprop.core.events import EndStatus, RunStarted
 from backprop.runs.directory import RunDirectory
 from backprop.worker.commands import Control
@@ -38,7 +39,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             resumed_from=start.resumed_from,
             environment=environment(),
             forked_from=record.forked_from,
-            origins=record.origins,
+            origins={**record.origins, **chosen_by_rule(record.config, start.config)},
         )
     )
     for note in start.notes:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from backprop.core import events
+from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
@@ -192,7 +193,7 @@ def _held_out_rows_of(
     file: Path, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
 ) -> preprocess.Prepared:
     """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
-    if not file.is_file():
+    if not data_files(file):
         raise DatasetNotFoundError(
             f"there is no file of held-out rows {file}",
             hint="put it back, or start a new run with --held-out",

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from backprop.core import rules
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
 from backprop.core.events import Event, ModelLoaded, ModelLoading
 from backprop.core.models import repository_of
-from backprop.core.presets import LORA_PRESETS
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.train.checkpoint import some
@@ -69,24 +69,21 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 def resolved(config: RunConfig) -> RunConfig:
     """``config`` with everything chosen that can be chosen before the model and the data are loaded.
 
-    Open afterwards: ``steps``, ``epochs`` and ``warmup_steps`` (they depend on the data).
+    Open afterwards is what depends on the rows (``core.rules.for_rows``).
     """
-    preset = LORA_PRESETS[config.lora_preset]
-    rank = config.lora_r or preset.r
-    alpha = config.lora_alpha or (preset.alpha if config.lora_r is None else 2.0 * rank)
     device = choose_device(config.backend)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     batch = config.batch_size
+    batch = (4 if free >= 23 * GB else 2 if free >= 15 * GB else 1) if batch == "auto" else batch
     checkpointing = config.gradient_checkpointing
     return msgspec.structs.replace(
         config,
         mode="lora" if config.mode == "auto" else config.mode,
         backend="cuda" if device.type == "cuda" else "cpu",
-        batch_size=(4 if free >= 23 * GB else 2 if free >= 15 * GB else 1) if batch == "auto" else batch,
+        batch_size=batch,
+        gradient_accumulation=config.gradient_accumulation or rules.accumulation(batch),
         gradient_checkpointing=(device.type == "cuda" and free < 40 * GB) if checkpointing is None else checkpointing,
-        lora_r=rank,
-        lora_alpha=alpha,
-        target_modules=config.target_modules or list(preset.target_modules),
+        **rules.adapter(config),
     )
 
 

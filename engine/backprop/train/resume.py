@@ -149,6 +149,8 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
     """
     saved = checkpoint.manifest.identity.get("config", {})
     open_fields = [name for name in config.__struct_fields__ if getattr(config, name) in (None, "auto")]
+    if config.steps is not None:  # a new end: the old length does not come back
+        open_fields = [name for name in open_fields if name != "epochs"]
     chosen = {name: saved[name] for name in open_fields if name in saved}
     return msgspec.convert({**msgspec.to_builtins(config), **chosen}, RunConfig)
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+import msgspec
 import torch
 
-from backprop.core import events
+from backprop.core import events, rules
 from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
@@ -100,6 +101,9 @@ class Session:
         emit(PhaseChanged(phase="preparing_data"))
         rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look, start.split_seed)
 
+        self.schedule = Schedule.of(config, len(self.trained))
+        config = self.config = self.choose(config, path)
+
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit)
         for each in (rows, self.held_out.rows):
@@ -115,12 +119,28 @@ class Session:
             load_weights(start.weights, self.loaded.model)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
-        self.schedule = Schedule.of(config, len(self.trained))
         if not start.checkpoint:
             for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
         self.reporter = Reporter(emit, self.schedule, self.loaded.device)
         self.steering.on_sample = self.answer
+
+    def choose(self, config: RunConfig, path: Path) -> RunConfig:
+        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons."""
+        schedule = self.schedule
+        chosen = rules.for_rows(
+            config,
+            path,
+            rows=len(self.trained),
+            held_out=len(self.held_out),
+            rows_per_step=schedule.rows_per_step,
+            steps=schedule.steps,
+        )
+        if chosen.reasons:
+            values = msgspec.to_builtins(chosen.config)
+            values = {name: values[name] for name in chosen.reasons}
+            self.emit(events.SettingsChosen(values=values, reasons=chosen.reasons))
+        return chosen.config
 
     def train(self, guard: Guard) -> tuple[int, int]:
         """Take the steps, then save the last checkpoint and the adapter.
@@ -157,7 +177,7 @@ class Session:
                 recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
                 on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
             ),
-            eval_steps=config.eval_steps
+            eval_steps=int(config.eval_steps or 0)  # 0: in the record of an earlier version
             or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.held_out)),
             patience=config.early_stopping,
             sample=self.answer,
@@ -261,7 +281,7 @@ def halved(step: int, batching: Batching, error: BaseException, rows_per_step: i
 
 
 def steps_between_evaluations(steps: int, rows_per_step: int, held_out: int) -> int:
-    """Ten evaluations over the run, fewer where one would take more rows than were trained since the last."""
+    """What earlier versions chose: ten over the run, none with more rows than were trained since the one before."""
     return max(1, steps // EVALUATIONS, -(-held_out // rows_per_step))
 
 
@@ -272,7 +292,7 @@ def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -
         trained, held_out: rows.
     """
     found = []
-    if config.warmup_steps is not None and config.warmup_steps >= steps:
+    if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
         found.append(
             events.Warning(
                 code="WARMUP_TOO_LONG",
@@ -302,7 +322,7 @@ def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:
     """What a new end does to the learning rate."""
     old = checkpoint.manifest.identity["config"]["steps"]
-    rate = config.learning_rate * schedule.factor(checkpoint.step)
+    rate = (config.learning_rate or 0.0) * schedule.factor(checkpoint.step)
     return events.Warning(
         code="SCHEDULE_CHANGED",
         message=f"new end: {schedule.steps} steps"

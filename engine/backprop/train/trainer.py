@@ -54,8 +54,10 @@ def optimizer_for(model: torch.nn.Module, config: RunConfig, device: torch.devic
         {"params": [each for each in weights if each.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [each for each in weights if each.ndim < 2], "weight_decay": 0.0},
     ]
+    rate = config.learning_rate
+    assert rate is not None  # the rule has chosen one
     fused = True if device.type == "cuda" else None
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
 def batch_loss(loaded: Loaded, method: Method, batch: MicroBatch) -> Loss:

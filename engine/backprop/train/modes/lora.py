@@ -43,7 +43,7 @@ class LoRA:
         adapter = LoraConfig(
             r=self._config.lora_r,  # type: ignore[arg-type]
             lora_alpha=self._config.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=self._config.lora_dropout,
+            lora_dropout=self._config.lora_dropout or 0.0,
             target_modules=self.targets,
             task_type="CAUSAL_LM",
             base_model_name_or_path=self._base_name,
@@ -85,7 +85,10 @@ def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]
     """
     layers = _linear_layers(model)
     kinds = set(layers.values())
-    wanted, preset = list(config.target_modules or []), list(LORA_PRESETS[config.lora_preset].target_modules)
+    wanted, preset = (
+        list(config.target_modules or []),
+        list(LORA_PRESETS[config.lora_preset].target_modules if config.lora_preset else ALL_LINEAR),
+    )
     missing = [name for name in wanted if name not in kinds]
     found = [name for name in wanted if name in kinds]
     notes = []

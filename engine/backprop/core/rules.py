@@ -1,0 +1,127 @@
+"""Defaults that depend on the model, the rows and the machine: each with its reason in words.
+
+Sources: the sweeps behind tinker-cookbook's ``hyperparam_utils`` and "LoRA Without Regret" (Thinking Machines, 2025):
+the learning rate by family, hidden size and batch, ten times that of full fine-tuning, higher for short runs; rank 32
+with alpha as the rank; batches of at most 32. All linear layers and no dropout: Biderman 2024 (arXiv:2405.09673).
+
+What is chosen is a pure function of the configuration, the model's ``config.json`` and the number of rows: a run that
+is continued chooses the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
+from backprop.core.settings import RunConfig
+
+ROWS_PER_STEP = 16
+RANK = 32
+_EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
+"""How the best learning rate falls with the hidden size, by the beginning of ``model_type``."""
+_UNCALIBRATED = 1e-4
+_SHORT_RUN = 100
+_EVALUATIONS = 10
+_SHARE = 0.1
+"""Evaluating takes at most this share of a run's time."""
+_FORWARD = 1 / 3
+"""Time of a row that is only evaluated, as a share of one that is trained."""
+
+
+class Chosen(NamedTuple):
+    """A configuration with less left open, and the reason for each value that was chosen."""
+
+    config: RunConfig
+    reasons: dict[str, str]
+
+
+def accumulation(batch_size: int) -> int:
+    """Forward passes per optimizer step: 16 rows together."""
+    return max(1, ROWS_PER_STEP // batch_size)
+
+
+def adapter(config: RunConfig) -> dict[str, Any]:
+    """Rank, alpha, dropout and layers: those given, else those of the LoRA preset, else the rule's."""
+    preset = LORA_PRESETS[config.lora_preset] if config.lora_preset else None
+    rank = config.lora_r or (preset.r if preset else RANK)
+    usual = float(rank) if preset is None else preset.alpha if config.lora_r is None else 2.0 * rank
+    dropout = config.lora_dropout
+    return {
+        "lora_r": rank,
+        "lora_alpha": config.lora_alpha or usual,
+        "lora_dropout": (0.05 if preset else 0.0) if dropout is None else dropout,
+        "target_modules": config.target_modules or list(preset.target_modules if preset else ALL_LINEAR),
+    }
+
+
+def epochs(rows: int) -> float:
+    """Passes over the data where no length was given."""
+    return 3.0 if rows < 1_000 else 2.0 if rows < 10_000 else 1.0
+
+
+def warmup(steps: int) -> int:
+    """Steps of warm-up: 5 %, 10 to 100, and at most a fifth of a short run."""
+    return min(max(10, round(0.05 * steps)), 100, steps // 5)
+
+
+def evaluation_steps(steps: int, rows_per_step: int, held_out: int) -> int:
+    """Steps between evaluations: ten over the run, fewer where they would take more than a tenth of its time.
+
+    The last step is always evaluated.
+    """
+    affordable = int(steps * rows_per_step * _SHARE / (_FORWARD * max(1, held_out)))
+    return math.ceil(steps / max(1, min(_EVALUATIONS, affordable)))
+
+
+def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[float, str]:
+    """The peak learning rate of LoRA for a model, and why."""
+    family, hidden = _family(model_dir)
+    power = next((power for name, power in _EXPONENTS.items() if family.startswith(name)), None)
+    if power is None or not hidden:
+        rate, why = _UNCALIBRATED, f"{family or 'this model'}: a family that was not calibrated"
+    else:
+        rate = 5e-4 * (2000 / hidden) ** power * math.sqrt(rows_per_step / 128)
+        why = f"{family}, hidden size {hidden}, {rows_per_step} rows per step"
+    if steps < _SHORT_RUN:
+        rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
+    return min(1.0, float(f"{rate:.2g}")), why
+
+
+def _family(model_dir: Path) -> tuple[str, int]:
+    """``model_type`` and hidden size of a model's text part; empty and 0 where its ``config.json`` does not say."""
+    try:
+        facts = json.loads((model_dir / "config.json").read_bytes())
+        facts = facts.get("text_config") or facts
+        return str(facts.get("model_type", "")), int(facts.get("hidden_size") or facts.get("n_embd") or 0)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return "", 0
+
+
+def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, rows_per_step: int, steps: int) -> Chosen:
+    """What can be chosen once model and rows are known: length, warm-up, learning rate, when to evaluate.
+
+    Args:
+        config: one for this machine (``train.model.resolved``).
+        rows: those that are trained.
+        rows_per_step, steps: as the schedule has them (``core.schedule``).
+    """
+    values: dict[str, tuple[Any, str]] = {}
+    if config.epochs == "auto" and config.steps is None:
+        values["epochs"] = epochs(rows), f"{rows:,} rows"
+    if config.warmup_steps == "auto":
+        values["warmup_steps"] = warmup(steps), f"5 % of {steps} steps, 10 to 100, at most a fifth of them"
+    if config.learning_rate is None:
+        values["learning_rate"] = learning_rate(model_dir, rows_per_step, steps)
+    if config.eval_steps == "auto":
+        every = evaluation_steps(steps, rows_per_step, held_out)
+        why = f"{-(-steps // every)} over {steps} steps: {held_out} held-out rows take at most a tenth of the time"
+        values["eval_steps"] = every, why
+    return Chosen(
+        msgspec.structs.replace(config, **{name: value for name, (value, _) in values.items()}),
+        {name: why for name, (_, why) in values.items()},
+    )

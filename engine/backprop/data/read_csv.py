@@ -1,0 +1,192 @@
+"""The rows of CSV files of any make: what separates cells and lines is found from the first line."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from backprop.core.errors import DatasetParseError
+from backprop.data.example import RowError
+from backprop.data.parse import BOM, Found, Note, not_utf8
+
+_LARGEST_CELL = 64 * 1024 * 1024
+"""What is longer is a quote that nobody closed."""
+_DELIMITERS = ",;\t|"
+_NESTED = ("messages", "conversations", "tools")
+"""Columns whose cells are JSON where they look like it: a table has no other way to hold them."""
+_TRUTH = {"true": True, "1": True, "false": False, "0": False}
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_BACKSLASH_QUOTE = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
+_ODD = "its quotes stand behind a blank or a backslash: they are read as quotes"
+_BROKEN = "not a CSV record: a quote that opens in it is not closed, or not where its cell ends"
+
+
+def read_csv(path: Path, source: IO[bytes], note: Note) -> Iterator[Found]:
+    """Records after the header; a quoted cell may hold line breaks. Lines are where records begin.
+
+    Raises:
+        DatasetParseError: the header cannot be read, or names a column twice.
+    """
+    csv.field_size_limit(_LARGEST_CELL)
+    head = source.readline()
+    line, offset = 1, len(BOM) if head.startswith(BOM) else 0
+    lines = _Lines(head[offset:], source)
+    delimiter = _delimiter(path, lines)
+    ways = [
+        csv.reader(read, delimiter=delimiter, strict=True, skipinitialspace=skips)
+        for read, skips in ((lines, False), (lines, True), (map(_double_quotes, lines), False))
+    ]
+    columns: list[str] = []
+    while True:
+        cells, found = _record(lines, ways, len(columns))
+        raw = "".join(lines.taken).encode("latin-1")
+        if not raw:
+            return
+        if line == 1 and raw.lower().startswith(b"sep=") and cells[1:] in ([], [""]):
+            note(f"cells are separated by {delimiter!r}, as the first line says")
+        elif not columns:
+            columns = _columns(path, line, cells, raw, found)
+        elif cells:
+            value, error = _row(columns, cells, raw, offset)
+            yield line, raw.rstrip(b"\r\n"), value, error or found
+        elif found is not None:
+            yield line, raw.rstrip(b"\r\n"), None, found
+        line, offset = line + len(lines.taken), offset + len(raw)
+        lines.taken.clear()
+
+
+class _Lines:
+    """The lines of a file as Latin-1, which keeps every byte; they can be put back, also after the last one.
+
+    Old Macintosh files end their lines with a carriage return alone.
+    """
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self.head = head.splitlines(keepends=True)
+        self._ahead = chain(self.head, rest)
+        self._back: list[str] = []
+        self.taken: list[str] = []
+        """Those of the record in hand."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.pop() if self._back else next(self._ahead).decode("latin-1")
+        self.taken.append(line)
+        return line
+
+    def again(self, count: int = 0) -> None:
+        """Put the lines of the record back, all but the first ``count``."""
+        self._back += reversed(self.taken[count:])
+        del self.taken[count:]
+
+
+def _double_quotes(line: str) -> str:
+    r"""Quotes as CSV writes them, where ``\"`` stands for one."""
+    return _BACKSLASH_QUOTE.sub(r'\1""', line)
+
+
+def _delimiter(path: Path, lines: _Lines) -> str:
+    if path.suffix.lower() == ".tsv" or path.suffixes[-2:-1] == [".tsv"]:
+        return "\t"
+    text = _QUOTED.sub("", lines.head[0].decode("latin-1")) if lines.head else ""
+    if text.lower().startswith("sep=") and len(text.rstrip("\r\n")) == 5:
+        return text[4]
+    return max(_DELIMITERS, key=lambda mark: (text.count(mark), mark == ","))
+
+
+def _record(lines: _Lines, ways: Sequence[Iterator[list[str]]], width: int) -> tuple[list[str], RowError | None]:
+    """The cells of the next record and what is odd about it; none at the end, and of a record that cannot be read.
+
+    Such a record costs its first line alone: the quote that nobody closed does not take the others with it.
+    """
+    plain, error = _read(ways[0])
+    count = len(lines.taken)
+    if not error and not any(cell.startswith(" ") and cell.lstrip(" ").startswith('"') for cell in plain):
+        return plain, None
+    for way in ways[1:]:
+        lines.again()
+        cells, failed = _read(way)
+        if not failed and len(cells) == (width or len(cells)):
+            return cells, None if cells == plain else RowError("csv_quotes", "", _ODD, "info")
+    lines.again()
+    for _ in range(1 if error else count):
+        next(lines)
+    if not error:
+        return plain, None
+    return [], RowError("broken_csv", "", f"{_BROKEN} ({error})")
+
+
+def _read(way: Iterator[list[str]]) -> tuple[list[str], str]:
+    try:
+        return next(way, []), ""
+    except csv.Error as wrong:
+        return [], str(wrong)
+
+
+def _columns(path: Path, line: int, cells: list[str], raw: bytes, error: RowError | None) -> list[str]:
+    """The names in the header.
+
+    Raises:
+        DatasetParseError: it cannot be read, or names a column twice.
+    """
+    names, bad = _utf8(cells, raw, 0)
+    error = bad if error is None or error.severity != "error" else error
+    if error is not None:
+        raise DatasetParseError(
+            f"{path}: the header in line {line} cannot be read: {error.message}",
+            hint="save the file as UTF-8 CSV with the column names in the first line",
+            details={"path": str(path), "line": line},
+        )
+    names = [name.strip() for name in names]
+    twice = sorted(name for name, count in Counter(names).items() if name and count > 1)
+    if twice:
+        raise DatasetParseError(
+            f"{path}: line {line} names the column {twice[0]!r} twice",
+            hint="give each column a name of its own",
+            details={"path": str(path), "line": line, "field": twice[0]},
+        )
+    return names
+
+
+def _row(columns: list[str], cells: list[str], raw: bytes, offset: int) -> tuple[object, RowError | None]:
+    """The record as a dict by column; an empty cell is ``None``."""
+    if not raw.isascii():
+        cells, error = _utf8(cells, raw, offset)
+        if error is not None:
+            return None, error
+    if len(cells) != len(columns):
+        message = f"{len(cells)} cells where the header names {len(columns)} columns"
+        return None, RowError("column_count", "", f"{message}: a cell with a comma or line break needs quotes")
+    return {name: _cell(name, cell) for name, cell in zip(columns, cells, strict=True)}, None
+
+
+def _utf8(cells: list[str], raw: bytes, offset: int) -> tuple[list[str], RowError | None]:
+    """The cells of ``raw``, which begins at ``offset``, as the text they are; or what is wrong with its bytes."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return cells, not_utf8(raw, offset, error)
+    return [cell.encode("latin-1").decode() for cell in cells], None
+
+
+def _cell(name: str, cell: str) -> object:
+    """A table holds text alone: labels and nested columns get their type back, nothing else is touched."""
+    if not cell:
+        return None
+    if name == "label":
+        return _TRUTH.get(cell.strip().lower(), cell)
+    if name in _NESTED and cell.lstrip().startswith(("[", "{")):
+        try:
+            return orjson.loads(cell)
+        except orjson.JSONDecodeError:
+            return cell
+    return cell
