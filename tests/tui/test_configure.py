@@ -99,12 +99,15 @@ async def test_the_short_form_counts_what_it_does_not_show(rows: Path) -> None:
 
 async def test_the_run_is_known_before_it_starts(rows: Path, model: Path) -> None:
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
-        screen = await opened(pilot, data=rows, model=model, held_out="none", batch_size=2)
+        screen = await opened(pilot, data=rows, model=model, held_out="none", batch_size=2, gradient_accumulation=4)
         shown = screen.about.text
         assert "40 trained" in shown
-        assert "5 of 8 rows: 1 pass" in shown
-        await change(pilot, screen, "epochs", "3")
-        assert "15 of 8 rows: 3 passes" in screen.about.text
+        assert "15 of 8 rows: 3 passes" in shown
+        screen.form.go_to("learning_rate")
+        await pilot.pause()
+        assert "half as much again for 15 steps" in " ".join(screen.about.text.split())
+        await change(pilot, screen, "epochs", "1")
+        assert "5 of 8 rows: 1 pass" in screen.about.text
         await change(pilot, screen, "steps", "4")
         assert "4 of 8 rows: 0.8 passes" in screen.about.text
         assert "only 80 % of the rows are seen in 4 steps" in " ".join(screen.about.text.split())
@@ -142,7 +145,7 @@ async def test_start_says_what_is_missing_and_goes_there(rows: Path) -> None:
     [
         ({"data": "row.jsonl"}, "data", "did you mean"),
         ({"model": "no such model"}, "model", "it is no preset"),
-        ({"held_out": "others.jsonl"}, "held_out", "there is no file of held-out rows"),
+        ({"held_out": "others.jsonl"}, "held_out", "others.jsonl"),
         ({"mapping": "instruction"}, "mapping", "FIELD=COLUMN"),
         ({"lora_preset": "qualty"}, "lora_preset", "did you mean quality"),
     ],
@@ -162,9 +165,9 @@ async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows
         screen = await opened(pilot, data=rows)
         screen.form.go_to("lora_preset")
         await pilot.press("right")
-        assert screen.found.values["lora_preset"] == "fast"
-        await pilot.press("left", "left")
         assert screen.found.values["lora_preset"] == "quality"
+        await pilot.press("left", "left")
+        assert screen.found.values["lora_preset"] == "fast"
         screen.form.go_to("model")
         await pilot.press("enter")
         assert isinstance(pilot.app.screen, Chooser)

@@ -23,6 +23,8 @@ class Outlook(Struct, kw_only=True):
     origin: Origin | None = None
     wrong: str = ""
     """What is wrong with the setting."""
+    reason: str = ""
+    """Why the rule chose its value."""
     data: str = ""
     """The dataset in words, or why nothing is known of it."""
     plan: Plan | None = None
@@ -81,6 +83,8 @@ def setting_rows(known: Outlook, width: int) -> list[Row]:
         rows += labelled(f"{'takes':<{_LABEL}}", takes + unit, width)
     if setting.shown_default:
         rows += labelled(f"{'default':<{_LABEL}}", setting.shown_default, width)
+    if known.reason:
+        rows += labelled(f"{'because':<{_LABEL}}", known.reason, width)
     if known.origin is not None and known.origin.kind not in ("default", "screen"):
         rows += labelled(f"{'is from':<{_LABEL}}", str(known.origin), width)
     return rows

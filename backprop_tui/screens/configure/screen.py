@@ -8,14 +8,14 @@ from typing import Any
 
 from backprop.cli.options import command_line
 from backprop.core import saved_settings
-from backprop.core.definition import Setting
+from backprop.core.definition import Setting, settings
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.locate import locate
-from backprop.core.models import known_models, repository_of
-from backprop.core.presets import LORA_PRESETS, MODEL_PRESETS, TRAINING_PRESETS, default_model
+from backprop.core.models import find_tokenizer, known_models, repository_of
+from backprop.core.presets import MODEL_PRESETS, TRAINING_PRESETS, default_model
 from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import RunConfig
-from backprop.data.plan import plan, warnings
+from backprop.data.plan import Plan, plan, warnings
 from backprop.hardware.devices import Info, info
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
@@ -153,20 +153,26 @@ class ConfigureScreen(BaseScreen):
     def _draw_about(self) -> None:
         self.about.show(self._outlook())
 
+    def _plan(self) -> Plan | None:
+        """The run as far as it is known."""
+        config, counted = self.config, self.counting.counted
+        if config is None or counted is None or counted.unit != "tokens":
+            return None
+        return plan(config, counted, find_tokenizer(config.model), self._batch_size())
+
     def _outlook(self) -> Outlook:
-        setting, config, counted = self.form.chosen, self.config, self.counting.counted
-        found = Outlook(setting=setting, data=self.counting.words or ("" if config else MISSING))
+        setting, config, counted, planned = self.form.chosen, self.config, self.counting.counted, self._plan()
+        found = Outlook(setting=setting, data=self.counting.words or ("" if config else MISSING), plan=planned)
         if setting is not None:
             found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
+            found.reason = planned.reasons.get(setting.name, "") if planned else ""
         if config is not None:
-            found.command = from_home(command_line(config))
-            if counted is not None and counted.unit == "tokens":
-                found.data = f"{found.data}, {rows_of(counted.rows)}"
-                found.plan, found.whole = plan(config, counted, self._batch_size()), counted.whole
-            if found.plan is not None and (pace := self.counting.pace) is not None:
-                found.seconds = found.plan.tokens / pace.tokens_per_second
-                found.pace = f"as fast as run {pace.run_id}"
-            found.warnings = warnings(config, found.plan)
+            found.command, found.warnings = from_home(command_line(config)), warnings(config, planned)
+        if counted is not None:
+            found.data, found.whole = f"{found.data}, {rows_of(counted.rows)}", counted.whole
+        if planned is not None and (pace := self.counting.pace) is not None:
+            found.seconds = planned.tokens / pace.tokens_per_second
+            found.pace = f"as fast as run {pace.run_id}"
         return found
 
     def _batch_size(self) -> int:
@@ -174,19 +180,14 @@ class ConfigureScreen(BaseScreen):
 
     def _becomes(self) -> dict[str, str]:
         """What values chosen by rule come to, where that is known."""
-        values, counted, config = self.found.values, self.counting.counted, self.config
-        preset = LORA_PRESETS[values["lora_preset"]]
-        rank = values["lora_r"] or preset.r
-        alpha = preset.alpha if values["lora_r"] is None else 2 * rank
-        found = {"lora_r": f"{rank}", "lora_alpha": f"{alpha:g}", "target_modules": ",".join(preset.target_modules)}
-        planned = None if config is None or counted is None else plan(config, counted, self._batch_size())
-        if planned is not None:
-            schedule = planned.schedule
-            found["steps"] = f"{schedule.steps:,}"
-            found["epochs"] = f"{planned.passes:.3g}"
-            found["warmup_steps"] = f"{schedule.warmup_steps}"
-            found["held_out"] = f"about {planned.held_out:,} rows"
-        return found
+        planned = self._plan()
+        if planned is None:
+            return {}
+        values = {name: getattr(planned.chosen, name) for name in settings()}
+        values |= {"steps": planned.schedule.steps, "warmup_steps": planned.schedule.warmup_steps}
+        values["epochs"] = round(planned.passes, 2)
+        found = {name: value_text(settings()[name], value) for name, value in values.items()}
+        return {**found, "held_out": f"about {rows_of(planned.held_out)}"}
 
     def flush(self) -> None:
         name = short_path(self.found.values["data"] or "")
@@ -255,6 +256,7 @@ class ConfigureScreen(BaseScreen):
         if setting is None:
             return
         choices: list[Any] = [True, False] if setting.kind == "switch" else list(setting.choices)
+        choices = [None, *choices] if setting.nullable else choices
         if not choices or setting.numbers:
             return
         value = self.found.values[setting.name]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec import Struct
 from msgspec.structs import replace
 
+from backprop.core import rules
 from backprop.core.events import LengthLimit
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.schedule import Schedule
@@ -28,6 +31,10 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Rows that training refuses, or skips with ``skip_bad``."""
     limit: LengthLimit
     schedule: Schedule
+    chosen: RunConfig
+    """The configuration with what rows, model and machine decide about."""
+    reasons: dict[str, str]
+    """Why the values are what they are that depend on the rows."""
     tokens: int
     """Of the whole run, trained or not."""
     trained_tokens: int
@@ -38,11 +45,12 @@ class Plan(Struct, frozen=True, kw_only=True):
         return self.schedule.steps * self.schedule.rows_per_step / max(1, self.rows)
 
 
-def plan(config: RunConfig, counted: CountedLengths, batch_size: int) -> Plan | None:
+def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size: int) -> Plan | None:
     """The run that ``config`` makes of rows counted in tokens; ``None`` where nothing of them is trained.
 
     Args:
-        batch_size: what ``auto`` would become.
+        model_dir: where the model's ``config.json`` is.
+        batch_size: what ``auto`` becomes.
     """
     limit = counted.lengths.at(config.max_seq_length)
     usable = limit.whole + limit.cut + limit.split
@@ -52,10 +60,14 @@ def plan(config: RunConfig, counted: CountedLengths, batch_size: int) -> Plan | 
         return None
     held_out = expected_held_out(usable, config.held_out)
     rows = usable - held_out
-    chosen = replace(config, batch_size=batch_size) if config.batch_size == "auto" else config
-    schedule = Schedule.of(chosen, rows)
+    batch = batch_size if config.batch_size == "auto" else config.batch_size
+    accumulation = config.gradient_accumulation or rules.accumulation(batch)
+    known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
+    schedule = Schedule.of(known, rows)
+    chosen, reasons = rules.for_rows(
+        known, model_dir, rows=rows, held_out=held_out, rows_per_step=schedule.rows_per_step, steps=schedule.steps
+    )
     seen = schedule.steps * schedule.rows_per_step
-    share = counted.trained / max(1, counted.tokens)
     tokens = seen * counted.lengths.tokens_within(config.max_seq_length) / max(1, counted.lengths.rows)
     return Plan(
         rows=rows,
@@ -63,8 +75,10 @@ def plan(config: RunConfig, counted: CountedLengths, batch_size: int) -> Plan | 
         unusable=counted.unusable,
         limit=limit,
         schedule=schedule,
+        chosen=chosen,
+        reasons=reasons,
         tokens=round(tokens),
-        trained_tokens=round(tokens * share),
+        trained_tokens=round(tokens * counted.trained / max(1, counted.tokens)),
     )
 
 
