@@ -79,6 +79,18 @@ def find_tokenizer(name: str) -> Path:
     return folder
 
 
+def known_models() -> list[tuple[str, str]]:
+    """Name and place of the models on this machine that are no presets: in this directory, in the hub's cache."""
+    from huggingface_hub import constants
+
+    presets = {preset.repo for preset in MODEL_PRESETS.values()}
+    here = [path.parent for path in Path().glob("*/config.json") if any(path.parent.glob("*.safetensors"))]
+    names = [folder.name[8:].replace("--", "/") for folder in Path(constants.HF_HUB_CACHE).glob("models--*--*")]
+    cached = [name for name in names if name not in presets and _has_all_files(_snapshot(name))]
+    found = [(f"./{path}", "a folder of this directory") for path in sorted(here)]
+    return found + [(name, "in the Hugging Face cache") for name in sorted(cached)]
+
+
 def find_architecture(name: str) -> Architecture:
     """The architecture of the model ``name``: a preset's is known, another one's is read from its ``config.json``.
 

@@ -150,6 +150,11 @@ class Lengths(Struct, frozen=True):
         """The smallest limit at which no answer is lost, at least 1."""
         return int(np.flatnonzero(self.losing[1:])[-1]) + 2 if self.losing[1:].any() else 1
 
+    def tokens_within(self, limit: int) -> int:
+        """All tokens, of conversations no more than ``limit`` each."""
+        chats = np.minimum(np.arange(len(self.chats)), limit) * self.chats
+        return int(chats.sum() + (np.arange(len(self.texts)) * self.texts).sum())
+
     def at(self, limit: int) -> LengthLimit:
         """What ``limit`` costs, at least 1."""
         whole = int(self.chats[: limit + 1].sum())
