@@ -9,6 +9,7 @@ from backprop.core.resolve import Origin
 from backprop.data.plan import Plan
 from msgspec import Struct
 
+from backprop_tui.screens.configure.memory import MemoryOutlook, memory_rows
 from backprop_tui.text import Row, clock, count, safe, short_number
 from backprop_tui.widgets.cells import cut, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
@@ -33,7 +34,7 @@ class Outlook(Struct, kw_only=True):
     seconds: float | None = None
     """How long the run would take, as ``pace`` has it."""
     pace: str = ""
-    memory: Sequence[Row] = ()
+    memory: MemoryOutlook | None = None
     warnings: Sequence[str] = ()
     command: str = ""
 
@@ -54,12 +55,13 @@ class About(TextView):
             summary = plan_summary(known)
             rows = rows[:4]
             rows += [cut([("data      ", "muted"), *summary], width)]
-            rows += [cut(row, width) for row in known.memory[:1]]
+            if known.memory is not None and known.memory.parts is not None:
+                rows.append(cut([("memory    ", "muted"), *memory_rows(known.memory, width - _LABEL)[0]], width))
             rows += [cut([("! ", "warn"), (safe(text), "warn")], width) for text in known.warnings[:2]]
             return [*rows, cut([("$ ", "muted"), (safe(known.command), "text")], width)]
         rows += [[], heading("the run", width), *plan_rows(known, width)]
-        if known.memory:
-            rows += [[], heading("memory", width), *known.memory]
+        if known.memory is not None:
+            rows += [[], heading("memory", width), *memory_rows(known.memory, width)]
         if known.warnings:
             rows += [[], heading("worth knowing", width)]
             for text in known.warnings:

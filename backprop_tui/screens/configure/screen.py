@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import msgspec
 from backprop.cli.options import command_line
 from backprop.core import saved_settings
 from backprop.core.definition import Setting, settings
@@ -17,6 +18,7 @@ from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan, plan, warnings
 from backprop.hardware.devices import Info, info
+from backprop.hardware.estimate import first_batch_size
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
 from textual import on
@@ -30,6 +32,7 @@ from backprop_tui.screens.configure.about import About, Outlook
 from backprop_tui.screens.configure.counting import Counting
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
+from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
 from backprop_tui.screens.dialogs import Answer, Question
@@ -64,8 +67,7 @@ class ConfigureScreen(BaseScreen):
         """The run, located, where nothing is wrong with it."""
         self.notice = ""
         self.warm: WarmEngine | None = None
-        self.usual: tuple[str, str] | None = None
-        """The model that is taken where none is named, and why."""
+        self.machine: Info | None = None
         self.tasks = Tasks(self)
         self.counting = Counting(self.tasks, self._draw)
         self._title, self._status = Bar(id="title"), Bar(id="status")
@@ -87,7 +89,7 @@ class ConfigureScreen(BaseScreen):
         self._resolve()
 
     def _take_machine(self, machine: Info) -> None:
-        self.usual = default_model("auto", gpu=machine.gpu_problem is None)
+        self.machine = machine
         self._resolve()
 
     def on_unmount(self) -> None:
@@ -121,8 +123,9 @@ class ConfigureScreen(BaseScreen):
         """From what was chosen to every value, and what is wrong with them."""
         self.found = resolve(self.given, kind="screen", file=self.file or None)
         self.wrong, self.config = {}, None
-        if self.usual is not None and self.found.origins["model"].kind == "default":
-            self.found.values["model"], why = self.usual
+        if self.machine is not None and self.found.origins["model"].kind == "default":
+            backend = self.found.values["backend"]
+            self.found.values["model"], why = default_model(backend, gpu=self.machine.gpu_problem is None)
             self.found.origins["model"] = Origin("rule", reason=why)
         for error in self.found.errors:
             self._blame(error)
@@ -167,7 +170,9 @@ class ConfigureScreen(BaseScreen):
             found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
             found.reason = planned.reasons.get(setting.name, "") if planned else ""
         if config is not None:
-            found.command, found.warnings = from_home(command_line(config)), warnings(config, planned)
+            found.command, found.memory = from_home(command_line(config)), self._memory()
+            trained = found.memory.trained_parameters if found.memory else 0
+            found.warnings = warnings(config, planned, trained)
         if counted is not None:
             found.data, found.whole = f"{found.data}, {rows_of(counted.rows)}", counted.whole
         if planned is not None and (pace := self.counting.pace) is not None:
@@ -175,8 +180,21 @@ class ConfigureScreen(BaseScreen):
             found.pace = f"as fast as run {pace.run_id}"
         return found
 
+    def _memory(self) -> MemoryOutlook | None:
+        """What the run takes, with the batch size that it begins with."""
+        if self.config is None or self.machine is None:
+            return None
+        card = next((card for card in self.machine.gpus if card.vram_free is not None), None)
+        config = self.config
+        if config.batch_size == "auto":
+            config = msgspec.structs.replace(config, batch_size=self._batch_size())
+        return memory_of(config, card)
+
     def _batch_size(self) -> int:
-        return 1
+        """Rows of a forward pass where the person leaves it to the machine."""
+        cards = self.machine.gpus if self.machine else []
+        free = max((card.vram_free or 0 for card in cards), default=0)
+        return first_batch_size(self.config, free) if self.config is not None and free else 1
 
     def _becomes(self) -> dict[str, str]:
         """What values chosen by rule come to, where that is known."""
@@ -210,7 +228,9 @@ class ConfigureScreen(BaseScreen):
     def own_keys(self) -> list[Key]:
         missing = next(iter(self.wrong), "")
         label = f"start: {missing} {'is missing' if self.wrong.get(missing) == MISSING else 'is wrong'}"
-        return [key._replace(label=label) if missing and key.name == "start" else key for key in KEYS]
+        keys = [key._replace(label=label) if missing and key.name == "start" else key for key in KEYS]
+        memory = self.about.outlook.memory
+        return [key for key in keys if key.name != "fit" or (memory is not None and memory.changes)]
 
     @on(Delivered)
     def _delivered(self, event: Delivered) -> None:
@@ -306,6 +326,19 @@ class ConfigureScreen(BaseScreen):
 
     def action_anew(self) -> None:
         self.take({})
+
+    def action_fit(self) -> None:
+        """Make the first of the changes that make the run fit, or that saves the most."""
+        memory = self._memory()
+        if memory is None or not memory.changes:
+            self.notice = "the run fits" if memory is not None and memory.parts is not None else "not known yet"
+            self.flush()
+            return
+        fitting = [change for change in memory.changes if change.fits]
+        change = fitting[0] if fitting else max(memory.changes, key=lambda change: change.saves)
+        self.set(change.setting, change.value)
+        self.notice = f"{change.setting} is {change.value} now: {gib(change.saves)} less"
+        self.flush()
 
     def action_presets(self) -> None:
         choices = [Choice(name, name, preset.remark) for name, preset in TRAINING_PRESETS.items()]

@@ -17,6 +17,8 @@ from backprop.data.truncate import CountedLengths
 
 MANY_PASSES = 5
 """Passes over the data above which a model mostly learns it by heart."""
+BITS = 2
+"""What a weight of an adapter can take in of text, at about a bit for each trained token ("LoRA Without Regret")."""
 LARGEST_STEP = 32
 """Rows of a step above which LoRA learns badly ("LoRA Without Regret", Thinking Machines 2025)."""
 
@@ -82,8 +84,12 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
     )
 
 
-def warnings(config: RunConfig, planned: Plan | None) -> list[str]:
-    """What a person should know before the start, one sentence each."""
+def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 0) -> list[str]:
+    """What a person should know before the start, one sentence each.
+
+    Args:
+        trained_parameters: weights that the run trains; 0 where it is not known.
+    """
     found = []
     preset = MODEL_PRESETS.get(config.model)
     if preset is not None and "commercial" in preset.remark:
@@ -101,6 +107,11 @@ def warnings(config: RunConfig, planned: Plan | None) -> list[str]:
         )
     if schedule.rows_per_step > LARGEST_STEP:
         found.append(f"{schedule.rows_per_step} rows a step: LoRA learns worse from more than {LARGEST_STEP}")
+    once = planned.trained_tokens / max(1.0, planned.passes)
+    if 0 < BITS * trained_parameters < once:
+        found.append(
+            f"{once:,.0f} trained tokens hold more than {trained_parameters:,} weights can take in: a higher rank"
+        )
     if planned.passes > MANY_PASSES:
         found.append(f"each row is seen {planned.passes:.0f} times: it is learned by heart rather than from")
     if planned.passes < 1 and config.steps is not None:

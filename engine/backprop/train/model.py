@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from backprop.core import rules
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
 from backprop.core.events import Event, ModelLoaded, ModelLoading
-from backprop.core.models import find_architecture, repository_of, settings_of
+from backprop.core.models import repository_of, settings_of
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.hardware.devices import installed_version
-from backprop.hardware.estimate import ROOMY, Shape, estimate
+from backprop.hardware.estimate import ROOMY, first_batch_size
 from backprop.train.checkpoint import some
 from backprop.train.loss import sees_what_follows
 from backprop.train.modes import Mode, mode_named
@@ -89,23 +89,6 @@ def resolved(config: RunConfig) -> RunConfig:
         gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
         **rules.adapter(config),
     )
-
-
-def first_batch_size(config: RunConfig, free: int) -> int:
-    """Rows of a forward pass that a run begins with: the most of 1, 2 and 4 that are estimated to fit.
-
-    For a model that is not on this machine yet it is the card's size that decides.
-
-    Args:
-        free: bytes of the card; 0 on a CPU.
-    """
-    try:
-        model = find_architecture(config.model)
-    except ModelLoadError:
-        return 4 if free >= 23 * GB else 2 if free >= 15 * GB else 1
-    shape = Shape.of(config, memory=free)
-    sizes = [msgspec.structs.replace(shape, batch_size=size) for size in (2, 4)]
-    return max((each.batch_size for each in sizes if estimate(model, each).total <= free), default=1)
 
 
 def load_base(
