@@ -75,6 +75,8 @@ class Prompt(Vertical):
         self._entry.cursor_blink = False
         self._then: Callable[[str], object] = bool
         self._numbers: range | None = None
+        self._check: Callable[[str], str] | None = None
+        self._help = ""
         self._endings: tuple[str, ...] = ()
         self._found: Sequence[str] = ()
         self._offered: Sequence[str] = ()
@@ -101,6 +103,7 @@ class Prompt(Vertical):
         endings: tuple[str, ...] = (),
         offered: Sequence[str] = (),
         numbers: range | None = None,
+        check: Callable[[str], str] | None = None,
         help: str = "",
     ) -> None:
         """Show the prompt.
@@ -110,11 +113,13 @@ class Prompt(Vertical):
             endings: of the files that tab completes; without them tab does nothing.
             offered: what tab takes while nothing was typed.
             numbers: the answer is one of these (or nothing): no other character can be typed.
+            check: what is wrong with an answer, said as it is typed; one that is wrong is not taken.
             help: shown below until tab is pressed.
         """
         if not self.display:
             self._before = self.screen.focused
         self._then, self._numbers, self._endings = then, numbers, endings
+        self._check, self._help = check, help
         self._found = self._offered = () if text else offered
         # A path is mended or gone on with, anything else is written anew.
         self._entry.select_on_focus = not endings
@@ -138,9 +143,17 @@ class Prompt(Vertical):
         if self.app.app_focus:
             self.display = False
 
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._check is not None:
+            problem = self._check(event.value)
+            self._below.update(f"✗ {problem}" if problem else self._help)
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         text = event.value.strip()
+        if self._check is not None and self._check(text):
+            return
         if self._numbers is not None and (text := text.replace(",", "")) and int(text) not in self._numbers:
             self._below.update(f"✗ a number {between(self._numbers)} is needed")
         else:

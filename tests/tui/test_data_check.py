@@ -444,8 +444,15 @@ async def test_the_cleaned_copy_is_written_beside_the_original_with_a_report(fau
         await until_text(pilot, "Write faulty.clean.jsonl beside it")
         assert not faulty.with_name("faulty.clean.jsonl").exists()
         await pilot.press("enter")
-        await until_text(pilot, "97 of 100 rows written", "1 missing_field", "1 duplicate_row", "line 56 duplicate_row")
-        assert len(faulty.with_name("faulty.clean.jsonl").read_text().splitlines()) == 97
+        await until_text(
+            pilot,
+            "96 of 100 rows written",
+            "1 missing_field",
+            "1 nothing_to_train",
+            "1 duplicate_row",
+            "line 56 duplicate_row",
+        )
+        assert len(faulty.with_name("faulty.clean.jsonl").read_text().splitlines()) == 96
         assert faulty.with_name("faulty.clean.report.json").exists()
         await pilot.press("w")
         await until_text(pilot, "Write faulty.clean.jsonl")

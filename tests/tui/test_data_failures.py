@@ -115,9 +115,9 @@ async def test_a_bad_row_is_marked_in_the_table_and_explained_in_the_pane(tmp_pa
 
 
 async def test_a_label_that_is_no_label_is_explained_in_a_feedback_file(tmp_path: Path) -> None:
-    rows = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False, "yes", True)]
+    rows = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False, "perhaps", True)]
     async with DataApp(write_rows(tmp_path / "rows.jsonl", rows)).run_test(size=(140, 40)) as pilot:
-        await until_text(pilot, "kto", "3 ✗", "label must be true or false (or 1, 0), not")
+        await until_text(pilot, "kto", "3 ✗", "label must be true or false (or 1, 0, yes, no), not")
 
 
 @pytest.mark.parametrize(

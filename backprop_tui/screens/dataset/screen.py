@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 from backprop.core.datasets import is_hub_name
+from backprop.core.presets import EMBEDDED_MODEL
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -13,7 +15,7 @@ from textual.events import DescendantFocus, Resize, ScreenResume
 from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.base import BaseScreen, ConfigureRun
 from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import ask_and_write
 from backprop_tui.screens.dataset.file import ENDINGS, OpenFile, open_file
@@ -27,7 +29,7 @@ from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.search import Known
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
-from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
+from backprop_tui.screens.dataset.tokens import DEFAULT_LIMIT, MODEL_HELP, Chosen
 from backprop_tui.text import Row, rows_of, safe
 from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
@@ -428,6 +430,15 @@ class DataScreen(BaseScreen):
             self.say(self.chosen.tokenizer.notes[0])
         self.show_detail(again=True)
         self._count()
+
+    def action_train(self) -> None:
+        """Go to the Configure screen with this file, and the model and the limit where they were chosen here."""
+        values: dict[str, Any] = {"data": self.file.fetched or self.file.path}
+        if self.chosen.model != EMBEDDED_MODEL:
+            values["model"] = self.chosen.model
+        if self.chosen.limit != DEFAULT_LIMIT:
+            values["max_seq_length"] = self.chosen.limit
+        self.post_message(ConfigureRun(values))
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""

@@ -2,7 +2,7 @@
 and what was opened last.
 
 A hub name is ``owner/name``, then what is wanted of it: ``@revision``, ``:configuration``, ``:split`` or
-``:configuration:split``. Nothing in here opens a socket.
+``:configuration:split``. The address of its page may stand before it. Nothing in here opens a socket.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ RECENT = "recent-datasets.json"
 """In the user's data directory: the list of paths and names opened last."""
 _MOST_RECENT = 20
 _NAME = re.compile(
+    r"(https?://huggingface\.co/datasets/)?"
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(?P<parts>(:[^:/\s]+){0,2})"
 )
 

@@ -16,9 +16,10 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from backprop.core.events import LengthLimit
+from backprop.data.convert import convert
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, encode_value
 from backprop.data.example import Fields, Format, RowError
-from backprop.data.formats import FileFormat, convert, read_as
+from backprop.data.formats import FileFormat, read_as
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.reader import Row, open_source
 from backprop.data.token_cache import Flags, Ids
@@ -148,6 +149,11 @@ class Lengths(Struct, frozen=True):
     def answers_fit(self) -> int:
         """The smallest limit at which no answer is lost, at least 1."""
         return int(np.flatnonzero(self.losing[1:])[-1]) + 2 if self.losing[1:].any() else 1
+
+    def tokens_within(self, limit: int) -> int:
+        """All tokens, of conversations no more than ``limit`` each."""
+        chats = np.minimum(np.arange(len(self.chats)), limit) * self.chats
+        return int(chats.sum() + (np.arange(len(self.texts)) * self.texts).sum())
 
     def at(self, limit: int) -> LengthLimit:
         """What ``limit`` costs, at least 1."""
