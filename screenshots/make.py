@@ -29,7 +29,7 @@ os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 import recorded  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 
-from backprop_tui.app import BackpropApp
+from backprop_tui.app import BackpropApp  # noqa: E402
 from backprop_tui.screens import number_of  # noqa: E402
 from backprop_tui.widgets.path_input import Input  # noqa: E402
 
