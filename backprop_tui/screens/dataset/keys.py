@@ -13,7 +13,7 @@ KEYS = (
     Key("c", "c", "check", "check", "check every row", 3),
     Key("l", "l", "lengths", "lengths", "how long the rows are, and what the limit cuts", 2),
     Key("w", "w", "clean", "write", "write a cleaned copy beside the file (asks first)", 2),
-    Key("t", "t", "train", "train", "configure a run on this dataset", 2),
+    Key("t", "t", "train", "train", "configure a run on this dataset", 1),
     Key("p", "p", "problems", "problems", "list what the check found; enter goes to the row", 4),
     Key("n", "n", "step(1)", "next", "the next hit of the search, or the next row with a finding", 6),
     Key("N", "N", "step(-1)", "previous", "the previous one", 9),
