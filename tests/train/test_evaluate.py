@@ -12,18 +12,20 @@ import pytest
 import torch
 from backprop.core import events as ev
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
-from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
+from backprop.core.events import DatasetPrepared, Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
 from backprop.data.split import Split
 from backprop.runs.checkpoints import CheckpointStore
+from backprop.train import evaluate, session
 from backprop.train.checkpointing import Saver
-from backprop.train.dataset import prepare
+from backprop.train.dataset import Subset, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import summed_loss
 from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching
 from backprop.train.session import steps_between_evaluations
+from backprop.train.trainer import Schedule
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import go_on, of, train
@@ -95,6 +97,34 @@ def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
 @pytest.mark.parametrize(("steps", "held_out", "expected"), [(100, 8, 10), (20, 50, 7), (3, 0, 1)])
 def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int, held_out: int, expected: int) -> None:
     assert steps_between_evaluations(steps, 8, held_out) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "lengths", "expected"), [(10, [20] * 8, 8), (1, [20] * 8, 4), (1, [35, 40, 9], 2), (1, [900, 9], 1)]
+)
+def test_no_more_is_evaluated_than_the_run_trains(steps: int, lengths: list[int], expected: int, ragged: Any) -> None:
+    rows = Subset(ragged([20] * 30 + lengths), range(30))
+    held_out = Subset(rows.rows, range(30, 30 + len(lengths)))
+    found = session.in_proportion(held_out, rows, Schedule(30, 4, steps, 0, "constant"))
+    assert [found.row(i) for i in range(len(found))] == [held_out.row(i) for i in range(expected)]
+
+
+def test_a_short_run_with_many_held_out_rows_says_that_it_evaluates_a_part(tiny_config: RunConfig) -> None:
+    events, _ = train(replace(tiny_config, steps=1, held_out="0.5"), [])
+    (prepared,) = of(events, DatasetPrepared)
+    (evaluated,) = of(events, Evaluated)
+    (said,) = [each for each in of(events, ev.Warning) if each.code == "HELD_OUT_IN_PART"]
+    assert 0 < evaluated.rows < 8 < prepared.held_out
+    assert f"{evaluated.rows} of {prepared.held_out} held-out rows" in said.message
+
+
+def test_a_long_evaluation_says_how_far_it_is(loaded_tiny: Any, ragged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "PROGRESS_SECONDS", -1.0)
+    told: list[tuple[int, int]] = []
+    one = evaluator(loaded_tiny, ragged([9] * 3))
+    one.batching, one.on_progress = Batching(False, 2, 0), lambda *done: told.append(done)
+    one.evaluate(1, lambda: None)
+    assert told == [(2, 3), (3, 3)]
 
 
 def seen_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:

@@ -12,10 +12,11 @@ from tokenizers import Encoding
 
 from backprop.core.events import TokenSpan
 from backprop.data.chat_template import END_THINK, MARK, THINK
+from backprop.data.convert import convert
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
-from backprop.data.formats import convert, read_as, unknown_format
+from backprop.data.formats import read_as, unknown_format
 from backprop.data.loss_mask import Span, answer_spans
-from backprop.data.parse import doubtful_text
+from backprop.data.parse import misread
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 
@@ -64,6 +65,7 @@ class Renderer:
         _encodable(text)
         moved = len(turns) - len(messages)
         spans = answer_spans(self.template, messages, example.tools, text)
+        spans = [_after_given(span, turns[span.turn + moved], text) for span in spans]
         answers = [span for span in spans if _is_trained(turns[span.turn + moved]) and span.end > span.start]
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
@@ -78,16 +80,28 @@ class Renderer:
         return Rendered(text, answers, everything=self.everything, warnings=warnings)
 
     def _odd_texts(self, texts: Sequence[str]) -> list[RowError]:
-        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and doubtful texts."""
+        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and misread letters."""
         known = self.tokenizer.tokenizer.token_to_id
         found = {token for text in texts for token in CONTROL_TOKEN.findall(text) if known(token) is not None}
         words = f"control tokens inside the text are read as such: {', '.join(sorted(found)[:3])}"
-        doubtful = [finding for text in texts for finding in doubtful_text(text, "")]
-        return [RowError("special_token", "", words, "warning"), *doubtful] if found else doubtful
+        odd = [finding for text in texts for finding in misread(text)]
+        return [RowError("special_token", "", words, "warning"), *odd] if found else odd
 
 
 def _is_trained(turn: Turn) -> bool:
     return turn.train is not False and not turn.blank()
+
+
+def _after_given(span: Span, turn: Turn, text: str) -> Span:
+    """The span without the begin of the answer that is given to the model."""
+    if not turn.given:
+        return span
+    given = turn.content[: turn.given]
+    start = text.find(given, span.start, span.end)
+    if start < 0:
+        words = f"the chat template changes the begin of turn {span.turn + 1} (assistant), which is given"
+        raise RowError("mask_unclear", f"turns[{span.turn}]", words)
+    return span._replace(start=start + len(given))
 
 
 def _why_nothing(turns: Sequence[Turn]) -> str:

@@ -30,7 +30,7 @@ from backprop.core.paths import token_cache
 from backprop.data import token_cache as cache
 from backprop.data.dedup import content_key
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
-from backprop.data.example import PARTS, Fields, Findings, RowError, describe_mapping, unknown_parts
+from backprop.data.example import PARTS, Fields, Findings, RowError, unknown_parts
 from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.token_cache import Prepared, Writer
@@ -178,9 +178,7 @@ class _Preparation:
             problems=self._findings.problems,
             notes=[*source.notes, *tokenizer.notes],
         )
-        if file.found:
-            words = f"fields were mapped by their names: {describe_mapping(file.mapping)} (--map changes that)"
-            self.summary.notes.append(words)
+        self.summary.notes += file.notes()
 
     def run(self, writer: Writer) -> DatasetPrepared:
         """Write every sample.

@@ -108,6 +108,23 @@ def held_out_rows(
     return [i for i, key in enumerate(keys) if key in chosen]
 
 
+def expected_held_out(rows: int, held_out: str) -> int:
+    """About how many of ``rows`` different ones the setting ``held_out`` takes from training; none for a file.
+
+    Raises:
+        InvalidSettingError: it is a number, and no share.
+    """
+    if held_out == "none" or rows < 2:
+        return 0
+    if held_out == "auto":
+        return min(max(round(rows * HELD_OUT), min(LEAST, max(1, rows // 10))), MOST)
+    try:
+        share = float(held_out)
+    except ValueError:
+        return 0
+    return held_out_size(rows, share)
+
+
 class SplitResult(Struct, kw_only=True):
     """The answer of ``backprop data split``."""
 

@@ -113,13 +113,19 @@ class ChatTokenizer:
         return self.tokenizer.id_to_token(id) or f"<{id}>"
 
 
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+"""What architectures call the number of their positions."""
+
+
 def context_length(model_dir: str | Path) -> int | None:
     """How many positions the model was made for, from its ``config.json``; ``None`` where it does not say."""
     settings = _read_json(Path(model_dir) / "config.json")
-    length = settings.get("max_position_embeddings")
-    if length is None and isinstance(settings.get("text_config"), dict):
-        length = settings["text_config"].get("max_position_embeddings")
-    return length if isinstance(length, int) else None
+    inner = settings.get("text_config")
+    for given in (settings, inner if isinstance(inner, dict) else {}):
+        for name in _POSITIONS:
+            if isinstance(given.get(name), int):
+                return int(given[name])
+    return None
 
 
 def _id(tokenizer: Tokenizer, token: str | None) -> int | None:

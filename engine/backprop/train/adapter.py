@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from backprop.core import files
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES, ChatTokenizer
+from backprop.runs.directory import IDENTITY
+from backprop.train.checkpoint import system_error
 from backprop.train.model import Loaded
 
-IDENTITY = "backprop.json"
-_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt")
+_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
 def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
@@ -24,7 +28,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
     weights.
 
     Raises:
-        TrainingError: ``RUNTIME_IO_FAILED``; what was in ``target`` is still there.
+        TrainingError: ``RUNTIME_IO_FAILED``, or ``RUNTIME_DISK_FULL``; what was in ``target`` is still there.
     """
     settings = json.dumps(settings_with_effect(config), sort_keys=True)
     try:
@@ -44,11 +48,14 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
                 "weights": {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))},
             }
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
+    except (OSError, SafetensorError) as failed:
+        error = failed if isinstance(failed, OSError) else system_error(failed, target)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise TrainingError(
             f"the adapter could not be saved in {target}: {error.strerror or error}",
             hint="make room or choose another --output; the run's checkpoints are untouched",
-            code="RUNTIME_IO_FAILED",
+            code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
+            retryable=full,
         ) from error
 
 

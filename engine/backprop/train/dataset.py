@@ -52,7 +52,7 @@ def prepare(
     read = partial(tokenise, config, model_path=model_path, emit=emit, look=look, now=now)
     rows = read(config.data, samples=config.samples)
     summary = rows.summary
-    if unusable(summary) and not config.skip_bad:
+    if summary.unusable and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
     trained, held_out = divide(rows, config, read, emit, split or Split(seed=config.seed))
@@ -61,18 +61,13 @@ def prepare(
     return rows, trained, held_out
 
 
-def unusable(summary: DatasetPrepared) -> int:
-    """How many rows would train nothing."""
-    return summary.dropped + summary.answer_lost
-
-
 def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
     return DatasetValidationError(
-        f"{summary.path}: {unusable(summary)} of {summary.rows} rows would train nothing; "
+        f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
         + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
         hint=_way_out(summary),
-        details={"path": summary.path, "rows": unusable(summary), "lines": [problem.line for problem in shown]},
+        details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
 
 
@@ -121,13 +116,13 @@ def tokenise(
     return rows
 
 
-def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], None]:
-    """``report``, called at most once in ``PROGRESS_SECONDS`` with how much is done, of how much."""
+def now_and_then(report: Callable[[int, int], object], seconds: float = PROGRESS_SECONDS) -> Callable[[int, int], None]:
+    """``report``, called at most once in so many ``seconds`` with how much is done, of how much."""
     last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > PROGRESS_SECONDS:
+        if time.monotonic() - last > seconds:
             last = time.monotonic()
             report(done, total)
 
@@ -137,7 +132,7 @@ def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], N
 class Subset:
     """Some rows of a prepared dataset, renumbered from 0."""
 
-    def __init__(self, rows: preprocess.Prepared, places: Sequence[int]) -> None:
+    def __init__(self, rows: preprocess.Prepared, places: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self.rows = rows
         self._places = np.asarray(places, dtype=np.int64)
 
@@ -146,6 +141,10 @@ class Subset:
 
     def row(self, index: int) -> Row:
         return self.rows.row(int(self._places[index]))
+
+    def first(self, count: int) -> Subset:
+        """The first ``count`` of these rows."""
+        return Subset(self.rows, self._places[:count])
 
     @property
     def fingerprint(self) -> str:
@@ -213,7 +212,7 @@ def _held_out_rows_of(
         )
     rows = read(str(file))
     summary = rows.summary
-    if unusable(summary):
+    if summary.unusable:
         error = _bad_rows(summary)
         if not config.skip_bad:
             raise error

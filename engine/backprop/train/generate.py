@@ -113,9 +113,10 @@ def answer(request: GenerateRequest, send: Send) -> None:
     """
     path = Path(request.run)
     state = read_run(path)
-    send(ModelLoading(model=str(state.config["model"]), stage="load"))
+    config = {**state.config, "model": request.model or state.config["model"]}
+    send(ModelLoading(model=str(config["model"]), stage="load"))
     step = state.step if request.step is None else request.step
-    model, chat = load(path, state.config, send, request.step)
+    model, chat = load(path, config, send, request.step)
     for index, prompt in enumerate(request.prompts):
         for tuned in (False, True) if request.base else (True,):
 
@@ -148,10 +149,13 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.train import model as models
     from backprop.train.checkpoint import load_weights
+    from backprop.train.resume import result_notes
 
     models.use_all_cores()
     run = RunDirectory(path)
     base_path = fetch_model(str(config["model"]), send)
+    for note in result_notes(run, base_path, step):
+        send(note)
     # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
     backend = "cpu" if config.get("backend") == "cpu" else "auto"
     if step is not None:
