@@ -31,7 +31,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -381,28 +381,6 @@ def require_all(errors: list[Any]) -> None:
         )
 
 
-def config_from(values: Mapping[str, Any]) -> RunConfig:
-    """Build a configuration from plain values. Paths may be ``os.PathLike``, numbers those of numerical libraries.
-
-    Raises:
-        InvalidSettingError: unknown names (with the nearest known ones) or values outside their range, all at once.
-    """
-    known, found, errors = settings(), {}, []
-    for name, value in values.items():
-        try:
-            if name not in known:
-                raise unknown(str(name))
-            found[name] = known[name].parse(value)
-        except InvalidSettingError as error:
-            errors.append(error)
-    if found.get("steps") is not None and found.get("epochs", "auto") != "auto":
-        errors.append(two_lengths())
-    require_all(errors)
-    if "data" not in found:
-        raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
-    return RunConfig(**found)
-
-
 def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
     """Where the values come from that ``before`` left open and ``after`` has, in words."""
     rules = {name: setting.rule for name, setting in settings().items() if setting.rule}
@@ -410,7 +388,7 @@ def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
     return {name: f"rule: {rules[name]}" for name in changed}
 
 
-def two_lengths(steps: str = "steps", epochs: str = "epochs") -> InvalidSettingError:
+def two_lengths(steps: str, epochs: str) -> InvalidSettingError:
     """The error for a length that was given twice, at the places named."""
     return InvalidSettingError(
         f"{steps} and {epochs} were both given", hint="give one of --steps and --epochs", details={"field": "epochs"}
