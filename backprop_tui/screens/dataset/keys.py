@@ -26,7 +26,7 @@ KEYS = (
     Key("h", "h", "scores", "hardest", "score each row by the model: the hardest first; enter goes there", 6),
     Key("s", "s", "statistics", "statistics", "what is known of the file as a whole", 6),
     Key("m", "m", "model", "model", "choose the model whose tokens are shown and counted", 6),
-    Key("t", "t", "train", "train", "configure a run on this dataset", 3),
+    Key("t", "t", "train", "train", "configure a run on this dataset", 1),
     Key("y", "y", "copy", "copy", "copy the row, the finding, or what the pane says to the terminal's clipboard", 6),
     Key("Y", "Y", "copy_path", "copy path", "copy the path of the file", 9),
     Key("x", "x", "stop_work", "stop", "stop what runs in the background", 5),
