@@ -182,13 +182,14 @@ async def test_q_again_leaves_while_the_run_is_still_stopping(run: recorded.Reco
 
 
 async def test_a_key_that_gets_lost_holds_up_the_next_one_for_a_moment_and_ctrl_c_not_at_all(
-    run: recorded.Recorder,
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         app = await seen(pilot, run.seq)
         app._keys.append(events.Key("x", "x"))
         burst(pilot, "2")
         await until(lambda: app.current_mode == "runs", "the key")
+        monkeypatch.setattr("backprop_tui.type_ahead.LOST", 1e6)
         app._keys.append(events.Key("x", "x"))
         burst(pilot, "ctrl+c")
         await until(lambda: isinstance(app.screen, Question), "the question")

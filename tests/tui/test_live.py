@@ -298,6 +298,30 @@ async def test_a_directory_that_is_moved_while_it_is_watched_is_said(output: Pat
             assert "step 40/1,000" in text_of(app)
 
 
+async def test_a_run_that_may_not_be_read_is_said(run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("backprop_tui.watch.read_run", refuse)
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await until(lambda: app.watched is not None and app.watched.error is not None, "the error")
+        app.flush()
+        await pilot.pause()
+        assert "cannot be read: Permission denied" in " ".join(text_of(app).split())
+
+
+async def test_the_log_follows_its_end_and_shows_the_beginning_of_a_sample(run: recorded.Recorder) -> None:
+    async with app_on(run).run_test(size=(80, 24)) as pilot:
+        run.samples(tuned=True, step=40)
+        app = await seen(pilot, run.seq)
+        last = next(line for line in text_of(app).split("\n")[::-1] if "[tuned]" in line)
+        assert "What is a good name for a cat?" in last
+        assert "…" in last
+        assert "every storm" not in text_of(app)
+
+
 async def test_log_axis_and_smoothing_are_shown_in_the_title(run: recorded.Recorder) -> None:
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
