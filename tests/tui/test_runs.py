@@ -339,6 +339,17 @@ async def test_a_run_that_failed_for_good_is_not_continued_without_a_question(
         assert begun == [run.directory.path]
 
 
+async def test_a_run_that_failed_for_now_is_continued_at_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(engine_client, "resume", lambda path: begun.append(path) or engine_client.attach(path))
+    run = recorded.crashed(output)
+    run.write(ev.RunFailed(code="RUNTIME_IO_FAILED", message="disk full", hint="make room", retryable=True))
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("c")
+        assert begun == [run.directory.path]
+
+
 @pytest.mark.parametrize("size", [(60, 16), (80, 24)])
 async def test_a_question_shows_all_its_answers_however_long_its_text(output: Path, size: tuple[int, int]) -> None:
     run = recorded.crashed(output)
