@@ -82,6 +82,7 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
         await pilot.press("tab")
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
+        assert "what to do" in text_of(app)
         for key in ("1", "2", "3"):
             await pilot.press(key)
             await pilot.pause()

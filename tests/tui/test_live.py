@@ -46,6 +46,7 @@ async def test_numbers_of_a_living_run_follow_its_journal(run: recorded.Recorder
         app = await seen(pilot, run.seq)
         assert "step 40/1,000" in text_of(app)
         assert "running" in text_of(app)
+        assert "b81e40aa 40/" not in text_of(app)  # the chip tells of other runs
         run.steps(41, 44, 1000)
         app = await seen(pilot, run.seq)
         assert "step 44/1,000" in text_of(app)
