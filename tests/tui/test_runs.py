@@ -267,6 +267,7 @@ async def test_marks_are_dropped_by_escape_and_go_with_what_is_filtered_out(outp
         assert "marked" not in text_of(pilot.app)
         await pilot.press("space", "slash", *"done", "enter", "x")
         assert "Delete run 3f2a9c1b7d20" in text_of(pilot.app)
+        assert "marked" not in text_of(pilot.app)
         await pilot.press("escape")
         assert screen.found is not None
         assert len(screen.found) == 5
