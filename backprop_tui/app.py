@@ -28,7 +28,7 @@ from textual.worker import Worker, WorkerState
 from backprop_tui import themes
 from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
-from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
@@ -218,6 +218,12 @@ class BackpropApp(KeysInOrder):
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
         self._show_run(watch)
+
+    async def on_configure_run(self, message: ConfigureRun) -> None:
+        """Go to the Configure screen with the values that another screen chose."""
+        await self.switch_mode("configure")
+        if isinstance(self.screen, BaseScreen):
+            self.screen.take(message.values)
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch

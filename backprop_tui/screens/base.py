@@ -7,11 +7,11 @@ one method of Textual's compositor; the rest of it is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
@@ -40,6 +40,13 @@ class OpenRun(Message):
     begin: Callable[[], EngineClient]
     path: Path | None = None
     """The directory of a run that exists."""
+
+
+@dataclass
+class ConfigureRun(Message):
+    """Configure a new run on the Configure screen, beginning with these values of settings."""
+
+    values: Mapping[str, Any]
 
 
 class BaseScreen(Screen[None]):
@@ -120,6 +127,10 @@ class BaseScreen(Screen[None]):
                 self.post_message(message)
 
         self.app.push_screen(Question("resume", words, RESUMING), answered)
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Begin anew with what another screen asks for."""
+        raise NotImplementedError
 
     def action_back(self) -> Awaitable[None] | None:
         """Escape: one layer out."""

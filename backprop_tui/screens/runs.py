@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from backprop.core.definition import settings
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
@@ -20,7 +21,7 @@ from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, RunReader
 from backprop_tui.screens import number_of
-from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
 from backprop_tui.screens.dialogs import Question, deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
@@ -36,11 +37,12 @@ KEYS = (
     Key("O", "O", "reverse", "reverse", "the other way round; or click the title again", 9),
     Key("space", "space", "mark", "mark", "mark a run, to delete several at once; esc drops the marks", 6),
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
+    Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, the error: to this terminal's clipboard, over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
-NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "delete", "copy")
+NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "delete", "copy")
 """Actions that need a run in the list."""
 TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
 
@@ -234,6 +236,18 @@ class RunsScreen(BaseScreen):
     def action_copy(self) -> None:
         if self._shown_state is not None:
             self.copy(self._shown_state)
+
+    def action_configure(self) -> None:
+        """Go to the Configure screen with the settings of the chosen run that differ from the defaults."""
+        if not self.chosen_path:
+            return
+        try:
+            config = RunDirectory(Path(self.chosen_path)).find_record().config
+        except RunError as error:
+            self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            return
+        values = {name: getattr(config, name) for name in settings() if name != "run_name"}
+        self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config

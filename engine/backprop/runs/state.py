@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
+from contextlib import suppress
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,15 @@ from msgspec import Struct, field
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.runs import journal
+from backprop.runs.describe import duration
 from backprop.runs.directory import RunDirectory, RunRecord
 
 Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
 ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})
 _SILENCE = 60.0
 """A living engine speaks more often than this: what comes later is from another one, which failed before it started."""
+_LONG = 30.0
+"""Seconds without an event, of which there is one in ten at least, after which an engine may hang."""
 SHORT_RUN = 200
 """Steps of a run whose curve a heavy average would lag behind."""
 _RECENT = 20
@@ -172,6 +176,17 @@ class RunState(Struct, kw_only=True):
     def output_path(self) -> str:
         """The trained adapter's directory; empty before the end."""
         return self.finished.output_path if self.finished else ""
+
+    def silence(self, now: float) -> str:
+        """What to say of an engine that lives and has said nothing for long; empty where all is well."""
+        quiet = now - self.last_event_at
+        if not self.alive or self.ended or not self.last_seq or quiet < _LONG:
+            return ""
+        said = f"no sign of the engine for {duration(quiet)}"
+        with suppress(OSError):
+            if Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T":
+                return f"{said}: it is stopped, `kill -CONT {self.pid}` lets it go on"
+        return said
 
     def apply(self, event: ev.AnyEvent) -> None:
         """Take in one event. Events come in order; one already taken is ignored."""
