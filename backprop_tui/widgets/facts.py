@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backprop.core.events import DatasetPrepared, ModelLoaded, TokenSpan
-from backprop.runs.describe import share
+from backprop.runs.describe import findings_by_kind, share
 from backprop.runs.state import RunState
 
 from backprop_tui.text import Row, count, many_lines, safe, short_path, wrap
@@ -60,9 +60,9 @@ def row_rows(spans: list[TokenSpan], width: int) -> list[Row]:
 
 def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
     rows: list[Row] = []
-    for problem in data.problems:
-        ink = {"error": "bad", "warning": "warn"}.get(problem.severity, "text")
-        rows += labelled(f"line {problem.line:<5}", problem.message, width, ink)
+    for first, words in findings_by_kind(data.problems, data.problem_counts):
+        ink = {"error": "bad", "warning": "warn"}.get(first.severity, "text")
+        rows += labelled("", safe(words), width, ink)
     return rows
 
 
@@ -104,6 +104,7 @@ def narrow_data_rows(data: DatasetPrepared, width: int) -> list[Row]:
     """The counts, one a row."""
     part = data.trained_tokens / data.tokens if data.tokens else 0.0
     rows = [fact("rows", f"{count(data.kept)} of {count(data.rows)} kept")]
+    rows += [fact("held out", count(data.held_out))] if data.held_out else []
     for number, word in ((data.cut, "cut"), (data.answer_lost, "answer lost"), (data.dropped, "dropped")):
         rows.append(fact(word, count(number), "warn" if number else "text"))
     rows.append(fact("tokens", f"{count(data.tokens)}, longest {data.longest}"))

@@ -50,11 +50,12 @@ def test_parts_are_one_dataset_which_is_said_and_what_is_written_lies_beside_the
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", *wrote.get(command, [])]
 
 
-def test_validate_for_people_shows_twenty_findings_and_counts_the_rest(tmp_path: Path) -> None:
-    done = backprop("validate", written(tmp_path, [*GOOD, *[{"instruction": str(i)} for i in range(25)]]))
-    assert done.stdout.count("[missing_field]") == 20
-    assert "… and 5 more findings" in done.stdout
-    assert "line 31 output: the row has no 'output'" in done.stdout
+def test_validate_for_people_says_each_kind_of_finding_in_one_line(tmp_path: Path) -> None:
+    part = {"messages": [{"role": "user", "content": [{"type": "text"}]}, {"role": "assistant", "content": "Aye."}]}
+    done = backprop("validate", written(tmp_path, [*GOOD, *[{"instruction": str(i)} for i in range(25)], part]))
+    assert "26 missing_field (lines 31, 32, 33, 34, 35 …): the row has no 'output'" in done.stdout
+    assert "1 mixed_format (line 56)" in done.stdout
+    assert len(done.stdout.splitlines()) < 10
     assert done.returncode == 1
     clean = backprop("validate", written(tmp_path, GOOD, "good.jsonl"))
     assert (clean.returncode, clean.stderr) == (0, "")
@@ -107,8 +108,8 @@ def test_rows_that_a_length_cuts_are_all_counted_whatever_is_listed(tmp_path: Pa
     listed = [problem["line"] for problem in answer["problems"] if problem["code"] == "cut"]
     assert listed[0] == 31
     plain = backprop("validate", path, "--model", str(model), "--max-seq-length", "128").stdout
-    assert "70  cut" in plain
-    assert "60  answer_lost" in plain
+    assert "70 cut (lines 31, 32" in plain
+    assert "60 answer_lost (lines 101" in plain
 
 
 def test_validate_refuses_what_training_would_refuse_and_counts_no_tokens_without_a_model(tmp_path: Path) -> None:
@@ -123,6 +124,21 @@ def test_validate_refuses_what_training_would_refuse_and_counts_no_tokens_withou
     alone = backprop("validate", path, "--max-seq-length", "128")
     assert alone.returncode == 1
     assert "--model" in alone.stderr
+
+
+def test_validate_counts_a_row_that_the_template_cannot_take_as_one_that_cannot_be_used(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if 'odd' in m.content %}{{ raise_exception('no odd words') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    odd = [{"instruction": f"Say {i}", "output": "odd"} for i in range(4)]
+    path = written(tmp_path, [*odd, {"instruction": "Say it", "output": "It is so."}, {"instruction": "no answer"}])
+    found = backprop("validate", path, "--model", str(model), "--json")
+    answer = json.loads(found.stdout)
+    assert (found.returncode, answer["rows"], answer["valid"], answer["invalid"]) == (1, 6, 1, 5)
+    assert answer["problem_counts"] == {"template_refused": 4, "missing_field": 1}
+    assert "1 can be used, 5 cannot" in backprop("validate", path, "--model", str(model)).stdout
 
 
 def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:

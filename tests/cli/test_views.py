@@ -89,11 +89,17 @@ def test_a_long_first_row_is_shown_by_its_ends() -> None:
     assert shown.endswith("b<end>]")
 
 
-def test_findings_are_listed_and_the_rest_is_counted() -> None:
+def test_findings_of_a_kind_are_one_line() -> None:
     problems = [ev.Problem(line=n, code="EMPTY", message="no text") for n in range(1, 8)]
     shown = views.dataset_lines(prepared(problems=problems, problem_counts={"EMPTY": 40}))
-    assert "line 1: [EMPTY] no text" in shown
-    assert "… and 35 more findings" in shown
+    assert "40 EMPTY (lines 1, 2, 3, 4, 5 …): no text" in shown
+    part = ev.Problem(line=3, code="GONE", field="messages[0].text", message="messages[0] has no 'text'")
+    note = ev.Problem(line=0, code="LABELS", field="label", message="all are the same", severity="info")
+    shown = views.dataset_lines(prepared(problems=[note, part], problem_counts={"GONE": 1, "LABELS": 1}))
+    assert shown[-2:] == [
+        "1 GONE (line 3): messages[0] has no 'text'",
+        "1 LABELS (the file): label: all are the same",
+    ]
 
 
 def test_before_and_after_stand_side_by_side_in_80_columns() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from backprop.data.example import Fields, RowError, Turn, find_mapping
-from backprop.data.formats import FormatCounts, convert, detect_fields, detect_file, read_as
+from backprop.data.convert import convert
+from backprop.data.example import Fields, RowError, Turn
+from backprop.data.formats import FormatCounts, detect_fields, detect_file, find_mapping, read_as
 
 CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
 
@@ -32,8 +33,9 @@ CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
         ({"completion": "a", "label": True}, "kto"),
         ({"completion": "a", "label": 0}, "kto"),
         ({"completion": "a", "label": 2}, None),
-        ({"completion": "a", "label": 1.0}, None),
-        ({"completion": "a", "label": "true"}, None),
+        ({"completion": "a", "label": 1.0}, "kto"),
+        ({"completion": "a", "label": "No"}, "kto"),
+        ({"completion": "a", "label": "perhaps"}, None),
         ({"completion": "a", "label": False, "chosen": "a", "rejected": "b"}, "kto"),
         ({"prompt": "a", "completion": "b"}, "prompt_completion"),
         ({}, None),
@@ -99,7 +101,7 @@ def test_only_unknown_roles_are_an_error() -> None:
         ({"text": "<|im_start|>user\nhi"}, "chatml", "unbalanced_tags", "text"),
         ({"text": CHATML + " and more"}, "chatml", "text_outside_turns", "text"),
         ({"text": "  "}, "text", "empty_content", "text"),
-        ({"prompt": "p", "completion": "c", "label": "yes"}, "kto", "invalid_value", "label"),
+        ({"prompt": "p", "completion": "c", "label": "perhaps"}, "kto", "invalid_value", "label"),
         ({"prompt": "p", "chosen": "c"}, "preference", "missing_field", "rejected"),
         ({"prompt": "p"}, "prompt_completion", "missing_field", "completion"),
         (
@@ -288,7 +290,7 @@ def test_a_mapping_is_found_for_a_file_and_shown() -> None:
     assert (known.format, known.mapping, known.found) == (
         "alpaca",
         {"instruction": "question", "output": "answer"},
-        True,
+        {"instruction": "question", "output": "answer"},
     )
 
 
@@ -306,8 +308,8 @@ def test_a_mapping_is_taken_for_most_rows_alone_and_with_the_fields_that_some_la
         ({"prompt": "a", "completion": "b"}, "preference", "prompt_completion"),
         ({"instruction": "a", "output": "b"}, "openai", "alpaca"),
         ({"prompt": "a", "chosen": "b"}, "preference", "preference"),
-        ({"prompt": "a", "completion": "b", "label": "yes"}, "kto", "kto"),
-        ({"prompt": "a", "completion": "b", "label": "yes"}, "prompt_completion", "prompt_completion"),
+        ({"prompt": "a", "completion": "b", "label": "perhaps"}, "kto", "kto"),
+        ({"prompt": "a", "completion": "b", "label": "perhaps"}, "prompt_completion", "prompt_completion"),
         ({"prompt": "a", "completion": "b"}, "kto", "prompt_completion"),
         ({"odd": 1}, None, None),
     ],

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from backprop.core.errors import OperationCancelledError
+from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content, content_key, exact_duplicates, overlap, repeated, shingles
-from backprop.data.formats import convert
 from backprop.data.quality import LengthLimits, TraceLimits, difficulty, estimate_tokens, language
 from backprop.data.report import histogram, length_outliers, report
 

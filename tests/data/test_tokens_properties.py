@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from backprop.core.errors import DatasetError
+from backprop.data.convert import convert
 from backprop.data.encode import Renderer, encode_row, explain_row
-from backprop.data.example import PLAIN, Format, RowError, find_mapping
-from backprop.data.formats import convert, detect_fields
+from backprop.data.example import PLAIN, Format, RowError
+from backprop.data.formats import detect_fields, find_mapping
 from backprop.data.loss_mask import answer_spans
 from backprop.data.preprocess import prepare
 from backprop.data.tokenizer import ChatTokenizer

@@ -195,6 +195,18 @@ ROW_PARTS = st.sampled_from(
         {"text": "<|im_start|>user\na"},
         {"text": "\u00a0"},
         {"text": 5},
+        {"text": "### Instruction:\nWho?\n\n### Response:\nMe."},
+        {"text": "<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "N/A"}], "source": "book"},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "loss_mask": [1]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "turn_loss": [0, 1]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "label": False},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": "c"},
+        {"messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'},
+        {"instruction": "a", "output": "nan", "images": ["x.png"]},
+        {"instruction": "a <image>", "output": "b", "rejected": "c"},
+        {"prompt": "Human: a\n\nAssistant:", "completion": "b"},
+        {"prompt": "a", "chosen": '[{"role": "assistant", "content": "b"}]', "rejected": "c"},
         "bare text",
         {},
         [],
@@ -273,7 +285,7 @@ def test_a_pair_whose_sides_are_the_same_and_one_label_are_found(tmp_path: Path)
     labels = one(tmp_path, judged)
     assert [(p.line, p.code, p.field) for p in labels.problems] == [(0, "one_label", "label")]
     assert not one(tmp_path, [*judged, {"prompt": "b", "completion": "x", "label": 0}]).problems
-    bad = one(tmp_path, [*judged, {"prompt": "b", "completion": "x", "label": "yes"}])
+    bad = one(tmp_path, [*judged, {"prompt": "b", "completion": "x", "label": "perhaps"}])
     assert (4, "invalid_value") in found(bad)
 
 
@@ -343,3 +355,9 @@ def test_a_check_that_is_stopped_says_so_and_shows_progress(tmp_path: Path) -> N
     whole = validate(path, progress=lambda *now: seen.append(now))
     assert (whole.rows, whole.complete) == (60_000, True)
     assert seen[-1] == (path.stat().st_size, path.stat().st_size)
+
+
+def test_two_values_in_a_line_are_not_made_up_for_by_a_blank_line(tmp_path: Path) -> None:
+    data = '{"text": "a"}\n{"text": "b"} {"text": "c"}\n\n{"text": "d"}\n'
+    answer = validate(written(tmp_path, "a.jsonl", data))
+    assert (answer.rows, answer.invalid, found(answer)) == (3, 1, {(2, "broken_json")})

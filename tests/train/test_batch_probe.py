@@ -11,12 +11,12 @@ from backprop.core import events as ev
 from backprop.core.events import BATCH_SETTLED, Event, Step
 from backprop.core.models import find_architecture
 from backprop.core.settings import RunConfig
-from backprop.hardware.estimate import Shape, estimate
+from backprop.hardware.estimate import Shape, estimate, first_batch_size
 from backprop.runs.directory import RunDirectory
 from backprop.train import session
 from backprop.train.batch_probe import settle
 from backprop.train.methods import sft
-from backprop.train.model import Loaded, first_batch_size
+from backprop.train.model import Loaded
 from backprop.train.trainer import Schedule, StepLoop
 from msgspec.structs import replace
 from pinned_machine import within

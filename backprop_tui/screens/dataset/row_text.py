@@ -6,8 +6,10 @@ import json
 import re
 
 from backprop.core.errors import BackpropError
+from backprop.core.events import with_place
+from backprop.data.convert import convert
 from backprop.data.example import Example, Fields, Format, RowError, Turn
-from backprop.data.formats import FileFormat, convert, read_as, unknown_format
+from backprop.data.formats import FileFormat, read_as, unknown_format
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct
 
@@ -60,9 +62,8 @@ def summarise(opened: OpenFile, index: int) -> RowSummary:
     row = opened.row(index)
     example, error = read_row(row, opened.file)
     if example is None:
-        message = error.message if error is not None else ""
-        where = f"{error.field}: " if error is not None and error.field and error.field not in message else ""
-        return RowSummary(row.line, "error", "", len(row.raw), safe(f"{where}{message}")[:PREVIEW])
+        words = with_place(error.field, error.message) if error is not None else ""
+        return RowSummary(row.line, "error", "", len(row.raw), safe(words)[:PREVIEW])
     mark = "warning" if any(warning.severity == "warning" for warning in example.warnings) else ""
     return RowSummary(row.line, mark, _letters(example), len(row.raw), _preview(example))
 

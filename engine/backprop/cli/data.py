@@ -22,16 +22,16 @@ from backprop.cli.data_options import (
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+from backprop.core.events import Problem
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
+from backprop.runs.describe import findings_by_kind
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult, Rules
     from backprop.data.report import QualityReport
     from backprop.data.split import SplitResult
 
-SHOWN = 20
-"""Findings that are shown to people; ``--json`` lists all."""
 SHOWN_SCORED = 10
 _BY_TOKENS = frozenset(
     {
@@ -67,13 +67,14 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
         answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, config.max_seq_length)
+        # Training skips what its model cannot take as well, and that is among what it cannot read.
+        answer["invalid"] = max(found.invalid, answer["tokens"]["unusable"])
+        answer["valid"] = found.rows - answer["invalid"]
         answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
         counts = {**answer["problem_counts"], **counts}
         answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
     output.answer(answer, as_json, _show_validation)
-    tokens = answer.get("tokens", {})
-    refused = found.invalid or tokens.get("dropped") or tokens.get("answer_lost")
-    return EXIT_USER if refused else EXIT_OK
+    return EXIT_USER if answer["invalid"] else EXIT_OK
 
 
 def _tokens(
@@ -100,6 +101,7 @@ def _tokens(
         "answers_fit": summary.answers_fit,
         "limits": msgspec.to_builtins(summary.limits),
         "dropped": summary.dropped,
+        "unusable": summary.unusable,
     }
     found = {code: count for code, count in summary.problem_counts.items() if code in _BY_TOKENS}
     return tokens, [msgspec.to_builtins(problem) for problem in summary.problems if problem.code in found], found
@@ -111,13 +113,13 @@ def _show_validation(answer: dict[str, Any]) -> None:
     if len(answer["formats"]) > 1:
         output.line("formats: " + ", ".join(f"{count:,} {name}" for name, count in answer["formats"].items()))
     _show_notes(answer["notes"])
-    for code, count in answer["problem_counts"].items():
-        output.line(f"{count:>9,}  {code}")
-    for problem in answer["problems"][:SHOWN]:
-        _show_problem(problem, answer["unit"])
-    more = sum(answer["problem_counts"].values()) - min(SHOWN, len(answer["problems"]))
-    if more > 0:
-        output.line(f"… and {more:,} more findings; --json lists more")
+    problems = msgspec.convert(answer["problems"], list[Problem])
+    for first, words in findings_by_kind(problems, answer["problem_counts"], answer["unit"]):
+        output.line(words, first.severity if first.severity in ("error", "warning") else "quiet")
+        if first.excerpt:
+            output.line(f"    {first.excerpt}", "quiet")
+    if len(problems) > len(answer["problem_counts"]):
+        output.line("--json lists each finding with its row")
     tokens = answer.get("tokens")
     if tokens:
         output.line(
@@ -128,20 +130,13 @@ def _show_validation(answer: dict[str, Any]) -> None:
         names = ("chosen", "p50", "p90", "p99", "longest")
         rows = [
             [f"{limit['max_length']:,}", name, *(f"{limit[column]:,}" for column in columns)]
-            for name, limit in zip(names, tokens["limits"], strict=True)
+            for name, limit in zip(names, tokens["limits"], strict=False)
         ]
-        output.table(["at a limit of", "", "whole", "cut", "split", "answer lost"], rows, frozenset({0, 2, 3, 4, 5}))
+        if rows:
+            head = ["at a limit of", "", "whole", "cut", "split", "answer lost"]
+            output.table(head, rows, frozenset({0, 2, 3, 4, 5}))
         if tokens["answer_lost"]:
             output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}")
-
-
-def _show_problem(problem: dict[str, Any], unit: str) -> None:
-    place = f"{unit} {problem['line']}" if problem["line"] else "file"
-    field = f" {problem['field']}" if problem["field"] else ""
-    kind = problem["severity"] if problem["severity"] in ("error", "warning") else "quiet"
-    output.line(f"{place}{field}: {problem['message']} [{problem['code']}]", kind)
-    if problem["excerpt"]:
-        output.line(f"    {problem['excerpt']}", "quiet")
 
 
 @click.group(cls=CommandGroup)

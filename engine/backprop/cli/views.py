@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from backprop.cli import output
 from backprop.core import events as ev
-from backprop.runs.describe import describe, describe_dataset, duration, level, number
+from backprop.runs.describe import describe, describe_dataset, duration, findings_by_kind, level, number
 from backprop.runs.state import RunState
 
 _BAR = 24
@@ -112,6 +112,7 @@ def progress_line(state: RunState, event: ev.AnyEvent) -> str:
     done = round(_BAR * state.step / max(1, state.total_steps))
     eta = "" if state.eta_seconds is None else f" {duration(state.eta_seconds)} left"
     held = f" paused: {state.paused_for}" if state.status == "paused" else ""
+    held = f" {silent}" if (silent := state.silence(time.time())) else held
     return (
         f"[{'#' * done}{'.' * (_BAR - done)}] {state.step}/{state.total_steps} loss {number(state.last_step.loss)} "
         f"{state.last_step.tokens_per_second:.0f} tokens/s{eta}{held}"
@@ -152,17 +153,12 @@ def choose_view(as_json: bool) -> View:
 
 _SPAN = 240
 """Characters shown of one piece of the first row."""
-_PROBLEMS = 5
 
 
 def dataset_lines(event: ev.DatasetPrepared) -> list[str]:
     """The counted pre-flight, what was found in the rows, and the first row with its trained tokens in brackets."""
     lines = [describe_dataset(event), *event.notes]
-    for problem in event.problems[:_PROBLEMS]:
-        lines.append(f"line {problem.line}: [{problem.code}] {problem.message}")
-    more = sum(event.problem_counts.values()) - len(event.problems[:_PROBLEMS])
-    if more > 0:
-        lines.append(f"… and {more} more findings")
+    lines += [words for _, words in findings_by_kind(event.problems, event.problem_counts)]
     if event.first_row:
         lines.append("first row, [trained]: " + first_row(event.first_row))
     return lines

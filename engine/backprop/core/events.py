@@ -140,6 +140,12 @@ class Problem(Struct, kw_only=True):
     excerpt: str = ""
 
 
+def with_place(field: str, message: str) -> str:
+    """What is wrong in a row, after the field where it is wrong unless the words name that (or what holds it)."""
+    holder = field.rpartition(".")[0] or field
+    return message if field in message or message.startswith(holder) else f"{field}: {message}"
+
+
 class LengthLimit(Struct, frozen=True):
     """What one limit on the length of rows costs: how many are whole, cut, split (texts), or lose their answer."""
 
@@ -184,6 +190,11 @@ class DatasetPrepared(Event):
     cached: bool = False
     notes: list[str] = field(default_factory=list)
     """Choices made for the person, each with its reason: a field mapping that was found, for instance."""
+
+    @property
+    def unusable(self) -> int:
+        """Rows that would train nothing. Answers that are labelled bad are left out on purpose: they are none."""
+        return self.dropped + self.answer_lost - self.problem_counts.get("label_false", 0)
 
 
 class Step(Event):

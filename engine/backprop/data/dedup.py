@@ -35,6 +35,13 @@ PARTS_READ: dict[Format, tuple[str, ...]] = {
     "chatml": ("text",),
 }
 """The parts that are read of a row, by its format: together they are its content."""
+PARTS_ALSO_READ: dict[Format, tuple[str, ...]] = {
+    "sharegpt": ("loss_mask",),
+    "openai": ("loss_mask",),
+    "preference": ("instruction", "input", "output", "completion", "history"),
+    "kto": ("instruction", "input", "output", "history"),
+}
+"""Parts that count where a row has them. The content of other rows is told without: their keys are kept with runs."""
 THRESHOLD = 0.8
 """Share of common word triples (Jaccard) from which two rows count as near duplicates."""
 _PERMUTATIONS = 96
@@ -51,15 +58,35 @@ _COMPARED = 8
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
 
+def parts_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[str, ...]:
+    """The parts that are read of a row, those that few rows have last."""
+    answer = names.chosen if format == "preference" else names.completion
+    more = () if format in ("preference", "kto") and answer in value else PARTS_ALSO_READ.get(format, ())
+    return PARTS_READ[format] + more
+
+
+def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str]:
+    """The fields that are read of a row; a conversation beside a prompt is not."""
+    parts = set(parts_read(value, format, names))
+    if "prompt" in parts and value.get(names.prompt) is not None:
+        parts -= {"messages", "conversations"}
+    return {getattr(names, part) for part in parts}
+
+
 def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any] | None:
     """The parts of a row that are read in ``format``, in a fixed order; ``None`` where it has none of them."""
     if isinstance(value, str) and format in ("text", "chatml"):
         return [value]
     if not isinstance(value, dict) or format is None:
         return None
-    parts = [value.get(getattr(names, part)) or None for part in PARTS_READ[format]]
-    if format == "kto":
-        parts[2] = value.get(names.label)
+    parts: list[Any] = []
+    for i, part in enumerate(parts_read(value, format, names)):
+        said = value.get(getattr(names, part))
+        said = said if said or said == 0 else None
+        if i < len(PARTS_READ[format]):
+            parts.append(said)
+        elif said is not None:
+            parts += [part, said]
     return parts if any(part is not None for part in parts) else None
 
 

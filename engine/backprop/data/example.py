@@ -53,10 +53,13 @@ PROBLEM_CODES: dict[str, str] = {
     "unbalanced_tags": "ChatML tags that do not close",
     "text_outside_turns": "text between ChatML turns, which belongs to nobody",
     "unsupported_content": "an image, a sound or another part that is no text",
-    "ignored_field": "a field of a message that is not used",
+    "ignored_field": "a field of a message, or a system text beside another, that is not used",
+    "unknown_mask": "a field that looks like a loss mask of a kind that is not known",
+    "written_value": "a number or a truth value where a text is expected: it is taken as text",
+    "call_arguments": "the arguments of a call are no JSON object",
+    "transcript": "a text with a whole conversation inside",
     "weight_rounded": "a loss weight between 0 and 1: turns are trained fully or not at all",
     "mojibake": "text that was once read in a wrong encoding: Ã© for é",
-    "missing_mark": "the whole text is a mark of a missing value, such as nan or N/A",
     "special_token": "a chat template's control token inside a text",
     "same_sides": "the two sides of a preference pair are the same",
     "no_prompt": "a preference pair without prompt",
@@ -91,7 +94,7 @@ class RowError(Exception):
         code: one of ``PROBLEM_CODES``.
         field: where in the row, as ``messages[2].content``; empty when it is the row as a whole.
         message: what is wrong, in words, without the line number (the reader knows it).
-        severity: ``error`` when the row cannot be used; those that are raised always are.
+        severity: ``error`` when the row cannot be used; those that are raised are, but for answers labelled bad.
     """
 
     def __init__(self, code: str, field: str, message: str, severity: Severity = "error") -> None:
@@ -151,6 +154,8 @@ class Turn(Struct):
     tool_call_id: str | None = None
     train: bool | None = None
     """The row's own word on whether this turn is in the loss; ``None`` where it says nothing."""
+    given: int = 0
+    """Characters at the start of ``content`` that are given to the model, not answered by it."""
 
     def blank(self) -> bool:
         """True when there is nothing in it to learn."""
@@ -163,6 +168,18 @@ def as_context(turns: list[Turn]) -> list[Turn]:
         msgspec.structs.replace(turn, train=False) if turn.role == "assistant" and turn.train is None else turn
         for turn in turns
     ]
+
+
+def followed(prompt: list[Turn], answer: list[Turn]) -> list[Turn]:
+    """The conversation of both. An answer that the prompt has begun is one turn with it, and its begin is given."""
+    if not (prompt and answer and prompt[-1].role == answer[0].role == "assistant"):
+        return [*prompt, *answer]
+    begun, first = prompt[-1], answer[0]
+    if begun.tool_calls or first.tool_calls or first.reasoning:
+        return [*prompt, *answer]
+    content, given = begun.content + first.content, len(begun.content) + first.given
+    whole = msgspec.structs.replace(begun, content=content, given=given, train=first.train)
+    return [*prompt[:-1], whole, *answer[1:]]
 
 
 class Example(Struct, kw_only=True):
@@ -184,6 +201,16 @@ class Example(Struct, kw_only=True):
     warnings: list[RowError] = field(default_factory=list)
     """What was understood but is not trained as it stands, or looks wrong: empty content, odd order of roles …"""
 
+    def teaches(self) -> bool:
+        """Whether training has something to learn: a text, an answer, in a pair one on either side."""
+        if self.text is not None:
+            return True
+        sides = {"preference": (self.chosen, self.rejected), "kto": (self.completion,)}.get(self.format, (self.turns,))
+        return all(
+            any(turn.role == "assistant" and turn.train is not False and not turn.blank() for turn in side)
+            for side in sides
+        )
+
     def supervised(self) -> list[Turn]:
         """The conversation that supervised fine-tuning learns from.
 
@@ -193,20 +220,19 @@ class Example(Struct, kw_only=True):
             RowError: ``label_false`` for an answer that the row calls bad.
         """
         if self.format == "preference":
-            return [*as_context(self.turns), *self.chosen]
+            return followed(as_context(self.turns), self.chosen)
         if self.format == "kto":
             if not self.label:
-                raise RowError("label_false", "label", "the answer is labelled bad: supervised training leaves it out")
-            return [*as_context(self.turns), *self.completion]
+                words = "the answer is labelled bad: supervised training leaves it out"
+                raise RowError("label_false", "label", words, "info")
+            return followed(as_context(self.turns), self.completion)
         return self.turns
 
 
 ABSENT = "\0absent"
 """Name of a field that no row has."""
-
-_ASKED = ("instruction", "question", "query", "problem", "prompt", "input", "context")
-_ANSWERED = ("output", "answer", "response", "completion", "solution")
-_CHATS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
+TURN_PARTS = ("role", "content")
+"""Parts of a turn: their fields are those of the turns, not of the row."""
 
 
 class Fields:
@@ -227,54 +253,22 @@ class Fields:
     text: str
     tools: str
     functions: str
+    loss_mask: str
+    role: str
+    content: str
 
     def __init__(self, mapping: Mapping[str, str] | None = None) -> None:
         mapping = mapping or {}
-        taken = set(mapping.values())
+        taken = {name for part, name in mapping.items() if part not in TURN_PARTS}
         for part in PARTS:
-            setattr(self, part, mapping.get(part, ABSENT if part in taken else part))
+            own = part if part in TURN_PARTS or part not in taken else ABSENT
+            setattr(self, part, mapping.get(part, own))
 
 
 PARTS = tuple(Fields.__annotations__)
 """Every part that a mapping can name."""
 PLAIN = Fields()
 """The formats' own names."""
-
-
-def find_mapping(row: Any) -> dict[str, str]:
-    """The mapping that makes sense of ``row``, empty when none is needed or none is found.
-
-    Question and answer under common names, with a context beside them, and chats under another key
-    or with the other style of messages.
-    """
-    if not isinstance(row, dict):
-        return {}
-    for name in _CHATS:
-        found = _chat_part(row.get(name))
-        if found is not None:
-            return {} if found == name else {found: name}
-    asked = next((name for name in _ASKED if name in row), None)
-    answered = next((name for name in _ANSWERED if name in row), None)
-    if asked is None or answered is None:
-        return {}
-    if asked == "prompt":
-        return {} if answered == "completion" else {"completion": answered}
-    mapping = {} if asked == "instruction" else {"instruction": asked}
-    if answered != "output":
-        mapping["output"] = answered
-    if asked != "context" and "context" in row and "input" not in row:
-        mapping["input"] = "context"
-    return mapping
-
-
-def _chat_part(value: Any) -> str | None:
-    """``messages`` or ``conversations``, whichever has such items."""
-    first = value[0] if isinstance(value, list) and value else None
-    if not isinstance(first, dict):
-        return None
-    if "role" in first and "content" in first:
-        return "messages"
-    return "conversations" if "from" in first and "value" in first else None
 
 
 def describe_mapping(mapping: Mapping[str, str]) -> str:

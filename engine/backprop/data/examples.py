@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
+from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
 from backprop.data.example import Example, Fields, Format, RowError
-from backprop.data.formats import convert, file_format, read_as, unknown_format
+from backprop.data.formats import file_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Progress, Watch
 from backprop.data.reader import Row, Source
 
@@ -69,6 +70,8 @@ class Reader:
             return Read(index, row, error)
         if row.warning is not None:
             example.warnings.append(row.warning)
+        if not example.teaches():
+            return Read(index, row, RowError("nothing_to_train", "", "no answer in it that training would learn from"))
         return Read(index, row, example, content_key(row.value, read, self.names))
 
     def text(self, index: int) -> str:

@@ -1,54 +1,69 @@
-"""Rows of data → turns: which format a row has, and what it says (formats: README, "Data").
+"""Which format a row has, and a file: told from fields under their own names, or under names that are looked for.
 
 ``detect_fields`` is cheap and looks at one row; ``file_format`` looks at rows from all over a file; ``read_as`` says in
-which format a row of that file is read, and ``convert`` reads it.
+which format a row of that file is read, and ``convert`` reads it. Other spellings of names are in ``spellings``.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from msgspec import Struct
 
-from backprop.data.example import PLAIN, Example, Fields, Format, RowError, Turn, as_context, find_mapping
-from backprop.data.messages import as_text, check_turns, kind, read_tools, read_turns, shown
+from backprop.data.content import kind
+from backprop.data.dedup import fields_read
+from backprop.data.example import PLAIN, Fields, Format, RowError, describe_mapping
 from backprop.data.reader import Source
+from backprop.data.spellings import find_names, judgement, turn_keys
+from backprop.data.text_turns import holds_turns
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-_START, _END = "<|im_start|>", "<|im_end|>"
+_ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion")
+"""Formats whose rows become feedback by a label, and pairs by a rejected answer."""
+NO_FIELD = "-"
+"""In a mapping: no field is this part."""
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_ALIKE = 16
+"""Rows of the same fields and types whose names are looked into: the others are taken to be like them."""
+_NAMED = 12
+"""Columns that a note names."""
 
 
 def detect_fields(row: Any, names: Fields = PLAIN) -> Format | None:
     """The format of one row, or ``None`` where its fields are no format's. Values are not checked."""
     if isinstance(row, str):
-        return "chatml" if _START in row and _END in row else "text"
+        return "chatml" if holds_turns(row) and ("<|im_start|>" not in row or "<|im_end|>" in row) else "text"
+    if isinstance(row, list):
+        return "openai" if turn_keys(row) else None
     if not isinstance(row, dict):
         return None
-    label = row.get(names.label)
-    if names.completion in row and type(label) in (bool, int) and label in (0, 1):
+    judged = names.label in row and judgement(row[names.label]) is not None
+    if judged and names.completion in row:
         return "kto"
     if names.chosen in row and names.rejected in row:
         return "preference"
-    if _has_messages(row.get(names.conversations), "from", "value"):
-        return "sharegpt"
-    if _has_messages(row.get(names.messages), "role", "content"):
-        return "openai"
-    if names.instruction in row and names.output in row:
-        return "alpaca"
-    if names.prompt in row and names.completion in row:
-        return "prompt_completion"
+    own = _one_answer(row, names)
+    if own is not None:
+        return "kto" if judged else "preference" if row.get(names.rejected) else own
     text = row.get(names.text)
     if isinstance(text, str):
-        return "chatml" if _START in text else "text"
+        return "chatml" if holds_turns(text) else "text"
     return None
 
 
-def _has_messages(value: Any, role: str, content: str) -> bool:
-    first = value[0] if isinstance(value, list) and value else None
-    return isinstance(first, dict) and role in first and content in first
+def _one_answer(row: dict[str, Any], names: Fields) -> Format | None:
+    chat = row.get(names.conversations)
+    if chat and turn_keys(chat, "from", "value") == ("from", "value"):
+        return "sharegpt"
+    chat = row.get(names.messages)
+    usual = (names.role, names.content)
+    if chat and turn_keys(chat, *usual) in (usual, ("", "")):
+        return "openai"
+    if names.instruction in row and names.output in row:
+        return "alpaca"
+    return "prompt_completion" if names.prompt in row and names.completion in row else None
 
 
 def read_as(row: Any, file: Format | None, names: Fields = PLAIN) -> Format | None:
@@ -58,7 +73,7 @@ def read_as(row: Any, file: Format | None, names: Fields = PLAIN) -> Format | No
     an answer in a file of judged ones whose ``label`` is no judgement. ``None``: nothing can be read of it.
     """
     own = detect_fields(row, names)
-    if own is None or (file == "kto" and own == "prompt_completion" and names.label in row):
+    if own is None or (file == "kto" and own in _ONE_ANSWER and isinstance(row, dict) and names.label in row):
         return file
     return own
 
@@ -98,9 +113,29 @@ class FileFormat(FormatCounts, kw_only=True):
     format: Format | None
     """The format of most rows; ``None`` where no row has a known one."""
     mapping: dict[str, str]
-    """Part → field: the one given, or the one found."""
-    found: bool = False
-    """True when the mapping was found, not given."""
+    """Part → field: what was given, and what was found beside it."""
+    found: dict[str, str] = {}
+    """The part of the mapping that was found, not given."""
+    looked_at: int = 0
+    """Rows that all this was told from."""
+    columns: dict[str, int] = {}
+    """Every column, with the number of those rows that have it."""
+    unused: dict[str, int] = {}
+    """Columns that nothing reads, with the number of those rows in which they say something."""
+
+    def notes(self) -> list[str]:
+        """What was guessed, and what is not used, each in one line for a person."""
+        said = []
+        if self.found:
+            said.append(f"fields are read as {describe_mapping(self.found)}; --map says otherwise")
+        if self.unused:
+            named = [f"{name} ({self._share(count)})" for name, count in [*self.unused.items()][:_NAMED]]
+            more = f" and {len(self.unused) - _NAMED} more" if len(self.unused) > _NAMED else ""
+            said.append(f"columns that are not used: {', '.join(named)}{more}")
+        return said
+
+    def _share(self, count: int) -> str:
+        return "every row" if count == self.looked_at else f"{max(1, round(100 * count / self.looked_at))} % of rows"
 
 
 def file_format(source: Source, mapping: Mapping[str, str] | None = None) -> FileFormat:
@@ -111,46 +146,101 @@ def file_format(source: Source, mapping: Mapping[str, str] | None = None) -> Fil
 def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -> FileFormat:
     """The format of most of ``rows``, whatever their order.
 
-    Without a ``mapping``, one is looked for in rows of unknown format; it is taken when it explains more rows than the
-    formats' own names do.
+    What the formats' own names and the ``mapping`` leave open is looked for under other names, and added where it
+    explains more rows than without.
     """
     rows = list(rows)
-    counts = _count(rows, Fields(mapping))
-    found = None if mapping else _common_mapping(rows, sum(counts.values()) - counts["unknown"])
-    if found:
-        counts = _count(rows, Fields(found))
+    columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
+    given = dict(mapping or {})
+    found = {} if "label" in given or not _count(rows, Fields(given))["kto"] else _class_label(rows)
+    found |= _common_mapping(rows, given | found)
+    found |= _beside(rows, given | found, columns)
+    names = Fields(given | found)
+    counts = _count(rows, names)
+    unused: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, dict) and (own := detect_fields(row, names)) is not None:
+            read = fields_read(row, own, names)
+            unused.update(str(name) for name, value in row.items() if name not in read and value not in _EMPTY)
     format = max((name for name in FORMATS if counts[name]), key=counts.__getitem__, default=None)
     return FileFormat(
         format=format,
-        mapping=dict(mapping or found or {}),
-        found=bool(found),
+        mapping=given | found,
+        found=found,
+        looked_at=len(rows),
+        columns=dict(columns),
+        unused=dict(unused.most_common()),
         counts={name: count for name, count in counts.items() if count},
     )
+
+
+def _class_label(rows: Iterable[Any]) -> dict[str, str]:
+    """The mapping that keeps a class from being a judgement in the rows where it happens to be 0 or 1."""
+    labels = [judgement(row["label"]) for row in rows if isinstance(row, dict) and "label" in row]
+    judged = len(labels) - labels.count(None)
+    return {"label": NO_FIELD} if 0 < 2 * judged < len(labels) else {}
 
 
 def _count(rows: Iterable[Any], names: Fields) -> Counter[str]:
     return Counter(detect_fields(row, names) or "unknown" for row in rows)
 
 
-def _common_mapping(rows: Iterable[Any], known: int) -> dict[str, str]:
-    """The mapping that most rows of unknown format need, where they are more than the ``known`` ones.
+def find_mapping(row: Any, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What makes sense of a row that is of no known format under ``given``: part → field, or nothing."""
+    given = given or {}
+    if not isinstance(row, dict) or detect_fields(row, Fields(given)) is not None:
+        return {}
+    found = find_names(row, given, whole=True)
+    return found if detect_fields(row, Fields({**given, **found})) is not None else {}
+
+
+def _alike(rows: Iterable[Any]) -> list[list[dict[str, Any]]]:
+    """Rows by their shape: those with the same fields, and values of the same types, together."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        if isinstance(row, dict):
+            groups.setdefault((*row, *map(type, row.values())), []).append(row)
+    return list(groups.values())
+
+
+def _common_mapping(rows: Iterable[Any], given: dict[str, str]) -> dict[str, str]:
+    """The mapping that most rows of unknown format need, where they are more than the known ones.
 
     Of two that agree the one with more fields is taken: a field that some rows lack is not lost for the others.
     """
-    wanted: Counter[tuple[tuple[str, str], ...]] = Counter()
-    for row in rows:
-        if detect_fields(row) is None and (mapping := find_mapping(row)) and detect_fields(row, Fields(mapping)):
-            wanted[tuple(mapping.items())] += 1
-    if wanted.total() <= known:
+    wanted: dict[tuple[tuple[str, str], ...], float] = defaultdict(float)
+    for group in _alike(rows):
+        some = group[:_ALIKE]
+        for row in some:
+            if found := find_mapping(row, given):
+                wanted[tuple(found.items())] += len(group) / len(some)
+    counts = _count(rows, Fields(given))
+    if sum(wanted.values()) <= counts.total() - counts["unknown"]:
         return {}
     best = max(wanted, key=lambda items: (wanted[items], items))
-    agreeing: list[tuple[tuple[str, str], ...]] = [items for items in wanted if set(items) >= set(best)]
-    agreeing.sort(key=lambda items: (len(items), items))
-    return dict(agreeing[-1])
+    return max(
+        (dict(items) for items in wanted if {*items} >= {*best}), key=lambda found: (len(found), [*found.items()])
+    )
+
+
+def _beside(rows: Iterable[Any], mapping: dict[str, str], columns: Mapping[str, int]) -> dict[str, str]:
+    """What stands beside question and answer under another name, in any of the rows: a system text, a label …
+
+    A name that some rows have as the format does is left to them.
+    """
+    found: dict[str, str] = {}
+    for row in (row for group in _alike(rows) for row in group[:_ALIKE]):
+        more = find_names(row, {**mapping, **found}, whole=False)
+        if more and (format := detect_fields(row, names := Fields({**mapping, **found, **more}))) is not None:
+            read = fields_read(row, format, names)
+            found |= {part: name for part, name in more.items() if part not in columns and name in read}
+    return found
 
 
 def unknown_format(value: Any) -> RowError:
     """The error of a row whose fields are no format's."""
+    if isinstance(value, dict) and "input_ids" in value:
+        return RowError("unknown_format", "input_ids", "the row is tokenised already: give its text")
     if isinstance(value, dict):
         fields = ", ".join(str(key) for key in list(value)[:8])
         return RowError("unknown_format", "", f"no known format has these fields: {fields or 'none'}")
@@ -161,194 +251,3 @@ def mixed_format(own: Format, file: Format | None) -> RowError:
     """The warning about a row of another format than most."""
     words = f"the row is {own}, where most rows are {file}: it is read as what it is"
     return RowError("mixed_format", "", words, "warning")
-
-
-def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:
-    """Read a row in ``format``.
-
-    Raises:
-        RowError: the row cannot be used, with its code, the field as the row calls it, and why.
-    """
-    names = mapping if isinstance(mapping, Fields) else Fields(mapping) if mapping else PLAIN
-    if isinstance(row, str):
-        return _chatml(row) if format == "chatml" else _text(row, "text")
-    if not isinstance(row, dict):
-        raise RowError("invalid_type", "", f"the row is {kind(row)}, where an object is needed")
-    try:
-        return _READERS[format](row, names)
-    except RecursionError:
-        raise RowError("too_deep", "", "the row is nested too deeply to be read") from None
-
-
-def _need(row: dict[str, Any], name: str, of: str) -> Any:
-    if name not in row:
-        raise RowError("missing_field", name, f"the row has no {name!r}, which {of} rows have")
-    return row[name]
-
-
-def _tools(row: dict[str, Any], names: Fields) -> list[dict[str, Any]] | None:
-    for name in (names.tools, names.functions):
-        if row.get(name) is not None:
-            return read_tools(row[name], name)
-    return None
-
-
-def _system(row: dict[str, Any], names: Fields, turns: list[Turn]) -> list[Turn]:
-    """The turns with the row's ``system`` column first, unless they already start with a system turn."""
-    text = as_text(row.get(names.system), names.system)
-    if not text.strip() or (turns and turns[0].role == "system"):
-        return turns
-    return [Turn("system", text), *turns]
-
-
-def _chat(format: Format, part: str) -> Callable[[dict[str, Any], Fields], Example]:
-    def read(row: dict[str, Any], names: Fields) -> Example:
-        name = getattr(names, part)
-        warnings: list[RowError] = []
-        turns = read_turns(_need(row, name, format), name, warnings)
-        if turns:
-            turns = _system(row, names, turns)
-        check_turns(turns, name, warnings)
-        return Example(format=format, turns=turns, tools=_tools(row, names), warnings=warnings)
-
-    return read
-
-
-def _alpaca(row: dict[str, Any], names: Fields) -> Example:
-    warnings: list[RowError] = []
-    asked = as_text(_need(row, names.instruction, "alpaca"), names.instruction)
-    more = as_text(row.get(names.input), names.input)
-    answer = as_text(_need(row, names.output, "alpaca"), names.output)
-    if more.strip():
-        asked = f"{asked}\n\n{more}" if asked.strip() else more
-    turns: list[Turn] = []
-    for i, pair in enumerate(row.get(names.history) or []):
-        place = f"{names.history}[{i}]"
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise RowError("invalid_type", place, f"{place} must be a pair of question and answer")
-        turns += [Turn("user", as_text(pair[0], place)), Turn("assistant", as_text(pair[1], place))]
-    turns += [Turn("user", asked), Turn("assistant", answer)]
-    turns = _system(row, names, turns)
-    if not asked.strip():
-        warnings.append(RowError("empty_content", names.instruction, f"{names.instruction} is empty", "warning"))
-    if not answer.strip():
-        warnings.append(RowError("empty_content", names.output, f"{names.output} is empty", "warning"))
-    return Example(format="alpaca", turns=turns, tools=_tools(row, names), warnings=warnings)
-
-
-def _prompt_turns(row: dict[str, Any], names: Fields, warnings: list[RowError]) -> list[Turn]:
-    """The prompt: text or messages, or the chat column that some rows keep it in. Blank text is no turn."""
-    value = row.get(names.prompt)
-    if value is None:
-        for name in (names.conversations, names.messages):
-            if row.get(name) is not None:
-                return _system(row, names, read_turns(row[name], name, warnings, role="user"))
-        return []
-    turns = (
-        read_turns(value, names.prompt, warnings, role="user")
-        if isinstance(value, list | dict)
-        else [Turn("user", as_text(value, names.prompt))]
-    )
-    turns = [turn for turn in turns if not (turn.role == "user" and turn.blank())]
-    return _system(row, names, turns)
-
-
-def _answer_turns(value: Any, name: str, warnings: list[RowError]) -> list[Turn]:
-    if isinstance(value, list | dict):
-        turns = read_turns(value, name, warnings)
-    else:
-        turns = [Turn("assistant", as_text(value, name))]
-    if not turns or all(turn.blank() for turn in turns):
-        warnings.append(RowError("empty_content", name, f"{name} is empty", "warning"))
-    return turns
-
-
-def _prompt_completion(row: dict[str, Any], names: Fields) -> Example:
-    warnings: list[RowError] = []
-    _need(row, names.prompt, "prompt/completion")
-    prompt = _prompt_turns(row, names, warnings)
-    answer = _answer_turns(_need(row, names.completion, "prompt/completion"), names.completion, warnings)
-    if not any(turn.role == "assistant" for turn in answer):
-        raise RowError("no_assistant", names.completion, f"{names.completion} holds no turn of the assistant")
-    return Example(
-        format="prompt_completion", turns=[*as_context(prompt), *answer], tools=_tools(row, names), warnings=warnings
-    )
-
-
-def _kto(row: dict[str, Any], names: Fields) -> Example:
-    warnings: list[RowError] = []
-    prompt = _prompt_turns(row, names, warnings)
-    answer = _answer_turns(_need(row, names.completion, "feedback"), names.completion, warnings)
-    label = _need(row, names.label, "feedback")
-    if type(label) not in (bool, int) or label not in (0, 1):
-        words = f"{names.label} must be true or false (or 1, 0), not {shown(label)}"
-        raise RowError("invalid_value", names.label, words)
-    tools = _tools(row, names)
-    return Example(format="kto", turns=prompt, completion=answer, label=bool(label), tools=tools, warnings=warnings)
-
-
-def _preference(row: dict[str, Any], names: Fields) -> Example:
-    warnings: list[RowError] = []
-    chosen = _answer_turns(_need(row, names.chosen, "preference"), names.chosen, warnings)
-    rejected = _answer_turns(_need(row, names.rejected, "preference"), names.rejected, warnings)
-    prompt = _prompt_turns(row, names, warnings)
-    shared = 0
-    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
-        shared += 1
-    # Both sides may repeat the prompt, whole or its last turns, or be its only place.
-    if chosen[:shared] != prompt[len(prompt) - shared :]:
-        prompt = [*prompt, *chosen[:shared]]
-    chosen, rejected = chosen[shared:], rejected[shared:]
-    if not prompt:
-        warnings.append(RowError("no_prompt", names.prompt, "the pair has no prompt", "info"))
-    if chosen == rejected:
-        warnings.append(RowError("same_sides", names.rejected, "chosen and rejected are the same", "warning"))
-    for name, side in ((names.chosen, chosen), (names.rejected, rejected)):
-        if not any(turn.role == "assistant" for turn in side):
-            raise RowError("no_assistant", name, f"{name} holds no turn of the assistant")
-    return Example(
-        format="preference", turns=prompt, chosen=chosen, rejected=rejected, tools=_tools(row, names), warnings=warnings
-    )
-
-
-def _text(text: Any, name: str) -> Example:
-    if text is None or (isinstance(text, str) and not text.strip()):
-        raise RowError("empty_content", name, f"{name} is empty")
-    return Example(format="text", text=as_text(text, name))
-
-
-_CHATML_TURN = re.compile(r"<\|im_start\|>([^\n<]*)\n?((?:(?!<\|im_start\|>|<\|im_end\|>).)*)<\|im_end\|>", re.DOTALL)
-
-
-def _chatml(text: Any, name: str = "text") -> Example:
-    text = as_text(text, name)
-    if text.count(_START) != text.count(_END) or not text.count(_START):
-        counts = f"{text.count(_START)} {_START} and {text.count(_END)} {_END}"
-        raise RowError("unbalanced_tags", name, f"ChatML turns do not close: {counts}")
-    warnings: list[RowError] = []
-    messages = []
-    end = 0
-    for match in _CHATML_TURN.finditer(text):
-        if text[end : match.start()].strip():
-            break
-        messages.append({"role": match[1].strip(), "content": match[2]})
-        end = match.end()
-    if text[end:].strip():
-        left = text[end:].strip()
-        code = "unbalanced_tags" if _START in left or _END in left else "text_outside_turns"
-        raise RowError(code, name, f"not inside a ChatML turn: {left[:40]!r}")
-    turns = read_turns(messages, name, warnings)
-    check_turns(turns, name, warnings)
-    return Example(format="chatml", turns=turns, warnings=warnings)
-
-
-_READERS: dict[Format, Callable[[dict[str, Any], Fields], Example]] = {
-    "sharegpt": _chat("sharegpt", "conversations"),
-    "openai": _chat("openai", "messages"),
-    "alpaca": _alpaca,
-    "prompt_completion": _prompt_completion,
-    "preference": _preference,
-    "kto": _kto,
-    "text": lambda row, names: _text(_need(row, names.text, "text"), names.text),
-    "chatml": lambda row, names: _chatml(_need(row, names.text, "ChatML"), names.text),
-}

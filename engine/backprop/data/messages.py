@@ -1,141 +1,130 @@
-"""Messages of chat rows (ShareGPT and OpenAI shapes) → turns, and values of fields → text."""
+"""Messages of chat rows → turns, whatever their keys are called (``spellings``), with the masks that they bring."""
 
 from __future__ import annotations
 
-import math
-from datetime import date
 from typing import Any
 
-import msgspec
+from backprop.data.content import as_text, call_from_text, kind, read_call, read_calls, read_parts, shown
+from backprop.data.example import PLAIN, ROLES, Fields, RowError, Turn, followed
+from backprop.data.spellings import ROLE_OF, like_mask, listed, pair_keys, parsed
 
-from backprop.data.example import ROLES, RowError, Turn
-
-ROLE_OF = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-}
-"""Role as rows write it → the role that templates know."""
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_WEIGHTS = ("train", "loss_weight", "weight")
+_TRAIN = ("train", "loss_weight", "weight", "loss", "loss_scale", "training", "trainable", "loss_mask", "train_mask")
+_MASKED = "masked"
 _KNOWN = frozenset(
-    {"role", "content", "from", "value", "tool_calls", "function_call", "name", "tool_call_id", *_REASONING, *_WEIGHTS}
-    | {"refusal", "audio", "annotations", "id"}
+    {"role", "content", "from", "value", "tool_calls", "function_call", "name", "tool_call_id", *_REASONING, *_TRAIN}
+    | {_MASKED, "prefix", "refusal", "audio", "annotations", "id"}
 )
-_KINDS = {list: "a list", dict: "an object", bool: "a truth value", str: "text", int: "a number", float: "a number"}
 
 
-def kind(value: Any) -> str:
-    """What a value is, in words."""
-    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
+def read_turns(
+    items: Any, field: str, warnings: list[RowError], names: Fields = PLAIN, *, bare: str | None = None
+) -> list[Turn]:
+    """Messages of any shape, mixed freely: a list of them (also as JSON text, as columns, as pairs of question and
+    answer), or one.
 
-
-def as_text(value: Any, field: str) -> str:
-    """The text of a field: ``None`` is empty, 0 and False are not, nothing becomes a Python representation.
-
-    Raises:
-        RowError: a list or an object stands where text is needed.
-    """
-    if type(value) is str:
-        return value
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float | str):
-        return str(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    raise RowError("invalid_type", field, f"{field} is {kind(value)}, where text is needed")
-
-
-def read_turns(items: Any, field: str, warnings: list[RowError], *, role: str = "assistant") -> list[Turn]:
-    """Messages of either shape, mixed freely. A bare string on a side of a pair is a message of ``role``.
+    Args:
+        bare: the role of a message that is only a text; ``None`` where a text is none.
 
     Raises:
         RowError: not a list, or an item that is no message; the field names its place, as ``messages[2].content``.
     """
+    if type(items) is not list:
+        items = listed(items)
     if isinstance(items, dict):
-        return [_read_turn(items, field, warnings)]
-    if not isinstance(items, list):
+        items, places = [items], [field]
+    elif isinstance(items, list):
+        places = [f"{field}[{i}]" for i in range(len(items))]
+    else:
         raise RowError("invalid_type", field, f"{field} is {kind(items)}, where a list of messages is needed")
-    turns = []
-    for i, item in enumerate(items):
+    turns: list[Turn] = []
+    for item, place in zip(items, places, strict=True):
         if isinstance(item, dict):
-            turns.append(_read_turn(item, f"{field}[{i}]", warnings))
-        elif isinstance(item, str) and field in ("chosen", "rejected", "completion"):
-            turns.append(Turn(role, item))
+            made = _read_item(item, place, warnings, names)
+        elif isinstance(item, str) and bare is not None:
+            made = [Turn(bare, item)]
         else:
-            raise RowError("invalid_type", f"{field}[{i}]", f"{field}[{i}] is {kind(item)}, where a message is needed")
+            raise RowError("invalid_type", place, f"{place} is {kind(item)}, where a message is needed")
+        before = turns[-1] if turns else None
+        if before is not None and before.given and before.given == len(before.content):
+            made = followed([turns.pop()], made)
+        turns += made
     return turns
 
 
-def _read_turn(item: dict[str, Any], place: str, warnings: list[RowError]) -> Turn:
-    role_key, text_key = ("from", "value") if "from" in item else ("role", "content")
-    speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
+def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names: Fields) -> list[Turn]:
+    """The turns of one item: mostly one. Results of tools come before the text beside them."""
+    role_key = next((key for key in ("from", names.role, "role") if item.get(key) is not None), names.role)
     given = item.get(role_key)
+    if given is None and role_key not in item and (pair := pair_keys(item)) is not None:
+        system = as_text(item.get("system"), f"{place}.system")
+        sides = [Turn("system", system)] if system.strip() else []
+        for role, key in zip(("user", "assistant"), pair, strict=True):
+            sides.append(Turn(role, as_text(item[key], f"{place}.{key}", warnings)))
+        return sides
+    text_keys = ("value", names.content) if role_key == "from" else (names.content, "value", "content")
+    text_key = next((key for key in text_keys if item.get(key) is not None), text_keys[0])
+    speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     if given is None:
         raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")
     if not isinstance(given, str):
         raise RowError("invalid_type", speaker, f"{speaker} is {kind(given)}, where text is needed")
-    role = ROLE_OF.get(given) or ROLE_OF.get(given.strip().lower())
-    if role is None:
-        role = given
+    role = ROLE_OF.get(given) or ROLE_OF.get(given.strip().lower(), given)
+    if role not in ROLES:
         words = f"{given!r} is no known role; it is kept as it is"
         warnings.append(RowError("invalid_role", speaker, words, "warning"))
-    content, reasoning, calls = "", None, None
     value = item.get(text_key)
+    turn, results = Turn(role, ""), []
     if type(value) is str:
-        content = value
+        turn.content = value
     elif isinstance(value, list | dict):
-        content, reasoning = read_parts(value, said)
+        results = read_parts(turn, value, said, warnings)
     elif value is None and text_key not in item and not ("tool_calls" in item or "function_call" in item):
         raise RowError("missing_field", said, f"{place} has no {text_key!r}")
     else:
-        content = as_text(value, said)
-    if given in ("function_call", "tool_call") and content:
-        calls, content = _call_from_text(content)
-    turn = Turn(role, content, reasoning, calls)
+        turn.content = as_text(value, said, warnings)
+    if given in ("function_call", "tool_call") and turn.content:
+        turn.tool_calls, turn.content = call_from_text(turn.content)
     if len(item) > 2 or text_key not in item:
-        _read_extras(turn, item, place, warnings)
-    return turn
+        _read_extras(turn, item, place, warnings, {role_key, text_key})
+    return results if results and turn.blank() else [*results, turn]
 
 
-def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[RowError]) -> None:
+def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[RowError], read: set[str]) -> None:
     """Everything a message may carry beside role and content."""
     for key in _REASONING:
         value = item.get(key)
         if value is not None and not turn.reasoning:
             turn.reasoning = as_text(value, f"{place}.{key}")
     if item.get("tool_calls") is not None:
-        turn.tool_calls = read_calls(item["tool_calls"], f"{place}.tool_calls")
+        turn.tool_calls = read_calls(item["tool_calls"], f"{place}.tool_calls", warnings)
     elif item.get("function_call") is not None:
-        turn.tool_calls = [_read_call(item["function_call"], f"{place}.function_call")]
+        turn.tool_calls = [read_call(item["function_call"], f"{place}.function_call", warnings)]
     if not turn.content and isinstance(item.get("refusal"), str):
         turn.content = item["refusal"]
     for key in ("name", "tool_call_id"):
         if item.get(key) is not None:
             setattr(turn, key, as_text(item[key], f"{place}.{key}"))
-    for key in _WEIGHTS:
+    for key in (*_TRAIN, _MASKED):
         if item.get(key) is not None:
-            turn.train = _weight(item[key], f"{place}.{key}", warnings)
+            weight = _weight(item[key], f"{place}.{key}", warnings)
+            turn.train = not weight if key == _MASKED else weight
             break
+    if turn.train and turn.role != "assistant":
+        words = f"{place}.{key} asks to train a turn of the {turn.role}: only answers are trained"
+        warnings.append(RowError("ignored_field", f"{place}.{key}", words, "warning"))
+    if item.get("prefix") is True and turn.role == "assistant":
+        turn.given, turn.train = len(turn.content), False
     for key, value in item.items():
-        if key not in _KNOWN and value is not None:
+        if key not in _KNOWN and key not in read and value is not None:
+            if like_mask(key) and not isinstance(value, str):
+                raise _unknown_mask(f"{place}.{key}")
             warnings.append(RowError("ignored_field", f"{place}.{key}", f"{place}.{key} is not used", "info"))
+
+
+def _unknown_mask(field: str) -> RowError:
+    words = f"{field} looks like a loss mask of a kind that is not known: what it means would be ignored"
+    return RowError("unknown_mask", field, words)
 
 
 def _weight(value: Any, field: str, warnings: list[RowError]) -> bool:
@@ -147,99 +136,36 @@ def _weight(value: Any, field: str, warnings: list[RowError]) -> bool:
     return bool(value)
 
 
-def shown(value: Any) -> str:
-    """A value in a message, short."""
-    try:
-        text = msgspec.json.encode(value).decode("utf-8", "replace")
-    except (TypeError, ValueError, OverflowError, RecursionError):
-        text = kind(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def read_parts(parts: Any, field: str) -> tuple[str, str | None]:
-    """Content given as parts → text and reasoning.
+def apply_mask(turns: list[Turn], mask: Any, field: str, warnings: list[RowError]) -> None:
+    """Set ``train`` of turns by a list that the row brings: an entry per turn, or per answer.
 
     Raises:
-        RowError: a part that is no text (an image, a sound), or no part at all.
+        RowError: ``invalid_value`` for a list of another length, or entries that say nothing.
     """
-    text: list[str] = []
-    reasoning: list[str] = []
-    for i, part in enumerate([parts] if isinstance(parts, dict) else parts):
-        place = f"{field}[{i}]"
-        if isinstance(part, str):
-            text.append(part)
-            continue
-        if not isinstance(part, dict):
-            raise RowError("invalid_type", place, f"{place} is {kind(part)}, where text or a content part is needed")
-        name = part.get("type", "text")
-        if name in ("text", "input_text", "output_text", "refusal"):
-            key = "refusal" if name == "refusal" else "text"
-            if part.get(key) is None:
-                raise RowError("missing_field", f"{place}.{key}", f"{place} has no {key!r}")
-            text.append(as_text(part[key], f"{place}.{key}"))
-        elif name in ("reasoning", "thinking", "reasoning_content"):
-            key = next((k for k in (name, "text", "content") if k in part), name)
-            reasoning.append(as_text(part.get(key), f"{place}.{key}"))
-        else:
-            raise RowError(
-                "unsupported_content", place, f"{place} is a part of type {shown(name)}: only text is trained"
-            )
-    return "".join(text), "".join(reasoning) if reasoning else None
+    mask = parsed(mask) if isinstance(mask, str) else mask
+    answers = [turn for turn in turns if turn.role == "assistant"]
+    if not isinstance(mask, list) or len(mask) not in (len(turns), len(answers)):
+        size = f"{len(mask)} entries" if isinstance(mask, list) else kind(mask)
+        words = f"{field} is {size}, where one for each of {len(turns)} turns or {len(answers)} answers is needed"
+        raise RowError("invalid_value", field, words)
+    for i, (turn, entry) in enumerate(zip(turns if len(mask) == len(turns) else answers, mask, strict=True)):
+        weight = _weight(entry, f"{field}[{i}]", warnings)
+        if turn.role == "assistant":
+            turn.train = weight
+        elif weight:
+            words = f"{field}[{i}] asks to train a turn of the {turn.role}: only answers are trained"
+            warnings.append(RowError("ignored_field", f"{field}[{i}]", words, "warning"))
 
 
-def read_calls(calls: Any, field: str) -> list[dict[str, Any]] | None:
-    """OpenAI's ``tool_calls``, arguments parsed, so that templates do not quote them twice."""
-    if isinstance(calls, str):
-        calls = _parsed(calls)
-    if not isinstance(calls, list):
-        raise RowError("invalid_type", field, f"{field} is {kind(calls)}, where a list of calls is needed")
-    return [_read_call(call, f"{field}[{i}]") for i, call in enumerate(calls)] or None
+def refuse_unknown_mask(row: dict[str, Any], known: str) -> None:
+    """Raise ``unknown_mask`` where a column of ``row`` beside ``known`` looks like a mask: a list of truth values."""
+    for name, value in row.items():
+        if type(value) is list and name != known and like_mask(str(name)) and _flags(value):
+            raise _unknown_mask(str(name))
 
 
-def _read_call(call: Any, place: str) -> dict[str, Any]:
-    if not isinstance(call, dict):
-        raise RowError("invalid_type", place, f"{place} is {kind(call)}, where a call is needed")
-    function = call.get("function", call)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowError("missing_field", f"{place}.name", f"{place} does not name the function that is called")
-    arguments = function.get("arguments", {})
-    if isinstance(arguments, str):
-        arguments = _parsed(arguments)
-    made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-    if isinstance(call.get("id"), str):
-        made["id"] = call["id"]
-    return made
-
-
-def _parsed(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _call_from_text(content: str) -> tuple[list[dict[str, Any]] | None, str]:
-    """A call written as the whole text of a ShareGPT turn, ``{"name": …, "arguments": …}`` or several in a list."""
-    value = _parsed(content)
-    try:
-        return read_calls(value if isinstance(value, list) else [value], "value"), ""
-    except RowError:
-        return None, content
-
-
-def read_tools(value: Any, field: str) -> list[dict[str, Any]] | None:
-    """The functions a conversation may call: a list, or such a list written as JSON text."""
-    if isinstance(value, str):
-        if not value.strip():
-            return None
-        value = _parsed(value)
-    if value is None:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise RowError("invalid_type", field, f"{field} must be a list of function descriptions, or that as JSON text")
-    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
-    return wrapped or None
+def _flags(value: list[Any]) -> bool:
+    return bool(value) and all(type(entry) in (bool, int, float) and entry in (0, 1) for entry in value)
 
 
 def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None:

@@ -6,9 +6,10 @@ and explained. Nothing is dropped: ``rows`` counts every row, and ``invalid`` th
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -20,9 +21,9 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
+from backprop.data.convert import convert
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
-    ABSENT,
     CONTROL_TOKEN,
     PROBLEM_CODES,
     Fields,
@@ -30,19 +31,20 @@ from backprop.data.example import (
     Format,
     RowError,
     Turn,
-    describe_mapping,
 )
-from backprop.data.formats import convert, detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
-from backprop.data.messages import ROLE_OF, check_turns
-from backprop.data.parse import KEY_END, LONGEST_MARK, doubtful_text, may_be_misread, parse_json
+from backprop.data.messages import check_turns
+from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
+from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
+from backprop.data.text_turns import TRANSCRIPT_HINTS
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
 LISTED = 10_000
 """Findings of one code that are listed; all are counted."""
-_NEWLINE = 10
+_NEWLINE, _SPACE = 10, 32
 _KEY_END = int.from_bytes(KEY_END, "little")
 _PIECE = 128 * 1024
 """Bytes that are looked at together: few enough that their values are still in the processor's cache."""
@@ -138,9 +140,8 @@ class _Checking:
             mapping=file.mapping,
             problems=self.findings.problems,
         )
-        if file.found:
-            self.answer.notes.append(f"fields are read as {describe_mapping(file.mapping)}; --map says otherwise")
-        self._quick = QuickLook(file.format, self.names) if file.format in _TYPES else None
+        self.answer.notes += file.notes()
+        self._quick = QuickLook(file.format, self.names, file.columns) if file.format in _TYPES else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
         self._formats: Counter[str] = Counter()
@@ -259,7 +260,7 @@ def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
             found.append(RowError("special_token", place, f"control token inside the text: {names_them}", "warning"))
         if "\0" in text:
             found.append(RowError("nul_byte", place, "a NUL character inside the text", "warning"))
-        found += doubtful_text(text, place)
+        found += misread(text, place)
     return found
 
 
@@ -274,9 +275,6 @@ def _texts(value: object) -> Iterator[tuple[str, str]]:
             pending += [(f"{place}.{key}" if place else str(key), inner) for key, inner in item.items()]
         elif isinstance(item, list):
             pending += [(f"{place}[{i}]", inner) for i, inner in enumerate(item)]
-
-
-_Never = Literal["\0a value that no field has"]
 
 
 class _OpenAI(Struct, gc=False, forbid_unknown_fields=True):
@@ -302,17 +300,19 @@ _TYPES: dict[Format, dict[str, Any]] = {
 }
 """The fields of a good row."""
 _OTHERS: dict[Format, tuple[str, ...]] = {
-    "openai": ("conversations", "chosen", "completion"),
-    "sharegpt": ("chosen", "completion"),
-    "alpaca": ("chosen", "completion", "messages", "conversations"),
-    "prompt_completion": ("chosen", "label", "instruction"),
+    "openai": ("conversations", "chosen", "rejected", "completion", "label"),
+    "sharegpt": ("chosen", "rejected", "completion", "label"),
+    "alpaca": ("chosen", "rejected", "completion", "messages", "conversations", "label"),
+    "prompt_completion": ("chosen", "rejected", "label", "instruction", "messages", "conversations"),
     "preference": ("completion",),
     "kto": (),
     "text": ("chosen", "completion", "messages", "conversations", "instruction", "prompt"),
 }
-"""Fields that may make another format of a row: one that has them needs another look, as it does with a further part
-that is read of its format."""
+"""Parts that may make another format of a row: one that has them needs another look."""
+_COLUMNS = 64
+"""Columns beside the parts that are passed over quickly; of rows with more of them each is looked at."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
+_MARK = re.compile(f"{CONTROL_TOKEN.pattern}|{MEDIA_MARK.pattern}")
 
 
 class QuickLook:
@@ -324,9 +324,10 @@ class QuickLook:
     Args:
         format: what the rows are.
         names: the field names in use.
+        columns: what the file's rows have; a row with another one needs another look.
     """
 
-    def __init__(self, format: Format, names: Fields) -> None:
+    def __init__(self, format: Format, names: Fields, columns: Iterable[str]) -> None:
         self.format = format
         self.labels: set[bool] = set()
         """Labels seen, of feedback rows."""
@@ -337,12 +338,14 @@ class QuickLook:
         types = _TYPES[format]
         fields: list[Any] = [(part, kind) for part, kind in types.items() if part != "input"]
         fields += [("input", types["input"], None)] if "input" in types else []
-        known = {getattr(names, part) for part in types}
-        others = dict.fromkeys(part for part in (*_OTHERS[format], *PARTS_READ[format]) if part not in types)
-        others = {part: None for part in others if getattr(names, part) not in (ABSENT, *known)}
-        fields += [(part, _Never, "") for part in others]
-        renamed = {part: getattr(names, part) for part in (*types, *others)}
-        self._decoder = msgspec.json.Decoder(msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False))
+        renamed = {part: getattr(names, part) for part in types}
+        read = {getattr(names, part) for part in (*types, *_OTHERS[format], *PARTS_READ[format], "loss_mask")}
+        for i, column in enumerate(column for column in columns if column not in read and _passes(column)):
+            if i < _COLUMNS:
+                fields.append((f"_{i}", msgspec.Raw, b""))
+                renamed[f"_{i}"] = column
+        row = msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False, forbid_unknown_fields=True)
+        self._decoder = msgspec.json.Decoder(row)
         self._texts = [part for part, kind in types.items() if kind is str]
         self._columns = [part if part in types else None for part in PARTS_READ[format]]
 
@@ -353,9 +356,9 @@ class QuickLook:
             the hash of each row's content, and the rows that need another look (and another hash) by their position.
         """
         try:
-            # One value a line and nothing after it: as many values as lines are as many rows.
+            # As many values as lines are one value a line, where no line is blank.
             rows = self._decoder.decode_lines(data)
-            if len(rows) == lines:
+            if len(rows) == lines and not _may_hold_blank_lines(data):
                 hashes, odd = self._check(rows)
                 keys = _count_keys(data) - self._more_keys
                 if keys != self._own_keys * lines:
@@ -387,7 +390,7 @@ class QuickLook:
             return self._check_chats([getattr(row, _CHATS[self.format]) for row in rows])
         columns = {part: [getattr(row, part) for row in rows] for part in self._columns if part is not None}
         texts = list(chain.from_iterable(columns[part] for part in self._texts))
-        odd = {i % len(rows) for i in _odd(texts)}
+        odd = {i % len(rows) for i in _odd(texts, turns=self.format != "alpaca")}
         if "input" in columns:
             self._more_keys = len(rows) - columns["input"].count(None)
             # A row without input is a good one.
@@ -420,6 +423,18 @@ class QuickLook:
         return hashes, odd
 
 
+def _passes(column: str) -> bool:
+    """True for a column that nothing is read from, whatever it holds."""
+    return column not in MEDIA and not like_mask(column) and not {*column} & {'"', "\\"} and column.isprintable()
+
+
+def _may_hold_blank_lines(data: memoryview) -> bool:
+    """Whether a line begins with white space."""
+    letters = np.frombuffer(data, dtype=np.uint8)
+    starts = np.flatnonzero(letters[:-1] == _NEWLINE) + 1
+    return bool(letters[0] <= _SPACE or (letters[starts] <= _SPACE).any())
+
+
 def _count_keys(data: memoryview) -> int:
     """How many keys there are in JSON, and in texts of which it is a part."""
     pairs = (np.frombuffer(data[start : start + (len(data) - start) // 2 * 2], dtype="<u2") for start in (0, 1))
@@ -430,18 +445,22 @@ def _with_repeated_keys(places: Sequence[Place]) -> set[int]:
     return {i for i, (_, _, raw) in enumerate(places) if parse_json(raw)[1] is not None}
 
 
-def _odd(texts: list[str]) -> list[int]:
-    """Texts that are blank or doubtful, or hold a control token or a NUL. What finds none looks at many texts with few
-    calls."""
+def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
+    """Texts that are blank, or hold a control token, a NUL or misread letters; with ``turns``, also those that may hold
+    turns. What finds none looks at many texts with few calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
     if "<" in joined or "[" in joined or "\0" in joined:
-        search = CONTROL_TOKEN.search
+        search = _MARK.search
         odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
-    if True in map(str.isspace, texts):
-        odd += [i for i, text in enumerate(texts) if text.isspace()]
-    if min(map(len, texts), default=99) <= LONGEST_MARK or may_be_misread(joined):
-        odd += [i for i, text in enumerate(texts) if not text or doubtful_text(text, "")]
+    if turns and ("#" in joined or ":" in joined) and any(hint in joined for hint in TRANSCRIPT_HINTS):
+        odd += [i for i, text in enumerate(texts) if any(hint in text for hint in TRANSCRIPT_HINTS)]
+    if turns:
+        odd += [i for i, text in enumerate(texts) if text[:1] in "[{ \t\n" and text.lstrip()[:1] in "[{"]
+    if may_be_misread(joined):
+        odd += [i for i, text in enumerate(texts) if misread(text)]
+    if "" in texts or True in map(str.isspace, texts):
+        odd += [i for i, text in enumerate(texts) if not text.strip()]
     return odd
 
 

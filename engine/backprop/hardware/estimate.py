@@ -15,13 +15,15 @@ from msgspec.structs import replace
 from backprop.core import rules
 from backprop.core.architecture import Architecture, Linear, blocks
 from backprop.core.definition import settings
-from backprop.core.errors import InvalidSettingError, TrainingError
+from backprop.core.errors import InvalidSettingError, ModelLoadError, TrainingError
+from backprop.core.models import find_architecture
 from backprop.core.presets import ALL_LINEAR
 from backprop.core.rules import RANK
 from backprop.core.settings import RunConfig
 
 Mode = Literal["lora", "qlora", "full"]
 
+_GIB = 2**30
 CONTEXT = 600 * 2**20
 """What CUDA itself takes of a card, its libraries' workspaces included."""
 SLACK = 1.03
@@ -176,6 +178,23 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
         if now - needed > now / 100 and _is_setting(setting, value):
             found[setting, value] = Change(setting, value, now - needed, needed <= memory)
     return list(found.values())
+
+
+def first_batch_size(config: RunConfig, free: int) -> int:
+    """Rows of a forward pass that a run begins with: the most of 1, 2 and 4 that are estimated to fit.
+
+    For a model that is not on this machine yet it is the card's size that decides.
+
+    Args:
+        free: bytes of the card; 0 on a CPU.
+    """
+    try:
+        model = find_architecture(config.model)
+    except ModelLoadError:
+        return 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1
+    shape = Shape.of(config, memory=free)
+    sizes = [replace(shape, batch_size=size) for size in (2, 4)]
+    return max((each.batch_size for each in sizes if estimate(model, each).total <= free), default=1)
 
 
 def _is_setting(name: str, value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable, Mapping
 from typing import assert_never, cast
 
 from backprop.core import events as ev
@@ -26,6 +27,8 @@ def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "unknown"
 
 
+_LINES = 5
+"""Lines that are named of one kind of finding."""
 _FOR_EVER = 10**11
 """Seconds that nothing takes: a damaged file says so."""
 
@@ -146,6 +149,27 @@ def describe_dataset(event: ev.DatasetPrepared) -> str:
         f"{event.format}: {', '.join(parts)}; {share(event.trained_tokens, event.tokens)} of {event.tokens} tokens are "
         f"trained; longest {event.longest}, limit {event.max_length}"
     )
+
+
+def findings_by_kind(
+    problems: Iterable[ev.Problem], counts: Mapping[str, int], unit: str = "line"
+) -> list[tuple[ev.Problem, str]]:
+    """The first finding of each kind with one line about all of them, errors first: how many, in which lines, what."""
+    kinds: dict[str, list[ev.Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.code, []).append(problem)
+    order = ("error", "warning", "info")
+    found = []
+    for code, those in sorted(
+        kinds.items(), key=lambda kind: (order.index(kind[1][0].severity), -counts.get(kind[0], 0))
+    ):
+        lines = list(dict.fromkeys(problem.line for problem in those))
+        shown, count = ", ".join(map(str, lines[:_LINES])), counts.get(code, len(those))
+        more = " …" if count > len(those[:_LINES]) or len(lines) > _LINES else ""
+        where = f"{unit}{'s' if len(lines) > 1 else ''} {shown}{more}" if lines[0] else "the file"
+        words = ev.with_place(those[0].field, those[0].message)
+        found.append((those[0], f"{count:,} {code} ({where}): {words}"))
+    return found
 
 
 def level(event: ev.Event) -> str:

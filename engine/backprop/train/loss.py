@@ -140,6 +140,18 @@ def keeps_rows_apart(model: nn.Module) -> bool:
     return _difference(packed.float(), alone.float()) < rounding
 
 
+@torch.no_grad()
+def sees_what_follows(model: nn.Module) -> bool:
+    """Whether the logits of a position depend on later tokens: tried on two rows that differ in their last token."""
+    base = base_model(model)
+    size = base.get_input_embeddings().weight.shape[0]
+    ids = _probe_ids(base, 20).to(next(base.parameters()).device).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 1) % size
+    one, other = base(input_ids=ids, use_cache=False).logits[:, :-1]
+    rounding = 1e-2 if one.dtype != torch.float32 else 1e-4
+    return _difference(one.float(), other.float()) > rounding
+
+
 def _probe_ids(base: Any, count: int) -> torch.Tensor:
     size = base.get_input_embeddings().weight.shape[0]
     return torch.randint(0, size, (1, count), generator=torch.Generator().manual_seed(0))

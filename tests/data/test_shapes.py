@@ -1,0 +1,408 @@
+"""Rows of other makes: whatever their names and shapes, the answers are trained, once, and nothing else is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backprop.data.clean import clean_file
+from backprop.data.convert import convert
+from backprop.data.dedup import content_key
+from backprop.data.encode import explain_row
+from backprop.data.example import Example, Fields, RowError
+from backprop.data.formats import detect_fields, detect_file, read_as
+from backprop.data.preprocess import prepare
+from backprop.data.tokenizer import ChatTokenizer
+from backprop.data.validate import validate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ModelDir = Callable[[str], Path]
+QUESTION, ANSWER, BAD = "Which way?", "To windward.", "No idea."
+ASKED = {"role": "user", "content": QUESTION}
+SAID = {"role": "assistant", "content": ANSWER}
+CHAT = [ASKED, SAID]
+
+
+def read(row: Any, mapping: dict[str, str] | None = None) -> Example:
+    """The row as a file of it is read."""
+    file = detect_file([row], mapping)
+    names = Fields(file.mapping)
+    format = read_as(row, file.format, names)
+    assert format is not None, row
+    return convert(row, format, names)
+
+
+def trained(example: Example) -> list[tuple[str, str]]:
+    """The conversation; the roles of turns that are trained in capitals."""
+    return [
+        (turn.role.upper() if turn.role == "assistant" and turn.train is not False else turn.role, turn.content)
+        for turn in example.supervised()
+    ]
+
+
+PLAIN = [("user", QUESTION), ("ASSISTANT", ANSWER)]
+SHAPES: dict[str, Any] = {
+    "role and value": {"messages": [{"role": "user", "value": QUESTION}, {"role": "assistant", "value": ANSWER}]},
+    "from and content": {"conversations": [{"from": "human", "content": QUESTION}, {"from": "gpt", "content": ANSWER}]},
+    "author and text": {"thread": [{"author": "human", "text": QUESTION}, {"author": "ai", "text": ANSWER}]},
+    "capitals": {"Messages": [{"Role": "User", "Content": QUESTION}, {"Role": "Assistant", "Content": ANSWER}]},
+    "capital columns": {"Question": QUESTION, "Answer": ANSWER},
+    "any column": {"id": 1, "what_was_said": CHAT},
+    "JSON text": {"conversations": json.dumps(CHAT)},
+    "columns of a list": {"messages": {"role": ["user", "assistant"], "content": [QUESTION, ANSWER]}},
+    "bare list": CHAT,
+    "pairs": {"conversation": [{"input": QUESTION, "output": ANSWER}]},
+    "text parts without type": {"messages": [{"role": "user", "content": [{"text": QUESTION}]}, SAID]},
+    "text parts with value": {"messages": [ASKED, {"role": "gpt", "content": [{"type": "text", "value": ANSWER}]}]},
+    "Gemini": {
+        "contents": [{"role": "user", "parts": [{"text": QUESTION}]}, {"role": "model", "parts": [{"text": ANSWER}]}]
+    },
+    "columns of Parquet that other rows fill": {
+        "messages": [
+            {
+                "from": None,
+                "role": "user",
+                "content": [{"type": None, "toolUse": None, "text": QUESTION}],
+                "train": None,
+            },
+            {"from": None, "role": "assistant", "content": [{"type": "text", "text": ANSWER}], "tool_calls": None},
+        ],
+        "label": None,
+        "rejected": None,
+        "images": [],
+    },
+    "prompt of turns": {"prompt": [ASKED], "response": ANSWER},
+    "prompt in JSON": {"prompt": json.dumps([ASKED]), "completion": json.dumps([SAID])},
+    "whole conversation as completion": {"prompt": QUESTION, "completion": CHAT},
+    "several answers": {"id": "1", "question": QUESTION, "answers": {"text": [ANSWER, "-"], "answer_start": [0]}},
+    "Phi-4's ChatML": {
+        "text": f"<|im_start|>user<|im_sep|>{QUESTION}<|im_end|><|im_start|>assistant<|im_sep|>{ANSWER}<|im_end|>"
+    },
+    "ended ChatML": {
+        "text": f"<s><|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{ANSWER}<|im_end|></s>"
+    },
+    "Llama 3": {
+        "text": f"<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{QUESTION}<|eot_id|>"
+        f"<|start_header_id|>assistant<|end_header_id|>\n\n{ANSWER}<|eot_id|>"
+    },
+    "Gemma": f"<bos><start_of_turn>user\n{QUESTION}<end_of_turn>\n<start_of_turn>model\n{ANSWER}<end_of_turn>\n",
+    "liked chat": {"messages": CHAT, "label": True},
+    "liked instruction": {"instruction": QUESTION, "output": ANSWER, "kto_tag": "true"},
+    "liked by a float": {"prompt": QUESTION, "completion": ANSWER, "label": 1.0},
+    "liked by a word": {"question": QUESTION, "answer": ANSWER, "is_correct": "Yes"},
+    "better and worse": {"question": QUESTION, "chosen_response": ANSWER, "rejected_response": BAD},
+    "sides of turns": {"chosen_messages": CHAT, "rejected_messages": [ASKED, {"role": "assistant", "content": BAD}]},
+    "sides in JSON": {
+        "prompt": QUESTION,
+        "chosen": json.dumps(CHAT),
+        "rejected": json.dumps([ASKED, {"role": "assistant", "content": BAD}]),
+    },
+    "rejected beside a chat": {"messages": CHAT, "rejected_response": BAD},
+    "OpenAI's pairs": {
+        "input": {"messages": [ASKED]},
+        "preferred_output": [SAID],
+        "non_preferred_output": [{"role": "assistant", "content": BAD}],
+    },
+    "transcripts": {
+        "chosen": f"\n\nHuman: {QUESTION}\n\nAssistant: {ANSWER}",
+        "rejected": f"\n\nHuman: {QUESTION}\n\nAssistant: {BAD}",
+    },
+    "prompt as transcript": {"prompt": f"\n\nHuman: {QUESTION}\n\nAssistant:", "completion": ANSWER},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_answer_is_trained_whatever_the_shape_of_the_row(shape: str, tmp_path: Path) -> None:
+    row = SHAPES[shape]
+    assert trained(read(row)) == PLAIN
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 2)
+    assert (validate(path).valid, validate(path).invalid) == (2, 0)
+
+
+CALL = {"type": "function", "function": {"name": "clock", "arguments": {"tz": "UTC"}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ({"type": "tool_use", "id": "1", "name": "clock", "input": {"tz": "UTC"}},
+         {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "noon"}]}),
+        ({"toolUse": {"toolUseId": "1", "name": "clock", "input": {"tz": "UTC"}}},
+         {"toolResult": {"toolUseId": "1", "content": [{"text": "noon"}]}}),
+        ({"functionCall": {"id": "1", "name": "clock", "args": {"tz": "UTC"}}},
+         {"functionResponse": {"id": "1", "name": "clock", "response": "noon"}}),
+    ],
+)  # fmt: skip
+def test_calls_and_results_inside_content_are_calls_and_turns_of_tools(asked: Any, answered: Any) -> None:
+    turns = [ASKED, {"role": "assistant", "content": [asked]}, {"role": "user", "content": [answered]}, SAID]
+    made = read({"messages": turns}).turns
+    assert [turn.role for turn in made] == ["user", "assistant", "tool", "assistant"]
+    assert made[1].tool_calls == [CALL | {"id": "1"}]
+    assert (made[2].content, made[2].tool_call_id) == ("noon", "1")
+
+
+@pytest.mark.parametrize("given", ["", None, "{}", {}, "null", " "])
+def test_a_call_without_arguments_has_an_empty_object(given: Any) -> None:
+    call = {"name": "clock"} | ({} if given == " " else {"arguments": given})
+    turns = [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"function": call}]}, SAID]
+    example = read({"messages": turns})
+    assert example.turns[1].tool_calls == [{"type": "function", "function": {"name": "clock", "arguments": {}}}]
+    assert "call_arguments" not in [warning.code for warning in example.warnings]
+
+
+def test_arguments_in_pythons_notation_are_read_and_torn_ones_named() -> None:
+    for text, arguments, codes in (("{'tz': 'UTC'}", {"tz": "UTC"}, 0), ('{"tz": "U', '{"tz": "U', 1)):
+        turns = [ASKED, {"role": "assistant", "tool_calls": [{"function": {"name": "clock", "arguments": text}}]}, SAID]
+        example = read({"messages": turns})
+        assert (example.turns[1].tool_calls or [{}])[0]["function"]["arguments"] == arguments
+        assert [warning.code for warning in example.warnings].count("call_arguments") == codes
+
+
+SCHEMA = {"type": "object", "properties": {}}
+TOOL = {"type": "function", "function": {"name": "clock", "description": "time", "parameters": SCHEMA}}
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [TOOL],
+        [{"name": "clock", "description": "time", "parameters": SCHEMA}],
+        [{"name": "clock", "description": "time", "input_schema": SCHEMA}],
+        [{"name": "clock", "description": "time", "inputSchema": SCHEMA}],
+        [{"type": "function", "name": "clock", "description": "time", "parameters": SCHEMA}],
+        [{"function_declarations": [{"name": "clock", "description": "time", "parameters": SCHEMA}]}],
+        [{"toolSpec": {"name": "clock", "description": "time", "inputSchema": {"json": SCHEMA}}}],
+        [json.dumps(TOOL)],
+        json.dumps([TOOL]),
+    ],
+)
+def test_tools_of_every_interface_are_functions_of_openais(tools: Any) -> None:
+    example = read({"messages": CHAT, "tools": tools})
+    assert example.tools == [TOOL]
+    assert list(example.tools[0]["function"]) == ["name", "description", "parameters"]
+
+
+def test_a_tool_without_a_name_is_an_error() -> None:
+    with pytest.raises(RowError, match="has no name"):
+        read({"messages": CHAT, "tools": [{"type": "web_search"}]})
+
+
+BEGUN = {"role": "assistant", "content": "To "}
+AGAIN = [*CHAT, {"role": "user", "content": "And then?"}, {"role": "assistant", "content": "Home."}]
+SECOND_ONLY = [("user", QUESTION), ("assistant", ANSWER), ("user", "And then?"), ("ASSISTANT", "Home.")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        *({"messages": [AGAIN[0], AGAIN[1] | {key: 0}, *AGAIN[2:]]} for key in ("train", "loss", "weight", "training")),
+        {"messages": [AGAIN[0], AGAIN[1] | {"masked": True}, *AGAIN[2:]]},
+        {"messages": AGAIN, "loss_mask": [0, 0, 0, 1]},
+        {"messages": AGAIN, "train_mask": [False, True]},
+        {"conversations": AGAIN, "loss_mask": "[0, 1]"},
+    ],
+)
+def test_a_mask_that_a_row_brings_decides(row: Any) -> None:
+    assert trained(read(row)) == SECOND_ONLY
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "field"),
+    [
+        ({"messages": [ASKED, SAID | {"train_detail": [{"begin": 0}]}]}, "unknown_mask", "messages[1].train_detail"),
+        ({"messages": CHAT, "assistant_mask": [0, 1]}, "unknown_mask", "assistant_mask"),
+        ({"prompt": QUESTION, "completion": ANSWER, "completion_mask": [1, 1]}, "unknown_mask", "completion_mask"),
+        ({"messages": AGAIN, "loss_mask": [1, 0, 1]}, "invalid_value", "loss_mask"),
+        ({"messages": CHAT, "images": ["a.png"]}, "unsupported_content", "images"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_honoured_stops_the_row_in_checks_too(row: Any, code: str, field: str, tmp_path: Path) -> None:
+    with pytest.raises(RowError) as error:
+        read(row)
+    assert (error.value.code, error.value.field) == (code, field)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps(each) + "\n" for each in [*[{"messages": CHAT, "id": i} for i in range(5)], row])
+    )
+    assert validate(path).invalid == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ({"messages": [ASKED | {"train": True}, SAID]}, "ignored_field"),
+        ({"messages": [ASKED, SAID | {"content": 5}]}, "written_value"),
+        ({"instruction": QUESTION, "output": "nan"}, "missing_mark"),
+        ({"instruction": "<image>\nWhat is it?", "output": "A gull."}, "unsupported_content"),
+        ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system": "Be a pirate."}, "ignored_field"),
+        ({"text": "### Instruction:\nWho?\n\n### Response:\nMe."}, "transcript"),
+        ({"text": "User: Who?\nAssistant: Me."}, "transcript"),
+    ],
+)
+def test_what_is_odd_is_said_by_checking_and_by_preparing(
+    row: Any, code: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert validate(path).problem_counts.get(code) == 1
+    assert prepare(path, model_dir("chatml")).summary.problem_counts.get(code) == 1
+
+
+@pytest.mark.parametrize("flag", ["false", "0.0", "no", 0, False])
+@pytest.mark.parametrize("shape", ["messages", "instruction", "prompt"])
+def test_an_answer_that_is_called_bad_is_left_out_and_stops_nothing(
+    shape: str, flag: Any, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "messages": {"messages": CHAT},
+        "instruction": {"instruction": QUESTION, "output": ANSWER},
+        "prompt": {"prompt": QUESTION, "response": ANSWER},
+    }
+    path = tmp_path / "rows.jsonl"
+    judged = [rows[shape] | {"label": label} for label in (True, flag)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in judged))
+    summary = prepare(path, model_dir("chatml")).summary
+    assert (summary.format, summary.kept, summary.dropped, summary.unusable) == ("kto", 1, 1, 0)
+    assert summary.problem_counts == {"label_false": 1}
+
+
+def test_a_class_is_no_judgement(tmp_path: Path) -> None:
+    rows = [{"instruction": f"Sort {i}", "output": "x", "label": i % 5} for i in range(20)]
+    file = detect_file(rows)
+    assert (file.format, file.counts) == ("alpaca", {"alpaca": 20})
+    assert file.found == {"label": "-"}
+    assert detect_file(rows, {"label": "label"}).counts["kto"] == 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lead"),
+    [
+        ("Which way? ", [ASKED]),
+        (QUESTION, AGAIN[:3]),
+        ([AGAIN[0]], AGAIN[:3]),
+        (AGAIN[:3], AGAIN[2:3]),
+        (QUESTION, [{"role": "system", "content": "Be brief."}, ASKED]),
+    ],
+)
+def test_a_prompt_beside_whole_conversations_is_asked_once(prompt: Any, lead: list[Any]) -> None:
+    sides = {
+        name: [*lead, {"role": "assistant", "content": text}] for name, text in (("chosen", ANSWER), ("rejected", BAD))
+    }
+    conversation = trained(read({"prompt": prompt, **sides}))
+    assert [words.strip() for _, words in conversation].count(QUESTION) == 1
+    assert conversation[-1] == ("ASSISTANT", ANSWER)
+    assert len(conversation) == max(len(lead), 1 if isinstance(prompt, str) else len(prompt)) + 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [ASKED, BEGUN], "completion": [{"role": "assistant", "content": "sea."}]},
+        {"messages": [ASKED, BEGUN | {"prefix": True}, {"role": "assistant", "content": "sea."}]},
+    ],
+)
+def test_the_begin_of_an_answer_that_is_given_is_context(row: Any, model_dir: ModelDir) -> None:
+    tokens = explain_row(row, ChatTokenizer.load(model_dir("chatml")))
+    assert "".join(token.text for token in tokens if token.trained) == "sea.<|im_end|>"
+    assert "".join(token.text for token in tokens).count("<|im_start|>assistant") == 1
+
+
+@pytest.mark.parametrize("role", ["tool_response", "tool_result", "function_result", "ipython", "Tool"])
+def test_results_of_tools_are_turns_of_tools(role: str) -> None:
+    assert read({"messages": [ASKED, {"role": role, "content": "noon"}, SAID]}).turns[1].role == "tool"
+
+
+def test_what_was_found_is_shown_with_what_is_not_used_and_a_mapping_adds_to_it() -> None:
+    row = {"system_prompt": "Be a pirate.", "question": QUESTION, "response": ANSWER, "id": 7, "source": ""}
+    file = detect_file([row, row | {"source": "book"}])
+    assert file.notes() == [
+        "fields are read as system=system_prompt, instruction=question, output=response; --map says otherwise",
+        "columns that are not used: id (every row), source (50 % of rows)",
+    ]
+    assert trained(read(row)) == [("system", "Be a pirate."), *PLAIN]
+    given = detect_file([row | {"persona": "A gull."}], {"system": "persona"})
+    assert given.mapping == {"system": "persona", "instruction": "question", "output": "response"}
+    assert "system_prompt" in given.unused
+    assert detect_file([{"conversations": SHAPES["from and content"]["conversations"]}]).notes() == [
+        "fields are read as messages=conversations, role=from; --map says otherwise"
+    ]
+    said = [{"who": "user", "what": QUESTION}, {"who": "assistant", "what": ANSWER}]
+    assert trained(read({"talk": said}, {"messages": "talk", "role": "who", "content": "what"})) == PLAIN
+
+
+def test_a_second_conversation_is_named_as_unused() -> None:
+    row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "messages": CHAT}
+    assert detect_file([row]).unused == {"messages": 1}
+
+
+def test_zero_is_an_answer_of_its_own_and_an_empty_one_is_not_written(tmp_path: Path, model_dir: ModelDir) -> None:
+    rows = [
+        {"instruction": "1-1?", "output": ""},
+        {"instruction": "1-1?", "output": 0},
+        {"instruction": "So?", "output": " "},
+    ]
+    assert len({content_key(row, "alpaca") for row in rows}) == 3
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = clean_file(path)
+    assert (result.kept, result.removed) == (1, {"nothing_to_train": 2})
+    summary = prepare(result.output, model_dir("chatml")).summary
+    assert (summary.kept, summary.unusable) == (1, 0)
+
+
+WORDS = st.text(alphabet="abc \n?\u00e9", min_size=1, max_size=12).filter(lambda text: text.strip())
+WHO = [("role", "user", "assistant"), ("from", "human", "gpt"), ("speaker", "Human", "AI"), ("author", "user", "model")]
+WHAT = ["content", "value", "text", "utterance"]
+NAMES = ["messages", "conversations", "Conversation", "dialog", "thread", "what_was_said"]
+WRAPS: list[Callable[[list[Any]], Any]] = [
+    lambda turns: turns,
+    json.dumps,
+    lambda turns: {key: [turn[key] for turn in turns] for key in turns[0]},
+]
+SPELLED = list(itertools.product(WHO, WHAT, NAMES, range(len(WRAPS)), [False, True]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    spelled=st.sampled_from(SPELLED),
+    said=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4),
+    extra=st.dictionaries(
+        st.sampled_from(["id", "source", "n"]), st.one_of(st.integers(), st.text(max_size=3)), max_size=2
+    ),
+)
+def test_a_conversation_under_any_spelling_trains_the_text_of_its_answers(
+    spelled: Any, said: list[tuple[str, str]], extra: dict[str, Any]
+) -> None:
+    (who, user, assistant), what, name, wrap, parts = spelled
+    turns = []
+    for asked, answered in said:
+        for speaker, text in ((user, asked), (assistant, answered)):
+            turns.append({who: speaker, what: [{"text": text}] if parts else text})
+    row = {**extra, name: WRAPS[wrap](turns)}
+    assert trained(read(row)) == [
+        pair for asked, answered in said for pair in (("user", asked), ("ASSISTANT", answered))
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    asked=st.sampled_from(["instruction", "Question", "query", "problem", "prompt", "INPUT", "context", "user"]),
+    answered=st.sampled_from(["output", "Answer", "response", "completion", "solution", "reply", "assistant"]),
+    judged=st.sampled_from(
+        [{}, {"label": True}, {"kto_tag": "True"}, {"is-good": 1}, {"rejected": BAD}, {"dispreferred": BAD}]
+    ),
+    said=st.tuples(WORDS, WORDS),
+)
+def test_question_and_answer_under_any_spelling_train_the_answer(
+    asked: str, answered: str, judged: dict[str, Any], said: tuple[str, str]
+) -> None:
+    row = {asked: said[0], answered: said[1], **judged}
+    assert trained(read(row)) == [("user", said[0]), ("ASSISTANT", said[1])]
+    assert detect_file([row]).unused == {}
+    assert detect_fields(row, Fields(detect_file([row]).mapping)) is not None
