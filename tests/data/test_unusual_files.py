@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from backprop.core.errors import BackpropError, DatasetError, DatasetParseError
 from backprop.core.events import DatasetPrepared
-from backprop.data.formats import convert
+from backprop.data.convert import convert
 from backprop.data.preprocess import prepare
 from backprop.data.reader import Source, open_source
 from backprop.data.report import report
@@ -306,7 +306,7 @@ def test_numbers_keep_every_digit_and_nan_is_no_value(tmp_path: Path, wrap: str)
     assert found.value == row
     assert json.loads(found.raw) == row
     assert convert(found.value, "alpaca").turns[1].content == "12345678901234567890123"
-    assert codes(path) == {"nan_value": [1]}
+    assert codes(path) == {"nan_value": [1], "written_value": [1]}
     assert report(path).problems == {"nan_value": 1}
 
 

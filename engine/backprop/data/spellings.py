@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -90,11 +93,16 @@ def judgement(value: Any) -> bool | None:
 
 
 def parsed(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
+    """The value where a text is JSON, or a list or object as Python prints it; else the text itself."""
     try:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError):
-        return text
+        pass
+    if text.lstrip()[:1] in ("[", "{") and "'" in text:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.strip())
+    return text
 
 
 def listed(value: Any) -> Any:
