@@ -49,8 +49,8 @@ class _Row:
 
     def refuse_what_is_no_text(self, format: Format) -> None:
         """Raise for pictures and sounds, and for a mask that would be ignored."""
-        for name in MEDIA:
-            if self.row.get(name):
+        for name in MEDIA.intersection(self.row):
+            if self.row[name]:
                 raise RowError("unsupported_content", name, f"the row has {name}: only text is trained")
         refuse_unknown_mask(self.row, self.names.loss_mask if format in ("openai", "sharegpt") else "")
 

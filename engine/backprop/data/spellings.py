@@ -52,7 +52,7 @@ _JUDGED = {
     **dict.fromkeys(("true", "yes", "1", "1.0", "good", "up", "like", "desirable", "accepted", "correct"), True),
     **dict.fromkeys(("false", "no", "0", "0.0", "bad", "down", "dislike", "undesirable", "rejected", "wrong"), False),
 }
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Columns of what is no text."""
 MEDIA_MARK = re.compile(r"<(?:image|video|audio)>")
 """Where it stands in a text."""
