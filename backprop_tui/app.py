@@ -17,7 +17,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from textual import events
-from textual.app import App, ScreenStackError, SystemCommand
+from textual.app import ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import SeverityLevel
@@ -28,17 +28,20 @@ from textual.worker import Worker, WorkerState
 from backprop_tui import themes
 from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
-from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
-from backprop_tui.text import many_lines
+from backprop_tui.text import count, fit, many_lines
+from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
 """Drawings a second that can be chosen."""
 CATCH_UP = 0.02
+_PALETTE_EDGES = 6
+"""Cells of the window that a line of the palette cannot have."""
 
 
-class BackpropApp(App[None]):
+class BackpropApp(KeysInOrder):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
     DEFAULT_MODE = "runs"
@@ -64,13 +67,19 @@ class BackpropApp(App[None]):
         for theme in themes.OWN:
             self.register_theme(theme)
         few = no_color or self.console.color_system == "standard"
-        self.theme = themes.SIXTEEN.name if few else themes.DARK.name
+        chosen = "" if few else themes.remembered()
+        self.theme = themes.SIXTEEN.name if few else chosen if chosen in self.available_themes else themes.DARK.name
+        self._remembers_theme = not few
         self.animation_level = "none"
         self.watched: Watch | None = None
         self.others: list[Watch] = []
         """Runs that were open before and are still being trained."""
-        self.leaving = False
-        """Leave when the run has ended."""
+        self.leaving = ""
+        """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
+        self.asked_about: list[Watch] = []
+        """Runs that were living when a person left."""
+        self._told: list[Watch] = []
+        """Runs that were asked to stop."""
         self.error: BackpropError | None = None
         """Why the run of the command line could not start."""
         self._asking = False
@@ -99,6 +108,8 @@ class BackpropApp(App[None]):
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
         self.app_resume_signal.subscribe(self, self._repaint)
+        if self._remembers_theme:
+            self.theme_changed_signal.subscribe(self, lambda theme: themes.remember(theme.name))
         if self._asked_config is not None:
             self._start_asked_run(self._asked_config)
         elif self._asked_run is not None:
@@ -123,6 +134,8 @@ class BackpropApp(App[None]):
         if not self._catching_up:
             self._advance()
         living = self.living()
+        for watch in living if self.leaving else ():
+            self._end(watch)
         if (self.leaving or self._asking) and not living:
             self.exit()
         try:
@@ -195,16 +208,22 @@ class BackpropApp(App[None]):
 
     def on_open_run(self, message: OpenRun) -> None:
         """Show a run on the Live screen, living or over; where it cannot be begun, why is said."""
-        path = None if message.path is None else message.path.absolute()
-        if self.watched is not None and self.watched.path == path:
+        if self.watched is not None and _shows(self.watched, message.path):
             self.switch_mode("live")
             return
         try:
-            watch = next((other for other in self.others if other.path == path), None) or Watch(message.begin())
+            others = (other for other in self.others if _shows(other, message.path))
+            watch = next(others, None) or Watch(message.begin())
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
             return
         self._show_run(watch)
+
+    async def on_configure_run(self, message: ConfigureRun) -> None:
+        """Go to the Configure screen with the values that another screen chose."""
+        await self.switch_mode("configure")
+        if isinstance(self.screen, BaseScreen):
+            self.screen.take(message.values)
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch
@@ -224,12 +243,10 @@ class BackpropApp(App[None]):
     # Keys
 
     def action_go(self, name: str) -> None:
-        if not self.screen.is_modal:
-            self.switch_mode(name)
+        self.switch_mode(name)
 
     def action_help(self) -> None:
-        if not self.screen.is_modal:
-            self.push_screen(Help(self.current_mode))
+        self.push_screen(Help(self.current_mode))
 
     def action_cadence(self) -> None:
         self._cadence = (self._cadence + 1) % len(CADENCES)
@@ -247,21 +264,29 @@ class BackpropApp(App[None]):
 
     def _left(self, value: str | None) -> None:
         self._asking = False
+        self.asked_about = self.living()
         if value == "leave":
             self.exit()
-        elif value == "kill":
-            for watch in self.living():
+        elif value:
+            self.leaving = value
+            words = "ending the run: leaving when it is gone"
+            if value == "stop":
+                words = "the run stops after this step; leaving when it is saved"
+            self.notify(f"{words} (q leaves now)", timeout=30)
+            self.flush()
+
+    def _end(self, watch: Watch) -> None:
+        """Have a run end. An engine that was only just started is not found and does not listen: each flush tries."""
+        try:
+            if self.leaving == "kill":
                 watch.kill()
-            self.leaving = True
-        elif value == "stop":
-            try:
-                for watch in self.living():
-                    watch.send(Stop())
-            except BackpropError as error:
+            elif watch not in self._told:
+                watch.send(Stop())
+                self._told.append(watch)
+        except BackpropError as error:
+            if not error.retryable:
+                self.leaving = ""
                 self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
-                return
-            self.leaving = True
-            self.notify("the run stops after this step; leaving when it is saved (q leaves now)", timeout=30)
 
     def action_interrupt(self) -> None:
         """Ctrl+C never stops training: it asks; the second one leaves the run going."""
@@ -278,23 +303,33 @@ class BackpropApp(App[None]):
 
     # Palette
 
+    def action_command_palette(self) -> None:
+        if not self.screen.is_modal:  # a question is answered first
+            super().action_command_palette()
+
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Every key that works here, by its name, and the themes."""
+        """Every key that works here, by its name, and the themes: a line each."""
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
-                yield SystemCommand(
-                    key.label.capitalize(), f"{key.help} ({key.shown})", partial(screen.run_action, key.action)
-                )
-        yield SystemCommand(
-            "Theme", "change the colours; ansi-dark and ansi-light use the terminal's own", self.search_themes
-        )
+                title = f"{key.label.capitalize():<14}{key.shown:>7}  {key.help}"
+                yield SystemCommand(self._one_line(title), "", partial(screen.run_action, key.action))
+        title = f"{'Theme':<21}  change the colours; ansi-dark and ansi-light use the terminal's own"
+        yield SystemCommand(self._one_line(title), "", self.search_themes)
+
+    def _one_line(self, text: str) -> str:
+        return fit(text, self.size.width - _PALETTE_EDGES).rstrip()
+
+
+def _shows(watch: Watch, path: Path | None) -> bool:
+    """Whether it is the run in ``path``, however that is spelt."""
+    return path is not None and os.path.realpath(watch.path) == os.path.realpath(path)
 
 
 def _how_far(watch: Watch) -> str:
     state = watch.state
     if not state.step:
         return f"Run {state.run_id} is being prepared."
-    return f"Run {state.run_id} is at step {state.step} of {state.total_steps}."
+    return f"Run {state.run_id} is at step {count(state.step)} of {count(state.total_steps)}."
 
 
 def _collect_garbage_again() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from backprop.core.settings import RunConfig
 
     from backprop_tui.app import BackpropApp
+    from backprop_tui.watch import Watch
 
 
 def main() -> None:
@@ -32,8 +33,16 @@ def main() -> None:
             print(f"no full screen here ({reason}): going on with plain lines", file=sys.stderr)
         sys.exit(headless([word for word in arguments if word != "--no-tui"]))
     try:
-        # No words, no time spent on the options they could be.
-        sys.exit(_understood(arguments) if arguments else show(None, None))
+        # No time spent on options that are not there.
+        if not arguments:
+            sys.exit(show(None, None))
+        if len(arguments) == 2 and arguments[0] == "--attach":
+            from backprop.runs.index import RunIndex
+
+            with RunIndex() as index:
+                run = index.find_here(arguments[1])
+            sys.exit(show(None, run))
+        sys.exit(_understood(arguments))
     except (BackpropError, OSError) as error:
         from backprop.cli.main import refused
 
@@ -59,13 +68,15 @@ def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | N
 
 
 def farewell(app: BackpropApp) -> None:
-    """Print what a person wants to keep from the screen that is gone."""
+    """Print what a person wants to keep from the screen that is gone: of the run that was open, and of living ones."""
+    for watch in dict.fromkeys((*app.asked_about, *((app.watched,) if app.watched else ()))):
+        _last_lines(watch)
+
+
+def _last_lines(watch: Watch) -> None:
     from backprop.cli import output
     from backprop.runs.describe import number
 
-    watch = app.watched
-    if watch is None:
-        return
     state = watch.state
     loss = f", loss {number(state.final_loss)}" if state.step else ""
     steps = f"step {state.step}/{state.total_steps}" if state.total_steps else "no step yet"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -82,6 +85,7 @@ def percent(part: int, whole: int) -> str:
     """``98 (4.9 %)``: a part with its share; only all of them are 100 %."""
     share = 100 * part / max(whole, 1)
     digits = "99.9" if 99.5 <= share < 100 else f"{share:.0f}" if share >= 9.95 else f"{share:.2g}"
+    digits = "under 0.001" if 0 < share < 0.001 else digits
     return f"{part:,} ({digits} %)"
 
 
@@ -109,6 +113,25 @@ def fit(text: str, width: int) -> str:
     if width <= 0:
         return ""
     return set_cell_size(text, width - 1) + "…" if cell_len(text) > width else set_cell_size(text, width)
+
+
+def marked(row: Row, words: str) -> Row:
+    """The row with the ground of a hit (``+hit``) under every place where ``words`` stand, in any case."""
+    text = "".join(piece for piece, _ in row)
+    hits = [match.span() for match in re.finditer(re.escape(words), text, re.IGNORECASE)] if words else []
+    if not hits:
+        return row
+    edges = sorted({edge for hit in hits for edge in hit})
+    ends = dict(hits)
+    found: Row = []
+    at = until = 0
+    for piece, ink in row:
+        inside = edges[bisect_right(edges, at) : bisect_left(edges, at + len(piece))]
+        for start, end in pairwise([at, *inside, at + len(piece)]):
+            until = ends.get(start, until)
+            found.append((piece[start - at : end - at], f"{ink}+hit" if start < until else ink))
+        at += len(piece)
+    return found
 
 
 def split_lines(text: str, ink: str) -> list[Row]:

@@ -6,8 +6,11 @@ are mixed from its own colours; the ansi themes take the terminal's sixteen.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
+from backprop.core.files import write_file
+from backprop.core.paths import state_dir
 from rich.color import Color as RichColor
 from textual.color import Color
 from textual.theme import Theme
@@ -59,6 +62,21 @@ DARK = _theme("backprop-dark", 0)
 LIGHT = _theme("backprop-light", 1, dark=False)
 SIXTEEN = _theme("backprop-16", 2, ansi=True)
 OWN = (DARK, LIGHT, SIXTEEN)
+
+
+def remembered() -> str:
+    """Name of the theme that the person chose last; empty where none was."""
+    try:
+        return (state_dir() / "theme").read_text().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def remember(name: str) -> None:
+    """Keep the person's choice for the next time, where it can be kept."""
+    with contextlib.suppress(OSError):
+        state_dir().mkdir(parents=True, exist_ok=True)
+        write_file(state_dir() / "theme", name.encode())
 
 
 def inks(theme: Theme) -> dict[str, str]:

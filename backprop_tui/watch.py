@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from backprop.core.errors import BackpropError, EngineCrashedError, RunError
@@ -19,8 +20,9 @@ from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
-from backprop_tui.text import from_home
+from backprop_tui.text import count, from_home
 from backprop_tui.widgets.log import Problem
+from backprop_tui.widgets.run_detail import resume_words
 
 EVENTS_AT_ONCE = 4000
 _BREATH = 0.05
@@ -53,6 +55,7 @@ class Watch:
                 found = self._next()
                 self._inbox.append((found, self.link.alive(), self.link.over))
                 if self.link.over:
+                    self._require_directory()
                     return
                 time.sleep(_BREATH)
         except BackpropError as error:
@@ -62,6 +65,15 @@ class Watch:
         finally:
             if self._closed.is_set():
                 self.link.detach()
+
+    def _require_directory(self) -> None:
+        """Check that an engine which seems to be gone is not only looked for in the wrong place."""
+        if not self.path.is_dir():
+            raise RunError(
+                f"{self.path} is gone: it was deleted or moved while it was watched",
+                code="RUN_DAMAGED",
+                hint="where it was moved, `backprop-tui --attach PATH` watches it there",
+            )
 
     def _next(self) -> list[AnyEvent]:
         try:
@@ -107,14 +119,18 @@ class Watch:
     def problem(self) -> Problem | None:
         """What is wrong with a run that failed, crashed or is damaged; ``None`` if it is sound."""
         state = self.state
-        resume = [f"its {state.step} steps are kept: tab shows the curve and the events"] if state.step else []
+        more = [again] if (again := resume_words(state)) else []
+        if state.step:
+            more.append(f"its {count(state.step)} steps are kept: tab shows the curve and the events")
         if self.error is not None:
             return Problem(f"cannot be read [{self.error.code}]", from_home(self.error.message), self.error.hint)
         if self.crash is not None:
             title = f"the engine is gone [{self.crash.code}]"
-            return Problem(title, self.crash.message, from_home(self.crash.hint), resume)
+            return Problem(title, self.crash.message, from_home(self.crash.hint), more)
         if state.failed is not None:
-            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, resume)
+            if state.failed.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
+                more.append(state.failed.traceback)
+            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, more)
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
         return None
@@ -123,14 +139,32 @@ class Watch:
         """Give the engine a command.
 
         Raises:
-            RunError: no engine listens.
+            RunError: no engine listens, or it may not be told.
         """
-        self.link.send(command)
+        with _reaching():
+            self.link.send(command)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        """End the engine at once, where it is there.
+
+        Raises:
+            RunError: it may not be ended.
+        """
+        with _reaching(), contextlib.suppress(ProcessLookupError):
             self.link.kill()
 
     def close(self) -> None:
         """Stop watching; the engine goes on."""
         self._closed.set()
+
+
+@contextlib.contextmanager
+def _reaching() -> Iterator[None]:
+    """Turn what the system refuses into an error of the run."""
+    try:
+        yield
+    except OSError as error:
+        hint = "it may be another user's: ask who started it"
+        raise RunError(
+            f"the engine cannot be reached: {error.strerror}", code="RUNTIME_IO_FAILED", hint=hint
+        ) from error

@@ -245,4 +245,5 @@ def test_paths_may_be_path_objects_and_are_made_absolute(
     assert Path(config.model).is_absolute()
     assert Path(config.model).samefile(model)
     assert config.output_dir == str(tmp_path / "work" / "out")
-    assert (config.steps, config.epochs) == (3, None)
+    assert (config.steps, config.epochs) == (3, "auto")
+    assert RunDirectory(made).read_record().origins == {**dict.fromkeys(("model", "output_dir", "steps"), "argument")}

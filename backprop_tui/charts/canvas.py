@@ -92,6 +92,10 @@ def round_step(span: float, parts: int) -> float:
     return next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999999)
 
 
+LABEL = 6
+"""Cells for the text of a label."""
+
+
 class Axis:
     """Maps values to 0 (bottom) … 1 (top), with round limits that stay while the data keep well within them."""
 
@@ -129,6 +133,12 @@ class Axis:
         found = []
         for value in values:
             text = f"{10**value:.3g}" if self.log else f"{value:.{decimals}f}"
+            if len(text) > LABEL:
+                text = (
+                    f"{10**value if self.log else value:.2g}".replace("e+0", "e")
+                    .replace("e+", "e")
+                    .replace("e-0", "e-")
+                )
             found.append(((value - self.low) / (self.high - self.low), text))
         return found
 

@@ -8,18 +8,16 @@ from math import isnan
 
 from backprop.core.events import AnyEvent, Evaluated
 from backprop.runs.describe import number
-from backprop.runs.state import RunState
+from backprop.runs.state import RunState, usual_smoothing
 
-from backprop_tui.charts.canvas import SYMBOLS, Axis, Raster, step_labels
+from backprop_tui.charts.canvas import LABEL, SYMBOLS, Axis, Raster, step_labels
 from backprop_tui.charts.series import SMOOTHING, Bucket, Curve, shown_steps
 from backprop_tui.charts.timeline import marks, timeline
 from backprop_tui.text import Row
 from backprop_tui.widgets.cells import Cells, cut, heading, row_width
 
-_LABELS = 7
+_LABELS = LABEL + 1
 """Cells left of the plot for the numbers of the vertical axis."""
-_SHORT = 200
-"""Steps of a run whose curve a heavy average would lag behind."""
 _ROOM_FOR_MARKS = 8
 """Rows of a plot that can spare one for the timeline."""
 
@@ -69,7 +67,7 @@ class LossPlot(Cells):
         """Index into ``SMOOTHING`` of the average that is drawn."""
         if self.chosen_smoothing is not None:
             return self.chosen_smoothing
-        return 1 if max(self.total, self.curve.last_step) <= _SHORT else 2
+        return SMOOTHING.index(usual_smoothing(max(self.total, self.curve.last_step)))
 
     def next_symbols(self) -> None:
         """Change to the next set of symbols."""

@@ -8,13 +8,15 @@ was drawn once does not move between two doublings.
 from __future__ import annotations
 
 from itertools import zip_longest
-from math import inf, isnan
+from math import inf
 
 from backprop.runs.state import RunState
 from msgspec import Struct
 
 BUCKETS = 1024
 STEPS_AT_ONCE = 2500
+_DRAWABLE = 1e300
+"""What is not below it is as good as not finite: differences of such values are none."""
 _COARSE = 256
 """Buckets of the series that are shown small."""
 SMOOTHING = (0.0, 0.6, 0.9, 0.98)
@@ -84,7 +86,7 @@ class Curve:
             self._buckets.append(Bucket())
         bucket = self._buckets[index]
         self.last_step, self.last = step, value
-        if isnan(value):
+        if not abs(value) < _DRAWABLE:
             bucket.gaps += 1
             self.gaps += 1
             return

@@ -26,12 +26,19 @@ class Entry(NamedTuple):
 
 
 SCREENS = (
-    Entry("live", "Live", "live:KEYS", "live:LiveScreen"),
-    Entry("runs", "Runs", "runs:KEYS", "runs:RunsScreen"),
     # Reading data needs numpy, which nobody waits for who only looks at runs, or at the help.
     Entry("data", "Data", "dataset.keys:KEYS", "dataset.screen:DataScreen"),
+    Entry("configure", "Configure", "configure.keys:KEYS", "configure.screen:ConfigureScreen"),
+    Entry("live", "Live", "live:KEYS", "live:LiveScreen"),
+    Entry("runs", "Runs", "runs:KEYS", "runs:RunsScreen"),
 )
 """In the order of their numbers."""
+
+
+def number_of(name: str) -> int:
+    """The key of a screen."""
+    return [entry.name for entry in SCREENS].index(name) + 1
+
 
 EVERYWHERE = (
     Key("escape", "esc", "screen.back", "back", "one layer out", 9),

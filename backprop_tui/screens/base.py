@@ -7,23 +7,30 @@ one method of Textual's compositor; the rest of it is used as it is.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.state import RunState
 from rich.console import Console
 from rich.control import Control
 from textual._compositor import ChopsUpdate, Compositor
+from textual.events import Click
 from textual.message import Message
 from textual.screen import Screen
+from textual.widgets import Input
 
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
-from backprop_tui.text import STATUS, Row, clock
+from backprop_tui.screens.dialogs import RESUMING, Question, copies
+from backprop_tui.text import STATUS, Row, clock, count
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
+from backprop_tui.widgets.cells import row_width
 
 
 @dataclass
@@ -33,6 +40,13 @@ class OpenRun(Message):
     begin: Callable[[], EngineClient]
     path: Path | None = None
     """The directory of a run that exists."""
+
+
+@dataclass
+class ConfigureRun(Message):
+    """Configure a new run on the Configure screen, beginning with these values of settings."""
+
+    values: Mapping[str, Any]
 
 
 class BaseScreen(Screen[None]):
@@ -59,21 +73,64 @@ class BaseScreen(Screen[None]):
         """Those of the screen's keys that do something now."""
         return list(self.KEYS)
 
+    def watch_focused(self) -> None:
+        self.show_keys()
+
     def show_keys(self) -> None:
-        keys = (*self.own_keys(), *EVERYWHERE)
+        # Letters and digits are text while a person types.
+        keys = (*self.own_keys(), *(() if isinstance(self.focused, Input) else EVERYWHERE))
         self.keybar.show([key for key in keys if key.rank < 9 and key.action != f"app.go('{self.NAME}')"])
 
     def chip(self) -> Row:
         """The first of the runs that are being trained and not shown here, and how many more there are."""
-        shown = [watch for watch in self.living if self.NAME != "live" or watch is not self.watch_run]
-        if not shown:
+        elsewhere = self._elsewhere()
+        if not elsewhere:
             return []
-        state = shown[0].state
+        state = elsewhere[0].state
         glyph, ink = STATUS[state.status]
-        far = f" {state.step}/{state.total_steps}" if state.step else ""
+        far = f" {count(state.step)}/{count(state.total_steps)}" if state.step else ""
         left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
-        more = f" +{len(shown) - 1}" if len(shown) > 1 else ""
+        more = f" +{len(elsewhere) - 1}" if len(elsewhere) > 1 else ""
         return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]
+
+    def _elsewhere(self) -> list[Watch]:
+        return [watch for watch in self.living if self.NAME != "live" or watch is not self.watch_run]
+
+    def on_click(self, event: Click) -> None:
+        """A click on the chip shows its run."""
+        chip = self.chip()
+        if chip and event.screen_y == 0 and event.screen_x >= self.size.width - row_width(chip):
+            path = self._elsewhere()[0].path
+            self.post_message(OpenRun(partial(engine_client.attach, path), path))
+
+    def copy(self, state: RunState) -> None:
+        """Ask what of a run goes to the clipboard, and send it there: the terminal's own, also over SSH."""
+
+        def answered(text: str | None) -> None:
+            if text:
+                self.app.copy_to_clipboard(text)
+                self.notify("copied; where nothing arrives: tmux wants `set -g set-clipboard on`", timeout=4)
+
+        self.app.push_screen(Question("copy", "", copies(state)), answered)
+
+    def resume(self, state: RunState) -> None:
+        """Continue a run; where the same again would fail the same, that is said first."""
+        message = OpenRun(partial(engine_client.resume, Path(state.path)))
+        if state.failed is None or state.failed.retryable:
+            self.post_message(message)
+            return
+        words = f"It failed: {state.failed.message}.\n\nWhat to do: {state.failed.hint or 'read its events'}."
+        words += "\n\nContinued as it is, it will most likely fail again."
+
+        def answered(value: str | None) -> None:
+            if value == "resume":
+                self.post_message(message)
+
+        self.app.push_screen(Question("resume", words, RESUMING), answered)
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Begin anew with what another screen asks for."""
+        raise NotImplementedError
 
     def action_back(self) -> Awaitable[None] | None:
         """Escape: one layer out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
+from backprop.runs.state import RunState
 from textual import events
 from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
@@ -22,6 +23,8 @@ from backprop_tui.widgets.text_view import TextView
 
 WIDTH, HEIGHT = 60, 16
 """The smallest window in which the screens fit."""
+_EDGES = 5
+"""Rows of a question that are neither its text nor its answers."""
 Result = TypeVar("Result")
 
 
@@ -50,24 +53,38 @@ ABORTING = (
     Answer("abort", "a", "Abort the run", "end now; nothing more is saved"),
 )
 
+RESUMING = (
+    Answer("no", "n", "Leave it as it is", ""),
+    Answer("resume", "c", "Continue all the same", "where what was wrong is mended by now"),
+)
 
-def deleting(run_id: str, path: str) -> tuple[Answer, ...]:
+
+def copies(state: RunState) -> tuple[Answer, ...]:
+    """What of a run can be copied: each answer is the text itself."""
+    failed = state.failed
+    texts = (
+        ("i", "its id", state.run_id),
+        ("d", "its directory", state.path),
+        ("w", "the command that watches it", f"backprop-tui --attach {state.run_id}"),
+        ("c", "the command that continues it", f"backprop resume {state.run_id}" if state.can_resume else ""),
+        ("e", "the error", f"[{failed.code}] {failed.message}\n{failed.hint}" if failed else ""),
+        ("r", "the directory of its result", state.output_path),
+    )
+    return tuple(Answer(text, key, title, text) for key, title, text in texts if text)
+
+
+def deleting(what: str, path: str) -> tuple[Answer, ...]:
+    """``what``: the run or the number of them; ``path``: what is removed."""
     return (
-        Answer("no", "n", "Keep it", ""),
-        Answer("delete", "d", f"Delete run {run_id}", f"removes {path} with its checkpoints and result"),
+        Answer("no", "n", "Keep", ""),
+        Answer("delete", "d", f"Delete {what}", f"removes {path} with checkpoints and result"),
     )
 
 
-class AnswerList(Cells, can_focus=True):
+class AnswerList(Cells):
     @dataclass
     class Given(Message):
         value: str
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,left,shift+tab", "move(-1)", show=False),
-        Binding("down,right,tab", "move(1)", show=False),
-        Binding("enter", "give", show=False),
-    ]
 
     def __init__(self, answers: tuple[Answer, ...]) -> None:
         super().__init__(id="answers")
@@ -91,18 +108,9 @@ class AnswerList(Cells, can_focus=True):
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return len(self._lines(width))
 
-    def action_move(self, by: int) -> None:
+    def move(self, by: int) -> None:
         self.at = (self.at + by) % len(self.answers)
         self.redraw()
-
-    def action_give(self) -> None:
-        self.post_message(self.Given(self.answers[self.at].value))
-
-    def on_key(self, event: events.Key) -> None:
-        for answer in self.answers:
-            if event.key == answer.key:
-                event.stop()
-                self.post_message(self.Given(answer.value))
 
     def on_click(self, event: events.Click) -> None:
         lines = self._lines(self.size.width)
@@ -111,36 +119,52 @@ class AnswerList(Cells, can_focus=True):
 
 
 class _Words(Cells):
-    """A text, wrapped, and an empty row."""
+    """A text, wrapped, and an empty row; nothing where there is no text. What is below it always has its room."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, below: AnswerList) -> None:
         super().__init__()
-        self.text = text
+        self.text, self.below = text, below
 
     def rows(self, width: int, height: int) -> list[Row]:
-        return paragraph(self.text, width)
+        rows = paragraph(self.text, width)
+        room = max(2, self.app.size.height - self.below.get_content_height(Size(), Size(), width) - _EDGES)
+        return rows if len(rows) <= room else [*rows[: room - 1], [("…", "muted")]]
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return len(self.rows(width, 0)) + 1
+        return len(self.rows(width, 0)) + 1 if self.text else 0
 
 
 class Question(Dialog[str]):
-    """Answers with the chosen value; escape with an empty one."""
+    """Answers with the chosen value; escape with an empty one. Its keys need no focus: they work from the first."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "dismiss('')", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "dismiss('')", show=False),
+        Binding("up,left,shift+tab", "move(-1)", show=False),
+        Binding("down,right,tab", "move(1)", show=False),
+        Binding("enter", "give", show=False),
+    ]
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
         super().__init__(id="question")
-        self.question, self.text, self.answers = title, text, answers
+        self.question, self.text, self.answers = title, text, AnswerList(answers)
 
     def compose(self) -> ComposeResult:
         with Vertical(id="box") as box:
             box.border_title = self.question
-            yield _Words(self.text)
-            yield AnswerList(self.answers)
+            yield _Words(self.text, self.answers)
+            yield self.answers
 
-    def on_mount(self) -> None:
-        self.query_one(AnswerList).focus()
+    def action_move(self, by: int) -> None:
+        self.answers.move(by)
+
+    def action_give(self) -> None:
+        self.dismiss(self.answers.answers[self.answers.at].value)
+
+    def on_key(self, event: events.Key) -> None:
+        for answer in self.answers.answers:
+            if event.key == answer.key:
+                event.stop()
+                self.dismiss(answer.value)
 
     def on_answer_list_given(self, message: AnswerList.Given) -> None:
         self.dismiss(message.value)
@@ -168,6 +192,7 @@ class KeyList(TextView):
 
 
 class Help(Dialog[None]):
+    AUTO_FOCUS = "#keys"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,f1", "dismiss", show=False)]
 
     def __init__(self, where: str) -> None:
@@ -179,9 +204,6 @@ class Help(Dialog[None]):
             box.border_title = "keys"
             box.border_subtitle = "esc closes"
             yield KeyList(self.where)
-
-    def on_mount(self) -> None:
-        self.query_one(KeyList).focus()
 
 
 class _Need(Cells):

@@ -16,6 +16,7 @@ from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
 from backprop_tui.keys import Key, bindings
+from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.dialogs import ABORTING, Question
 from backprop_tui.text import Row
@@ -30,9 +31,10 @@ from backprop_tui.widgets.status import Progress, RunHeader
 KEYS = (
     Key("p", "p", "pause", "pause", "pause after this step, or go on", 1),
     Key("s", "s", "stop", "stop", "finish this step, save, and end the run", 2),
-    Key("c", "c", "checkpoint", "save", "save a checkpoint now", 4),
+    Key("c", "c", "checkpoint", "save", "save a checkpoint now; of a run that is over: continue it", 4),
     Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", 4),
     Key("a", "a", "abort", "abort", "end at once without saving (asks first)", 6),
+    Key("y", "y", "copy", "copy", "copy its id, a command, the error: to this terminal's clipboard, over SSH too", 6),
     Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 3),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
@@ -113,7 +115,7 @@ class LiveScreen(BaseScreen):
 
     def _draw_curves(self, watch: Watch | None) -> None:
         if watch is None:
-            hint = "2 shows the runs; there d starts the demo"
+            hint = f"{number_of('runs')} shows the runs; there d starts the demo"
             self._plot.show(Curve(), None, 0, [[("no run is open", "strong")], [(hint, "muted")]])
         else:
             state = watch.state
@@ -150,9 +152,13 @@ class LiveScreen(BaseScreen):
         hidden = set(COMMANDS) if state is None else set()
         if state is not None and not state.config.get("sample_prompts"):
             hidden.add("sample")
-        paused = state is not None and state.status == "paused"
-        keys = [key._replace(label="go on") if paused and key.name == "pause" else key for key in KEYS]
-        return [key for key in keys if key.name not in hidden]
+        labels = {"pause": "go on"} if state is not None and state.status == "paused" else {}
+        if self._watch is None:
+            hidden.add("copy")
+        elif self._watch.state.can_resume:
+            hidden.discard("checkpoint")
+            labels = {"checkpoint": "resume"}
+        return [key._replace(label=labels.get(key.name, key.label)) for key in KEYS if key.name not in hidden]
 
     async def action_back(self) -> None:
         await self.run_action("app.go('runs')")
@@ -186,10 +192,20 @@ class LiveScreen(BaseScreen):
     def action_stop(self) -> None:
         self._ask(Stop(), "stopping after this step…")
 
+    def action_copy(self) -> None:
+        if self._watch is not None:
+            self.copy(self._watch.state)
+
     def action_checkpoint(self) -> None:
+        if self._watch is not None and self._watch.state.can_resume:
+            self.resume(self._watch.state)
+            return
         self._ask(CheckpointNow(), "saving after this step…", "checkpoint_saved", "checkpoint_failed")
 
     def action_sample(self) -> None:
+        if self._watch is not None and self._watch.live and not self._watch.state.config.get("sample_prompts"):
+            self.notify("this run has no sample prompts: they are given with --sample-prompt", timeout=4)
+            return
         self._ask(SampleNow(), "answering after this step…", "sample")
 
     def action_abort(self) -> None:

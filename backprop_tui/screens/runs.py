@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
+from backprop.core.definition import settings
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
-from backprop.runs.index import RunIndex, RunSummary, delete_run
+from backprop.runs.index import RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -17,9 +19,11 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.run_reader import LIVING, RunReader
+from backprop_tui.screens import number_of
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
 from backprop_tui.screens.dialogs import Question, deleting
-from backprop_tui.text import Row, from_home
+from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.run_detail import RunDetail
@@ -29,14 +33,21 @@ KEYS = (
     Key("enter", "enter", "open", "open", "watch the run: live, or as it was", 1),
     Key("c", "c", "resume", "resume", "continue a run that was stopped or crashed, exactly", 2),
     Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
-    Key("o", "o", "sort", "sort", "sort by the next column", 3),
+    Key("o", "o", "sort", "sort", "sort by the next column, or click its title", 3),
+    Key("O", "O", "reverse", "reverse", "the other way round; or click the title again", 9),
+    Key("space", "space", "mark", "mark", "mark a run, to delete several at once; esc drops the marks", 6),
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
-    Key("x,delete", "x", "delete", "delete", "delete a run that is over (asks first)", 4),
+    Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
+    Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
+    Key("y", "y", "copy", "copy", "copy its id, a command, the error: to this terminal's clipboard, over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
-NEED_RUN = ("open", "resume", "filter", "sort", "delete")
+NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "delete", "copy")
 """Actions that need a run in the list."""
+TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
 
+_NAMED = 8
+"""Of the runs that are to be deleted, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
 OUTPUT = Path("output")
@@ -50,7 +61,10 @@ WELCOME: list[Row] = [
     [("  Fine-tune a language model here and see the difference.", "text")],
     [],
     [("  d", "key+bold"), ("   runs the demonstration: a small model, two minutes, no GPU needed", "text")],
-    [("  3", "key+bold"), ("   looks at a dataset: what is in it, what is wrong, what would be trained", "text")],
+    [
+        (f"  {number_of('data')}", "key+bold"),
+        ("   looks at a dataset: what is in it, what is wrong, what would be trained", "text"),
+    ],
     [("  ?", "key+bold"), ("   shows all keys", "text")],
     [],
     [("  Or with your own data, from the shell:", "muted")],
@@ -73,9 +87,10 @@ class RunsScreen(BaseScreen):
         self._plot = LossPlot(id="detail-plot")
         self.found: list[RunSummary] | None = None
         self.words = ""
-        self.sort = SORTS[0]
+        self.sort, self.backwards = SORTS[0], False
         self._shown_state: RunState | None = None
         self._series = RunSeries()
+        self._reader, self._reading = RunReader(OUTPUT), Lock()
         self._troubled = False
         """It was said that the index over runs cannot be used."""
 
@@ -102,12 +117,16 @@ class RunsScreen(BaseScreen):
         if self.is_current:
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
-    def _read_runs(self) -> None:
-        with RunIndex() as index:
-            index.scan(OUTPUT)
-            found = index.summaries()
-            trouble = index.trouble
-        self.app.call_from_thread(self._take_runs, found)
+    def _read_runs(self, *, wait: bool = False) -> None:
+        if not self._reading.acquire(blocking=wait):
+            return  # many runs are read for the first time
+        take = partial(self.app.call_from_thread, self._take_runs)
+        try:
+            some = partial(self.app.call_from_thread, self._take_some)
+            take(self._reader.read([run.path for run in self._table.seen()], some))
+        finally:
+            self._reading.release()
+        trouble = self._reader.trouble
         if trouble and not self._troubled:
             self._troubled = True
             self.app.call_from_thread(self.notify, trouble, severity="warning", timeout=8)
@@ -119,6 +138,13 @@ class RunsScreen(BaseScreen):
             self.show()
             self._read_chosen()
 
+    def _take_some(self, found: list[RunSummary]) -> None:
+        """Show the first of many; the cursor stays at the top until a person moves it."""
+        untouched = self._table.cursor == 0
+        self._take_runs(found)
+        if untouched:
+            self._table.cursor = 0
+
     def show(self) -> None:
         """Draw the list as it is filtered and sorted."""
         found = self.found or []
@@ -126,16 +152,17 @@ class RunsScreen(BaseScreen):
         empty = WELCOME if self.found is not None and not found else [[], [("  no run holds this", "muted")]]
         if self.found is None:
             empty = []
-        self._table.show(runs, self.sort, empty)
+        self._table.show(runs, self.sort, empty, backwards=self.backwards)
         self._lower.display = bool(runs)
         self._show_header()
         self.show_keys()
 
     def _show_header(self) -> None:
         found, shown = len(self.found or []), self._table.count
-        number = f"{shown} of {found}" if self.words else str(found)
+        number = f"{count(shown)} of {count(found)}" if self.words else count(found)
         filtered: Row = [("  with ", "muted"), (self.words, "warn")] if self.words else []
-        title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered]
+        marked: Row = [(f"  {count(len(self._table.marked))} marked", "mark")] if self._table.marked else []
+        title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered, *marked]
         self._header.show(title, self.chip() or [("backprop ", "muted")])
 
     @property
@@ -154,9 +181,16 @@ class RunsScreen(BaseScreen):
             self._draw_plot(self._shown_state)
 
     def own_keys(self) -> list[Key]:
-        return [key for key in KEYS if self.chosen_path or key.name not in NEED_RUN]
+        if self.focused is self._filter:
+            return TYPING
+        run = self._table.chosen
+        hidden = set() if run else {*NEED_RUN}
+        if run and (run.status in LIVING or run.status in ("done", "damaged")):
+            hidden.add("resume")
+        return [key for key in KEYS if key.name not in hidden]
 
     def on_list_view_moved(self) -> None:
+        self.show_keys()
         self._read_chosen()
 
     def _read_chosen(self) -> None:
@@ -196,8 +230,24 @@ class RunsScreen(BaseScreen):
         self.action_open()
 
     def action_resume(self) -> None:
-        if self.chosen_path:
-            self.post_message(OpenRun(partial(engine_client.resume, Path(self.chosen_path))))
+        if self._shown_state is not None:
+            self.resume(self._shown_state)
+
+    def action_copy(self) -> None:
+        if self._shown_state is not None:
+            self.copy(self._shown_state)
+
+    def action_configure(self) -> None:
+        """Go to the Configure screen with the settings of the chosen run that differ from the defaults."""
+        if not self.chosen_path:
+            return
+        try:
+            config = RunDirectory(Path(self.chosen_path)).find_record().config
+        except RunError as error:
+            self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            return
+        values = {name: getattr(config, name) for name in settings() if name != "run_name"}
+        self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config
@@ -211,8 +261,22 @@ class RunsScreen(BaseScreen):
         self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
         self.show()
 
+    def action_reverse(self) -> None:
+        self.backwards = not self.backwards
+        self.show()
+
+    def on_run_table_titled(self, message: RunTable.Titled) -> None:
+        self.backwards = message.title == self.sort and not self.backwards
+        self.sort = message.title
+        self.show()
+
+    def action_mark(self) -> None:
+        self._table.mark()
+        self._show_header()
+
     def action_rescan(self) -> None:
         self.found = None
+        self._reader.read_all()
         self.look()
 
     def action_filter(self) -> None:
@@ -228,33 +292,45 @@ class RunsScreen(BaseScreen):
         self._table.focus()
 
     def action_back(self) -> None:
-        """Drop the filter."""
-        if self.has_class("-filtering") or self.words:
+        """Drop the marks, then the filter."""
+        if self._table.marked:
+            self._table.marked.clear()
+            self.show()
+        elif self.has_class("-filtering") or self.words:
             self._filter.value = ""
             self.remove_class("-filtering")
             self._table.focus()
 
     def action_delete(self) -> None:
-        run = self._table.chosen
-        if run is None:
-            return
-        if RunDirectory(Path(run.path)).is_locked():
-            self.notify("this run is being worked on: stop it first", severity="warning", timeout=4)
-            return
+        runs = self._table.targets
+        for run in runs:
+            if RunDirectory(Path(run.path)).is_locked():
+                self.notify(f"run {run.run_id} is being worked on: stop it first", severity="warning", timeout=4)
+                return
 
         def answered(value: str | None) -> None:
             if value == "delete":
-                self.run_worker(lambda: self._delete(Path(run.path)), thread=True, exit_on_error=False)
+                paths = [Path(run.path) for run in runs]
+                self.run_worker(lambda: self._delete(paths), thread=True, exit_on_error=False)
 
-        text = f"{run.model} on {run.dataset}, {run.steps} steps, {run.status}."
-        self.app.push_screen(Question("delete", text, deleting(run.run_id, from_home(run.path))), answered)
+        if len(runs) == 1:
+            (run,) = runs
+            text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
+            answers = deleting(f"run {run.run_id}", from_home(run.path))
+        else:
+            text = ", ".join(f"{run.run_id[:8]} ({run.status})" for run in runs[:_NAMED])
+            text += f" and {count(len(runs) - _NAMED)} more" if len(runs) > _NAMED else ""
+            answers = deleting(f"{count(len(runs))} runs", "their directories")
+        if runs:
+            self.app.push_screen(Question("delete", text, answers), answered)
 
-    def _delete(self, path: Path) -> None:
-        try:
-            delete_run(path)
-        except (RunError, OSError) as error:
-            self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
-        self._read_runs()
+    def _delete(self, paths: list[Path]) -> None:
+        for path in paths:
+            try:
+                delete_run(path)
+            except (RunError, OSError) as error:
+                self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
+        self._read_runs(wait=True)
 
 
 def matches(run: RunSummary, words: str) -> bool:

@@ -10,7 +10,7 @@ from textual.message import Message
 
 from backprop_tui.keys import Key
 from backprop_tui.text import Row
-from backprop_tui.widgets.cells import Cells, row_width, spread
+from backprop_tui.widgets.cells import Cells, paragraph, row_width, spread
 
 
 class Bar(Cells):
@@ -24,6 +24,22 @@ class Bar(Cells):
 
     def rows(self, width: int, height: int) -> list[Row]:
         return [spread(*self._row, width)]
+
+
+class Words(Cells):
+    """A text on as many rows as it needs, three at most."""
+
+    _text = ""
+
+    def show(self, text: str) -> None:
+        self._text = text
+        needed = len(self.rows(max(self.size.width, 20), 0))
+        if self.styles.height is None or self.styles.height.value != needed:
+            self.styles.height = needed
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        return paragraph(self._text, width)[:3]
 
 
 class PaneTabs(Cells):
@@ -89,5 +105,8 @@ class KeyBar(Cells):
     async def on_click(self, event: events.Click) -> None:
         for end, key in self._places:
             if event.x < end:
-                await self.screen.run_action(key.action)
+                if key.action:
+                    await self.screen.run_action(key.action)
+                else:
+                    self.app.simulate_key(key.keys)
                 return

@@ -22,7 +22,10 @@ from backprop_tui.text import Row, safe, wrap_text
 
 _JUMP = 8
 """Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
-_GROUNDS = {"shade": ("muted", 0.15), "light": ("trained", 0.15), "lighter": ("trained", 0.28)}
+_GROUNDS = {
+    **{"shade": ("muted", 0.15), "light": ("trained", 0.15), "lighter": ("trained", 0.28)},
+    "hit": ("mark", 0.45),
+}
 """Grounds mixed from an ink; a theme of sixteen colours has none and uses weight instead."""
 
 
@@ -110,21 +113,21 @@ class Cells(Widget):
         palette = themes.palette(theme)
         ground = self.background_colors[1]
         if theme.ansi:
-            if "cursor" in more:
-                return Style(bgcolor=ground.rich_color, reverse=True)
+            if "cursor" in more or "hit" in more:
+                return Style(bgcolor=ground.rich_color, reverse=("cursor" in more) != ("hit" in more))
             more = ["bold" if word in ("shade", "lighter") else word for word in more]
         for word in () if theme.ansi else more:
             if word in _GROUNDS:
                 other, share = _GROUNDS[word]
                 ground = ground.blend(Color.from_rich_color(palette[other]), share)
-        back = palette["cursor"] if "cursor" in more else ground.rich_color
+        back = palette["cursor"] if "cursor" in more and "hit" not in more else ground.rich_color
         bold, underlined = "bold" in more or None, "underline" in more or None
         return Style(color=palette[base or "text"], bgcolor=back, bold=bold, underline=underlined)
 
 
 def has_ground(ink: str) -> bool:
     """Whether a blank in this ink is seen."""
-    return "+cursor" in ink or "+shade" in ink or "+light" in ink or "+underline" in ink
+    return any(word in ink for word in ("+cursor", "+shade", "+light", "+underline", "+hit"))
 
 
 class StateCells(Cells):

@@ -104,6 +104,7 @@ def narrow_data_rows(data: DatasetPrepared, width: int) -> list[Row]:
     """The counts, one a row."""
     part = data.trained_tokens / data.tokens if data.tokens else 0.0
     rows = [fact("rows", f"{count(data.kept)} of {count(data.rows)} kept")]
+    rows += [fact("held out", count(data.held_out))] if data.held_out else []
     for number, word in ((data.cut, "cut"), (data.answer_lost, "answer lost"), (data.dropped, "dropped")):
         rows.append(fact(word, count(number), "warn" if number else "text"))
     rows.append(fact("tokens", f"{count(data.tokens)}, longest {data.longest}"))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
+from backprop.core.errors import InputError
+from backprop.core.paths import expand
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from backprop_tui.text import fit, safe
+from backprop_tui.keys import Key
+from backprop_tui.text import count, fit, from_home, safe
 
 _SHOWN = 4
 """Lines of candidates."""
@@ -22,10 +25,10 @@ _SHOWN = 4
 
 def candidates(text: str, endings: tuple[str, ...]) -> list[str]:
     """Paths that begin with ``text``: files with one of ``endings``, then directories (ending in a slash)."""
-    folder, slash, start = text.rpartition("/")
+    folder, slash, start = text.lstrip("'\"").rpartition("/")
     folders, files = [], []
     try:
-        with os.scandir(Path(folder + slash or ".").expanduser()) as entries:
+        with os.scandir(expand(folder + slash)) as entries:
             for entry in entries:
                 if not entry.name.startswith(start) or (entry.name.startswith(".") and not start.startswith(".")):
                     continue
@@ -33,18 +36,21 @@ def candidates(text: str, endings: tuple[str, ...]) -> list[str]:
                     folders.append(f"{folder}{slash}{entry.name}/")
                 elif entry.name.lower().endswith(endings):
                     files.append(f"{folder}{slash}{entry.name}")
-    except OSError:
+    except (OSError, InputError):
         return []
     return [*sorted(files), *sorted(folders)]
 
 
 class Prompt(Vertical):
-    """Asks for one line of text. ``ask`` shows it, enter answers, esc leaves, tab completes a path."""
+    """Asks for one line of text. ``ask`` shows it, enter answers, esc leaves, tab completes a path.
+
+    Whoever had the keys before has them again afterwards.
+    """
 
     # Tab is the prompt's own key, not the way to the next widget.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("tab", "complete(1)", "complete", show=False),
-        Binding("shift+tab", "complete(-1)", "the one before", show=False),
+        Binding("tab,down", "complete(1)", "complete", show=False),
+        Binding("shift+tab,up", "complete(-1)", "the one before", show=False),
         Binding("escape", "leave", "leave", show=False),
     ]
 
@@ -68,13 +74,25 @@ class Prompt(Vertical):
         self._entry = Input(id="prompt-input", compact=True)
         self._entry.cursor_blink = False
         self._then: Callable[[str], object] = bool
+        self._numbers: range | None = None
+        self._check: Callable[[str], str] | None = None
+        self._help = ""
         self._endings: tuple[str, ...] = ()
-        self._found: list[str] = []
+        self._found: Sequence[str] = ()
+        self._offered: Sequence[str] = ()
+        self._found_for = ""
+        """The text that ``_found`` belongs to."""
         self._place = -1
+        self._before: Widget | None = None
         self.display = False
 
     def compose(self) -> ComposeResult:
         yield from (self._label, self._entry, self._below)
+
+    def keys(self) -> list[Key]:
+        """What works while a person types."""
+        complete = [Key("tab", "tab", "", "next", "", 1)] if self._endings else []
+        return [Key("enter", "enter", "", "answer", "", 1), *complete, Key("escape", "esc", "", "leave", "", 1)]
 
     def ask(
         self,
@@ -83,6 +101,9 @@ class Prompt(Vertical):
         text: str = "",
         *,
         endings: tuple[str, ...] = (),
+        offered: Sequence[str] = (),
+        numbers: range | None = None,
+        check: Callable[[str], str] | None = None,
         help: str = "",
     ) -> None:
         """Show the prompt.
@@ -90,14 +111,26 @@ class Prompt(Vertical):
         Args:
             then: what the answer is for; it comes back with it.
             endings: of the files that tab completes; without them tab does nothing.
+            offered: what tab takes while nothing was typed.
+            numbers: the answer is one of these (or nothing): no other character can be typed.
+            check: what is wrong with an answer, said as it is typed; one that is wrong is not taken.
             help: shown below until tab is pressed.
         """
-        self._then = then
-        self._endings, self._found, self._place = endings, [], -1
+        if not self.display:
+            self._before = self.screen.focused
+        self._then, self._numbers, self._endings = then, numbers, endings
+        self._check, self._help = check, help
+        self._found = self._offered = () if text else offered
+        # A path is mended or gone on with, anything else is written anew.
+        self._entry.select_on_focus = not endings
+        self._found_for, self._place = text, -1
+        self._entry.restrict = None if numbers is None else r"[0-9,]*"
         self._label.update(label)
         self._below.update(help)
         self._write(text)
         self.display = True
+        if self._found and not help:
+            self._list()
         # At once, not after the next message: what is typed meanwhile belongs in here.
         self.screen.set_focus(self._entry)
 
@@ -106,22 +139,39 @@ class Prompt(Vertical):
         self._entry.cursor_position = len(text)
 
     def on_descendant_blur(self) -> None:
-        """Whoever looks elsewhere wants no answer any more."""
-        self.display = False
+        """Whoever looks elsewhere wants no answer any more; another window of the desktop is not elsewhere."""
+        if self.app.app_focus:
+            self.display = False
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        if self._check is not None:
+            problem = self._check(event.value)
+            self._below.update(f"✗ {problem}" if problem else self._help)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        self.display = False
-        self.post_message(self.Answered(self._then, event.value.strip()))
+        text = event.value.strip()
+        if self._check is not None and self._check(text):
+            return
+        if self._numbers is not None and (text := text.replace(",", "")) and int(text) not in self._numbers:
+            self._below.update(f"✗ a number {between(self._numbers)} is needed")
+        else:
+            self._end(text)
 
     def action_leave(self) -> None:
+        self._end(None)
+
+    def _end(self, text: str | None) -> None:
         self.display = False
-        self.post_message(self.Answered(self._then, None))
+        if self._before is not None and self._before.is_attached:
+            self.screen.set_focus(self._before)
+        self.post_message(self.Answered(self._then, text))
 
     def action_complete(self, by: int) -> None:
         text = self._entry.value
-        if self._found and text == self._found[self._place]:
-            self._take((self._place + by) % len(self._found))
+        if self._found and text == self._found_for:
+            self._take((self._place + by if self._place >= 0 or by > 0 else by) % len(self._found))
         elif self._endings:
             self.run_worker(lambda: self._look(text), thread=True, group="complete", exit_on_error=False)
 
@@ -132,13 +182,15 @@ class Prompt(Vertical):
         event.stop()
         if self._entry.value != event.text:
             return
-        self._found, self._place = [], -1
+        self._found, self._place = (), -1
         common = os.path.commonprefix(event.found)  # noqa: RUF071  (by characters is what is wanted)
         if not event.found:
             self._below.update("no file or directory begins like this")
         elif len(common) > len(event.text):
             self._write(common)
-            self._list(event.found if len(event.found) > 1 else [], -1)
+            self._found = event.found if len(event.found) > 1 else ()
+            self._found_for = common
+            self._list()
         else:
             self._found = event.found
             self._take(0)
@@ -146,16 +198,26 @@ class Prompt(Vertical):
     def _take(self, place: int) -> None:
         """Put one candidate into the input; tab again takes the next."""
         self._place = place
-        self._write(self._found[place])
-        self._list(self._found, place)
+        self._found_for = self._found[place]
+        self._write(self._found_for)
+        self._list()
 
-    def _list(self, found: list[str], place: int) -> None:
+    def _list(self) -> None:
+        found, place = self._found, self._place
         first = max(0, min(place - 1, len(found) - _SHOWN))
-        width = max(self.size.width - 4, 20)
+        width = max(self.screen.size.width - 24, 20)
         lines = []
         for number, name in enumerate(found[first : first + _SHOWN], first):
-            short = safe(name.rstrip("/").rpartition("/")[2] + ("/" if name.endswith("/") else ""))
-            lines.append(f"{'▸' if number == place else ' '} {fit(short, width).rstrip()}")
+            folder, _, last = name.removesuffix("/").rpartition("/")
+            last += "/" * name.endswith("/")
+            # What is offered comes from many folders, what completes a path from one.
+            last += f"  in {from_home(folder + '/')}" if found is self._offered and folder else ""
+            lines.append(f"{'▸' if number == place else ' '} {fit(safe(last), width).rstrip()}")
         if len(found) > len(lines):
-            lines[-1] += f"   (and {len(found) - len(lines)} more)"
+            lines[-1] += f"   (and {count(len(found) - len(lines))} more)"
         self._below.update("\n".join(lines))
+
+
+def between(numbers: range) -> str:
+    """``from 16 to 1,024``."""
+    return f"from {count(numbers.start)} to {count(numbers.stop - 1)}"

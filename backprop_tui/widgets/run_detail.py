@@ -10,7 +10,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, moment, number
 from backprop.runs.state import RunState
 
-from backprop_tui.text import STATUS, Row, clock, from_home, safe, short_path
+from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path
 from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
 from backprop_tui.widgets.text_view import StateView
@@ -57,9 +57,17 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows.append(fact("started", moment(state.started_at)))
     if len(state.curves):
         first = next((v for v in state.curves.loss if not isnan(v)), None)
-        rows.append(fact("loss", f"{number(first)} → {number(state.final_loss)} in {state.step} steps", "strong"))
+        rows.append(
+            fact(
+                "loss",
+                f"{number(first)} → {number(state.smoothed_loss)} smoothed, in {count(state.step)} steps",
+                "strong",
+            )
+        )
     if state.evaluations:
-        rows.append(fact("held-out", f"{number(state.evaluations[-1].loss)} at step {state.evaluations[-1].step}"))
+        rows.append(
+            fact("held-out", f"{number(state.evaluations[-1].loss)} at step {count(state.evaluations[-1].step)}")
+        )
     if state.finished is not None and state.finished.energy is not None:
         rows.append(fact("energy", f"{state.finished.energy:.1f} Wh"))
     if again := resume_words(state):
@@ -80,13 +88,13 @@ def resume_words(state: RunState) -> str:
     if not state.checkpoints:
         return f"no checkpoint was saved: c starts again at step 1{before}"
     last = max(saved.step for saved in state.checkpoints)
-    again = f", {state.step - last} steps are taken again" if state.step > last else ""
-    return f"c goes on exactly after step {last} of {state.total_steps}{again}{before}"
+    again = f", {count(state.step - last)} steps are taken again" if state.step > last else ""
+    return f"c goes on exactly after step {count(last)} of {count(state.total_steps)}{again}{before}"
 
 
 def checkpoint_rows(state: RunState) -> list[Row]:
     return [
-        fact(f"step {saved.step}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}")
+        fact(f"step {count(saved.step)}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}")
         for saved in state.checkpoints
     ]
 

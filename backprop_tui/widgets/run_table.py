@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from backprop.runs.describe import number
 from backprop.runs.index import RunSummary
+from textual.binding import Binding, BindingType
+from textual.events import Click
+from textual.message import Message
 
-from backprop_tui.text import STATUS, Row, ago, clock, safe, short_path
+from backprop_tui.text import STATUS, Row, ago, clock, count, safe, short_number, short_path
 from backprop_tui.widgets.cells import cut, row_width
 from backprop_tui.widgets.list_view import ListView
 
@@ -23,7 +27,7 @@ class Column(NamedTuple):
     key: Callable[[RunSummary], object] | None
     """What it sorts by; ``None`` where sorting makes no sense."""
     narrow: int
-    """Its width on a narrow screen; 0: not shown there."""
+    """Its width where there is no room for that; 0: not shown there."""
     right: bool = False
 
 
@@ -45,11 +49,15 @@ def _status(run: RunSummary, width: int) -> Row:
 
 
 def _loss(run: RunSummary, width: int) -> Row:
-    return [(number(run.final_loss, 3) if run.final_loss is not None else "–", "strong")]
+    return [(number(run.smoothed_loss, 3) if run.smoothed_loss is not None else "–", "strong")]
 
 
 def _steps(run: RunSummary, width: int) -> Row:
-    return [(str(run.steps), "text"), (f"/{run.total_steps}" if run.total_steps else "", "muted")]
+    if not run.total_steps:
+        return [(count(run.steps), "text")]
+    whole = f"{run.steps:,}/{run.total_steps:,}"
+    taken, total = whole.split("/") if len(whole) <= width - 2 else map(short_number, (run.steps, run.total_steps))
+    return [(taken, "text"), (f"/{total}", "muted")]
 
 
 def _started(run: RunSummary, width: int) -> Row:
@@ -62,34 +70,74 @@ COLUMNS = (
     Column("name", 12, lambda run, width: [(safe(run.name), "text")], lambda run: run.name, 0),
     Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
     Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
-    Column("steps", 12, _steps, lambda run: -run.steps, 10, right=True),
-    Column("loss", 8, _loss, lambda run: run.final_loss if run.final_loss is not None else float("inf"), 8, right=True),
-    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 11),
+    Column("steps", 12, _steps, lambda run: -run.steps, 11, right=True),
+    Column(
+        "loss",
+        8,
+        _loss,
+        lambda run: run.smoothed_loss if run.smoothed_loss is not None else float("inf"),
+        8,
+        right=True,
+    ),
+    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 10),
     Column("started", 11, _started, lambda run: -run.started_at, 11),
     Column(
         "took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], lambda run: -run.duration_seconds, 0
     ),
 )
 SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"))
-NARROW = 110
+_WIDENED = ("dataset", "took", "steps", "run", "model", "name", "curve", "status", "loss", "started")
+"""The order in which columns get their full width where there is room."""
 
 
 class RunTable(ListView):
     """``runs`` in the order in which they are shown; the cursor stays on its run when they change."""
 
+    @dataclass
+    class Titled(Message):
+        """The title of a column was clicked."""
+
+        title: str
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("space", "screen.mark", show=False)]
     runs: Sequence[RunSummary] = ()
     empty: Sequence[Row] = ()
     sort = "started"
+    backwards = False
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.marked: set[str] = set()
+        """Directories of the marked runs."""
 
     @property
     def chosen(self) -> RunSummary | None:
         return self.runs[self.cursor] if self.cursor < len(self.runs) else None
 
-    def show(self, runs: list[RunSummary], sort: str, empty: list[Row]) -> None:
+    def seen(self) -> Sequence[RunSummary]:
+        """The runs whose rows are on the screen."""
+        return [self.runs[index] for index in self.in_view()]
+
+    @property
+    def targets(self) -> list[RunSummary]:
+        """The marked runs that are shown, else the one under the cursor."""
+        chosen = [self.chosen] if self.chosen else []
+        return [run for run in self.runs if run.path in self.marked] or chosen
+
+    def mark(self) -> None:
+        """Mark the run under the cursor, or not any more, and go to the next."""
+        if self.chosen:
+            self.marked ^= {self.chosen.path}
+            self.cursor += 1
+            self.redraw()
+
+    def show(self, runs: list[RunSummary], sort: str, empty: list[Row], *, backwards: bool = False) -> None:
         """Show ``runs``; ``empty`` where there are none."""
         before = self.chosen.path if self.chosen else None
         key = next(column.key for column in COLUMNS if column.title == sort)
-        self.runs, self.sort, self.empty = sorted(runs, key=key), sort, empty  # type: ignore[type-var,arg-type]
+        self.runs = sorted(runs, key=key, reverse=backwards)  # type: ignore[type-var,arg-type]
+        self.sort, self.backwards, self.empty = sort, backwards, empty
+        self.marked &= {run.path for run in runs}
         paths = [run.path for run in self.runs]
         self.count = len(paths)
         self.cursor = paths.index(before) if before in paths else self.cursor
@@ -102,21 +150,36 @@ class RunTable(ListView):
         return super().rows(width, height) if self.runs else list(self.empty)
 
     def columns(self, width: int) -> list[tuple[Column, int]]:
-        if width < NARROW:
-            return [(c, c.narrow) for c in COLUMNS if c.narrow]
-        spare = max(0, width - 2 - sum(c.width for c in COLUMNS))
-        return [(c, c.width + (spare if c.title == "curve" else 0)) for c in COLUMNS]
+        """Those that have room, each with its width; what is left goes to the curve."""
+        sizes = {column.title: column.narrow for column in COLUMNS}
+        spare = width - 2 - sum(sizes.values())
+        for column in sorted(COLUMNS, key=lambda column: _WIDENED.index(column.title)):
+            if spare >= column.width - column.narrow:
+                spare -= column.width - column.narrow
+                sizes[column.title] = column.width
+        sizes["curve"] += max(0, spare)
+        return [(column, sizes[column.title]) for column in COLUMNS if sizes[column.title]]
 
     def head(self) -> list[Row]:
         row: Row = [("  ", "text")]
         for column, size in self.columns(self.size.width):
-            title = column.title + ("▾" if column.title == self.sort else "")
+            arrow = "▴" if self.backwards else "▾"
+            title = column.title + (arrow if column.title == self.sort else "")
             text = f"{title:>{size - 2}}  " if column.right else f"{title:<{size}}"
             row.append((text, "info" if column.title == self.sort else "muted"))
         return [cut(row, self.size.width)]
 
+    def on_click(self, event: Click) -> None:
+        x = 2
+        for column, size in self.columns(self.size.width) if event.y == 0 else ():
+            x += size
+            if event.x < x:
+                if column.key:
+                    self.post_message(self.Titled(column.title))
+                return
+
     def row_at(self, index: int, width: int) -> Row:
-        row: Row = [("  ", "text")]
+        row: Row = [("◆ " if self.runs[index].path in self.marked else "  ", "mark")]
         for column, size in self.columns(width):
             room = size - (2 if column.right else 1)
             cell = cut(column.cell(self.runs[index], size), room)
@@ -125,4 +188,5 @@ class RunTable(ListView):
         return row
 
     def under_cursor(self, row: Row, width: int) -> Row:
-        return super().under_cursor([("▸ ", "info+bold"), *row[1:]], width)
+        marked = row[0][0].strip() or " "
+        return super().under_cursor([("▸", "info+bold"), (marked, "mark"), *row[1:]], width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from backprop.runs.describe import PHASES, bytes_text
 from backprop.runs.state import RunState
 
@@ -32,7 +34,8 @@ class RunHeader(Cells):
             left += [("  " + safe(str(name)), "text")]
         model, data = (safe(short_path(str(state.config.get(part) or ""))) for part in ("model", "data"))
         left += [("  " + model, "text"), (" ← ", "muted"), (data, "text")]
-        doing = (f"{asked or self._doing(state)} ", "warn" if asked else "muted")
+        silent = state.silence(time.time())
+        doing = (f"{silent or asked or self._doing(state)} ", "warn" if silent or asked else "muted")
         return [spread(left, [doing, *([("│ ", "rule"), *chip] if chip else [])], width)]
 
     def _doing(self, state: RunState) -> str:

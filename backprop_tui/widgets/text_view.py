@@ -152,8 +152,8 @@ class TextView(Scroll):
 
     @property
     def text(self) -> str:
-        """Everything shown, without inks."""
-        return "\n".join("".join(text for text, _ in row) for row in self.content(self.text_width))
+        """Everything shown, without inks, and without the breaks of a narrow window where rows were given."""
+        return "\n".join("".join(text for text, _ in row) for row in self._given or self.content(self.text_width))
 
 
 class StateView(TextView):

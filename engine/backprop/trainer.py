@@ -129,7 +129,9 @@ class Trainer:
         given = {"steps": steps, "epochs": epochs, "samples": samples}
         chosen = {name: value for name, value in given.items() if value is not None}
         config = config_from(override(msgspec.to_builtins(self.config), chosen))
-        engine = _start(config, dataset, self._origins | dict.fromkeys(chosen, "argument"))
+        replaced = {"steps": "epochs", "epochs": "steps"}
+        kept = {name: place for name, place in self._origins.items() if replaced.get(name) not in chosen}
+        engine = _start(config, dataset, kept | dict.fromkeys(chosen, "argument"))
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
         return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
 

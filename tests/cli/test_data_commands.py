@@ -126,6 +126,21 @@ def test_validate_refuses_what_training_would_refuse_and_counts_no_tokens_withou
     assert "--model" in alone.stderr
 
 
+def test_validate_counts_a_row_that_the_template_cannot_take_as_one_that_cannot_be_used(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if 'odd' in m.content %}{{ raise_exception('no odd words') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    odd = [{"instruction": f"Say {i}", "output": "odd"} for i in range(4)]
+    path = written(tmp_path, [*odd, {"instruction": "Say it", "output": "It is so."}, {"instruction": "no answer"}])
+    found = backprop("validate", path, "--model", str(model), "--json")
+    answer = json.loads(found.stdout)
+    assert (found.returncode, answer["rows"], answer["valid"], answer["invalid"]) == (1, 6, 1, 5)
+    assert answer["problem_counts"] == {"template_refused": 4, "missing_field": 1}
+    assert "1 can be used, 5 cannot" in backprop("validate", path, "--model", str(model)).stdout
+
+
 def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:
     path = written(tmp_path, [*GOOD, GOOD[0], '{"cut":'])
     found = json.loads(backprop("data", "report", path, "--json").stdout)

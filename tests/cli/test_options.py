@@ -70,6 +70,31 @@ def test_the_command_line_that_is_shown_gives_the_same_configuration(
     assert planned(words[2:], capsys) == config
 
 
+def test_the_command_line_gives_the_same_run_beside_other_sources(
+    rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = {"warmup_steps": 3, "skip_bad": "true", "packing": "off", "epochs": 2, "learning_rate": 0.5, "seed": 7}
+    Path(".env").write_text("".join(f"{settings()[name].variable}={value}\n" for name, value in values.items()))
+    config = RunConfig(data=str(rows_file), model="smollm2-135m", steps=5, output_dir=str(tmp_path / "out"))
+    words = options.arguments(config)
+    assert planned(words, capsys) == config
+    assert set(words) >= {"--no-skip-bad", "--packing", "--warmup-steps", "--lr", "auto", "--seed", "42"}
+    monkeypatch.setenv("BACKPROPAGATE_TRAINING__SEED", "42")
+    assert "--seed" not in options.arguments(config)
+
+
+def test_a_fork_has_its_parent_s_settings_where_no_flag_says_otherwise(
+    rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKPROPAGATE_TRAINING__SEED", "7")
+    parent = RunConfig(data=str(rows_file), model="m", steps=5, lora_r=8, output_dir=str(tmp_path))
+    config, origins = options.forked_config(parent, "abc", {"epochs": "2", "lora_alpha": None, "sample_prompts": ()})
+    assert (config.steps, config.epochs, config.lora_r, config.seed) == (None, 2, 8, 42)
+    assert (origins["lora_r"], origins["epochs"]) == ("run abc", "--epochs")
+    assert "steps" not in origins
+
+
 def test_the_demo_is_an_ordinary_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = demo_config(str(tmp_path))
     assert planned(options.arguments(config), capsys) == config

@@ -134,6 +134,13 @@ def empty_both(directory: RunDirectory) -> None:
     directory.record.write_bytes(b"")
 
 
+def change_the_result(directory: RunDirectory) -> None:
+    directory.adapter.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (directory.adapter / name).write_text("{}")
+    (directory.adapter / "backprop.json").write_text(json.dumps({"weights": {"adapter_model.safetensors": "abc"}}))
+
+
 @pytest.mark.parametrize(
     ("damage", "status", "said"),
     [
@@ -143,6 +150,7 @@ def empty_both(directory: RunDirectory) -> None:
         (break_the_record, "done", "run.json"),
         (lose_the_journal, "crashed", "engine"),
         (empty_both, "damaged", "run.json"),
+        (change_the_result, "done", "adapter_model.safetensors is not the file that the run saved"),
     ],
 )
 def test_a_damaged_run_is_shown_as_what_it_is(

@@ -13,6 +13,7 @@ from backprop.core.datasets import HubName, hub_name
     [
         ("harbour/charts", None, ()),
         ("harbour/charts:test", None, ("test",)),
+        ("https://huggingface.co/datasets/harbour/charts:test", None, ("test",)),
         ("harbour/charts:large:test", None, ("large", "test")),
         ("harbour/charts@v1.0", "v1.0", ()),
         ("harbour/charts@refs/pr/1:large", "refs/pr/1", ("large",)),

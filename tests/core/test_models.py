@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backprop.core import paths
@@ -60,6 +61,64 @@ def test_a_directory_is_taken_as_it_is_and_pickled_weights_are_not_read(tmp_path
         find_model(str(tmp_path))
     write(tmp_path, "model.safetensors")
     assert find_model(str(tmp_path)) == tmp_path
+
+
+MODEL = ("config.json", "model.safetensors")
+INDEX = "model.safetensors.index.json"
+
+
+def pointer(folder: Path) -> None:
+    write(folder, "config.json")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 5\n")
+
+
+def two_sets(folder: Path) -> None:
+    write(folder, *MODEL, "a.safetensors", "b.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
+
+
+def an_adapter(folder: Path) -> None:
+    write(folder, "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
+
+
+def a_runs_adapter(folder: Path) -> None:
+    an_adapter(folder)
+    write(folder.parent, "run.json")
+
+
+@pytest.mark.parametrize(
+    ("make", "said", "hint"),
+    [
+        (lambda folder: write(folder, *MODEL, "adapter_config.json"), "an adapter beside the model", "move adapter_"),
+        (an_adapter, "is an adapter for the model owner/base", "name its base, owner/base"),
+        (a_runs_adapter, "is an adapter for the model owner/base", "`backprop fork "),
+        (lambda folder: write(folder, "run.json"), "the directory of a run", "`backprop fork "),
+        (pointer, "model.safetensors is a Git LFS pointer", "lfs pull"),
+        (two_sets, "two sets of weights: model.safetensors, and 2 others", "keep the one"),
+        (lambda folder: (write(folder, *MODEL), (folder / "config.json").write_text('{"a')), "config.json cannot", ""),
+        (lambda folder: (folder.parent / "model").write_bytes(b"GGUF"), "is a file", "name the folder"),
+    ],
+    ids=["stray adapter", "adapter", "adapter of a run", "run", "LFS", "two sets", "torn", "file"],
+)
+def test_what_is_no_model_is_refused_as_what_it_is(make: Any, said: str, hint: str, tmp_path: Path) -> None:
+    make(tmp_path / "model")
+    with pytest.raises(ModelLoadError, match=said) as caught:
+        find_model(str(tmp_path / "model"))
+    assert hint in caught.value.hint
+
+
+def test_an_index_of_files_that_are_not_there_is_no_second_set(tmp_path: Path) -> None:
+    two_sets(tmp_path)
+    (tmp_path / "b.safetensors").unlink()
+    assert find_model(str(tmp_path)) == tmp_path
+
+
+def test_a_directory_that_is_gone_and_the_address_of_a_model_are_understood() -> None:
+    with pytest.raises(ModelLoadError, match="there is no model directory /gone/model") as caught:
+        find_model("/gone/model")
+    assert "take --model NEW_PATH" in caught.value.hint
+    assert repository_of("https://huggingface.co/somebody/a-model") == "somebody/a-model"
 
 
 def test_a_preset_is_looked_for_under_its_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

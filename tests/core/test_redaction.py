@@ -20,6 +20,11 @@ from backprop.core.redaction import MASK, redact
         ('{"password": "p"}', '"p"'),
         ("WANDB_API_KEY=0123abc", "0123abc"),
         ("HF_TOKEN=zz", "zz"),
+        ("Authorization: Basic dXNlcjpwdw", "dXNlcjpwdw"),
+        ("sent with basic dXNlcjpwdzE= to it", "dXNlcjpwdzE="),
+        ("log in:\n  password: hunter\nand go on", "hunter"),
+        ("refused, token: aBcDeFgHiJ is old", "aBcDeFgHiJ"),
+        ("the secret: s3cret was wrong", "s3cret"),
     ],
 )
 def test_secrets_are_masked_whatever_their_length(text: str, secret: str) -> None:
@@ -29,7 +34,13 @@ def test_secrets_are_masked_whatever_their_length(text: str, secret: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["max_tokens=5", "tokens: 512", "a token of thanks", "the password is needed", "http://host/path", "skip-bad"],
+    [
+        *["max_tokens=5", "tokens: 512", "a token of thanks", "the password is needed", "http://host/path", "skip-bad"],
+        "answers end with no special token: the model may not learn to stop",
+        "another special token: 3 rows\nThe secret: patience.",
+        "the end token: <|im_end|>, eos_token=</s>",
+        "Basic training, basic end-to-end checks and the bearer of news",
+    ],
 )
 def test_prose_and_counts_are_untouched(text: str) -> None:
     assert redact(text) == text

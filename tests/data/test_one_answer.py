@@ -119,9 +119,20 @@ def test_a_limit_does_to_rows_what_is_told_of_it(limit: int, model_dir: ModelDir
     assert summary.limits[0] == told
 
 
-def test_no_more_tokens_are_prepared_than_the_model_has_positions(model_dir: ModelDir, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"max_position_embeddings": 64, "text_config": null}',
+        '{"text_config": {"max_position_embeddings": 64}}',
+        '{"n_positions": 64}',
+        '{"max_seq_len": 64}',
+    ],
+)
+def test_no_more_tokens_are_prepared_than_the_model_has_positions(
+    settings: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
     model = model_dir("chatml")
-    (model / "config.json").write_text('{"max_position_embeddings": 64}')
+    (model / "config.json").write_text(settings)
     try:
         prepared = prepare(written(tmp_path, [{"text": "word " * 200}]), model, max_length=4096)
     finally:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from backprop.core.errors import DatasetError, InputError, InvalidSettingError
 from backprop.data.clean import Rules, clean_file
-from backprop.data.dedup import clusters
+from backprop.data.dedup import clusters, overlap, shingles
 from backprop.data.quality import LengthLimits, TraceLimits
 from backprop.data.split import held_out_rows, held_out_size, split_file, split_rows
 from hypothesis import given, settings
@@ -44,6 +44,18 @@ def read(path: str | Path) -> list[Any]:
 def test_split_sizes(rows: int, ratio: float, train: int, held: int) -> None:
     chosen = split_rows(keys(rows), ratio)
     assert (rows - len(chosen), len(chosen)) == (train, held)
+    assert held_out_size(rows, ratio) == held
+
+
+def test_rows_that_share_four_fifths_of_their_word_triples_stay_together_and_others_need_not(tmp_path: Path) -> None:
+    words = [f"{letter}{number}" for letter in "ab" for number in range(15)]
+    one, other = words[:15], words[15:]
+    texts = [one, [*one[:14], "changed"], other, [*other[:13], "both", "changed"]]
+    said = [" ".join(text) for text in texts]
+    pairs = [(shingles(said[0]), shingles(said[1])), (shingles(said[2]), shingles(said[3]))]
+    assert [overlap(*pair) for pair in pairs] == [12 / 14, 11 / 15]
+    path = written(tmp_path, [{"instruction": text, "output": "."} for text in said])
+    assert split_file(path).kept_together == 2
 
 
 @pytest.mark.parametrize(("rows", "ratio"), [(10, 0), (10, 1), (10, -0.1), (1, 0.5), (0, 0.5)])

@@ -6,12 +6,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
+from backprop.core.settings import RunConfig
+from backprop.data import preprocess
+from backprop.data.encode import encode_value, explain_row
+from backprop.data.example import RowError
 from backprop.data.preprocess import Prepared, prepare
 from backprop.data.tokenizer import ChatTokenizer
 from tokenizers import Tokenizer
@@ -378,3 +383,87 @@ def test_a_rare_error_is_listed_among_many_warnings(ready: Callable[..., Prepare
     summary = ready([*rows, {"instruction": "no answer"}], max_length=40).summary
     assert summary.problem_counts == {"cut": 300, "missing_field": 1}
     assert (301, "missing_field") in [(problem.line, problem.code) for problem in summary.problems]
+
+
+def test_a_row_of_which_no_token_has_anything_before_it_is_dropped_and_counted(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    folder = tmp_path / "endless"
+    shutil.copytree(model_dir("chatml"), folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    summary = prepare(write(tmp_path / "data.jsonl", [{"text": "a"}, {"text": "a b"}]), folder).summary
+    assert (summary.rows, summary.kept, summary.dropped) == (2, 1, 1)
+    assert [(problem.line, problem.code) for problem in summary.problems] == [(1, "nothing_to_train")]
+
+
+@pytest.mark.parametrize("part", ["code", "tokenizers", "jinja2", "file ending", "date"])
+def test_what_decides_about_tokens_besides_the_files_is_in_the_key(
+    model_dir: ModelDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    folder = tmp_path / "dated"
+    shutil.copytree(model_dir("chatml"), folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}" + template)
+    path, now = write(tmp_path / "data.jsonl", [{"text": "a b"}]), datetime(2024, 2, 29, 12)
+
+    def key() -> str:
+        return prepare(path, folder, now=now, cache_dir=tmp_path / "cache").key
+
+    before = key()
+    assert key() == before
+    if part == "code":
+        edited = shutil.copytree(Path(preprocess.__file__).parent, tmp_path / "data")
+        (edited / "encode.py").write_text((edited / "encode.py").read_text() + "# Another line.\n")
+        monkeypatch.setattr(preprocess, "__file__", str(edited / "preprocess.py"))
+    elif part == "file ending":
+        path = path.rename(tmp_path / "data.txt")
+    elif part == "date":
+        now = datetime(2024, 3, 1, 12)
+    else:
+        monkeypatch.setattr(getattr(preprocess, part), "__version__", "0")
+    assert key() != before
+
+
+def test_answers_alone_are_trained_where_nobody_says_otherwise(model_dir: ModelDir, tmp_path: Path) -> None:
+    tokenizer, row = ChatTokenizer.load(model_dir("chatml")), pair("Who?", "Me.")
+    shares = [
+        prepare(write(tmp_path / "data.jsonl", [row]), model_dir("chatml")).trained.tolist(),
+        encode_value(row, tokenizer)[2].trained.tolist(),
+        [token.trained for token in explain_row(row, tokenizer)],
+    ]
+    assert shares[0] == shares[1] == shares[2]
+    assert 0 < sum(shares[0]) < len(shares[0]) / 2
+    assert RunConfig(data="").train_on_responses is True
+
+
+@pytest.mark.parametrize(
+    ("end", "words"), [("<|im_end|>", "with <|im_end|>, which"), ("</s>", "with </s>, which"), ("", "no special token")]
+)
+def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: str, words: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_dir("chatml"), folder)
+    (folder / "chat_template.jinja").write_text(
+        # The first conversation has a name in it, and then another end than the usual one.
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ m.name or '<|im_end|>' }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+        if end == "</s>"
+        else "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}"
+    )
+    answer = {"role": "assistant", "content": "Me.", **({"name": end} if end == "</s>" else {})}
+    row = {"messages": [{"role": "user", "content": "Who?"}, answer]}
+    notes = prepare(write(tmp_path / "data.jsonl", [row]), folder).summary.notes
+    assert any(words in note for note in notes)
+
+
+@pytest.mark.parametrize("row", [{"text": "half \\ud800 a pair"}, pair("Who?", "half \\udc00 a pair")])
+def test_half_a_character_is_a_finding_in_texts_and_in_answers(
+    ready: Callable[..., Prepared], model_dir: ModelDir, row: Any
+) -> None:
+    line = json.dumps(row).replace("\\\\ud", "\\ud")
+    summary = ready([line, {"text": "whole"}]).summary
+    assert [(problem.line, problem.code) for problem in summary.problems if problem.severity == "error"] == [
+        (1, "lone_surrogate")
+    ]
+    with pytest.raises(RowError) as error:
+        explain_row(json.loads(line), ChatTokenizer.load(model_dir("chatml")))
+    assert error.value.code == "lone_surrogate"

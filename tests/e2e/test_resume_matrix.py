@@ -243,8 +243,13 @@ REFUSALS = {
     "held-out rows gone": Refusal(
         "held-out file", True, "dev.jsonl", Path.unlink, "DATASET_NOT_FOUND", "there is no file of held-out rows"
     ),
-    "parent gone": Refusal(
-        "fork", False, "parents", shutil.rmtree, "STATE_CHECKPOINT_INVALID", "was forked from is gone"
+    "parent and its weights gone": Refusal(
+        "fork",
+        False,
+        "parents",
+        lambda parents: [shutil.rmtree(each) for each in (parents, *parents.parent.glob("out/*/origin"))],
+        "STATE_CHECKPOINT_INVALID",
+        "was forked from is gone",
     ),
 }
 
@@ -266,13 +271,42 @@ def test_a_run_that_cannot_go_on_exactly_is_refused_with_the_reason(
     assert refusal.message in answer.lines[-1]["message"]
 
 
-def test_a_fork_that_has_saved_needs_its_parent_no_more(workshop: Workshop, tmp_path: Path) -> None:
-    killed = after("checkpoint_saved", signal=int(signal.SIGKILL))
-    directory, _ = workshop.begin("fork", tmp_path / "out", killed)
+@pytest.mark.parametrize("moment", [after("step", 3), after("checkpoint_saved")], ids=["before a save", "after one"])
+def test_a_fork_needs_its_parent_no_more(moment: Moment, workshop: Workshop, tmp_path: Path) -> None:
+    directory, _ = workshop.begin("fork", tmp_path / "out", {**moment, "signal": int(signal.SIGKILL)})
     shutil.rmtree(tmp_path / "parents")
 
     assert workshop.command("resume", str(directory.path)).status == EXIT_OK
+    assert not directory.origin.exists()
     assert differences(directory, outcome(workshop.undisturbed("fork"))) == {}
+
+
+def test_a_run_goes_on_where_its_model_is_now_and_with_no_other(workshop: Workshop, tmp_path: Path) -> None:
+    model, moved, other = (tmp_path / name for name in ("model", "moved", "other"))
+    for copy in (model, other):
+        shutil.copytree(workshop.model, copy)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-4}))
+    words = ["train", "--data", "rows.jsonl", "--model", str(model), *COMMON, *KINDS["train"]]
+    killed = after("checkpoint_saved", signal=int(signal.SIGKILL))
+    workshop.command(*words, "--output", str(tmp_path / "out"), at=killed)
+    (path,) = (tmp_path / "out").iterdir()
+    model.rename(moved)
+
+    gone = workshop.command("resume", str(path))
+    assert (gone.code, "--model NEW_PATH" in gone.lines[-1]["hint"]) == ("DEP_MODEL_LOAD_FAILED", True)
+    refused = workshop.command("resume", str(path), "--model", str(other))
+    assert refused.code == "STATE_IDENTITY_MISMATCH"
+    assert "the model's file config.json was changed" in refused.lines[-1]["message"]
+    assert RunDirectory(path).read_record().config.model == str(model)
+    assert workshop.command("resume", str(path), "--model", str(moved)).status == EXIT_OK
+    assert RunDirectory(path).read_record().config.model == str(moved)
+    assert differences(RunDirectory(path), outcome(workshop.undisturbed("train"))) == {}
+    assert workshop.command("extend", str(path), "--steps", "14").status == EXIT_OK
+
+    refused = workshop.command("fork", str(path), *FORKED, "--model", str(other), "--output", str(tmp_path / "forks"))
+    assert refused.code == "STATE_IDENTITY_MISMATCH"
+    assert "trained on another model: the model's file config.json was changed" in refused.lines[-1]["message"]
 
 
 @pytest.mark.parametrize(("flags", "said"), [((), False), (("--held-out", "0.5"), True)], ids=["as the parent", "more"])

@@ -19,8 +19,8 @@ ENDLESS_RUN = ["--steps", str(ENDLESS)]
 
 def shown_step(terminal: Terminal) -> int:
     """The step on the screen, 0 before the first."""
-    found = re.search(r"step ([\d\s]+)/", terminal.text)
-    return int("".join(found[1].split())) if found else 0
+    found = re.search(r"step ([\d,]+)/", terminal.text)
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def attach_and_stop(place: Place, beyond: int) -> None:
@@ -135,6 +135,18 @@ def test_stopping_from_the_leave_question_saves_the_adapter(place: Place) -> Non
         assert application.is_clean
     place.wait_until(lambda: place.state().status == "stopped", "the end")
     assert (place.run().adapter / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("moment", ["preparing the data", "training"])
+def test_killing_from_the_leave_question_ends_the_engine_also_when_typed_ahead(place: Place, moment: str) -> None:
+    with place.application(*place.flags, *ENDLESS_RUN) as application:
+        application.wait_for(moment, PATIENCE)
+        engine = place.run()
+        application.send("qk")
+        assert application.wait_exit(PATIENCE) == 0
+        assert application.is_clean
+    assert not engine.is_locked()
+    assert place.state().status == "crashed"
 
 
 def test_a_stopped_run_is_continued_from_the_list_of_runs(place: Place) -> None:

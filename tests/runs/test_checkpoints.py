@@ -229,6 +229,12 @@ def test_an_older_one_is_kept_until_a_newer_verifies(store: CheckpointStore) -> 
     assert not older.path.exists()
 
 
+def test_what_a_person_asked_for_is_not_pruned(store: CheckpointStore) -> None:
+    for step, reason in ((1, "steps"), (2, "requested"), (3, "steps"), (4, "steps")):
+        store.save(step, lambda folder: None, reason=reason)
+    assert [item.step for item in store.prune(NEWEST_ONLY)] == [1, 3]
+
+
 def test_when_nothing_verifies_nothing_is_pruned(store: CheckpointStore) -> None:
     for step in (1, 2, 3):
         (store.save(step, write).path / "state.json").unlink()

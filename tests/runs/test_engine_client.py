@@ -98,9 +98,11 @@ def test_a_killed_engine_is_reported_with_its_last_words(tmp_path: Path) -> None
     assert crash.code == "RUNTIME_ENGINE_CRASHED"
 
 
-def test_killing_a_run_ends_its_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spelling", ["{run}", "{out}/../{out.name}/{run.name}", "{out}/link"])
+def test_killing_a_run_ends_its_engine_however_its_directory_is_spelt(tmp_path: Path, spelling: str) -> None:
     watched = start(tmp_path, "1 obey")
-    attached = engine_client.attach(watched.directory.path)
+    (tmp_path / "link").symlink_to(watched.directory.path)
+    attached = engine_client.attach(Path(spelling.format(run=watched.directory.path, out=tmp_path)))
     deadline = time.monotonic() + PATIENCE
     while not attached.read(1.0):
         assert time.monotonic() < deadline

@@ -38,6 +38,16 @@ def test_a_run_that_was_deleted_drops_out(directory: RunDirectory) -> None:
         assert index.summaries() == []
 
 
+def test_a_run_that_is_reached_under_two_names_is_listed_once(directory: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(directory.path.parent)
+    with RunIndex() as index:
+        index.add(tmp_path / "link" / directory.run_id)
+        index.add(directory.path / ".." / directory.run_id)
+        assert [s.path for s in index.summaries()] == [str(directory.path)]
+        index.remove(tmp_path / "link" / directory.run_id)
+        assert index.summaries() == []
+
+
 def test_runs_of_an_output_directory_are_found_by_scanning(directory: RunDirectory, tmp_path: Path) -> None:
     (tmp_path / "out" / "notes").mkdir()
     with RunIndex() as index:

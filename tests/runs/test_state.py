@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +92,20 @@ def test_a_run_without_end_whose_engine_is_gone_has_crashed(
     assert read_run(directory.path).status == "crashed"
     with directory.hold_lock():
         assert read_run(directory.path).status == "running"
+
+
+def test_a_living_engine_that_says_nothing_for_long_is_told_and_one_that_is_stopped() -> None:
+    with subprocess.Popen(["sleep", "60"]) as engine:
+        state = fold(started(pid=engine.pid), step(1))
+        assert state.silence(1011.0) == ""
+        assert state.silence(1042.0) == "no sign of the engine for 40 s"
+        engine.send_signal(signal.SIGSTOP)
+        os.waitpid(engine.pid, os.WUNTRACED)
+        assert f"`kill -CONT {engine.pid}`" in state.silence(1042.0)
+        engine.kill()
+    state.alive = False
+    assert state.silence(1042.0) == ""
+    assert fold(started(), finished(1)).silence(1042.0) == ""
 
 
 def test_a_journal_cut_in_the_middle_of_a_line_is_read_up_to_there(

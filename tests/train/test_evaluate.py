@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import pytest
 import torch
 from backprop.core import events as ev
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
-from backprop.core.events import Evaluated, Event, RunFinished, Step, Stop
+from backprop.core.events import DatasetPrepared, Evaluated, Event, RunFinished, Step, Stop
 from backprop.core.settings import RunConfig
+from backprop.data.split import Split
 from backprop.runs.checkpoints import CheckpointStore
+from backprop.train import evaluate, session
 from backprop.train.checkpointing import Saver
-from backprop.train.dataset import prepare
+from backprop.train.dataset import Subset, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import summed_loss
 from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching
 from backprop.train.session import steps_between_evaluations
+from backprop.train.trainer import Schedule
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import go_on, of, train
@@ -95,6 +99,34 @@ def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int
     assert steps_between_evaluations(steps, 8, held_out) == expected
 
 
+@pytest.mark.parametrize(
+    ("steps", "lengths", "expected"), [(10, [20] * 8, 8), (1, [20] * 8, 4), (1, [35, 40, 9], 2), (1, [900, 9], 1)]
+)
+def test_no_more_is_evaluated_than_the_run_trains(steps: int, lengths: list[int], expected: int, ragged: Any) -> None:
+    rows = Subset(ragged([20] * 30 + lengths), range(30))
+    held_out = Subset(rows.rows, range(30, 30 + len(lengths)))
+    found = session.in_proportion(held_out, rows, Schedule(30, 4, steps, 0, "constant"))
+    assert [found.row(i) for i in range(len(found))] == [held_out.row(i) for i in range(expected)]
+
+
+def test_a_short_run_with_many_held_out_rows_says_that_it_evaluates_a_part(tiny_config: RunConfig) -> None:
+    events, _ = train(replace(tiny_config, steps=1, held_out="0.5"), [])
+    (prepared,) = of(events, DatasetPrepared)
+    (evaluated,) = of(events, Evaluated)
+    (said,) = [each for each in of(events, ev.Warning) if each.code == "HELD_OUT_IN_PART"]
+    assert 0 < evaluated.rows < 8 < prepared.held_out
+    assert f"{evaluated.rows} of {prepared.held_out} held-out rows" in said.message
+
+
+def test_a_long_evaluation_says_how_far_it_is(loaded_tiny: Any, ragged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "PROGRESS_SECONDS", -1.0)
+    told: list[tuple[int, int]] = []
+    one = evaluator(loaded_tiny, ragged([9] * 3))
+    one.batching, one.on_progress = Batching(False, 2, 0), lambda *done: told.append(done)
+    one.evaluate(1, lambda: None)
+    assert told == [(2, 3), (3, 3)]
+
+
 def seen_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], set[tuple[int, ...]]]:
     """Filled with the token ids of every micro-batch that is trained, and evaluated; each must hold one row."""
     trained: set[tuple[int, ...]] = set()
@@ -122,10 +154,10 @@ def test_no_held_out_row_is_trained_and_all_others_are(tiny_config: RunConfig, m
     assert len(evaluated) == of(events, Evaluated)[0].rows > 5
 
 
-def divided(config: RunConfig, split_seed: int | None = None) -> tuple[list[bytes], list[bytes], list[Event]]:
+def divided(config: RunConfig, split: Split | None = None) -> tuple[list[bytes], list[bytes], list[Event]]:
     events: list[Event] = []
     path = Path(config.model)
-    _, *sides = prepare(config, path, events.append, lambda: False, split_seed)
+    _, *sides = prepare(config, path, events.append, lambda: False, split=split)
     trained, held_out = ([side.row(i)[0].tobytes() for i in range(len(side))] for side in sides)
     return trained, held_out, events
 
@@ -199,8 +231,28 @@ def test_a_run_with_another_seed_can_keep_the_held_out_rows_of_an_earlier_one(
 ) -> None:
     config = replace(tiny_config, data=chats(tmp_path / "many.jsonl", range(60)), held_out="0.2")
     parent, other = divided(config), replace(config, seed=7)
-    assert divided(other, split_seed=config.seed)[:2] == parent[:2]
+    assert divided(other, Split(seed=config.seed))[:2] == parent[:2]
     assert divided(other)[:2] != parent[:2]
+
+
+def test_where_a_row_goes_depends_on_what_it_says_and_neither_on_limit_nor_model(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    data = tmp_path / "texts.jsonl"
+    texts = [f"{i}: " + "harbour lantern window river " * (i % 9 + 1) for i in range(120)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    other = shutil.copytree(tiny_config.model, tmp_path / "other")
+    (other / "added_tokens.json").write_text(json.dumps({" window": 400}))
+    sides = []
+    for model, limit in ((tiny_config.model, 512), (tiny_config.model, 16), (str(other), 512)):
+        config = replace(tiny_config, data=str(data), held_out="0.2", max_seq_length=limit, model=model)
+        _, *both = prepare(config, Path(model), lambda event: None, lambda: False)
+        sides.append([set(side.rows.lines[side._places].tolist()) for side in both])
+        assert (sum(map(len, both)) > len(texts)) is (limit == 16), "texts are split by the short limit alone"
+
+    assert sides[0][0].isdisjoint(sides[0][1])
+    assert len(sides[0][1]) > 10
+    assert sides[0] == sides[1] == sides[2]
 
 
 @pytest.mark.parametrize("wrong", ["1.5", "0", "nan", "nowhere.jsonl"])

@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 from backprop.core.errors import CheckpointError, EngineCrashedError, ModelLoadError
-from backprop.core.events import Sample
+from backprop.core.events import Sample, Warning  # noqa: A004
 from backprop.core.jobs import Delta, GenerateRequest
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import start_job
+from backprop.runs.state import read_run
 from backprop.trainer import Trainer
+from safetensors.numpy import load_file, save_file
 from tiny_language_model import write_model, write_rows
 
 JOB = "backprop.train.generate"
@@ -71,6 +73,30 @@ def test_a_truncated_adapter_is_an_error_that_names_it(trained: RunDirectory, tm
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="adapter"):
         list(start_job(JOB, copy, request(copy)).messages())
+
+
+def test_another_base_and_another_adapter_answer_with_a_warning(trained: RunDirectory, tmp_path: Path) -> None:
+    def warned(directory: RunDirectory, asked: GenerateRequest) -> list[tuple[str, str]]:
+        messages = start_job(JOB, directory, asked).messages()
+        return [(each.code, each.message) for each in messages if isinstance(each, Warning)]
+
+    plain = msgspec.structs.replace(request(trained), prompts=["One?"], base=False, max_tokens=1)
+    assert warned(trained, plain) == []
+    model = Path(str(read_run(trained.path).config["model"]))
+    other = shutil.copytree(model, tmp_path / "other")
+    assert warned(trained, msgspec.structs.replace(plain, model=str(other))) == []
+    weights = load_file(other / "model.safetensors")
+    save_file({name: each * 2 for name, each in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    ((code, said),) = warned(trained, msgspec.structs.replace(plain, model=str(other)))
+    assert (code, "the model's file model.safetensors was changed" in said) == ("BASE_CHANGED", True)
+
+    copy = RunDirectory(tmp_path / trained.run_id)
+    shutil.copytree(trained.path, copy.path, ignore=shutil.ignore_patterns("control"))
+    file = copy.adapter / "adapter_model.safetensors"
+    save_file({name: each * 0 for name, each in load_file(file).items()}, file, {"format": "pt"})
+    ((code, said),) = warned(copy, msgspec.structs.replace(plain, run=str(copy.path)))
+    assert (code, str(file) in said) == ("ADAPTER_CHANGED", True)
+    assert copy.changed_result() == [said]
 
 
 def test_a_base_model_that_is_gone_is_an_error_that_names_it(trained: RunDirectory, tmp_path: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from backprop.core.events import DatasetPrepared, Step, Stop
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
+from backprop.runs.directory import RunDirectory
 from backprop.train import resume as module
 from backprop.train.dataset import prepare
 from backprop.train.model import resolved
 from backprop.train.resume import file_hash, identity, identity_differences, library_differences
+from runs_in_process import go_on, of
 from tiny_language_model import write_rows
 
 CONFIG = RunConfig(data="rows.jsonl", batch_size=2)
@@ -100,6 +105,30 @@ def test_a_comment_in_the_code_that_prepares_data_changes_nothing(
 
     assert identity_differences(before, of_run(config)) == []
     assert set(token_cache().iterdir()) > prepared_before, "the rows were not prepared again"
+
+
+def test_a_run_writes_the_date_of_its_beginning_also_when_it_goes_on_later(config: RunConfig) -> None:
+    settings = Path(config.model) / "tokenizer_config.json"
+    template = json.loads(settings.read_text())
+    template["chat_template"] = "{{ strftime_now('Today is %d %b %Y.') }}" + template["chat_template"]
+    settings.write_text(json.dumps(template))
+    directory = RunDirectory.create(msgspec.structs.replace(config, steps=6, save_steps=2, held_out="none"))
+    directory.update_record(created=datetime(2021, 3, 4, 23, 59).timestamp())
+
+    begun = go_on(directory, "start", ask=lambda seen: [Stop()] if len(of(seen, Step)) >= 2 else [])
+    went_on = go_on(directory)
+
+    for events in (begun, went_on):
+        (prepared,) = of(events, DatasetPrepared)
+        assert prepared.first_row[0].text.startswith("Today is 04 Mar 2021.")
+    assert of(went_on, Step)[0].step == 3
+    assert [rows.summary.cached for rows in (again(config, 4), again(config, 5))] == [True, False]
+
+
+def again(config: RunConfig, day: int) -> preprocess.Prepared:
+    """The rows prepared once more, in that month."""
+    now = datetime(2021, 3, day, 11, 0)
+    return preprocess.prepare(config.data, config.model, max_length=config.max_seq_length, now=now)
 
 
 def change_word(config: RunConfig) -> RunConfig:

@@ -71,7 +71,7 @@ def test_the_loss_in_pieces_is_the_loss(loaded_tiny: Loaded, rows: Any, monkeypa
     whole.backward()
     whole_gradient = gradient(loaded_tiny)
 
-    monkeypatch.setitem(losses.PIECE_BYTES, "cpu", 4 * VOCABULARY * 10)  # ten positions at a time
+    monkeypatch.setattr(losses, "PIECE_BYTES", 4 * VOCABULARY * 10)  # ten positions at a time
     pieces = summed_loss(loaded_tiny.model, one, plain_head=True)
     pieces.backward()
 

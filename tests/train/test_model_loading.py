@@ -14,6 +14,7 @@ from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, Mode
 from backprop.core.events import Event, ModelLoaded, Step
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
+from backprop.train.loss import sees_what_follows
 from backprop.train.modes import lora
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
@@ -62,6 +63,65 @@ def test_weights_that_do_not_fit_the_architecture_are_refused_by_name(
         models.load_base(model, torch.device("cpu"), torch.float32)
     assert named in caught.value.message
     assert caught.value.code == "DEP_MODEL_LOAD_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"model_type": "zorgle"}, "does not know the type 'zorgle'"),
+        ({"model_type": "t5"}, "the type 't5' does not continue text"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantised (gptq)"),
+    ],
+    ids=["unknown", "no language model", "quantised"],
+)
+def test_a_model_that_cannot_be_loaded_is_said_with_what_helps(
+    tiny_model: Path, tmp_path: Path, settings: dict[str, Any], hint: str
+) -> None:
+    model = changed(tiny_model, tmp_path / "model", dict, **settings)
+
+    with pytest.raises(ModelLoadError, match="cannot be loaded") as caught:
+        models.load_base(model, torch.device("cpu"), torch.float32)
+    assert hint in caught.value.hint
+    assert len(caught.value.message) < 500
+
+
+def test_a_model_that_sees_the_tokens_it_should_predict_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    shape = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 64, "initializer_range": 0.3}
+    assert not sees_what_follows(BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval())
+    BertLMHeadModel(BertConfig(**shape)).save_pretrained(tmp_path / "bert")
+    shutil.copy(Path(tiny_config.model) / "tokenizer.json", tmp_path / "bert")
+    with pytest.raises(ModelLoadError, match="sees the tokens that it should predict"):
+        models.load(models.resolved(tiny_config), tmp_path / "bert", ignore)
+
+
+def test_special_tokens_that_were_never_trained_are_named_once(tiny_config: RunConfig, tmp_path: Path) -> None:
+    def emptied(weights: dict[str, Any]) -> dict[str, Any]:
+        weights["model.embed_tokens.weight"][1:3] = 0
+        return weights
+
+    model = changed(Path(tiny_config.model), tmp_path / "model", emptied)
+    events, _ = runs_in_process.train(replace(tiny_config, model=str(model), steps=1), [])
+
+    (said,) = [event for event in events if getattr(event, "code", "") == "TOKENS_UNTRAINED"]
+    assert "<|im_start|>, <|im_end|>" in said.message
+    events, _ = runs_in_process.train(replace(tiny_config, steps=1), [])
+    assert "TOKENS_UNTRAINED" not in [getattr(event, "code", "") for event in events]
+
+
+def test_weights_of_the_model_that_are_not_finite_are_named(tiny_config: RunConfig, tmp_path: Path) -> None:
+    def sick(weights: dict[str, Any]) -> dict[str, Any]:
+        weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+        return weights
+
+    model = changed(Path(tiny_config.model), tmp_path / "model", sick)
+    with pytest.raises(models.TrainingError) as caught:
+        runs_in_process.train(replace(tiny_config, model=str(model), steps=9), [])
+    assert caught.value.code == "RUNTIME_NOT_FINITE"
+    assert "model.layers.1.mlp.up_proj" in caught.value.hint
+    assert str(model) in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -209,6 +269,47 @@ def test_experts_that_no_adapter_reaches_are_named_with_their_share() -> None:
     (note,) = lora.experts_note(MixtralForCausalLM(small))
     assert re.search(r"experts \(\d\d% of the weights\) get no adapter", note)
     assert lora.experts_note(torch.nn.Linear(2, 2)) == []
+
+
+def test_experts_with_shared_ones_are_trained_and_the_adapter_comes_back_on_the_same_layers(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    small = DeepseekV3Config(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_hidden_layers=2,
+        first_k_dense_replace=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+    )
+    folder = tmp_path / "experts"
+    DeepseekV3ForCausalLM(small).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny_config.model) / name, folder)
+
+    events, directory = runs_in_process.train(replace(tiny_config, model=str(folder), lora_dropout=0.05), [])
+
+    (told,) = [event for event in events if isinstance(event, ModelLoaded)]
+    assert "nor do down_proj, gate_proj, up_proj" in told.notes[-1]
+    assert set(told.targets) == {"o_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"}
+    base = models.load_base(folder, torch.device("cpu"), torch.float32)
+    back = PeftModel.from_pretrained(base, directory.adapter).state_dict()
+    saved = load_file(directory.adapter / "adapter_model.safetensors")
+    assert {name.replace(".default", "") for name in back if "lora_" in name} == set(saved)
 
 
 def test_what_is_in_memory_is_held_against_what_was_asked(

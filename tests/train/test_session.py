@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import runs_in_process
 import torch
 from backprop.core import files
-from backprop.core.errors import BackpropError, DatasetValidationError, TrainingAbortedError, TrainingError
+from backprop.core.errors import BackpropError, DatasetValidationError, RunError, TrainingAbortedError, TrainingError
 from backprop.core.events import (
     Abort,
     DatasetPrepared,
+    Evaluated,
     Event,
     ModelLoaded,
     Pause,
@@ -34,13 +36,17 @@ from backprop.core.events import (
 )
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
+from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.train import session
+from backprop.train.evaluate import Evaluator
 from backprop.train.methods import sft
 from backprop.train.model import resolved
+from backprop.train.modes import lora
 from backprop.train.resume import Beginning
 from msgspec.structs import replace
 from pinned_machine import within
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
@@ -283,19 +289,127 @@ def test_a_run_with_its_model_at_hand_opens_no_socket(
     assert tried == []
 
 
+def refuse_to_write(monkeypatch: pytest.MonkeyPatch, error: int, times: int) -> None:
+    """Every checkpoint and adapter is refused, ``times`` times in all."""
+    plain = files.flush_tree
+    tries = []
+
+    def refused(folder: Path) -> None:
+        tries.append(folder)
+        if len(tries) <= times:
+            raise OSError(error, os.strerror(error))
+        plain(folder)
+
+    monkeypatch.setattr(files, "flush_tree", refused)
+
+
+@pytest.mark.parametrize("stopped_early", [False, True])
+def test_a_disk_that_is_full_at_the_end_is_waited_for_and_nothing_is_lost(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch, stopped_early: bool
+) -> None:
+    config = tiny_config
+    if stopped_early:
+        config = replace(config, steps=9, held_out="0.2", eval_steps=1, early_stopping=2)
+
+        def evaluate(one: Evaluator, step: int, look: Any) -> Evaluated:
+            loss = (1.0, 0.9, 0.95, 0.92)[step - 1]
+            return Evaluated(step=step, loss=loss, tokens=1, rows=1, seconds=0.0, best=one.record(loss))
+
+        monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    plain, good = do(config, played())
+    last = of(plain, RunFinished)[0].steps
+    tries: list[Path] = []
+    whole = files.flush_tree
+
+    def full(folder: Path) -> None:
+        adapter = folder.name.startswith(".adapter")
+        tries.extend([folder] * adapter)
+        if len(tries) < 3 and (adapter or f"step-{last:08}" in folder.name):
+            raise OSError(28, os.strerror(28))
+        whole(folder)
+
+    monkeypatch.setattr(files, "flush_tree", full)
+    events, directory = do(config, played(held=[None, Resume()]))
+
+    (paused,), (resumed,) = of(events, Paused), of(events, Resumed)
+    assert (paused.step, "No space left" in paused.reason, resumed.step) == (last, True, last)
+    assert of(events, RunFinished)[0].status == "done"
+    assert good.last_adapter.exists() is stopped_early
+    for name in ("adapter", "adapter-last") if stopped_early else ("adapter",):
+        mine, other = (load_file(run.path / name / "adapter_model.safetensors") for run in (directory, good))
+        assert all(torch.equal(mine[key], other[key]) for key in other)
+    newest, _ = CheckpointStore(directory.checkpoints, directory.run_id).newest_valid()
+    assert newest is not None
+    assert newest.step == last
+
+
+def test_a_person_who_ends_the_wait_for_room_is_told_what_was_not_saved(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_write(monkeypatch, 28, times=99)
+    with pytest.raises(TrainingError, match="No space left") as caught:
+        do(tiny_config, played(held=[None, Stop()]))
+    assert caught.value.code == "RUNTIME_DISK_FULL"
+
+
+def test_a_run_whose_directory_is_deleted_ends_and_makes_no_other(tiny_config: RunConfig) -> None:
+    def delete(events: list[Event]) -> list[Any]:
+        if len(of(events, Step)) == 2:
+            for path in Path(tiny_config.output_dir).iterdir():
+                shutil.rmtree(path)
+        return []
+
+    events: list[Event] = []
+    with pytest.raises(RunError, match="was deleted") as caught:
+        runs_in_process.train(replace(tiny_config, steps=9, save_steps=3), events, delete)
+    assert caught.value.code == "RUN_DAMAGED"
+    assert len(of(events, Step)) == 3
+    assert list(Path(tiny_config.output_dir).iterdir()) == []
+
+
+def test_a_run_whose_directory_is_moved_saves_where_it_is_and_goes_on_from_there(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    config = replace(tiny_config, steps=6)
+    plain, _ = runs_in_process.train(config, [])
+
+    def move(events: list[Event]) -> list[Any]:
+        if len(of(events, Step)) == 3:
+            for path in (tmp_path / "moving").iterdir():
+                path.rename(tmp_path / path.name)
+        return []
+
+    events: list[Event] = []
+    with pytest.raises(RunError, match="was moved to") as caught:
+        runs_in_process.train(replace(config, output_dir=str(tmp_path / "moving")), events, move)
+    assert list((tmp_path / "moving").iterdir()) == []
+    path = Path(caught.value.hint.split()[2].strip("`"))
+    rest = runs_in_process.go_on(RunDirectory(path))
+    assert [step.loss for step in of(events + rest, Step)] == [step.loss for step in of(plain, Step)]
+
+
 def test_an_adapter_that_cannot_be_saved_is_said_with_its_place(
     tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Any, *args: Any, **kwargs: Any) -> None:
-        raise OSError(28, os.strerror(28))
+    refuse_to_write(monkeypatch, 13, times=99)
 
-    monkeypatch.setattr(files, "flush_tree", full)
-
-    with pytest.raises(TrainingError, match="No space left") as caught:
+    with pytest.raises(TrainingError, match="Permission denied") as caught:
         do(tiny_config, played())
     assert caught.value.code == "RUNTIME_IO_FAILED"
     runs = list(Path(tiny_config.output_dir).iterdir())
     assert not any((run / "adapter").exists() for run in runs)
+
+
+def test_an_adapter_larger_than_a_file_may_be_is_said_as_what_the_system_refused(
+    tiny_config: RunConfig, played: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(mode: Any, model: Any, target: Path) -> None:
+        raise SafetensorError("I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr(lora.LoRA, "save", too_large)
+    with pytest.raises(TrainingError, match="File too large") as caught:
+        do(tiny_config, played())
+    assert caught.value.code == "RUNTIME_IO_FAILED"
 
 
 def test_rank_without_alpha_gets_it_from_the_rank_and_the_preset_its_own(tiny_config: RunConfig) -> None:

@@ -39,3 +39,4 @@ def fixed_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list of runs is looked at a day after they were made."""
     now = SimpleNamespace(time=lambda: recorded.NOW + 90_000)
     monkeypatch.setattr("backprop_tui.widgets.run_table.time", now)
+    monkeypatch.setattr("backprop_tui.widgets.status.time", SimpleNamespace(time=lambda: recorded.NOW))

@@ -93,3 +93,4 @@ def test_only_all_of_them_are_a_hundred_percent() -> None:
         "14 (1.4 %)",
         "0 (0 %)",
     ]
+    assert percent(1, 10_000_000) == "1 (under 0.001 %)"

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backprop_tui.charts.canvas import Axis
+from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import BUCKETS, SMOOTHING, Curve, shown_steps
 
 
@@ -87,3 +88,22 @@ def test_the_axis_holds_its_data_and_names_round_values(a: float, b: float, log:
     labels = axis.labels()
     assert 1 <= len(labels) <= 2 * parts + 2
     assert all(-1e-6 <= share <= 1 + 1e-6 for share, _ in labels)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([0.0, 1e30, 2e30], "0 1e30 2e30"), ([0.0, 1e7, 2.0], "0 5e6 1e7"), ([1e-9, 3e-9], "1e-9 2e-9 3e-9")],
+)
+def test_labels_of_any_size_have_their_six_cells(values: list[float], labels: str) -> None:
+    plot = LossPlot()
+    plot.curve = curve_of(values)
+    rows = ["".join(text for text, _ in row) for row in plot.rows(60, 8)]
+    assert [row.partition("┤")[0].strip() for row in rows if "┤" in row][::-1] == labels.split()
+    assert {len(row.partition(sign)[0]) for row in rows for sign in "┤│" if sign in row} == {7}
+
+
+def test_values_whose_difference_is_no_number_are_a_gap() -> None:
+    plot = LossPlot()
+    plot.curve = curve_of([1e308, -1e308, 2.0])
+    assert plot.curve.gaps == 2
+    assert plot.rows(60, 8)

@@ -23,13 +23,13 @@ async def test_a_big_file_is_shown_by_reading_only_the_rows_around_the_screen(tm
         await until_text(pilot, "What is in hold 0?", "What is in hold 19?")
         await at_rest(pilot)
         await pilot.press("G")
-        await until_text(pilot, "200000", "What is in hold 199999?")
+        await until_text(pilot, "200,000 UA", "What is in hold 199999?")
         assert "200,000 of 200,000" in app.text()
         await pilot.press("g", *"123456", "enter")
-        await until_text(pilot, "123456 UA", "What is in hold 123455?")
+        await until_text(pilot, "123,456 UA", "What is in hold 123455?")
         for _ in range(10):
             await pilot.press("pagedown")
-        await until_text(pilot, "123646 UA")
+        await until_text(pilot, "123,646 UA")
         # Some screens of rows, however often they were drawn while the index grew: never a share of the file.
         assert app.data.opened.reads < 5_000
 
@@ -61,7 +61,7 @@ async def test_the_bar_scrolls_the_rows_and_leaves_the_cursor_where_it_is(tmp_pa
 
 async def test_without_a_file_the_screen_asks_for_one_and_names_what_it_reads() -> None:
     async with DataApp().run_test(size=NARROW) as pilot:
-        await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "Open a dataset file")
+        await until_text(pilot, "No dataset is open", ".jsonl", ".parquet", "sharegpt", "kto", "there is none")
 
 
 async def test_tab_completes_the_path_and_enter_opens_it(tmp_path: Path) -> None:
@@ -69,6 +69,7 @@ async def test_tab_completes_the_path_and_enter_opens_it(tmp_path: Path) -> None
     write_rows(tmp_path / "voyages" / "cargo-list.jsonl", [alpaca(1)])
     (tmp_path / "voyages" / "cargo.notes").write_text("not a dataset")
     async with DataApp().run_test(size=NARROW) as pilot:
+        await pilot.press("o")
         entry = pilot.app.screen.query_one("#prompt-input")
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = f"{tmp_path}/voy"
@@ -84,6 +85,7 @@ async def test_tab_again_takes_the_next_of_several_candidates(tmp_path: Path) ->
     for name in ("a1.jsonl", "a2.jsonl", "a3.csv"):
         (tmp_path / name).write_text("{}\n")
     async with DataApp().run_test(size=NARROW) as pilot:
+        await pilot.press("o")
         entry = pilot.app.screen.query_one("#prompt-input")
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = f"{tmp_path}/a"
@@ -228,12 +230,73 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         screen = app.screen
         assert isinstance(screen, DataScreen)
         entry = screen.query_one(Input)
+        await pilot.press("o")
         await until(pilot, lambda: app.focused is entry, "a prompt")
         entry.value = str(path)
         await pilot.press("enter")
         await until(pilot, lambda: screen.table.count == 2, "two rows")
-        assert {"Check", "Filter", "Lengths"} <= {command.title for command in app.get_system_commands(screen)}
+        assert {"Check", "Filter", "Lengths", "Copy"} <= {
+            command.title.split()[0] for command in app.get_system_commands(screen)
+        }
         await pilot.press("2")
         await until(pilot, lambda: not isinstance(app.screen, DataScreen), "another screen")
         await pilot.press("3")
         await until(pilot, lambda: app.screen is screen and screen.table.count == 2, "the same file")
+
+
+async def test_the_keys_go_where_it_is_seen_by_key_and_by_mouse(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌user")
+        screen, bar = pilot.app.data, pilot.app.screen.query_one("#keybar")
+        before = [strip.text for strip in screen._compositor.render_strips()]
+        await pilot.press("enter")
+        await until(pilot, lambda: screen.detail.has_focus, "the row")
+        assert [strip.text for strip in screen._compositor.render_strips()][3] != before[3]  # without colour, too
+        assert "next row" in bar.render_line(0).text
+        await pilot.click("#rows", offset=(5, 2))
+        await until(pilot, lambda: "next row" not in bar.render_line(0).text, "the table's keys")
+        await pilot.click("#detail", offset=(5, 2))
+        await until(pilot, lambda: "next row" in bar.render_line(0).text, "the row's keys")
+
+
+async def test_v_in_a_narrow_terminal_shows_the_row_before_it_turns_it(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("v")
+        await until_text(pilot, "line 1 as chat")
+        await pilot.press("v")
+        await until_text(pilot, "line 1 as JSON")
+
+
+async def test_the_narrow_key_bar_has_what_is_done_with_a_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        wanted = ("o open", "v view", "/ find", "f filter", "c check", "l lengths", "w write", "? help", "q leave")
+        await until_text(pilot, *wanted)
+
+
+async def test_rows_of_a_file_without_lines_are_called_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([alpaca(number) for number in range(3000)]))
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("G")
+        screen = await until_text(pilot, "row turns", "row 3,000 as chat", "3,000 UA", "3,000 of 3,000")
+        assert "line" not in screen
+        await pilot.press("g")
+        await until_text(pilot, "Go to row")
+
+
+async def test_what_is_remembered_of_rows_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backprop_tui.screens.dataset.rows._REMEMBERED", 100)
+    path = write_rows(tmp_path / "rows.jsonl", (alpaca(number) for number in range(1000)))
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        for _ in range(10):
+            await pilot.press("pagedown")
+            await pilot.pause()
+        await until_text(pilot, "What is in hold 190?")
+        assert len(pilot.app.data.table._known) <= 100

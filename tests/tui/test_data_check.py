@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from textual.widgets import Input
 from tiny_tokenizer import write_model
 
 from backprop_tui.screens.dataset.file import open_file
+from backprop_tui.screens.dataset.lengths import edges
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.tasks import Task
 from backprop_tui.screens.dataset.tokens import token_lines
@@ -93,6 +95,8 @@ async def test_findings_are_listed_while_the_check_goes_on(faulty: Path, monkeyp
         await until_text(pilot, "checked 100 rows")
         await pilot.press("p")
         await until_text(pilot, "1 ! duplicate_row")
+        # One more code and one more finding are listed above the one that was chosen, which stays chosen.
+        assert pilot.app.data.findings.at_cursor()[1].line == 78
 
 
 async def test_the_mouse_goes_to_rows_and_to_findings(faulty: Path) -> None:
@@ -119,6 +123,19 @@ async def test_enter_on_a_code_shows_its_findings_alone(faulty: Path) -> None:
         assert "line 78" not in pilot.app.text()
         await pilot.press("enter")
         await until_text(pilot, "line 78")
+
+
+async def test_what_a_check_found_is_said_whole_and_is_gone_with_the_next_key(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=(60, 24)) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(
+            pilot,
+            "What is in hold 1?",
+            "1 of 100 checked 100 rows: 2 unusable, 4 to look at · p lists them, n goes to the next",
+        )
+        await pilot.press("down")
+        await until(pilot, lambda: "unusable" not in pilot.app.text(), "a status line of its own")
 
 
 async def test_n_steps_through_the_rows_with_findings_and_begins_again(faulty: Path) -> None:
@@ -159,6 +176,59 @@ async def test_tokens_show_what_is_trained_the_begin_token_and_the_terminator(
         assert "<s><|im_start|>user↵\nDepth?<|im_end|>↵\n<|im_start|>assistant↵\nNine<|im_end|>↵" in drawn
 
 
+@pytest.mark.parametrize(
+    ("end", "eos", "said"),
+    [
+        ("<|im_end|>", "<|im_end|>", "answers end with <|im_end|>, trained"),
+        ("!", "!", "answers end with !, trained"),  # ends generation without being special
+        ("<|im_end|>", "!", "answers end with <|im_end|>, trained"),  # special, as templates' own ends are
+        ("!", "<|im_end|>", "answers end with !, trained, but no special token: the model may not learn to stop"),
+    ],
+)
+def test_an_answer_that_ends_without_a_token_that_ends_generation_is_remarked(
+    small_model: Path, end: str, eos: str, said: str
+) -> None:
+    path = small_model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    template = config["chat_template"].replace("<|im_end|>", end)
+    path.write_text(json.dumps({**config, "eos_token": eos, "chat_template": template}))
+    assert said in _drawn(b'{"instruction": "Depth?", "output": "Nine"}', small_model).split("\n")
+
+
+def test_of_a_row_of_very_many_tokens_the_first_are_drawn_and_the_others_counted(
+    small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backprop_tui.screens.dataset.tokens.MOST_TOKENS", 20)
+    drawn = _drawn(b'{"instruction": "Depth?", "output": "Nine"}', small_model)
+    assert "32 tokens, 5 trained" in drawn
+    assert drawn.endswith("<|im_start|>assi\n… 12 more tokens, not shown")
+
+
+async def test_without_colour_the_row_on_screen_has_its_brackets(
+    tmp_path: Path, small_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "Depth?", "output": "Nine"}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await until_text(pilot, "▌assistant")
+        await pilot.press("v", "v")
+        await until_text(pilot, "[Nine<|im_end|>]")
+
+
+async def test_another_model_counts_the_lengths_anew(tmp_path: Path, small_model: Path) -> None:
+    other = write_model(tmp_path / "other")
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    template = config["chat_template"].replace("assistant", "pilot")
+    (other / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": f"Ahoy!{template}"}))
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "Depth?", "output": "Nine"}])
+    async with DataApp(path).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        await until_text(pilot, "1 row · at this limit 32 tokens")
+        pilot.app.data.chosen.choose(str(other))
+        await until_text(pilot, "1 row · at this limit 37 tokens")
+
+
 async def test_a_begin_token_that_opens_every_turn_is_not_said_to_stand_once(tmp_path: Path, small_model: Path) -> None:
     path = small_model / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -193,10 +263,14 @@ async def test_another_model_is_chosen_by_its_directory(tmp_path: Path) -> None:
         assert str(model) in pilot.app.data.query_one("#detail", RowView).text.replace("\n", "")
 
 
-def _drawn(raw: bytes, model: Path, limit: int = 2048) -> str:
+def _lines(raw: bytes, model: Path, limit: int) -> list[list[tuple[str, str]]]:
     value, error = parse_json(raw)
     file = FileFormat(format="alpaca", mapping={}, counts={}, lines={})
-    lines = token_lines(Row(1, raw, value, error), file, ChatTokenizer.load(model), limit, brackets=True)
+    return token_lines(Row(1, raw, value, error), file, ChatTokenizer.load(model), limit, brackets=True)
+
+
+def _drawn(raw: bytes, model: Path, limit: int = 2048) -> str:
+    lines = _lines(raw, model, limit)
     return "\n".join("".join(text for text, _ in line) for line in lines)
 
 
@@ -215,15 +289,21 @@ def test_the_token_view_says_what_the_limit_does_to_the_row(small_model: Path, l
     assert words in drawn
 
 
-@pytest.mark.parametrize("limit", [16, 40, 64, 100, 150, 4096])
-def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize("begin", ["<s>", ""])
+@pytest.mark.parametrize("limit", [16, 40, *range(60, 68), 71, 100, 150, 4096])
+def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int, begin: str) -> None:
     rows: list[object] = [alpaca(number, words=number % 23) for number in range(1, 60)]
     rows += [
         {"messages": [{"role": role, "content": "x" * (7 * n)} for n in (1, 3) for role in ("user", "assistant")]},
         {"instruction": "no answer"},
         {"messages": [{"role": "assistant", "content": "first word"}, {"role": "user", "content": "and last"}]},
+        *({"text": "y" * n} for n in (*range(60, 70), 99, 100, 101, 149, 150, 151)),
     ]
     model, path = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl", rows)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    if not begin:
+        config |= {"bos_token": None, "chat_template": config["chat_template"].removeprefix("{{ bos_token }}")}
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
     task: Task[CountedLengths] = Task("count")
     opened = open_file(str(path), Task("open"))
     tokenizer = ChatTokenizer.load(model)
@@ -232,12 +312,17 @@ def test_counts_at_a_limit_are_those_of_training(tmp_path: Path, limit: int) -> 
     )
     opened.close()
     at = counted.lengths.at(limit)
-    if not at.whole + at.cut:
+    if not at.whole + at.cut + at.split:
         with pytest.raises(DatasetError):
             prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens")
         return
     summary = prepare(path, model, max_length=limit, cache_dir=tmp_path / "tokens").summary
-    assert (at.whole, at.cut, at.answer_lost) == (summary.kept - summary.cut, summary.cut, summary.answer_lost)
+    assert counted.lengths.tokens_at(limit) == (summary.tokens, summary.trained_tokens)
+    assert (at.whole + at.split, at.cut, at.answer_lost) == (
+        summary.kept - summary.cut,
+        summary.cut,
+        summary.answer_lost,
+    )
     assert summary.limits == counted.lengths.limits(limit)
     assert counted.unusable == summary.dropped
     assert counted.rows == summary.rows == len(rows)
@@ -260,12 +345,83 @@ async def test_lengths_are_drawn_with_the_limit_which_keys_move(tmp_path: Path, 
         await until_text(pilot, "──── limit 300 ──")
 
 
+@pytest.mark.parametrize(
+    ("limit", "counts", "trained"),
+    [
+        (2048, "86 tokens, 21 trained (24 %)", ["Nine fathoms.<|im_end|>", "Eight.<|im_end|>"]),
+        (75, "75 of 86 tokens, 21 trained (28 %)", ["Nine fathoms.<|im_end|>", "Eight.<|im_end|>"]),
+        (60, "60 of 86 tokens, 21 trained (35 %)", ["Nine fathoms.<|im_end|>", "Eight.<|im_end|>"]),
+        (40, "40 of 86 tokens, 7 trained (18 %)", ["Eight.<|im_end|>"]),
+        (8, "0 of 86 tokens, 0 trained (0 %)", []),
+    ],
+)
+def test_what_is_marked_is_what_is_trained_at_the_limit(
+    small_model: Path, limit: int, counts: str, trained: list[str]
+) -> None:
+    turns = [("user", "Depth?"), ("assistant", "Nine fathoms."), ("user", "And now?"), ("assistant", "Eight.")]
+    row = {"messages": [{"role": role, "content": text} for role, text in (*turns, ("user", "Ah"))]}
+    drawn = _drawn(json.dumps(row).encode(), small_model, limit)
+    assert counts in drawn
+    assert re.findall(r"\[(.*?)\]", drawn.replace("\n", "")) == trained
+
+
+def test_what_the_limit_cuts_of_a_row_is_drawn_without_borders(small_model: Path) -> None:
+    lines = _lines(b'{"instruction": "Depth?", "output": "Nine fathoms"}', small_model, 35)
+    body = [piece for line in lines[5:] for piece in line]
+    assert body[0] == ("<s>", "mark+bold")  # stays at the beginning
+    muted = "".join(text for text, ink in body if ink == "muted")
+    assert muted == "<|im_start|>use↵"  # and what follows the answer
+    assert _drawn(b'{"text": "abcdefghijklmnopqrstuvw"}', small_model, 16).count("[") == 2
+
+
 async def test_without_a_tokenizer_lengths_are_counted_in_characters_and_say_so(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [{"text": "x" * n} for n in (10, 20, 30)])
     async with DataApp(path).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
         await pilot.press("l")
         await until_text(pilot, "3 rows, in characters", "p50 20", "longest 30", "The limit is in tokens")
+
+
+async def test_a_model_that_is_not_there_is_said_above_the_characters_that_are_counted_instead(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "x" * n} for n in (10, 20, 30)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        await until_text(pilot, "✗ the tokenizer of smollm2-135m is not on this machine", "3 rows, in characters")
+
+
+async def test_lengths_of_a_file_without_a_usable_row_show_no_limits(tmp_path: Path, small_model: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "no answer"}] * 3)
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        screen = await until_text(pilot, "3 rows cannot be used at any length")
+        assert "at a limit of" not in screen
+
+
+async def test_the_share_that_is_trained_is_that_at_the_limit(tmp_path: Path, small_model: Path) -> None:
+    rows = [{"instruction": "Why?", "output": "x" * n} for n in (10, 1000)]
+    async with DataApp(write_rows(tmp_path / "rows.jsonl", rows)).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await pilot.press("l")
+        await until_text(pilot, "2 rows · at this limit 1.1k tokens, 95 % trained")
+        pilot.app.data.lengths.set_limit("512")  # loses the long answer
+        await until_text(pilot, "2 rows · at this limit 36 tokens, 31 % trained")
+        await pilot.press("s")
+        await until_text(pilot, "limit 512 tokens a row", "trained 11 (31 %)")
+
+
+@pytest.mark.parametrize(
+    ("longest", "usual", "limit", "borders"),
+    [
+        (95, 90, 2048, [0, 20, 40, 60, 80, 96]),  # the data, not the limit, is the scale
+        (95, 90, 50, [0, 20, 40, 51, 60, 80, 96]),
+        (5000, 90, 2048, [0, 20, 40, 60, 80, 100, 2049, 5001]),  # one long row does not hide the others
+        (1, 1, 16, [0, 1, 2]),
+    ],
+)
+def test_bars_are_scaled_to_what_most_rows_are(longest: int, usual: int, limit: int, borders: list[int]) -> None:
+    assert edges(longest, usual, limit, 8) == borders
 
 
 async def test_statistics_tell_what_was_counted_and_the_keys_for_the_rest(faulty: Path, small_model: Path) -> None:

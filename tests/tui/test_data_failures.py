@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 from pathlib import Path
 
 import pyarrow
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until_text, write_rows
+
+from backprop_tui.screens.dataset.keys import KEYS
 
 GOOD = json.dumps(alpaca(1))
 WHOLE = {
@@ -173,3 +176,50 @@ async def test_when_every_row_is_broken_the_check_says_so_with_the_first(tmp_pat
         await at_rest(pilot)
         await pilot.press("c")
         await until_text(pilot, "none of its 30 rows can be read", "line 1")
+
+
+async def test_without_a_file_no_key_of_the_screen_does_harm() -> None:
+    async with DataApp().run_test(size=(80, 24)) as pilot:
+        await until_text(pilot, "No dataset is open")
+        for key in KEYS:
+            await pilot.press(key.keys, "escape")
+        await until_text(pilot, "No dataset is open")
+        assert pilot.app.data.opened is None
+
+
+async def test_a_defect_in_a_thread_is_said_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
+    async with DataApp(path).run_test(size=(140, 40)) as pilot:
+        await at_rest(pilot)
+        monkeypatch.setattr("backprop.data.validate.validate", lambda *_, **__: 1 // 0)
+        await pilot.press("c")
+        await until_text(pilot, "a defect in this program, while checking: ZeroDivisionError", "please report it")
+        await pilot.press("escape", "down")
+        await until_text(pilot, "line 2 as chat")
+
+
+async def test_what_was_found_in_a_file_that_is_left_is_not_taken_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backprop.data import validate
+
+    first = write_rows(tmp_path / "first.jsonl", [{"instruction": "no answer"}] + [alpaca(1)] * 3)
+    second = write_rows(tmp_path / "second.jsonl", [alpaca(1), alpaca(2)])
+    go_on, real = threading.Event(), validate.validate
+
+    def slow(*given: object, **more: object) -> object:
+        found = real(*given, **more)
+        go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(validate, "validate", slow)
+    async with DataApp(first).run_test(size=(80, 24)) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        pilot.app.data.open_path(str(second))
+        await until_text(pilot, "second.jsonl · alpaca · 2 rows")
+        go_on.set()
+        await at_rest(pilot)
+        assert pilot.app.data.findings.found is None
+        await pilot.press("c")
+        await until_text(pilot, "checked 2 rows: 0 unusable")

@@ -20,6 +20,7 @@ def charts(hub: Hub) -> None:
 async def test_a_name_is_fetched_with_progress_and_opened(hub: Hub) -> None:
     hub.holds.clear()
     async with DataApp().run_test(size=(80, 24)) as pilot:
+        await pilot.press("o")
         entry = pilot.app.screen.query_one(Input)
         await until(pilot, lambda: pilot.app.focused is entry, "a prompt")
         entry.value = NAME

@@ -74,5 +74,5 @@ class TestPictures:
         before = after("l", *["minus"] * 4, words="limit 128")
         assert snap_compare(DataApp(cargo), terminal_size=size, run_before=before)
 
-    def test_welcome(self, size: tuple[int, int], snap_compare: Callable[..., bool]) -> None:
-        assert snap_compare(DataApp(), terminal_size=size, run_before=after(words="tab completes"))
+    def test_welcome(self, cargo: Path, size: tuple[int, int], snap_compare: Callable[..., bool]) -> None:
+        assert snap_compare(DataApp(), terminal_size=size, run_before=after(words="cargo.jsonl"))

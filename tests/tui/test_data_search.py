@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from backprop.data.reader import Row
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 
-from backprop_tui.screens.dataset import browser
+from backprop_tui.screens.dataset import browser, tasks
 from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)
@@ -156,3 +157,15 @@ async def test_another_file_is_shown_whole_whatever_the_first_was_filtered_by(lo
         pilot.app.data.open_path(str(other))
         screen = await until_text(pilot, "other.jsonl · text · 30 rows", "entry 0", "entry 9", "1 of 30")
         assert "whale" not in screen.lower()
+
+
+def test_work_that_takes_its_time_says_how_long_it_will_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(tasks, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    task: tasks.Task[int] = tasks.Task("counting tokens")
+    assert task.words() == "counting tokens …"
+    said = []
+    for now[0], done in ((102.0, 10), (110.0, 0), (110.0, 10), (190.0, 90), (199.9, 100)):
+        task.progress(done, 100)
+        said.append(task.words().removeprefix("counting tokens "))
+    assert said == ["10 %", "0 %", "10 %, 1:30 left", "90 %, 0:10 left", "100 %"]

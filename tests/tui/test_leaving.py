@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import recorded
-from acting import seen, text_of, until
-from backprop.runs import engine_client
+from acting import PATIENCE, seen, text_of, until
+from backprop.core.settings import RunConfig
+from backprop.runs import engine_client, engine_process
+from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
 from textual import events
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
 from backprop_tui.screens.base import OpenRun
-from backprop_tui.screens.dialogs import Question
+from backprop_tui.screens.dialogs import AnswerList, Help, Question
 from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
@@ -70,33 +73,65 @@ async def test_the_question_is_asked_on_the_list_of_runs_too(run: recorded.Recor
 
 
 async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_about(
-    run: recorded.Recorder, output: Path, asked: list[str]
+    run: recorded.Recorder, output: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     over = recorded.failed(output)
     async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
+        first = app.watched
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
         for key in ("1", "2", "3"):
             await pilot.press(key)
             await pilot.pause()
             app.flush()
-            await until(lambda: "b81e40aa 40/1000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
+            await until(lambda: "b81e40aa 40/1,000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
             if key == "3":
                 await pilot.press("escape")
+        await pilot.press("1")
+        await pilot.click(offset=(98, 0))
+        await until(lambda: "step 40/1,000" in text_of(app), "the run of the chip")
+        assert app.watched is first
+        assert app.others == []
+        await pilot.press("2", "enter")
+        app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
+        await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run again")
         await pilot.press("q")
         assert isinstance(app.screen, Question)
-        assert "Run b81e40aa12cd is at step 40 of 1000." in text_of(app)
-        await pilot.press("s")
-        assert asked == ["Stop"]
+        assert "Run b81e40aa12cd is at step 40 of 1,000." in text_of(app)
+        await pilot.press("enter")
+    farewell(app)
+    said = capsys.readouterr().out
+    assert "backprop-tui --attach b81e40aa12cd" in said
+    assert f"backprop-tui --attach {over.directory.run_id}" in said
+    assert asked == []
+
+
+async def test_a_run_out_of_sight_that_ends_leaves_the_chip_and_is_watched_no_longer(
+    run: recorded.Recorder, output: Path
+) -> None:
+    over = recorded.failed(output)
+    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
+        app = await seen(pilot, run.seq)
+        first = app.watched
+        app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
+        await until(lambda: "b81e40aa 40/1,000" in text_of(app), "the chip")
+        run.finish(40, 1.0)
+        await until(lambda: "b81e40aa" not in text_of(app), "its going")
+        assert app.others == []
+        assert first is not None
+        assert first._closed.is_set()
 
 
 async def test_stop_after_a_checkpoint_waits_for_the_end(run: recorded.Recorder, asked: list[str]) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)
         await pilot.press("q", "s")
+        assert isinstance(pilot.app, BackpropApp)
+        pilot.app.flush()
         assert asked == ["Stop"]
         assert not exiting(pilot)
+        await pilot.pause()
         run.finish(40, 1.0, "stopped")
         await until(lambda: exiting(pilot), "the exit")
 
@@ -120,18 +155,123 @@ async def test_two_keys_in_one_burst_answer_a_question_once(output: Path, keys: 
         await until(lambda: bool(screen.chosen_path), "the run")
         await pilot.press("x")
         assert isinstance(app.screen, Question)
-        for key in keys:  # without a pause between them
-            app.post_message(events.Key(key, key if len(key) == 1 else None))
-        await pilot.pause()
+        burst(pilot, *keys)
         await until(lambda: app.screen is screen, "the list")
+        await pilot.pause()
+        assert app.is_running
+        assert app.screen is screen
+
+
+async def test_a_question_keeps_the_keys_of_what_it_covers(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q")
+        question = pilot.app.screen
+        await pilot.press("1", "2", "3", "question_mark", "p", "f2", "ctrl+p")
+        assert pilot.app.screen is question
+        assert asked == []
+
+
+async def test_q_again_leaves_while_the_run_is_still_stopping(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q", "s")
+        assert not exiting(pilot)
+        await pilot.press("q")
+        assert exiting(pilot)
+
+
+async def test_a_key_that_gets_lost_holds_up_the_next_one_for_a_moment_and_ctrl_c_not_at_all(
+    run: recorded.Recorder,
+) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        app._keys.append(events.Key("x", "x"))
+        burst(pilot, "2")
+        await until(lambda: app.current_mode == "runs", "the key")
+        app._keys.append(events.Key("x", "x"))
+        burst(pilot, "ctrl+c")
+        await until(lambda: isinstance(app.screen, Question), "the question")
+
+
+async def test_two_clicks_answer_a_question_once(output: Path) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test() as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: bool(screen.chosen_path), "the run")
+        await pilot.press("x")
+        answers = pilot.app.screen.query_one("#answers", AnswerList)
+        for _ in range(2):
+            answers.post_message(AnswerList.Given("no"))
+        await until(lambda: pilot.app.screen is screen, "the list")
+        await pilot.pause()
+        assert pilot.app.is_running
+
+
+def burst(pilot: Pilot[None], *keys: str) -> None:
+    """Press keys without a pause between them, as they come over a slow line."""
+    for key in keys:
+        pilot.app.post_message(events.Key(key, key if len(key) == 1 else None))
+
+
+async def test_a_key_after_the_one_that_asks_is_the_answer(run: recorded.Recorder, asked: list[str]) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        burst(pilot, "q", "s")
+        await until(lambda: asked == ["Stop"], "the answer")
+
+
+async def test_what_covers_a_screen_can_be_left_before_it_is_drawn(output: Path) -> None:
+    async with BackpropApp().run_test() as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        screen = app.screen
+        for _ in range(3):
+            burst(pilot, "question_mark", "q")
+            await pilot.pause()
+            await until(lambda: app.screen is screen and not app._keys, "the screen")
         assert app.is_running
 
 
-async def test_kill_ends_the_engine(run: recorded.Recorder, asked: list[str]) -> None:
-    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
-        await seen(pilot, run.seq)
-        await pilot.press("q", "k")
-        assert asked == ["kill"]
+async def test_the_help_is_scrolled_by_keys(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await pilot.press("question_mark")
+        before = text_of(pilot.app)
+        assert "Runs ─" in before
+        await pilot.press("pagedown")
+        assert text_of(pilot.app) != before
+
+
+async def test_a_word_typed_after_the_key_for_it_filters_and_commands_nothing(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test() as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: bool(screen.chosen_path), "the runs")
+        burst(pilot, "slash", *"done", "enter", "question_mark")
+        await until(lambda: isinstance(pilot.app.screen, Help), "the help")
+        assert screen.words == "done"
+        assert pilot.app.current_mode == "runs"
+
+
+@pytest.mark.parametrize(("key", "statuses"), [("k", ("crashed", "damaged")), ("s", ("done",))])
+async def test_an_engine_that_was_only_just_started_is_ended_too(
+    output: Path, monkeypatch: pytest.MonkeyPatch, key: str, statuses: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "fixtures"))
+    directory = RunDirectory.create(RunConfig(data="d", run_name="0 obey", output_dir=str(output)))
+    async with BackpropApp(attach=directory.path).run_test() as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await until(lambda: app.watched is not None and app.watched.was_alive, "the run")
+        await pilot.press("q", key)
+        assert not exiting(pilot)
+        engine = engine_client.launch(directory)
+        await until(lambda: exiting(pilot), "the exit")
+    assert engine.wait(PATIENCE) is not None
+    assert read_run(directory.path).status in statuses  # killed before its first event, it left a journal that is none
 
 
 async def test_without_a_living_run_leaving_asks_nothing(output: Path) -> None:
@@ -152,6 +292,15 @@ async def test_a_window_that_is_too_small_says_what_it_needs_and_comes_back(run:
         assert isinstance(pilot.app.screen, Question)
         await pilot.press("escape")
         await pilot.resize_terminal(80, 24)
+        await until(lambda: "learning rate" in text_of(app), "the screen")
+
+
+async def test_a_window_that_grew_behind_a_question_is_no_longer_too_small(run: recorded.Recorder) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test(size=(50, 12)) as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("q")
+        await pilot.resize_terminal(80, 24)
+        await pilot.press("escape")
         await until(lambda: "learning rate" in text_of(app), "the screen")
 
 

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import recorded
 
 from backprop_tui.screens import SCREENS
 
@@ -23,6 +26,20 @@ def test_the_application_starts_without_any_of_the_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_watching_a_run_loads_no_command_line(tmp_path: Path) -> None:
+    run = recorded.failed(tmp_path / "output")
+    script = (
+        "import sys\n"
+        "from backprop_tui import main\n"
+        f"sys.argv = ['backprop-tui', '--attach', {run.directory.run_id!r}]\n"
+        "main.terminal.obstacle = lambda: ''\n"
+        "main.show = lambda config, run, *more: print(run, 'click' in sys.modules)\n"
+        "main.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == f"{run.directory.path} False", done.stderr
+
+
 def test_every_screen_states_the_name_and_the_keys_that_the_table_knows() -> None:
     for entry in SCREENS:
         screen = entry.load_screen()
@@ -35,7 +52,7 @@ def test_deleting_a_run_names_its_whole_directory() -> None:
     from backprop_tui.screens.dialogs import AnswerList, deleting
 
     path = "~/a/very/long/way/to/the/directory/of/the/run/" + "x" * 60
-    rows = AnswerList(deleting("abc", path)).rows(60, 20)
+    rows = AnswerList(deleting("run abc", path)).rows(60, 20)
     text = "".join(piece for row in rows for piece, _ in row).replace(" ", "")
     assert path in text
     assert all(sum(len(piece) for piece, _ in row) <= 60 for row in rows)

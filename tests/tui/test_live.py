@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import recorded
 from acting import ended, seen, text_of, until
@@ -10,9 +11,11 @@ from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
+from backprop.runs.index import RunIndex
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.screens.base import OpenRun
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
 from backprop_tui.watch import Watch
@@ -94,6 +97,73 @@ async def test_keys_send_commands(
         assert [type(c) for c in commands] == [command]
 
 
+async def test_what_was_asked_is_shown_until_the_run_is_over(
+    run: recorded.Recorder, commands: list[ev.Command]
+) -> None:
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("s")
+        assert "stopping after this step" in text_of(app)
+        run.steps(41, 42, 1000)
+        app = await seen(pilot, run.seq)
+        assert "stopping after this step" in text_of(app)
+        run.finish(42, 1.0, "stopped")
+        app = await seen(pilot, run.seq)
+        assert "stopping" not in text_of(app)
+
+
+async def test_words_in_brackets_are_shown_as_they_are(run: recorded.Recorder) -> None:
+    async with app_on(run).run_test(notifications=True) as pilot:
+        app = await seen(pilot, run.seq)
+        app.notify("[/nowhere] and [red]rows[/red]")
+        await until(lambda: "[/nowhere] and [red]rows[/red]" in text_of(app), "the words")
+
+
+async def test_a_thread_that_fails_is_told_and_takes_nothing_along(run: recorded.Recorder) -> None:
+    def fail() -> None:
+        raise ValueError("no such thing")
+
+    async with app_on(run).run_test(notifications=True) as pilot:
+        app = await seen(pilot, run.seq)
+        app.run_worker(fail, thread=True, exit_on_error=False)
+        await until(lambda: "ValueError: no such thing" in text_of(app), "the words")
+        assert app.is_running
+
+
+async def test_a_run_that_is_open_is_not_opened_again(run: recorded.Recorder, output: Path) -> None:
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        watch = app.watched
+        (output / "link").symlink_to(run.directory.path)
+        await pilot.press("2")
+        app.post_message(OpenRun(lambda: engine_client.attach(run.directory.path), output / "link"))
+        await until(lambda: app.current_mode == "live", "the run")
+        assert app.watched is watch
+
+
+async def test_a_run_that_was_watched_is_known_afterwards(run: recorded.Recorder, tmp_path: Path) -> None:
+    async with app_on(run).run_test() as pilot:
+        await seen(pilot, run.seq)
+
+        def known() -> bool:
+            with RunIndex() as index:
+                return [found.run_id for found in index.summaries()] == [run.directory.run_id]
+
+        await until(known, "the run in the index")
+
+
+@pytest.mark.parametrize(("connection", "next_rate"), [("", 2), ("10.0.0.1 22 10.0.0.2 22", 1)])
+async def test_over_ssh_it_draws_half_as_often(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch, connection: str, next_rate: int
+) -> None:
+    if connection:
+        monkeypatch.setenv("SSH_CONNECTION", connection)
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("f2")
+        assert any(f"at most {next_rate} times" in n.message for n in app._notifications)
+
+
 async def test_abort_asks_and_the_safe_answer_comes_first(run: recorded.Recorder, commands: list[ev.Command]) -> None:
     async with app_on(run).run_test() as pilot:
         await seen(pilot, run.seq)
@@ -114,6 +184,24 @@ async def test_a_command_that_no_engine_hears_is_told(run: recorded.Recorder, mo
         await pilot.pause()
         assert any("no engine" in n.message for n in app._notifications)
         assert "pausing" not in text_of(app)
+
+
+async def test_an_engine_of_another_user_that_may_not_be_reached_is_told(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(engine_client.EngineClient, "send", refuse)
+    monkeypatch.setattr(engine_client.EngineClient, "kill", refuse)
+    async with app_on(run).run_test() as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("p")
+        await pilot.press("q", "k")
+        said = [n.message for n in app._notifications if "Operation not permitted" in n.message]
+        assert len(said) == 2
+        assert app.leaving == ""
+        assert app.is_running
 
 
 async def test_a_finished_run_takes_no_commands(output: Path, commands: list[ev.Command]) -> None:
@@ -199,6 +287,17 @@ async def test_a_run_that_vanished_is_said_and_nothing_breaks(output: Path) -> N
         assert "damaged" in text_of(app)
 
 
+async def test_a_directory_that_is_moved_while_it_is_watched_is_said(output: Path) -> None:
+    run = recorded.running(output, steps=40)
+    with run.directory.hold_lock():
+        async with app_on(run).run_test(size=(100, 30)) as pilot:
+            app = await seen(pilot, run.seq)
+            run.directory.path.rename(output / "elsewhere")
+            await ended(pilot)
+            assert "it was deleted or moved while it was watched" in " ".join(text_of(app).split())
+            assert "step 40/1,000" in text_of(app)
+
+
 async def test_log_axis_and_smoothing_are_shown_in_the_title(run: recorded.Recorder) -> None:
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
@@ -239,6 +338,86 @@ async def test_a_run_without_a_gpu_says_so_plainly(output: Path) -> None:
         async with app_on(run).run_test(size=(80, 24)) as pilot:
             app = await seen(pilot, run.seq)
             assert "no NVIDIA GPU" in text_of(app)
+
+
+async def test_sampling_without_prompts_is_refused_at_once(output: Path, commands: list[ev.Command]) -> None:
+    run = recorded.Recorder(
+        output, "aaaabbbbcccc", msgspec.structs.replace(recorded.demo_like(output), sample_prompts=[])
+    )
+    with run.directory.hold_lock():
+        run.start()
+        run.steps(1, 5, 60)
+        async with app_on(run).run_test() as pilot:
+            app = await seen(pilot, run.seq)
+            await pilot.press("g")
+            assert commands == []
+            assert "answering" not in text_of(app)
+            assert any("no sample prompts" in n.message for n in app._notifications)
+
+
+async def test_a_run_that_is_over_is_continued_by_the_key_that_its_problem_names(
+    output: Path, commands: list[ev.Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(engine_client, "resume", lambda path: begun.append(path) or engine_client.attach(path))
+    run = recorded.crashed(output)
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = await ended(pilot)
+        assert "no checkpoint was saved: c starts again at step 1" in text_of(app)
+        assert "c resume" in text_of(app).split("\n")[-1]
+        await pilot.press("c")
+        assert (begun, commands) == ([run.directory.path], [])
+
+
+async def test_a_finished_run_has_nothing_to_continue(output: Path) -> None:
+    run = recorded.finished_demo(output)
+    async with app_on(run).run_test() as pilot:
+        app = await ended(pilot)
+        await pilot.press("c")
+        assert "c resume" not in text_of(app).split("\n")[-1]
+        assert not isinstance(app.screen, Question)
+
+
+async def test_an_unexpected_failure_shows_its_traceback(output: Path) -> None:
+    run = recorded.crashed(output)
+    run.write(
+        ev.RunFailed(
+            code="RUNTIME_TRAINING_FAILED",
+            message="KeyError: 'q'",
+            hint="--verbose shows the traceback",
+            retryable=False,
+            traceback="Traceback (most recent call last):\n  File \"loss.py\", line 7\nKeyError: 'q'\n",
+        )
+    )
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = await ended(pilot)
+        assert 'File "loss.py", line 7' in text_of(app)
+
+
+async def test_the_error_of_a_run_is_copied(output: Path) -> None:
+    run = recorded.failed(output)
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = await ended(pilot)
+        await pilot.press("y", "e")
+        assert app.clipboard.startswith("[RUNTIME_NOT_FINITE] 5 steps in a row")
+        assert "lower the learning rate" in app.clipboard
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [((80, 24), "198 of 200 kept, 1,234 held out"), ((140, 45), "held out     1,234")]
+)
+async def test_held_out_rows_are_counted_where_the_data_is_shown(
+    output: Path, size: tuple[int, int], words: str
+) -> None:
+    run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
+    with run.directory.hold_lock():
+        run.write(ev.RunStarted(config={"data": "d.jsonl"}, output_dir="", pid=1))
+        run.write(msgspec.structs.replace(recorded.dataset(), held_out=1_234))
+        async with app_on(run).run_test(size=size) as pilot:
+            app = await seen(pilot, run.seq)
+            if size == (80, 24):
+                await pilot.press("tab", "tab")
+            assert words in text_of(app)
 
 
 async def test_escape_goes_one_layer_out(run: recorded.Recorder) -> None:

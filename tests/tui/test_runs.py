@@ -4,15 +4,20 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import recorded
 from acting import text_of, until
+from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.redaction import CONTROLS
+from backprop.runs import engine_client
 from backprop.runs.index import RunIndex, delete_run
 from textual.pilot import Pilot
 
+from backprop_tui import themes
 from backprop_tui.app import BackpropApp
+from backprop_tui.charts.series import SMOOTHING
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs import RunsScreen, matches
 
@@ -81,6 +86,52 @@ async def test_sorting_by_status_groups_the_runs(output: Path) -> None:
         assert order(pilot.app)[-1] == "77d0c3f1"
 
 
+async def test_the_loss_of_the_list_is_the_end_of_the_smoothed_curve(output: Path) -> None:
+    run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
+    run.start()
+    run.steps(1, 9, 10)
+    (last,) = recorded.make_steps(10, 10, 10)
+    run.write(msgspec.structs.replace(last, loss=9.0))
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await listed(pilot, 1)
+        curve = screen._plot.curve
+        shown = f"{curve.smooth[SMOOTHING.index(0.6)]:.3f}"
+        assert 3.0 < float(shown) < 6.0
+        row = text_of(pilot.app).split("\n")[2]
+        assert shown in row
+        assert f"→ {shown[:-1]}" in screen._detail.text
+
+
+async def test_numbers_are_written_one_way(output: Path) -> None:
+    run = recorded.Recorder(output, "aaaabbbbcccc", recorded.demo_like(output))
+    run.start()
+    for step in recorded.make_steps(12_343, 12_343, 1_000_000):
+        run.write(step)
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        await listed(pilot, 1)
+        assert "12k/1.0M" in text_of(pilot.app)
+        assert "12,343 steps" in text_of(pilot.app)
+        assert not re.search(r"12343|12 343|1000000", text_of(pilot.app))
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (78, "status run model steps loss curve started▾"),
+        (118, "status run model dataset steps loss curve started▾ took"),
+        (138, "status run name model dataset steps loss curve started▾ took"),
+    ],
+)
+async def test_columns_that_have_no_room_are_left_out_and_none_is_cut(output: Path, width: int, titles: str) -> None:
+    recorded.running(output)
+    async with BackpropApp().run_test(size=(width + 2, 24)) as pilot:
+        await listed(pilot, 1)
+        head, row = text_of(pilot.app).split("\n")[1:3]
+        assert head.split() == titles.split()
+        assert "720/1,000" in row
+        assert "…" not in row
+
+
 async def test_the_cursor_stays_on_its_run_when_another_one_comes(output: Path) -> None:
     recorded.failed(output)
     recorded.finished_demo(output, created=recorded.NOW - 100)
@@ -92,6 +143,17 @@ async def test_the_cursor_stays_on_its_run_when_another_one_comes(output: Path) 
         screen.look()
         await listed(pilot, 3)
         assert screen.chosen_path == before
+
+
+async def test_while_many_runs_are_read_the_cursor_is_at_the_newest(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backprop_tui.run_reader.PORTION", 0.0)
+    for number in range(4):  # those that are read first are the oldest
+        recorded.failed(output, f"{number:012x}", created=recorded.NOW - 100 * number)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 4)
+        assert screen.chosen_path == str(output / f"{0:012x}")
 
 
 async def test_enter_opens_the_chosen_run(output: Path) -> None:
@@ -114,6 +176,133 @@ async def test_deleting_asks_and_removes_the_directory(output: Path) -> None:
         assert run.directory.path.exists()
         await pilot.press("x", "d")
         await until(lambda: not run.directory.path.exists(), "the removal")
+
+
+async def test_marked_runs_are_deleted_together(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 5)
+        await pilot.press("down", "space", "space", "x")
+        assert "2 marked" in text_of(pilot.app).split("\n")[0]
+        assert "Delete 2 runs" in text_of(pilot.app)
+        assert "dead00be" in text_of(pilot.app)
+        await pilot.press("d")
+        await until(lambda: screen.found is not None and len(screen.found) == 3, "the removal")
+        assert order(pilot.app) == ["b81e40aa", "77d0c3f1", "3f2a9c1b"]
+
+
+async def test_marks_are_dropped_by_escape_and_go_with_what_is_filtered_out(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 5)
+        await pilot.press("space", "space", "escape")
+        assert "marked" not in text_of(pilot.app)
+        await pilot.press("space", "slash", *"done", "enter", "x")
+        assert "Delete run 3f2a9c1b7d20" in text_of(pilot.app)
+        await pilot.press("escape")
+        assert screen.found is not None
+        assert len(screen.found) == 5
+
+
+async def test_continuing_is_offered_where_there_is_something_to_continue(output: Path) -> None:
+    recorded.finished_demo(output)
+    recorded.crashed(output, created=recorded.NOW + 500)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 2)
+        assert "c resume" in text_of(pilot.app).split("\n")[-1]
+        await pilot.press("down")
+        assert "c resume" not in text_of(pilot.app).split("\n")[-1]
+
+
+async def test_the_titles_of_columns_sort_by_them_and_the_other_way_round(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 5)
+        newest = order(pilot.app)
+        await pilot.press("O")
+        assert order(pilot.app) == newest[::-1]
+        assert "started▴" in text_of(pilot.app)
+        await pilot.press("O")
+        row = text_of(pilot.app).split("\n")[1]
+        await pilot.click("#table", offset=(row.index("loss") - 1, 0))
+        assert screen.sort == "loss"
+        best = order(pilot.app)
+        await pilot.click("#table", offset=(row.index("loss") - 1, 0))
+        assert order(pilot.app) == best[::-1]
+        await pilot.click("#table", offset=(row.index("curve") - 1, 0))
+        assert screen.sort == "loss"
+
+
+async def test_the_key_bar_shows_what_works_while_one_types_and_afterwards(output: Path) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        before = text_of(pilot.app).split("\n")[-1]
+        await pilot.press("slash")
+        assert text_of(pilot.app).split("\n")[-1] == " enter keep the filter  esc drop it"
+        await pilot.press(*"zz")
+        await pilot.press("escape")
+        assert text_of(pilot.app).split("\n")[-1] == before
+
+
+@pytest.mark.parametrize(("key", "copied"), [("i", "77d0c3f1e9ab"), ("c", "backprop resume 77d0c3f1e9ab")])
+async def test_an_id_and_a_command_are_copied_by_the_terminal(output: Path, key: str, copied: str) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("y", key)
+        assert pilot.app.clipboard == copied
+
+
+async def test_a_run_that_failed_for_good_is_not_continued_without_a_question(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(engine_client, "resume", lambda path: begun.append(path) or engine_client.attach(path))
+    run = recorded.failed(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("c")
+        shown = " ".join(text_of(pilot.app).replace("│", " ").split())
+        assert "What to do: lower the learning rate (--lr 0.0002)" in shown
+        await pilot.press("enter")
+        assert begun == []
+        await pilot.press("c", "c")
+        assert begun == [run.directory.path]
+
+
+@pytest.mark.parametrize("size", [(60, 16), (80, 24)])
+async def test_a_question_shows_all_its_answers_however_long_its_text(output: Path, size: tuple[int, int]) -> None:
+    run = recorded.crashed(output)
+    run.write(ev.RunFailed(code="DATASET_ROWS_UNUSABLE", message="word " * 300, hint="look", retryable=False))
+    async with BackpropApp().run_test(size=size) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("c")
+        shown = text_of(pilot.app)
+        assert "Continue all the same" in shown
+        assert "╰─" in shown
+        assert "…" in shown
+
+
+async def test_the_palette_names_each_command_with_its_key_on_one_line(output: Path) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("ctrl+p")
+        await until(lambda: "Sort" in text_of(pilot.app) or "Mark" in text_of(pilot.app), "the commands")
+        lines = [line.strip() for line in text_of(pilot.app).split("\n")]
+        found = [line for line in lines if re.match(r"(Copy|Data|Delete|Demo|Filter|Help|Leave|Live) ", line)]
+        assert len(found) == 8
+        assert found[2].split()[:4] == ["Delete", "x", "delete", "the"]
+
+
+async def test_the_theme_is_remembered(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        pilot.app.theme = "backprop-light"
+        await until(lambda: themes.remembered() == "backprop-light", "the theme on disk")
+    assert BackpropApp().theme == "backprop-light"
+    themes.remember("no such theme")
+    assert BackpropApp().theme == "backprop-dark"
 
 
 async def test_a_living_run_is_never_deleted(output: Path) -> None:

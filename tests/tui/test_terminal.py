@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 import subprocess
@@ -21,6 +22,15 @@ def test_a_finished_run_sends_nothing_more(output: Path, tmp_path: Path) -> None
         terminal.wait_for("step 60/60")
         terminal.wait_until(lambda: terminal.read(1.0) == 0, what="silence")
         assert terminal.read(2.0) == 0
+
+
+def test_what_is_copied_goes_to_the_terminals_own_clipboard(output: Path, tmp_path: Path) -> None:
+    run = recorded.finished_demo(output)
+    with Terminal([*APPLICATION, "--attach", str(run.directory.path)], cwd=tmp_path) as terminal:
+        terminal.wait_for("step 60/60")
+        terminal.send("yi")
+        sent = b"\x1b]52;c;" + base64.b64encode(run.directory.run_id.encode()) + b"\a"
+        terminal.wait_until(lambda: sent in terminal.output, what="the id")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

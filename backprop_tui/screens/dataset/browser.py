@@ -11,7 +11,7 @@ from textual.containers import Vertical
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.rows import RowTable, next_in
-from backprop_tui.screens.dataset.search import Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.search import Known, Test, row_test, scan, text_test
 from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import rows_of, safe
 
@@ -19,9 +19,9 @@ from backprop_tui.text import rows_of, safe
 class Browser(Vertical):
     """The rows that are shown, and the row under the cursor."""
 
-    def __init__(self, tasks: Tasks, *, id: str) -> None:
+    def __init__(self, tasks: Tasks, known: Known, *, id: str) -> None:
         super().__init__(id=id)
-        self._tasks = tasks
+        self._tasks, self._known = tasks, known
         self.table = RowTable(tasks, id="rows")
         self.words: dict[str, str] = {}
         """What is searched for (``search``) and what is filtered by (``filter``)."""
@@ -84,17 +84,14 @@ class Browser(Vertical):
             self._show()
             self.table.cursor = self.table.count - 1
 
-    def go_to_line(self, text: str) -> None:
-        """Go to the row of a line of the file, as soon as it is found."""
-        opened, number = self.opened, text.replace(",", "")
+    def go_to_line(self, number: str) -> None:
+        """Go to the row of a line of the file, as soon as it is found; without one, to the first."""
         self._to_the_end = False
-        if not text:
+        if self.opened is None or not number:
             self.table.cursor = 0
-        elif number.isdecimal() and opened is not None:
-            line, find = int(number), opened.source.find
-            self._tasks.begin("go", f"going to line {line:,}", lambda _: find(line), self.go_to_row)
         else:
-            self.post_message(Notice(f"{text!r} is no line number"))
+            line, find, unit = int(number), self.opened.source.find, self.opened.source.unit
+            self._tasks.begin("go", f"going to {unit} {line:,}", lambda _: find(line), self.go_to_row)
 
     def go_to_row(self, row: int) -> None:
         """Put the cursor on a row of the file; where a filter hides it, on the next one that is shown."""
@@ -112,15 +109,16 @@ class Browser(Vertical):
         self.forget(kind)
         if words:
             try:
-                test = text_test(words) if kind == "search" else row_test(words, self.opened.file)
+                meant = row_test(words, self.opened.file, self._known) if kind == "filter" else (text_test(words), "")
             except InputError as error:
                 self.post_message(Notice(f"{error.message}; {error.hint}"))
                 return
-            self._scan(kind, words, self.opened.path, test)
+            self._scan(kind, words, self.opened.path, *meant)
         self.post_message(Notice())
 
-    def _scan(self, kind: str, words: str, path: str, test: Test) -> None:
+    def _scan(self, kind: str, words: str, path: str, test: Test, note: str) -> None:
         self.words[kind] = words
+        self.table.words = self.marked()
         hits = self._hits[kind] = array("Q")
         if kind == "search":
             self._seek = True
@@ -131,16 +129,16 @@ class Browser(Vertical):
             kind,
             f"{kind} {safe(words)!r}",
             lambda task: scan(path, test, hits, task),
-            lambda whole: self._scanned(kind, whole=whole),
+            lambda whole: self._scanned(kind, "" if whole else " so far: stopped before the end", note),
         )
 
-    def _scanned(self, kind: str, *, whole: bool) -> None:
+    def _scanned(self, kind: str, part: str, note: str) -> None:
         """The file was looked at: all of it, or until a person stopped it."""
-        number, part = len(self._hits[kind]), "" if whole else " so far: stopped before the end"
+        number = len(self._hits[kind])
         self._seek = self._seek and number > 0
         none = kind == "search" and not number
         found = f"search: {self.words[kind]!r} was not found" if none else f"{kind}: {rows_of(number)}"
-        self.post_message(Notice(found + part))
+        self.post_message(Notice(found + part + note))
         if kind == "filter":
             self.post_message(RowsChanged())
 
@@ -149,6 +147,12 @@ class Browser(Vertical):
         self._tasks.forget(kind)
         self.words.pop(kind, None)
         self._hits.pop(kind, None)
+        self.table.words = self.marked()
+        self.table.redraw()
+
+    def marked(self) -> str:
+        """What is searched for, which is marked wherever it stands."""
+        return self.words.get("search", "")
 
     def step(self, by: int, *, stay: bool = False) -> None:
         """Go to the next (1) or previous (-1) hit of the search; with ``stay`` the row under the cursor counts."""

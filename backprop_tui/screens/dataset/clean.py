@@ -49,7 +49,10 @@ def ask_and_write(
         return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
 
     def take(result: CleanResult) -> None:
-        show(result_lines(result), f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}")
+        show(
+            result_lines(result, opened.source.unit),
+            f"wrote {result.kept:,} of {result.rows:,} rows to {result.output}",
+        )
 
     name = safe(beside(Path(opened.path), "clean").name)
     prompt.ask(
@@ -91,7 +94,7 @@ def rules_from(words: str) -> Rules:
     )
 
 
-def result_lines(result: CleanResult) -> list[Row]:
+def result_lines(result: CleanResult, unit: str) -> list[Row]:
     lines: list[Row] = [
         [(f"{result.kept:,} of {result.rows:,} rows written", "strong+bold")],
         fact("to", safe(result.output), width=8),
@@ -105,7 +108,7 @@ def result_lines(result: CleanResult) -> list[Row]:
     lines.append([])
     for row in result.left_out[:_LISTED]:
         detail = f"  {safe(row.detail)}" if row.detail else ""
-        lines.append([(f"line {row.line:,} ", "muted"), (row.reason, "warn"), (detail, "text")])
+        lines.append([(f"{unit} {row.line:,} ", "muted"), (row.reason, "warn"), (detail, "text")])
     if len(result.left_out) > _LISTED:
         lines.append([(f"… {len(result.left_out) - _LISTED:,} more: see the report", "muted")])
     return lines

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from backprop.core.datasets import is_hub_name
+from backprop.core.datasets import is_hub_name, remember_dataset, unquoted
+from backprop.core.paths import expand
 from backprop.data.example import RowError, describe_mapping
-from backprop.data.formats import FORMATS, FileFormat, file_format
+from backprop.data.formats import FileFormat, file_format
 from backprop.data.reader import KINDS, PACKED, Source, open_source
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct, field
 
 from backprop_tui.screens.dataset.tasks import Task
-from backprop_tui.text import Row, rows_of, safe, short_number
+from backprop_tui.text import rows_of, safe, short_number
 
 ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))
-WELCOME: list[Row] = [
-    [("No dataset is open", "strong+bold")],
-    [],
-    [("Press o and name a file; tab completes the path.", "text")],
-    [("A name of the Hugging Face Hub (owner/name) is fetched first.", "text")],
-    [],
-    [("files   ", "muted"), (", ".join(KINDS), "text"), (", each also .gz or .zst", "text")],
-    [("rows    ", "muted"), (", ".join(FORMATS), "text")],
-    [],
-    [("The format is found from the rows. Your file is never changed.", "muted")],
-]
 
 
 class OpenFile(Struct, eq=False):
@@ -77,9 +66,11 @@ def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
     Raises:
         BackpropError: the file as a whole cannot be read, with what to do.
     """
+    path = unquoted(path)
     name = path if is_hub_name(path) else ""
-    path = _fetched(name, task) if name else str(Path(path.strip("'\"")).expanduser())
+    path = _fetched(name, task) if name else str(expand(path))
     source = open_source(path, progress=task.progress, cancelled=task.stopped)
+    remember_dataset(name or path)
     return OpenFile(path, source, file_format(source), name)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from backprop.core.errors import InputError
 from backprop.core.events import Problem
 from backprop.data.example import PROBLEM_CODES
 
@@ -87,23 +87,36 @@ class FindingsPane(ListView):
         if not found.problems:
             self._say(f"nothing to say about {found.rows:,} rows{part}")
         said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
-        hint = " (p lists them, n goes to the next)" if found.problem_counts and not self.has_focus else ""
+        hint = " · p lists them, n goes to the next" if found.problem_counts and not self.has_focus else ""
         self.post_message(Notice(said + hint))
         self.post_message(RowsChanged())
 
     def of_line(self, line: int) -> list[Row]:
         """What the check said of one line, beyond what reading the row alone tells."""
-        found = self.found
-        at = bisect_left(self._bad_lines, line)
-        if found is None or at == len(self._bad_lines) or self._bad_lines[at] != line:
-            return []
-        first = bisect_left(found.problems, line, key=lambda problem: problem.line)
-        last = bisect_right(found.problems, line, key=lambda problem: problem.line)
         return [
             [(f"! {problem.code}: {safe(problem.message)}", "warn")]
-            for problem in found.problems[first:last]
-            if problem.code in _OF_THE_FILE
+            for problem in (self.found.problems if self.found is not None else ())
+            if problem.line == line and problem.code in _OF_THE_FILE
         ]
+
+    def lines_of(self, code: str) -> tuple[Container[int], str]:
+        """The lines with a finding of this code, and how many are missing where not all are listed.
+
+        Raises:
+            InputError: nothing was checked yet.
+        """
+        if self.found is None:
+            raise InputError("the file was not checked yet", hint="press c first, then filter by what was found")
+        lines = {problem.line for problem in self.found.problems if problem.code == code}
+        more = self.found.problem_counts.get(code, 0) - sum(problem.code == code for problem in self.found.problems)
+        return lines, f" ({more:,} more findings are counted and not listed)" if more else ""
+
+    def at_cursor(self) -> tuple[str, Problem | None]:
+        """The code under the cursor, and the finding where it is one."""
+        place = self.cursor - len(self._codes) - 1
+        problem = self._shown[place] if 0 <= place < len(self._shown) else None
+        code = self._codes[self.cursor][0] if place < -1 else ""
+        return problem.code if problem is not None else code, problem
 
     def line_after(self, here: int, by: int) -> int | None:
         """The next (``by`` 1) or previous (-1) line with a finding, beginning again at the other end."""
@@ -116,7 +129,7 @@ class FindingsPane(ListView):
 
         A list that grows keeps the finding under the cursor, and the code that is shown alone.
         """
-        place = self.cursor - len(self._codes)
+        _, chosen = self.at_cursor()
         worst: dict[str, str] = {}
         for problem in problems:
             before = worst.get(problem.code, "info")
@@ -127,8 +140,9 @@ class FindingsPane(ListView):
         )
         self._problems = problems
         self._show_code(self._only if self._only in counts else "")
-        if place > 0:
-            self.cursor = len(self._codes) + place
+        place = next((at for at, problem in enumerate(self._shown) if problem is chosen), None)
+        if place is not None:
+            self.cursor = len(self._codes) + 1 + place
 
     def _say(self, text: str) -> None:
         """Say in one line why there is nothing to list."""
@@ -158,9 +172,8 @@ class FindingsPane(ListView):
         return [(head, ink), (fit(message, width - len(head)), "text")]
 
     def action_choose(self) -> None:
-        if self.cursor < len(self._codes):
-            code = self._codes[self.cursor][0]
-            self._show_code("" if code == self._only else code)
-        elif self.cursor > len(self._codes):
-            problem = self._shown[self.cursor - len(self._codes) - 1]
+        code, problem = self.at_cursor()
+        if problem is not None:
             self.post_message(GoToLine(problem.line) if problem.line else Notice(problem.message))
+        elif code:
+            self._show_code("" if code == self._only else code)

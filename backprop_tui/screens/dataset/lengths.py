@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from backprop.data.truncate import CountedLengths, Lengths, count_lengths
 
 from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
-from backprop_tui.text import Row, short_number
+from backprop_tui.text import Row, rows_of, short_number, wrap
 from backprop_tui.widgets.text_view import TextView
 
 LIMITS = [2**power for power in range(4, 21)]
 """Limits that keys go through."""
+LIMIT_RANGE = range(LIMITS[0], LIMITS[-1] + 1)
+"""Limits that can be typed."""
 
 
 class LengthsPane(TextView):
@@ -60,28 +63,28 @@ class LengthsPane(TextView):
         return next((at for at in reversed(LIMITS) if at < limit), limit)
 
     def set_limit(self, text: str) -> None:
-        """Look at the rows at another limit."""
-        number = text.replace(",", "")
-        if number.isdecimal() and int(number) >= LIMITS[0]:
-            self._chosen.limit = int(number)
-            self.redraw()
-            self.post_message(RowsChanged())
-        else:
-            self.post_message(Notice(f"{text!r}: a whole number of tokens from {LIMITS[0]} is needed"))
+        """Look at the rows at another limit, one of ``LIMIT_RANGE``; at the same one where none is named."""
+        self._chosen.limit = int(text or self._chosen.limit)
+        self.redraw()
+        self.post_message(RowsChanged())
 
     def content(self, width: int) -> list[Row]:
         if self.counted is None:
             return [[("counting …", "muted")]]
         limit = self._chosen.limit
-        keys: Row = [(f"limit {limit:,}", "strong+bold"), ("  (+ and - change it, = asks)", "muted")]
-        return [keys, *histogram_lines(self.counted, limit, width, self.size.height - 1)]
+        head: list[Row] = [[(f"limit {limit:,}", "strong+bold"), ("  (+ and - change it, = asks)", "muted")]]
+        if (why := self._chosen.why_none) is not None:
+            head = [part for line in error_lines(why) for part in wrap(line, width)] + [[]]
+        return [*head, *histogram_lines(self.counted, limit, width, self.size.height - len(head))]
 
 
-def edges(longest: int, limit: int, most: int) -> list[int]:
-    """Borders of at most ``most`` stretches of one round width that reach ``longest``; the limit is a border."""
-    top = max(longest, limit, 1)
-    width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * max(most - 1, 1) >= top)
-    return sorted({*range(0, top + width, width), *([limit + 1] if limit else [])})
+def edges(longest: int, usual: int, limit: int, most: int) -> list[int]:
+    """Borders of at most ``most`` stretches of one round width that reach ``longest``; where few rows are much longer
+    than ``usual``, the last stretch holds them all. The limit is a border where rows reach it."""
+    top = usual if longest > 2 * usual else longest
+    width = next(w * 10**e for e in range(9) for w in (1, 2, 5) if w * 10**e * max(most - 2, 1) >= max(top, 1))
+    borders = {*range(0, top + width, width), longest + 1}
+    return sorted(at for at in borders | {limit + 1} if at <= longest + 1)
 
 
 def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int) -> list[Row]:
@@ -92,28 +95,32 @@ def histogram_lines(counted: CountedLengths, limit: int, width: int, height: int
     if not lengths.rows:
         return lines
     lines.append([])
-    borders = edges(lengths.longest, limit if in_tokens else 0, max(height - len(lines) - 2, 6))
+    usual = lengths.percentile(0.99)
+    limit = limit if in_tokens else lengths.longest
+    borders = edges(lengths.longest, usual, limit, max(height - len(lines) - 1, 6))
     counts = lengths.buckets(borders)
     most, room = max(*counts, 1), max(width - 24, 10)
+    rule = f"──── limit {limit:,} "
+    rule = rule.ljust(width - 2, "─")[:width]
     for start, end, count in zip(borders, borders[1:], counts, strict=False):
-        over = in_tokens and start > limit
-        if in_tokens and start == limit + 1:
-            rule = "─" * max(width - 13 - len(f"{limit:,}"), 1)
-            lines.append([(f"──── limit {limit:,} {rule}"[:width], "warn")])
+        if start == limit + 1:
+            lines.append([(rule, "warn")])
         filled = "█" * (count * room // most) or ("▏" if count else "")
-        label = f"{start:>7,}–{end - 1:<7,}"
-        bar = (filled, "warn" if over else "good")
-        lines.append([(label, "muted"), bar, (f" {count:,}" if count else "", "text")])
-    return lines
+        bar = (filled, "warn" if start > limit else "good")
+        lines.append([(f"{start:>7,}–{end - 1:<7,}", "muted"), bar, (f" {count:,}" if count else "", "text")])
+    return [*lines, [(rule, "muted")]] if in_tokens and limit >= lengths.longest else lines
 
 
 def _table(counted: CountedLengths, limit: int) -> Iterator[Row]:
-    share = 100 * counted.trained / max(counted.tokens, 1)
-    yield _counted(counted, f" · {short_number(counted.tokens)} tokens, {share:.0f} % trained")
+    tokens, trained = counted.lengths.tokens_at(limit)
+    share = 100 * trained / max(tokens, 1)
+    yield _counted(counted, f" · at this limit {short_number(tokens)} tokens, {share:.0f} % trained")
     if counted.unusable:
-        yield [(f"! {counted.unusable:,} rows cannot be used at any length (c lists why)", "warn")]
-    yield []
+        yield [(f"! {rows_of(counted.unusable)} cannot be used at any length (c lists why)", "warn")]
     limits = counted.lengths.limits(limit)
+    if not limits:
+        return
+    yield []
     shorter = "cut" if not any(at.split for at in limits) else "cut, split"
     yield [(f"at a limit of      kept whole {shorter:>10}  answer lost", "muted")]
     for name, at in zip(("chosen", "p50", "p90", "p99", "longest"), limits, strict=True):
@@ -136,7 +143,7 @@ def _no_limit(counted: CountedLengths) -> list[Row]:
 
 def _counted(counted: CountedLengths, more: str) -> Row:
     part = "" if counted.whole else " so far"
-    return [(f"{counted.rows:,} rows{part}", "strong+bold"), (more, "text")]
+    return [(f"{rows_of(counted.rows)}{part}", "strong+bold"), (more, "text")]
 
 
 def percentiles(lengths: Lengths) -> str:

@@ -10,7 +10,7 @@ from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import chat_lines, error_lines, raw_lines
 from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen, token_lines
-from backprop_tui.text import Row, safe, wrap
+from backprop_tui.text import Row, marked, safe, wrap
 from backprop_tui.widgets.text_view import TextView
 
 VIEWS = ("chat", "JSON", "tokens")
@@ -22,6 +22,7 @@ class RowView(TextView):
     Args:
         chosen: the model whose tokens are shown, and the limit.
         findings: what a check said of a line of the file.
+        words: what is searched for: it is marked, and the first place of it is in sight.
     """
 
     view = 0
@@ -29,9 +30,11 @@ class RowView(TextView):
     _asked: tuple[OpenFile, int, int, int] | None = None
     """File, row, view and width of what is shown or on its way."""
 
-    def __init__(self, chosen: Chosen, findings: Callable[[int], list[Row]], tasks: Tasks, *, id: str) -> None:
+    def __init__(
+        self, chosen: Chosen, findings: Callable[[int], list[Row]], words: Callable[[], str], tasks: Tasks, *, id: str
+    ) -> None:
         super().__init__(id=id)
-        self._chosen, self._findings, self._tasks = chosen, findings, tasks
+        self._chosen, self._findings, self._words, self._tasks = chosen, findings, words, tasks
 
     @property
     def as_tokens(self) -> bool:
@@ -46,16 +49,26 @@ class RowView(TextView):
         asked = (opened, row, self.view, width)
         if asked == self._asked and not again:
             return
-        self._asked = asked
+        self._asked, words = asked, self._words()
 
         def draw(task: Task[list[Row]]) -> list[Row] | None:
             if task.stopped():
                 return None
             found = opened.row(row)
-            head: Row = [(f"line {found.line}", "strong+bold"), (f"  as {view}  (v: another view)", "muted")]
-            return [part for line in (head, *self._lines(opened, found, view)) for part in wrap(line, width)]
+            head: Row = [
+                (f"{opened.source.unit} {found.line:,}", "strong+bold"),
+                (f"  as {view}  (v: another view)", "muted"),
+            ]
+            lines = [head, *(marked(line, words) for line in self._lines(opened, found, view))]
+            return [part for line in lines for part in wrap(line, width)]
 
-        self._tasks.begin("row", "", draw, self.show_rows)
+        self._tasks.begin("row", "", draw, self._take)
+
+    def _take(self, lines: list[Row]) -> None:
+        self.show_rows(lines)
+        hit = next((at for at, line in enumerate(lines) if any(ink.endswith("+hit") for _, ink in line)), 0)
+        if hit >= self.body_height:
+            self.scroll_by(hit - self.body_height // 2)
 
     def _lines(self, opened: OpenFile, row: DataRow, view: str) -> list[Row]:
         file = opened.file

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import RowSummary, summarise
 from backprop_tui.screens.dataset.tasks import Tasks
-from backprop_tui.text import SEVERITY, Row, fit, short_number
+from backprop_tui.text import SEVERITY, Row, fit, marked, short_number
 from backprop_tui.widgets.list_view import ListView
 
 _REMEMBERED = 2000
@@ -24,6 +24,8 @@ class RowTable(ListView):
 
     opened: OpenFile | None = None
     order: Sequence[int] | None = None
+    words = ""
+    """What is marked in the rows."""
 
     def __init__(self, tasks: Tasks, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -95,13 +97,14 @@ class RowTable(ListView):
     def _columns(self) -> tuple[int, bool]:
         """Digits of the line number, and whether there is room for the size."""
         largest = self.count if self.order is None or not len(self.order) else self.order[-1] + 1
-        digits = max(len(str(largest)), 4)
+        digits = max(len(f"{largest:,}"), 4)
         return digits, self.size.width - 1 - digits > 72
 
     def head(self) -> list[Row]:
         digits, sized = self._columns()
-        names = f"{'line':>{digits}}   {'turns':<8} {'size  ' if sized else ''}{' ' * sized}text"
-        return [[(fit(names, self.size.width), "muted+underline")]]
+        unit = "line" if self.opened is None else self.opened.source.unit
+        names = f"{unit:>{digits}}   {'turns':<8} {'size  ' if sized else ''}{' ' * sized}text"
+        return [[(fit(names, self.size.width), "info+underline" if self.has_focus else "muted+underline")]]
 
     def row_at(self, index: int, width: int) -> Row:
         row = self.row_of(index)
@@ -110,13 +113,13 @@ class RowTable(ListView):
         if summary is None:
             return [("…".rjust(digits), "muted")]
         mark, ink = SEVERITY[summary.mark]
-        pieces: Row = [(f"{summary.line:>{digits}} ", "muted"), (f"{mark} ", ink)]
+        pieces: Row = [(f"{summary.line:>{digits},} ", "muted"), (f"{mark} ", ink)]
         pieces.append((fit(summary.turns, 8) + " ", "info"))
         if sized:
             pieces.append((f"{short_number(summary.size):>6} ", "muted"))
         rest = width - digits - 12 - 7 * sized
-        pieces.append((fit(summary.preview, rest), "bad" if summary.mark == "error" else "text"))
-        return pieces
+        preview: Row = [(fit(summary.preview, rest), "bad" if summary.mark == "error" else "text")]
+        return [*pieces, *marked(preview, self.words)]
 
 
 def next_in(places: array[int], here: int, by: int, *, stay: bool = False) -> int | None:

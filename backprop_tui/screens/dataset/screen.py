@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from typing import Any
 
+from backprop.core.datasets import is_hub_name
+from backprop.core.presets import EMBEDDED_MODEL
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.events import Resize, ScreenResume
+from textual.events import DescendantFocus, Resize, ScreenResume
 from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.base import BaseScreen, ConfigureRun
 from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import ask_and_write
-from backprop_tui.screens.dataset.file import ENDINGS, WELCOME, OpenFile, open_file
+from backprop_tui.screens.dataset.file import ENDINGS, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
 from backprop_tui.screens.dataset.keys import KEYS, NEED_FILE, useful
-from backprop_tui.screens.dataset.lengths import LengthsPane
+from backprop_tui.screens.dataset.lengths import LIMIT_RANGE, LengthsPane
+from backprop_tui.screens.dataset.opening import OpeningPane
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.search import Known
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
-from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
-from backprop_tui.text import Row, safe
-from backprop_tui.widgets.bars import Bar
+from backprop_tui.screens.dataset.tokens import DEFAULT_LIMIT, MODEL_HELP, Chosen
+from backprop_tui.text import Row, rows_of, safe
+from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
-from backprop_tui.widgets.path_input import Prompt
+from backprop_tui.widgets.path_input import Prompt, between
 from backprop_tui.widgets.text_view import TextView
+
+_MISTYPED = ("DATASET_NOT_FOUND", "DATASET_FORMAT_UNKNOWN", "DATASET_AMBIGUOUS", "INPUT_VALIDATION_FAILED")
+"""Errors of a path, said while it can still be mended."""
 
 
 class DataScreen(BaseScreen):
     """Browse and check one dataset file.
 
     Args:
-        wanted_path: the file to open at once; later the one that was asked for last.
+        wanted_path: the file to open at once.
     """
 
     NAME, KEYS = "data", KEYS
@@ -45,19 +54,21 @@ class DataScreen(BaseScreen):
 
     def __init__(self, wanted_path: str = "") -> None:
         super().__init__()
-        self.wanted_path = wanted_path
+        self._wanted_path = wanted_path
         self.tasks = Tasks(self)
         self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
         self._stepped_to = 0
         """The line of the finding that a step went to last."""
-        self._title, self._status = Bar(id="title"), Bar(id="status")
-        self._welcome, self._report = TextView(id="welcome"), TextView(id="report")
-        self._statistics = TextView(id="statistics")
-        self.browser = Browser(self.tasks, id="list")
-        self.table = self.browser.table
+        self._typed = ""
+        """The path that was typed and is being opened."""
+        self._title, self._status = Bar(id="title"), Words(id="status")
+        self.opening = OpeningPane(self.tasks, id="welcome")
+        self._report, self._statistics = TextView(id="report"), TextView(id="statistics")
         self.findings = FindingsPane(self.tasks, id="problems")
-        self.detail = RowView(self.chosen, self.findings.of_line, self.tasks, id="detail")
+        self.browser = Browser(self.tasks, Known(self.findings.lines_of, self.chosen), id="list")
+        self.table = self.browser.table
+        self.detail = RowView(self.chosen, self.findings.of_line, self.browser.marked, self.tasks, id="detail")
         self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
         self.scores = ScoresPane(self.chosen, self.tasks, id="scores")
         self._body = ContentSwitcher(id="body", initial="welcome")
@@ -67,7 +78,7 @@ class DataScreen(BaseScreen):
     def compose(self) -> ComposeResult:
         yield self._title
         with self._body:
-            yield self._welcome
+            yield self.opening
             with Horizontal(id="panes"):
                 yield self.browser
                 with self._side:
@@ -77,10 +88,9 @@ class DataScreen(BaseScreen):
         yield self.keybar
 
     def on_mount(self) -> None:
-        self.open_path(self.wanted_path)
-        if not self.wanted_path:
-            self._welcome.show_rows(WELCOME)
-            self.call_after_refresh(self.action_open)
+        self.opening.look()
+        self.opening.focus()
+        self.open_path(self._wanted_path)
         self.flush()
 
     def on_unmount(self) -> None:
@@ -109,17 +119,27 @@ class DataScreen(BaseScreen):
         self._title.show([(title, "text")], self.chip())
         finding = "" if self.opened is None or self.opened.source.complete else "finding all rows"
         words = (self.browser.where(), self.tasks.words(finding), self.notice)
-        self._status.show([("  ".join(word for word in words if word), "text")], [])
+        self._status.show("  ".join(word for word in words if word))
         self.show_keys()
+
+    def show_keys(self) -> None:
+        if self._prompt.display:
+            self.keybar.show(self._prompt.keys())
+        else:
+            super().show_keys()
 
     def own_keys(self) -> list[Key]:
         pane = self._side.current if self.has_class("-inside") else ""
         return useful(pane if self.opened is not None else None, working=bool(self.tasks.running()))
 
     def say(self, text: str) -> None:
-        """Show a line at the bottom until the next one."""
+        """Show a line at the bottom until the next one, or the next key."""
         self.notice = safe(text)
         self.flush()
+
+    def on_key(self) -> None:
+        """What was said of the last key is over."""
+        self.notice = ""
 
     @on(Notice)
     def _noticed(self, event: Notice) -> None:
@@ -148,9 +168,18 @@ class DataScreen(BaseScreen):
     def show_detail(self, *, again: bool = False) -> None:
         """Have the row under the cursor drawn, where it is seen."""
         row = self.table.row_of(self.table.cursor)
-        seen = (self.has_class("-wide") or self.has_class("-inside")) and self._side.current == "detail"
-        if row is not None and self.opened is not None and seen:
+        if row is not None and self.opened is not None and self._row_seen():
             self.detail.show_row(self.opened, row, again=again)
+
+    def _row_seen(self) -> bool:
+        return (self.has_class("-wide") or self.has_class("-inside")) and self._side.current == "detail"
+
+    @on(DescendantFocus)
+    def _focus_moved(self, event: DescendantFocus) -> None:
+        """What has the keys, by the mouse too, is what the key bar is about; the prompt is no pane."""
+        if event.widget is self.table or event.widget.parent is self._side:
+            self.set_class(event.widget is not self.table, "-inside")
+            self.flush()
 
     @on(ScreenResume)
     @on(Resize)
@@ -160,19 +189,31 @@ class DataScreen(BaseScreen):
     # Opening
 
     def action_open(self) -> None:
-        self._prompt.ask(
-            "Open a dataset file, or owner/name of the Hugging Face Hub",
-            self.open_path,
-            self.wanted_path,
-            endings=ENDINGS,
-            help="tab completes · enter opens · esc leaves",
-        )
+        self._ask_path("")
+
+    def _ask_path(self, text: str, help: str = "") -> None:
+        label = "Open a dataset file, or owner/name of the Hugging Face Hub"
+        offered = self.opening.offered
+        self._prompt.ask(label, self._open_typed, text, endings=ENDINGS, offered=offered, help=help)
+
+    def _open_typed(self, path: str) -> None:
+        self.open_path(path)
+        self._typed = path
+
+    @on(ListView.Chosen, "#welcome")
+    def _offer_chosen(self) -> None:
+        """A folder is no dataset: the path begins with it."""
+        path = self.opening.chosen()
+        if path.endswith("/"):
+            self._ask_path(path)
+        else:
+            self.open_path(path)
 
     def open_path(self, path: str) -> None:
         """Open a file in place of the one on screen; nothing where the path is empty."""
         if not path:
             return
-        self.notice, self.wanted_path = "", path
+        self.notice = self._typed = ""
         self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
 
@@ -184,6 +225,7 @@ class DataScreen(BaseScreen):
         self.notice = ""
         self._stepped_to = 0
         opened.source.start()
+        self.opening.look()
         self.browser.open(opened)
         self._body.current = "panes"
         self._leave_pane()
@@ -191,25 +233,26 @@ class DataScreen(BaseScreen):
 
     @on(Failed)
     def _show_failure(self, event: Failed) -> None:
-        lines = error_lines(event.error)
-        if event.work == "open" and self.opened is None:
-            self._welcome.show_rows([*lines, [], *WELCOME[2:]])
-            self.flush()
+        if event.work in self.browser.words:
+            self.browser.forget(event.work)
+        lines, error = error_lines(event.error), event.error
+        if event.work == "open" and self._typed and error.code in _MISTYPED and not is_hub_name(self._typed):
+            self._ask_path(self._typed, safe(f"✗ {error.message}; {error.hint}"))
+        elif event.work == "open" and self.opened is None:
+            self.opening.say(lines)
         else:
-            self._show_report(lines, event.error.message)
+            self._show_report(lines, error.message)
+        self.flush()
 
     @on(Prompt.Answered)
     def _answered(self, event: Prompt.Answered) -> None:
-        if self.opened is not None or event.text is not None:
-            self.table.focus()
         if event.text is not None:
             event.then(event.text)
+        self.flush()
 
     def action_stop_work(self) -> None:
         """Stop everything that is running in the background."""
         self.say("stopped" if self.tasks.stop() else "nothing is running")
-        if self.opened is None:
-            self._welcome.show_rows(WELCOME)
 
     # Moving over the rows
 
@@ -230,13 +273,24 @@ class DataScreen(BaseScreen):
 
     def action_next_view(self) -> None:
         """See the row in the next form."""
+        if not self._row_seen():
+            self.show_pane("detail")
+            return
         self.detail.next_view()
         if self.detail.as_tokens:
             self.chosen.need_tokenizer()
         self.show_detail(again=True)
 
+    def action_row(self, by: int) -> None:
+        """The next or previous row, wherever the keys go."""
+        self.table.cursor += by
+
     def action_go(self) -> None:
-        self._prompt.ask("Go to line", self.browser.go_to_line, help="a number · nothing: the first row")
+        unit, known = self.file.source.unit, self.file.source.known
+        help = (
+            f"a number · nothing: the first {unit} · {rows_of(known)}{'' if self.file.source.complete else ' so far'}"
+        )
+        self._prompt.ask(f"Go to {unit}", self.browser.go_to_line, numbers=range(1, 2**53), help=help)
 
     def action_last(self) -> None:
         self.browser.last()
@@ -251,10 +305,20 @@ class DataScreen(BaseScreen):
         self._ask_for("search", "Search", "text in any field, in any case · n and N step")
 
     def action_filter(self) -> None:
-        self._ask_for("filter", "Show only rows with", "text, or: bad · role:tool · format:alpaca · nothing: all rows")
+        """Show some rows alone; in the list of findings, those with the one under the cursor."""
+        code = self.findings.at_cursor()[0] if self.findings.has_focus else ""
+        help = (
+            "text, or: bad · role:tool · format:alpaca · finding:duplicate · finding:cut · finding:lost · nothing: all"
+        )
+        self._ask_for("filter", "Show only rows with", help, f"finding:{code}" if code else "")
 
-    def _ask_for(self, kind: str, label: str, help: str) -> None:
-        self._prompt.ask(label, partial(self.browser.look_for, kind), self.browser.words.get(kind, ""), help=help)
+    def _ask_for(self, kind: str, label: str, help: str, text: str = "") -> None:
+        self._prompt.ask(label, partial(self._look_for, kind), text or self.browser.words.get(kind, ""), help=help)
+
+    def _look_for(self, kind: str, words: str) -> None:
+        if kind == "filter":
+            self._leave_pane()
+        self.browser.look_for(kind, words)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
@@ -275,6 +339,7 @@ class DataScreen(BaseScreen):
             self.show_detail()
         else:
             self.browser.back()
+            self.show_detail(again=True)
             self.flush()
 
     def _leave_pane(self) -> None:
@@ -282,6 +347,29 @@ class DataScreen(BaseScreen):
         self._side.current = "detail"
         self.table.focus()
         self.flush()
+
+    # Copying
+
+    def action_copy(self) -> None:
+        """Copy what has the keys: the finding, what a pane says, or else the row as it stands in the file."""
+        opened, row, pane = self.file, self.table.row_of(self.table.cursor), self.focused
+        problem = self.findings.at_cursor()[1] if pane is self.findings else None
+        if problem is not None:
+            place = f"{opened.name}, {opened.source.unit} {problem.line}"
+            self._copy(f"{place}: {problem.code}: {problem.message}")
+        elif isinstance(pane, TextView) and pane is not self.detail:
+            self._copy(pane.text)
+        elif row is not None:
+            self.tasks.begin("copy", "", lambda _: opened.row(row).raw.decode("utf-8", "replace"), self._copy)
+
+    def action_copy_path(self) -> None:
+        self._copy(self.file.fetched or self.file.path)
+
+    def _copy(self, text: str) -> None:
+        """Hand a text to the terminal, which need not say whether it took it."""
+        self.app.copy_to_clipboard(text.encode("utf-8", "replace").decode())
+        how = "; in tmux this needs: set -g set-clipboard on" if "TMUX" in os.environ else ""
+        self.say(f"copied {len(text):,} characters to the terminal's clipboard{how}")
 
     # The panes
 
@@ -311,7 +399,8 @@ class DataScreen(BaseScreen):
         self.lengths.set_limit(str(self.lengths.next_limit(by)))
 
     def action_ask_limit(self) -> None:
-        self._prompt.ask("Longest row in tokens", self.lengths.set_limit, str(self.chosen.limit))
+        label = f"Longest row in tokens, {between(LIMIT_RANGE)}"
+        self._prompt.ask(label, self.lengths.set_limit, str(self.chosen.limit), numbers=LIMIT_RANGE)
 
     def action_scores(self) -> None:
         """The rows by how hard the model finds them."""
@@ -325,7 +414,7 @@ class DataScreen(BaseScreen):
 
     def _draw_statistics(self) -> None:
         if self._side.current == "statistics":
-            known = (self.findings.found, self.lengths.counted, self.chosen.model, self.scores.report)
+            known = (self.findings.found, self.lengths.counted, self.chosen, self.scores.report)
             self._statistics.show_rows(statistics_lines(self.file, *known))
 
     def action_model(self) -> None:
@@ -335,10 +424,21 @@ class DataScreen(BaseScreen):
 
     def _model_chosen(self) -> None:
         self.lengths.forget()
-        if self.chosen.tokenizer is not None and self.chosen.tokenizer.notes:
+        if self.chosen.why_none is not None:
+            self.say(self.chosen.why_none.message)
+        elif self.chosen.tokenizer is not None and self.chosen.tokenizer.notes:
             self.say(self.chosen.tokenizer.notes[0])
         self.show_detail(again=True)
         self._count()
+
+    def action_train(self) -> None:
+        """Go to the Configure screen with this file, and the model and the limit where they were chosen here."""
+        values: dict[str, Any] = {"data": self.file.fetched or self.file.path}
+        if self.chosen.model != EMBEDDED_MODEL:
+            values["model"] = self.chosen.model
+        if self.chosen.limit != DEFAULT_LIMIT:
+            values["max_seq_length"] = self.chosen.limit
+        self.post_message(ConfigureRun(values))
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""

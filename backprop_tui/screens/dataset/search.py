@@ -1,44 +1,94 @@
-"""Which rows hold what a person looks for: in their texts, by role, by format, or because they are bad."""
+"""Which rows hold what a person looks for: in their texts, by role, by format, by a finding, because they are bad."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Container, Iterator
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from backprop.core.errors import InputError
-from backprop.data.example import Fields
+from backprop.data.example import PROBLEM_CODES, Fields, RowError
 from backprop.data.formats import FORMATS, FileFormat, detect_fields
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 
-from backprop_tui.screens.dataset.row_text import all_turns, read_row
+from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
 from backprop_tui.screens.dataset.tasks import Task
 
+if TYPE_CHECKING:
+    from backprop.data.tokenizer import ChatTokenizer
+
+    from backprop_tui.screens.dataset.tokens import Chosen
+
+_BY_LENGTH = ("cut", "answer_lost")
+"""Findings that the limit makes."""
+_SHORT = {"duplicate": "duplicate_row", "lost": "answer_lost"}
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 Test = Callable[[DataRow], bool]
 
 
-def row_test(words: str, file: FileFormat) -> Test:
-    """What a filter means: ``bad``, ``role:NAME``, ``format:NAME``, or words that the row holds.
+class Known(NamedTuple):
+    """What filters ask about rows beyond what stands in them."""
+
+    lines_of: Callable[[str], tuple[Container[int], str]]
+    """The lines in which a check found a code, with a remark where not all of them are known."""
+    chosen: Chosen
+
+
+def row_test(words: str, file: FileFormat, known: Known) -> tuple[Test, str]:
+    """What a filter means: ``bad``, ``role:NAME``, ``format:NAME``, ``finding:CODE``, or words that the row holds; and
+    a remark about it.
 
     Raises:
-        InputError: a format that does not exist.
+        InputError: a format or a finding that does not exist, or that nothing is known of yet.
     """
     if words == "bad":
-        return lambda row: read_row(row, file)[1] is not None
+        return lambda row: read_row(row, file)[1] is not None, ""
     part, colon, name = words.partition(":")
     name = name.strip().lower()
     if colon and part == "role":
-        return partial(_has_role, file=file, role=_ROLES.get(name, name))
+        return partial(_has_role, file=file, role=_ROLES.get(name, name)), ""
     if colon and part == "format":
         if name not in FORMATS:
             raise InputError(f"no format is called {name!r}", hint=f"formats: {', '.join(FORMATS)}")
         names = Fields(file.mapping)
-        return lambda row: row.error is None and detect_fields(row.value, names) == name
-    return text_test(words)
+        return lambda row: row.error is None and detect_fields(row.value, names) == name, ""
+    if colon and part == "finding":
+        code = code_named(name)
+        if code in _BY_LENGTH:
+            limit, load = known.chosen.limit, cache(known.chosen.load)
+            return partial(_at_limit, file=file, code=code, limit=limit, load=load), ""
+        lines, note = known.lines_of(code)
+        return lambda row: row.line in lines, note
+    return text_test(words), ""
+
+
+def code_named(name: str) -> str:
+    """The code of a finding, for some by a shorter name.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    code = _SHORT.get(name, name)
+    if code not in PROBLEM_CODES:
+        raise InputError(f"no finding is called {name!r}", hint="p lists those of this file")
+    return code
+
+
+def _at_limit(row: DataRow, file: FileFormat, code: str, limit: int, load: Callable[[], ChatTokenizer]) -> bool:
+    """Whether the limit does to the row what ``code`` says."""
+    from backprop.data.truncate import truncate_value
+
+    tokenizer = load()
+    if row.error is not None:
+        return False
+    try:
+        done = truncate_value(row.value, tokenizer, limit, format=format_of(row.value, file), mapping=file.mapping)
+    except RowError:
+        return False
+    return done.split and code == "cut" if done.finding is None else done.finding.code == code
 
 
 def _has_role(row: DataRow, file: FileFormat, role: str) -> bool:

@@ -10,6 +10,7 @@ from backprop.data.example import describe_mapping
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.lengths import percentiles
 from backprop_tui.screens.dataset.perplexity import percentiles as score_percentiles
+from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.text import Row, percent, safe, short_number
 from backprop_tui.widgets.cells import fact
 
@@ -25,7 +26,7 @@ def statistics_lines(
     opened: OpenFile,
     found: Validation | None,
     counted: CountedLengths | None,
-    model: str,
+    chosen: Chosen,
     scored: PerplexityReport | None,
 ) -> list[Row]:
     """Rows, format, mapping, findings, lengths, perplexity: what was counted, and the key that counts the rest."""
@@ -42,7 +43,7 @@ def statistics_lines(
     if source.has_bom:
         lines.append(_fact("BOM", "the file begins with a byte order mark; it is skipped"))
     lines += [_fact("note", safe(note)) for note in ([] if found else source.notes)]
-    return [*lines, [], *_check_lines(found), [], *_length_lines(counted, model), [], *_score_lines(scored)]
+    return [*lines, [], *_check_lines(found), [], *_length_lines(counted, chosen), [], *_score_lines(scored)]
 
 
 def _check_lines(found: Validation | None) -> list[Row]:
@@ -62,7 +63,7 @@ def _check_lines(found: Validation | None) -> list[Row]:
     return lines
 
 
-def _length_lines(counted: CountedLengths | None, model: str) -> list[Row]:
+def _length_lines(counted: CountedLengths | None, chosen: Chosen) -> list[Row]:
     if counted is None:
         return [[("How long the rows are and what is trained: l counts tokens.", "muted")]]
     part = "" if counted.whole else " so far"
@@ -71,10 +72,12 @@ def _length_lines(counted: CountedLengths | None, model: str) -> list[Row]:
         _fact("length", f"{percentiles(counted.lengths)} {counted.unit}"),
     ]
     if counted.unit == "tokens":
+        tokens, trained = counted.lengths.tokens_at(chosen.limit)
         lines += [
-            _fact("model", safe(model)),
-            _fact("tokens", f"{counted.tokens:,} ({short_number(counted.tokens)})"),
-            _fact("trained", percent(counted.trained, counted.tokens), "trained+light"),
+            _fact("model", safe(chosen.model)),
+            _fact("limit", f"{chosen.limit:,} tokens a row"),
+            _fact("tokens", f"{tokens:,} ({short_number(tokens)})"),
+            _fact("trained", percent(trained, tokens), "trained+light"),
         ]
     return lines
 

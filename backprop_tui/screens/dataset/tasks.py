@@ -12,9 +12,13 @@ from backprop.core.errors import BackpropError
 from textual.message import Message
 from textual.screen import Screen
 
+from backprop_tui.text import clock
+
 Value = TypeVar("Value")
 _EVERY = 0.5
 """Seconds between two looks at what has been found so far."""
+_LONG = 3.0
+"""Seconds after which the rest can be told."""
 
 
 @dataclass
@@ -69,6 +73,7 @@ class Task(Generic[Value]):
         self.done = 0
         self.total = 0
         self.ended = False
+        self._began = time.monotonic()
         self._delivered_at = 0.0
         self._stop = threading.Event()
         self._ends: Callable[[], object] = bool
@@ -96,8 +101,13 @@ class Task(Generic[Value]):
         return self._stop.is_set()
 
     def words(self) -> str:
-        share = f" {100 * self.done // self.total} %" if self.total else " …"
-        return f"{self.name}{share}"
+        """What is done and how far; where it takes its time, how long it will go on."""
+        if not self.total:
+            return f"{self.name} …"
+        taken = time.monotonic() - self._began
+        left = taken * (self.total - self.done) / self.done if self.done else 0.0
+        more = f", {clock(left)} left" if taken > _LONG and left >= 1 else ""
+        return f"{self.name} {100 * self.done // self.total} %{more}"
 
 
 class Tasks:

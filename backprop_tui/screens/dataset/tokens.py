@@ -12,7 +12,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
-from msgspec.structs import fields
+from msgspec import structs
 
 from backprop_tui.screens.dataset.row_text import format_of, problem_lines
 from backprop_tui.screens.dataset.tasks import Task, Tasks
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
-DEFAULT_LIMIT: int = {field.name: field.default for field in fields(RunConfig)}["max_seq_length"]
+DEFAULT_LIMIT: int = {field.name: field.default for field in structs.fields(RunConfig)}["max_seq_length"]
 MODEL_HELP = f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory"
 _SHADES = {True: ("trained+light", "trained+lighter"), False: ("text", "text+shade")}
 """Of tokens that are trained and of others, by turns."""
@@ -54,6 +54,14 @@ class Chosen:
             self.choose(self.model)
         return self._tasks.goes_on("model")
 
+    def load(self) -> ChatTokenizer:
+        """The tokenizer, for any thread.
+
+        Raises:
+            ModelLoadError: there is none.
+        """
+        return self.tokenizer or load_tokenizer(self.model)
+
     def choose(self, name: str) -> None:
         """Load the tokenizer of a model (a name, its directory or its tokenizer.json) in a thread."""
         name = name.rstrip("/").removesuffix("/tokenizer.json")
@@ -62,10 +70,8 @@ class Chosen:
         self.tokenizer = self.why_none = None
 
         def load(_: Task[ChatTokenizer | ModelLoadError]) -> ChatTokenizer | ModelLoadError:
-            from backprop.data.tokenizer import ChatTokenizer
-
             try:
-                return ChatTokenizer.load(find_tokenizer(name))
+                return load_tokenizer(name)
             except ModelLoadError as error:
                 return error
 
@@ -80,10 +86,21 @@ class Chosen:
         self._tasks.begin("model", f"reading the tokenizer of {name}", load, take)
 
 
+def load_tokenizer(model: str) -> ChatTokenizer:
+    """The tokenizer of a model on this machine.
+
+    Raises:
+        ModelLoadError: there is none, with what to do.
+    """
+    from backprop.data.tokenizer import ChatTokenizer
+
+    return ChatTokenizer.load(find_tokenizer(model))
+
+
 def token_lines(
     row: DataRow, file: FileFormat, tokenizer: ChatTokenizer, limit: int, *, brackets: bool = False
 ) -> list[Row]:
-    """The row as tokens, in two shades so that their borders show.
+    """The row as tokens, in two shades so that their borders show; what is marked is what is trained at the limit.
 
     Args:
         limit: the longest row in tokens; what it would do to this row is said.
@@ -100,18 +117,35 @@ def token_lines(
         cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    lines = [*_summary(tokens, tokenizer), *_cut(cut, limit), []]
-    lines += _body(tokens[:MOST_TOKENS], brackets=brackets)
+    kept = _at_limit(tokens, cut)
+    tokens = [structs.replace(token, trained=bool(trained)) for token, trained in zip(tokens, kept, strict=True)]
+    left = len(tokens) - kept.count(None)
+    lines = [*_summary(tokens, left, tokenizer), *_cut(cut, limit), []]
+    lines += _body(tokens[:MOST_TOKENS], kept, brackets=brackets)
     if len(tokens) > MOST_TOKENS:
         lines.append([(f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "muted")])
     return lines
 
 
-def _summary(tokens: Sequence[Token], tokenizer: ChatTokenizer) -> list[Row]:
-    """Counts, the begin token and the terminators."""
+def _at_limit(tokens: Sequence[Token], cut: Truncated) -> list[bool | None]:
+    """Whether each token is trained; ``None`` for one that the limit cuts."""
+    kept: list[bool | None] = [None] * len(tokens)
+    start = cut.cut
+    for ids, trained in cut.samples:
+        kept[start : start + len(ids)] = trained.tolist()
+        start += len(ids)
+    if cut.cut and cut.samples[0][0][0] != tokens[cut.cut].id:
+        # The begin token stays where it was.
+        kept[0], kept[cut.cut] = False, None
+    return kept
+
+
+def _summary(tokens: Sequence[Token], left: int, tokenizer: ChatTokenizer) -> list[Row]:
+    """Counts, the begin token and the terminators; ``left`` tokens are not cut."""
     trained = sum(token.trained for token in tokens)
-    share = 100 * trained / max(len(tokens), 1)
-    counts = [(f"{len(tokens):,} tokens, ", "text"), (f"{trained:,} trained", "trained+light")]
+    share = 100 * trained / max(left, 1)
+    of = "" if left == len(tokens) else f" of {len(tokens):,}"
+    counts = [(f"{left:,}{of} tokens, ", "text"), (f"{trained:,} trained", "trained+light")]
     lines: list[Row] = [[*counts, (f" ({share:.0f} %)", "text")]]
     if tokenizer.bos_id is None:
         lines.append(fact("BOS", "this tokenizer has none", width=8))
@@ -153,7 +187,7 @@ def _cut(cut: Truncated, limit: int) -> list[Row]:
     return [[(f"! {words}", "warn")]]
 
 
-def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Row]:
+def _body(tokens: Sequence[Token], kept: Sequence[bool | None], *, brackets: bool) -> list[Row]:
     lines: list[Row] = []
     line: Row = []
     inside = False
@@ -161,7 +195,9 @@ def _body(tokens: Sequence[Token], *, brackets: bool) -> list[Row]:
         if brackets and token.trained != inside:
             line.append(("[" if token.trained else "]", "mark+bold"))
             inside = token.trained
-        if token.special:
+        if kept[number] is None:
+            ink = "muted"
+        elif token.special:
             ink = "mark+bold+light" if token.trained else "mark+bold"
         else:
             ink = _SHADES[token.trained][number % 2]

@@ -67,13 +67,14 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
         answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, config.max_seq_length)
+        # Training skips what its model cannot take as well, and that is among what it cannot read.
+        answer["invalid"] = max(found.invalid, answer["tokens"]["unusable"])
+        answer["valid"] = found.rows - answer["invalid"]
         answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
         counts = {**answer["problem_counts"], **counts}
         answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
     output.answer(answer, as_json, _show_validation)
-    tokens = answer.get("tokens", {})
-    refused = found.invalid or tokens.get("unusable")
-    return EXIT_USER if refused else EXIT_OK
+    return EXIT_USER if answer["invalid"] else EXIT_OK
 
 
 def _tokens(
@@ -129,9 +130,11 @@ def _show_validation(answer: dict[str, Any]) -> None:
         names = ("chosen", "p50", "p90", "p99", "longest")
         rows = [
             [f"{limit['max_length']:,}", name, *(f"{limit[column]:,}" for column in columns)]
-            for name, limit in zip(names, tokens["limits"], strict=True)
+            for name, limit in zip(names, tokens["limits"], strict=False)
         ]
-        output.table(["at a limit of", "", "whole", "cut", "split", "answer lost"], rows, frozenset({0, 2, 3, 4, 5}))
+        if rows:
+            head = ["at a limit of", "", "whole", "cut", "split", "answer lost"]
+            output.table(head, rows, frozenset({0, 2, 3, 4, 5}))
         if tokens["answer_lost"]:
             output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}")
 

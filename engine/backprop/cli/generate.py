@@ -11,8 +11,9 @@ from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_checkpoint, find_run
 from backprop.core.errors import InputError
-from backprop.core.events import ModelLoading, Sample
+from backprop.core.events import ModelLoading, Sample, Warning  # noqa: A004
 from backprop.core.jobs import Delta, GenerateRequest
+from backprop.core.locate import locate_model
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, start_job
@@ -25,6 +26,7 @@ JOB = "backprop.train.generate"
 @click.argument("run")
 @click.option("--prompt", "-p", "prompts", multiple=True, required=True, metavar="TEXT", help="what to ask; repeatable")
 @click.option("--step", type=click.IntRange(0), metavar="N", help="the checkpoint to ask; open: the run's result")
+@click.option("--model", "-m", metavar="M", help="where the base model is now, if it was moved")
 @click.option("--base", is_flag=True, help="ask the model without the adapter too")
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=256, metavar="N", show_default=True, help="longest answer"
@@ -33,6 +35,7 @@ JOB = "backprop.train.generate"
 def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
     """Ask the model of a run: RUN is its id, the beginning of its id, or its directory."""
     directory = RunDirectory(find_run(run))
+    asked["model"] = asked["model"] and locate_model(asked["model"])
     request = GenerateRequest(run=str(directory.path), **asked)
     if request.step is None:
         _check(directory)
@@ -76,6 +79,8 @@ def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sam
         match message:
             case ModelLoading():
                 output.narrate(describe(message))
+            case Warning():
+                output.narrate(describe(message), "warning")
             case Delta() if stream:
                 if message.index != begun:
                     begun = message.index

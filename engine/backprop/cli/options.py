@@ -235,7 +235,7 @@ def _option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., An
     default = "" if setting.name == "model" else setting.shown_default
     text = setting.help + (f"  [{default}]" if setting.rule else f"  [default: {default}]" if default else "")
     if setting.kind == "switch":
-        name = f"{setting.flags[0]}/--no-{setting.flags[0][2:]}"
+        name = f"{setting.flags[0]}/{setting.off}"
         return click.option(
             name, setting.name, cls=SettingOption, setting=setting, is_flag=True, default=None, help=text
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 
 from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
-from backprop.core.errors import InputError, RunError
+from backprop.core.errors import InputError
 from backprop.core.paths import expand
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
@@ -76,7 +77,9 @@ def _show_table(runs: list[RunSummary]) -> None:
 @json_and_verbose
 def show_run(run: str, as_json: bool, verbose: bool) -> None:
     """Show one run: RUN is its id, the beginning of its id, or its directory."""
-    state = read_run(find_run(run))
+    path = find_run(run)
+    state = read_run(path)
+    state.damage += RunDirectory(path).changed_result()
     if as_json:
         output.document(details(state))
     else:
@@ -90,12 +93,7 @@ def find_run(run: str) -> Path:
         RunError: none or several fit.
     """
     with open_index() as index:
-        try:
-            return index.find(run)
-        except RunError:
-            # Runs of this place that the index has not seen: made on another machine, or before it was deleted.
-            index.scan(expand("./output"))
-            return index.find(run)
+        return index.find_here(run)
 
 
 @contextlib.contextmanager
@@ -160,6 +158,8 @@ def _show_run(state: RunState) -> None:
     output.line(output.inline(f"directory: {state.path}"))
     for what in state.damage:
         output.line(f"damaged: {what}", "warning")
+    if silent := state.silence(time.time()):
+        output.line(silent, "warning")
     if state.status == "crashed":
         output.line("the engine ended without an end event; the last lines of its engine.log may say why", "error")
     for setting in ("model", "data"):

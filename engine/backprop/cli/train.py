@@ -13,6 +13,7 @@ from backprop.cli.options import json_and_verbose
 from backprop.core.definition import settings
 from backprop.core.errors import EXIT_OK, ModelLoadError
 from backprop.core.jobs import JobProgress, RunPlan
+from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
 from backprop.demo import demo_config
 
@@ -35,27 +36,32 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
     """
     if resumed:
-        return continue_run(resumed, as_json, verbose)
+        return continue_run(resumed, given["model"], as_json, verbose)
     config, origins = options.run_config(given, file)
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
-        output.answer({**plan, **_preflight(config)}, as_json, _show_plan)
+        output.answer({**plan, **_preflight(config), "memory": _memory(config)}, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
     return follow.run(config, "train", as_json, verbose, origins=origins)
 
 
-def continue_run(run: str, as_json: bool, verbose: bool) -> int:
+_moved = click.option("--model", "-m", metavar="M", help="where the same model is now, if it was moved")
+
+
+def continue_run(run: str, model: str | None, as_json: bool, verbose: bool) -> int:
     """Continue ``run`` (an id, or its beginning) exactly, and follow it to its end."""
     from backprop.cli import follow
     from backprop.cli.runs import find_run
     from backprop.runs import engine_client
 
-    return follow.follow(engine_client.resume(find_run(run)), as_json=as_json, verbose=verbose)
+    engine = engine_client.resume(find_run(run), locate_model(model) if model else "")
+    return follow.follow(engine, as_json=as_json, verbose=verbose)
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
+    from backprop.cli.estimate import gib
     from backprop.runs.describe import describe_dataset
 
     found = msgspec.convert(plan["plan"], RunPlan | None)
@@ -79,6 +85,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
         )
         for note in found.notes:
             output.line(f"note      {note}")
+    if memory := plan["memory"]:
+        fits = "" if memory["fits"] else "; it does not fit: `backprop estimate-vram` says what would save memory"
+        output.line(f"memory    {gib(memory['bytes'])} needed, {gib(memory['limit'])} {memory['source']}{fits}")
     output.line()
     output.line(plan["command"])
 
@@ -106,6 +115,21 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
     return {"plan": msgspec.to_builtins(found), "why": ""}
 
 
+def _memory(config: RunConfig) -> dict[str, Any] | None:
+    """What the run needs of this machine's card; ``None`` where it would not use one, or the model is not known yet."""
+    from backprop.cli.estimate import card_memory, find_answer
+
+    memory = card_memory() if config.backend != "cpu" else None
+    if memory is None or memory.bytes is None:
+        return None
+    try:
+        answer = find_answer(config.model, config, memory)
+    except ModelLoadError:
+        return None
+    needed = answer["parts"].total
+    return {"bytes": needed, "limit": memory.bytes, "source": memory.source, "fits": needed <= memory.bytes}
+
+
 @click.command
 @options.setting_options("output_dir")
 @json_and_verbose
@@ -122,27 +146,30 @@ def demo(output_dir: str | None, as_json: bool, verbose: bool) -> int:
 
 @click.command
 @click.argument("run", shell_complete=run_ids())
+@_moved
 @json_and_verbose
-def resume(run: str, as_json: bool, verbose: bool) -> int:
+def resume(run: str, model: str | None, as_json: bool, verbose: bool) -> int:
     """Continue a stopped, interrupted or crashed run exactly, under the same run id.
 
     Every loss is what it would have been without the stop. Another model, dataset or setting is refused, with the
     list of differences.
     """
-    return continue_run(run, as_json, verbose)
+    return continue_run(run, model, as_json, verbose)
 
 
 @click.command
 @click.argument("run", shell_complete=run_ids())
+@_moved
 @click.option("--steps", required=True, type=click.IntRange(1), metavar="N", help="the new end")
 @json_and_verbose
-def extend(run: str, steps: int, as_json: bool, verbose: bool) -> int:
+def extend(run: str, model: str | None, steps: int, as_json: bool, verbose: bool) -> int:
     """Continue a run to a new end, under the same run id. The learning-rate curve is computed anew."""
     from backprop.cli import follow
     from backprop.cli.runs import find_run
     from backprop.runs import engine_client
 
-    return follow.follow(engine_client.extend(find_run(run), steps), as_json=as_json, verbose=verbose)
+    engine = engine_client.extend(find_run(run), steps, locate_model(model) if model else "")
+    return follow.follow(engine, as_json=as_json, verbose=verbose)
 
 
 @click.command(cls=options.SettingCommand)

@@ -112,6 +112,7 @@ def progress_line(state: RunState, event: ev.AnyEvent) -> str:
     done = round(_BAR * state.step / max(1, state.total_steps))
     eta = "" if state.eta_seconds is None else f" {duration(state.eta_seconds)} left"
     held = f" paused: {state.paused_for}" if state.status == "paused" else ""
+    held = f" {silent}" if (silent := state.silence(time.time())) else held
     return (
         f"[{'#' * done}{'.' * (_BAR - done)}] {state.step}/{state.total_steps} loss {number(state.last_step.loss)} "
         f"{state.last_step.tokens_per_second:.0f} tokens/s{eta}{held}"

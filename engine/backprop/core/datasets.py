@@ -1,22 +1,25 @@
-"""Names of datasets on the Hugging Face Hub, and the copies of them that are on this machine.
+"""How a person names a dataset: a path, or a name of the Hugging Face Hub; the hub's copies that are on this machine;
+and what was opened last.
 
-A name is ``owner/name``, then what is wanted of it: ``@revision``, ``:configuration``, ``:split`` or
-``:configuration:split``. Nothing in here opens a socket.
+A hub name is ``owner/name``, then what is wanted of it: ``@revision``, ``:configuration``, ``:split`` or
+``:configuration:split``. The address of its page may stand before it. Nothing in here opens a socket.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from backprop.core import paths
+from backprop.core import files, paths
 from backprop.core.errors import DatasetError, DatasetNotFoundError
 from backprop.core.jobs import Fetched
 
@@ -29,7 +32,11 @@ _SHOWN = 5
 _NUMBER = re.compile(r"(\d+)")
 _PART = re.compile(r"-[0-9a-f]{16}(?=\.)|\d+")
 """What tells the name of one part from that of another: its number, and its hash in older files of the hub."""
+RECENT = "recent-datasets.json"
+"""In the user's data directory: the list of paths and names opened last."""
+_MOST_RECENT = 20
 _NAME = re.compile(
+    r"(https?://huggingface\.co/datasets/)?"
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?(?P<parts>(:[^:/\s]+){0,2})"
 )
 
@@ -48,8 +55,7 @@ class HubName(Struct, frozen=True):
 def hub_name(text: str) -> HubName | None:
     """What ``text`` names on the Hugging Face Hub; ``None`` for a path, and for one that nearly is one."""
     match = _NAME.fullmatch(text)
-    path = Path(text)
-    if match is None or path.exists() or path.parent.exists():
+    if match is None or _exists(Path(text)) or _exists(Path(text).parent):
         return None
     repository: str = match["repository"]
     if Path(repository).suffix.lower() in FILE_ENDINGS:
@@ -123,3 +129,39 @@ def find_fetched(name: str) -> Fetched | None:
     except (OSError, msgspec.DecodeError):
         return None
     return found if whole and found.name == name else None
+
+
+def unquoted(text: str) -> str:
+    """The path in ``text`` without the quotes or backslashes that a shell, or a file dropped on a terminal, needs."""
+    if not set(text) & set("'\"\\") or _exists(Path(text)):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return text
+    return words[0] if len(words) == 1 else text
+
+
+def recent_datasets() -> list[str]:
+    """Absolute paths and hub names of the datasets opened last, the latest first, without files that are gone."""
+    try:
+        names = files.read_json(paths.data_dir() / RECENT, list[str])
+    except (OSError, ValueError):
+        return []
+    return [name for name in names if is_hub_name(name) or _exists(Path(name))]
+
+
+def remember_dataset(name: str) -> None:
+    """Put a path (absolute) or a hub name first in the list; one that cannot be written is not remembered."""
+    with contextlib.suppress(OSError, UnicodeEncodeError):
+        names = [name, *(other for other in recent_datasets() if other != name)]
+        paths.data_dir().mkdir(parents=True, exist_ok=True)
+        files.write_file(paths.data_dir() / RECENT, msgspec.json.encode(names[:_MOST_RECENT]))
+
+
+def _exists(path: Path) -> bool:
+    """Whether something is there; nothing can be under a name longer than a file system takes."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

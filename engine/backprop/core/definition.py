@@ -15,6 +15,12 @@ How a screen uses it, and ``core.resolve`` and ``core.saved_settings`` beside it
 
     names(), load(name), save(name, values, replace=True), delete(name)        # core.saved_settings: named ones
     cli.options.command_line(config)               # the command that gives the same run here
+
+What ``None`` and ``"auto"`` come to is in ``core.rules`` and ``core.schedule``, without a model in memory:
+
+    rules.adapter(config)                          # lora_r, lora_alpha, lora_dropout, target_modules
+    schedule = Schedule.of(replace(config, batch_size=4), rows)     # steps, rows_per_step, warmup_steps
+    rules.for_rows(config, model_dir, rows=rows, held_out=held_out, rows_per_step=…, steps=…)   # the rest, with reasons
 """
 
 from __future__ import annotations
@@ -130,8 +136,8 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     @property
     def off(self) -> str:
-        """The flag that turns a switch off; empty where there is none."""
-        return f"--no-{self.flags[0][2:]}" if self.kind == "switch" and self.default is not False else ""
+        """The flag that turns a switch off; empty for what is no switch."""
+        return f"--no-{self.flags[0][2:]}" if self.kind == "switch" else ""
 
     @property
     def path(self) -> str:

@@ -294,6 +294,10 @@ class CheckpointPruned(Event):
     step: Count
 
 
+BATCH_SETTLED = "BATCH_SETTLED"
+"""Code of the warning that passes take other rows than ``run_started`` says, because it was measured what fits."""
+
+
 class Warning(Event):
     """Something that a person should know, and that stops nothing."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Sample
+from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Sample, Warning  # noqa: A004
 
 
 class GenerateRequest(Struct, kw_only=True):
@@ -24,6 +24,8 @@ class GenerateRequest(Struct, kw_only=True):
     prompts: Sequence[str]
     step: int | None = None
     """The checkpoint to ask; the result where none is named."""
+    model: str | None = None
+    """Where the base model is now, if it is no longer where the run found it."""
     base: bool = False
     """Whether the model without the adapter is asked too."""
     max_tokens: int = 256
@@ -121,7 +123,9 @@ class RunPlan(Struct, kw_only=True, tag_field="type", tag="run_plan"):
     """Bytes at the peak, where they were estimated."""
 
 
-Message: TypeAlias = Delta | Sample | ModelLoading | RunFailed | JobProgress | RowScores | Scored | Fetched | RunPlan
+Message: TypeAlias = (
+    Delta | Sample | ModelLoading | Warning | RunFailed | JobProgress | RowScores | Scored | Fetched | RunPlan
+)
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

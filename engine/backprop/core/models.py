@@ -9,14 +9,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from backprop.core import paths
+from backprop.core import architecture, paths
+from backprop.core.architecture import Architecture
 from backprop.core.errors import ModelLoadError
+from backprop.core.files import read_json
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
 MANIFEST = "manifest.json"
 """Lists the files of the embedded model with their sizes and hashes."""
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""All weights in one file, or the list of the files that they are spread over."""
+_REPOSITORY = re.compile(r"(?:https?://huggingface\.co/)?([\w.-]+/[\w.-]+)")
 
 
 def repository_of(name: str) -> str:
@@ -29,13 +34,16 @@ def repository_of(name: str) -> str:
         return MODEL_PRESETS[name].repo
     if Path(name).expanduser().exists():
         return ""
-    if not _REPOSITORY.fullmatch(name) or name.startswith("."):
+    if name.startswith(("/", ".", "~")):
+        hint = "if it was moved, say where: resume, extend, fork and generate take --model NEW_PATH"
+        raise ModelLoadError(f"there is no model directory {name}", hint=hint, details={"model": name})
+    if (match := _REPOSITORY.fullmatch(name)) is None:
         raise ModelLoadError(
             f"there is no model {name!r}: it is no preset, no directory and no Hugging Face name (owner/name)",
             hint="presets: " + ", ".join(MODEL_PRESETS),
             details={"model": name},
         )
-    return name
+    return match[1]
 
 
 def find_model(name: str) -> Path | None:
@@ -71,20 +79,108 @@ def find_tokenizer(name: str) -> Path:
     return folder
 
 
-def require_weights(folder: Path) -> Path:
-    """``folder``, if it holds a model with weights in safetensors.
+def known_models() -> list[tuple[str, str]]:
+    """Name and place of the models on this machine that are no presets: in this directory, in the hub's cache."""
+    from huggingface_hub import constants
+
+    presets = {preset.repo for preset in MODEL_PRESETS.values()}
+    here = [path.parent for path in Path().glob("*/config.json") if any(path.parent.glob("*.safetensors"))]
+    names = [folder.name[8:].replace("--", "/") for folder in Path(constants.HF_HUB_CACHE).glob("models--*--*")]
+    cached = [name for name in names if name not in presets and _has_all_files(_snapshot(name))]
+    found = [(f"./{path}", "a folder of this directory") for path in sorted(here)]
+    return found + [(name, "in the Hugging Face cache") for name in sorted(cached)]
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of the model ``name``: a preset's is known, another one's is read from its ``config.json``.
 
     Raises:
-        ModelLoadError: it does not.
+        ModelLoadError: there is no such model, it is not on this machine, or its configuration does not tell.
     """
-    if not (folder / "config.json").is_file():
+    for preset, known in architecture.PRESETS.items():
+        if name in (preset, MODEL_PRESETS[preset].repo):
+            return known
+    file = _folder(name) / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ModelLoadError(
+            f"the config.json of {name} is not on this machine",
+            hint="name a directory that holds it; a run that trains the model fetches it",
+            details={"model": name},
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{file} cannot be read: {error}", hint="fetch or copy the model again") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{file} is no model's configuration", hint="fetch or copy the model again")
+    return architecture.read_architecture(config, name)
+
+
+def require_weights(folder: Path) -> Path:
+    """``folder``, if it holds one model with weights in safetensors.
+
+    Raises:
+        ModelLoadError: it does not, and what it is instead.
+    """
+    if folder.is_file():
+        hint = "name the folder that holds it"
+        if folder.suffix == ".gguf":
+            hint = "GGUF is a format for answering: name the model that it was made from"
+        raise ModelLoadError(f"{folder} is a file, no model directory", hint=hint)
+    has_config, has_adapter = ((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if has_config and has_adapter:
+        hint = "move adapter_config.json and adapter_model.safetensors away"
+        raise ModelLoadError(f"{folder} holds an adapter beside the model", hint=hint)
+    if has_adapter:
+        base = settings_of(folder, "adapter_config.json").get("base_model_name_or_path") or "unknown"
+        ours = (folder.parent / "run.json").is_file()
+        hint = f"`backprop fork {folder.parent}` starts from it" if ours else f"name its base, {base}"
+        raise ModelLoadError(f"{folder} is an adapter for the model {base}, not a model", hint=hint)
+    if (folder / "run.json").is_file():
+        hint = f"`backprop fork {folder}` starts from its weights"
+        raise ModelLoadError(f"{folder} is the directory of a run, not a model", hint=hint)
+    if not has_config:
         raise ModelLoadError(f"{folder} has no config.json, so it is no model directory", hint="name the folder itself")
-    if not any(folder.glob("*.safetensors")):
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    if not weights:
         raise ModelLoadError(
             f"{folder} has no .safetensors weights",
             hint="weights in pickle files (.bin) can run code and are not read; convert the model to safetensors first",
         )
+    for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            if file.read(len(_POINTER)) == _POINTER:
+                raise ModelLoadError(f"{path} is a Git LFS pointer, not the file", hint=f"`git -C {folder} lfs pull`")
+    settings_of(folder)
+    listed = _listed_weights(folder)
+    if SINGLE in weights - listed and listed and listed <= weights:
+        raise ModelLoadError(
+            f"{folder} holds two sets of weights: {SINGLE}, and {len(listed)} others that {INDEX} lists",
+            hint="keep the one that is meant, and move the other away",
+        )
     return folder
+
+
+_POINTER = b"version https://git-lfs"
+
+
+def settings_of(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A model's configuration.
+
+    Raises:
+        ModelLoadError: it cannot be read; the file is named.
+    """
+    try:
+        return read_json(folder / name, dict[str, Any])
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{folder / name} cannot be read: {error}", hint="fetch or copy it again") from error
+
+
+def _listed_weights(folder: Path) -> set[str]:
+    """The files of weights that the index lists, or the single one where there is no index."""
+    if not (folder / INDEX).is_file():
+        return {SINGLE}
+    return set(settings_of(folder, INDEX).get("weight_map", {}).values())
 
 
 def is_complete(folder: Path) -> bool:
@@ -114,8 +210,4 @@ def _snapshot(repository: str) -> Path:
 
 def _has_all_files(folder: Path) -> bool:
     """Whether the configuration, the tokenizer and all weights of a copy in the cache are there."""
-    index = folder / "model.safetensors.index.json"
-    weights = {"model.safetensors"}
-    if index.is_file():
-        weights = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json", *weights))
+    return all((folder / name).is_file() for name in ("config.json", "tokenizer.json", *_listed_weights(folder)))

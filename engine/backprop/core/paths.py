@@ -69,6 +69,11 @@ def data_dir() -> Path:
     return Path(platformdirs.user_data_dir(APP, appauthor=False))
 
 
+def state_dir() -> Path:
+    """What the application remembers of how a person left it."""
+    return Path(platformdirs.user_state_dir(APP, appauthor=False))
+
+
 def config_dir() -> Path:
     """The user's settings file and saved configurations (``XDG_CONFIG_HOME`` on Linux)."""
     return Path(platformdirs.user_config_dir(APP, appauthor=False))

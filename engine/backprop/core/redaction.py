@@ -9,9 +9,10 @@ MASK = "[redacted]"
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """C0 and C1 controls, line separators, marks that turn the writing direction around, and halves of surrogate pairs."""
 
-# One pattern per family. Keyword patterns mask a value of any length: a short password is still a password.
+# One pattern per family.
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE), rf"\1 {MASK}"),
+    (re.compile(r"\b(authorization\s*:\s*\w+)\s+\S+", re.IGNORECASE), rf"\1 {MASK}"),
+    (re.compile(r"\b(bearer|basic)\s+(?=\S{20}|\S{,19}[\d=])[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), MASK),
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), MASK),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
@@ -32,8 +33,9 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 # ``max_tokens=5`` and ``token: 3`` in counts are prose, not secrets: the keyword is the plural or the value a number
-# below a million.
-_COUNT = re.compile(r"\d{1,6}(?:\.\d+)?")
+# below a million. A token that is written out, as ``eos_token=</s>``, is none either.
+_COUNT = re.compile(r"\d{1,6}(?:\.\d+)?|<.*")
+_UNLIKE_A_WORD = re.compile(r"\d|[a-z][A-Z]|.{20}")
 
 
 def redact(text: str) -> str:
@@ -45,7 +47,11 @@ def redact(text: str) -> str:
 
 
 def _mask_value(match: re.Match[str]) -> str:
+    """A value that is assigned or quoted is masked whatever it is: a short password is still a password. After a mere
+    colon it may be prose, unless it is all that the line says or does not look like a word."""
     key, separator, value = match.groups()
-    if key.lower().endswith("token") and _COUNT.fullmatch(value):
+    line = match.string[match.string.rfind("\n", 0, match.start()) + 1 :].partition("\n")[0]
+    prose = separator.strip() == ":" and line.strip() != match.group(0).strip() and not _UNLIKE_A_WORD.search(value)
+    if prose or (key.lower().endswith("token") and _COUNT.fullmatch(value)):
         return match.group(0)
     return f"{key}{separator}{MASK}"

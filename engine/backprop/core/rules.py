@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
+from backprop.core.presets import ALL_LINEAR, LORA_PRESETS, TRAINING_PRESETS
 from backprop.core.settings import RunConfig
 
 ROWS_PER_STEP = 16
@@ -89,7 +89,9 @@ def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[floa
         why = f"{family}, hidden size {hidden}, {rows_per_step} rows per step"
     if steps < _SHORT_RUN:
         rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
-    return min(1.0, float(f"{rate:.2g}")), why
+    return min(
+        1.0, float(f"{rate:.2g}")
+    ), f"{why}; the preset balanced has {TRAINING_PRESETS['balanced'].learning_rate:g}"
 
 
 def _family(model_dir: Path) -> tuple[str, int]:

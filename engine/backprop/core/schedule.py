@@ -28,10 +28,9 @@ class Schedule:
 
     @classmethod
     def of(cls, config: RunConfig, rows: int) -> Schedule:
-        """Of a ``resolved`` configuration on ``rows`` usable rows."""
+        """Of a configuration whose batch size is chosen, on ``rows`` usable rows."""
         assert config.batch_size != "auto"
-        assert config.gradient_accumulation is not None
-        rows_per_step = config.batch_size * config.gradient_accumulation
+        rows_per_step = config.batch_size * (config.gradient_accumulation or rules.accumulation(config.batch_size))
         epochs = rules.epochs(rows) if config.epochs == "auto" else config.epochs or 1.0
         steps = config.steps or math.ceil(-(-rows // rows_per_step) * epochs)
         warmup = rules.warmup(steps) if config.warmup_steps == "auto" else config.warmup_steps

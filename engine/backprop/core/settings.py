@@ -101,7 +101,13 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     samples: Annotated[_Positive | None, _is("data", "train on the first N usable rows only", unit="rows")] = None
     batch_size: Annotated[
         _Positive | Literal["auto"],
-        _is("training", "rows per forward pass", common=True, unit="rows", rule="from free memory: 1, 2 or 4"),
+        _is(
+            "training",
+            "rows per forward pass",
+            common=True,
+            unit="rows",
+            rule="1, 2 or 4, as is estimated to fit; on a GPU then measured",
+        ),
     ] = "auto"
     gradient_accumulation: Annotated[
         _Positive | None, _is("training", "forward passes per optimizer step", rule="16 rows per step together")

@@ -1,25 +1,20 @@
 """The model's own chat template: turns → text, as the model will meet it when it answers.
 
-Templates are Jinja programs that come with a model, so they run sandboxed. The environment is the one that
-Hugging Face documents for them (https://huggingface.co/docs/transformers/chat_templating_writing): trimmed blocks,
-loop controls, ``tojson`` that keeps characters as they are, ``raise_exception``, ``strftime_now``.
+Templates are Jinja programs that come with a model, so they run in ``template_sandbox``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from backprop.core.errors import ModelLoadError
-from backprop.data.example import RowError, Turn
+from backprop.data.example import CONTROL_TOKEN, RowError, Turn
+from backprop.data.template_sandbox import NeverEndsError, Sandbox, tojson
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -35,40 +30,10 @@ PLAIN = (
 """For a model that brings no template and knows no turns: plain headings, each answer ended by its own end token."""
 
 THINK, END_THINK = "<think>", "</think>"
-
-
-class _Generation(Extension):
-    """``{% generation %}…{% endgeneration %}``: some templates mark answers with it; here it changes nothing."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+MARK = "\ue0f5\ue0f6"
+"""Private-use characters, which no conversation and no template has: they find the place of an answer."""
+SECONDS = 10.0
+"""Longest time that one conversation may take to render: templates are programs of strangers, and some never end."""
 
 
 class ChatTemplate:
@@ -78,19 +43,36 @@ class ChatTemplate:
         source: the Jinja text.
         tokens: special tokens by name, as ``bos_token`` and ``eos_token``.
         tool_source: another template for conversations with tools, where the model has one.
+        ends: the tokens that end generation.
+        now: the time that it writes, where it writes the date; the present by default.
 
     Raises:
-        ModelLoadError: the template is not valid Jinja.
+        ModelLoadError: the template is not valid Jinja, or it does not come to an end.
+
+    Attributes:
+        trailer: what it writes after the last answer though it is no part of that: a text's end, the next header.
+        closing: what ends an answer that a question follows.
+        last_end: what ends the last answer.
+        missing_ends: what the next turn would write to end the last answer, by whether that calls a tool; empty where
+            the template ends it itself.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str], tool_source: str | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokens: Mapping[str, str],
+        tool_source: str | None = None,
+        *,
+        ends: Collection[str] = (),
+        now: datetime | None = None,
+    ) -> None:
         self.source = source
         self.tool_source = tool_source
         self.tokens = dict(tokens)
-        environment = _environment()
+        self._environment = Sandbox(now or datetime.now())
         try:
-            self._template = environment.from_string(source)
-            self._tool_template = environment.from_string(tool_source) if tool_source else self._template
+            self._template = self._environment.compiled(source)
+            self._tool_template = self._environment.compiled(tool_source) if tool_source else self._template
         except jinja2.TemplateError as error:
             raise ModelLoadError(
                 f"the model's chat template cannot be read: {error}",
@@ -99,9 +81,12 @@ class ChatTemplate:
         texts = source + (tool_source or "")
         self.knows_reasoning = "reasoning_content" in texts or "message.thinking" in texts or "'thinking'" in texts
         self.knows_calls = "tool_calls" in texts
-        self.knows_tools = "tools" in texts
         self.dated = "strftime_now" in texts
         self.folds_system = self._loses_system()
+        self.drops_thinking = self._loses_thinking()
+        self.missing_ends: dict[bool, str] = {}
+        self.closing = self.last_end = self.trailer = ""
+        self._find_ends(ends)
 
     def _loses_system(self) -> bool:
         """True where a conversation may not start with a system text, or the text would be left out of it."""
@@ -115,6 +100,45 @@ class ChatTemplate:
             return system["content"] not in self.render([system, *asked])
         except RowError:
             return True
+
+    def _loses_thinking(self) -> bool:
+        """True where even the last answer, which is the one to be learned, loses its thinking."""
+        words = "a thought that is looked for"
+        thought = {"role": "assistant", "content": f"{THINK}\n{words}\n{END_THINK}\n\n{MARK}"}
+        try:
+            text = self.render([{"role": "user", "content": "a"}, thought])
+        except RowError:
+            return False
+        return MARK in text and words not in text
+
+    def _find_ends(self, ends: Collection[str]) -> None:
+        """Compare what follows an answer at the end with what follows it before a question."""
+        asked = {"role": "user", "content": "a"}
+        last, followed = self._after_answer(), self._after_answer(asked)
+        if last is None or followed is None:
+            return
+        both = last[: shared(last, followed)]
+        first = min(((both.find(end), end) for end in ends if end in both), default=None)
+        self.closing = self.last_end = (both[: first[0] + len(first[1])] if first else both).rstrip()
+        if self.closing:
+            self.trailer = last.rstrip()[len(self.closing) :]
+            return
+        token = CONTROL_TOKEN.match(followed)
+        self.closing, self.last_end = token[0] if token else "", last.rstrip()
+        if token and token[0] in ends and not last.strip():
+            call = {"type": "function", "function": {"name": "a", "arguments": {}}}
+            result = self._after_answer({"role": "tool", "content": "a"}, tool_calls=[call])
+            ended = next((end for end in ends if result and end in result.partition(MARK)[0]), token[0])
+            self.missing_ends = {False: token[0], True: ended}
+
+    def _after_answer(self, *turns: Mapping[str, Any], **answer: Any) -> str | None:
+        """What stands after an answer that ``turns`` follow; ``None`` where the template refuses or leaves it out."""
+        question = {"role": "user", "content": "a"}
+        try:
+            text = self.render([question, {"role": "assistant", "content": MARK, **answer}, *turns])
+        except RowError:
+            return None
+        return text.partition(MARK)[2] if MARK in text else None
 
     def messages(self, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """Turns as the template takes them. What it has no place for is written into the content as plain text:
@@ -155,10 +179,16 @@ class ChatTemplate:
             RowError: ``template_refused``, with the template's own words.
         """
         template = self._tool_template if tools else self._template
+        self._environment.until = time.monotonic() + SECONDS
         try:
             return template.render(
                 messages=messages, tools=tools or None, documents=None, add_generation_prompt=prompt, **self.tokens
             )
+        except NeverEndsError:
+            raise ModelLoadError(
+                f"the model's chat template does not come to an end: a conversation took more than {SECONDS:g} s",
+                hint="repair its loops in chat_template.jinja, or use the model's own template",
+            ) from None
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise RowError(
                 "template_refused", "", f"the model's chat template refuses the conversation: {error}"
@@ -166,10 +196,42 @@ class ChatTemplate:
         except RecursionError:
             raise RowError("too_deep", "", "the row is nested too deeply for the chat template") from None
 
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> str:
+        """The text of a conversation as it is trained: what the template writes, with what it takes from the last
+        answer: its thinking, where the template deletes that of all answers, and its end, where it leaves that to the
+        next turn.
+
+        Raises:
+            RowError: as ``render``.
+        """
+        last: Mapping[str, Any] = messages[-1] if messages else {}
+        if last.get("role") != "assistant":
+            return self.render(messages, tools)
+        content: str = last["content"]
+        thought, ended, _ = content.partition(END_THINK) if self.drops_thinking else ("", "", "")
+        if ended and thought.replace(THINK, "").strip():
+            head, _, tail = self.render([*messages[:-1], {**last, "content": MARK}], tools).rpartition(MARK)
+            # A prompt that asks for no thinking closes it at once.
+            text = head.removesuffix(END_THINK) + content + tail
+        else:
+            text = self.render(messages, tools)
+        return text + self.missing_ends.get(bool(last.get("tool_calls")), "")
+
+
+def shared(a: str, b: str) -> int:
+    """Number of characters that both begin with."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
+    return low
+
 
 def _with_calls(content: str, calls: Sequence[Mapping[str, Any]]) -> str:
     """The content, then each call as JSON between ``<tool_call>`` marks."""
-    texts = [f"<tool_call>\n{_tojson(call['function'])}\n</tool_call>" for call in calls]
+    texts = [f"<tool_call>\n{tojson(call['function'])}\n</tool_call>" for call in calls]
     return "\n".join([content, *texts] if content else texts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,12 @@ from msgspec import Struct
 from tokenizers import Encoding
 
 from backprop.core.events import TokenSpan
-from backprop.data.chat_template import END_THINK, THINK, ChatTemplate
+from backprop.data.chat_template import END_THINK, MARK, THINK
 from backprop.data.convert import convert
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
 from backprop.data.formats import read_as, unknown_format
 from backprop.data.loss_mask import Span, answer_spans
-from backprop.data.parse import doubtful_text
+from backprop.data.parse import misread
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 
@@ -60,7 +61,7 @@ class Renderer:
     def _conversation(self, example: Example) -> Rendered:
         turns = example.supervised()
         messages = self.template.messages(turns)
-        text = self.template.render(messages, example.tools)
+        text = self.template.conversation(messages, example.tools)
         _encodable(text)
         moved = len(turns) - len(messages)
         spans = answer_spans(self.template, messages, example.tools, text)
@@ -68,7 +69,10 @@ class Renderer:
         answers = [span for span in spans if _is_trained(turns[span.turn + moved]) and span.end > span.start]
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
-        warnings = [*example.warnings, *_left_out(example, turns, text, self.template)]
+        warnings = [*example.warnings, *_left_out(turns, {span.turn + moved: span for span in spans}, text)]
+        if example.tools and self.template.conversation(messages) == text:
+            words = "the chat template has no place for tools: their descriptions are left out"
+            warnings.append(RowError("tools_dropped", "tools", words, "warning"))
         warnings += self._odd_texts([turn.content for turn in turns])
         if moved:
             words = "the chat template has no place for a system text: it is put before the first question"
@@ -76,12 +80,12 @@ class Renderer:
         return Rendered(text, answers, everything=self.everything, warnings=warnings)
 
     def _odd_texts(self, texts: Sequence[str]) -> list[RowError]:
-        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and doubtful texts."""
+        """Tokens inside the row's own text that this model reads as the end or begin of a turn, and misread letters."""
         known = self.tokenizer.tokenizer.token_to_id
         found = {token for text in texts for token in CONTROL_TOKEN.findall(text) if known(token) is not None}
         words = f"control tokens inside the text are read as such: {', '.join(sorted(found)[:3])}"
-        doubtful = [finding for text in texts for finding in doubtful_text(text, "")]
-        return [RowError("special_token", "", words, "warning"), *doubtful] if found else doubtful
+        odd = [finding for text in texts for finding in misread(text)]
+        return [RowError("special_token", "", words, "warning"), *odd] if found else odd
 
 
 def _is_trained(turn: Turn) -> bool:
@@ -119,33 +123,43 @@ def _encodable(text: str) -> None:
             ) from None
 
 
-def _left_out(example: Example, turns: Sequence[Turn], text: str, template: ChatTemplate) -> list[RowError]:
-    """What the row says and the rendered text does not."""
+def _left_out(turns: Sequence[Turn], spans: Mapping[int, Span], text: str) -> list[RowError]:
+    """What the row says and the rendered text does not say in its place: of an answer between the answer before it and
+    its end, of another turn outside of all answers."""
     found = []
+    edges = [0, *(edge for span in spans.values() for edge in (span.start, span.end)), len(text)]
+    outside = MARK.join([text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)])
+    before = 0
     for i, turn in enumerate(turns):
-        place = f"turns[{i}]"
-        if turn.content and turn.content.strip() not in text:
-            found.append(_lost_content(turn, i, text))
-        if turn.reasoning and turn.reasoning.strip() not in text:
+        span = spans.get(i)
+        written = outside if span is None else text[before : span.end]
+        before = before if span is None else span.end
+        content, whole = turn.content.strip(), turn.content.rstrip()
+        if content not in written:
+            found.append(_lost_content(turn, i, written, last=i == max(spans)))
+        elif span is not None and content and whole not in written:
+            words = f"the chat template leaves out the white space that turn {i + 1} begins with"
+            found.append(RowError("text_changed", f"turns[{i}]", words, "warning"))
+        if turn.reasoning and turn.reasoning.strip() not in written:
             words = f"the chat template leaves out the reasoning of turn {i + 1}"
-            found.append(RowError("reasoning_dropped", place, words, "warning"))
-        if turn.tool_calls and not all(call["function"]["name"] in text for call in turn.tool_calls):
-            words = f"the chat template leaves out the calls of turn {i + 1}"
-            found.append(RowError("tool_calls_dropped", place, words, "warning"))
-    if example.tools and not template.knows_tools:
-        words = "the chat template has no place for tools: their descriptions are left out"
-        found.append(RowError("tools_dropped", "tools", words, "warning"))
+            found.append(RowError("reasoning_dropped", f"turns[{i}]", words, "warning"))
+        if turn.tool_calls:
+            called = Counter(call["function"]["name"] for call in turn.tool_calls)
+            answer = text[span.start : span.end].replace(content or MARK, "") if span is not None else written
+            if any(answer.count(name) < times for name, times in called.items()):
+                words = f"the chat template leaves out the calls of turn {i + 1}, or some of them"
+                found.append(RowError("tool_calls_dropped", f"turns[{i}]", words, "warning"))
     return found
 
 
-def _lost_content(turn: Turn, i: int, text: str) -> RowError:
+def _lost_content(turn: Turn, i: int, text: str, *, last: bool) -> RowError:
     place = f"turns[{i}]"
     thought, closed, answer = turn.content.partition(END_THINK)
     if closed and THINK in thought and answer.strip() in text:
         if thought.partition(THINK)[2].strip() in text:
             words = f"the chat template spaces the <think> of turn {i + 1} its own way"
             return RowError("text_changed", place, words, "info")
-        words = f"the chat template leaves out the <think> of turn {i + 1} (turns follow it)"
+        words = f"the chat template leaves out the <think> of turn {i + 1}" + ("" if last else " (turns follow it)")
         return RowError("reasoning_dropped", place, words, "warning")
     if turn.role == "system":
         return RowError("system_dropped", place, "the chat template leaves out the system text", "warning")

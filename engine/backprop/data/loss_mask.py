@@ -12,15 +12,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from backprop.data.chat_template import THINK, ChatTemplate
+from backprop.data.chat_template import END_THINK, MARK, THINK, ChatTemplate, shared
 from backprop.data.example import RowError
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
-_MARK = "\ue0f5\ue0f6"
-"""Private-use characters, which no conversation and no template has."""
-_EMPTY_THINK = re.compile(r"\s*<think>\s*</think>\s*")
+_OPENED = r"(?:<think>|<seed:think>|\[THINK\]|<\|START_THINKING\|>)"
+_EMPTY_THINK = re.compile(
+    rf"\s*(?P<opened>{_OPENED}\s*)?(?:</think>|</seed:think>|\[/THINK\]|<\|END_THINKING\|>)(?:\s*\n)?"
+)
+"""To the line that the answer begins in: its indentation is its own."""
+_OPEN = re.compile(rf"{_OPENED}\s*$")
 
 
 class Span(NamedTuple):
@@ -45,16 +48,23 @@ def answer_spans(template: ChatTemplate, messages: Messages, tools: Tools, text:
         start = _start(template, messages[:i], tools, text)
         if start is not None and not _begins(text, start, message) and _asks_nothing(template, messages[:i], tools):
             start = None
-        end = _end(template, messages[: i + 1], tools, text) if i + 1 < len(messages) else len(text)
+        end = _end(template, messages[: i + 1], tools, text, last=i + 1 == len(messages))
         if start is None or end is None or not before <= start <= end:
             start, end = _by_mark(template, messages, i, tools, text, before=before)
-        empty = _EMPTY_THINK.match(text, start, end)
-        if empty:
-            start = empty.end()
+        start = _after_empty_think(text, start, end)
         end = start + len(text[start:end].rstrip())
         spans.append(Span(i, start, end))
         before = end
     return spans
+
+
+def _after_empty_think(text: str, start: int, end: int) -> int:
+    """Where the answer goes on after thinking that is none, whether the prompt opened it or the answer does."""
+    while (empty := _EMPTY_THINK.match(text, start, end)) and (
+        empty["opened"] or _OPEN.search(text, max(0, start - 64), start)
+    ):
+        start = empty.end()
+    return start
 
 
 def _start(template: ChatTemplate, prefix: Messages, tools: Tools, text: str) -> int | None:
@@ -66,9 +76,14 @@ def _start(template: ChatTemplate, prefix: Messages, tools: Tools, text: str) ->
         return None
     if text.startswith(asked):
         return len(asked)
-    # A generation prompt may open a <think> that this answer does not have.
-    header, think, _ = asked.rpartition(THINK)
-    return len(header) if think and text.startswith(header) else None
+    # A generation prompt may open a <think> that this answer spaces in its own way, or does not have; one that asks for
+    # no thinking closes it, and would open it for an answer that has some.
+    asked = asked.rstrip()
+    header, think, rest = asked.rpartition(THINK)
+    if not think and asked.endswith(END_THINK):
+        header, think, rest = asked.removesuffix(END_THINK), THINK, ""
+    open_or_not = (header, header) if END_THINK in rest else (header + think, header)
+    return next((len(known) for known in open_or_not if think and text.startswith(known)), None)
 
 
 def _begins(text: str, start: int, message: Mapping[str, Any]) -> bool:
@@ -78,18 +93,25 @@ def _begins(text: str, start: int, message: Mapping[str, Any]) -> bool:
 
 
 def _asks_nothing(template: ChatTemplate, prefix: Messages, tools: Tools) -> bool:
-    """True where the template has no generation prompt: what stands before the answer's words is a header."""
+    """True where the template has no generation prompt: what stands before the answer's words is a header.
+
+    One that writes the prompt whether asked or not has it in its trailer.
+    """
+    if template.trailer:
+        return False
     try:
         return template.render(prefix, tools, prompt=True) == template.render(prefix, tools)
     except RowError:
         return False
 
 
-def _end(template: ChatTemplate, prefix: Messages, tools: Tools, text: str) -> int | None:
+def _end(template: ChatTemplate, prefix: Messages, tools: Tools, text: str, *, last: bool) -> int | None:
+    """Where the answer at the end of ``prefix`` ends, or ``None`` where ``text`` goes on in another way."""
     try:
-        through = template.render(prefix, tools)
+        through = text if last else template.conversation(prefix, tools)
     except RowError:
         return None
+    through = through.rstrip().removesuffix(template.trailer).rstrip() if template.trailer else through.rstrip()
     return len(through) if text.startswith(through) else None
 
 
@@ -97,19 +119,16 @@ def _by_mark(
     template: ChatTemplate, messages: Messages, i: int, tools: Tools, text: str, *, before: int
 ) -> tuple[int, int]:
     """The span of message ``i`` where prefixes do not tell; it begins after ``before``."""
-    mark = {"role": "assistant", "content": _MARK}
+    mark = {"role": "assistant", "content": MARK}
     try:
-        marked = template.render([*messages[:i], mark, *messages[i + 1 :]], tools)
-        alone = template.render([*messages[:i], mark], tools)
+        marked = template.conversation([*messages[:i], mark, *messages[i + 1 :]], tools)
     except RowError:
         raise _unclear(i) from None
-    if marked.count(_MARK) != 1 or alone.count(_MARK) != 1:
-        raise _unclear(i)
-    head, _, after = marked.partition(_MARK)
-    if not text.endswith(after):
+    head, _, after = marked.partition(MARK)
+    if marked.count(MARK) != 1 or not text.endswith(after):
         raise _unclear(i)
     content_end = len(text) - len(after)
-    same = _shared(head, text[:content_end])
+    same = shared(head, text[:content_end])
     start = same if same == len(head) else None
     header = _header(template, messages[:i], tools)
     if header:
@@ -120,10 +139,26 @@ def _by_mark(
         start = before + opened.start() if opened else None
     if start is None or not before <= start <= content_end:
         raise _unclear(i)
-    tail = alone.partition(_MARK)[2].rstrip()
-    if not text.startswith(tail, content_end):
+    tail = _tail(template, messages[:i], tools, text[content_end:])
+    if tail is None:
         raise _unclear(i)
-    return start, content_end + len(tail)
+    end = content_end + len(tail)
+    following = messages[i + 1]["content"].strip() if i + 1 < len(messages) else ""
+    if following and following in text[start:end] and following not in str(messages[i]):
+        # Some templates write the result of a call between the call and the words of its turn.
+        raise _unclear(i)
+    return start, end
+
+
+def _tail(template: ChatTemplate, prefix: Messages, tools: Tools, after: str) -> str | None:
+    """What ends the answer to ``prefix``, as the template writes it there or between turns, where ``after`` begins like
+    that."""
+    try:
+        alone = template.render([*prefix, {"role": "assistant", "content": MARK}], tools).partition(MARK)[2]
+    except RowError:
+        alone = MARK
+    tails = [alone.rstrip().removesuffix(template.trailer).rstrip(), template.closing, *template.missing_ends.values()]
+    return next((tail for tail in tails if tail and after.startswith(tail)), None if any(tails) else "")
 
 
 def _header(template: ChatTemplate, prefix: Messages, tools: Tools) -> str:
@@ -141,12 +176,3 @@ def _unclear(i: int) -> RowError:
         f"turns[{i}]",
         f"the chat template changes turn {i + 1} (assistant) depending on later turns: its place cannot be told",
     )
-
-
-def _shared(a: str, b: str) -> int:
-    """Number of characters that both begin with."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[:middle] == b[:middle] else (low, middle - 1)
-    return low

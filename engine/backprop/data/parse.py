@@ -23,11 +23,9 @@ Found = tuple[int, bytes, object, RowError | None]
 """A row of another file than JSON Lines: its number (from 1), its bytes, its value, and what is wrong or odd."""
 Note = Callable[[str], object]
 """Called, before the first row is given, with what is unusual about how a file as a whole is read."""
-_MOJIBAKE = re.compile("\ufffd|â€|Ã[\xa1-\xaa\xac-\xba\xbc-\xbf]|Â[\xa0-\xaa\xac-\xba\xbc-\xbf]")
+_MISREAD = re.compile("\ufffd|â€|Ã[\xa1-\xaa\xac-\xba\xbc-\xbf]|Â[\xa0-\xaa\xac-\xba\xbc-\xbf]")
 """The replacement character, and UTF-8 that was read as Windows-1252: ’ é ° and the like. « and » may follow Ã."""
-_MISREAD = ("\ufffd", "â€", "Ã", "Â")
-_MISSING = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "#N/A", "<NA>", "NaT"})
-LONGEST_MARK = max(map(len, _MISSING))
+_MISREAD_SIGNS = ("\ufffd", "â€", "Ã", "Â")
 _decoder = msgspec.json.Decoder()
 _WIDE = {
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -156,21 +154,17 @@ def not_utf8(raw: bytes, offset: int, error: UnicodeDecodeError) -> RowError:
 
 
 def may_be_misread(text: str) -> bool:
-    """Whether a closer look at the letters is worth it: cheap for texts of any language."""
-    return not text.isascii() and any(sign in text for sign in _MISREAD)
+    """Whether ``misread`` may find something; cheap for long texts of any language."""
+    return not text.isascii() and any(sign in text for sign in _MISREAD_SIGNS)
 
 
-def doubtful_text(text: str, place: str) -> list[RowError]:
-    """What makes a text look as if it were not what somebody wrote: letters that were read in a wrong encoding, or
-    nothing but a mark of a missing value."""
-    found = []
-    if may_be_misread(text) and (broken := _MOJIBAKE.search(text)):
-        around = text[max(0, broken.start() - 12) : broken.end() + 12]
-        words = f"letters that were read in a wrong encoding: {around!r}"
-        found.append(RowError("mojibake", place, words, "warning"))
-    if text in _MISSING:
-        found.append(RowError("missing_mark", place, f"the text is only {text!r}: a missing value?", "warning"))
-    return found
+def misread(text: str, place: str = "") -> list[RowError]:
+    """The warning about letters that were once read in a wrong encoding."""
+    found = _MISREAD.search(text) if may_be_misread(text) else None
+    if found is None:
+        return []
+    around = text[max(0, found.start() - 12) : found.end() + 12]
+    return [RowError("mojibake", place, f"letters that were read in a wrong encoding: {around!r}", "warning")]
 
 
 def _explain_json(raw: bytes, offset: int, error: orjson.JSONDecodeError) -> RowError:

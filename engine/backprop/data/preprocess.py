@@ -13,6 +13,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 
 import jinja2
@@ -27,7 +28,7 @@ from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettin
 from backprop.core.events import DatasetPrepared
 from backprop.core.paths import token_cache
 from backprop.data import token_cache as cache
-from backprop.data.dedup import content_hash
+from backprop.data.dedup import content_key
 from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
 from backprop.data.example import PARTS, Fields, Findings, RowError, unknown_parts
 from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
@@ -62,6 +63,7 @@ def prepare(
     train_on_responses: bool = True,
     mapping: dict[str, str] | None = None,
     samples: int | None = None,
+    now: datetime | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -73,6 +75,7 @@ def prepare(
         train_on_responses: loss on the assistant's turns alone; otherwise on everything, whatever rows say of turns.
         mapping: part → field, as ``{"instruction": "question"}``; found from the rows where not given.
         samples: stop after this many usable rows.
+        now: the time that a chat template with a date in it writes; the present by default.
         cache_dir: where tokenised data is kept; the user's cache by default.
         progress: called with bytes done and their total.
         cancelled: asked now and then.
@@ -88,7 +91,7 @@ def prepare(
         raise InvalidSettingError(
             f"mapping: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}"
         )
-    tokenizer = ChatTokenizer.load(model_dir)
+    tokenizer = ChatTokenizer.load(model_dir, now)
     root = cache_dir or token_cache()
     fits = context_length(model_dir)
     options = Options(
@@ -250,7 +253,8 @@ class _Preparation:
         rendered = self._renderer.render(row.value, format, self._names)
         if format != self._format:
             rendered.warnings.append(mixed_format(format, self._format))
-        return _Item(row, rendered, content_hash(row.value, format, self._names))
+        key = content_key(row.value, format, self._names)
+        return _Item(row, rendered, int.from_bytes(key[:8], "little", signed=True))
 
     def _report(self, row: Row, error: RowError) -> None:
         self._findings.add(row.line, row.raw, error)
@@ -305,7 +309,7 @@ class _Preparation:
         self._seen.add(item.content)
         self.summary.kept += 1
         for ids, trained in fitted.samples:
-            writer.add(item.row.line, ids, trained)
+            writer.add(item.row.line, item.content, ids, trained)
             self.summary.tokens += len(ids)
             self.summary.trained_tokens += int(np.count_nonzero(trained))
 
@@ -325,6 +329,10 @@ class _Preparation:
         if self.formats.mixed:
             words = f"the file mixes formats: {self.formats.describe()}; each row is read as what it is"
             summary.notes.append(words)
+        if summary.format == "text":
+            summary.notes.append(
+                "the rows are plain texts: samples go on with their prompt as it stands, without a chat"
+            )
         if self._split_texts:
             words = f"{self._split_texts} long texts were split into pieces of {self.options.max_length} tokens"
             summary.notes.append(words)

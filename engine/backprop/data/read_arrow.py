@@ -91,7 +91,7 @@ def _seekable(source: IO[bytes]) -> Iterator[IO[bytes]]:
 
 def _rows(batches: Iterable[pyarrow.RecordBatch], number: int) -> Iterator[Found]:
     for batch in batches:
-        for row in batch.to_pylist():
+        for row in batch.to_pylist(maps_as_pydicts="strict"):
             number += 1
             value = {name: _written(cell, _TURN + (name in _CALLABLE)) for name, cell in row.items()}
             yield number, b"", value, None

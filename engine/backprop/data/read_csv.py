@@ -10,11 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
-import orjson
-
 from backprop.core.errors import DatasetParseError
 from backprop.data.example import RowError
-from backprop.data.parse import BOM, Found, Note, not_utf8
+from backprop.data.parse import BOM, Found, Note, not_utf8, parse_json
 
 _LARGEST_CELL = 64 * 1024 * 1024
 """What is longer is a quote that nobody closed."""
@@ -185,8 +183,6 @@ def _cell(name: str, cell: str) -> object:
     if name == "label":
         return _TRUTH.get(cell.strip().lower(), cell)
     if name in _NESTED and cell.lstrip().startswith(("[", "{")):
-        try:
-            return orjson.loads(cell)
-        except orjson.JSONDecodeError:
-            return cell
+        value, error = parse_json(cell.encode())
+        return cell if error is not None and error.severity == "error" else value
     return cell

@@ -15,15 +15,14 @@ from backprop.core.errors import DatasetError
 from backprop.data.example import PARTS, RowError
 from backprop.data.line_index import CHUNK
 from backprop.data.parse import BOM, Found, Note, parse_json
-from backprop.data.spellings import find_names
 
 _QUOTE, _BACKSLASH, _COMMA = 34, 92, 44
 _LOWER = 0x20
 _OPEN, _CLOSE = 0x7B, 0x7D
 """``{`` and ``}``; with bit 0x20 set, ``[`` and ``]`` have the same codes."""
 _SPACE = b" \t\r\n"
-_MAIN = frozenset({"messages", "conversations", "instruction", "output", "prompt", "completion"})
-"""Parts that make a row of what has them under any name."""
+_OF_A_ROW = frozenset({*PARTS, "question", "query", "problem", "answer", "response", "solution"})
+"""Keys of which an object that is one row has some, beside whatever lists."""
 _SPEAKERS = frozenset({"role", "from", "author", "speaker", "sender"})
 """Keys of which a turn of a conversation has one: a list of turns is no list of rows."""
 
@@ -101,8 +100,7 @@ def _held(path: Path, document: dict[str, Any], note: Note) -> list[Any] | None:
         elif len(values) > 1 and set.intersection(*map(set, inner)):
             note(f"the file holds an object of rows: their names ({', '.join(list(document)[:3])} …) are not read")
             return values
-    found = find_names(document, {}, whole=True)
-    is_row = not _MAIN.isdisjoint(found) or not document.keys().isdisjoint(PARTS)
+    is_row = not document.keys().isdisjoint(_OF_A_ROW)
     rows_of = [name for name, value in document.items() if not is_row and _is_rows(value)]
     if len(rows_of) > 1:
         raise DatasetError(

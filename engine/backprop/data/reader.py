@@ -193,13 +193,20 @@ def _put_together(
     watch = Watch(named, sum(file.stat().st_size for file in files), progress, cancelled)
 
     def sources() -> Iterator[Source]:
+        before = 0
+
+        def show(done: int, _: int) -> None:
+            watch(before + done)
+
         for file in files:
             try:
-                source = open_source(file, cancelled=cancelled)
+                source = open_source(file, progress=show)
             except DatasetError as error:
                 if error.code != "DATASET_EMPTY":
                     raise
                 continue
+            finally:
+                before += file.stat().st_size
             with source:
                 yield source
 

@@ -25,6 +25,16 @@ SEED = 42
 """Of every split whose seed nobody chose: the rows held out in training are the same for all seeds of a run."""
 
 
+class Split(Struct, frozen=True):
+    """How the rows that a run is evaluated on are chosen from its own: by seed, and by what they say.
+
+    ``by_tokens`` is the rule of earlier versions, whose runs and forks keep it: by the tokens that were left of a row.
+    """
+
+    seed: int = SEED
+    by_tokens: bool = False
+
+
 def _place(key: bytes, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8, key=str(seed).encode()[:64]).digest(), "big")
 
@@ -96,6 +106,23 @@ def held_out_rows(
     least = min(least, max(1, len(ranked) // 10))
     chosen = set(ranked[: min(max(below, least), most)])
     return [i for i, key in enumerate(keys) if key in chosen]
+
+
+def expected_held_out(rows: int, held_out: str) -> int:
+    """About how many of ``rows`` different ones the setting ``held_out`` takes from training; none for a file.
+
+    Raises:
+        InvalidSettingError: it is a number, and no share.
+    """
+    if held_out == "none" or rows < 2:
+        return 0
+    if held_out == "auto":
+        return min(max(round(rows * HELD_OUT), min(LEAST, max(1, rows // 10))), MOST)
+    try:
+        share = float(held_out)
+    except ValueError:
+        return 0
+    return held_out_size(rows, share)
 
 
 class SplitResult(Struct, kw_only=True):

@@ -25,7 +25,13 @@ Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 Longs = npt.NDArray[np.int64]
 
-_ARRAYS: dict[str, type[np.generic]] = {"ids": np.int32, "trained": np.bool_, "offsets": np.int64, "lines": np.int64}
+_ARRAYS: dict[str, type[np.generic]] = {
+    "ids": np.int32,
+    "trained": np.bool_,
+    "offsets": np.int64,
+    "lines": np.int64,
+    "contents": np.int64,
+}
 
 
 class Prepared:
@@ -36,6 +42,7 @@ class Prepared:
         trained: for each token, whether predicting it is in the loss, flat, bool.
         offsets: sample ``i`` is ``ids[offsets[i]:offsets[i + 1]]``; int64, ``len + 1`` values.
         lines: the file's line (or row number, from 1) that each sample comes from, int64.
+        contents: hash of what that row says, the same for equal rows in every process, int64.
         summary: the counted pre-flight, not yet stamped with run, sequence number and time.
         key: names data, tokenizer, template, code and options together; hexadecimal. It says where the arrays are kept.
         fingerprint: names the samples themselves (ids, trained flags and where each ends), whatever file, cache or
@@ -51,6 +58,7 @@ class Prepared:
         self.trained: Flags = _map(folder, "trained")
         self.offsets: Longs = _map(folder, "offsets")
         self.lines: Longs = _map(folder, "lines")
+        self.contents: Longs = _map(folder, "contents")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -99,13 +107,14 @@ class Writer:
         self._end = 0
         self._write("offsets", [0])
 
-    def add(self, line: int, ids: Ids, trained: Flags) -> None:
-        """Write one sample, which comes from ``line`` of the file."""
+    def add(self, line: int, content: int, ids: Ids, trained: Flags) -> None:
+        """Write one sample, which comes from ``line`` of the file, a row with this hash of its content."""
         self._end += len(ids)
         self._write("ids", ids)
         self._write("trained", trained)
         self._write("offsets", [self._end])
         self._write("lines", [line])
+        self._write("contents", [content])
 
     def _write(self, name: str, values: npt.ArrayLike) -> None:
         data = np.asarray(values, dtype=_ARRAYS[name]).tobytes()

@@ -125,6 +125,10 @@ class Lengths(Struct, frozen=True):
     """Raw texts by their length."""
     losing: Counts
     """Rows by the largest limit at which their last answer no longer fits; 0: never."""
+    tails: Counts
+    """Tokens behind the last answer, by the length of their row: they are kept where all of it fits."""
+    answers: Counts
+    """Trained tokens of conversations, by the smallest limit at which they are trained."""
 
     @property
     def rows(self) -> int:
@@ -146,6 +150,11 @@ class Lengths(Struct, frozen=True):
         """The smallest limit at which no answer is lost, at least 1."""
         return int(np.flatnonzero(self.losing[1:])[-1]) + 2 if self.losing[1:].any() else 1
 
+    def tokens_within(self, limit: int) -> int:
+        """All tokens, of conversations no more than ``limit`` each."""
+        chats = np.minimum(np.arange(len(self.chats)), limit) * self.chats
+        return int(chats.sum() + (np.arange(len(self.texts)) * self.texts).sum())
+
     def at(self, limit: int) -> LengthLimit:
         """What ``limit`` costs, at least 1."""
         whole = int(self.chats[: limit + 1].sum())
@@ -159,8 +168,24 @@ class Lengths(Struct, frozen=True):
             answer_lost=lost,
         )
 
+    def tokens_at(self, limit: int) -> tuple[int, int]:
+        """Tokens that are left at ``limit``, and how many of them are trained (``LengthCounter.add_trained``)."""
+        over = int(self.chats[limit + 1 :].sum() - self.losing[limit:].sum())
+        whole, texts = self.chats[: limit + 1], np.flatnonzero(self.texts)
+        tokens = int(whole @ np.arange(len(whole))) + limit * over + int(self.tails[: limit + 1].sum())
+        # The first token of each piece is not trained; a last piece of one token is none.
+        pieces = -(-texts // limit)
+        alone = (texts > limit) & (texts % limit == 1)
+        counts = self.texts[texts]
+        return (
+            tokens + int(counts @ (texts - alone)),
+            int(self.answers[: limit + 1].sum()) + int(counts @ (texts - pieces)),
+        )
+
     def limits(self, chosen: int) -> list[LengthLimit]:
-        """What is lost at the chosen limit, at p50, p90, p99, and at the length of the longest row."""
+        """What is lost at the chosen limit, at p50, p90, p99, and at the length of the longest row, if any."""
+        if not self.rows:
+            return []
         return [self.at(max(at, 1)) for at in (chosen, *map(self.percentile, (0.5, 0.9, 0.99)), self.longest)]
 
     def buckets(self, edges: list[int]) -> list[int]:
@@ -180,7 +205,7 @@ class LengthCounter:
     """The counts behind ``Lengths`` while they grow."""
 
     def __init__(self) -> None:
-        self._chats, self._texts, self._losing = (np.zeros(1, dtype=np.int64) for _ in range(3))
+        self._chats, self._texts, self._losing, self._tails, self._answers = np.zeros((5, 1), dtype=np.int64)
 
     def add(self, rows: Iterable[tuple[Rendered, Encoded]], bos_id: int | None) -> None:
         """Count rows in tokens."""
@@ -196,6 +221,23 @@ class LengthCounter:
             self._chats = _added(self._chats, lengths)
             self._losing = _added(self._losing, losing)
 
+    def add_trained(self, rows: Iterable[tuple[Rendered, Encoded]], bos_id: int | None) -> None:
+        """Count at which limits the answers of conversations are trained, as ``truncate`` cuts them."""
+        tails, answers = [(0, 0)], [(0, 0)]
+        for rendered, encoded in rows:
+            if rendered.raw:
+                continue
+            head, (last, losing) = _begin_tokens(encoded.ids, bos_id), chat_size(encoded, bos_id)
+            tails.append((len(encoded.ids), len(encoded.ids) - last))
+            for start, end in encoded.answers:
+                least = min(last, last + head - start)
+                # Where an answer is the first that is left, nothing tells its first token.
+                first = int(losing < least < last and not head)
+                least = max(least, losing + 1)
+                answers += [(least, int(encoded.trained[start:end].sum()) - first), (least + 1, first)]
+        self._tails = _added(self._tails, *zip(*tails, strict=True))
+        self._answers = _added(self._answers, *zip(*answers, strict=True))
+
     def add_texts(self, lengths: Sequence[int]) -> None:
         """Count texts, which no limit cuts: a longer one is split."""
         if lengths:
@@ -203,7 +245,7 @@ class LengthCounter:
 
     def snapshot(self) -> Lengths:
         """The counts until now, which do not grow any more."""
-        return Lengths(self._chats, self._texts, self._losing)
+        return Lengths(self._chats, self._texts, self._losing, self._tails, self._answers)
 
 
 class CountedLengths(Struct):
@@ -306,11 +348,13 @@ def _count_tokens(
                 known.tokens += len(encoded.ids)
                 counted.append((item, encoded))
     counter.add(counted, tokenizer.bos_id)
+    counter.add_trained(counted, tokenizer.bos_id)
     return len(counted)
 
 
-def _added(counts: Counts, values: Sequence[int]) -> Counts:
-    """``counts`` with one more at each of ``values``; a new array, because somebody may be reading the old one."""
-    more: Counts = np.bincount(np.minimum(values, _LONGEST), minlength=len(counts))
+def _added(counts: Counts, values: Sequence[int], weights: Sequence[int] | None = None) -> Counts:
+    """``counts`` with one (or its weight) more at each of ``values``; a new array, because somebody may be reading the
+    old one."""
+    more: Counts = np.bincount(np.minimum(values, _LONGEST), weights, len(counts)).astype(np.int64)
     more[: len(counts)] += counts
     return more

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import convert
+from backprop.data.convert import MISSING, convert
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -35,7 +35,7 @@ from backprop.data.example import (
 from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import check_turns
-from backprop.data.parse import KEY_END, LONGEST_MARK, doubtful_text, may_be_misread, parse_json
+from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
 from backprop.data.text_turns import TRANSCRIPT_HINTS
@@ -260,7 +260,7 @@ def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
             found.append(RowError("special_token", place, f"control token inside the text: {names_them}", "warning"))
         if "\0" in text:
             found.append(RowError("nul_byte", place, "a NUL character inside the text", "warning"))
-        found += doubtful_text(text, place)
+        found += misread(text, place)
     return found
 
 
@@ -446,7 +446,7 @@ def _with_repeated_keys(places: Sequence[Place]) -> set[int]:
 
 
 def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
-    """Texts that are blank or doubtful, or hold a control token or a NUL; with ``turns``, also those that may hold
+    """Texts that are blank, or hold a control token, a NUL or misread letters; with ``turns``, also those that may hold
     turns. What finds none looks at many texts with few calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
@@ -457,10 +457,12 @@ def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
         odd += [i for i, text in enumerate(texts) if any(hint in text for hint in TRANSCRIPT_HINTS)]
     if turns:
         odd += [i for i, text in enumerate(texts) if text[:1] in "[{ \t\n" and text.lstrip()[:1] in "[{"]
-    if True in map(str.isspace, texts):
-        odd += [i for i, text in enumerate(texts) if text.isspace()]
-    if min(map(len, texts), default=99) <= LONGEST_MARK or may_be_misread(joined):
-        odd += [i for i, text in enumerate(texts) if not text or doubtful_text(text, "")]
+    if may_be_misread(joined):
+        odd += [i for i, text in enumerate(texts) if misread(text)]
+    if not MISSING.isdisjoint(texts):
+        odd += [i for i, text in enumerate(texts) if text in MISSING]
+    if "" in texts or True in map(str.isspace, texts):
+        odd += [i for i, text in enumerate(texts) if not text.strip()]
     return odd
 
 

@@ -37,6 +37,8 @@ from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, l
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+REQUESTED = "requested"
+"""The reason for a checkpoint that a person asked for."""
 SPARE_BYTES = 16 * 2**20
 """Room left on the disk beside a checkpoint, for the journal and the log."""
 
@@ -251,9 +253,9 @@ class CheckpointStore:
     def prune(self, policy: CheckpointPolicy, *, in_use: Iterable[int] = ()) -> list[Checkpoint]:
         """Delete what the policy does not keep, and return it.
 
-        The newest that verifies always stays, and so do the steps ``in_use`` (resumed from). Ones newer than it, which
-        do not verify, are left alone and do not count. Without one that verifies nothing is deleted. Earlier attempts
-        at the newest's step go.
+        The newest that verifies always stays, and so do the steps ``in_use`` (resumed from) and those that a person
+        asked for. Ones newer than it, which do not verify, are left alone and do not count. Without one that verifies
+        nothing is deleted. Earlier attempts at the newest's step go.
 
         Raises:
             CheckpointError: files cannot be deleted.
@@ -266,7 +268,12 @@ class CheckpointStore:
         doomed = [item for item in present if item.step == newest.step and item.path != newest.path]
         candidates = [item for item in present if item not in doomed]
         protected = {newest.step, *in_use}
-        facts = [Candidate(item.val_loss, item.manifest.boundary, item.step in protected) for item in candidates]
+        facts = [
+            Candidate(
+                item.val_loss, item.manifest.boundary, item.step in protected or item.manifest.reason == REQUESTED
+            )
+            for item in candidates
+        ]
         keep = set(chosen(policy, facts))
         doomed += [item for index, item in enumerate(candidates) if index not in keep]
         try:

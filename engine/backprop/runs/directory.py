@@ -9,6 +9,7 @@
         lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
+        origin/        of a fork: the weights that it starts from, until it has saved its own
         adapter/       the result; of a run that stopped early that of its best evaluation, with the last
                        step's beside it in adapter-last/
 """
@@ -20,6 +21,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -31,12 +33,14 @@ from msgspec import Struct
 
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import open_regular, read_json, write_file
+from backprop.core.files import open_regular, read_json, sha256, write_file
 from backprop.core.paths import expand
 from backprop.core.settings import RunConfig
 from backprop.runs import journal
 
 SCHEMA = 1
+IDENTITY = "backprop.json"
+"""Lies beside a result and says what it is."""
 LAST_LINES = 8
 """Lines of the log that tell how an engine went."""
 START_PATIENCE = 30.0
@@ -81,6 +85,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.last_adapter = self.path / "adapter-last"
+        self.origin = self.path / "origin"
 
     @classmethod
     def create(
@@ -95,6 +100,8 @@ class RunDirectory:
         directory = cls(expand(config.output_dir) / run_id)
         try:
             directory.path.mkdir(parents=True)
+            if forked_from:
+                _keep(Path(forked_from), directory.origin)
             directory._write_record(
                 RunRecord(
                     run_id=run_id,
@@ -123,6 +130,27 @@ class RunDirectory:
     def result(self) -> str:
         """The folder of the trained adapter where it is there, else empty."""
         return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
+
+    def changed_result(self) -> list[str]:
+        """What of the result's weights is not as the run saved it, in words."""
+        identity = self.adapter / IDENTITY
+        try:
+            saved: dict[str, str] = read_json(identity, dict[str, Any]).get("weights", {}) if self.result else {}
+            changed = [name for name, digest in saved.items() if sha256(self.adapter / name) != digest]
+        except (OSError, ValueError) as error:
+            return [f"{self.adapter}: it cannot be told whether it is as it was saved: {error}"]
+        return [f"{self.adapter / name} is not the file that the run saved" for name in changed]
+
+    def whereabouts(self, folder: int) -> Path | None:
+        """Where the directory is that the descriptor ``folder`` was opened on; ``None`` where it was deleted."""
+        here = [self.path]
+        with contextlib.suppress(OSError):
+            here.append(Path(f"/proc/self/fd/{folder}").readlink())
+        for path in here:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(path.stat(), os.fstat(folder)):
+                    return path
+        return None
 
     def ensure_control(self) -> None:
         """Make the named pipe for commands where it is missing. Only its owner may write to it.
@@ -342,6 +370,16 @@ def _using(path: Path) -> Iterator[None]:
             code="RUNTIME_IO_FAILED" if here else "RUN_DAMAGED",
             hint="look at the disk and the permissions" if here else "move it away, or restore it from a backup",
         ) from error
+
+
+def _keep(checkpoint: Path, folder: Path) -> None:
+    """Have a checkpoint's weights in ``folder`` too, so that whoever prunes or deletes it leaves these alone."""
+    folder.mkdir()
+    for name in ("manifest.json", "weights.safetensors"):
+        try:
+            os.link(checkpoint / name, folder / name)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(checkpoint / name, folder / name)
 
 
 def _damaged(what: str, hint: str) -> RunError:

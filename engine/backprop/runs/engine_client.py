@@ -214,8 +214,11 @@ def start(
     return launch(RunDirectory.create(config, kind, forked_from, origins), "start", warm=warm)
 
 
-def resume(path: Path) -> EngineClient:
+def resume(path: Path, model: str = "") -> EngineClient:
     """Continue the run in ``path`` exactly where its newest good checkpoint stands.
+
+    Args:
+        model: where the same base model is now, if it is no longer where the run found it.
 
     Raises:
         RunError: it is being worked on, it is done, or its directory is damaged.
@@ -227,11 +230,13 @@ def resume(path: Path) -> EngineClient:
             code="RUN_NOT_ACTIVE",
             hint=f"`backprop extend {path.name} --steps N` gives it a new end",
         )
-    return launch(RunDirectory(path), "resume")
+    return launch(RunDirectory(path), "resume", "", model)
 
 
-def extend(path: Path, steps: int) -> EngineClient:
+def extend(path: Path, steps: int, model: str = "") -> EngineClient:
     """Continue the run in ``path`` to a new end of ``steps`` steps; its learning-rate curve is computed anew.
+
+    ``model`` is as in ``resume``.
 
     Raises:
         InvalidSettingError: no run has so many steps.
@@ -244,7 +249,7 @@ def extend(path: Path, steps: int) -> EngineClient:
         raise RunError(
             f"run {path.name} has taken {taken} steps already", code="INPUT_VALIDATION_FAILED", hint="give more --steps"
         )
-    return launch(RunDirectory(path), "extend", str(steps))
+    return launch(RunDirectory(path), "extend", str(steps), model)
 
 
 def _require_usable(path: Path) -> RunRecord:

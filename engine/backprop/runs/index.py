@@ -8,10 +8,11 @@ is set aside and started anew with the directories that it named; where none can
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from msgspec import Struct
 
 from backprop.core.errors import RunError
 from backprop.core.files import exclusive
-from backprop.core.paths import data_dir
+from backprop.core.paths import data_dir, expand
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.state import RunState, read_run
 
@@ -44,6 +45,7 @@ class RunSummary(Struct, kw_only=True):
     steps: int
     total_steps: int
     final_loss: float | None
+    smoothed_loss: float | None
     started_at: float
     duration_seconds: float
     output_path: str
@@ -69,6 +71,7 @@ def summarise(state: RunState) -> RunSummary:
         steps=state.step,
         total_steps=state.total_steps,
         final_loss=state.final_loss,
+        smoothed_loss=state.smoothed_loss,
         started_at=state.started_at,
         duration_seconds=state.duration_seconds,
         output_path=state.output_path,
@@ -176,25 +179,35 @@ class RunIndex:
 
     def remove(self, path: Path) -> None:
         """Forget the run in ``path``; its directory stays."""
-        self._execute("delete from runs where path = ?", (str(path.absolute()),))
+        self._execute("delete from runs where path = ?", (os.path.realpath(path),))
 
     def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:
         """Runs, the newest first; those with ``status`` only, at most ``limit``."""
         found = []
-        for summary in self._all():
+        for summary in self.each():
             if status is None or summary.status == status:
                 found.append(summary)
                 if limit is not None and len(found) == limit:
                     break
         return found
 
-    def _all(self) -> Iterator[RunSummary]:
-        rows = self._execute("select path, stamp, summary from runs order by started desc, rowid desc")
+    def size(self) -> tuple[int, int]:
+        """Another value where a run was added or forgotten since."""
+        count, last = self._execute("select count(*), max(rowid) from runs")[0]
+        return int(count), int(last or 0)
+
+    def each(self, paths: Collection[str] | None = None) -> Iterator[RunSummary]:
+        """Every run, or those in the directories ``paths``, the newest first; what changed is read as it comes."""
+        select = "select path, stamp, summary from runs"
+        if paths is None:
+            rows = self._execute(f"{select} order by started desc, rowid desc")
+        else:
+            rows = [row for path in paths for row in self._execute(f"{select} where path = ?", (path,))]
         for path_text, stamp, blob in rows:
             path = Path(str(path_text))
             if not is_run(path):
                 if path.parent.is_dir():  # else its disk may only be away for now
-                    self.remove(path)
+                    self._execute("delete from runs where path = ?", (path_text,))
                 continue
             now = _stamp(path)
             if blob is not None and stamp == now and (kept := _kept(blob)) is not None:
@@ -207,6 +220,19 @@ class RunIndex:
             encoded = msgspec.json.encode(summary)
             self._execute(statement, (summary.run_id, summary.started_at, keep, encoded, path_text))
             yield summary
+
+    def find_here(self, prefix: str) -> Path:
+        """As ``find``, also among the runs in ``./output`` that the index has not seen: made on another machine, or
+        before it was deleted.
+
+        Raises:
+            RunError: none or several fit.
+        """
+        try:
+            return self.find(prefix)
+        except RunError:
+            self.scan(expand("./output"))
+            return self.find(prefix)
 
     def find(self, prefix: str) -> Path:
         """The directory of the run whose id starts with ``prefix``. A path to a run directory is taken as it is.
@@ -284,7 +310,7 @@ def _copy_paths(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
 
 def _row(path: Path) -> tuple[str, tuple[str, str, float]]:
     """The statement that remembers the run in ``path``, and its values."""
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # a run that is reached under two names is one
     try:
         started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
     except OSError:

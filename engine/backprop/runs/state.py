@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_right
+from contextlib import suppress
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +20,21 @@ from msgspec import Struct, field
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.runs import journal
+from backprop.runs.describe import duration
 from backprop.runs.directory import RunDirectory, RunRecord
 
 Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
 ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})
 _SILENCE = 60.0
 """A living engine speaks more often than this: what comes later is from another one, which failed before it started."""
+_LONG = 30.0
+"""Seconds without an event, of which there is one in ten at least, after which an engine may hang."""
+SHORT_RUN = 200
+"""Steps of a run whose curve a heavy average would lag behind."""
 _RECENT = 20
 """Steps whose mean duration the remaining time is estimated from."""
+_FELT = 400
+"""Steps that a moving average still shows something of."""
 
 
 class Curves(Struct):
@@ -124,12 +132,28 @@ class RunState(Struct, kw_only=True):
         return self.status in ENDED
 
     @property
+    def can_resume(self) -> bool:
+        """Whether continuing it is something to do: it is over, but not done."""
+        return self.ended and self.status not in ("done", "damaged")
+
+    @property
     def final_loss(self) -> float | None:
         """Training loss of the last step, ``None`` before the first and where it was not finite."""
         if not len(self.curves):
             return None
         loss = self.curves.loss[-1]
         return None if isnan(loss) else loss
+
+    @property
+    def smoothed_loss(self) -> float | None:
+        """The loss as its curve ends where it is drawn smoothed; ``None`` where no step had a finite one."""
+        weight = usual_smoothing(max(self.total_steps, self.step))
+        average = total = 0.0
+        for loss in self.curves.loss[-_FELT:]:
+            if not isnan(loss):
+                average = weight * average + (1 - weight) * loss
+                total = weight * total + (1 - weight)
+        return average / total if total else None
 
     @property
     def duration_seconds(self) -> float:
@@ -152,6 +176,17 @@ class RunState(Struct, kw_only=True):
     def output_path(self) -> str:
         """The trained adapter's directory; empty before the end."""
         return self.finished.output_path if self.finished else ""
+
+    def silence(self, now: float) -> str:
+        """What to say of an engine that lives and has said nothing for long; empty where all is well."""
+        quiet = now - self.last_event_at
+        if not self.alive or self.ended or not self.last_seq or quiet < _LONG:
+            return ""
+        said = f"no sign of the engine for {duration(quiet)}"
+        with suppress(OSError):
+            if Path(f"/proc/{self.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"T":
+                return f"{said}: it is stopped, `kill -CONT {self.pid}` lets it go on"
+        return said
 
     def apply(self, event: ev.AnyEvent) -> None:
         """Take in one event. Events come in order; one already taken is ignored."""
@@ -246,6 +281,11 @@ class RunState(Struct, kw_only=True):
 
     def _end(self, status: Status, time: float) -> None:
         self.journal_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""
+
+
+def usual_smoothing(steps: int) -> float:
+    """Weight of the exponential moving average that shows the loss of a run of ``steps`` steps."""
+    return 0.6 if steps <= SHORT_RUN else 0.9
 
 
 def _asked(sample: ev.Sample) -> tuple[int, str, bool]:

@@ -1,4 +1,7 @@
-"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [start | resume | extend N]``, or ``wait``."""
+"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [VERB [STEPS [MODEL]]]``, or ``wait``.
+
+The verb is ``start``, ``resume`` or ``extend``.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,15 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
         BackpropError: the run failed.
     """
     verb = sys.argv[2] if len(sys.argv) > 2 else "start"
-    steps = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 and sys.argv[3] else None
+    model = sys.argv[4] if len(sys.argv) > 4 else ""
     # Five seconds of imports. The lock is held and commands are listened to before them.
     from backprop.train.model import resolved
     from backprop.train.resume import begin
     from backprop.train.session import Session
 
     record = directory.read_record()
-    start = begin(directory, record, verb, steps, resolved)
+    start = begin(directory, record, verb, steps, resolved, model=model)
     emit(
         RunStarted(
             config=msgspec.to_builtins(start.config),

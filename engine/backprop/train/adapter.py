@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from backprop.core import files
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
-from backprop.data.tokenizer import FILES
+from backprop.data.tokenizer import FILES, ChatTokenizer
+from backprop.runs.directory import IDENTITY
+from backprop.train.checkpoint import system_error
 from backprop.train.model import Loaded
 
-IDENTITY = "backprop.json"
 _TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
@@ -24,7 +28,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
     weights.
 
     Raises:
-        TrainingError: ``RUNTIME_IO_FAILED``; what was in ``target`` is still there.
+        TrainingError: ``RUNTIME_IO_FAILED``, or ``RUNTIME_DISK_FULL``; what was in ``target`` is still there.
     """
     settings = json.dumps(settings_with_effect(config), sort_keys=True)
     try:
@@ -33,6 +37,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
             for name in _TOKENIZER_FILES:
                 if (loaded.path / name).is_file():
                     shutil.copyfile(loaded.path / name, folder / name)
+            _write_what_was_learned(loaded.chat, folder)
             identity = {
                 "run_id": run_id,
                 "model": config.model,
@@ -43,9 +48,23 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
                 "weights": {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))},
             }
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
+    except (OSError, SafetensorError) as failed:
+        error = failed if isinstance(failed, OSError) else system_error(failed, target)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise TrainingError(
             f"the adapter could not be saved in {target}: {error.strerror or error}",
             hint="make room or choose another --output; the run's checkpoints are untouched",
-            code="RUNTIME_IO_FAILED",
+            code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
+            retryable=full,
         ) from error
+
+
+def _write_what_was_learned(chat: ChatTokenizer, folder: Path) -> None:
+    """What the model's files do not say and whoever loads the result needs: the template, and what ends an answer."""
+    if not chat.brings_template:
+        (folder / "chat_template.jinja").write_text(chat.template.source, encoding="utf-8")
+    if chat.new_end is not None:
+        file = folder / "generation_config.json"
+        settings = json.loads(file.read_bytes()) if file.is_file() else {}
+        settings["eos_token_id"] = sorted(chat.end_ids)
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -16,9 +16,11 @@ from backprop.core import events
 from backprop.core.errors import TrainingError
 from backprop.core.events import Event, PhaseChanged, Step, StepSkipped
 from backprop.core.schedule import Schedule
+from backprop.train.checkpoint import some
 from backprop.train.checkpointing import Saver
 from backprop.train.evaluate import Evaluator
 from backprop.train.gpu_guard import Guard
+from backprop.train.model import Loaded
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop, StepMetrics
 
@@ -45,10 +47,10 @@ class Reporter:
     ``tokens_seen`` and ``samples_seen`` go on where a resumed run stood: set them before the first step.
     """
 
-    def __init__(self, emit: Callable[[Event], None], schedule: Schedule, device: torch.device) -> None:
+    def __init__(self, emit: Callable[[Event], None], schedule: Schedule, loaded: Loaded) -> None:
         self._emit = emit
         self._schedule = schedule
-        self._device = device
+        self._loaded = loaded
         self._since = time.perf_counter()
         self._skipped = 0
         self.tokens_seen = 0
@@ -82,7 +84,7 @@ class Reporter:
                 trained_tokens=metrics.supervised,
                 samples_seen=self.samples_seen,
                 seconds=seconds,
-                memory=peak_memory(self._device),
+                memory=peak_memory(self._loaded.device),
                 metrics={name: value for name, value in metrics.by_name.items() if math.isfinite(value)},
             )
         )
@@ -92,9 +94,14 @@ class Reporter:
         self._skipped += 1
         self._emit(StepSkipped(step=number, reason="the gradient is not finite", in_a_row=self._skipped))
         if self._skipped >= SKIPS_IN_A_ROW:
+            hint = "lower the learning rate with --lr, or look at the rows with `backprop validate`"
+            frozen = ((name, each) for name, each in self._loaded.model.named_parameters() if not each.requires_grad)
+            if broken := [name for name, each in frozen if not each.isfinite().all()]:
+                path = self._loaded.path
+                hint = f"the model in {path} has weights that are not finite, {some(broken)}: fetch or copy it again"
             raise TrainingError(
                 f"{self._skipped} steps in a row had a gradient that is not finite (the last was step {number})",
-                hint="lower the learning rate with --lr, or look at the rows with `backprop validate`",
+                hint=hint,
                 code="RUNTIME_NOT_FINITE",
             )
 
@@ -148,6 +155,8 @@ class Callbacks:
     """Evaluations in a row without a better one after which the run ends; ``None`` is never."""
     sample: Callable[[int], bool]
     """Answers the configured prompts, given the number of the last step; whether it answered all of them."""
+    require_place: Callable[[int], None] = lambda step: None
+    """Called after each step, and raises where the run's directory is not there any more."""
     saver: Saver = field(init=False)
     """Set once there is one: what it saves is in part kept here."""
     stopped_early: bool = False
@@ -167,6 +176,7 @@ class Callbacks:
         """
         self.reporter.step(step, self.loop.metrics)
         self._liveness.check(step, self.loop.metrics)
+        self.require_place(step)
         if len(self.evaluator) and (step % self.eval_steps == 0 or step == self.loop.schedule.steps):
             self._evaluate(step)
         self.saver.after_step(step)

@@ -199,9 +199,13 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
     except SafetensorError as error:
-        # The library reports the system's error as text alone.
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else errno.EIO, f"{path.name}: {error}") from error
+        raise system_error(error, path) from error
+
+
+def system_error(error: SafetensorError, path: Path) -> OSError:
+    """What the system refused while ``path`` was written: the library gives its error as text alone."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]) if number else errno.EIO, f"{path.name}: {error}")
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:

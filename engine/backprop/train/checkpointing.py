@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -119,6 +120,11 @@ class Saver:
             self._last_step = None
             self.save(step, reason)
         self.wait()
+
+    def move(self, directory: Path) -> None:
+        """Save in ``directory`` from here on: the run's was moved."""
+        self.wait()
+        self._store.directory = directory
 
     def write(self, snapshot: Snapshot, reason: str, blocked: float = 0.0, val_loss: float | None = None) -> None:
         """Write ``snapshot`` in a thread; waits while an earlier one is being written.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
-from backprop.data.split import held_out_rows
+from backprop.data.split import Split, held_out_rows
 from backprop.fetch import datasets
 from backprop.train.packing import Row
 
@@ -26,11 +28,19 @@ PROGRESS_SECONDS = 0.5
 
 
 def prepare(
-    config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], split_seed: int | None = None
+    config: RunConfig,
+    model_path: Path,
+    emit: Emit,
+    look: Callable[[], bool],
+    *,
+    split: Split | None = None,
+    now: datetime | None = None,
 ) -> tuple[preprocess.Prepared, Subset, Subset]:
     """The tokenised rows, and which of them are trained and which are held out (``divide``).
 
-    ``split_seed`` chooses those held out; open, the run's own seed does.
+    Args:
+        split: chooses those held out; open, the run's own seed does.
+        now: the time that a chat template with a date in it writes; the present by default.
 
     ``dataset_prepared`` says what was kept, what was not, and how many are held out.
 
@@ -39,14 +49,13 @@ def prepare(
         InvalidSettingError, DatasetNotFoundError: as ``divide``.
         DatasetError, ModelLoadError: as ``preprocess.prepare``.
     """
-    rows = tokenise(config, config.data, model_path, emit, look, samples=config.samples)
+    read = partial(tokenise, config, model_path=model_path, emit=emit, look=look, now=now)
+    rows = read(config.data, samples=config.samples)
     summary = rows.summary
     if summary.unusable and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
-    trained, held_out = divide(
-        rows, config, model_path, emit, look, seed=config.seed if split_seed is None else split_seed
-    )
+    trained, held_out = divide(rows, config, read, emit, split or Split(seed=config.seed))
     summary.held_out = len(held_out)
     emit(summary)
     return rows, trained, held_out
@@ -73,11 +82,12 @@ def _way_out(summary: DatasetPrepared) -> str:
 def tokenise(
     config: RunConfig,
     path: str,
+    *,
     model_path: Path,
     emit: Emit,
     look: Callable[[], bool],
-    *,
     samples: int | None = None,
+    now: datetime | None = None,
 ) -> preprocess.Prepared:
     """The rows of ``path`` as tokens, with its progress in ``phase_changed`` events.
 
@@ -98,6 +108,7 @@ def tokenise(
         train_on_responses=config.train_on_responses,
         mapping=config.mapping or None,
         samples=samples,
+        now=now,
         progress=progress,
     )
     if (fits := rows.summary.max_length) < config.max_seq_length:
@@ -105,13 +116,13 @@ def tokenise(
     return rows
 
 
-def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], None]:
-    """``report``, called at most once in ``PROGRESS_SECONDS`` with how much is done, of how much."""
+def now_and_then(report: Callable[[int, int], object], seconds: float = PROGRESS_SECONDS) -> Callable[[int, int], None]:
+    """``report``, called at most once in so many ``seconds`` with how much is done, of how much."""
     last = time.monotonic()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > PROGRESS_SECONDS:
+        if time.monotonic() - last > seconds:
             last = time.monotonic()
             report(done, total)
 
@@ -121,7 +132,7 @@ def now_and_then(report: Callable[[int, int], object]) -> Callable[[int, int], N
 class Subset:
     """Some rows of a prepared dataset, renumbered from 0."""
 
-    def __init__(self, rows: preprocess.Prepared, places: Sequence[int]) -> None:
+    def __init__(self, rows: preprocess.Prepared, places: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self.rows = rows
         self._places = np.asarray(places, dtype=np.int64)
 
@@ -130,6 +141,10 @@ class Subset:
 
     def row(self, index: int) -> Row:
         return self.rows.row(int(self._places[index]))
+
+    def first(self, count: int) -> Subset:
+        """The first ``count`` of these rows."""
+        return Subset(self.rows, self._places[:count])
 
     @property
     def fingerprint(self) -> str:
@@ -147,13 +162,14 @@ class Subset:
 
 
 def divide(
-    rows: preprocess.Prepared, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool], *, seed: int
+    rows: preprocess.Prepared, config: RunConfig, read: Callable[[str], preprocess.Prepared], emit: Emit, split: Split
 ) -> tuple[Subset, Subset]:
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
-    Rows of the same file are held out by the hash of their tokens, so equal rows stay on one side and adding rows moves
-    none of the others. A fork is given its parent's seed, so that it is not evaluated on rows that its parent was
-    trained on. A file of its own is held out whole; rows that are in both files are warned about.
+    Rows of the same file are held out by the hash of what they say, before anything is cut, so that equal rows and the
+    pieces of a long text stay on one side, under each model and limit, and adding rows moves none of the others. A fork
+    is given its parent's split, so that it is not evaluated on rows that its parent was trained on. A file of its own
+    is held out whole; rows that are in both files are warned about.
 
     Raises:
         InvalidSettingError: ``held_out`` is neither a known word, nor a share, nor a file.
@@ -161,10 +177,9 @@ def divide(
         DatasetValidationError: some rows of that file cannot be used, and ``skip_bad`` is off.
     """
     held_out = config.held_out
-    keys = _content_keys(rows)
     if (file := held_out_file(held_out)) is not None:
-        others = _held_out_rows_of(file, config, model_path, emit, look)
-        both = set(keys) & set(_content_keys(others))
+        others = _held_out_rows_of(file, config, read, emit)
+        both = set(_token_keys(rows)) & set(_token_keys(others))
         if both:
             emit(
                 events.Warning(
@@ -174,18 +189,19 @@ def divide(
                 )
             )
         return Subset(rows, range(len(rows))), Subset(others, range(len(others)))
+    keys = _token_keys(rows) if split.by_tokens else [content.tobytes() for content in rows.contents]
     if held_out == "none":
         chosen: list[int] = []
     elif held_out == "auto":
-        chosen = held_out_rows(keys, seed=seed)
+        chosen = held_out_rows(keys, seed=split.seed)
     else:
-        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=seed)
+        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=split.seed)
     out = set(chosen)
     return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
 
 
 def _held_out_rows_of(
-    file: Path, config: RunConfig, model_path: Path, emit: Emit, look: Callable[[], bool]
+    file: Path, config: RunConfig, read: Callable[[str], preprocess.Prepared], emit: Emit
 ) -> preprocess.Prepared:
     """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
     if not data_files(file):
@@ -194,7 +210,7 @@ def _held_out_rows_of(
             hint="put it back, or start a new run with --held-out",
             details={"field": "held_out", "path": str(file)},
         )
-    rows = tokenise(config, str(file), model_path, emit, look)
+    rows = read(str(file))
     summary = rows.summary
     if summary.unusable:
         error = _bad_rows(summary)
@@ -204,7 +220,7 @@ def _held_out_rows_of(
     return rows
 
 
-def _content_keys(rows: preprocess.Prepared) -> list[bytes]:
+def _token_keys(rows: preprocess.Prepared) -> list[bytes]:
     return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
 
 

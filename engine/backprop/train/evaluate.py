@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 
 from backprop.core.events import Evaluated
-from backprop.train.dataset import Subset
+from backprop.train.dataset import Subset, now_and_then
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching, MicroBatch
 from backprop.train.trainer import batch_loss
 
+PROGRESS_SECONDS = 5.0
 PIECE = 64
 """Rows that are read at once."""
 
@@ -36,6 +37,8 @@ class Evaluator:
     recovery: Recovery
     on_halved: Callable[[int, Batching, BaseException], object] = lambda step, batching, error: None
     """Called with the step, the batching from now on and the error."""
+    on_progress: Callable[[int, int], object] = lambda done, total: None
+    """Called now and then with how many of the rows are done, where that takes long."""
     best: float | None = None
     since_best: int = 0
     """Evaluations since the best one."""
@@ -74,7 +77,8 @@ class Evaluator:
     @torch.no_grad()
     def _sum(self, between: Callable[[], object]) -> tuple[float, int, int]:
         """The loss summed over all rows, what it weighs, and the number of supervised tokens."""
-        total, weight, tokens = 0.0, 0, 0
+        total, weight, tokens, done = 0.0, 0, 0, 0
+        show = now_and_then(self.on_progress, PROGRESS_SECONDS)
         with evaluating(self.loaded.model):
             # A piece at a time, so that only its rows are read from disk.
             for start in range(0, len(self.rows), PIECE):
@@ -83,6 +87,8 @@ class Evaluator:
                     total += float(batch_loss(self.loaded, self.method, batch).sum)
                     weight += batch.weight
                     tokens += batch.supervised
+                    done += batch.rows
+                    show(done, len(self.rows))
         return total, weight, tokens
 
     def _micro_batches(self, start: int) -> list[MicroBatch]:

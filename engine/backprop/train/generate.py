@@ -1,4 +1,4 @@
-"""Answers of a model: greedy, through the model's own chat template, piece by piece.
+"""Answers of a model: greedy, through the model's own chat template or as plain text, piece by piece.
 
 ``python -P -m backprop.train.generate RUN_DIRECTORY``, with the request as JSON on standard input, asks a run's model:
 pieces of the answers and then each whole answer go to the private stream, what libraries print goes to the run's log.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import CheckpointError
-from backprop.core.events import ModelLoading, Sample
+from backprop.core.events import DatasetPrepared, ModelLoading, Sample
 from backprop.core.jobs import Delta, GenerateRequest
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -65,11 +65,13 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     *,
     stop_when: Callable[[], bool] | None = None,
+    as_text: bool = False,
 ) -> str:
     """The greedy answer to ``prompt`` (a user's message, or a whole conversation of ``role`` and ``content``).
 
     Args:
         on_text: gets the answer piece by piece as it comes.
+        as_text: the model goes on with ``prompt`` as it stands, as one that was trained on plain texts.
         stop_when: asked after each token; the answer ends there once it says yes. What it raises is raised here.
 
     The model's train/eval mode is what it was, afterwards.
@@ -79,7 +81,8 @@ def generate(
     from backprop.train.model import evaluating, require_known_tokens
 
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    encoded = chat.encode([chat.template.render(messages, prompt=True)])[0]
+    asked = str(prompt) if as_text else chat.template.render(messages, prompt=True)
+    encoded = chat.encode([asked], special=as_text)[0]
     require_known_tokens(model, encoded.ids, chat)
     ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
 
@@ -92,9 +95,6 @@ def generate(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             use_cache=True,
             eos_token_id=sorted(chat.end_ids) or None,
             pad_token_id=min(chat.end_ids, default=0),
@@ -113,9 +113,10 @@ def answer(request: GenerateRequest, send: Send) -> None:
     """
     path = Path(request.run)
     state = read_run(path)
-    send(ModelLoading(model=str(state.config["model"]), stage="load"))
+    config = {**state.config, "model": request.model or state.config["model"]}
+    send(ModelLoading(model=str(config["model"]), stage="load"))
     step = state.step if request.step is None else request.step
-    model, chat = load(path, state.config, send, request.step)
+    model, chat = load(path, config, send, request.step)
     for index, prompt in enumerate(request.prompts):
         for tuned in (False, True) if request.base else (True,):
 
@@ -123,8 +124,13 @@ def answer(request: GenerateRequest, send: Send) -> None:
                 send(Delta(index=index, tuned=tuned, text=text))
 
             with nullcontext() if tuned else model.disable_adapter():
-                text = generate(model, chat, prompt, request.max_tokens, on_text)
+                text = generate(model, chat, prompt, request.max_tokens, on_text, as_text=on_texts(state.dataset))
             send(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
+
+
+def on_texts(rows: DatasetPrepared | None) -> bool:
+    """Whether a run is trained on plain texts, so that its model is to continue one."""
+    return rows is not None and rows.format == "text"
 
 
 def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None) -> tuple[Any, ChatTokenizer]:
@@ -143,10 +149,13 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.train import model as models
     from backprop.train.checkpoint import load_weights
+    from backprop.train.resume import result_notes
 
     models.use_all_cores()
     run = RunDirectory(path)
     base_path = fetch_model(str(config["model"]), send)
+    for note in result_notes(run, base_path, step):
+        send(note)
     # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
     backend = "cpu" if config.get("backend") == "cpu" else "auto"
     if step is not None:

@@ -15,10 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from backprop.hardware.estimate import PIECE_BYTES
 from backprop.train.packing import MicroBatch, pack
-
-PIECE_BYTES = {"cpu": 256 * 2**20, "cuda": 1024 * 2**20}
-"""Float32 logits that exist at once."""
 
 
 class Loss(NamedTuple):
@@ -85,7 +83,7 @@ def _pieces(base: Any, batch: MicroBatch) -> tuple[nn.Module, list[tuple[torch.T
     """
     head = base.get_output_embeddings()
     chosen = decoder(base)(**_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.predict_at]
-    size = max(1, PIECE_BYTES[chosen.device.type] // (4 * head.weight.shape[0]))
+    size = max(1, PIECE_BYTES // (4 * head.weight.shape[0]))
     return head, list(zip(chosen.split(size), batch.targets.split(size), strict=True))
 
 
@@ -140,6 +138,18 @@ def keeps_rows_apart(model: nn.Module) -> bool:
     alone = base(**_inputs(pack(rows[1:]).to(device))).logits[0]
     rounding = 2e-2 if packed.dtype != torch.float32 else 1e-3
     return _difference(packed.float(), alone.float()) < rounding
+
+
+@torch.no_grad()
+def sees_what_follows(model: nn.Module) -> bool:
+    """Whether the logits of a position depend on later tokens: tried on two rows that differ in their last token."""
+    base = base_model(model)
+    size = base.get_input_embeddings().weight.shape[0]
+    ids = _probe_ids(base, 20).to(next(base.parameters()).device).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 1) % size
+    one, other = base(input_ids=ids, use_cache=False).logits[:, :-1]
+    rounding = 1e-2 if one.dtype != torch.float32 else 1e-4
+    return _difference(one.float(), other.float()) > rounding
 
 
 def _probe_ids(base: Any, count: int) -> torch.Tensor:

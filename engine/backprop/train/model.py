@@ -7,21 +7,25 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from backprop.core import rules
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
 from backprop.core.events import Event, ModelLoaded, ModelLoading
-from backprop.core.models import repository_of
+from backprop.core.models import repository_of, settings_of
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
+from backprop.hardware.devices import installed_version
+from backprop.hardware.estimate import ROOMY, first_batch_size
 from backprop.train.checkpoint import some
+from backprop.train.loss import sees_what_follows
 from backprop.train.modes import Mode, mode_named
 
 GB = 1024**3
@@ -74,7 +78,7 @@ def resolved(config: RunConfig) -> RunConfig:
     device = choose_device(config.backend)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     batch = config.batch_size
-    batch = (4 if free >= 23 * GB else 2 if free >= 15 * GB else 1) if batch == "auto" else batch
+    batch = first_batch_size(config, free) if batch == "auto" else batch
     checkpointing = config.gradient_checkpointing
     return msgspec.structs.replace(
         config,
@@ -82,7 +86,7 @@ def resolved(config: RunConfig) -> RunConfig:
         backend="cuda" if device.type == "cuda" else "cpu",
         batch_size=batch,
         gradient_accumulation=config.gradient_accumulation or rules.accumulation(batch),
-        gradient_checkpointing=(device.type == "cuda" and free < 40 * GB) if checkpointing is None else checkpointing,
+        gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
         **rules.adapter(config),
     )
 
@@ -113,14 +117,34 @@ def load_base(
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{path} does not fit the GPU's memory", code="RUNTIME_GPU_OOM") from error
     except Exception as error:  # a damaged file or a foreign architecture can raise anything in there
-        hint = "the model brings its own code: allow it with --trust-remote-code if you trust its author"
+        why = (str(error).splitlines() or [""])[0]
         raise ModelLoadError(
-            f"the model in {path} cannot be loaded: {type(error).__name__}: {error}",
-            hint=hint if "trust_remote_code" in str(error) else "try to fetch or copy it again",
+            f"the model in {path} cannot be loaded: {type(error).__name__}: {why[:300]}",
+            hint=_way_out(path, str(error)),
         ) from error
     model, found = loaded
     _require_every_weight(path, found)
+    # Greedy means greedy: no penalty, minimum, beam or forbidden token that the model's files suggest for chatting.
+    model.generation_config = GenerationConfig()
     return model
+
+
+def _way_out(path: Path, why: str) -> str:
+    """What to do about a model that could not be loaded for the reason ``why``."""
+    settings = settings_of(path)
+    kind = settings.get("model_type")
+    if method := settings.get("quantization_config"):
+        name = method.get("quant_method", "unknown") if isinstance(method, dict) else "unknown"
+        return f"its weights are quantised ({name}): name the model that it was made from, in 16 or 32 bits"
+    for words, hint in {
+        "trust_remote_code": "the model brings its own code: allow it with --trust-remote-code if you trust its author",
+        "does not recognize this architecture": f"transformers {installed_version('transformers')} does not know the "
+        f"type {kind!r}: a newer version may, or choose another model",
+        "Unrecognized configuration class": f"the type {kind!r} does not continue text: choose a model that does",
+    }.items():
+        if words in why:
+            return hint
+    return "try to fetch or copy it again"
 
 
 def _require_every_weight(path: Path, found: dict[str, Any]) -> None:
@@ -162,8 +186,16 @@ def require_known_tokens(model: Any, ids: Any, chat: ChatTokenizer) -> None:
         )
 
 
-def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
-    """Load the model in ``path`` in the mode of a ``resolved`` configuration.
+def untrained_tokens(model: Any, ids: Any, chat: ChatTokenizer) -> list[str]:
+    """Special tokens among ``ids`` that the model never learned: their embeddings are zero, or one and the same."""
+    used = sorted(chat.special_ids & set(np.flatnonzero(np.bincount(ids)).tolist()))
+    rows = model.get_input_embeddings().weight.detach()[used].float()
+    same = (rows[:, None] == rows[None]).all(dim=2).sum(dim=1) > 1
+    return [chat.token(id) for id, bad in zip(used, (same | (rows == 0).all(dim=1)).tolist(), strict=True) if bad]
+
+
+def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None) -> Loaded:
+    """Load the model in ``path`` in the mode of a ``resolved`` configuration; ``now`` is for its chat template.
 
     Emits ``model_loading`` while it works and ``model_loaded`` with what was measured.
 
@@ -174,9 +206,15 @@ def load(config: RunConfig, path: Path, emit: Emit) -> Loaded:
     emit(ModelLoading(model=config.model, stage="load"))
     device = choose_device(config.backend)
     dtype = choose_dtype(device)
-    chat = ChatTokenizer.load(path)
+    chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
     model = mode.load(lambda **options: load_base(path, device, dtype, config.trust_remote_code, **options))
+    with evaluating(model):
+        if sees_what_follows(model):
+            raise ModelLoadError(
+                f"the model in {path} sees the tokens that it should predict: it would learn to copy them",
+                hint="choose a model that continues text (a causal one, with a decoder)",
+            )
     loaded = Loaded(model, mode, chat, path, device, dtype)
     emit(_measured(loaded, config))
     return loaded

@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from backprop.hardware.estimate import CUDA_TOKEN_BUDGET
+
 CPU_TOKEN_BUDGET = 512
 """Tokens of a packed micro-batch on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
-CUDA_TOKEN_BUDGET = 8192
-
 
 Row: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 """Token ids of a row and its loss mask: for each token, whether predicting it is in the loss (both [length])."""

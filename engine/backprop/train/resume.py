@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig, settings_with_effect
+from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
@@ -37,6 +39,8 @@ LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safeten
 WHOLE_FILE = 256 * 2**20
 """Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
 _MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
+_BASE_FILES = re.compile(r"config\.json|.*\.safetensors")
+"""What an adapter's meaning depends on."""
 _PIECES = 256
 _PIECE = 2**16
 
@@ -54,8 +58,12 @@ class Beginning:
     continued: bool = False
     extended: bool = False
     weights: Path | None = None
-    split_seed: int | None = None
-    """Seed of the held-out rows where it is not the run's own: a fork keeps the split of the run it came from."""
+    now: datetime | None = None
+    """When the run was begun: the date that a chat template with a date in it writes, also after a resume."""
+    split: Split | None = None
+    """How the held-out rows are chosen where it is settled: a fork keeps the split of the run it came from."""
+    open_batch: bool = False
+    """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -68,7 +76,13 @@ class Beginning:
 
 
 def begin(
-    directory: RunDirectory, record: RunRecord, verb: str, steps: int | None, resolve: Callable[[RunConfig], RunConfig]
+    directory: RunDirectory,
+    record: RunRecord,
+    verb: str,
+    steps: int | None,
+    resolve: Callable[[RunConfig], RunConfig],
+    *,
+    model: str = "",
 ) -> Beginning:
     """How the run in ``directory`` begins. The run's lock must be held.
 
@@ -76,19 +90,30 @@ def begin(
         verb: ``start``, ``resume`` or ``extend``.
         steps: the new end, for ``extend``.
         resolve: fills what a configuration leaves open, for this machine (``model.resolved``).
+        model: where the base model is now, if it is no longer where the run found it.
 
     Raises:
         CheckpointError: checkpoints exist and none verifies; the message says of each why not.
     """
     config = record.config
+    now = datetime.fromtimestamp(record.created)
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config, extended=True)
+    if model:  # written down once it was found to be the same
+        config = msgspec.structs.replace(config, model=model)
     store = CheckpointStore(directory.checkpoints, record.run_id)
     store.remove_leftovers()
     if verb == "start" or not any(store.directory.glob("step-*")):
-        weights = _forked_from(record)
-        start = Beginning(resolve(config), continued=verb != "start", weights=weights, split_seed=_split_seed(weights))
+        weights = _forked_from(directory, record)
+        start = Beginning(
+            resolve(config),
+            continued=verb != "start",
+            now=now,
+            weights=weights,
+            split=_split_of(weights),
+            open_batch=config.batch_size == "auto",
+        )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
             start.notes.append(events.Warning(code="NO_CHECKPOINT", message=message))
@@ -102,8 +127,9 @@ def begin(
         resolved,
         checkpoint,
         continued=True,
+        now=now,
         extended=(record.extended or verb == "extend") and other_end,
-        split_seed=_split_seed(checkpoint.path),
+        split=_split_of(checkpoint.path),
         notes=[
             events.Warning(
                 code="STATE_CHECKPOINT_INVALID",
@@ -115,7 +141,7 @@ def begin(
     )
 
 
-def _forked_from(record: RunRecord) -> Path | None:
+def _forked_from(directory: RunDirectory, record: RunRecord) -> Path | None:
     """Folder of the weights that the run starts from, for a fork.
 
     Raises:
@@ -123,7 +149,7 @@ def _forked_from(record: RunRecord) -> Path | None:
     """
     if not record.forked_from:
         return None
-    weights = Path(record.forked_from)
+    weights = directory.origin if directory.origin.is_dir() else Path(record.forked_from)
     if not weights.is_dir():
         raise CheckpointError(
             f"the checkpoint that the run was forked from is gone: {weights}",
@@ -133,13 +159,13 @@ def _forked_from(record: RunRecord) -> Path | None:
     return weights
 
 
-def _split_seed(checkpoint: Path | None) -> int | None:
-    """The seed by which the run of this checkpoint chose its held-out rows; earlier versions took the run's own."""
+def _split_of(checkpoint: Path | None) -> Split | None:
+    """How the run of this checkpoint chose its held-out rows; earlier versions took the run's own seed, and tokens."""
     if checkpoint is None:
         return None
     identity = read_manifest(checkpoint).identity
-    seed: int | None = identity.get("split_seed", identity.get("config", {}).get("seed"))
-    return seed
+    seed = identity.get("split_seed", identity.get("config", {}).get("seed"))
+    return None if seed is None else Split(seed=seed, by_tokens=identity.get("split_by", "tokens") == "tokens")
 
 
 def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
@@ -156,7 +182,7 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
 
 
 def identity(
-    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split_seed: int | None = None
+    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split: Split | None = None
 ) -> dict[str, Any]:
     """The identity of a run.
 
@@ -165,17 +191,24 @@ def identity(
         model_path: the directory that model and tokenizer are loaded from.
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
         held_out: of the rows that are evaluated on; empty where there are none.
-        split_seed: by which they were chosen, where it is not the run's own.
+        split: how they were chosen, where not by the run's own seed.
     """
-    files = [path for path in sorted(model_path.iterdir()) if path.is_file() and _MODEL_FILES.fullmatch(path.name)]
+    split = split or Split(seed=config.seed)
     return {
-        "model": {path.name: file_hash(path) for path in files},
+        "model": model_hashes(model_path),
         "tokens": fingerprint,
         "held_out": held_out,
-        "split_seed": config.seed if split_seed is None else split_seed,
+        "split_seed": split.seed,
+        "split_by": "tokens" if split.by_tokens else "content",
         "config": settings_with_effect(config),
         "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
     }
+
+
+def model_hashes(folder: Path) -> dict[str, str]:
+    """The hash of each file that a model and its tokenizer are read from, by its name."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _MODEL_FILES.fullmatch(path.name)]
+    return {path.name: file_hash(path) for path in files}
 
 
 def require_same_identity(
@@ -223,9 +256,17 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
         now: the fork's identity.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: the checkpoint cannot be read, or was trained on another model.
     """
-    before = read_manifest(weights).identity.get("held_out")
+    identity = read_manifest(weights).identity
+    if differences := model_differences(identity, now["model"], _BASE_FILES):
+        raise CheckpointError(
+            "the weights to start from were trained on another model: " + "; ".join(differences),
+            code="STATE_IDENTITY_MISMATCH",
+            hint="put its files back, or name the model that they were trained on with --model",
+            details={"differences": differences, "checkpoint": str(weights)},
+        )
+    before = identity.get("held_out")
     if before == now["held_out"] or not now["held_out"]:
         return []
     return [
@@ -236,6 +277,18 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
             hint="keep the data and --held-out of that run, or name a file of rows that neither trains on",
         )
     ]
+
+
+def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[events.Warning]:
+    """What to say before a run's result (or the checkpoint of ``step``) answers on the base model in ``model_path``."""
+    notes = []
+    kept = CheckpointStore(run.checkpoints, run.find_record().run_id).checkpoints()
+    if kept and (found := model_differences(kept[-1].manifest.identity, model_hashes(model_path), _BASE_FILES)):
+        message = "the base model is not the one that the run was trained on: " + "; ".join(found)
+        notes.append(events.Warning(code="BASE_CHANGED", message=message, hint="these are not the run's answers"))
+    if step is None and (found := run.changed_result()):
+        notes.append(events.Warning(code="ADAPTER_CHANGED", message="; ".join(found)))
+    return notes
 
 
 def compare_unhashed(key: str, rows: Prepared, directory: RunDirectory) -> events.Warning | str | None:
@@ -284,10 +337,7 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
     A setting that the checkpoint's version did not have counts as its default: what that version did. Tokens are
     compared where both have a fingerprint. Versions of libraries are not among them; see ``library_differences``.
     """
-    found = []
-    for name, before, after in _changes(saved.get("model", {}), now["model"]):
-        word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
-        found.append(f"the model's file {name} {word}")
+    found = model_differences(saved, now["model"])
     if saved.get("tokens", now["tokens"]) != now["tokens"]:
         found.append(DATA_CHANGED)
     elif saved.get("held_out", now["held_out"]) != now["held_out"]:
@@ -295,6 +345,15 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
     defaults = settings_with_effect(RunConfig(data=""))
     for name, before, after in _changes({**defaults, **saved.get("config", {})}, now["config"]):
         found.append(f"{name} was {_shown(before)} and is {_shown(after)}")
+    return found
+
+
+def model_differences(saved: dict[str, Any], now: dict[str, str], files: re.Pattern[str] = _MODEL_FILES) -> list[str]:
+    """Those ``files`` of the model that are not as in the identity ``saved``."""
+    found = []
+    for name, before, after in _changes(saved.get("model", {}), now):
+        word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
+        found += [f"the model's file {name} {word}"] if files.fullmatch(name) else []
     return found
 
 

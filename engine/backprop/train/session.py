@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,22 +13,24 @@ import msgspec
 import torch
 
 from backprop.core import events, rules
-from backprop.core.events import BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
+from backprop.core.errors import RunError, TrainingError
+from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
-from backprop.runs.checkpoints import Checkpoint, CheckpointStore
+from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train.adapter import save_adapter
+from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
-from backprop.train.dataset import prepare
+from backprop.train.dataset import Subset, prepare
 from backprop.train.evaluate import Evaluator
-from backprop.train.generate import generate
+from backprop.train.generate import generate, on_texts
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
@@ -52,6 +55,7 @@ class Session:
         self.emit = emit
         self.control = control
         self.steering = Steering(control, emit)
+        self._folder = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def run(self) -> EndStatus:
         """Train and emit all that happens, ``run_finished`` last; how it ended.
@@ -99,16 +103,29 @@ class Session:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        rows, self.trained, self.held_out = prepare(config, path, emit, self.steering.look, start.split_seed)
+        rows, self.trained, self.held_out = prepare(
+            config, path, emit, self.steering.look, split=start.split, now=start.now
+        )
+        self.as_text = on_texts(rows.summary)
 
         self.schedule = Schedule.of(config, len(self.trained))
+        self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
         config = self.config = self.choose(config, path)
 
         emit(PhaseChanged(phase="loading_model"))
-        self.loaded = models.load(config, path, emit)
+        self.loaded = models.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split_seed)
+        if unlearned := models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat):
+            emit(
+                events.Warning(
+                    code="TOKENS_UNTRAINED",
+                    message=f"the model never learned {', '.join(unlearned)}, which the rows are written with: the "
+                    "embeddings are empty, and adapters do not change them",
+                    hint="use the instruct version of the model, or a chat template without these tokens",
+                )
+            )
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
@@ -119,10 +136,21 @@ class Session:
             load_weights(start.weights, self.loaded.model)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
+        recorded = self.directory.read_record().config
+        if recorded.model != config.model:
+            self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
             for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
-        self.reporter = Reporter(emit, self.schedule, self.loaded.device)
+            if len(self.evaluated) < len(self.held_out):
+                emit(
+                    events.Warning(
+                        code="HELD_OUT_IN_PART",
+                        message=f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: "
+                        f"all of them are more than the run's {self.schedule.steps} steps train",
+                    )
+                )
+        self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
     def choose(self, config: RunConfig, path: Path) -> RunConfig:
@@ -132,7 +160,7 @@ class Session:
             config,
             path,
             rows=len(self.trained),
-            held_out=len(self.held_out),
+            held_out=len(self.evaluated),
             rows_per_step=schedule.rows_per_step,
             steps=schedule.steps,
         )
@@ -163,6 +191,14 @@ class Session:
         )
         for text in loop.notes:
             emit(events.Warning(code="SLOWER_PATH", message=text))
+        if self.start.open_batch and (card := card_of(self.loaded.device)):
+            before = loop.batching.batch_size
+            settle(loop, card)
+            if (after := loop.batching.batch_size) != before:
+                message = (
+                    f"{after} instead of {before} rows a pass were measured to fit; a step has as many rows as before"
+                )
+                emit(events.Warning(code=BATCH_SETTLED, message=message))
         callbacks = Callbacks(
             emit,
             loop,
@@ -172,15 +208,19 @@ class Session:
             evaluator=Evaluator(
                 self.loaded,
                 method,
-                self.held_out,
+                self.evaluated,
                 loop.batching,
                 recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
                 on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
+                on_progress=lambda done, total: emit(
+                    PhaseChanged(phase="evaluating", detail=f"{100 * done // total} %")
+                ),
             ),
             eval_steps=int(config.eval_steps or 0)  # 0: in the record of an earlier version
-            or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.held_out)),
+            or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.evaluated)),
             patience=config.early_stopping,
             sample=self.answer,
+            require_place=self.require_place,
         )
         checkpoint = self.start.checkpoint
         if checkpoint:
@@ -199,27 +239,56 @@ class Session:
             policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
             in_use=[checkpoint.step] if checkpoint else [],
         )
+        self.saver = saver
         with closing(saver):
             saver.require_space(self.loaded.model)
-            steering.on_checkpoint = lambda step: saver.save(step, "requested")
+            steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
             goes_on = callbacks.begin()
             self.reporter.start_clock()
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
-            saver.finish(steps, "final" if steering.stop is None else "stopped")
-        return steps, self.save_result(steps, store.best(steps) if callbacks.stopped_early else None)
+            callbacks.require_place(steps)
 
-    def save_result(self, last: int, best: Checkpoint | None) -> int:
+            def finish() -> None:
+                saver.finish(steps, "final" if steering.stop is None else "stopped")
+
+            finish()
+            shutil.rmtree(self.directory.origin, ignore_errors=True)
+            result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
+        return steps, result
+
+    def require_place(self, step: int) -> None:
+        """See that the run's directory still is where it was: else what is saved would be in a folder nobody knows.
+
+        Raises:
+            RunError: it was deleted, or moved; then the state after ``step`` was saved where it is now.
+        """
+        now = self.directory.whereabouts(self._folder)
+        if now == self.directory.path:
+            return
+        if now is None:
+            what, hint = f"{self.directory.path} was deleted", "nothing can be saved there any more: start a new run"
+        else:
+            self.saver.move(RunDirectory(now).checkpoints)
+            self.saver.finish(step, "moved")
+            what, hint = f"{self.directory.path} was moved to {now}", f"`backprop resume {now}` goes on"
+        raise RunError(f"while the run was working its directory {what}", code="RUN_DAMAGED", hint=hint)
+
+    def save_result(self, last: int, best: Checkpoint | None, finish: Callable[[], None]) -> int:
         """Save the adapter of step ``last``, or that of ``best`` with the last one beside it; the result's step.
+
+        Args:
+            finish: saves the last checkpoint, if it is not on the disk; for where there was no room at first.
 
         Raises:
             TrainingError: it cannot be written.
         """
-        if best is None or best.step == last:
-            self._save_adapter(self.directory.adapter, last)
+        best = None if best and best.step == last else best
+        if self._save_adapter(self.directory.adapter if best is None else self.directory.last_adapter, last):
+            finish()
+        if best is None:
             shutil.rmtree(self.directory.last_adapter, ignore_errors=True)
             return last
-        self._save_adapter(self.directory.last_adapter, last)
         load_weights(best.path, self.loaded.model)
         self._save_adapter(self.directory.adapter, best.step)
         self.emit(
@@ -232,15 +301,31 @@ class Session:
         )
         return best.step
 
-    def _save_adapter(self, target: Path, step: int) -> None:
-        save_adapter(
-            self.loaded,
-            target,
-            run_id=self.directory.run_id,
-            config=self.config,
-            fingerprint=self.identity["tokens"],
-            steps=step,
-        )
+    def _save_adapter(self, target: Path, step: int) -> bool:
+        """Save the adapter; on a full disk the run is paused until there is room. Whether it had to wait."""
+        waited = False
+        while True:
+            try:
+                save_adapter(
+                    self.loaded,
+                    target,
+                    run_id=self.directory.run_id,
+                    config=self.config,
+                    fingerprint=self.identity["tokens"],
+                    steps=step,
+                )
+            except TrainingError as error:
+                if error.code != "RUNTIME_DISK_FULL":
+                    raise
+                if not waited:
+                    self.emit(events.Paused(step=step, reason=f"waiting for room on the disk: {error.message}"))
+                waited = True
+                if not self.steering.await_room():
+                    raise
+            else:
+                if waited:
+                    self.emit(events.Resumed(step=step, reason="there is room again"))
+                return waited
 
     def sample(self, step: int, what: str, *, tuned: bool = True) -> None:
         """Before the first step and after the last: answer the configured prompts, as a phase of its own."""
@@ -256,7 +341,14 @@ class Session:
         """
         for prompt in self.config.sample_prompts:
             ended = self.steering.look if self.control.stepping or not tuned else None
-            text = generate(self.loaded.model, self.loaded.chat, prompt, self.config.sample_tokens, stop_when=ended)
+            text = generate(
+                self.loaded.model,
+                self.loaded.chat,
+                prompt,
+                self.config.sample_tokens,
+                stop_when=ended,
+                as_text=self.as_text,
+            )
             if ended and ended():
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
@@ -283,6 +375,17 @@ def halved(step: int, batching: Batching, error: BaseException, rows_per_step: i
 def steps_between_evaluations(steps: int, rows_per_step: int, held_out: int) -> int:
     """What earlier versions chose: ten over the run, none with more rows than were trained since the one before."""
     return max(1, steps // EVALUATIONS, -(-held_out // rows_per_step))
+
+
+def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
+    """Held-out rows, from the first, that have no more tokens than the whole run trains.
+
+    Going through a row once takes a third of what training it does, so a run never evaluates for longer than it trains.
+    """
+    if not len(held_out):
+        return held_out
+    tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
+    return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
 
 
 def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:

@@ -21,6 +21,8 @@ from backprop.hardware.thermal import Decision
 from backprop.train.gpu_guard import Guard
 from backprop.worker.commands import Control
 
+ROOM_SECONDS = 5.0
+"""Seconds between two looks for room on a full disk."""
 HEAT_SECONDS = 0.5
 """Seconds between two looks at the temperature while a run is held."""
 
@@ -83,6 +85,17 @@ class Steering:
                 break
             self._await(HEAT_SECONDS if self.guard else None)
         return self.stop is not None
+
+    def await_room(self) -> bool:
+        """Wait a little while the disk is full; whether to try again: who wants the run to end wants no more of it.
+
+        Raises:
+            TrainingAbortedError: it is to end now.
+        """
+        command = self._commands.wait(ROOM_SECONDS)
+        if isinstance(command, Abort):
+            raise _aborted()
+        return not isinstance(command, Stop)
 
     def _obey(self, command: AnyCommand, step: int) -> None:
         if isinstance(command, Pause) and not self._paused:

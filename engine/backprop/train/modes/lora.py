@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers.pytorch_utils import Conv1D
 
 from backprop.core.errors import InvalidSettingError, TrainingError
@@ -131,19 +132,40 @@ def _linear_layers(model: Any) -> dict[str, str]:
         unfit.add("out_proj")
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
-        if not isinstance(module, torch.nn.Linear | Conv1D):
+        # An architecture's own kind of linear layer may return anything: a router returns scores too.
+        if not isinstance(module, torch.nn.Linear | Conv1D) or type(module).__module__.startswith(
+            "transformers.models"
+        ):
             unfit.add(kind)  # PEFT chooses by kind: one that other modules have too would reach those
         elif module is not head and not re.search(r"vision|visual|audio", name):
             linear[name] = kind
+    unfit |= taken_for_experts(model)
     return {name: kind for name, kind in linear.items() if kind not in unfit}
+
+
+def taken_for_experts(model: Any) -> set[str]:
+    """Kinds of linear layer that PEFT, in some architectures, takes for what is one tensor of all experts there.
+
+    An adapter for them (in shared experts, and in layers without experts) would be made for that tensor instead.
+    """
+    kinds = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    read = LoraConfig(target_modules=sorted(kinds))
+    convert_peft_config_for_transformers(read, model, None)
+    return kinds.difference(read.target_modules or ())
 
 
 def experts_note(model: Any) -> list[str]:
     """What has to be said of a model (without adapters) whose experts are one tensor for all: none gets an adapter."""
     own = [module for module in model.modules() if not type(module).__module__.startswith("torch.")]
     experts = sum(each.numel() for module in own for each in module.parameters(recurse=False) if each.ndim == 3)
+    if not experts:
+        return []
     share = experts / sum(each.numel() for each in model.parameters())
-    return [f"the experts ({share:.0%} of the weights) get no adapter: they are no linear layers"] if experts else []
+    also = ", ".join(sorted(taken_for_experts(model)))
+    return [
+        f"the experts ({share:.0%} of the weights) get no adapter: they are no linear layers"
+        + (f"; nor do {also}, whose names PEFT takes for theirs" if also else "")
+    ]
 
 
 MODE = LoRA

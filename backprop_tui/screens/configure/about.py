@@ -1,0 +1,128 @@
+"""Beside the form: what the setting under the cursor means, what the run would be, and the command that starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backprop.core.definition import Setting
+from backprop.core.resolve import Origin
+from backprop.data.plan import Plan
+from msgspec import Struct
+
+from backprop_tui.screens.configure.memory import MemoryOutlook, memory_rows
+from backprop_tui.text import Row, clock, count, safe, short_number
+from backprop_tui.widgets.cells import cut, heading, labelled, paragraph
+from backprop_tui.widgets.text_view import TextView
+
+_LABEL = 10
+
+
+class Outlook(Struct, kw_only=True):
+    """What is known of the run before its start."""
+
+    setting: Setting | None = None
+    origin: Origin | None = None
+    wrong: str = ""
+    """What is wrong with the setting."""
+    reason: str = ""
+    """Why the rule chose its value."""
+    data: str = ""
+    """The dataset in words, or why nothing is known of it."""
+    plan: Plan | None = None
+    whole: bool = True
+    """Every row was counted."""
+    seconds: float | None = None
+    """How long the run would take, as ``pace`` has it."""
+    pace: str = ""
+    memory: MemoryOutlook | None = None
+    warnings: Sequence[str] = ()
+    command: str = ""
+
+
+class About(TextView):
+    """The outlook: everything where there is room, else a few rows of it."""
+
+    outlook = Outlook()
+
+    def show(self, outlook: Outlook) -> None:
+        self.outlook = outlook
+        self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        known = self.outlook
+        rows = setting_rows(known, width)
+        if self.size.height < 16:
+            summary = plan_summary(known)
+            rows = rows[:4]
+            rows += [cut([("data      ", "muted"), *summary], width)]
+            if known.memory is not None and known.memory.parts is not None:
+                rows.append(cut([("memory    ", "muted"), *memory_rows(known.memory, width - _LABEL)[0]], width))
+            rows += [cut([("! ", "warn"), (safe(text), "warn")], width) for text in known.warnings[:2]]
+            return [*rows, cut([("$ ", "muted"), (safe(known.command), "text")], width)]
+        rows += [[], heading("the run", width), *plan_rows(known, width)]
+        if known.memory is not None:
+            rows += [[], heading("memory", width), *memory_rows(known.memory, width)]
+        if known.warnings:
+            rows += [[], heading("worth knowing", width)]
+            for text in known.warnings:
+                rows += labelled("! ", text, width, "warn", label_ink="warn")
+        if known.command:
+            rows += [[], heading("the same from a shell", width, "y copies it"), *paragraph(known.command, width)]
+        return rows
+
+
+def setting_rows(known: Outlook, width: int) -> list[Row]:
+    """Meaning, range, default and origin of the setting under the cursor."""
+    setting = known.setting
+    if setting is None:
+        return [[("enter shows the other settings", "muted")]]
+    takes = ", ".join(filter(None, [", ".join(setting.choices), setting.range]))
+    unit = f" {setting.unit}" if setting.unit else ""
+    rows = [heading(setting.name, width, " ".join(setting.flags[:1])), *paragraph(setting.help, width)]
+    if known.wrong:
+        rows += labelled("✗ ", known.wrong, width, "bad", label_ink="bad")
+    if takes:
+        rows += labelled(f"{'takes':<{_LABEL}}", takes + unit, width)
+    if setting.shown_default:
+        rows += labelled(f"{'default':<{_LABEL}}", setting.shown_default, width)
+    if known.reason:
+        rows += labelled(f"{'because':<{_LABEL}}", known.reason, width)
+    if known.origin is not None and known.origin.kind not in ("default", "screen"):
+        rows += labelled(f"{'is from':<{_LABEL}}", str(known.origin), width)
+    return rows
+
+
+def plan_summary(known: Outlook) -> Row:
+    """The run in one row."""
+    planned = known.plan
+    if planned is None:
+        return [(safe(known.data), "text")]
+    steps = planned.schedule.steps
+    words = f"{count(planned.rows)} rows · {count(steps)} steps · {short_number(planned.trained_tokens)} trained tokens"
+    return [(words, "strong"), (f" · about {clock(known.seconds)}" if known.seconds is not None else "", "text")]
+
+
+def plan_rows(known: Outlook, width: int) -> list[Row]:
+    """The run in full."""
+
+    def line(label: str, text: str, ink: str = "text") -> list[Row]:
+        return labelled(f"{label:<{_LABEL}}", text, width, ink)
+
+    rows = line("data", known.data) if known.data else []
+    planned = known.plan
+    if planned is None:
+        return rows
+    schedule, limit = planned.schedule, planned.limit
+    far = "" if known.whole else " so far"
+    held_out = f", about {count(planned.held_out)} held out" if planned.held_out else ""
+    rows += line("rows", f"{count(planned.rows)} trained{held_out}{far}", "strong")
+    lost = ((planned.unusable, "unusable"), (limit.answer_lost, "answers lost"), (limit.cut, "cut"))
+    if any(number for number, _ in lost):
+        rows += line("", ", ".join(f"{count(number)} {word}" for number, word in lost if number), "warn")
+    passes = f"{planned.passes:.2g} pass{'' if planned.passes == 1 else 'es'}"
+    rows += line("steps", f"{count(schedule.steps)} of {schedule.rows_per_step} rows: {passes}", "strong")
+    share = 100 * planned.trained_tokens / max(1, planned.tokens)
+    rows += line("tokens", f"{short_number(planned.tokens)}, {share:.0f} % trained")
+    if known.seconds is not None:
+        rows += line("takes", f"about {clock(known.seconds)}, {known.pace}")
+    return rows

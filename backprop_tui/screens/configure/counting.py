@@ -1,0 +1,94 @@
+"""What a configuration's rows and model are known for: counted, or looked up, in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from backprop.core.datasets import find_fetched, is_hub_name
+from backprop.core.errors import BackpropError, ModelLoadError
+from backprop.core.models import find_tokenizer
+from backprop.core.settings import RunConfig
+from backprop.data.formats import file_format
+from backprop.data.reader import open_source
+from backprop.data.truncate import CountedLengths, count_lengths
+from backprop.runs.pace import Pace, pace
+
+from backprop_tui.screens.dataset.tasks import Task, Tasks
+
+Named = tuple[str, tuple[tuple[str, str], ...], str]
+"""Data, mapping and model: what a count depends on."""
+
+
+class Counting:
+    """What is known of the rows so far. Another data, mapping or model is counted anew.
+
+    Args:
+        then: called when more is known.
+    """
+
+    def __init__(self, tasks: Tasks, then: Callable[[], object]) -> None:
+        self._tasks, self._then = tasks, then
+        self._named: Named | None = None
+        self.counted: CountedLengths | None = None
+        self.words = ""
+        """The data in words, or why it is not counted."""
+        self.pace: Pace | None = None
+        """How fast the model was trained before."""
+
+    def look_at(self, config: RunConfig | None) -> None:
+        """Count the rows of a located configuration; of none, forget what is known."""
+        named = None if config is None else (config.data, tuple(config.mapping.items()), config.model)
+        if named == self._named:
+            return
+        self.stop()
+        if named is None or self._named is None or named[2] != self._named[2]:
+            self.pace = None
+        self._named, self.counted, self.words = named, None, ""
+        if named is None:
+            return
+        if self.pace is None:
+            self._tasks.begin("pace", "", lambda _: pace(named[2]), self._take_pace)
+        path = config.data if config is not None else ""
+        if not Path(path).is_absolute() and is_hub_name(path):
+            fetched = find_fetched(path)
+            if fetched is None:
+                self.words = "is fetched from the Hugging Face Hub when the run starts"
+                return
+            path = fetched.path
+        _, mapping, model = named
+        self._tasks.begin(
+            "count", "counting rows", lambda task: self._count(path, dict(mapping), model, task), self._take
+        )
+
+    def stop(self) -> None:
+        """Count no further; what is known stays."""
+        self._tasks.forget("count")
+
+    def _count(self, path: str, mapping: dict[str, str], model: str, task: Task[object]) -> object:
+        from backprop.data.tokenizer import ChatTokenizer
+
+        with open_source(path, cancelled=task.stopped) as source:
+            file = file_format(source, mapping or None)
+        words = file.format or "of no known format"
+        try:
+            tokenizer = ChatTokenizer.load(find_tokenizer(model))
+        except ModelLoadError as error:
+            return f"{words}; tokens are not counted: {error.message}"
+        task.deliver(words)
+        return count_lengths(path, file, tokenizer, progress=task.progress, cancelled=task.stopped, so_far=task.so_far)
+
+    def _take(self, found: object) -> None:
+        if isinstance(found, CountedLengths):
+            self.counted = found
+        else:
+            self.words = str(found)
+        self._then()
+
+    def _take_pace(self, found: Pace) -> None:
+        self.pace = found
+        self._then()
+
+    def failed(self, error: BackpropError) -> None:
+        self.words = f"{error.message}; {error.hint}" if error.hint else error.message
+        self._then()

@@ -1,0 +1,416 @@
+"""The Configure screen: from a dataset to a running run; what it would be is known before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+from backprop.cli.options import command_line
+from backprop.core import saved_settings
+from backprop.core.definition import Setting, settings
+from backprop.core.errors import BackpropError, InputError, InvalidSettingError
+from backprop.core.locate import locate
+from backprop.core.models import find_tokenizer, known_models, repository_of
+from backprop.core.presets import MODEL_PRESETS, TRAINING_PRESETS, default_model
+from backprop.core.resolve import Origin, Resolution, resolve
+from backprop.core.settings import RunConfig
+from backprop.data.plan import Plan, plan, warnings
+from backprop.hardware.devices import Info, info
+from backprop.hardware.estimate import first_batch_size
+from backprop.runs import engine_client
+from backprop.runs.engine_process import WarmEngine
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Container
+
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens.base import BaseScreen, OpenRun
+from backprop_tui.screens.chooser import Choice, Chooser
+from backprop_tui.screens.configure.about import About, Outlook
+from backprop_tui.screens.configure.counting import Counting
+from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
+from backprop_tui.screens.configure.keys import KEYS
+from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of
+from backprop_tui.screens.dataset.file import ENDINGS
+from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
+from backprop_tui.screens.dialogs import Answer, Question
+from backprop_tui.text import Row, from_home, rows_of, safe, short_path
+from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.path_input import Prompt
+
+MISSING = "name a dataset"
+STARTING = (
+    Answer("no", "n", "Wait", "start it when the other one is over"),
+    Answer("start", "s", "Start it beside the other", ""),
+)
+
+
+class ConfigureScreen(BaseScreen):
+    """Every setting with its meaning. The engine is started ahead: the first step comes soon after the start."""
+
+    NAME, KEYS = "configure", KEYS
+    BINDINGS = bindings(KEYS)
+    CSS_PATH = "screen.tcss"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[str, Any] = {}
+        """What was chosen on this screen, by setting."""
+        self.file = ""
+        """The saved configuration under it."""
+        self.found: Resolution = resolve({}, kind="screen")
+        self.wrong: dict[str, str] = {}
+        self.config: RunConfig | None = None
+        """The run, located, where nothing is wrong with it."""
+        self.notice = ""
+        self.warm: WarmEngine | None = None
+        self.machine: Info | None = None
+        self.tasks = Tasks(self)
+        self.counting = Counting(self.tasks, self._draw)
+        self._title, self._status = Bar(id="title"), Bar(id="status")
+        self.form, self.about = SettingsForm(id="form"), About(id="about")
+        self._prompt = Prompt(id="prompt")
+
+    def compose(self) -> ComposeResult:
+        yield self._title
+        with Container(id="panes"):
+            yield self.form
+            yield self.about
+        yield self._prompt
+        yield self._status
+        yield self.keybar
+
+    def on_mount(self) -> None:
+        self.form.focus()
+        self.tasks.begin("machine", "", lambda _: info(), self._take_machine)
+        self._resolve()
+
+    def _take_machine(self, machine: Info) -> None:
+        self.machine = machine
+        self._resolve()
+
+    def on_unmount(self) -> None:
+        self.tasks.stop()
+        if self.warm is not None:
+            self.warm.end()
+
+    def on_screen_resume(self) -> None:
+        super().on_screen_resume()
+        if self.warm is None and not self.living:
+            self.warm = WarmEngine()
+
+    # The values
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Begin anew with these values."""
+        self.given, self.file = dict(values), ""
+        self._resolve()
+
+    def set(self, name: str, value: Any) -> None:
+        """Choose a value, text or not; ``None`` takes the default again. Of steps and epochs the newer one counts."""
+        self.given.pop(name, None)
+        if value is not None:
+            self.given[name] = value
+            if name in ("steps", "epochs"):
+                self.given.pop("epochs" if name == "steps" else "steps", None)
+        self.notice = ""
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """From what was chosen to every value, and what is wrong with them."""
+        self.found = resolve(self.given, kind="screen", file=self.file or None)
+        self.wrong, self.config = {}, None
+        if self.machine is not None and self.found.origins["model"].kind == "default":
+            backend = self.found.values["backend"]
+            self.found.values["model"], why = default_model(backend, gpu=self.machine.gpu_problem is None)
+            self.found.origins["model"] = Origin("rule", reason=why)
+        for error in self.found.errors:
+            self._blame(error)
+        if not self.found.values["data"]:
+            self.wrong["data"] = MISSING
+        if not self.wrong:
+            try:
+                config = locate(self.found.config())
+                repository_of(config.model)
+                self.config = config
+            except BackpropError as error:
+                self._blame(error)
+        self.counting.look_at(self.config)
+        self._draw()
+
+    def _blame(self, error: BackpropError) -> None:
+        field = str(error.details.get("field") or ("model" if "model" in error.details else "data"))
+        self.wrong.setdefault(field, f"{error.message}; {error.hint}" if error.hint else error.message)
+
+    # What is shown
+
+    def _draw(self) -> None:
+        if self.form.is_attached:
+            self.form.show(self.found, self.wrong, self._becomes())
+            self._draw_about()
+            self.flush()
+
+    def _draw_about(self) -> None:
+        self.about.show(self._outlook())
+
+    def _plan(self) -> Plan | None:
+        """The run as far as it is known."""
+        config, counted = self.config, self.counting.counted
+        if config is None or counted is None or counted.unit != "tokens":
+            return None
+        return plan(config, counted, find_tokenizer(config.model), self._batch_size())
+
+    def _outlook(self) -> Outlook:
+        setting, config, counted, planned = self.form.chosen, self.config, self.counting.counted, self._plan()
+        found = Outlook(setting=setting, data=self.counting.words or ("" if config else MISSING), plan=planned)
+        if setting is not None:
+            found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
+            found.reason = planned.reasons.get(setting.name, "") if planned else ""
+        if config is not None:
+            found.command, found.memory = from_home(command_line(config)), self._memory()
+            trained = found.memory.trained_parameters if found.memory else 0
+            found.warnings = warnings(config, planned, trained)
+        if counted is not None:
+            found.data, found.whole = f"{found.data}, {rows_of(counted.rows)}", counted.whole
+        if planned is not None and (pace := self.counting.pace) is not None:
+            found.seconds = planned.tokens / pace.tokens_per_second
+            found.pace = f"as fast as run {pace.run_id}"
+        return found
+
+    def _memory(self) -> MemoryOutlook | None:
+        """What the run takes, with the batch size that it begins with."""
+        if self.config is None or self.machine is None:
+            return None
+        card = next((card for card in self.machine.gpus if card.vram_free is not None), None)
+        config = self.config
+        if config.batch_size == "auto":
+            config = msgspec.structs.replace(config, batch_size=self._batch_size())
+        return memory_of(config, card)
+
+    def _batch_size(self) -> int:
+        """Rows of a forward pass where the person leaves it to the machine."""
+        cards = self.machine.gpus if self.machine else []
+        free = max((card.vram_free or 0 for card in cards), default=0)
+        return first_batch_size(self.config, free) if self.config is not None and free else 1
+
+    def _becomes(self) -> dict[str, str]:
+        """What values chosen by rule come to, where that is known."""
+        planned = self._plan()
+        if planned is None:
+            return {}
+        values = {name: getattr(planned.chosen, name) for name in settings()}
+        values |= {"steps": planned.schedule.steps, "warmup_steps": planned.schedule.warmup_steps}
+        values["epochs"] = round(planned.passes, 2)
+        found = {name: value_text(settings()[name], value) for name, value in values.items()}
+        return {**found, "held_out": f"about {rows_of(planned.held_out)}"}
+
+    def flush(self) -> None:
+        name = short_path(self.found.values["data"] or "")
+        title: Row = [(" configure ", "strong+bold"), (safe(name), "text")]
+        if self.file:
+            title.append((f"  {safe(self.file)}", "info"))
+        changed = len(changes(self.found))
+        title.append((f"  {changed} changed" if changed else "", "muted"))
+        self._title.show(title, self.chip())
+        words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
+        self._status.show([(safe(words), "text")], [])
+        self.show_keys()
+
+    def show_keys(self) -> None:
+        if self._prompt.display:
+            self.keybar.show(self._prompt.keys())
+        else:
+            super().show_keys()
+
+    def own_keys(self) -> list[Key]:
+        missing = next(iter(self.wrong), "")
+        label = f"start: {missing} {'is missing' if self.wrong.get(missing) == MISSING else 'is wrong'}"
+        keys = [key._replace(label=label) if missing and key.name == "start" else key for key in KEYS]
+        memory = self.about.outlook.memory
+        return [key for key in keys if key.name != "fit" or (memory is not None and memory.changes)]
+
+    @on(Delivered)
+    def _delivered(self, event: Delivered) -> None:
+        self.tasks.take(event)
+        self._draw()
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        self.counting.failed(event.error)
+
+    @on(Prompt.Answered)
+    def _answered(self, event: Prompt.Answered) -> None:
+        if event.text is not None:
+            event.then(event.text)
+        self.flush()
+
+    @on(ListView.Moved, "#form")
+    def _moved(self) -> None:
+        self.notice = ""
+        self._draw_about()
+        self.flush()
+
+    # Changing
+
+    @on(ListView.Chosen, "#form")
+    def _chosen(self) -> None:
+        self.action_change()
+
+    def action_change(self) -> None:
+        setting = self.form.chosen
+        if setting is None:
+            self.action_all()
+        elif setting.kind == "switch" or (setting.choices and not setting.numbers and setting.name != "held_out"):
+            self.action_turn(1)
+        elif setting.name == "model":
+            self._choose_model()
+        else:
+            self._ask(setting)
+
+    def action_turn(self, by: int) -> None:
+        """The next of the setting's choices."""
+        setting = self.form.chosen
+        if setting is None:
+            return
+        choices: list[Any] = [True, False] if setting.kind == "switch" else list(setting.choices)
+        choices = [None, *choices] if setting.nullable else choices
+        if not choices or setting.numbers:
+            return
+        value = self.found.values[setting.name]
+        at = choices.index(value) + by if value in choices else 0
+        self.set(setting.name, choices[at % len(choices)])
+
+    def _ask(self, setting: Setting, text: str | None = None, help: str = "") -> None:
+        """Ask for a value; one that is wrong is asked for again, as it was typed."""
+        value = self.found.values[setting.name]
+        shown = self.given.get(setting.name, value) if text is None else text
+        shown = shown if isinstance(shown, str) else value_text(setting, shown)
+        endings = ENDINGS if setting.name in ("data", "held_out") else ()
+        label = f"{setting.name}: {setting.help}"
+        self._prompt.ask(
+            label, partial(self._typed, setting), shown, endings=endings, check=partial(self._check, setting), help=help
+        )
+
+    def _check(self, setting: Setting, text: str) -> str:
+        """What is wrong with a value as far as it is typed; empty where nothing is."""
+        if not text.strip():
+            return ""
+        try:
+            setting.parse(text.strip())
+        except InvalidSettingError as error:
+            return error.message
+        return ""
+
+    def _typed(self, setting: Setting, text: str) -> None:
+        self.set(setting.name, text or None)
+
+    def _choose_model(self) -> None:
+        choices = [
+            Choice(name, name, f"{preset.licence} · {preset.vram} · {preset.remark}")
+            for name, preset in MODEL_PRESETS.items()
+        ]
+        choices += [Choice(name, name, where) for name, where in known_models()]
+        other = "a Hugging Face name, a directory, or words to narrow the list"
+        self.app.push_screen(Chooser("model", choices, other=other), partial(self._take_choice, "model"))
+
+    def action_unset(self) -> None:
+        if self.form.chosen is not None:
+            self.set(self.form.chosen.name, None)
+
+    def action_all(self) -> None:
+        self.form.everything = not self.form.everything
+        self._draw()
+
+    def action_anew(self) -> None:
+        self.take({})
+
+    def action_fit(self) -> None:
+        """Make the first of the changes that make the run fit, or that saves the most."""
+        memory = self._memory()
+        if memory is None or not memory.changes:
+            self.notice = "the run fits" if memory is not None and memory.parts is not None else "not known yet"
+            self.flush()
+            return
+        fitting = [change for change in memory.changes if change.fits]
+        change = fitting[0] if fitting else max(memory.changes, key=lambda change: change.saves)
+        self.set(change.setting, change.value)
+        self.notice = f"{change.setting} is {change.value} now: {gib(change.saves)} less"
+        self.flush()
+
+    def action_presets(self) -> None:
+        choices = [Choice(name, name, preset.remark) for name, preset in TRAINING_PRESETS.items()]
+        self.app.push_screen(Chooser("training preset", choices), partial(self._take_choice, "preset"))
+
+    def _take_choice(self, name: str, value: str | None) -> None:
+        if value:
+            self.set(name, value)
+
+    # Keeping
+
+    def action_save(self) -> None:
+        self._prompt.ask("Save these settings as", self._save, self.file, help="a name: letters, digits, - and _")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            return
+        values = {each: value for each, value in self.found.given().items() if self.found.origins[each].kind != "run"}
+        try:
+            path = saved_settings.save(name, values, replace=name == self.file)
+        except InputError as error:
+            self.notice = f"{error.message}; {error.hint}"
+        else:
+            self.file, self.given = name, {}
+            self._resolve()
+            self.notice = f"saved: {path}"
+        self.flush()
+
+    def action_load(self) -> None:
+        names = saved_settings.names()
+        if not names:
+            self.notice = "nothing is saved yet: w saves these settings"
+            self.flush()
+            return
+        choices = [Choice(name, name) for name in names]
+        self.app.push_screen(Chooser("saved settings", choices), self._load)
+
+    def _load(self, name: str | None) -> None:
+        if name:
+            self.file, self.given = name, {}
+            self._resolve()
+
+    def action_copy(self) -> None:
+        if self.config is None:
+            self.notice = f"there is no command yet: {next(iter(self.wrong), 'data')} is missing"
+        else:
+            self.app.copy_to_clipboard(from_home(command_line(self.config)))
+            self.notice = "the command is copied"
+        self.flush()
+
+    # Starting
+
+    def action_start(self) -> None:
+        """Start, or go to what is in the way."""
+        if self.wrong:
+            name = next(iter(self.wrong))
+            self.form.go_to(name)
+            self._draw()
+            self.action_change()
+        elif self.living:
+            text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
+            self.app.push_screen(Question("start", text, STARTING), self._start_beside)
+        else:
+            self._start()
+
+    def _start_beside(self, answer: str | None) -> None:
+        if answer == "start":
+            self._start()
+
+    def _start(self) -> None:
+        assert self.config is not None
+        self.counting.stop()
+        warm, self.warm = self.warm, None
+        begin = partial(engine_client.start, self.config, origins=self.found.notes(), warm=warm)
+        self.post_message(OpenRun(begin))

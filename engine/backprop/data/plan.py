@@ -1,0 +1,119 @@
+"""What a run would be, before it is started: its rows, steps and tokens, and what a person should know about them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from backprop.core import rules
+from backprop.core.events import LengthLimit
+from backprop.core.presets import MODEL_PRESETS
+from backprop.core.schedule import Schedule
+from backprop.core.settings import RunConfig
+from backprop.data.split import expected_held_out
+from backprop.data.truncate import CountedLengths
+
+MANY_PASSES = 5
+"""Passes over the data above which a model mostly learns it by heart."""
+BITS = 2
+"""What a weight of an adapter can take in of text, at about a bit for each trained token ("LoRA Without Regret")."""
+LARGEST_STEP = 32
+"""Rows of a step above which LoRA learns badly ("LoRA Without Regret", Thinking Machines 2025)."""
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One run on counted data. ``held_out`` is about: which rows are held out depends on what they say."""
+
+    rows: int
+    """Usable rows that are trained."""
+    held_out: int
+    unusable: int
+    """Rows that training refuses, or skips with ``skip_bad``."""
+    limit: LengthLimit
+    schedule: Schedule
+    chosen: RunConfig
+    """The configuration with what rows, model and machine decide about."""
+    reasons: dict[str, str]
+    """Why the values are what they are that depend on the rows."""
+    tokens: int
+    """Of the whole run, trained or not."""
+    trained_tokens: int
+
+    @property
+    def passes(self) -> float:
+        """How often each row is seen."""
+        return self.schedule.steps * self.schedule.rows_per_step / max(1, self.rows)
+
+
+def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size: int) -> Plan | None:
+    """The run that ``config`` makes of rows counted in tokens; ``None`` where nothing of them is trained.
+
+    Args:
+        model_dir: where the model's ``config.json`` is.
+        batch_size: what ``auto`` becomes.
+    """
+    limit = counted.lengths.at(config.max_seq_length)
+    usable = limit.whole + limit.cut + limit.split
+    if config.samples is not None:
+        usable = min(usable, config.samples)
+    if not usable:
+        return None
+    held_out = expected_held_out(usable, config.held_out)
+    rows = usable - held_out
+    batch = batch_size if config.batch_size == "auto" else config.batch_size
+    accumulation = config.gradient_accumulation or rules.accumulation(batch)
+    known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
+    schedule = Schedule.of(known, rows)
+    chosen, reasons = rules.for_rows(
+        known, model_dir, rows=rows, held_out=held_out, rows_per_step=schedule.rows_per_step, steps=schedule.steps
+    )
+    seen = schedule.steps * schedule.rows_per_step
+    tokens = seen * counted.lengths.tokens_within(config.max_seq_length) / max(1, counted.lengths.rows)
+    return Plan(
+        rows=rows,
+        held_out=held_out,
+        unusable=counted.unusable,
+        limit=limit,
+        schedule=schedule,
+        chosen=chosen,
+        reasons=reasons,
+        tokens=round(tokens),
+        trained_tokens=round(tokens * counted.trained / max(1, counted.tokens)),
+    )
+
+
+def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 0) -> list[str]:
+    """What a person should know before the start, one sentence each.
+
+    Args:
+        trained_parameters: weights that the run trains; 0 where it is not known.
+    """
+    found = []
+    preset = MODEL_PRESETS.get(config.model)
+    if preset is not None and "commercial" in preset.remark:
+        found.append(f"{config.model}: {preset.remark}")
+    if planned is None:
+        return found
+    limit, schedule = planned.limit, planned.schedule
+    if limit.answer_lost:
+        found.append(f"{limit.answer_lost:,} rows lose their answer at {limit.max_length:,} tokens")
+    if limit.cut:
+        found.append(f"{limit.cut:,} rows are cut at their beginning to {limit.max_length:,} tokens")
+    if (planned.unusable or limit.answer_lost) and not config.skip_bad:
+        found.append(
+            f"{planned.unusable + limit.answer_lost:,} rows cannot be used: training stops there without skip_bad"
+        )
+    if schedule.rows_per_step > LARGEST_STEP:
+        found.append(f"{schedule.rows_per_step} rows a step: LoRA learns worse from more than {LARGEST_STEP}")
+    once = planned.trained_tokens / max(1.0, planned.passes)
+    if 0 < BITS * trained_parameters < once:
+        found.append(
+            f"{once:,.0f} trained tokens hold more than {trained_parameters:,} weights can take in: a higher rank"
+        )
+    if planned.passes > MANY_PASSES:
+        found.append(f"each row is seen {planned.passes:.0f} times: it is learned by heart rather than from")
+    if planned.passes < 1 and config.steps is not None:
+        found.append(f"only {100 * planned.passes:.0f} % of the rows are seen in {schedule.steps} steps")
+    return found

@@ -1,0 +1,314 @@
+"""How much memory of a card a run takes, from the model's configuration alone: nothing is loaded to know it.
+
+What the step loop (``train.trainer``) keeps alive is counted tensor by tensor, at the fullest of its moments: the
+backward pass of the loss, or that of the last layer. ``benchmarks/memory.py`` holds it against the real step.
+Two bytes are a number in bf16, four one in float32.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from backprop.core import rules
+from backprop.core.architecture import Architecture, Linear, blocks
+from backprop.core.definition import settings
+from backprop.core.errors import InvalidSettingError, ModelLoadError, TrainingError
+from backprop.core.models import find_architecture
+from backprop.core.presets import ALL_LINEAR
+from backprop.core.rules import RANK
+from backprop.core.settings import RunConfig
+
+Mode = Literal["lora", "qlora", "full"]
+
+_GIB = 2**30
+CONTEXT = 600 * 2**20
+"""What CUDA itself takes of a card, its libraries' workspaces included."""
+SLACK = 1.03
+"""The allocator rounds up and leaves gaps between tensors that come and go."""
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in NF4: half a byte, a byte for 64 of them, and a float32 for 256 of those (double quantisation,
+https://arxiv.org/abs/2305.14314)."""
+NF4_TABLES = 1092
+"""Bytes of the tables of one layer: 16 and 256 float32, and an offset."""
+RECURRENT = 105
+"""Bytes that a layer of the gated delta rule keeps for each number of its values, heads being 128 wide: measured with
+transformers' own implementation, which runs where no kernels are installed."""
+PIECE_BYTES = 256 * 2**20
+"""Float32 logits that the loss has at once; three times as much is alive in the backward pass."""
+CUDA_TOKEN_BUDGET = 8192
+"""Tokens of a packed micro-batch on a card."""
+MOST_FULL = 4_300_000_000
+"""Parameters of the largest model that is fine-tuned in full: those that are called 4B."""
+ROOMY = 40 * 2**30
+"""With so much free memory activations are kept instead of computed again."""
+
+
+class Shape(Struct, frozen=True, kw_only=True):
+    """What of a run's settings decides about its memory. Rows are as long as they may be."""
+
+    mode: Mode = "lora"
+    batch_size: int = 1
+    max_seq_length: int = 2048
+    packing: bool = True
+    gradient_checkpointing: bool = True
+    lora_r: int = RANK
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] = ALL_LINEAR
+
+    @classmethod
+    def of(cls, config: RunConfig, *, memory: int | None = None, mode: Mode | None = None) -> Shape:
+        """That of a configuration, with what is open in it filled as the engine would; an open batch size is 1.
+
+        Args:
+            memory: bytes of the card; ``None`` where there is none to look at.
+            mode: instead of the configuration's.
+        """
+        again = config.gradient_checkpointing
+        adapter = rules.adapter(config)
+        return cls(
+            mode=mode or ("lora" if config.mode == "auto" else config.mode),
+            batch_size=1 if config.batch_size == "auto" else config.batch_size,
+            max_seq_length=config.max_seq_length,
+            packing=config.packing,
+            gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
+            lora_r=adapter["lora_r"],
+            lora_dropout=adapter["lora_dropout"],
+            target_modules=tuple(adapter["target_modules"]),
+        )
+
+
+class Parts(Struct, frozen=True):
+    """Bytes by what they are for, at the fullest moment of a step."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    context: int = CONTEXT
+
+    @property
+    def total(self) -> int:
+        """Bytes of the card."""
+        return sum(getattr(self, name) for name in self.__struct_fields__)
+
+
+class Change(Struct, frozen=True):
+    """A setting that would save memory: how many bytes, and whether the run fits with this change alone."""
+
+    setting: str
+    value: int | str | bool
+    saves: int
+    fits: bool
+
+
+def parameters(model: Architecture) -> int:
+    """Weights of the model, without adapters."""
+    return sum(each.parameters for each in _linears(model)) + _others(model)
+
+
+def trained_parameters(model: Architecture, shape: Shape) -> int:
+    """Weights that a run trains."""
+    if shape.mode == "full":
+        return parameters(model)
+    return sum(count * _adapters(_targeted(attention, mlp, shape), shape) for count, attention, mlp in blocks(model))
+
+
+def estimate(model: Architecture, shape: Shape) -> Parts:
+    """The memory of a card that a run takes whose rows fill the micro-batches and train every token.
+
+    An evaluation takes less: its micro-batches are as large, and nothing is kept for a backward pass.
+    """
+    trained = trained_parameters(model, shape)
+    if shape.mode == "full":  # in float32: in bf16 the updates would be rounded away
+        weights = 4 * trained
+    else:
+        linear = sum(each.parameters for each in _linears(model))
+        frozen = NF4 * linear + NF4_TABLES * len(_linears(model)) if shape.mode == "qlora" else 2 * linear
+        weights = round(frozen) + 2 * _others(model) + 4 * trained
+    activations, logits = max(_moments(model, shape), key=sum)
+    return Parts(weights, 4 * trained, 8 * trained, round(SLACK * activations), round(SLACK * logits))
+
+
+def require_trainable_in_full(model: Architecture, name: str) -> None:
+    """Refuse to train every weight of a large model.
+
+    Raises:
+        TrainingError: ``RUNTIME_FULL_FT_MODEL_TOO_LARGE``.
+    """
+    if (count := parameters(model)) > MOST_FULL:
+        raise TrainingError(
+            f"full fine-tuning takes models of up to 4B parameters, and {name} has {count / 1e9:.1f}B",
+            hint="train an adapter (--mode lora), or a smaller model: smollm3-3b, llama-3.2-3b, llama-3.2-1b",
+            code="RUNTIME_FULL_FT_MODEL_TOO_LARGE",
+            details={"model": name, "parameters": count},
+        )
+
+
+def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
+    """What would take less memory, the least harmful first: same results, then slower, then learning less.
+
+    Args:
+        memory: bytes that the run has to fit in.
+    """
+    preset = rules.adapter(RunConfig(data="", lora_preset="fast"))
+    fast = replace(
+        shape, lora_r=preset["lora_r"], lora_dropout=preset["lora_dropout"], target_modules=preset["target_modules"]
+    )
+    smaller: list[tuple[str, int | str | bool, Shape]] = [
+        ("gradient_checkpointing", True, replace(shape, gradient_checkpointing=True)),
+        ("batch_size", max(1, shape.batch_size // 2), replace(shape, batch_size=max(1, shape.batch_size // 2))),
+        ("batch_size", 1, replace(shape, batch_size=1)),
+        ("lora_dropout", 0, replace(shape, lora_dropout=0.0)),
+        ("mode", "lora", replace(shape, mode="lora")),
+        ("mode", "qlora", replace(shape, mode="qlora")),
+        ("lora_r", 16, replace(shape, lora_r=16)),
+        ("lora_preset", "fast", fast),
+        ("max_seq_length", 1024, replace(shape, max_seq_length=1024)),
+        ("max_seq_length", 512, replace(shape, max_seq_length=512)),
+    ]
+    now = estimate(model, shape).total
+    found: dict[tuple[str, int | str | bool], Change] = {}
+    for setting, value, then in smaller:
+        needed = estimate(model, then).total
+        # Less than a hundredth is not worth a change.
+        if now - needed > now / 100 and _is_setting(setting, value):
+            found[setting, value] = Change(setting, value, now - needed, needed <= memory)
+    return list(found.values())
+
+
+def first_batch_size(config: RunConfig, free: int) -> int:
+    """Rows of a forward pass that a run begins with: the most of 1, 2 and 4 that are estimated to fit.
+
+    For a model that is not on this machine yet it is the card's size that decides.
+
+    Args:
+        free: bytes of the card; 0 on a CPU.
+    """
+    try:
+        model = find_architecture(config.model)
+    except ModelLoadError:
+        return 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1
+    shape = Shape.of(config, memory=free)
+    sizes = [replace(shape, batch_size=size) for size in (2, 4)]
+    return max((each.batch_size for each in sizes if estimate(model, each).total <= free), default=1)
+
+
+def _is_setting(name: str, value: object) -> bool:
+    """Whether this version trains with that value."""
+    try:
+        settings()[name].parse(value, name)
+    except InvalidSettingError:
+        return False
+    return True
+
+
+def _linears(model: Architecture) -> list[Linear]:
+    """All linear layers below the head."""
+    return [each for count, attention, mlp in blocks(model) for each in (attention + mlp) * count]
+
+
+def _others(model: Architecture) -> int:
+    family, state = model.traits, model.recurrent
+    attending = model.layers - (state.layers if state else 0)
+    norms = (4 if family.four_norms else 2) * model.layers * model.hidden + model.hidden
+    norms += 2 * model.head_dim * attending if family.qk_norm else 0
+    if state is not None:
+        convolution = (2 * state.keys + state.values) * state.kernel
+        norms += state.layers * (convolution + 2 * state.value_heads + state.value_dim)
+    return model.vocabulary * model.hidden * (1 if model.tied else 2) + norms + model.others
+
+
+def _adapters(targeted: list[Linear], shape: Shape) -> int:
+    return sum(shape.lora_r * (each.inputs + each.outputs) for each in targeted)
+
+
+def _targeted(attention: list[Linear], mlp: list[Linear], shape: Shape) -> list[Linear]:
+    """The linear layers of a block that get an adapter, chosen as ``train.modes.lora`` chooses them."""
+    if shape.target_modules == ALL_LINEAR:
+        return attention + mlp
+    named = [each for each in attention + mlp if each.kind in shape.target_modules]
+    return named or [each for each in attention if any(other.reads == "attended" for other in attention)]
+
+
+def _tokens(model: Architecture, shape: Shape) -> tuple[int, int]:
+    """Tokens of a micro-batch, padding included, and how many of them a token's mask speaks of.
+
+    Rows are packed, unless layers that carry a state along the sequence would mix them.
+    """
+    padded = shape.batch_size * shape.max_seq_length
+    if not shape.packing or model.recurrent is not None:
+        return padded, shape.max_seq_length
+    packed = max(shape.max_seq_length, min(padded, CUDA_TOKEN_BUDGET))
+    return packed, packed
+
+
+def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
+    """Bytes of activations and of logits at each moment of a step that may be its fullest."""
+    tokens, seen = _tokens(model, shape)
+    hidden, family, full = model.hidden, model.traits, shape.mode == "full"
+    kept = [_kept(model, attention, mlp, shape) for _, attention, mlp in blocks(model)]
+    masks = (2 if family.four_norms else 1) * tokens * seen
+    if shape.gradient_checkpointing:  # the input of each layer, and what the last one makes anew
+        stored = masks + model.layers * (4 if full else 2) * hidden * tokens
+        # Made anew to its end; or the gradients of gate and up, when what the down projection kept is gone.
+        adapted = full or any(each.reads == "inner" for each in _targeted(*blocks(model)[0][1:], shape))
+        gone = (3 if shape.lora_dropout and not full else 2) if adapted else 0
+        at_layer = stored + max(kept) + tokens * max(2 * model.mlp + 8 * hidden, (6 - gone) * model.mlp + 4 * hidden)
+        at_layer += 8 * model.heads * tokens * seen if family.capped else 0
+        if shape.mode == "qlora":  # the largest layer in bf16 while it is multiplied with, and its result twice more
+            largest = max(_linears(model), key=lambda each: each.parameters)
+            at_layer += 2 * largest.parameters + 4 * tokens * max(largest.inputs, largest.outputs)
+    else:
+        stored = masks + sum(count * bytes_ for (count, *_), bytes_ in zip(blocks(model), kept, strict=True))
+        at_layer = stored + 24 * hidden * tokens
+
+    # The head's input and its gradient; logits in float32, their logarithm of softmax, and the gradient of it.
+    at_loss = stored + (18 if full else 8) * hidden * tokens
+    scored = (tokens if family.capped else min(tokens, PIECE_BYTES // (4 * model.vocabulary))) * model.vocabulary
+    whole = 2 * tokens * model.vocabulary if family.capped else 0
+    if not full:
+        return [(at_loss, whole + 12 * scored), (at_layer, 0)]
+    # Autocast's copies in bf16: of all layers until the forward pass ends, of the head until its gradient is added.
+    head = model.vocabulary * hidden
+    copies = 2 * sum(each.parameters for each in _linears(model)) if shape.gradient_checkpointing else 0
+    return [
+        (at_loss + copies + 2 * head, whole + 10 * scored),
+        (at_loss + 4 * head, whole + 12 * scored),
+        (at_loss + 6 * head, 2 * scored),
+        (at_layer + (4 * head if model.tied else 0), 0),
+        ((12 if model.tied else 4) * head, 0),  # gradients of the embedding and of the head, and their sum
+    ]
+
+
+def _kept(model: Architecture, attention: list[Linear], mlp: list[Linear], shape: Shape) -> int:
+    """Bytes that one block keeps for its backward pass."""
+    tokens, seen = _tokens(model, shape)
+    family, targeted, full = model.traits, _targeted(attention, mlp, shape), shape.mode == "full"
+    # What a norm reads is kept in float32, and what it makes where its own weight is trained.
+    norm = 8 if full else 4
+    width = norm * (4 if family.four_norms else 2) * model.hidden
+    width += 6 * model.mlp  # gate, up, and the activated gate
+    if full:  # autocast gives each layer a copy of its own, except of what is in bf16 already
+        width += sum(2 * each.inputs for each in attention + mlp if each.reads != "attended")
+        weights = 2 * sum(each.parameters for each in attention + mlp)
+    else:
+        weights = 2 * _adapters(targeted, shape)
+        width += 2 * shape.lora_r * len(targeted)
+        if shape.lora_dropout:  # each layer drops its own: a bf16 copy and a byte for the mask
+            width += sum(3 * each.inputs for each in targeted)
+        else:
+            inputs = {(each.reads, each in mlp): 2 * each.inputs for each in targeted if each.reads != "attended"}
+            width += sum(inputs.values())
+    if all(each.reads != "attended" for each in attention):
+        assert model.recurrent is not None
+        return tokens * (width + RECURRENT * model.recurrent.values) + weights
+    queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    # Queries, keys, values and what attention makes of them; keys and values are repeated for every head.
+    width += 2 * (2 * queries + 2 * (keys if model.heads == model.kv_heads else queries)) + 4 * model.heads
+    width += norm * (queries + keys) if family.qk_norm else 0
+    width += 6 * queries if family.gated_attention else 0
+    return tokens * (width + seen * (8 * model.heads if family.capped else 2)) + weights

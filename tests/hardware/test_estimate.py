@@ -1,0 +1,108 @@
+"""Memory before the start. ``tests/train/test_step_memory.py`` holds it against the project's own step."""
+
+from __future__ import annotations
+
+import pytest
+from backprop.core.architecture import PRESETS, Architecture
+from backprop.core.errors import TrainingError
+from backprop.core.settings import RunConfig
+from backprop.hardware.estimate import (
+    Shape,
+    changes,
+    estimate,
+    parameters,
+    require_trainable_in_full,
+    trained_parameters,
+)
+from msgspec.structs import replace
+
+GB = 2**30
+LLAMA_8B = Architecture("llama", 32, 4096, 14336, 32, 8, 128, 128256, False)
+
+
+def test_an_8b_llama_at_the_defaults_takes_8_to_11_gb_in_4_bit() -> None:
+    shape = Shape.of(RunConfig(data="rows"), mode="qlora")
+    assert 8e9 < estimate(LLAMA_8B, shape).total < 11e9
+
+
+def test_a_weight_in_nf4_takes_half_a_byte_and_its_share_of_scales() -> None:
+    as_16_bit, as_4_bit = (estimate(LLAMA_8B, Shape(mode=mode)).weights for mode in ("lora", "qlora"))
+    linear = 32 * (4096 * (4096 * 2 + 1024 * 2) + 3 * 4096 * 14336)
+    saved = as_16_bit - as_4_bit
+    # 2 bytes against 0.5 + 1/64 + 4/16384, and the tables of 7 layers in 32 blocks.
+    assert saved == linear * 2 - (linear // 2 + linear // 64 + linear // 4096) - 7 * 32 * 1092
+
+
+def test_nf4_is_what_bitsandbytes_makes() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    import torch
+
+    model = Architecture("llama", 1, 576, 1536, 9, 3, 64, 4096, True)
+    widths = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+    made = 0
+    for inputs, outputs in widths:
+        packed, state = bitsandbytes.functional.quantize_4bit(
+            torch.randn(outputs, inputs), quant_type="nf4", compress_statistics=True
+        )
+        tensors = [packed, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+        made += sum(each.numel() * each.element_size() for each in tensors)
+    shape = Shape(mode="qlora")
+    others = 2 * (4096 * 576 + 3 * 576)
+    counted = estimate(model, shape).weights - others - 4 * trained_parameters(model, shape)
+    assert counted == pytest.approx(made, rel=1e-3)
+
+
+def test_more_never_takes_less() -> None:
+    shape = Shape()
+    larger = [
+        replace(shape, batch_size=2),
+        replace(shape, max_seq_length=4096),
+        replace(shape, lora_r=128),
+        replace(shape, gradient_checkpointing=False),
+        replace(shape, mode="full"),
+    ]
+    for model in PRESETS.values():
+        least = estimate(model, shape).total
+        assert all(estimate(model, each).total > least for each in larger)
+        assert estimate(model, replace(shape, mode="qlora")).total < least
+
+
+def test_packed_micro_batches_end_at_their_token_budget_and_padded_ones_do_not() -> None:
+    packed, padded = Shape(batch_size=4), Shape(batch_size=4, packing=False)
+    assert estimate(LLAMA_8B, packed) == estimate(LLAMA_8B, replace(packed, batch_size=8))
+    assert estimate(LLAMA_8B, replace(padded, batch_size=8)).total > estimate(LLAMA_8B, padded).total
+    # Layers that carry a state along the sequence are never packed.
+    hybrid = PRESETS["qwen-3.5-4b"]
+    assert estimate(hybrid, packed) == estimate(hybrid, padded)
+
+
+def test_what_is_open_in_a_configuration_is_filled_as_the_engine_would() -> None:
+    config = RunConfig(data="rows", lora_preset="fast")
+    shape = Shape.of(config, memory=16 * GB)
+    assert (shape.lora_r, shape.target_modules) == (16, ("q_proj", "v_proj"))
+    assert (shape.mode, shape.batch_size, shape.gradient_checkpointing) == ("lora", 1, True)
+    assert not Shape.of(config, memory=80 * GB).gradient_checkpointing
+
+
+def test_changes_say_what_they_save_and_which_of_them_is_enough() -> None:
+    model, shape = PRESETS["llama-3.2-3b"], Shape(batch_size=4, gradient_checkpointing=False)
+    now = estimate(model, shape).total
+    found = changes(model, shape, 12 * GB)
+    by_name = {(change.setting, change.value): change for change in found}
+    again = by_name["gradient_checkpointing", True]
+    assert again.fits
+    assert now - again.saves == estimate(model, replace(shape, gradient_checkpointing=True)).total
+    assert not by_name["lora_r", 16].fits
+    assert ("batch_size", 1) in by_name
+    # What this version cannot train is not offered, and neither is what changes nothing.
+    assert ("mode", "qlora") not in by_name
+    assert ("mode", "lora") not in by_name
+
+
+def test_full_fine_tuning_is_for_models_of_up_to_4b() -> None:
+    require_trainable_in_full(PRESETS["qwen-3.5-4b"], "qwen-3.5-4b")
+    with pytest.raises(TrainingError, match=r"mistral-7b has 7\.2B") as caught:
+        require_trainable_in_full(PRESETS["mistral-7b"], "mistral-7b")
+    assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
+    assert "lora" in caught.value.hint
+    assert trained_parameters(PRESETS["smollm2-135m"], Shape(mode="full")) == parameters(PRESETS["smollm2-135m"])

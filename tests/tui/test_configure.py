@@ -1,0 +1,292 @@
+"""The Configure screen: every setting as it is defined, what is wrong said where it is, and the run it starts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+import recorded
+from acting import text_of, until
+from backprop.cli.options import run_config, setting_options
+from backprop.core import saved_settings
+from backprop.core.definition import settings
+from backprop.core.locate import locate
+from backprop.core.settings import RunConfig
+from backprop.runs import engine_process
+from textual.pilot import Pilot
+from tiny_language_model import write_rows
+from tiny_tokenizer import write_model
+
+from backprop_tui.app import BackpropApp
+from backprop_tui.screens.chooser import Chooser
+from backprop_tui.screens.configure.screen import ConfigureScreen
+from backprop_tui.screens.dialogs import Question
+from backprop_tui.screens.live import LiveScreen
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(autouse=True)
+def talking_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "ENGINE", "talking_engine")
+    monkeypatch.setenv("PYTHONPATH", str(FIXTURES))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", 40)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "tiny")
+
+
+async def opened(pilot: Pilot[None], **values: object) -> ConfigureScreen:
+    """The screen with these values, everything that can be known of them known."""
+    await pilot.press("2")
+    screen = pilot.app.screen
+    assert isinstance(screen, ConfigureScreen)
+    if values:
+        screen.take({name: str(value) if isinstance(value, Path) else value for name, value in values.items()})
+    await settled(pilot, screen)
+    return screen
+
+
+async def settled(pilot: Pilot[None], screen: ConfigureScreen) -> None:
+    await pilot.pause()
+    await until(lambda: not screen.tasks.running(), "the count")
+    await pilot.pause()
+
+
+async def change(pilot: Pilot[None], screen: ConfigureScreen, name: str, text: str) -> None:
+    """Type a value for a setting, over the one that is there."""
+    screen.form.go_to(name)
+    await pilot.press("enter", "ctrl+u", *text, "enter")
+    await settled(pilot, screen)
+
+
+async def test_every_setting_is_shown_with_its_definition() -> None:
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("a")
+        shown = [line.setting.name for line in screen.form.lines if line.setting]
+        assert sorted(shown) == sorted(settings())
+        for setting in settings().values():
+            screen.form.go_to(setting.name)
+            await pilot.pause()
+            words = " ".join(screen.about.text.split())
+            assert setting.help in words
+            for part in (setting.range, setting.unit, setting.shown_default, *setting.choices, *setting.flags[:1]):
+                assert part in words, setting.name
+
+
+async def test_the_short_form_counts_what_it_does_not_show(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows, weight_decay=0.1, seed=7)
+        await pilot.press("end")
+        assert f"{sum(not s.common for s in settings().values())} more settings, 2 of them changed" in text_of(
+            pilot.app
+        )
+        await pilot.press("enter")
+        assert {"weight_decay", "seed"} <= {line.setting.name for line in screen.form.lines if line.setting}
+
+
+async def test_the_run_is_known_before_it_starts(rows: Path, model: Path) -> None:
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot, data=rows, model=model, held_out="none", batch_size=2, gradient_accumulation=4)
+        shown = screen.about.text
+        assert "40 trained" in shown
+        assert "15 of 8 rows: 3 passes" in shown
+        screen.form.go_to("learning_rate")
+        await pilot.pause()
+        assert "half as much again for 15 steps" in " ".join(screen.about.text.split())
+        await change(pilot, screen, "epochs", "1")
+        assert "5 of 8 rows: 1 pass" in screen.about.text
+        await change(pilot, screen, "steps", "4")
+        assert "4 of 8 rows: 0.8 passes" in screen.about.text
+        assert "only 80 % of the rows are seen in 4 steps" in " ".join(screen.about.text.split())
+        assert screen.found.values["epochs"] == settings()["epochs"].default
+
+
+async def test_a_wrong_value_is_said_as_it_is_typed_and_not_taken(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        screen.form.go_to("learning_rate")
+        await pilot.press("enter", "ctrl+u", *"1.5", "enter")
+        await pilot.pause()
+        assert "<= 1.0, not 1.5" in text_of(pilot.app)
+        await pilot.press(*("left",) * 3, "ctrl+k", *"1E-3", "enter")
+        await pilot.pause()
+        assert screen.found.values["learning_rate"] == 1e-3
+        await pilot.press("u")
+        assert screen.found.values["learning_rate"] == settings()["learning_rate"].default
+
+
+async def test_start_says_what_is_missing_and_goes_there(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        assert "start: data is missing" in text_of(pilot.app)
+        screen.form.go_to("model")
+        await pilot.press("s", *"rows.jsonl", "enter")
+        await settled(pilot, screen)
+        assert screen.config is not None
+        assert screen.config.data == str(rows)
+        assert "start: " not in text_of(pilot.app)
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "words"),
+    [
+        ({"data": "row.jsonl"}, "data", "did you mean"),
+        ({"model": "no such model"}, "model", "it is no preset"),
+        ({"held_out": "others.jsonl"}, "held_out", "others.jsonl"),
+        ({"mapping": "instruction"}, "mapping", "FIELD=COLUMN"),
+        ({"lora_preset": "qualty"}, "lora_preset", "did you mean quality"),
+    ],
+)
+async def test_what_is_wrong_is_said_at_its_setting(rows: Path, values: dict[str, str], field: str, words: str) -> None:
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot, **{"data": rows, **values})
+        assert screen.config is None
+        assert list(screen.wrong) == [field]
+        screen.form.go_to(field)
+        await pilot.pause()
+        assert words in " ".join(screen.about.text.split())
+
+
+async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows: Path, model: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        screen.form.go_to("lora_preset")
+        await pilot.press("right")
+        assert screen.found.values["lora_preset"] == "balanced"
+        await pilot.press("left")
+        assert screen.found.values["lora_preset"] is None
+        await pilot.press("left")
+        assert screen.found.values["lora_preset"] == "quality"
+        screen.form.go_to("model")
+        await pilot.press("enter")
+        assert isinstance(pilot.app.screen, Chooser)
+        await pilot.press(*"llama 1b", "enter")
+        await pilot.pause()
+        assert screen.found.values["model"] == "llama-3.2-1b"
+        await pilot.press("enter", *str(model), "enter")
+        await settled(pilot, screen)
+        assert screen.config is not None
+        assert screen.config.model == str(model)
+
+
+async def test_settings_are_saved_under_a_name_and_loaded_again(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows, seed=7)
+        await pilot.press("w", *"mine", "enter")
+        await pilot.pause()
+        assert saved_settings.names() == ["mine"]
+        await pilot.press("n")
+        assert screen.found.values["seed"] == 42
+        await pilot.press("o", "enter")
+        await pilot.pause()
+        assert screen.found.values["seed"] == 7
+        assert "mine" in text_of(pilot.app).splitlines()[0]
+        assert "mine.toml" in str(screen.found.origins["seed"])
+
+
+async def test_the_environment_is_under_the_screen_and_named(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKPROPAGATE_TRAINING__SEED", "7")
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot, data=rows)
+        await pilot.press("a")
+        assert "BACKPROPAGATE_TRAINING__SEED" in text_of(pilot.app)
+        await change(pilot, screen, "seed", "8")
+        assert "BACKPROPAGATE_TRAINING__SEED" not in text_of(pilot.app)
+        assert screen.config is not None
+        assert screen.config.seed == 8
+
+
+async def test_it_starts_the_run_that_it_shows(rows: Path, output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows, run_name="3", seed=7)
+        warm = screen.warm
+        assert warm is not None
+        await pilot.press("s")
+        await until(lambda: isinstance(pilot.app.screen, LiveScreen), "the Live screen")
+        assert screen.warm is None
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        assert app.watched is not None
+        record = app.watched.link.directory.read_record()
+        assert record.config == screen.config
+        assert record.config.seed == 7
+        assert app.watched.path.parent == output
+        await until(lambda: app.watched is not None and app.watched.state.ended, "the end")
+
+
+async def test_a_second_run_beside_a_living_one_is_asked_about(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await opened(pilot, data=rows, run_name="1 obey")
+        await pilot.press("s")
+        await until(lambda: app.watched is not None and app.watched.live, "the run")
+        await pilot.press("2")
+        app.flush()
+        await pilot.press("s")
+        assert isinstance(app.screen, Question)
+        await pilot.press("n")
+        assert len(app.living()) == 1
+        app.watched and app.watched.kill()
+        await until(lambda: not app.living(), "the end")
+
+
+async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    monkeypatch.setattr(BackpropApp, "copy_to_clipboard", lambda _, text: copied.append(text))
+    values = {"data": rows, "mapping": "output=a b", "steps": "7", "packing": "false", "sample_prompts": ["a 'b'", "c"]}
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, **values)
+        await pilot.press("y")
+        assert screen.config is not None
+        assert msgspec.json.encode(config_of(copied[0])) == msgspec.json.encode(screen.config)
+
+
+def config_of(command: str) -> RunConfig:
+    """The run that a shell would start by this command."""
+    found: list[RunConfig] = []
+
+    @click.command
+    @setting_options()
+    def train(**given: object) -> None:
+        found.append(run_config(given, None).config)
+
+    assert shlex.split(command)[:2] == ["backprop", "train"]
+    train.main(shlex.split(command)[2:], standalone_mode=False)
+    return locate(found[0])
+
+
+async def test_data_and_runs_lead_here(rows: Path, output: Path) -> None:
+    recorded.finished_demo(output)
+    async with BackpropApp().run_test(size=(120, 40)) as pilot:
+        await pilot.press("4")
+        await until(lambda: "3f2a9c1b" in text_of(pilot.app), "the runs")
+        await pilot.press("e")
+        await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the Configure screen")
+        screen = pilot.app.screen
+        assert isinstance(screen, ConfigureScreen)
+        await until(lambda: screen.found.values["steps"] == 60, "the run's settings")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (140, 45)])
+def test_picture(rows: Path, model: Path, size: tuple[int, int], snap_compare: Callable[..., bool]) -> None:
+    async def act(pilot: Pilot[None]) -> None:
+        await opened(pilot, data="rows.jsonl", model="./tiny", epochs="2", learning_rate="1e-4")
+        await pilot.press("down")
+        await pilot.pause()
+
+    assert json.loads(rows.read_text().splitlines()[0])
+    assert snap_compare(BackpropApp(), run_before=act, terminal_size=size)
