@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import convert
+from backprop.data.convert import MISSING, convert
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -459,6 +459,8 @@ def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
         odd += [i for i, text in enumerate(texts) if text[:1] in "[{ \t\n" and text.lstrip()[:1] in "[{"]
     if may_be_misread(joined):
         odd += [i for i, text in enumerate(texts) if misread(text)]
+    if not MISSING.isdisjoint(texts):
+        odd += [i for i, text in enumerate(texts) if text in MISSING]
     if "" in texts or True in map(str.isspace, texts):
         odd += [i for i, text in enumerate(texts) if not text.strip()]
     return odd
