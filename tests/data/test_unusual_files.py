@@ -68,7 +68,7 @@ def codes(path: Path) -> dict[str, list[int]]:
         ),
         ("joined.json", "".join(map(json.dumps, ROWS)), "one after the other"),
         ("pretty.json", "\n".join(json.dumps(row, indent=2) for row in ROWS), "one after the other"),
-        ("packed.jsonl", gzip.compress(LINES.encode()), "packed as .gz, whatever its name says"),
+        ("packed.jsonl", gzip.compress(LINES.encode(), mtime=0), "packed as .gz, whatever its name says"),
         ("tab.tsv", "instruction\toutput\n" + "".join(f"q{i}?\ta{i}\n" for i in range(3)), ""),
         ("bar.csv", "instruction|output\n" + "".join(f"q{i}?|a{i}\n" for i in range(3)), ""),
         ("sep.csv", "sep=;\ninstruction;output\n" + "".join(f"q{i}?;a{i}\n" for i in range(3)), "separated by ';'"),
