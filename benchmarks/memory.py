@@ -1,6 +1,6 @@
 """The estimate of a run's memory beside the memory that the project's own step takes, without a card.
 
-    python benchmarks/memory.py            # about five minutes on one core, half a gigabyte of memory
+    python benchmarks/memory.py            # about ten minutes on one core, a gigabyte of memory
     python benchmarks/memory.py 8b         # only the lines whose model is called so
 
 The yardstick (``tests/fixtures/step_memory.py``) takes two optimizer steps with tensors that have no contents and adds
