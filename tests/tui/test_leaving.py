@@ -79,8 +79,10 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
     async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
         first = app.watched
+        await pilot.press("tab")
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
+        assert "what to do" in text_of(app)
         for key in ("1", "2", "3"):
             await pilot.press(key)
             await pilot.pause()
@@ -182,13 +184,14 @@ async def test_q_again_leaves_while_the_run_is_still_stopping(run: recorded.Reco
 
 
 async def test_a_key_that_gets_lost_holds_up_the_next_one_for_a_moment_and_ctrl_c_not_at_all(
-    run: recorded.Recorder,
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         app = await seen(pilot, run.seq)
         app._keys.append(events.Key("x", "x"))
         burst(pilot, "2")
-        await until(lambda: app.current_mode == "runs", "the key")
+        await until(lambda: app.current_mode == "runs" and not app._keys, "the key")
+        monkeypatch.setattr("backprop_tui.type_ahead.LOST", 1e6)
         app._keys.append(events.Key("x", "x"))
         burst(pilot, "ctrl+c")
         await until(lambda: isinstance(app.screen, Question), "the question")

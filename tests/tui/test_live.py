@@ -46,6 +46,7 @@ async def test_numbers_of_a_living_run_follow_its_journal(run: recorded.Recorder
         app = await seen(pilot, run.seq)
         assert "step 40/1,000" in text_of(app)
         assert "running" in text_of(app)
+        assert "b81e40aa 40/" not in text_of(app)  # the chip tells of other runs
         run.steps(41, 44, 1000)
         app = await seen(pilot, run.seq)
         assert "step 44/1,000" in text_of(app)
@@ -298,6 +299,43 @@ async def test_a_directory_that_is_moved_while_it_is_watched_is_said(output: Pat
             assert "step 40/1,000" in text_of(app)
 
 
+async def test_a_run_that_may_not_be_read_is_said(run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("backprop_tui.watch.read_run", refuse)
+    async with app_on(run).run_test(size=(100, 30)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await until(lambda: app.watched is not None and app.watched.error is not None, "the error")
+        app.flush()
+        await pilot.pause()
+        assert "cannot be read: Permission denied" in " ".join(text_of(app).split())
+
+
+async def test_the_log_follows_its_end_and_shows_the_beginning_of_a_sample(run: recorded.Recorder) -> None:
+    async with app_on(run).run_test(size=(80, 24)) as pilot:
+        run.samples(tuned=True, step=40)
+        app = await seen(pilot, run.seq)
+        last = next(line for line in text_of(app).split("\n")[::-1] if "[tuned]" in line)
+        assert "What is a good name for a cat?" in last
+        assert "…" in last
+        assert "every storm" not in text_of(app)
+
+
+async def test_a_run_that_is_begun_again_is_starting_and_no_longer_what_it_was(output: Path) -> None:
+    run = recorded.failed(output)
+    with run.directory.hold_lock():
+        link = engine_client.attach(run.directory.path)
+        link.launched_at = run.time + 60
+        watch = Watch(link)
+        await until(lambda: not watch.advance() and watch.state.last_seq == run.seq, "the run")
+        assert watch.state.status == "starting"
+        assert watch.problem is None
+        assert watch.live
+        watch.close()
+
+
 async def test_log_axis_and_smoothing_are_shown_in_the_title(run: recorded.Recorder) -> None:
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await seen(pilot, run.seq)
@@ -378,11 +416,12 @@ async def test_a_finished_run_has_nothing_to_continue(output: Path) -> None:
         assert not isinstance(app.screen, Question)
 
 
-async def test_an_unexpected_failure_shows_its_traceback(output: Path) -> None:
+@pytest.mark.parametrize(("code", "shown"), [("RUNTIME_TRAINING_FAILED", True), ("DEP_MODEL_LOAD_FAILED", False)])
+async def test_a_failure_shows_its_traceback_where_it_was_not_foreseen(output: Path, code: str, shown: bool) -> None:
     run = recorded.crashed(output)
     run.write(
         ev.RunFailed(
-            code="RUNTIME_TRAINING_FAILED",
+            code=code,
             message="KeyError: 'q'",
             hint="--verbose shows the traceback",
             retryable=False,
@@ -391,7 +430,7 @@ async def test_an_unexpected_failure_shows_its_traceback(output: Path) -> None:
     )
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await ended(pilot)
-        assert 'File "loss.py", line 7' in text_of(app)
+        assert ('File "loss.py", line 7' in text_of(app)) == shown
 
 
 async def test_the_error_of_a_run_is_copied(output: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import recorded
-from acting import text_of, until
+from acting import seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.redaction import CONTROLS
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex, delete_run
+from backprop.runs.state import read_run
 from textual.pilot import Pilot
 
 from backprop_tui import themes
@@ -156,6 +157,73 @@ async def test_while_many_runs_are_read_the_cursor_is_at_the_newest(
         assert screen.chosen_path == str(output / f"{0:012x}")
 
 
+async def test_a_second_demonstration_is_not_started_beside_a_living_run(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(engine_client, "start", begun.append)
+    run = recorded.running(output, steps=5)
+    with run.directory.hold_lock():
+        async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+            app = await seen(pilot, run.seq)
+            await pilot.press("2", "d")
+            assert begun == []
+            assert any("a run is going already" in n.message for n in app._notifications)
+
+
+async def test_an_index_that_cannot_be_used_is_said_once(output: Path, own_home: Path) -> None:
+    recorded.failed(output)
+    (own_home / "data").write_text("in the way")
+    async with BackpropApp().run_test() as pilot:
+        screen = await listed(pilot, 1)
+        await until(lambda: screen._troubled, "the trouble")
+        screen.look()
+        await until(lambda: not screen._reading.locked(), "the second look")
+        await pilot.pause()
+        assert len([n for n in pilot.app._notifications if "cannot be used" in n.message]) == 1
+
+
+async def test_the_detail_of_another_run_that_comes_late_is_not_shown(output: Path) -> None:
+    late = read_run(recorded.crashed(output).directory.path)
+    recorded.failed(output, created=recorded.NOW + 500)
+    async with BackpropApp().run_test() as pilot:
+        screen = await listed(pilot, 2)
+        before = screen.shown_path
+        screen._take_state(late)
+        assert screen.shown_path == before != late.path
+        screen._read_state(str(output / "deleted meanwhile"))
+        assert screen.shown_path == before
+
+
+async def test_runs_are_read_by_one_thread_at_a_time_and_only_where_they_are_seen(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test() as pilot:
+        screen = await listed(pilot, 1)
+        await until(lambda: not screen._reading.locked(), "the first look")
+        read: list[object] = []
+        monkeypatch.setattr(screen._reader, "read", lambda *given: read.append(given) or screen.found)
+        with screen._reading:
+            screen._read_runs()
+        assert read == []
+        await pilot.press("1")
+        screen.look()
+        await pilot.pause()
+        assert read == []
+
+
+async def test_the_detail_of_the_next_run_begins_at_its_top(output: Path) -> None:
+    recorded.one_of_each(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await listed(pilot, 5)
+        screen._detail.scroll_by(5)
+        assert screen._detail.top == 5
+        await pilot.press("down")
+        await until(lambda: screen.shown_path == screen.chosen_path, "the next detail")
+        assert screen._detail.top == 0
+
+
 async def test_enter_opens_the_chosen_run(output: Path) -> None:
     recorded.finished_demo(output)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
@@ -199,6 +267,7 @@ async def test_marks_are_dropped_by_escape_and_go_with_what_is_filtered_out(outp
         assert "marked" not in text_of(pilot.app)
         await pilot.press("space", "slash", *"done", "enter", "x")
         assert "Delete run 3f2a9c1b7d20" in text_of(pilot.app)
+        assert "marked" not in text_of(pilot.app)
         await pilot.press("escape")
         assert screen.found is not None
         assert len(screen.found) == 5
@@ -268,6 +337,17 @@ async def test_a_run_that_failed_for_good_is_not_continued_without_a_question(
         await pilot.press("enter")
         assert begun == []
         await pilot.press("c", "c")
+        assert begun == [run.directory.path]
+
+
+async def test_a_run_that_failed_for_now_is_continued_at_once(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path] = []
+    monkeypatch.setattr(engine_client, "resume", lambda path: begun.append(path) or engine_client.attach(path))
+    run = recorded.crashed(output)
+    run.write(ev.RunFailed(code="RUNTIME_IO_FAILED", message="disk full", hint="make room", retryable=True))
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await listed(pilot, 1)
+        await pilot.press("c")
         assert begun == [run.directory.path]
 
 

@@ -94,3 +94,25 @@ def test_no_color_is_heeded(output: Path, tmp_path: Path) -> None:
         styles = re.findall(rb"\x1b\[([\d;]*)m", bytes(terminal.output))
         numbers = {int(number) for style in styles for number in style.split(b";") if number}
         assert numbers <= {0, 1, 2, 4, 7, 39, 49}
+
+
+@pytest.mark.parametrize(
+    ("redirected", "what"), [("</dev/null", "input"), (">/dev/null", "output"), ("2>said.txt", "error")]
+)
+def test_a_stream_that_is_no_terminal_is_named(tmp_path: Path, redirected: str, what: str) -> None:
+    argv = ["sh", "-c", f'exec "$@" {redirected}', "sh", *APPLICATION]
+    with Terminal(argv, cwd=tmp_path) as terminal:
+        assert terminal.wait_exit() == 0
+        said = tmp_path / "said.txt"
+        assert f"standard {what} is no terminal" in terminal.text + (said.read_text() if said.exists() else "")
+        assert b"\x1b[?1049h" not in terminal.output
+
+
+def test_a_hang_up_that_is_ignored_changes_nothing_while_the_terminal_is_there(output: Path, tmp_path: Path) -> None:
+    run = recorded.finished_demo(output)
+    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *APPLICATION, "--attach", str(run.directory.path)]
+    with Terminal(ignoring, cwd=tmp_path) as terminal:
+        terminal.wait_for("step 60/60")
+        terminal.kill(signal.SIGHUP)
+        terminal.send("2")
+        terminal.wait_for("runs 1")
