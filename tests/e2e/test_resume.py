@@ -179,7 +179,7 @@ def test_other_data_is_refused_with_the_difference(
     row = json.loads(lines[7])
     lines[7] = json.dumps({**row, "output": "Nobody knows."})
     edited.write_text("\n".join(lines) + "\n")
-    directory.update_record(config=replace(config, data=str(edited), learning_rate=1e-3))
+    directory.update_record(config=replace(config, data=str(edited), learning_rate=3e-3))
 
     code, told = workshop.command("resume", str(directory.path), "--json").finish()
 

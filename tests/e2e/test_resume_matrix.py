@@ -30,7 +30,7 @@ COMMON = [
     *("--sample-tokens", "3"),
 ]
 SAMPLES = ["--sample-prompt", "Where is the harbour?", "--sample-prompt", "Who wrote?"]
-FORKED = ["--steps", str(STEPS), "--lr", "0.001", "--seed", "7"]
+FORKED = ["--steps", str(STEPS), "--lr", "0.002", "--seed", "7"]
 TWELVE = ["--steps", str(STEPS), "--save-steps", "5"]
 Moment = dict[str, Any]
 
