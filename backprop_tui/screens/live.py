@@ -34,7 +34,7 @@ KEYS = (
     Key("c", "c", "checkpoint", "save", "save a checkpoint now; of a run that is over: continue it", 4),
     Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", 4),
     Key("a", "a", "abort", "abort", "end at once without saving (asks first)", 6),
-    Key("y", "y", "copy", "copy", "copy its id, a command, the error: to this terminal's clipboard, over SSH too", 6),
+    Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 6),
     Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 3),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
