@@ -89,6 +89,7 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
         save_steps=save_steps,
         batch_size=1,
         gradient_accumulation=1,
+        lora_dropout=0.05,
         held_out="none",
     )
     others = write_rows(folder / "held-out.jsonl", 220)

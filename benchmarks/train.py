@@ -87,7 +87,9 @@ def configuration(options: argparse.Namespace) -> Any:
             scheduler="constant",
             warmup_steps=0,
             max_seq_length=512,
+            learning_rate=2e-4,
             lora_r=16,
+            lora_alpha=32.0,
             lora_dropout=0.0,
             seed=SEED,
         )

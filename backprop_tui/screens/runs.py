@@ -65,10 +65,11 @@ WELCOME: list[Row] = [
         (f"  {number_of('data')}", "key+bold"),
         ("   looks at a dataset: what is in it, what is wrong, what would be trained", "text"),
     ],
+    [
+        (f"  {number_of('configure')}", "key+bold"),
+        ("   trains on your own data: every setting with its meaning, the run it makes", "text"),
+    ],
     [("  ?", "key+bold"), ("   shows all keys", "text")],
-    [],
-    [("  Or with your own data, from the shell:", "muted")],
-    [("  backprop-tui --data FILE --model NAME --steps 100", "info")],
 ]
 
 

@@ -98,8 +98,11 @@ class ListView(Scroll):
             self.post_message(self.Chosen(self))
 
     def on_click(self, event: Click) -> None:
-        index = event.y - len(self.head()) + self.top
-        if self.on_bar(event) or event.y < len(self.head()) or index >= self.count:
+        at = event.get_content_offset(self)  # a widget may be padded
+        if at is None or self.on_bar(event) or at.y < len(self.head()):
+            return
+        index = at.y - len(self.head()) + self.top
+        if index >= self.count:
             return
         if index == self._cursor and event.chain > 1:
             self.action_choose()

@@ -21,13 +21,12 @@ import msgspec
 
 from backprop.core import events as ev
 from backprop.core import log
-from backprop.core.definition import config_from
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
 from backprop.core.locate import locate
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
-from backprop.core.resolve import resolve
+from backprop.core.resolve import config_from, resolve
 from backprop.core.settings import RunConfig, override
 from backprop.data.parse import json_line, plain
 from backprop.runs import engine_client

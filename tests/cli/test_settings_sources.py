@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from backprop import Trainer
 from backprop.cli.main import main
-from backprop.core.definition import config_from, settings
+from backprop.core.definition import settings
 from backprop.core.errors import InvalidSettingError, RunError
 from backprop.core.redaction import CONTROLS
+from backprop.core.resolve import config_from
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 

@@ -25,6 +25,7 @@ def model(folder: Path, **facts: Any) -> Path:
         ({"model_type": "qwen3_vl", "text_config": {"model_type": "qwen3", "hidden_size": 3584}}, 16, 500, 1.7e-4),
         ({"model_type": "llama", "hidden_size": 4096}, 32, 500, 1.4e-4),
         ({"model_type": "llama", "hidden_size": 4096}, 16, 99, 1.5e-4),
+        ({"model_type": "llama", "hidden_size": 32}, 16, 500, 1e-3),
         ({"model_type": "gemma3", "hidden_size": 2560}, 16, 500, 1e-4),
         ({"model_type": "llama"}, 16, 500, 1e-4),
     ],

@@ -3,9 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from backprop.core.definition import config_from, settings
+from backprop.core.definition import settings
 from backprop.core.errors import ERROR_CODES, BackpropError, InvalidSettingError
 from backprop.core.presets import get_preset
+from backprop.core.resolve import config_from
 from backprop.core.settings import RunConfig, override
 
 

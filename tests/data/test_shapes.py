@@ -54,6 +54,7 @@ SHAPES: dict[str, Any] = {
     "capital columns": {"Question": QUESTION, "Answer": ANSWER},
     "any column": {"id": 1, "what_was_said": CHAT},
     "JSON text": {"conversations": json.dumps(CHAT)},
+    "Python text": {"messages": str([ASKED, SAID | {"weight": None, "id": 1}])},
     "columns of a list": {"messages": {"role": ["user", "assistant"], "content": [QUESTION, ANSWER]}},
     "bare list": CHAT,
     "pairs": {"conversation": [{"input": QUESTION, "output": ANSWER}]},

@@ -54,6 +54,7 @@ def codes(path: Path) -> dict[str, list[int]]:
     ("name", "text", "note"),
     [
         ("wrapped.json", json.dumps({"version": 1, "data": ROWS}, indent=1), "the list 'data' of one object; not read"),
+        ("book.json", json.dumps({"author": "me", "pages": ROWS}), "the list 'pages' of one object; not read"),
         ("columns.json", json.dumps({k: [row[k] for row in ROWS] for k in ROWS[0]}), "columns (instruction, output)"),
         (
             "pandas.json",
@@ -67,7 +68,7 @@ def codes(path: Path) -> dict[str, list[int]]:
         ),
         ("joined.json", "".join(map(json.dumps, ROWS)), "one after the other"),
         ("pretty.json", "\n".join(json.dumps(row, indent=2) for row in ROWS), "one after the other"),
-        ("packed.jsonl", gzip.compress(LINES.encode()), "packed as .gz, whatever its name says"),
+        ("packed.jsonl", gzip.compress(LINES.encode(), mtime=0), "packed as .gz, whatever its name says"),
         ("tab.tsv", "instruction\toutput\n" + "".join(f"q{i}?\ta{i}\n" for i in range(3)), ""),
         ("bar.csv", "instruction|output\n" + "".join(f"q{i}?|a{i}\n" for i in range(3)), ""),
         ("sep.csv", "sep=;\ninstruction;output\n" + "".join(f"q{i}?;a{i}\n" for i in range(3)), "separated by ';'"),
@@ -112,6 +113,7 @@ def test_parquet_under_another_name_is_read_as_parquet(tmp_path: Path) -> None:
         ({"dialogue": [{"speaker": "a", "text": "x"}, {"speaker": "b", "text": "y"}]}, 1),
         ({"instruction": "a", "output": "b", "references": [{"title": "c"}, {"title": "d"}]}, 1),
         ({"question": "a", "answer": "b", "passages": [{"title": "c"}]}, 1),
+        ({"id": 7, "talk": [{"Speaker": "user", "utterance": "a"}, {"Speaker": "assistant", "utterance": "b"}]}, 1),
         ({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}, 1),
         ({"prompt": "a", "completion": "b", "meta": {"x": 1}}, 1),
     ],

@@ -33,7 +33,7 @@ class Place:
         self.output = folder / "out"
         self.rows = write_rows(folder / "rows.jsonl")
         self.plain = ["--data", str(self.rows), "--model", str(model)]
-        self.plain += ["--batch-size", "1", "--gradient-accumulation", "1"]
+        self.plain += ["--batch-size", "1", "--gradient-accumulation", "1", "--lora-dropout", "0.05"]
         self.flags = [*self.plain, "--lora-r", "2", "--output", str(self.output)]
 
     def application(self, *argv: str, columns: int = 100, rows: int = 30) -> Terminal:

@@ -25,7 +25,10 @@ from tiny_language_model import write_rows
 
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 STEPS = 12
-COMMON = ["--batch-size", "2", "--gradient-accumulation", "1", "--lora-r", "2", "--sample-tokens", "3"]
+COMMON = [
+    *("--batch-size", "2", "--gradient-accumulation", "1", "--lora-r", "2", "--lora-dropout", "0.05"),
+    *("--sample-tokens", "3"),
+]
 SAMPLES = ["--sample-prompt", "Where is the harbour?", "--sample-prompt", "Who wrote?"]
 FORKED = ["--steps", str(STEPS), "--lr", "0.001", "--seed", "7"]
 TWELVE = ["--steps", str(STEPS), "--save-steps", "5"]
@@ -35,7 +38,7 @@ KINDS: dict[str, list[str]] = {
     "train": [*TWELVE, "--held-out", "none"],
     "held-out file": [*TWELVE, "--held-out", "dev.jsonl", "--eval-steps", "4", *SAMPLES[:2]],
     "held-out share": [*TWELVE, "--held-out", "0.2", "--eval-steps", "4", *SAMPLES],
-    "epochs": ["--epochs", "1.4", "--save-steps", "7", "--held-out", "none", "--lora-dropout", "0.2"],
+    "epochs": ["--epochs", "1.4", "--save-steps", "7", "--held-out", "none"],
     "early stop": [
         *("--steps", "40", "--save-steps", "5", "--held-out", "0.2", "--eval-steps", "2", "--early-stopping", "2"),
         *("--lr", "0.1", *SAMPLES[:2]),

@@ -87,6 +87,7 @@ def tiny_config(tiny_model: Path, tmp_path: Path) -> RunConfig:
         gradient_accumulation=2,
         learning_rate=1e-2,
         lora_r=4,
+        lora_dropout=0.05,
         max_seq_length=256,
         held_out="none",
         output_dir=str(tmp_path / "out"),

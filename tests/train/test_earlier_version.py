@@ -19,7 +19,11 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import Evaluated, Step, Stop
 from backprop.core.paths import token_cache
 from backprop.data.preprocess import prepare
+from backprop.data.split import Split
 from backprop.runs.directory import RunDirectory
+from backprop.train.model import resolved
+from backprop.train.resume import begin
+from msgspec.structs import replace
 from runs_in_process import go_on, of
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "earlier_run"
@@ -120,3 +124,11 @@ def test_without_a_journal_nobody_knows_and_it_is_said(earlier: RunDirectory) ->
 
     with pytest.raises(CheckpointError, match="the run's journal does not describe it"):
         go_on(earlier)
+
+
+def test_a_fork_of_it_holds_out_the_rows_that_it_held_out(earlier: RunDirectory, tmp_path: Path) -> None:
+    record = earlier.read_record()
+    config = replace(record.config, seed=7, steps=1, output_dir=str(tmp_path / "forks"))
+    fork = RunDirectory.create(config, forked_from=str(earlier.checkpoints / "step-00000020"))
+
+    assert begin(fork, fork.read_record(), "start", None, resolved).split == Split(record.config.seed, by_tokens=True)

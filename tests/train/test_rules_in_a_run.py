@@ -5,6 +5,8 @@ from __future__ import annotations
 from backprop.core.events import Event, SettingsChosen, Step, Stop
 from backprop.core.settings import RunConfig
 from backprop.runs.state import RunState
+from backprop.train.model import resolved
+from backprop.train.resume import begin
 from msgspec.structs import replace
 from runs_in_process import go_on, of, train
 
@@ -41,6 +43,8 @@ def test_an_extended_run_has_its_new_end_and_the_learning_rate_of_before(tiny_co
     end = of(first, Step)[-1].step + 2
     extended = go_on(directory, "extend", end)
     assert [each.step for each in of(extended, Step)] == [end - 1, end]
+    start = begin(directory, directory.read_record(), "resume", None, resolved)
+    assert (start.config.steps, start.config.epochs) == (end, None)
     peak = chosen.values["learning_rate"]
     assert all(0.1 * peak <= each.learning_rate <= peak for each in of(extended, Step))
 

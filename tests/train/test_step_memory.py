@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from backprop.core.architecture import read_architecture
-from backprop.hardware.estimate import Shape, estimate
+from backprop.hardware.estimate import SLACK, Shape, estimate
 from step_memory import peak_of_a_step
 
 LLAMA = {
@@ -19,6 +19,7 @@ LLAMA = {
     "vocab_size": 32000,
     "tie_word_embeddings": True,
 }
+DEEP = {**LLAMA, "num_hidden_layers": 10}
 QWEN = {**LLAMA, "model_type": "qwen2", "tie_word_embeddings": False}
 GEMMA = {**LLAMA, "model_type": "gemma3_text", "head_dim": 64, "vocab_size": 60000}
 
@@ -27,7 +28,8 @@ GEMMA = {**LLAMA, "model_type": "gemma3_text", "head_dim": 64, "vocab_size": 600
     ("description", "shape"),
     [
         (LLAMA, Shape(batch_size=4, max_seq_length=512, lora_r=64, lora_dropout=0.05)),
-        (LLAMA, Shape(batch_size=2, max_seq_length=1024, gradient_checkpointing=False, lora_r=16)),
+        # Almost all of it is what the layers keep: so many that the first, which keeps less, hardly counts.
+        (DEEP, Shape(batch_size=4, max_seq_length=1024, gradient_checkpointing=False)),
         (LLAMA, Shape(mode="full", batch_size=4, max_seq_length=512)),
         (LLAMA, Shape(batch_size=4, max_seq_length=2048, lora_r=16, target_modules=("q_proj", "v_proj"))),
         (QWEN, Shape(batch_size=3, max_seq_length=512, packing=False)),
@@ -37,5 +39,8 @@ GEMMA = {**LLAMA, "model_type": "gemma3_text", "head_dim": 64, "vocab_size": 600
 )
 def test_a_step_takes_what_was_estimated(description: dict[str, Any], shape: Shape) -> None:
     parts = estimate(read_architecture(description, "a model"), shape)
-    ratio = (parts.total - parts.context) / peak_of_a_step(description, shape)
-    assert 1.0 <= ratio <= 1.1
+    peak, counted = peak_of_a_step(description, shape), parts.total - parts.context
+    assert 1.0 <= counted / peak <= 1.1
+    # Nor is it the slack for the allocator that saves it.
+    slack = (1 - 1 / SLACK) * (parts.activations + parts.logits)
+    assert (counted - slack) / peak > 0.995

@@ -11,6 +11,7 @@ from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_r
 from textual.widgets import Input
 
 from backprop_tui.app import BackpropApp
+from backprop_tui.screens import number_of
 from backprop_tui.screens.dataset.screen import DataScreen
 
 NARROW, WIDE = (80, 24), (140, 40)
@@ -225,7 +226,7 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
     path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
     app = BackpropApp()
     async with app.run_test(size=NARROW) as pilot:
-        await pilot.press("3")
+        await pilot.press(str(number_of("data")))
         await until(pilot, lambda: isinstance(app.screen, DataScreen), "the Data screen")
         screen = app.screen
         assert isinstance(screen, DataScreen)
@@ -238,9 +239,9 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         assert {"Check", "Filter", "Lengths", "Copy"} <= {
             command.title.split()[0] for command in app.get_system_commands(screen)
         }
-        await pilot.press("2")
+        await pilot.press(str(number_of("runs")))
         await until(pilot, lambda: not isinstance(app.screen, DataScreen), "another screen")
-        await pilot.press("3")
+        await pilot.press(str(number_of("data")))
         await until(pilot, lambda: app.screen is screen and screen.table.count == 2, "the same file")
 
 
@@ -274,7 +275,7 @@ async def test_the_narrow_key_bar_has_what_is_done_with_a_file(tmp_path: Path) -
     path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
     async with DataApp(path).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
-        wanted = ("o open", "v view", "/ find", "f filter", "c check", "l lengths", "w write", "? help", "q leave")
+        wanted = ("o open", "v view", "/ find", "f filter", "l lengths", "w write", "t train", "? help", "q leave")
         await until_text(pilot, *wanted)
 
 

@@ -142,6 +142,11 @@ async def test_hits_are_marked_in_the_table_and_in_the_row_which_is_scrolled_to_
         assert [segment.text for segment in drawn if segment.text.strip() and segment.style.bgcolor != ground] == [
             "Whale"
         ]
+        write_model(paths.model_cache("smollm2-135m"))
+        await ask(pilot, "slash", "once")  # a word that the screen says of the tokens, too
+        await pilot.press("v", "v")
+        await until_text(pilot, "once, at the start")
+        assert "+hit" not in str(screen.detail.content(80))
         await pilot.press("escape", "escape")
         await until(pilot, lambda: "+hit" not in str(screen.table.row_at(1, 80)), "no marks")
 

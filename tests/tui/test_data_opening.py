@@ -75,6 +75,9 @@ def test_the_same_dataset_is_remembered_once_and_a_broken_list_is_no_list(tmp_pa
     for name in (first, second, first, "owner/name"):
         remember_dataset(name)
     assert recent_datasets() == ["owner/name", first, second]
+    for pattern in ("*.jsonl", "*.csv"):
+        remember_dataset(f"{tmp_path}/{pattern}")
+    assert recent_datasets()[:2] == [f"{tmp_path}/*.jsonl", "owner/name"]
     next(paths.data_dir().glob("recent*")).write_text('{"no": "list"}')
     assert recent_datasets() == []
     remember_dataset(second)

@@ -203,7 +203,8 @@ class ConfigureScreen(BaseScreen):
             return {}
         values = {name: getattr(planned.chosen, name) for name in settings()}
         values |= {"steps": planned.schedule.steps, "warmup_steps": planned.schedule.warmup_steps}
-        values["epochs"] = round(planned.passes, 2)
+        if planned.chosen.steps is not None:
+            values["epochs"] = round(planned.passes, 2)
         found = {name: value_text(settings()[name], value) for name, value in values.items()}
         return {**found, "held_out": f"about {rows_of(planned.held_out)}"}
 

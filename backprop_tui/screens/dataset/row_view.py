@@ -59,8 +59,11 @@ class RowView(TextView):
                 (f"{opened.source.unit} {found.line:,}", "strong+bold"),
                 (f"  as {view}  (v: another view)", "muted"),
             ]
-            lines = [head, *(marked(line, words) for line in self._lines(opened, found, view))]
-            return [part for line in lines for part in wrap(line, width)]
+            lines = self._lines(opened, found, view)
+            # What is said of the tokens stands above them, before an empty row, and is not the row's own text.
+            said = lines.index([]) if view == "tokens" and [] in lines else 0
+            lines[said:] = [marked(line, words) for line in lines[said:]]
+            return [part for line in (head, *lines) for part in wrap(line, width)]
 
         self._tasks.begin("row", "", draw, self._take)
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Any
 
 from backprop.core.datasets import is_hub_name
-from backprop.core.presets import EMBEDDED_MODEL
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -29,7 +27,7 @@ from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.search import Known
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
-from backprop_tui.screens.dataset.tokens import DEFAULT_LIMIT, MODEL_HELP, Chosen
+from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
 from backprop_tui.text import Row, rows_of, safe
 from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
@@ -433,12 +431,7 @@ class DataScreen(BaseScreen):
 
     def action_train(self) -> None:
         """Go to the Configure screen with this file, and the model and the limit where they were chosen here."""
-        values: dict[str, Any] = {"data": self.file.fetched or self.file.path}
-        if self.chosen.model != EMBEDDED_MODEL:
-            values["model"] = self.chosen.model
-        if self.chosen.limit != DEFAULT_LIMIT:
-            values["max_seq_length"] = self.chosen.limit
-        self.post_message(ConfigureRun(values))
+        self.post_message(ConfigureRun({"data": self.file.fetched or self.file.path, **self.chosen.changes()}))
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""

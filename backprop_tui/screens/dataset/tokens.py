@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import ModelLoadError
 from backprop.core.models import find_tokenizer
 from backprop.core.presets import EMBEDDED_MODEL
-from backprop.core.settings import RunConfig
+from backprop.core.resolve import resolve
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 50_000
 """Tokens of one row that are drawn."""
-DEFAULT_LIMIT: int = {field.name: field.default for field in structs.fields(RunConfig)}["max_seq_length"]
 MODEL_HELP = f"{EMBEDDED_MODEL}, a preset, a Hugging Face name fetched before, or a directory"
 _SHADES = {True: ("trained+light", "trained+lighter"), False: ("text", "text+shade")}
 """Of tokens that are trained and of others, by turns."""
@@ -38,11 +37,18 @@ class Chosen:
     def __init__(self, tasks: Tasks, then: Callable[[], object]) -> None:
         """``then`` is called when a tokenizer was looked for."""
         self._tasks, self._then = tasks, then
-        self.model = EMBEDDED_MODEL
-        self.limit = DEFAULT_LIMIT
+        usual = resolve({}, kind="screen").values
+        self.model: str = usual["model"]
+        self.limit: int = usual["max_seq_length"]
+        self._usual = {"model": self.model, "max_seq_length": self.limit}
         self.tokenizer: ChatTokenizer | None = None
         self.why_none: ModelLoadError | None = None
         """Why there is no tokenizer, once it was looked for."""
+
+    def changes(self) -> dict[str, Any]:
+        """The settings of a run that were chosen here."""
+        chosen = {"model": self.model, "max_seq_length": self.limit}
+        return {name: value for name, value in chosen.items() if value != self._usual[name]}
 
     def need_tokenizer(self) -> bool:
         """Look for the tokenizer where that was not done yet: it takes a moment, so it is done when it is used.

@@ -55,7 +55,6 @@ def facts(setting: Setting, found: Resolution) -> dict[str, Any]:
 
 
 def _show(found: list[dict[str, Any]]) -> None:
-    width = output.width()
     for section in ("", *SECTIONS):
         output.line(f"[{section}] {SECTIONS[section]}" if section else "the program", "head")
         for each in found:
@@ -64,7 +63,7 @@ def _show(found: list[dict[str, Any]]) -> None:
                 value = shown_value(each["value"])
                 output.line(f"  {key:<22} {output.inline(value):<12}  {each['origin']}")
                 limits = ", ".join(filter(None, (each["range"], each["unit"])))
-                output.line(f"    {each['help']}{f' ({limits})' if limits else ''}"[:width], "quiet")
+                output.line(f"    {each['help']}{f' ({limits})' if limits else ''}", "quiet")
 
 
 @config.command

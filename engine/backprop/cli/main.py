@@ -128,7 +128,12 @@ class LazyGroup(CommandGroup):
 @click.version_option(package_name="backprop-tui", prog_name="backprop")
 @click.pass_context
 def backprop(ctx: click.Context) -> None:
-    """Fine-tune language models on one GPU, without the screen. `backprop-tui` is the application."""
+    """Fine-tune language models on one GPU, without the screen. `backprop-tui` is the application.
+
+    \b
+    The shell completes commands, flags, runs and files after (zsh_source, fish_source in others):
+    eval "$(_BACKPROP_COMPLETE=bash_source backprop)"
+    """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

@@ -180,7 +180,7 @@ class SettingCommand(click.Command):
             groups[title] = []
         for option in self.get_params(ctx):
             record = option.get_help_record(ctx)
-            if record is None:
+            if record is None or not isinstance(option, click.Option):
                 continue
             title = "Options"
             if isinstance(option, SettingOption) and option.setting.section:

@@ -107,7 +107,7 @@ def missing(path: Path, what: str = "file") -> DatasetNotFoundError:
 
 
 def _fitting(pattern: Path) -> Iterable[Path]:
-    if pattern.exists() or not glob.has_magic(os.fspath(pattern)):
+    if not glob.has_magic(os.fspath(pattern)) or _exists(pattern):
         return []
     return Path(pattern.anchor or ".").glob(os.fspath(pattern.relative_to(pattern.anchor)))
 
@@ -148,7 +148,7 @@ def recent_datasets() -> list[str]:
         names = files.read_json(paths.data_dir() / RECENT, list[str])
     except (OSError, ValueError):
         return []
-    return [name for name in names if is_hub_name(name) or _exists(Path(name))]
+    return [name for name in names if is_hub_name(name) or _exists(Path(name)) or any(_fitting(Path(name)))]
 
 
 def remember_dataset(name: str) -> None:

@@ -31,7 +31,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -47,56 +47,34 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(in
 _SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _LONGEST_NAME = 120
 
-OTHERS = {
-    "per_device_train_batch_size": "batch_size",
-    "micro_batch_size": "batch_size",
-    "train_batch_size": "batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "max_steps": "steps",
-    "num_steps": "steps",
-    "iters": "steps",
-    "max_samples": "samples",
-    "max_train_samples": "samples",
-    "lr": "learning_rate",
-    "lr_scheduler": "scheduler",
-    "lr_scheduler_type": "scheduler",
-    "num_warmup_steps": "warmup_steps",
-    "max_length": "max_seq_length",
-    "max_seq_len": "max_seq_length",
-    "sequence_len": "max_seq_length",
-    "cutoff_len": "max_seq_length",
-    "sample_packing": "packing",
-    "lora_rank": "lora_r",
-    "rank": "lora_r",
-    "lora_target": "target_modules",
-    "lora_target_modules": "target_modules",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "base_model": "model",
-    "dataset": "data",
-    "dataset_name": "data",
-    "dataset_path": "data",
-    "train_file": "data",
-    "datasets": "data",
-    "val_set_size": "held_out",
-    "eval_dataset": "held_out",
-    "test_size": "held_out",
-    "logging_level": "log_level",
-    "gradient_clipping": "max_grad_norm",
-    "output": "output_dir",
-    "save_total_limit": "keep_best",
-    "assistant_only_loss": "train_on_responses",
-    "completion_only_loss": "train_on_responses",
-    "train_on_inputs": "train_on_responses",
-    "use_gradient_checkpointing": "gradient_checkpointing",
-    "random_seed": "seed",
-    "finetuning_type": "mode",
-    "adapter": "mode",
-    "device": "backend",
+_OTHERS = {
+    "batch_size": "per_device_train_batch_size micro_batch_size train_batch_size",
+    "gradient_accumulation": "gradient_accumulation_steps",
+    "epochs": "num_train_epochs num_epochs",
+    "steps": "max_steps num_steps iters",
+    "samples": "max_samples max_train_samples",
+    "learning_rate": "lr",
+    "scheduler": "lr_scheduler lr_scheduler_type",
+    "warmup_steps": "num_warmup_steps",
+    "max_seq_length": "max_length max_seq_len sequence_len cutoff_len",
+    "packing": "sample_packing",
+    "lora_r": "lora_rank rank",
+    "target_modules": "lora_target lora_target_modules",
+    "model": "model_name model_name_or_path base_model",
+    "data": "dataset dataset_name dataset_path train_file datasets",
+    "held_out": "val_set_size eval_dataset test_size",
+    "log_level": "logging_level",
+    "max_grad_norm": "gradient_clipping",
+    "output_dir": "output",
+    "keep_best": "save_total_limit",
+    "train_on_responses": "assistant_only_loss completion_only_loss train_on_inputs",
+    "gradient_checkpointing": "use_gradient_checkpointing",
+    "seed": "random_seed",
+    "mode": "finetuning_type adapter",
+    "backend": "device",
 }
-"""What transformers, TRL, axolotl, LLaMA-Factory, mlx-lm and Unsloth call a setting, and what it is called here."""
+"""What transformers, TRL, axolotl, LLaMA-Factory, mlx-lm and Unsloth call a setting, by its name here."""
+OTHERS = {other: ours for ours, names in _OTHERS.items() for other in names.split()}
 
 
 class Setting(Struct, frozen=True, kw_only=True):
@@ -403,28 +381,6 @@ def require_all(errors: list[Any]) -> None:
         )
 
 
-def config_from(values: Mapping[str, Any]) -> RunConfig:
-    """Build a configuration from plain values. Paths may be ``os.PathLike``, numbers those of numerical libraries.
-
-    Raises:
-        InvalidSettingError: unknown names (with the nearest known ones) or values outside their range, all at once.
-    """
-    known, found, errors = settings(), {}, []
-    for name, value in values.items():
-        try:
-            if name not in known:
-                raise unknown(str(name))
-            found[name] = known[name].parse(value)
-        except InvalidSettingError as error:
-            errors.append(error)
-    if found.get("steps") is not None and found.get("epochs", "auto") != "auto":
-        errors.append(two_lengths())
-    require_all(errors)
-    if "data" not in found:
-        raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
-    return RunConfig(**found)
-
-
 def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
     """Where the values come from that ``before`` left open and ``after`` has, in words."""
     rules = {name: setting.rule for name, setting in settings().items() if setting.rule}
@@ -432,7 +388,7 @@ def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
     return {name: f"rule: {rules[name]}" for name in changed}
 
 
-def two_lengths(steps: str = "steps", epochs: str = "epochs") -> InvalidSettingError:
+def two_lengths(steps: str, epochs: str) -> InvalidSettingError:
     """The error for a length that was given twice, at the places named."""
     return InvalidSettingError(
         f"{steps} and {epochs} were both given", hint="give one of --steps and --epochs", details={"field": "epochs"}

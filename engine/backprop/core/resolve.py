@@ -108,6 +108,15 @@ def resolve(
     return merge([*sources, direct(given or {}, kind)])
 
 
+def config_from(values: Mapping[str, Any]) -> RunConfig:
+    """A configuration from these values alone. Paths may be ``os.PathLike``, numbers those of numerical libraries.
+
+    Raises:
+        InvalidSettingError: unknown names (with the nearest known ones) or values outside their range, all at once.
+    """
+    return merge([direct(values, "argument")]).config()
+
+
 def merge(sources: list[Source]) -> Resolution:
     """The sources on top of each other, the last one nearest to the person."""
     values = {name: setting.default for name, setting in all_settings().items()}

@@ -25,6 +25,8 @@ RANK = 32
 _EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
 """How the best learning rate falls with the hidden size, by the beginning of ``model_type``."""
 _UNCALIBRATED = 1e-4
+_HIGHEST = 1e-3
+"""No model of the sweep was small enough to need more."""
 _SHORT_RUN = 100
 _EVALUATIONS = 10
 _SHARE = 0.1
@@ -89,9 +91,8 @@ def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[floa
         why = f"{family}, hidden size {hidden}, {rows_per_step} rows per step"
     if steps < _SHORT_RUN:
         rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
-    return min(
-        1.0, float(f"{rate:.2g}")
-    ), f"{why}; the preset balanced has {TRAINING_PRESETS['balanced'].learning_rate:g}"
+    usual = TRAINING_PRESETS["balanced"].learning_rate
+    return min(_HIGHEST, float(f"{rate:.2g}")), f"{why}; the preset balanced has {usual:g}"
 
 
 def _family(model_dir: Path) -> tuple[str, int]:

@@ -7,6 +7,7 @@ mends several lines at once.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -38,7 +39,6 @@ Kind = Literal[
 """Where a value can come from, the weakest first. ``run``: from the run that this one continues or was made from."""
 FORMAT = 1
 """Version of the form of settings files. One without a version is of this one."""
-NOT_A_SETTING = frozenset({"version", "preset"})
 _OURS = re.compile(r"BACKPROP[A-Z]*_", re.IGNORECASE)
 _OTHER_FORMS = {".yaml": "YAML", ".yml": "YAML", ".ini": "INI", ".py": "Python"}
 
@@ -141,24 +141,13 @@ def _take(source: Source, keys: tuple[str, ...], value: Any, place: str) -> None
         source.add(setting, given)
         return
     if len(keys) == 1 and isinstance(value, dict):
-        names = {_plain(name): name for name in SECTIONS}
-        near = names.get(_plain(written)) or _close(written, SECTIONS)
+        near = next(iter(difflib.get_close_matches(written[:80].lower(), SECTIONS, n=1)), "")
         hint = f"did you mean [{near}]?" if near else f"the sections are {', '.join(SECTIONS)}"
         what = f"there is no section {shown(written)}"
     else:
         what = f"unknown setting {shown(keys[-1])}" + (f" in [{keys[0]}]" if len(keys) > 1 else "")
         hint = _hint(written, _in_file)
     source.errors.append(InvalidSettingError(f"{place}: {what}", hint=hint, details={"field": written, "place": place}))
-
-
-def _plain(text: str) -> str:
-    return text.lower().replace("-", "_")
-
-
-def _close(text: str, names: Any) -> str:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(text[:80], names, n=1)), "")
 
 
 def _in_file(setting: Setting) -> str:

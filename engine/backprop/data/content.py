@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 from datetime import date
@@ -148,28 +147,15 @@ def read_call(call: Any, place: str, warnings: list[RowError]) -> dict[str, Any]
         raise RowError("missing_field", f"{place}.name", f"{place} does not name the function that is called")
     arguments: Any = next((function[key] for key in _ARGUMENTS if function.get(key) is not None), {})
     if isinstance(arguments, str):
-        arguments = _arguments(arguments)
+        made = parsed(arguments)
+        arguments = {} if made is None or not arguments.strip() else made
     if not isinstance(arguments, dict):
         words = f"the arguments of {function['name']} are no JSON object: {shown(arguments)}"
         warnings.append(RowError("call_arguments", f"{place}.arguments", words, "warning"))
-    made: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    read: dict[str, Any] = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     if (id := _id(call)) is not None:
-        made["id"] = id
-    return made
-
-
-def _arguments(text: str) -> Any:
-    """Arguments that are text: JSON, or as Python writes an object; anything else stays text."""
-    if not text.strip():
-        return {}
-    made = parsed(text)
-    if isinstance(made, str) and made.lstrip().startswith("{"):
-        try:
-            literal = ast.literal_eval(made)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return made
-        made = literal if isinstance(literal, dict) else made
-    return {} if made is None else made
+        read["id"] = id
+    return read
 
 
 def call_from_text(content: str) -> tuple[list[dict[str, Any]] | None, str]:

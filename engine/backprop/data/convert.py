@@ -11,6 +11,9 @@ from backprop.data.messages import apply_mask, check_turns, read_turns, refuse_u
 from backprop.data.spellings import MEDIA, MEDIA_MARK, json_turns, judgement, parsed, turn_keys
 from backprop.data.text_turns import read_marked, split_transcript, transcript_inside
 
+MISSING = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "#N/A", "<NA>", "NaT"})
+"""What programs write for a value that is missing."""
+
 
 def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:
     """Read a row in ``format``.
@@ -33,6 +36,9 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
     except RecursionError:
         raise RowError("too_deep", "", "the row is nested too deeply to be read") from None
     for turn in (*example.turns, *example.chosen, *example.completion):
+        if turn.content in MISSING and turn.role == "assistant":
+            words = f"an answer is only {turn.content!r}, as programs write a missing value: it is trained as text"
+            example.warnings.append(RowError("missing_mark", "", words, "warning"))
         if "<" in turn.content and (mark := MEDIA_MARK.search(turn.content)) is not None:
             words = f"{mark[0]} stands in a text: only the text is trained"
             example.warnings.append(RowError("unsupported_content", "", words, "warning"))
@@ -49,8 +55,8 @@ class _Row:
 
     def refuse_what_is_no_text(self, format: Format) -> None:
         """Raise for pictures and sounds, and for a mask that would be ignored."""
-        for name in MEDIA:
-            if self.row.get(name):
+        for name in MEDIA.intersection(self.row):
+            if self.row[name]:
                 raise RowError("unsupported_content", name, f"the row has {name}: only text is trained")
         refuse_unknown_mask(self.row, self.names.loss_mask if format in ("openai", "sharegpt") else "")
 

@@ -58,16 +58,14 @@ _COMPARED = 8
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
 
-def parts_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[str, ...]:
-    """The parts that are read of a row, those that few rows have last."""
+def _also_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[str, ...]:
     answer = names.chosen if format == "preference" else names.completion
-    more = () if format in ("preference", "kto") and answer in value else PARTS_ALSO_READ.get(format, ())
-    return PARTS_READ[format] + more
+    return () if format in ("preference", "kto") and answer in value else PARTS_ALSO_READ.get(format, ())
 
 
 def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str]:
     """The fields that are read of a row; a conversation beside a prompt is not."""
-    parts = set(parts_read(value, format, names))
+    parts = {*PARTS_READ[format], *_also_read(value, format, names)}
     if "prompt" in parts and value.get(names.prompt) is not None:
         parts -= {"messages", "conversations"}
     return {getattr(names, part) for part in parts}
@@ -79,13 +77,11 @@ def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> l
         return [value]
     if not isinstance(value, dict) or format is None:
         return None
-    parts: list[Any] = []
-    for i, part in enumerate(parts_read(value, format, names)):
+    parts = [value.get(getattr(names, part)) for part in PARTS_READ[format]]
+    parts = [said if said or said == 0 else None for said in parts]
+    for part in _also_read(value, format, names):
         said = value.get(getattr(names, part))
-        said = said if said or said == 0 else None
-        if i < len(PARTS_READ[format]):
-            parts.append(said)
-        elif said is not None:
+        if said or said == 0:
             parts += [part, said]
     return parts if any(part is not None for part in parts) else None
 

@@ -60,6 +60,7 @@ PROBLEM_CODES: dict[str, str] = {
     "transcript": "a text with a whole conversation inside",
     "weight_rounded": "a loss weight between 0 and 1: turns are trained fully or not at all",
     "mojibake": "text that was once read in a wrong encoding: Ã© for é",
+    "missing_mark": "an answer is only a mark of a missing value, such as nan or N/A",
     "special_token": "a chat template's control token inside a text",
     "same_sides": "the two sides of a preference pair are the same",
     "no_prompt": "a preference pair without prompt",

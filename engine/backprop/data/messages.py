@@ -54,16 +54,21 @@ def read_turns(
 
 def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names: Fields) -> list[Turn]:
     """The turns of one item: mostly one. Results of tools come before the text beside them."""
-    role_key = next((key for key in ("from", names.role, "role") if item.get(key) is not None), names.role)
-    given = item.get(role_key)
+    role_key, text_key = names.role, names.content
+    given, value = item.get(role_key), item.get(text_key)
+    if given is None or "from" in item:
+        role_key = next((key for key in ("from", "role") if item.get(key) is not None), role_key)
+        given = item.get(role_key)
     if given is None and role_key not in item and (pair := pair_keys(item)) is not None:
         system = as_text(item.get("system"), f"{place}.system")
         sides = [Turn("system", system)] if system.strip() else []
         for role, key in zip(("user", "assistant"), pair, strict=True):
             sides.append(Turn(role, as_text(item[key], f"{place}.{key}", warnings)))
         return sides
-    text_keys = ("value", names.content) if role_key == "from" else (names.content, "value", "content")
-    text_key = next((key for key in text_keys if item.get(key) is not None), text_keys[0])
+    if value is None or role_key == "from":
+        text_keys = ("value", text_key) if role_key == "from" else (text_key, "value", "content")
+        text_key = next((key for key in text_keys if item.get(key) is not None), text_keys[0])
+        value = item.get(text_key)
     speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     if given is None:
         raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")
@@ -73,7 +78,6 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
     if role not in ROLES:
         words = f"{given!r} is no known role; it is kept as it is"
         warnings.append(RowError("invalid_role", speaker, words, "warning"))
-    value = item.get(text_key)
     turn, results = Turn(role, ""), []
     if type(value) is str:
         turn.content = value

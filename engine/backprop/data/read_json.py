@@ -12,19 +12,18 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from backprop.core.errors import DatasetError
-from backprop.data.example import PARTS, RowError
+from backprop.data.example import TURN_PARTS, RowError
 from backprop.data.line_index import CHUNK
 from backprop.data.parse import BOM, Found, Note, parse_json
+from backprop.data.spellings import SPELLINGS, spelled, turn_keys
 
 _QUOTE, _BACKSLASH, _COMMA = 34, 92, 44
 _LOWER = 0x20
 _OPEN, _CLOSE = 0x7B, 0x7D
 """``{`` and ``}``; with bit 0x20 set, ``[`` and ``]`` have the same codes."""
 _SPACE = b" \t\r\n"
-_OF_A_ROW = frozenset({*PARTS, "question", "query", "problem", "answer", "response", "solution"})
-"""Keys of which an object that is one row has some, beside whatever lists."""
-_SPEAKERS = frozenset({"role", "from", "author", "speaker", "sender"})
-"""Keys of which a turn of a conversation has one: a list of turns is no list of rows."""
+_OF_A_ROW = tuple(part for part in SPELLINGS if part not in TURN_PARTS)
+"""Parts of which an object that is one row has some, beside whatever lists."""
 
 
 def read_json(path: Path, source: IO[bytes], note: Note) -> Iterator[Found]:
@@ -100,7 +99,7 @@ def _held(path: Path, document: dict[str, Any], note: Note) -> list[Any] | None:
         elif len(values) > 1 and set.intersection(*map(set, inner)):
             note(f"the file holds an object of rows: their names ({', '.join(list(document)[:3])} …) are not read")
             return values
-    is_row = not document.keys().isdisjoint(_OF_A_ROW)
+    is_row = "text" in document or any(spelled(part, document) for part in _OF_A_ROW)
     rows_of = [name for name, value in document.items() if not is_row and _is_rows(value)]
     if len(rows_of) > 1:
         raise DatasetError(
@@ -121,8 +120,10 @@ def _held(path: Path, document: dict[str, Any], note: Note) -> list[Any] | None:
 
 
 def _is_rows(value: Any) -> bool:
-    is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(row, dict) and not _SPEAKERS & row.keys() for row in value)
+    if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+        return False
+    is_turns = turn_keys(value)
+    return is_turns is None or not is_turns[0]
 
 
 def _element(raw: bytes, line: int) -> tuple[object, RowError | None]:

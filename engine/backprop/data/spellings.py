@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -49,7 +52,7 @@ _JUDGED = {
     **dict.fromkeys(("true", "yes", "1", "1.0", "good", "up", "like", "desirable", "accepted", "correct"), True),
     **dict.fromkeys(("false", "no", "0", "0.0", "bad", "down", "dislike", "undesirable", "rejected", "wrong"), False),
 }
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Columns of what is no text."""
 MEDIA_MARK = re.compile(r"<(?:image|video|audio)>")
 """Where it stands in a text."""
@@ -90,11 +93,16 @@ def judgement(value: Any) -> bool | None:
 
 
 def parsed(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
+    """The value where a text is JSON, or a list or object as Python prints it; else the text itself."""
     try:
         return msgspec.json.decode(text)
     except (ValueError, RecursionError):
-        return text
+        pass
+    if text.lstrip()[:1] in ("[", "{") and "'" in text:
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text.strip())
+    return text
 
 
 def listed(value: Any) -> Any:

@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import convert
+from backprop.data.convert import MISSING, convert
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -157,9 +157,9 @@ class _Checking:
         line = 1
         for offset, buffer, size in self.source.pieces(_PIECE):
             data = memoryview(buffer)[:size]
-            breaks = int(np.count_nonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE))
+            ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == _NEWLINE)
             if self._quick is not None:
-                contents, places = self._quick.look(data, line, offset, breaks + (data[-1] != _NEWLINE))
+                contents, places = self._quick.look(data, line, offset, ends)
             else:
                 found = split_lines(bytes(data), line, offset)
                 contents, places = np.zeros(len(found), dtype=np.int64), dict(enumerate(found))
@@ -168,7 +168,7 @@ class _Checking:
             for i, place in sorted(places.items()):
                 contents[i] = self._examine(self.source.made(place))
             self._contents.append(contents)
-            line += breaks
+            line += len(ends)
             yield offset + size
 
     def _examine(self, row: Row) -> int:
@@ -349,16 +349,17 @@ class QuickLook:
         self._texts = [part for part, kind in types.items() if kind is str]
         self._columns = [part if part in types else None for part in PARTS_READ[format]]
 
-    def look(self, data: memoryview, line: int, offset: int, lines: int) -> tuple[Numbers, dict[int, Place]]:
-        """Look at whole ``lines``, the first of which has number ``line`` and begins at ``offset``.
+    def look(self, data: memoryview, line: int, offset: int, ends: Numbers) -> tuple[Numbers, dict[int, Place]]:
+        """Look at whole lines with line breaks at ``ends``; the first has number ``line`` and begins at ``offset``.
 
         Returns:
             the hash of each row's content, and the rows that need another look (and another hash) by their position.
         """
+        lines = len(ends) + (data[-1] != _NEWLINE)
         try:
             # As many values as lines are one value a line, where no line is blank.
             rows = self._decoder.decode_lines(data)
-            if len(rows) == lines and not _may_hold_blank_lines(data):
+            if len(rows) == lines and not _may_hold_blank_lines(data, ends[: lines - 1] + 1):
                 hashes, odd = self._check(rows)
                 keys = _count_keys(data) - self._more_keys
                 if keys != self._own_keys * lines:
@@ -428,10 +429,9 @@ def _passes(column: str) -> bool:
     return column not in MEDIA and not like_mask(column) and not {*column} & {'"', "\\"} and column.isprintable()
 
 
-def _may_hold_blank_lines(data: memoryview) -> bool:
-    """Whether a line begins with white space."""
+def _may_hold_blank_lines(data: memoryview, starts: Numbers) -> bool:
+    """Whether a line begins with white space; all but the first begin at ``starts``."""
     letters = np.frombuffer(data, dtype=np.uint8)
-    starts = np.flatnonzero(letters[:-1] == _NEWLINE) + 1
     return bool(letters[0] <= _SPACE or (letters[starts] <= _SPACE).any())
 
 
@@ -459,6 +459,8 @@ def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
         odd += [i for i, text in enumerate(texts) if text[:1] in "[{ \t\n" and text.lstrip()[:1] in "[{"]
     if may_be_misread(joined):
         odd += [i for i, text in enumerate(texts) if misread(text)]
+    if not MISSING.isdisjoint(texts):
+        odd += [i for i, text in enumerate(texts) if text in MISSING]
     if "" in texts or True in map(str.isspace, texts):
         odd += [i for i, text in enumerate(texts) if not text.strip()]
     return odd

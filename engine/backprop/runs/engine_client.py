@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-from backprop.core.definition import config_from
 from backprop.core.errors import EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
+from backprop.core.resolve import config_from
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
