@@ -31,11 +31,11 @@ from backprop_tui.widgets.status import Progress, RunHeader
 KEYS = (
     Key("p", "p", "pause", "pause", "pause after this step, or go on", 1),
     Key("s", "s", "stop", "stop", "finish this step, save, and end the run", 2),
-    Key("c", "c", "checkpoint", "save", "save a checkpoint now; of a run that is over: continue it", 4),
+    Key("c", "c", "checkpoint", "save", "save a checkpoint now; of a run that is over: continue it", 2),
     Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", 4),
     Key("a", "a", "abort", "abort", "end at once without saving (asks first)", 6),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 6),
-    Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 3),
+    Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 2),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
     Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the loss more", 5),
