@@ -311,9 +311,9 @@ class BackpropApp(KeysInOrder):
         """Every key that works here, by its name, and the themes: a line each."""
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
-                title = f"{key.label.capitalize():<14}{key.shown:>7}  {key.help}"
+                title = f"{key.label.capitalize():<14}{key.shown:>9}  {key.help}"
                 yield SystemCommand(self._one_line(title), "", partial(screen.run_action, key.action))
-        title = f"{'Theme':<21}  change the colours; ansi-dark and ansi-light use the terminal's own"
+        title = f"{'Theme':<23}  change the colours; ansi-dark and ansi-light use the terminal's own"
         yield SystemCommand(self._one_line(title), "", self.search_themes)
 
     def _one_line(self, text: str) -> str:

@@ -39,7 +39,7 @@ KEYS = (
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
-    Key("y", "y", "copy", "copy", "copy its id, a command, the error: to this terminal's clipboard, over SSH too", 5),
+    Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
 NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "delete", "copy")

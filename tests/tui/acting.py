@@ -9,6 +9,7 @@ from collections.abc import Callable
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
+from backprop_tui.screens import number_of
 
 PATIENCE = 20.0
 
@@ -40,6 +41,11 @@ async def ended(pilot: Pilot[None]) -> BackpropApp:
     app.flush()
     await pilot.pause()
     return app
+
+
+def key_of(screen: str) -> str:
+    """The key that opens a screen."""
+    return str(number_of(screen))
 
 
 def text_of(app: BackpropApp) -> str:

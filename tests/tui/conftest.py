@@ -22,6 +22,8 @@ def fixed_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     monkeypatch.chdir(tmp_path)
+    # Engines that were recorded long ago would have been silent since.
+    monkeypatch.setattr("backprop_tui.widgets.status.time", SimpleNamespace(time=lambda: recorded.NOW))
     time.tzset()
     yield tmp_path
     monkeypatch.undo()
@@ -39,4 +41,3 @@ def fixed_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The list of runs is looked at a day after they were made."""
     now = SimpleNamespace(time=lambda: recorded.NOW + 90_000)
     monkeypatch.setattr("backprop_tui.widgets.run_table.time", now)
-    monkeypatch.setattr("backprop_tui.widgets.status.time", SimpleNamespace(time=lambda: recorded.NOW))

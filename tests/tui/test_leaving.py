@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import recorded
-from acting import PATIENCE, seen, text_of, until
+from acting import PATIENCE, key_of, seen, text_of, until
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
@@ -66,7 +66,7 @@ async def test_ctrl_c_twice_leaves_and_the_run_goes_on(run: recorded.Recorder, a
 async def test_the_question_is_asked_on_the_list_of_runs_too(run: recorded.Recorder) -> None:
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         await seen(pilot, run.seq)
-        await pilot.press("2", "q")
+        await pilot.press(key_of("runs"), "q")
         assert isinstance(pilot.app.screen, Question)
         await pilot.press("escape")
         assert not exiting(pilot)
@@ -83,19 +83,19 @@ async def test_a_run_that_was_left_for_another_is_seen_everywhere_and_asked_abou
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run")
         assert "what to do" in text_of(app)
-        for key in ("1", "2", "3"):
-            await pilot.press(key)
+        for name in ("live", "runs", "data"):
+            await pilot.press(key_of(name))
             await pilot.pause()
             app.flush()
-            await until(lambda: "b81e40aa 40/1,000" in text_of(app).split("\n")[0], f"the chip on screen {key}")
-            if key == "3":
+            await until(lambda: "b81e40aa 40/1,000" in text_of(app).split("\n")[0], f"the chip on screen {name}")
+            if name == "data":
                 await pilot.press("escape")
-        await pilot.press("1")
+        await pilot.press(key_of("live"))
         await pilot.click(offset=(98, 0))
         await until(lambda: "step 40/1,000" in text_of(app), "the run of the chip")
         assert app.watched is first
         assert app.others == []
-        await pilot.press("2", "enter")
+        await pilot.press(key_of("runs"), "enter")
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "RUNTIME_NOT_FINITE" in text_of(app), "the other run again")
         await pilot.press("q")
@@ -189,7 +189,7 @@ async def test_a_key_that_gets_lost_holds_up_the_next_one_for_a_moment_and_ctrl_
     async with BackpropApp(attach=run.directory.path).run_test() as pilot:
         app = await seen(pilot, run.seq)
         app._keys.append(events.Key("x", "x"))
-        burst(pilot, "2")
+        burst(pilot, key_of("runs"))
         await until(lambda: app.current_mode == "runs" and not app._keys, "the key")
         monkeypatch.setattr("backprop_tui.type_ahead.LOST", 1e6)
         app._keys.append(events.Key("x", "x"))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import recorded
+from acting import key_of
 
 from backprop_tui.screens import SCREENS
 
@@ -18,7 +19,7 @@ def test_the_application_starts_without_any_of_the_heavy_libraries() -> None:
         "from backprop_tui.app import BackpropApp\n"
         "async def go():\n"
         "    async with BackpropApp().run_test() as pilot:\n"
-        "        await pilot.press('1', '2', 'question_mark', 'escape')\n"
+        f"        await pilot.press({key_of('live')!r}, {key_of('runs')!r}, 'question_mark', 'escape')\n"
         "asyncio.run(go())\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import recorded
-from acting import ended, seen, text_of, until
+from acting import ended, key_of, seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.settings import RunConfig
@@ -136,7 +136,7 @@ async def test_a_run_that_is_open_is_not_opened_again(run: recorded.Recorder, ou
         app = await seen(pilot, run.seq)
         watch = app.watched
         (output / "link").symlink_to(run.directory.path)
-        await pilot.press("2")
+        await pilot.press(key_of("runs"))
         app.post_message(OpenRun(lambda: engine_client.attach(run.directory.path), output / "link"))
         await until(lambda: app.current_mode == "live", "the run")
         assert app.watched is watch
@@ -271,7 +271,7 @@ async def test_a_damaged_run_opens_and_says_what_is_missing(output: Path) -> Non
     run = recorded.torn(output)
     async with app_on(run).run_test(size=(100, 30)) as pilot:
         app = await ended(pilot)
-        await pilot.press("2")
+        await pilot.press(key_of("runs"))
         await until(lambda: "run.json is missing" in text_of(app), "the damage in the detail")
 
 

@@ -30,7 +30,7 @@ def words(rows: list[Row]) -> str:
 def state_of(*events: ev.Event) -> RunState:
     state = RunState(run_id="abc")
     for number, event in enumerate(events, 1):
-        event.seq = number
+        event.seq, event.time = number, recorded.NOW
         state.apply(event)  # type: ignore[arg-type]
     return state
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import recorded
-from acting import seen, text_of, until
+from acting import key_of, seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.redaction import CONTROLS
@@ -166,7 +166,7 @@ async def test_a_second_demonstration_is_not_started_beside_a_living_run(
     with run.directory.hold_lock():
         async with BackpropApp(attach=run.directory.path).run_test() as pilot:
             app = await seen(pilot, run.seq)
-            await pilot.press("2", "d")
+            await pilot.press(key_of("runs"), "d")
             assert begun == []
             assert any("a run is going already" in n.message for n in app._notifications)
 
@@ -207,7 +207,7 @@ async def test_runs_are_read_by_one_thread_at_a_time_and_only_where_they_are_see
         with screen._reading:
             screen._read_runs()
         assert read == []
-        await pilot.press("1")
+        await pilot.press(key_of("live"))
         screen.look()
         await pilot.pause()
         assert read == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import recorded
+from acting import key_of
 from terminal import Terminal
 
 APPLICATION = [sys.executable, "-c", "from backprop_tui.main import main; main()"]
@@ -114,5 +115,5 @@ def test_a_hang_up_that_is_ignored_changes_nothing_while_the_terminal_is_there(o
     with Terminal(ignoring, cwd=tmp_path) as terminal:
         terminal.wait_for("step 60/60")
         terminal.kill(signal.SIGHUP)
-        terminal.send("2")
+        terminal.send(key_of("runs"))
         terminal.wait_for("runs 1")
