@@ -60,7 +60,7 @@ async def opened(pilot: Pilot[None], **values: object) -> ConfigureScreen:
 
 async def settled(pilot: Pilot[None], screen: ConfigureScreen) -> None:
     await pilot.pause()
-    await until(lambda: not screen.tasks.running(), "the count")
+    await until(lambda: screen.machine is not None and not screen.tasks.running(), "the count")
     await pilot.pause()
 
 

@@ -9,7 +9,7 @@ from backprop.hardware.devices import CardFacts
 from backprop.hardware.estimate import Change, Parts, Shape, changes, estimate, trained_parameters
 from msgspec import Struct
 
-from backprop_tui.text import Row
+from backprop_tui.text import Row, from_home
 from backprop_tui.widgets.cells import bar, labelled
 
 
@@ -48,7 +48,7 @@ def memory_of(config: RunConfig, card: CardFacts | None) -> MemoryOutlook:
 def memory_rows(known: MemoryOutlook, width: int) -> list[Row]:
     """The bar, what the memory is for, and what would make it fit."""
     if known.parts is None:
-        return labelled("", known.unknown, width, "muted") if known.unknown else []
+        return labelled("", from_home(known.unknown), width, "muted") if known.unknown else []
     parts, total = known.parts, known.parts.total
     free = known.card.vram_free if known.card else None
     if free is None:
