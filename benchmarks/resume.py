@@ -74,6 +74,8 @@ class Kind:
 
     name: str
     begin: Callable[[Path], EngineClient]
+    again: Callable[[Path], EngineClient] = engine_client.resume
+    """How it is begun once more where it was killed before it had begun."""
     expected: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     """How long it takes undisturbed."""
@@ -92,6 +94,7 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
         lora_dropout=0.05,
         held_out="none",
     )
+    new_end = steps + steps // 2
     others = write_rows(folder / "held-out.jsonl", 220)
     others.write_text("".join(others.open().readlines()[200:]))
     asked = ["Where is the harbour?"]
@@ -126,10 +129,10 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
     def extend(output: Path) -> EngineClient:
         path = output / parent().run_id
         shutil.copytree(parent().path, path, ignore=shutil.ignore_patterns("control"))
-        return engine_client.extend(path, steps + steps // 2)
+        return engine_client.extend(path, new_end)
 
     plain = [Kind(name, begin(config)) for name, config in variants.items()]
-    return [*plain, Kind("fork", fork), Kind("extend", extend)]
+    return [*plain, Kind("fork", fork), Kind("extend", extend, lambda path: engine_client.extend(path, new_end))]
 
 
 def drain(watched: EngineClient) -> None:
@@ -215,13 +218,16 @@ def killed_run(kind: Kind, output: Path, wanted: int, span: float, found: Found)
         killed = kill_inside_save(watched) if inside else kill_at_random(watched, chooser, span)
         drain(watched)
         note_speed(directory, launched, found)
+        state = read_run(directory.path)
+        begun = kind.name != "extend" or state.resumes > 0
         # A kill between the last event and the end of the process found nothing left to end.
-        if not killed or read_run(directory.path).status == "done":
+        if not killed or (begun and state.status == "done"):
             break
         here += 1
         found.inside_saves += inside
         launched = time.time()
-        watched = engine_client.resume(directory.path)
+        # Killed before it had begun, an extended run is what it was: done.
+        watched = engine_client.resume(directory.path) if begun else kind.again(directory.path)
     drain(watched)
     unlike = differences(directory, kind.expected)
     found.kills += here

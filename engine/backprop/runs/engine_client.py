@@ -146,13 +146,15 @@ class EngineClient:
 
     def kill(self) -> None:
         """End the engine at once, losing what came after its last checkpoint."""
-        if (pid := self._pid()) > 0:
-            os.killpg(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended just now
+            if (pid := self._pid()) > 0:
+                os.killpg(pid, signal.SIGKILL)
 
     def interrupt(self) -> None:
         """Pass a Ctrl+C on to the engine: it finishes the step and saves; the second time it ends at once."""
-        if (pid := self._pid()) > 0:
-            os.kill(pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            if (pid := self._pid()) > 0:
+                os.kill(pid, signal.SIGINT)
 
     def _pid(self) -> int:
         """Process id of the living engine, 0 where there is none."""
