@@ -191,6 +191,14 @@ async def test_what_is_wrong_in_a_file_is_said_wherever_the_cursor_is_and_start_
         assert pilot.app.screen is screen
 
 
+async def test_rows_that_stop_the_run_are_said_first(rows: Path, model: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "aye " * 400}]
+        rows.write_text(rows.read_text() + json.dumps({"messages": turns}) + "\n")
+        screen = await opened(pilot, data=rows, model=model, max_seq_length=128)
+        assert screen.about.outlook.warnings[0] == "1 rows cannot be used: training stops there without skip_bad"
+
+
 async def test_a_setting_of_a_saved_configuration_is_taken_back_to_its_default(rows: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot, data=rows, seed=7, early_stopping=3)
