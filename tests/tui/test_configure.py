@@ -17,6 +17,7 @@ from backprop.core import saved_settings
 from backprop.core.definition import settings
 from backprop.core.locate import locate
 from backprop.core.settings import RunConfig
+from backprop.core.settings_sources import settings_file
 from backprop.runs import engine_process
 from textual.pilot import Pilot
 from tiny_language_model import write_rows
@@ -160,6 +161,63 @@ async def test_what_is_wrong_is_said_at_its_setting(rows: Path, values: dict[str
         assert words in " ".join(screen.about.text.split())
 
 
+@pytest.mark.parametrize("size", [(80, 24), (140, 45)])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[training]\nlearning-rate = 1e-4\n", "unknown setting 'learning-rate'"),
+        ("[model]\ntrust_remote_code = true\n", "trust_remote_code is taken from"),
+        ('log_level = "loud"\n', "log_level takes"),
+        ("[training\n", "cannot be read"),
+    ],
+)
+async def test_what_is_wrong_in_a_file_is_said_wherever_the_cursor_is_and_start_turns_nothing(
+    rows: Path, text: str, words: str, size: tuple[int, int]
+) -> None:
+    file = settings_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    async with BackpropApp().run_test(size=size) as pilot:
+        screen = await opened(pilot, data=rows)
+        screen.form.go_to("skip_bad")
+        await pilot.pause()
+        assert "✗ " in screen.about.text
+        if size[0] > 80:  # the beginning is the file's path there
+            assert words in " ".join(screen.about.text.split())
+        assert "name a dataset" not in text_of(pilot.app)
+        await pilot.press("s")
+        await pilot.pause()
+        assert screen.given == {"data": str(rows)}
+        assert pilot.app.screen is screen
+
+
+async def test_rows_that_stop_the_run_are_said_first(rows: Path, model: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": "aye " * 400}]
+        rows.write_text(rows.read_text() + json.dumps({"messages": turns}) + "\n")
+        screen = await opened(pilot, data=rows, model=model, max_seq_length=128)
+        assert screen.about.outlook.warnings[0] == "1 rows cannot be used: training stops there without skip_bad"
+
+
+async def test_a_setting_of_a_saved_configuration_is_taken_back_to_its_default(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows, seed=7, early_stopping=3)
+        await pilot.press("w", *"mine", "enter")
+        await pilot.pause()
+        for name in ("seed", "early_stopping"):
+            screen.form.go_to(name)
+            await pilot.press("u")
+            assert screen.found.values[name] == settings()[name].default
+        await pilot.press("w", "enter")
+        await pilot.pause()
+        await pilot.press("n", "o", "enter")
+        await pilot.pause()
+        assert screen.file == "mine"
+        assert screen.found.values["data"] == str(rows)
+        assert screen.found.values["seed"] == settings()["seed"].default
+        assert screen.found.values["early_stopping"] is None
+
+
 async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows: Path, model: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot, data=rows)
@@ -188,6 +246,7 @@ async def test_settings_are_saved_under_a_name_and_loaded_again(rows: Path) -> N
         await pilot.press("w", *"mine", "enter")
         await pilot.pause()
         assert saved_settings.names() == ["mine"]
+        assert set(saved_settings.read_configuration("mine").given) == {"data", "seed"}
         await pilot.press("n")
         assert screen.found.values["seed"] == 42
         await pilot.press("o", "enter")

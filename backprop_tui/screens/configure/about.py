@@ -26,6 +26,8 @@ class Outlook(Struct, kw_only=True):
     """What is wrong with the setting."""
     reason: str = ""
     """Why the rule chose its value."""
+    problem: str = ""
+    """The first of what is wrong, whichever setting the cursor is on: the run cannot start."""
     data: str = ""
     """The dataset in words, or why nothing is known of it."""
     plan: Plan | None = None
@@ -96,7 +98,7 @@ def plan_summary(known: Outlook) -> Row:
     """The run in one row."""
     planned = known.plan
     if planned is None:
-        return [(safe(known.data), "text")]
+        return [(f"✗ {safe(known.problem)}", "bad") if known.problem else (safe(known.data), "text")]
     steps = planned.schedule.steps
     words = f"{count(planned.rows)} rows · {count(steps)} steps · {short_number(planned.trained_tokens)} trained tokens"
     return [(words, "strong"), (f" · about {clock(known.seconds)}" if known.seconds is not None else "", "text")]
@@ -108,6 +110,8 @@ def plan_rows(known: Outlook, width: int) -> list[Row]:
     def line(label: str, text: str, ink: str = "text") -> list[Row]:
         return labelled(f"{label:<{_LABEL}}", text, width, ink)
 
+    if known.problem:
+        return labelled("✗ ", known.problem, width, "bad", label_ink="bad")
     rows = line("data", known.data) if known.data else []
     planned = known.plan
     if planned is None:

@@ -128,7 +128,7 @@ class ConfigureScreen(BaseScreen):
             self.found.values["model"], why = default_model(backend, gpu=self.machine.gpu_problem is None)
             self.found.origins["model"] = Origin("rule", reason=why)
         for error in self.found.errors:
-            self._blame(error)
+            self._blame(error, otherwise="a settings file")
         if not self.found.values["data"]:
             self.wrong["data"] = MISSING
         if not self.wrong:
@@ -141,8 +141,8 @@ class ConfigureScreen(BaseScreen):
         self.counting.look_at(self.config)
         self._draw()
 
-    def _blame(self, error: BackpropError) -> None:
-        field = str(error.details.get("field") or ("model" if "model" in error.details else "data"))
+    def _blame(self, error: BackpropError, otherwise: str = "data") -> None:
+        field = str(error.details.get("field") or ("model" if "model" in error.details else otherwise))
         self.wrong.setdefault(field, f"{error.message}; {error.hint}" if error.hint else error.message)
 
     # What is shown
@@ -165,7 +165,8 @@ class ConfigureScreen(BaseScreen):
 
     def _outlook(self) -> Outlook:
         setting, config, counted, planned = self.form.chosen, self.config, self.counting.counted, self._plan()
-        found = Outlook(setting=setting, data=self.counting.words or ("" if config else MISSING), plan=planned)
+        found = Outlook(setting=setting, data=self.counting.words, plan=planned)
+        found.problem = next(iter(self.wrong.values()), "")
         if setting is not None:
             found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
             found.reason = planned.reasons.get(setting.name, "") if planned else ""
@@ -318,8 +319,14 @@ class ConfigureScreen(BaseScreen):
         self.app.push_screen(Chooser("model", choices, other=other), partial(self._take_choice, "model"))
 
     def action_unset(self) -> None:
-        if self.form.chosen is not None:
-            self.set(self.form.chosen.name, None)
+        """The default again, also where a file or a variable under the screen says another value."""
+        setting = self.form.chosen
+        if setting is None:
+            return
+        self.set(setting.name, None)
+        if setting.name in changes(self.found):
+            self.given[setting.name] = setting.default
+            self._resolve()
 
     def action_all(self) -> None:
         self.form.everything = not self.form.everything
@@ -398,7 +405,9 @@ class ConfigureScreen(BaseScreen):
             name = next(iter(self.wrong))
             self.form.go_to(name)
             self._draw()
-            self.action_change()
+            # What stands in a file or a variable is mended there: nothing is turned or asked for here.
+            if name == "data" or name in self.given:
+                self.action_change()
         elif self.living:
             text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
             self.app.push_screen(Question("start", text, STARTING), self._start_beside)

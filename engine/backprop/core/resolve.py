@@ -40,8 +40,8 @@ class Resolution(Struct):
     errors: list[BackpropError]
 
     def given(self) -> dict[str, Any]:
-        """The values of a run's settings that somebody gave: no defaults."""
-        return {name: self.values[name] for name in settings() if self.origins[name].kind != "default"}
+        """The values of a run's settings that somebody gave: no defaults, nothing that a rule chose."""
+        return {name: self.values[name] for name in settings() if self.origins[name].kind not in ("default", "rule")}
 
     def config(self) -> RunConfig:
         """The configuration of a run.

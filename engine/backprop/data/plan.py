@@ -97,14 +97,14 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
     if planned is None:
         return found
     limit, schedule = planned.limit, planned.schedule
+    if (planned.unusable or limit.answer_lost) and not config.skip_bad:
+        found.insert(
+            0, f"{planned.unusable + limit.answer_lost:,} rows cannot be used: training stops there without skip_bad"
+        )
     if limit.answer_lost:
         found.append(f"{limit.answer_lost:,} rows lose their answer at {limit.max_length:,} tokens")
     if limit.cut:
         found.append(f"{limit.cut:,} rows are cut at their beginning to {limit.max_length:,} tokens")
-    if (planned.unusable or limit.answer_lost) and not config.skip_bad:
-        found.append(
-            f"{planned.unusable + limit.answer_lost:,} rows cannot be used: training stops there without skip_bad"
-        )
     if schedule.rows_per_step > LARGEST_STEP:
         found.append(f"{schedule.rows_per_step} rows a step: LoRA learns worse from more than {LARGEST_STEP}")
     once = planned.trained_tokens / max(1.0, planned.passes)
