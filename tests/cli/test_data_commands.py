@@ -118,6 +118,12 @@ def test_validate_refuses_what_training_would_refuse_and_counts_no_tokens_withou
     assert backprop("validate", path, "--model", str(model)).returncode == 0
     refused = backprop("validate", path, "--model", str(model), "--max-seq-length", "128", "--json")
     assert (refused.returncode, json.loads(refused.stdout)["tokens"]["answer_lost"]) == (1, 1)
+    empty = written(tmp_path, [*GOOD, {"instruction": "Say it", "output": ""}], "empty.jsonl")
+    for extra in ([], ["--model", str(model)]):
+        found = backprop("validate", empty, *extra, "--json")
+        answer = json.loads(found.stdout)
+        assert (found.returncode, answer["invalid"], answer["problem_counts"]["nothing_to_train"]) == (1, 1, 1)
+        assert [problem["code"] for problem in answer["problems"]].count("nothing_to_train") == 1
     nothing = backprop("validate", path, "--model", str(model), "--max-seq-length", "8")
     assert nothing.returncode == 1
     assert "CONFIG_INVALID_SETTING" in nothing.stderr

@@ -69,10 +69,13 @@ DEFECTS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
         "no_assistant",
         _with(lambda row: row.update(messages=[turn for turn in row["messages"] if turn["role"] == "user"][:1])),
     ),
-    "empty answer": ("empty_content", _with(lambda row: row["messages"][-1].update(content=""))),
+    "empty answer": (
+        "empty_content",
+        _with(lambda row: row["messages"].extend([row["messages"][-2], {"role": "assistant", "content": ""}])),
+    ),
     "blank question": ("empty_content", _with(lambda row: row["messages"][-2].update(content=" \n\u3000"))),
     "two answers": ("role_order", _with(lambda row: row["messages"].append({"role": "assistant", "content": "Aye."}))),
-    "unknown role": ("invalid_role", _with(lambda row: row["messages"].append({"role": "bot", "content": "Hm"}))),
+    "unknown role": ("invalid_role", _with(lambda row: row["messages"].append({"role": "narrator", "content": "Hm"}))),
     "no turns": ("no_turns", _with(lambda row: row.update(messages=[]))),
     "control token": (
         "special_token",
@@ -259,7 +262,9 @@ def test_findings_of_each_format_name_field_and_severity(tmp_path: Path) -> None
     )
     assert [(p.line, p.code, p.severity) for p in alpaca.problems] == [
         (2, "empty_content", "warning"),
+        (2, "nothing_to_train", "error"),
         (3, "empty_content", "warning"),
+        (3, "nothing_to_train", "error"),
         (4, "missing_field", "error"),
     ]
     said = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
@@ -319,7 +324,11 @@ def test_a_mapping_is_found_and_told_and_can_be_given(tmp_path: Path) -> None:
     answer = one(tmp_path, [*rows, {"question": "x", "answer": ""}])
     assert answer.format == "alpaca"
     assert "instruction=question" in answer.notes[0]
-    assert [(p.line, p.code, p.field) for p in answer.problems] == [(4, "empty_content", "answer")]
+    assert [(p.line, p.code, p.field) for p in answer.problems] == [
+        (4, "empty_content", "answer"),
+        (4, "nothing_to_train", ""),
+    ]
+    assert (answer.valid, answer.invalid) == (3, 1)
     given = one(tmp_path, [{"a": "x", "b": "y"}], mapping={"prompt": "a", "completion": "b"})
     assert (given.format, given.valid) == ("prompt_completion", 1)
 

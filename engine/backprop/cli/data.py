@@ -70,7 +70,9 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         # Training skips what its model cannot take as well, and that is among what it cannot read.
         answer["invalid"] = max(found.invalid, answer["tokens"]["unusable"])
         answer["valid"] = found.rows - answer["invalid"]
-        answer["problems"] = sorted([*answer["problems"], *cuts], key=lambda problem: problem["line"])
+        by_tokens = {(problem["line"], problem["code"]) for problem in cuts}
+        others = [problem for problem in answer["problems"] if (problem["line"], problem["code"]) not in by_tokens]
+        answer["problems"] = sorted([*others, *cuts], key=lambda problem: problem["line"])
         counts = {**answer["problem_counts"], **counts}
         answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
     output.answer(answer, as_json, _show_validation)

@@ -23,6 +23,7 @@ CONTROL_TOKEN = re.compile(
     r"<\|[A-Za-z0-9_ .▁-]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>"
 )
 """Tokens that chat templates of the common model families put between turns."""
+NO_ANSWER = "no answer in it that training would learn from"
 ROLES = frozenset({"system", "user", "assistant", "tool"})
 """The roles that templates know. A row's other role is kept as it is, with a warning."""
 _EXCERPT = 80

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
-from backprop.data.example import Example, Fields, Format, RowError
+from backprop.data.example import NO_ANSWER, Example, Fields, Format, RowError
 from backprop.data.formats import file_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Progress, Watch
 from backprop.data.reader import Row, Source
@@ -71,7 +71,7 @@ class Reader:
         if row.warning is not None:
             example.warnings.append(row.warning)
         if not example.teaches():
-            return Read(index, row, RowError("nothing_to_train", "", "no answer in it that training would learn from"))
+            return Read(index, row, RowError("nothing_to_train", "", NO_ANSWER))
         return Read(index, row, example, content_key(row.value, read, self.names))
 
     def text(self, index: int) -> str:

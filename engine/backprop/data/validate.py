@@ -25,6 +25,7 @@ from backprop.data.convert import MISSING, convert
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
+    NO_ANSWER,
     PROBLEM_CODES,
     Fields,
     Findings,
@@ -195,6 +196,8 @@ class _Checking:
         try:
             example = convert(value, read, self.names)
             errors += example.warnings
+            if not example.teaches():
+                errors.append(RowError("nothing_to_train", "", NO_ANSWER))
             if example.label is not None:
                 self._labels.add(example.label)
         except RowError as error:
