@@ -90,7 +90,7 @@ def test_two_resumes_in_the_same_instant_are_one(tmp_path: Path, capfd: pytest.C
     [
         (["train", "--data", "x" * 300 + ".jsonl"], "INPUT_VALIDATION_FAILED", "longer than"),
         (["train", "--data", "{rows}", "--model", "x" * 300, "--dry-run"], "INPUT_VALIDATION_FAILED", "longer than"),
-        (["train", "--data", "{rows}", "--output", "x" * 300, "--model", "m"], "CONFIG_INVALID", "too long"),
+        (["train", "--data", "{rows}", "--output", "x" * 300, "--model", "somebody/m"], "CONFIG_INVALID", "too long"),
         (["train", "--data", "~nobody-at-all/x"], "INPUT_VALIDATION_FAILED", "no home directory of ~nobody-at-all"),
         (["train", "--data", "{rows}", "-o", "~nobody-at-all/x"], "INPUT_VALIDATION_FAILED", "no home directory"),
         (["list-runs", "--output", "~nobody-at-all/x"], "INPUT_VALIDATION_FAILED", "no home directory"),
@@ -122,7 +122,18 @@ def test_what_no_file_system_has_is_an_error_of_its_own(
 def test_an_option_whose_value_looks_like_another_option_is_given_once(
     rows_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "--data", str(rows_file), "-m", "m", "--sample-prompt", "--steps", "--steps", "7", "--dry-run"]
+    words = [
+        "train",
+        "--data",
+        str(rows_file),
+        "-m",
+        "somebody/m",
+        "--sample-prompt",
+        "--steps",
+        "--steps",
+        "7",
+        "--dry-run",
+    ]
     assert main([*words, "--json"]) == 0
     config = json.loads(capfd.readouterr().out)["config"]
     assert (config["steps"], config["sample_prompts"]) == (7, ["--steps"])

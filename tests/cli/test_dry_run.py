@@ -38,3 +38,14 @@ def test_rows_that_would_stop_the_run_stop_the_dry_run(words: list[str], backpro
     assert told.code == 1
     assert "DATASET_ROWS_UNUSABLE" in told.err
     assert "line 41" in told.err
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_model_that_cannot_be_is_a_slip_of_whoever_named_it(
+    words: list[str], backprop: Callable[..., Any], tmp_path: Path, flags: list[str]
+) -> None:
+    told = backprop(*words[:3], "--model", "nope", *flags, "--json")
+    assert told.code == 1
+    assert told.json["error"]["code"] == "DEP_MODEL_LOAD_FAILED"
+    assert told.json["error"]["details"]["field"] == "model"
+    assert not (tmp_path / "output").exists()

@@ -170,7 +170,7 @@ def test_a_length_on_the_command_line_replaces_the_other_one_of_the_file(
     far: str, near: str, rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "settings.json"
-    file.write_text(json.dumps({"data": str(rows_file), "model": "m", far: 4}))
+    file.write_text(json.dumps({"data": str(rows_file), "model": "somebody/m", far: 4}))
     config = planned(["--config", str(file), f"--{near}", "3"], capsys)
     assert (getattr(config, far), getattr(config, near)) == (None if far == "steps" else "auto", 3)
 

@@ -249,7 +249,9 @@ async def test_settings_are_saved_under_a_name_and_loaded_again(rows: Path) -> N
         assert set(saved_settings.read_configuration("mine").given) == {"data", "seed"}
         await pilot.press("n")
         assert screen.found.values["seed"] == 42
-        await pilot.press("o", "enter")
+        await pilot.press("w", *"mine", "enter")
+        assert isinstance(pilot.app.screen, Question)
+        await pilot.press("n", "o", "enter")
         await pilot.pause()
         assert screen.found.values["seed"] == 7
         assert "mine" in text_of(pilot.app).splitlines()[0]

@@ -42,6 +42,11 @@ from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 
 MISSING = "name a dataset"
+PATHS = ("data", "model", "held_out", "output_dir")
+REPLACING = (
+    Answer("no", "n", "Keep them", ""),
+    Answer("replace", "r", "Replace them", ""),
+)
 STARTING = (
     Answer("no", "n", "Wait", "start it when the other one is over"),
     Answer("start", "s", "Start it beside the other", ""),
@@ -99,7 +104,8 @@ class ConfigureScreen(BaseScreen):
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()
-        if self.warm is None and not self.living:
+        starting = self.watch_run is not None and self.watch_run.live
+        if self.warm is None and not self.living and not starting:
             self.warm = WarmEngine()
 
     # The values
@@ -362,11 +368,22 @@ class ConfigureScreen(BaseScreen):
         self._prompt.ask("Save these settings as", self._save, self.file, help="a name: letters, digits, - and _")
 
     def _save(self, name: str) -> None:
-        if not name:
-            return
-        values = {each: value for each, value in self.found.given().items() if self.found.origins[each].kind != "run"}
+        """Save what was chosen, its paths whole; over settings of this name only if the person says so."""
+        if name in saved_settings.names() and name != self.file:
+            text = f"There are settings called {name}."
+            self.app.push_screen(Question("save", text, REPLACING), partial(self._replace, name))
+        elif name:
+            self._write(name)
+
+    def _replace(self, name: str, answer: str | None) -> None:
+        if answer == "replace":
+            self._write(name)
+
+    def _write(self, name: str) -> None:
+        given = self.found.given()
+        values = {each: getattr(self.config, each) if self.config and each in PATHS else given[each] for each in given}
         try:
-            path = saved_settings.save(name, values, replace=name == self.file)
+            path = saved_settings.save(name, values, replace=True)
         except InputError as error:
             self.notice = f"{error.message}; {error.hint}"
         else:

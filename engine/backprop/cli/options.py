@@ -15,7 +15,7 @@ import msgspec
 
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, require_all, settings
-from backprop.core.errors import InputError
+from backprop.core.errors import InputError, ModelLoadError
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, RunConfig
@@ -44,11 +44,22 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
     """
     found = resolve(given_flags(given), file=file)
     planned = plan(found)
+    _require_model(planned.config.model)
     if found.origins["model"].kind != "default":
         return planned
     model, why = usual_model(planned.config.backend)
     config = msgspec.structs.replace(planned.config, model=model)
     return Planned(config, {**planned.origins, "model": f"rule: {why}"})
+
+
+def _require_model(name: str) -> None:
+    from backprop.core.models import repository_of
+
+    try:
+        repository_of(name)
+    except ModelLoadError as error:  # whose cause is here what was typed
+        details = {**error.details, "field": "model"}
+        raise InputError(error.message, hint=error.hint, code=error.code, details=details) from None
 
 
 def plan(found: Resolution) -> Planned:
