@@ -78,7 +78,7 @@ def test_an_unknown_role_is_kept_and_reported() -> None:
 
 def test_only_unknown_roles_are_an_error() -> None:
     with pytest.raises(RowError) as error:
-        convert({"messages": [{"role": "bot", "content": "x"}]}, "openai")
+        convert({"messages": [{"role": "narrator", "content": "x"}]}, "openai")
     assert error.value.code == "invalid_role"
 
 

@@ -95,6 +95,7 @@ SHAPES: dict[str, Any] = {
     "liked chat": {"messages": CHAT, "label": True},
     "liked instruction": {"instruction": QUESTION, "output": ANSWER, "kto_tag": "true"},
     "liked by a float": {"prompt": QUESTION, "completion": ANSWER, "label": 1.0},
+    "said by a bot": {"messages": [ASKED, {"role": "bot", "content": ANSWER}]},
     "liked by a word": {"question": QUESTION, "answer": ANSWER, "is_correct": "Yes"},
     "better and worse": {"question": QUESTION, "chosen_response": ANSWER, "rejected_response": BAD},
     "sides of turns": {"chosen_messages": CHAT, "rejected_messages": [ASKED, {"role": "assistant", "content": BAD}]},
@@ -124,6 +125,16 @@ def test_the_answer_is_trained_whatever_the_shape_of_the_row(shape: str, tmp_pat
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{json.dumps(row)}\n" * 2)
     assert (validate(path).valid, validate(path).invalid) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"), [("thumbs_up", "thumbs down"), ("👍", "👎"), (1, -1), ("1", "-1"), (1.0, -1.0)]
+)
+def test_a_pair_of_judgements_makes_rows_feedback_however_it_is_written(good: Any, bad: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"messages": CHAT, "feedback": good}, {"messages": CHAT, "feedback": bad}]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert validate(path).formats == {"kto": 2}
 
 
 CALL = {"type": "function", "function": {"name": "clock", "arguments": {"tz": "UTC"}}}

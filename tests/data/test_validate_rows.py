@@ -72,7 +72,7 @@ DEFECTS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "empty answer": ("empty_content", _with(lambda row: row["messages"][-1].update(content=""))),
     "blank question": ("empty_content", _with(lambda row: row["messages"][-2].update(content=" \n\u3000"))),
     "two answers": ("role_order", _with(lambda row: row["messages"].append({"role": "assistant", "content": "Aye."}))),
-    "unknown role": ("invalid_role", _with(lambda row: row["messages"].append({"role": "bot", "content": "Hm"}))),
+    "unknown role": ("invalid_role", _with(lambda row: row["messages"].append({"role": "narrator", "content": "Hm"}))),
     "no turns": ("no_turns", _with(lambda row: row.update(messages=[]))),
     "control token": (
         "special_token",

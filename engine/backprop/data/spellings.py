@@ -15,7 +15,7 @@ import msgspec
 ROLE_OF = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "ai", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "model", "ai", "bot", "chatbot", "chatgpt", "bing", "bard"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),
     **dict.fromkeys(("tool", "tool_response", "tool_result", "tool_results", "tool_output"), "tool"),
     **dict.fromkeys(("function", "function_response", "function_result", "observation", "ipython"), "tool"),
@@ -49,8 +49,27 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 """Part → its names, the likeliest first. Case, blanks, hyphens and underscores make no difference."""
 _JUDGED = {
-    **dict.fromkeys(("true", "yes", "1", "1.0", "good", "up", "like", "desirable", "accepted", "correct"), True),
-    **dict.fromkeys(("false", "no", "0", "0.0", "bad", "down", "dislike", "undesirable", "rejected", "wrong"), False),
+    **dict.fromkeys(
+        ("true", "yes", "1", "1.0", "good", "up", "thumbs_up", "👍", "like", "desirable", "accepted", "correct"), True
+    ),
+    **dict.fromkeys(
+        (
+            "false",
+            "no",
+            "0",
+            "0.0",
+            "-1",
+            "bad",
+            "down",
+            "thumbs_down",
+            "👎",
+            "dislike",
+            "undesirable",
+            "rejected",
+            "wrong",
+        ),
+        False,
+    ),
 }
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Columns of what is no text."""
@@ -89,7 +108,7 @@ def judgement(value: Any) -> bool | None:
     """Whether a label says good or bad; ``None`` where it says neither."""
     if isinstance(value, str):
         return _JUDGED.get(value.strip().lower().replace(" ", "_"))
-    return bool(value) if isinstance(value, bool | int | float) and value in (0, 1) else None
+    return value > 0 if isinstance(value, bool | int | float) and value in (-1, 0, 1) else None
 
 
 def parsed(text: str) -> Any:
