@@ -155,7 +155,7 @@ def test_a_stopped_run_is_continued_from_the_list_of_runs(place: Place) -> None:
         application.send("s")
         application.wait_for("run stopped after", PATIENCE)
         there = place.state().step
-        application.send("2")
+        application.send("4")
         application.wait_for(f"c goes on exactly after step {there}", PATIENCE)
         application.send("c")
         application.wait_for("starting", PATIENCE)

@@ -152,14 +152,20 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
     rows = list(rows)
     columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
     given = dict(mapping or {})
-    found = {} if "label" in given or not _count(rows, Fields(given))["kto"] else _class_label(rows)
-    found |= _common_mapping(rows, given | found)
-    found |= _beside(rows, given | found, columns)
+    formats = _formats(rows, given)
+    found = {} if "label" in given or "kto" not in formats else _class_label(rows)
+    if found:
+        formats = _formats(rows, given | found)
+    more = _common_mapping(rows, given | found, len(rows) - formats.count(None))
+    more |= _beside(rows, given | found | more, columns)
+    if more:
+        found |= more
+        formats = _formats(rows, given | found)
     names = Fields(given | found)
-    counts = _count(rows, names)
+    counts = Counter(own or "unknown" for own in formats)
     unused: Counter[str] = Counter()
-    for row in rows:
-        if isinstance(row, dict) and (own := detect_fields(row, names)) is not None:
+    for row, own in zip(rows, formats, strict=True):
+        if isinstance(row, dict) and own is not None:
             read = fields_read(row, own, names)
             unused.update(str(name) for name, value in row.items() if name not in read and value not in _EMPTY)
     format = max((name for name in FORMATS if counts[name]), key=counts.__getitem__, default=None)
@@ -181,8 +187,9 @@ def _class_label(rows: Iterable[Any]) -> dict[str, str]:
     return {"label": NO_FIELD} if 0 < 2 * judged < len(labels) else {}
 
 
-def _count(rows: Iterable[Any], names: Fields) -> Counter[str]:
-    return Counter(detect_fields(row, names) or "unknown" for row in rows)
+def _formats(rows: Iterable[Any], mapping: dict[str, str]) -> list[Format | None]:
+    names = Fields(mapping)
+    return [detect_fields(row, names) for row in rows]
 
 
 def find_mapping(row: Any, given: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -203,8 +210,8 @@ def _alike(rows: Iterable[Any]) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def _common_mapping(rows: Iterable[Any], given: dict[str, str]) -> dict[str, str]:
-    """The mapping that most rows of unknown format need, where they are more than the known ones.
+def _common_mapping(rows: Iterable[Any], given: dict[str, str], known: int) -> dict[str, str]:
+    """The mapping that most rows of unknown format need, where they are more than the ``known`` ones.
 
     Of two that agree the one with more fields is taken: a field that some rows lack is not lost for the others.
     """
@@ -214,8 +221,7 @@ def _common_mapping(rows: Iterable[Any], given: dict[str, str]) -> dict[str, str
         for row in some:
             if found := find_mapping(row, given):
                 wanted[tuple(found.items())] += len(group) / len(some)
-    counts = _count(rows, Fields(given))
-    if sum(wanted.values()) <= counts.total() - counts["unknown"]:
+    if sum(wanted.values()) <= known:
         return {}
     best = max(wanted, key=lambda items: (wanted[items], items))
     return max(
