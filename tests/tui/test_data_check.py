@@ -53,11 +53,12 @@ async def test_a_check_lists_every_finding_with_its_line_and_counts_per_code(fau
     async with DataApp(faulty).run_test(size=WIDE) as pilot:
         await at_rest(pilot)
         await pilot.press("c")
-        await until_text(pilot, "checked 100 rows: 2 unusable, 4 to look at")
+        await until_text(pilot, "checked 100 rows: 3 unusable, 4 to look at")
         await pilot.press("p")
         screen = await until_text(
             pilot, "1 ✗ missing_field", "1 ✗ broken_json", "1 ! duplicate_row", "1 ! empty_content"
         )
+        await until_text(pilot, "1 ✗ nothing_to_train")
         for line in (12, 34, 56, 78):
             assert f"line {line}" in screen
 
@@ -67,7 +68,7 @@ async def test_enter_on_a_finding_goes_to_its_row(faulty: Path) -> None:
         await at_rest(pilot)
         await pilot.press("p")
         await until_text(pilot, "line 56 ! the same as line 5")
-        await pilot.press("end", "up", "enter")
+        await pilot.press("end", "up", "up", "enter")
         await until_text(pilot, "line 56 as chat", "duplicate_row: the same as line 5", "56 of 100")
         await pilot.press("escape")
         await until_text(pilot, "What is in hold 57?")
@@ -132,7 +133,7 @@ async def test_what_a_check_found_is_said_whole_and_is_gone_with_the_next_key(fa
         await until_text(
             pilot,
             "What is in hold 1?",
-            "1 of 100 checked 100 rows: 2 unusable, 4 to look at · p lists them, n goes to the next",
+            "1 of 100 checked 100 rows: 3 unusable, 4 to look at · p lists them, n goes to the next",
         )
         await pilot.press("down")
         await until(pilot, lambda: "unusable" not in pilot.app.text(), "a status line of its own")
@@ -433,7 +434,7 @@ async def test_statistics_tell_what_was_counted_and_the_keys_for_the_rest(faulty
         await until_text(pilot, "──── limit")
         await at_rest(pilot)
         await pilot.press("s")
-        await until_text(pilot, "usable 98 (98 %)", "duplicates 1 (1 %)", "trained", "Counted 100 rows")
+        await until_text(pilot, "usable 97 (97 %)", "duplicates 1 (1 %)", "trained", "Counted 100 rows")
 
 
 async def test_the_cleaned_copy_is_written_beside_the_original_with_a_report(faulty: Path) -> None:
