@@ -88,7 +88,7 @@ def test_a_packed_row_has_the_loss_that_it_has_alone(loaded_tiny: Loaded, rows: 
 
     for row, part in zip(every, each.split(counts), strict=True):
         alone = full_logit_loss(loaded_tiny.model, pack([row]))
-        assert abs(part.sum().item() / alone.item() - 1) < within(1e-5, bf16=1e-3)
+        assert abs(part.sum().item() / alone.item() - 1) < within(1e-5, bf16=2e-3)
 
 
 def test_the_model_keeps_packed_rows_apart_and_one_without_a_block_mask_is_found_out(
