@@ -1,7 +1,7 @@
 """Draw the pictures of the application: ``python screenshots/make.py [FOLDER]``.
 
-``demo``, ``samples`` and ``data`` show a real run: the demo is trained first (a few minutes on two cores, its model
-in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers (``tests/tui/recorded.py``), with the panels
+``demo``, ``samples``, ``data`` and ``configure`` show a real run: the demo is trained first (a few minutes on two cores,
+its model in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers (``tests/tui/recorded.py``), with the panels
 of a graphics card. Textual exports SVG; every word is set at its own place, so that no renderer has to know the font's
 width, and ``rsvg-convert`` makes the PNG (librsvg2-bin, fonts-dejavu).
 """
@@ -119,6 +119,8 @@ async def make(folder: Path) -> None:
                 await draw(folder, f"samples-{end}", size, BackpropApp(attach=demo), shown("tab"))
                 row_as_tokens = bundled(Path("captain.jsonl"), "enter", "v", "v")
                 await draw(folder, f"data-{end}", size, BackpropApp(), row_as_tokens)
+                configured = bundled(Path("captain.jsonl"), "t")
+                await draw(folder, f"configure-{end}", size, BackpropApp(), configured)
                 await draw(folder, f"live-{end}", size, BackpropApp(attach=live), shown())
                 await draw(folder, f"runs-{end}", size, BackpropApp(), shown())
 
