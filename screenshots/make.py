@@ -1,9 +1,10 @@
 """Draw the pictures of the application: ``python screenshots/make.py [FOLDER]``.
 
-``demo``, ``samples``, ``data`` and ``configure`` show a real run: the demo is trained first (a few minutes on two cores,
-its model in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers (``tests/tui/recorded.py``), with the panels
-of a graphics card. Textual exports SVG; every word is set at its own place, so that no renderer has to know the font's
-width, and ``rsvg-convert`` makes the PNG (librsvg2-bin, fonts-dejavu).
+``demo``, ``samples``, ``data`` and ``configure`` show a real run: the demo is trained first (a few minutes on two
+cores, its model in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers
+(``tests/tui/recorded.py``), with the panels of a graphics card. Textual exports SVG; every word is set at its own
+place, so that no renderer has to know the font's width, and ``rsvg-convert`` makes the PNG (librsvg2-bin,
+fonts-dejavu).
 """
 
 from __future__ import annotations
