@@ -21,7 +21,10 @@ from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 
 SETTINGS = RunConfig.__struct_fields__
-CODES = {"CONFIG_INVALID_SETTING", "CONFIG_INVALID", "INPUT_VALIDATION_FAILED", "DATASET_NOT_FOUND", "DEP_MODEL_LOAD_FAILED"}
+CODES = {
+    *("CONFIG_INVALID_SETTING", "CONFIG_INVALID", "INPUT_VALIDATION_FAILED"),
+    *("DATASET_NOT_FOUND", "DEP_MODEL_LOAD_FAILED"),
+}
 LONG = 5000
 
 TEXTS = (
