@@ -103,7 +103,9 @@ def trained_demo(output: Path) -> Path:
 
 
 async def make(folder: Path) -> None:
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # where the model is
     with tempfile.TemporaryDirectory() as home:
+        os.environ["HOME"] = home
         for kind in ("DATA", "CONFIG"):
             os.environ[f"XDG_{kind}_HOME"] = f"{home}/{kind}"
         os.chdir(home)
