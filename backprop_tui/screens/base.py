@@ -31,6 +31,7 @@ from backprop_tui.text import STATUS, Row, clock, count
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
 from backprop_tui.widgets.cells import row_width
+from backprop_tui.widgets.path_input import Prompt
 
 
 @dataclass
@@ -77,6 +78,10 @@ class BaseScreen(Screen[None]):
         self.show_keys()
 
     def show_keys(self) -> None:
+        """Bring the key bar up to date; an open prompt has keys of its own."""
+        if isinstance(self.focused, Input) and isinstance(prompt := self.focused.parent, Prompt):
+            self.keybar.show(prompt.keys())
+            return
         # Letters and digits are text while a person types.
         keys = (*self.own_keys(), *(() if isinstance(self.focused, Input) else EVERYWHERE))
         self.keybar.show([key for key in keys if key.rank < 9 and key.action != f"app.go('{self.NAME}')"])

@@ -24,8 +24,8 @@ from tiny_tokenizer import write_model
 from backprop_tui.screens.dataset.file import open_file
 from backprop_tui.screens.dataset.lengths import edges
 from backprop_tui.screens.dataset.row_view import RowView
-from backprop_tui.screens.dataset.tasks import Task
 from backprop_tui.screens.dataset.tokens import token_lines
+from backprop_tui.screens.tasks import Task
 
 NARROW, WIDE = (80, 24), (140, 40)
 

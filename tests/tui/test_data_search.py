@@ -11,7 +11,8 @@ from backprop.data.reader import Row
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 
-from backprop_tui.screens.dataset import browser, tasks
+from backprop_tui.screens import tasks
+from backprop_tui.screens.dataset import browser
 from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)

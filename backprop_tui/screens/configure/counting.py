@@ -14,7 +14,7 @@ from backprop.data.reader import open_source
 from backprop.data.truncate import CountedLengths, count_lengths
 from backprop.runs.pace import Pace, pace
 
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.tasks import Task, Tasks
 
 Named = tuple[str, tuple[tuple[str, str], ...], str]
 """Data, mapping and model: what a count depends on."""

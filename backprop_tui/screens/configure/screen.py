@@ -34,8 +34,8 @@ from backprop_tui.screens.configure.form import SettingsForm, changes, value_tex
 from backprop_tui.screens.configure.keys import KEYS
 from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of
 from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.dataset.tasks import Delivered, Failed, Tasks
 from backprop_tui.screens.dialogs import Answer, Question
+from backprop_tui.screens.tasks import Delivered, Failed, Tasks
 from backprop_tui.text import Row, from_home, rows_of, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -226,12 +226,6 @@ class ConfigureScreen(BaseScreen):
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
         self._status.show([(safe(words), "text")], [])
         self.show_keys()
-
-    def show_keys(self) -> None:
-        if self._prompt.display:
-            self.keybar.show(self._prompt.keys())
-        else:
-            super().show_keys()
 
     def own_keys(self) -> list[Key]:
         missing = next(iter(self.wrong), "")

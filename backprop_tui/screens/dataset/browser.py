@@ -12,7 +12,7 @@ from textual.containers import Vertical
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.rows import RowTable, next_in
 from backprop_tui.screens.dataset.search import Known, Test, row_test, scan, text_test
-from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Tasks
+from backprop_tui.screens.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import rows_of, safe
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from backprop.core.errors import InputError
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, safe
 from backprop_tui.widgets.cells import fact
 from backprop_tui.widgets.path_input import Prompt

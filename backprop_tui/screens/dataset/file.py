@@ -13,7 +13,7 @@ from backprop.data.reader import KINDS, PACKED, Source, open_source
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct, field
 
-from backprop_tui.screens.dataset.tasks import Task
+from backprop_tui.screens.tasks import Task
 from backprop_tui.text import rows_of, safe, short_number
 
 ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))

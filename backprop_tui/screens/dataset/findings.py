@@ -12,7 +12,7 @@ from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.rows import next_in
-from backprop_tui.screens.dataset.tasks import GoToLine, Notice, RowsChanged, Task, Tasks
+from backprop_tui.screens.tasks import GoToLine, Notice, RowsChanged, Task, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, safe
 from backprop_tui.widgets.list_view import ListView
 

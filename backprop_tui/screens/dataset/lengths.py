@@ -8,8 +8,8 @@ from backprop.data.truncate import CountedLengths, Lengths, count_lengths
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import error_lines
-from backprop_tui.screens.dataset.tasks import Notice, RowsChanged, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
+from backprop_tui.screens.tasks import Notice, RowsChanged, Task, Tasks
 from backprop_tui.text import Row, rows_of, short_number, wrap
 from backprop_tui.widgets.text_view import TextView
 

@@ -10,7 +10,7 @@ from backprop.data.formats import FORMATS
 from backprop.data.reader import KINDS
 
 from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, from_home, safe, wrap
 from backprop_tui.widgets.cells import labelled
 from backprop_tui.widgets.list_view import ListView

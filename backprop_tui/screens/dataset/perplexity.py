@@ -11,8 +11,8 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import describe
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.tasks import GoToLine, Notice, Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen
+from backprop_tui.screens.tasks import GoToLine, Notice, Task, Tasks
 from backprop_tui.text import Row, safe
 from backprop_tui.widgets.cells import fact
 from backprop_tui.widgets.list_view import ListView

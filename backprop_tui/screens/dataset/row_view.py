@@ -8,8 +8,8 @@ from backprop.data.reader import Row as DataRow
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import chat_lines, error_lines, raw_lines
-from backprop_tui.screens.dataset.tasks import Task, Tasks
 from backprop_tui.screens.dataset.tokens import Chosen, token_lines
+from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, marked, safe, wrap
 from backprop_tui.widgets.text_view import TextView
 

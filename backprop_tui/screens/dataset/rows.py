@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import RowSummary, summarise
-from backprop_tui.screens.dataset.tasks import Tasks
+from backprop_tui.screens.tasks import Tasks
 from backprop_tui.text import SEVERITY, Row, fit, marked, short_number
 from backprop_tui.widgets.list_view import ListView
 

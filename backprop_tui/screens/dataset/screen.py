@@ -26,8 +26,8 @@ from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import RowView
 from backprop_tui.screens.dataset.search import Known
 from backprop_tui.screens.dataset.statistics import statistics_lines
-from backprop_tui.screens.dataset.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
 from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
+from backprop_tui.screens.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
 from backprop_tui.text import Row, rows_of, safe
 from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
@@ -119,12 +119,6 @@ class DataScreen(BaseScreen):
         words = (self.browser.where(), self.tasks.words(finding), self.notice)
         self._status.show("  ".join(word for word in words if word))
         self.show_keys()
-
-    def show_keys(self) -> None:
-        if self._prompt.display:
-            self.keybar.show(self._prompt.keys())
-        else:
-            super().show_keys()
 
     def own_keys(self) -> list[Key]:
         pane = self._side.current if self.has_class("-inside") else ""

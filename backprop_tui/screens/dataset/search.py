@@ -14,7 +14,7 @@ from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 
 from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
-from backprop_tui.screens.dataset.tasks import Task
+from backprop_tui.screens.tasks import Task
 
 if TYPE_CHECKING:
     from backprop.data.tokenizer import ChatTokenizer

@@ -15,7 +15,7 @@ from backprop.data.reader import Row as DataRow
 from msgspec import structs
 
 from backprop_tui.screens.dataset.row_text import format_of, problem_lines
-from backprop_tui.screens.dataset.tasks import Task, Tasks
+from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, many_lines
 from backprop_tui.widgets.cells import fact
 

@@ -32,7 +32,7 @@ from backprop.train.dataset import Subset, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import generate, on_texts
 from backprop.train.gpu_guard import Guard
-from backprop.train.methods import method_named
+from backprop.train.methods import Method, method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
@@ -191,37 +191,9 @@ class Session:
         )
         for text in loop.notes:
             emit(events.Warning(code="SLOWER_PATH", message=text))
-        if self.start.open_batch and (card := card_of(self.loaded.device)):
-            before = loop.batching.batch_size
-            settle(loop, card)
-            if (after := loop.batching.batch_size) != before:
-                message = (
-                    f"{after} instead of {before} rows a pass were measured to fit; a step has as many rows as before"
-                )
-                emit(events.Warning(code=BATCH_SETTLED, message=message))
-        callbacks = Callbacks(
-            emit,
-            loop,
-            self.reporter,
-            steering=steering,
-            guard=guard,
-            evaluator=Evaluator(
-                self.loaded,
-                method,
-                self.evaluated,
-                loop.batching,
-                recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
-                on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
-                on_progress=lambda done, total: emit(
-                    PhaseChanged(phase="evaluating", detail=f"{100 * done // total} %")
-                ),
-            ),
-            eval_steps=int(config.eval_steps or 0)  # 0: in the record of an earlier version
-            or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.evaluated)),
-            patience=config.early_stopping,
-            sample=self.answer,
-            require_place=self.require_place,
-        )
+        if self.start.open_batch:
+            self.settle_batch(loop)
+        callbacks = self.callbacks_of(loop, method, guard)
         checkpoint = self.start.checkpoint
         if checkpoint:
             progress = loop.restore(checkpoint.path, new_end=self.start.extended)
@@ -256,6 +228,44 @@ class Session:
             shutil.rmtree(self.directory.origin, ignore_errors=True)
             result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
         return steps, result
+
+    def settle_batch(self, loop: StepLoop) -> None:
+        """Have the longest row measured where a card tells its memory; another batch than the estimated one is said."""
+        card = card_of(self.loaded.device)
+        if card is None:
+            return
+        before = loop.batching.batch_size
+        settle(loop, card)
+        if (after := loop.batching.batch_size) != before:
+            message = f"{after} instead of {before} rows a pass were measured to fit; a step has as many rows as before"
+            self.emit(events.Warning(code=BATCH_SETTLED, message=message))
+
+    def callbacks_of(self, loop: StepLoop, method: Method, guard: Guard) -> Callbacks:
+        """What happens between two steps of ``loop``: reports, evaluations, checkpoints, commands."""
+        config, emit = self.config, self.emit
+        return Callbacks(
+            emit,
+            loop,
+            self.reporter,
+            steering=self.steering,
+            guard=guard,
+            evaluator=Evaluator(
+                self.loaded,
+                method,
+                self.evaluated,
+                loop.batching,
+                recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
+                on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
+                on_progress=lambda done, total: emit(
+                    PhaseChanged(phase="evaluating", detail=f"{100 * done // total} %")
+                ),
+            ),
+            eval_steps=int(config.eval_steps or 0)  # 0: in the record of an earlier version
+            or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.evaluated)),
+            patience=config.early_stopping,
+            sample=self.answer,
+            require_place=self.require_place,
+        )
 
     def require_place(self, step: int) -> None:
         """See that the run's directory still is where it was: else what is saved would be in a folder nobody knows.
