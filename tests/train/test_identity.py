@@ -107,12 +107,13 @@ def test_a_comment_in_the_code_that_prepares_data_changes_nothing(
     assert set(token_cache().iterdir()) > prepared_before, "the rows were not prepared again"
 
 
-def test_a_run_writes_the_date_of_its_beginning_also_when_it_goes_on_later(config: RunConfig) -> None:
+def test_a_run_writes_the_date_of_its_beginning_also_when_it_goes_on_later(config: RunConfig, tmp_path: Path) -> None:
     settings = Path(config.model) / "tokenizer_config.json"
     template = json.loads(settings.read_text())
     template["chat_template"] = "{{ strftime_now('Today is %d %b %Y.') }}" + template["chat_template"]
     settings.write_text(json.dumps(template))
-    directory = RunDirectory.create(msgspec.structs.replace(config, steps=6, save_steps=2, held_out="none"))
+    changes = {"steps": 6, "save_steps": 2, "held_out": "none", "output_dir": str(tmp_path / "out")}
+    directory = RunDirectory.create(msgspec.structs.replace(config, **changes))
     directory.update_record(created=datetime(2021, 3, 4, 23, 59).timestamp())
 
     begun = go_on(directory, "start", ask=lambda seen: [Stop()] if len(of(seen, Step)) >= 2 else [])
