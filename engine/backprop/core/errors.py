@@ -14,6 +14,8 @@ EXIT_USER = 1
 """Bad arguments, configuration or data: the person can fix it and nothing was harmed."""
 EXIT_RUNTIME = 2
 """Model, GPU, export or IO failed while working."""
+EXIT_PARTIAL = 3
+"""Part of what was asked for is done: the export stands, Ollama did not take it or the fine-tune is lost in it."""
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl+C or SIGTERM."""
 
@@ -236,6 +238,30 @@ class GPUTemperatureError(GPUError):
     retryable = True
 
 
+class ExportError(BackpropError):
+    """A trained model could not be written in another format, or what was written is not that model."""
+
+    code = "RUNTIME_EXPORT_FAILED"
+
+
+class MergeError(ExportError):
+    """An adapter could not be merged into its base model."""
+
+    code = "RUNTIME_MERGE_FAILED"
+
+
+class GGUFError(ExportError):
+    """A GGUF file could not be written, or does not agree with the model."""
+
+    code = "RUNTIME_GGUF_EXPORT_FAILED"
+
+
+class OllamaError(ExportError):
+    """Ollama is not there, or did not take the model."""
+
+    code = "DEP_OLLAMA_REGISTRATION_FAILED"
+
+
 _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("INPUT_", InputError),
     ("CONFIG_", ConfigurationError),
@@ -243,7 +269,11 @@ _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("RUN_", RunError),
     ("DEP_MODEL_", ModelLoadError),
     ("DEP_GPU_", GPUError),
+    ("DEP_OLLAMA_", OllamaError),
     ("STATE_", CheckpointError),
+    ("RUNTIME_EXPORT_", ExportError),
+    ("RUNTIME_GGUF_", GGUFError),
+    ("RUNTIME_MERGE_", MergeError),
     ("RUNTIME_", TrainingError),
 )
 

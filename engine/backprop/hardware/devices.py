@@ -25,7 +25,7 @@ LIBRARIES = (
 """Whose versions are reported and kept with each run."""
 FEATURES = {
     "qlora": "4-bit base models (QLoRA)",
-    "export": "quantized GGUF files (llama.cpp)",
+    "llama": "comparing a GGUF's answers with the trained model's (llama.cpp)",
     "tracking": "experiment trackers",
     "observability": "OpenTelemetry spans",
     "web": "the application in a web browser (backprop ui)",

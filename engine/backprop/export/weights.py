@@ -1,0 +1,74 @@
+"""Weights of a model on disk, one tensor at a time: what is in memory is never more than the largest of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backprop.core.errors import ModelLoadError
+
+_WIDTHS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class Weights(Protocol):
+    """A model's tensors by name: those of a file, or a base model's with an adapter added on the way."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str:
+        """How the base model stores it: ``F32``, ``F16`` or ``BF16``."""
+        ...
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """The tensor in float32, which holds every value of the narrower types exactly."""
+        ...
+
+
+class StoredWeights:
+    """The ``.safetensors`` files of a folder (https://github.com/huggingface/safetensors#format).
+
+    Raises:
+        ModelLoadError: a file cannot be read, or holds a type that is no float.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        self._at: dict[str, tuple[Path, int, int, str, tuple[int, ...]]] = {}
+        for path in files:
+            try:
+                with path.open("rb") as file:
+                    length = int.from_bytes(file.read(8), "little")
+                    header = json.loads(file.read(length))
+                for name, entry in header.items():
+                    if name != "__metadata__":
+                        begin, end = entry["data_offsets"]
+                        place = (path, 8 + length + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
+                        self._at[name] = place
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ModelLoadError(f"{path} cannot be read: {error}", hint="fetch or copy it again") from error
+
+    def names(self) -> list[str]:
+        return list(self._at)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._at[name][4]
+
+    def dtype(self, name: str) -> str:
+        return self._at[name][3]
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        path, begin, size, dtype, shape = self._at[name]
+        if dtype not in _WIDTHS:
+            raise ModelLoadError(f"{path}: {name} is stored as {dtype}, not as F32, F16 or BF16")
+        with path.open("rb") as file:
+            content = os.pread(file.fileno(), size, begin)
+        stored = np.frombuffer(content, _WIDTHS[dtype]).reshape(shape)
+        if dtype == "BF16":
+            return (stored.astype("<u4") << 16).view("<f4")
+        return stored.astype(np.float32)
