@@ -60,7 +60,7 @@ def row_rows(spans: list[TokenSpan], width: int) -> list[Row]:
 
 def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
     rows: list[Row] = []
-    for first, words in findings_by_kind(data.problems, data.problem_counts):
+    for first, words in findings_by_kind(data.problems, data.problem_counts, data.unit):
         ink = {"error": "bad", "warning": "warn"}.get(first.severity, "text")
         rows += labelled("", safe(words), width, ink)
     return rows

@@ -65,7 +65,7 @@ def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
         hint=_way_out(summary),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
