@@ -22,7 +22,7 @@ from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, RunReader
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
-from backprop_tui.screens.dialogs import Question, deleting
+from backprop_tui.screens.dialogs import deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -308,12 +308,6 @@ class RunsScreen(BaseScreen):
             if RunDirectory(Path(run.path)).is_locked():
                 self.notify(f"run {run.run_id} is being worked on: stop it first", severity="warning", timeout=4)
                 return
-
-        def answered(value: str | None) -> None:
-            if value == "delete":
-                paths = [Path(run.path) for run in runs]
-                self.run_worker(lambda: self._delete(paths), thread=True, exit_on_error=False)
-
         if len(runs) == 1:
             (run,) = runs
             text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
@@ -323,7 +317,9 @@ class RunsScreen(BaseScreen):
             text += f" and {count(len(runs) - _NAMED)} more" if len(runs) > _NAMED else ""
             answers = deleting(f"{count(len(runs))} runs", "their directories")
         if runs:
-            self.app.push_screen(Question("delete", text, answers), answered)
+            delete = partial(self._delete, [Path(run.path) for run in runs])
+            begin = partial(self.run_worker, delete, thread=True, exit_on_error=False)
+            self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
         for path in paths:

@@ -34,7 +34,7 @@ from backprop_tui.screens.configure.form import SettingsForm, changes, value_tex
 from backprop_tui.screens.configure.keys import KEYS
 from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of
 from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.dialogs import Answer, Question
+from backprop_tui.screens.dialogs import Answer
 from backprop_tui.screens.tasks import Delivered, Failed, Tasks
 from backprop_tui.text import Row, from_home, rows_of, safe, short_path
 from backprop_tui.widgets.bars import Bar
@@ -243,12 +243,6 @@ class ConfigureScreen(BaseScreen):
     def _failed(self, event: Failed) -> None:
         self.counting.failed(event.error)
 
-    @on(Prompt.Answered)
-    def _answered(self, event: Prompt.Answered) -> None:
-        if event.text is not None:
-            event.then(event.text)
-        self.flush()
-
     @on(ListView.Moved, "#form")
     def _moved(self) -> None:
         self.notice = ""
@@ -365,12 +359,8 @@ class ConfigureScreen(BaseScreen):
         """Save what was chosen, its paths whole; over settings of this name only if the person says so."""
         if name in saved_settings.names() and name != self.file:
             text = f"There are settings called {name}."
-            self.app.push_screen(Question("save", text, REPLACING), partial(self._replace, name))
+            self.confirm("save", text, REPLACING, partial(self._write, name))
         elif name:
-            self._write(name)
-
-    def _replace(self, name: str, answer: str | None) -> None:
-        if answer == "replace":
             self._write(name)
 
     def _write(self, name: str) -> None:
@@ -421,12 +411,8 @@ class ConfigureScreen(BaseScreen):
                 self.action_change()
         elif self.living:
             text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
-            self.app.push_screen(Question("start", text, STARTING), self._start_beside)
+            self.confirm("start", text, STARTING, self._start)
         else:
-            self._start()
-
-    def _start_beside(self, answer: str | None) -> None:
-        if answer == "start":
             self._start()
 
     def _start(self) -> None:
