@@ -12,6 +12,7 @@ from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input
@@ -171,11 +172,6 @@ class RunsScreen(BaseScreen):
         """Directory of the run under the cursor; empty where there is none."""
         return self._table.chosen.path if self._table.chosen else ""
 
-    @property
-    def shown_path(self) -> str:
-        """Directory of the run that is shown in detail."""
-        return self._shown_state.path if self._shown_state else ""
-
     def flush(self) -> None:
         self._show_header()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
@@ -222,13 +218,11 @@ class RunsScreen(BaseScreen):
         self._series.follow(state)
         self._plot.show(self._series.loss, state, state.step, [[("no step taken", "muted")]])
 
+    @on(ListView.Chosen)
     def action_open(self) -> None:
         if self.chosen_path:
             path = Path(self.chosen_path)
             self.post_message(OpenRun(partial(engine_client.attach, path), path))
-
-    def on_list_view_chosen(self, message: ListView.Chosen) -> None:
-        self.action_open()
 
     def action_resume(self) -> None:
         if self._shown_state is not None:
