@@ -12,7 +12,8 @@ from backprop.core.errors import InputError
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import RowSummary, summarise
-from backprop_tui.screens.dataset.search import Known, Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.search import LinesOf, Test, row_test, scan, text_test
+from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.screens.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, marked, rows_of, safe, short_number
 from backprop_tui.widgets.list_view import ListView
@@ -32,9 +33,9 @@ class RowTable(ListView):
     """The first hit of the search is to be gone to, as soon as there is one."""
     _to_the_end = False
 
-    def __init__(self, tasks: Tasks, known: Known, *, id: str) -> None:
+    def __init__(self, tasks: Tasks, lines_of: LinesOf, chosen: Chosen, *, id: str) -> None:
         super().__init__(id=id)
-        self._tasks, self._known = tasks, known
+        self._tasks, self._lines_of, self._chosen = tasks, lines_of, chosen
         self.words: dict[str, str] = {}
         """What is searched for (``search``) and what is filtered by (``filter``)."""
         self._hits: dict[str, array[int]] = {}
@@ -136,7 +137,9 @@ class RowTable(ListView):
         self.forget(kind)
         if words:
             try:
-                meant = row_test(words, self.opened.file, self._known) if kind == "filter" else (text_test(words), "")
+                meant: tuple[Test, str] = text_test(words), ""
+                if kind == "filter":
+                    meant = row_test(words, self.opened.file, self._lines_of, self._chosen)
             except InputError as error:
                 self.post_message(Notice(f"{error.message}; {error.hint}"))
                 return

@@ -22,9 +22,8 @@ from backprop_tui.screens.dataset.lengths import LIMIT_RANGE, LengthsPane
 from backprop_tui.screens.dataset.opening import OpeningPane
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
-from backprop_tui.screens.dataset.row_view import RowView
+from backprop_tui.screens.dataset.row_view import VIEWS, RowView
 from backprop_tui.screens.dataset.rows import RowTable
-from backprop_tui.screens.dataset.search import Known
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
 from backprop_tui.screens.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
@@ -64,7 +63,7 @@ class DataScreen(BaseScreen):
         self.opening = OpeningPane(self.tasks, id="welcome")
         self._report, self._statistics = TextView(id="report"), TextView(id="statistics")
         self.findings = FindingsPane(self.tasks, id="problems")
-        self.table = RowTable(self.tasks, Known(self.findings.lines_of, self.chosen), id="rows")
+        self.table = RowTable(self.tasks, self.findings.lines_of, self.chosen, id="rows")
         self.detail = RowView(self.chosen, self.findings.of_line, self.table.marked, self.tasks, id="detail")
         self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
         self.scores = ScoresPane(self.chosen, self.tasks, id="scores")
@@ -259,7 +258,7 @@ class DataScreen(BaseScreen):
             self.show_pane("detail")
             return
         self.detail.next_view()
-        if self.detail.as_tokens:
+        if VIEWS[self.detail.view] == "tokens":
             self.chosen.need_tokenizer()
         self.show_detail(again=True)
 
@@ -362,7 +361,8 @@ class DataScreen(BaseScreen):
 
     def action_problems(self) -> None:
         """The list of findings; a check is started where there was none."""
-        self.findings.need_check(self.file)
+        if self.findings.found is None and not self.tasks.goes_on("check"):
+            self.findings.check(self.file)
         self.show_pane("problems")
 
     def action_lengths(self) -> None:

@@ -181,13 +181,9 @@ def divide(
         others = _held_out_rows_of(file, config, read, emit)
         both = set(_token_keys(rows)) & set(_token_keys(others))
         if both:
-            emit(
-                events.Warning(
-                    code="HELD_OUT_OVERLAP",
-                    message=f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that",
-                    hint="`backprop validate --held-out` lists them",
-                )
-            )
+            message = f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that"
+            hint = "`backprop validate --held-out` lists them"
+            emit(events.Warning(code="HELD_OUT_OVERLAP", message=message, hint=hint))
         return Subset(rows, range(len(rows))), Subset(others, range(len(others)))
     keys = _token_keys(rows) if split.by_tokens else [content.tobytes() for content in rows.contents]
     if held_out == "none":

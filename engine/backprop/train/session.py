@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -117,14 +118,12 @@ class Session:
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
         if unlearned := models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat):
-            emit(
-                events.Warning(
-                    code="TOKENS_UNTRAINED",
-                    message=f"the model never learned {', '.join(unlearned)}, which the rows are written with: the "
-                    "embeddings are empty, and adapters do not change them",
-                    hint="use the instruct version of the model, or a chat template without these tokens",
-                )
+            message = (
+                f"the model never learned {', '.join(unlearned)}, which the rows are written with: the embeddings "
             )
+            message += "are empty, and adapters do not change them"
+            hint = "use the instruct version of the model, or a chat template without these tokens"
+            emit(events.Warning(code="TOKENS_UNTRAINED", message=message, hint=hint))
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if start.checkpoint:
             notes = require_same_identity(
@@ -143,26 +142,18 @@ class Session:
             for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
             if len(self.evaluated) < len(self.held_out):
-                emit(
-                    events.Warning(
-                        code="HELD_OUT_IN_PART",
-                        message=f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: "
-                        f"all of them are more than the run's {self.schedule.steps} steps train",
-                    )
-                )
+                message = f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: all of them are "
+                message += f"more than the run's {self.schedule.steps} steps train"
+                emit(events.Warning(code="HELD_OUT_IN_PART", message=message))
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
     def choose(self, config: RunConfig, path: Path) -> RunConfig:
         """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons."""
         schedule = self.schedule
+        rows, held_out, rows_per_step = len(self.trained), len(self.evaluated), schedule.rows_per_step
         chosen = rules.for_rows(
-            config,
-            path,
-            rows=len(self.trained),
-            held_out=len(self.evaluated),
-            rows_per_step=schedule.rows_per_step,
-            steps=schedule.steps,
+            config, path, rows=rows, held_out=held_out, rows_per_step=rows_per_step, steps=schedule.steps
         )
         if chosen.reasons:
             values = msgspec.to_builtins(chosen.config)
@@ -220,10 +211,7 @@ class Session:
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
             callbacks.require_place(steps)
-
-            def finish() -> None:
-                saver.finish(steps, "final" if steering.stop is None else "stopped")
-
+            finish = partial(saver.finish, steps, "final" if steering.stop is None else "stopped")
             finish()
             shutil.rmtree(self.directory.origin, ignore_errors=True)
             result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
@@ -301,14 +289,10 @@ class Session:
             return last
         load_weights(best.path, self.loaded.model)
         self._save_adapter(self.directory.adapter, best.step)
-        self.emit(
-            events.Warning(
-                code="RESULT_IS_BEST",
-                message=f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
-                f"({best.val_loss:.4f}): {self.directory.adapter}",
-                hint=f"that of the last step, {last}, is kept in {self.directory.last_adapter}",
-            )
-        )
+        message = f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
+        message += f"({best.val_loss:.4f}): {self.directory.adapter}"
+        hint = f"that of the last step, {last}, is kept in {self.directory.last_adapter}"
+        self.emit(events.Warning(code="RESULT_IS_BEST", message=message, hint=hint))
         return best.step
 
     def _save_adapter(self, target: Path, step: int) -> bool:
@@ -351,14 +335,8 @@ class Session:
         """
         for prompt in self.config.sample_prompts:
             ended = self.steering.look if self.control.stepping or not tuned else None
-            text = generate(
-                self.loaded.model,
-                self.loaded.chat,
-                prompt,
-                self.config.sample_tokens,
-                stop_when=ended,
-                as_text=self.as_text,
-            )
+            model, chat, most = self.loaded.model, self.loaded.chat, self.config.sample_tokens
+            text = generate(model, chat, prompt, most, stop_when=ended, as_text=self.as_text)
             if ended and ended():
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
@@ -406,29 +384,17 @@ def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -
     """
     found = []
     if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
-        found.append(
-            events.Warning(
-                code="WARMUP_TOO_LONG",
-                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
-                hint="fewer --warmup-steps, or more steps",
-            )
-        )
+        message = f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end"
+        hint = "fewer --warmup-steps, or more steps"
+        found.append(events.Warning(code="WARMUP_TOO_LONG", message=message, hint=hint))
     if not held_out and config.held_out not in ("auto", "none"):
-        found.append(
-            events.Warning(
-                code="NO_HELD_OUT_ROWS",
-                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
-                hint="add rows, or name a file of others",
-            )
-        )
+        message = f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none"
+        hint = "add rows, or name a file of others"
+        found.append(events.Warning(code="NO_HELD_OUT_ROWS", message=message, hint=hint))
     if not held_out and config.early_stopping is not None:
-        found.append(
-            events.Warning(
-                code="EARLY_STOPPING_OFF",
-                message="the run will not stop early: no rows are held out to measure it by",
-                hint="hold rows out with --held-out",
-            )
-        )
+        message = "the run will not stop early: no rows are held out to measure it by"
+        hint = "hold rows out with --held-out"
+        found.append(events.Warning(code="EARLY_STOPPING_OFF", message=message, hint=hint))
     return found
 
 
@@ -436,9 +402,6 @@ def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> 
     """What a new end does to the learning rate."""
     old = checkpoint.manifest.identity["config"]["steps"]
     rate = (config.learning_rate or 0.0) * schedule.factor(checkpoint.step)
-    return events.Warning(
-        code="SCHEDULE_CHANGED",
-        message=f"new end: {schedule.steps} steps"
-        + (f" instead of {old}" if old else "")
-        + f"; the learning rate goes on at {rate:.2e} on a {config.scheduler} curve to there",
-    )
+    message = f"new end: {schedule.steps} steps" + (f" instead of {old}" if old else "")
+    message += f"; the learning rate goes on at {rate:.2e} on a {config.scheduler} curve to there"
+    return events.Warning(code="SCHEDULE_CHANGED", message=message)
