@@ -12,7 +12,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.formats import file_format
 from backprop.data.reader import open_source
 from backprop.data.truncate import CountedLengths, count_lengths
-from backprop.runs.pace import Pace, pace
+from backprop.runs.measured import Pace, pace
 
 from backprop_tui.screens.tasks import Task, Tasks
 

@@ -1,18 +1,24 @@
-"""What runs really took of a card's memory, for the next one of the same shape."""
+"""What runs really took of a card's memory and of time: from it is known ahead what the next one will take."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
+from backprop.core.errors import BackpropError
 from backprop.core.events import BATCH_SETTLED, BatchHalved
 from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState, read_run
 
 MOST = 20
 """Runs of a model that are looked at, the newest first."""
+LEAST_STEPS = 3
+"""Runs of fewer steps say nothing of the pace."""
+LOOKED_AT = 5
+"""Runs that are read at most."""
 
 
 class Measured(Struct, frozen=True):
@@ -48,3 +54,29 @@ def peak_of(state: RunState) -> Measured | None:
         state.run_id,
         state.dataset.longest if state.dataset else 0,
     )
+
+
+class Pace(Struct, frozen=True):
+    """Tokens a second over the steps of run ``run_id``, evaluations and checkpoints not counted."""
+
+    tokens_per_second: float
+    run_id: str
+
+
+def pace(model: str) -> Pace | None:
+    """The pace of the newest run that trained ``model`` on this machine; ``None`` where there is none.
+
+    Args:
+        model: as in a located configuration.
+    """
+    with RunIndex() as index:
+        alike = [run for run in index.summaries() if run.model == model and run.steps >= LEAST_STEPS]
+    for run in sorted(alike, key=lambda run: -run.started_at)[:LOOKED_AT]:
+        try:
+            state = read_run(Path(run.path))
+        except (BackpropError, OSError):
+            continue
+        seconds = sum(state.curves.seconds)
+        if state.environment.get("host") == os.uname().nodename and seconds and state.tokens_seen:
+            return Pace(state.tokens_seen / seconds, run.run_id)
+    return None

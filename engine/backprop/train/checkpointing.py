@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,53 +22,38 @@ from backprop.runs.retention import Candidate, CheckpointPolicy, chosen
 from backprop.train.checkpoint import Snapshot, trained_parameters
 
 
+@dataclass(eq=False)
 class Saver:
     """Save a run's checkpoints by time, by steps, by held-out loss and on request, one at a time.
 
     A save that comes due while an earlier one is still being written is put off to the first step after it, for each
     holds a copy of the state; one that was asked for waits. A save that fails is emitted, never raised: training goes
     on, and earlier checkpoints stand.
-
-    Args:
-        store: the run's checkpoints.
-        emit: takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writing thread.
-        snapshot: copies the state as it is (``trainer.StepLoop.snapshot``).
-        identity: what the checkpoints depend on (``resume.identity``).
-        every_steps, every_minutes: how often; ``None`` is never.
-        policy: what is kept.
-        in_use: steps that are never pruned, such as the one resumed from.
-        clock: seconds that never go backwards.
     """
 
-    def __init__(
-        self,
-        store: CheckpointStore,
-        emit: Callable[[Event], None],
-        snapshot: Callable[[], Snapshot],
-        identity: dict[str, Any],
-        *,
-        every_steps: int | None = None,
-        every_minutes: float | None = None,
-        policy: CheckpointPolicy,
-        in_use: Iterable[int] = (),
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._emit = emit
-        self._snapshot = snapshot
-        self._identity = identity
-        self._every_steps = every_steps
-        self._every_seconds = every_minutes * 60 if every_minutes else None
-        self._policy = policy
-        self._in_use = frozenset(in_use)
-        self._clock = clock
-        self._last_time = clock()
-        self._last_step: int | None = None
-        self._saved_step: int | None = None
-        self._due = ""
-        self._losses = [checkpoint.val_loss for checkpoint in store.checkpoints() if checkpoint.val_loss is not None]
-        self._thread: threading.Thread | None = None
-        self._unreported: Exception | None = None
+    store: CheckpointStore
+    emit: Callable[[Event], None]
+    """Takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writing thread."""
+    snapshot: Callable[[], Snapshot]
+    """Copies the state as it is (``trainer.StepLoop.snapshot``)."""
+    identity: dict[str, Any]
+    """What the checkpoints depend on (``resume.identity``)."""
+    every_steps: int | None = None
+    every_minutes: float | None = None
+    policy: CheckpointPolicy = field(kw_only=True)
+    in_use: Iterable[int] = ()
+    """Steps that are never pruned, such as the one resumed from."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds that never go backwards."""
+    _last_step: int | None = None
+    _saved_step: int | None = None
+    _due: str = ""
+    _thread: threading.Thread | None = None
+    _unreported: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self._last_time = self.clock()
+        self._losses = [each.val_loss for each in self.store.checkpoints() if each.val_loss is not None]
 
     def require_space(self, model: torch.nn.Module) -> None:
         """Before the first step: check that the disk has room for a checkpoint of ``model``.
@@ -75,21 +61,21 @@ class Saver:
         Raises:
             CheckpointError: it has not (``RUNTIME_DISK_FULL``), or the directory cannot be written.
         """
-        earlier = self._store.checkpoints()
-        self._store.require_space(earlier[-1].bytes if earlier else expected_bytes(model))
+        earlier = self.store.checkpoints()
+        self.store.require_space(earlier[-1].bytes if earlier else expected_bytes(model))
 
     def after_step(self, step: int) -> None:
         """Save if time or steps say so and nothing is being written."""
-        if self._every_steps and step % self._every_steps == 0:
+        if self.every_steps and step % self.every_steps == 0:
             self._due = "steps"
-        elif self._every_seconds and self._clock() - self._last_time >= self._every_seconds:
+        elif self.every_minutes and self.clock() - self._last_time >= 60 * self.every_minutes:
             self._due = self._due or "time"
         if self._due and not self.writing:
             self.save(step, self._due)
 
     def after_evaluation(self, step: int, val_loss: float) -> None:
         """Save if the policy would keep a checkpoint for this held-out loss. Call it before ``after_step``."""
-        best = CheckpointPolicy(keep_best_n=self._policy.keep_best_n, keep_final=False)
+        best = CheckpointPolicy(keep_best_n=self.policy.keep_best_n, keep_final=False)
         self._losses.append(val_loss)
         if len(self._losses) - 1 in chosen(best, [Candidate(loss) for loss in self._losses]):
             self.save(step, "evaluated", val_loss=val_loss)
@@ -102,7 +88,7 @@ class Saver:
         began = time.perf_counter()
         self.wait()
         try:
-            snapshot = self._snapshot()
+            snapshot = self.snapshot()
         except CheckpointError as error:
             self._failed(step, error)
         except (MemoryError, RuntimeError) as error:
@@ -111,7 +97,7 @@ class Saver:
             self.write(snapshot, reason, time.perf_counter() - began, val_loss)
             self._last_step = step
         # After a failure too: the next try comes after the usual time.
-        self._last_time = self._clock()
+        self._last_time = self.clock()
 
     def finish(self, step: int, reason: str) -> None:
         """The last save of a run: made unless this step is on disk already. Waits until it is."""
@@ -124,7 +110,7 @@ class Saver:
     def move(self, directory: Path) -> None:
         """Save in ``directory`` from here on: the run's was moved."""
         self.wait()
-        self._store.directory = directory
+        self.store.directory = directory
 
     def write(self, snapshot: Snapshot, reason: str, blocked: float = 0.0, val_loss: float | None = None) -> None:
         """Write ``snapshot`` in a thread; waits while an earlier one is being written.
@@ -173,16 +159,16 @@ class Saver:
 
     def _write(self, snapshot: Snapshot, reason: str, blocked: float, val_loss: float | None) -> None:
         began = time.monotonic()
-        saved = self._store.save(
+        saved = self.store.save(
             snapshot.step,
             snapshot.write,
             needed=snapshot.bytes,
             reason=reason,
-            identity=self._identity,
+            identity=self.identity,
             val_loss=val_loss,
         )
         self._saved_step = saved.step
-        self._emit(
+        self.emit(
             CheckpointSaved(
                 step=saved.step,
                 path=str(saved.path),
@@ -193,15 +179,15 @@ class Saver:
             )
         )
         try:
-            pruned = self._store.prune(self._policy, in_use=self._in_use)
+            pruned = self.store.prune(self.policy, in_use=self.in_use)
         except CheckpointError as error:
-            self._emit(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
+            self.emit(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
             return
         for gone in pruned:
-            self._emit(CheckpointPruned(path=str(gone.path), step=gone.step))
+            self.emit(CheckpointPruned(path=str(gone.path), step=gone.step))
 
     def _failed(self, step: int, error: BackpropError) -> None:
-        self._emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))
+        self.emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))
 
 
 def expected_bytes(model: torch.nn.Module) -> int:
