@@ -43,7 +43,7 @@ class Change(Struct, frozen=True):
         if self.columns is not None:
             array = array[..., self.columns]
         if self.negative_exponent:
-            array = -np.exp(array)
+            array = (-np.exp(array.astype(np.float64))).astype(np.float32)
         return array + np.float32(self.add) if self.add else array
 
 
