@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
 from backprop.core.files import read_json, sha256
@@ -164,9 +164,7 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
     """The weights of a checkpoint as PEFT's files, in ``scratch``."""
     from peft import LoraConfig
 
-    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).of_step(step)
-    if checkpoint is None:
-        raise InputError(f"run {run.run_id} has no good checkpoint of step {step}")
+    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).require_step(step)
     tensors = {name.replace(".default", ""): value for name, value in load_file(checkpoint.path / WEIGHTS).items()}
     settings = checkpoint.manifest.identity.get("config", {})
     modules = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
