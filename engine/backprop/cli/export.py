@@ -13,13 +13,14 @@ from backprop.cli.complete import files_and, presets, run_ids
 from backprop.cli.data_options import ProgressLine
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, RunError
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError
 from backprop.core.events import Warning  # noqa: A004
 from backprop.core.exports import FORMATS, PRECISIONS, TUNING_KEPT_LEAST
 from backprop.core.jobs import Exported, ExportRequest, JobProgress
 from backprop.core.locate import locate_model
 from backprop.core.paths import expand
 from backprop.runs.describe import bytes_text, describe
+from backprop.runs.directory import is_run
 from backprop.runs.engine_jobs import export_model
 
 
@@ -51,7 +52,7 @@ def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: An
     Example: backprop export 3fa2 --format gguf --quantization q4_k_m
     """
     request = ExportRequest(
-        source=str(_source(run)),
+        source=str(find_source(run)),
         answers=not no_answers,
         **{
             **asked,
@@ -64,22 +65,20 @@ def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: An
     return EXIT_PARTIAL if is_lost(done) else EXIT_OK
 
 
-def _source(named: str) -> Path:
-    """The directory that is meant: of a run, or with a model.
+def find_source(named: str) -> Path:
+    """The directory that is meant: a folder with a model, an adapter or a run, else the run of this id.
 
     Raises:
-        RunError: no run has such an id, and no folder is called so.
+        RunError: there is none.
+        InputError: it is a file.
     """
     folder = Path(named).expanduser()
-    try:
-        return find_run(named)
-    except RunError as error:
-        if folder.is_dir():
-            return folder.absolute()
-        if folder.is_file():
-            hint = "name the folder that it is in" if folder.suffix != ".gguf" else "a GGUF file is an export already"
-            raise InputError(f"{folder} is a file, no run and no folder with a model", hint=hint) from error
-        raise
+    if is_run(folder) or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return folder.absolute()
+    if folder.is_file():
+        hint = "a GGUF file is an export already" if folder.suffix == ".gguf" else "name the folder that it is in"
+        raise InputError(f"{folder} is a file, no run and no folder with a model", hint=hint)
+    return find_run(named)
 
 
 def run_export(request: ExportRequest) -> Exported:
