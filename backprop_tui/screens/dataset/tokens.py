@@ -9,6 +9,7 @@ from backprop.core.errors import ModelLoadError
 from backprop.core.models import find_tokenizer
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.core.resolve import resolve
+from backprop.core.rules import USUAL_LENGTH
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
@@ -39,7 +40,8 @@ class Chosen:
         self._tasks, self._then = tasks, then
         usual = resolve({}, kind="screen").values
         self.model: str = usual["model"]
-        self.limit: int = usual["max_seq_length"]
+        limit = usual["max_seq_length"]
+        self.limit: int = USUAL_LENGTH if limit == "auto" else limit
         self._usual = {"model": self.model, "max_seq_length": self.limit}
         self.tokenizer: ChatTokenizer | None = None
         self.why_none: ModelLoadError | None = None

@@ -85,6 +85,8 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
         shapes[size] = msgspec.structs.replace(shape, batch_size=size)
         needed = estimate.estimate(known, shapes[size]).total
         same = msgspec.to_builtins(shapes[size]) | {"target_modules": list(shape.target_modules)}
+        if config.max_seq_length == "auto":  # as it came from the data of that run
+            del same["max_seq_length"]
         row: dict[str, Any] = {"batch_size": size, "bytes": needed}
         row["fits"] = None if memory.bytes is None else needed <= memory.bytes
         row["measured"] = next((peak for config, peak in peaks if same.items() <= config.items()), None)

@@ -106,7 +106,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "rows per forward pass",
             common=True,
             unit="rows",
-            rule="1, 2 or 4, as is estimated to fit; on a GPU then measured",
+            rule="as many as are estimated to fit, 16 at most; on a GPU then measured",
         ),
     ] = "auto"
     gradient_accumulation: Annotated[
@@ -136,7 +136,16 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = "auto"
     weight_decay: Annotated[float, Meta(ge=0, le=1), _is("training", "AdamW weight decay")] = 0.0
     max_grad_norm: Annotated[float, Meta(gt=0), _is("training", "gradients are clipped to this norm")] = 1.0
-    max_seq_length: Annotated[int, Meta(ge=16), _is("data", "longest row in tokens", common=True, unit="tokens")] = 2048
+    max_seq_length: Annotated[
+        Annotated[int, Meta(ge=16)] | Literal["auto"],
+        _is(
+            "data",
+            "longest row in tokens",
+            common=True,
+            unit="tokens",
+            rule="from the data: 99 % of the rows whole, no answer lost, as far as model and memory go",
+        ),
+    ] = "auto"
     train_on_responses: Annotated[bool, _is("data", "loss on the assistant's turns alone")] = True
     packing: Annotated[bool, _is("data", "several rows share one sequence, kept apart by a block mask")] = True
     gradient_checkpointing: Annotated[

@@ -7,6 +7,7 @@ Two bytes are a number in bf16, four one in float32.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Literal
 
 from msgspec import Struct
@@ -40,6 +41,10 @@ PIECE_BYTES = 256 * 2**20
 """Float32 logits that the loss has at once; three times as much is alive in the backward pass."""
 CUDA_TOKEN_BUDGET = 8192
 """Tokens of a packed micro-batch on a card."""
+CPU_TOKEN_BUDGET = 512
+"""The same on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
+_LENGTHS = range(64, 2**15 + 1, 64)
+"""Limits on the length of rows that are looked at, in tokens."""
 MOST_FULL = 4_300_000_000
 """Parameters of the largest model that is fine-tuned in full: those that are called 4B."""
 ROOMY = 40 * 2**30
@@ -71,7 +76,7 @@ class Shape(Struct, frozen=True, kw_only=True):
         return cls(
             mode=mode or ("lora" if config.mode == "auto" else config.mode),
             batch_size=1 if config.batch_size == "auto" else config.batch_size,
-            max_seq_length=config.max_seq_length,
+            max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
             lora_r=adapter["lora_r"],
@@ -180,10 +185,28 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     return list(found.values())
 
 
-def first_batch_size(config: RunConfig, free: int) -> int:
-    """Rows of a forward pass that a run begins with: the most of 1, 2 and 4 that are estimated to fit.
+def first_batch_size(config: RunConfig, free: int, rows_per_step: int = rules.ROWS_PER_STEP) -> int:
+    """Rows of a forward pass that a run begins with: a power of two that divides ``rows_per_step``, 16 at most.
 
-    For a model that is not on this machine yet it is the card's size that decides.
+    On a card the most that are estimated to fit, and for a model that is not on this machine yet what its size says; on
+    a CPU as many as fill a packed pass.
+
+    Args:
+        free: bytes of the card; 0 on a CPU.
+    """
+    sizes = [size for size in (1, 2, 4, 8, 16) if rows_per_step % size == 0]
+    shape = Shape.of(config, memory=free)
+    if not free:
+        return next((size for size in sizes if size * shape.max_seq_length >= CPU_TOKEN_BUDGET), sizes[-1])
+    try:
+        model = find_architecture(config.model)
+    except ModelLoadError:
+        return min(sizes[-1], 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1)
+    return max((each for each in sizes if estimate(model, replace(shape, batch_size=each)).total <= free), default=1)
+
+
+def longest_rows(config: RunConfig, free: int) -> int:
+    """Tokens of a row that a card takes, one row at a time; the usual limit where that cannot be told.
 
     Args:
         free: bytes of the card; 0 on a CPU.
@@ -191,10 +214,12 @@ def first_batch_size(config: RunConfig, free: int) -> int:
     try:
         model = find_architecture(config.model)
     except ModelLoadError:
-        return 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1
-    shape = Shape.of(config, memory=free)
-    sizes = [replace(shape, batch_size=size) for size in (2, 4)]
-    return max((each.batch_size for each in sizes if estimate(model, each).total <= free), default=1)
+        return rules.USUAL_LENGTH
+    shape = replace(Shape.of(config, memory=free), batch_size=1)
+    fitting = bisect_right(
+        _LENGTHS, free, key=lambda tokens: estimate(model, replace(shape, max_seq_length=tokens)).total
+    )
+    return _LENGTHS[fitting - 1] if fitting else rules.USUAL_LENGTH
 
 
 def _is_setting(name: str, value: object) -> bool:

@@ -107,10 +107,11 @@ class Session:
             config, path, emit, self.steering.look, split=start.split, now=start.now
         )
         self.as_text = on_texts(rows.summary)
+        config, reasons = models.for_lengths(config, rows.summary, open_batch=start.open_batch)
 
         self.schedule = Schedule.of(config, len(self.trained))
         self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
-        config = self.config = self.choose(config, path)
+        config = self.config = self.choose(config, path, reasons)
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit, start.now)
@@ -153,8 +154,12 @@ class Session:
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
-    def choose(self, config: RunConfig, path: Path) -> RunConfig:
-        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons."""
+    def choose(self, config: RunConfig, path: Path, reasons: dict[str, str]) -> RunConfig:
+        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons.
+
+        Args:
+            reasons: of what the rows' lengths have decided about in ``config``.
+        """
         schedule = self.schedule
         chosen = rules.for_rows(
             config,
@@ -164,10 +169,9 @@ class Session:
             rows_per_step=schedule.rows_per_step,
             steps=schedule.steps,
         )
-        if chosen.reasons:
+        if reasons := reasons | chosen.reasons:
             values = msgspec.to_builtins(chosen.config)
-            values = {name: values[name] for name in chosen.reasons}
-            self.emit(events.SettingsChosen(values=values, reasons=chosen.reasons))
+            self.emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
         return chosen.config
 
     def train(self, guard: Guard) -> tuple[int, int]:
