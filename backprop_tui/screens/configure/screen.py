@@ -190,8 +190,7 @@ class ConfigureScreen(BaseScreen):
         if counted is not None:
             found.data, found.whole = f"{found.data}, {rows_of(counted.rows)}", counted.whole
         if planned is not None and (pace := self.counting.pace) is not None:
-            found.seconds = planned.tokens / pace.tokens_per_second
-            found.pace = f"as fast as run {pace.run_id}"
+            found.takes, found.pace = pace.takes(planned.tokens), pace.source
         return found
 
     def _memory(self) -> MemoryOutlook | None:

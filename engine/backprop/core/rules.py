@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from backprop.core import events
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS, TRAINING_PRESETS
 from backprop.core.settings import RunConfig
 
@@ -35,6 +36,9 @@ _SHORT_RUN = 100
 _EVALUATIONS = 10
 _SHARE = 0.1
 """Evaluating takes at most this share of a run's time."""
+SAVE_MINUTES = 10.0
+SAVING_SHARE = 0.05
+"""Checkpoints that come by time take at most this share of it."""
 _FORWARD = 1 / 3
 """Time of a row that is only evaluated, as a share of one that is trained."""
 
@@ -149,3 +153,37 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
         msgspec.structs.replace(config, **{name: value for name, (value, _) in values.items()}),
         {name: why for name, (_, why) in values.items()},
     )
+
+
+def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
+    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
+
+    Args:
+        trained, held_out: rows.
+    """
+    found = []
+    if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
+        found.append(
+            events.Warning(
+                code="WARMUP_TOO_LONG",
+                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
+                hint="fewer --warmup-steps, or more steps",
+            )
+        )
+    if not held_out and config.held_out not in ("auto", "none"):
+        found.append(
+            events.Warning(
+                code="NO_HELD_OUT_ROWS",
+                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
+                hint="add rows, or name a file of others",
+            )
+        )
+    if not held_out and config.early_stopping is not None:
+        found.append(
+            events.Warning(
+                code="EARLY_STOPPING_OFF",
+                message="the run will not stop early: no rows are held out to measure it by",
+                hint="hold rows out with --held-out",
+            )
+        )
+    return found

@@ -201,7 +201,15 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     save_steps: Annotated[
         _Positive | None, _is("checkpoints", "steps between checkpoints, beside those by time", unit="steps")
     ] = None
-    save_minutes: Annotated[float, Meta(gt=0), _is("checkpoints", "minutes between checkpoints", unit="minutes")] = 10.0
+    save_minutes: Annotated[
+        _AboveZero | Literal["auto"],
+        _is(
+            "checkpoints",
+            "minutes between checkpoints",
+            unit="minutes",
+            rule="10, more where a save was measured to take over a twentieth of that",
+        ),
+    ] = "auto"
     keep_best: Annotated[
         int, Meta(ge=1), _is("checkpoints", "checkpoints kept for their held-out loss, beside the newest")
     ] = 3

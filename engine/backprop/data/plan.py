@@ -127,6 +127,7 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
         )
     if planned.passes > MANY_PASSES:
         found.append(f"each row is seen {planned.passes:.0f} times: it is learned by heart rather than from")
+    found += [each.message for each in rules.without_effect(config, schedule.steps, planned.rows, planned.held_out)]
     if planned.passes < 1 and config.steps is not None:
         found.append(f"only {100 * planned.passes:.0f} % of the rows are seen in {schedule.steps} steps")
     return found

@@ -54,7 +54,10 @@ def plan(config: RunConfig, send: Send) -> None:
             steps_per_epoch=schedule.steps_per_epoch,
             rows_per_step=schedule.rows_per_step,
             warmup_steps=schedule.warmup_steps,
-            notes=[*rows.summary.notes, *notes],
+            notes=[
+                *(*rows.summary.notes, *notes),
+                *(each.message for each in rules.without_effect(final, schedule.steps, len(trained), len(held_out))),
+            ],
         )
     )
 

@@ -141,7 +141,7 @@ class Session:
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
-            for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
+            for note in rules.without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
             if len(self.evaluated) < len(self.held_out):
                 emit(
@@ -400,40 +400,6 @@ def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subs
         return held_out
     tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
     return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
-
-
-def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
-    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
-
-    Args:
-        trained, held_out: rows.
-    """
-    found = []
-    if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
-        found.append(
-            events.Warning(
-                code="WARMUP_TOO_LONG",
-                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
-                hint="fewer --warmup-steps, or more steps",
-            )
-        )
-    if not held_out and config.held_out not in ("auto", "none"):
-        found.append(
-            events.Warning(
-                code="NO_HELD_OUT_ROWS",
-                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
-                hint="add rows, or name a file of others",
-            )
-        )
-    if not held_out and config.early_stopping is not None:
-        found.append(
-            events.Warning(
-                code="EARLY_STOPPING_OFF",
-                message="the run will not stop early: no rows are held out to measure it by",
-                hint="hold rows out with --held-out",
-            )
-        )
-    return found
 
 
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:
