@@ -126,9 +126,8 @@ def _duration(model: str, plan: dict[str, Any] | None) -> dict[str, Any] | None:
     known = pace(model) if plan is not None else None
     if plan is None or known is None:
         return None
-    tokens = plan["steps"] * plan["rows_per_step"] * plan["data"]["tokens"] / max(1, plan["rows"] + plan["held_out"])
-    words = f"{known.takes(tokens)}, {known.source}"
-    return {"seconds": tokens / known.tokens_per_second, "run_id": known.run_id, "words": words}
+    words = f"{known.takes(plan['tokens'])}, {known.source}"
+    return {"seconds": plan["tokens"] / known.tokens_per_second, "run_id": known.run_id, "words": words}
 
 
 def _memory(config: RunConfig) -> dict[str, Any] | None:

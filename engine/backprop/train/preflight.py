@@ -54,6 +54,7 @@ def plan(config: RunConfig, send: Send) -> None:
             steps_per_epoch=schedule.steps_per_epoch,
             rows_per_step=schedule.rows_per_step,
             warmup_steps=schedule.warmup_steps,
+            tokens=round(schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())),
             notes=[
                 *(*rows.summary.notes, *notes),
                 *(each.message for each in rules.without_effect(final, schedule.steps, len(trained), len(held_out))),
