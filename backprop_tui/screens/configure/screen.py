@@ -32,7 +32,7 @@ from backprop_tui.screens.configure.about import About, Outlook
 from backprop_tui.screens.configure.counting import Counting
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
-from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of
+from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of, size_of
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dialogs import Answer, Question
 from backprop_tui.screens.tasks import Delivered, Failed, Tasks
@@ -202,7 +202,7 @@ class ConfigureScreen(BaseScreen):
         config = self.config if planned is None else planned.chosen
         if config.batch_size == "auto":
             config = msgspec.structs.replace(config, batch_size=first_batch_size(config, self._free()))
-        return memory_of(config, card)
+        return memory_of(config, card, self.counting.peaks)
 
     def _free(self) -> int:
         """Bytes that are free on the card that the run would use; 0 where it would use none."""
@@ -316,11 +316,9 @@ class ConfigureScreen(BaseScreen):
         self.set(setting.name, text or None)
 
     def _choose_model(self) -> None:
-        choices = [
-            Choice(name, name, f"{preset.licence} · {preset.vram} · {preset.remark}")
-            for name, preset in MODEL_PRESETS.items()
-        ]
-        choices += [Choice(name, name, where) for name, where in known_models()]
+        known = [(name, f"{each.licence} · {each.vram} · {each.remark}") for name, each in MODEL_PRESETS.items()]
+        known += known_models()
+        choices = [Choice(name, name, " · ".join(filter(None, (size_of(name), words)))) for name, words in known]
         other = "a Hugging Face name, a directory, or words to narrow the list"
         self.app.push_screen(Chooser("model", choices, other=other), partial(self._take_choice, "model"))
 

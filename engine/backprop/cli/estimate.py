@@ -18,8 +18,7 @@ from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.hardware import devices, estimate
 from backprop.hardware.estimate import CUDA_TOKEN_BUDGET, Mode, Shape
-from backprop.runs.describe import moment
-from backprop.runs.measured import Measured, measured_peaks
+from backprop.runs.measured import measured_peaks, of_shape
 
 BATCHES = (1, 2, 4, 8, 16)
 SETTINGS = (
@@ -84,12 +83,9 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
     for size in sorted({*BATCHES, *([asked] if asked else [])}):
         shapes[size] = msgspec.structs.replace(shape, batch_size=size)
         needed = estimate.estimate(known, shapes[size]).total
-        same = msgspec.to_builtins(shapes[size]) | {"target_modules": list(shape.target_modules)}
-        if config.max_seq_length == "auto":  # as it came from the data of that run
-            del same["max_seq_length"]
         row: dict[str, Any] = {"batch_size": size, "bytes": needed}
         row["fits"] = None if memory.bytes is None else needed <= memory.bytes
-        row["measured"] = next((peak for config, peak in peaks if same.items() <= config.items()), None)
+        row["measured"] = of_shape(peaks, shapes[size].settings(config))
         rows.append(row)
     fitting = [row["batch_size"] for row in rows if row["fits"]]
     chosen = shapes[asked or max(fitting, default=1)]
@@ -137,7 +133,8 @@ def _show(answer: dict[str, Any]) -> None:
     output.line()
     words = {True: "yes", False: "no", None: ""}
     cells = [
-        [str(row["batch_size"]), gib(row["bytes"]), words[row["fits"]], _of(row["measured"])] for row in answer["rows"]
+        [str(row["batch_size"]), gib(row["bytes"]), words[row["fits"]], str(row["measured"] or "")]
+        for row in answer["rows"]
     ]
     output.table(["batch", "needs", "fits", "measured"], cells, right=frozenset({0, 1}))
     output.line()
@@ -153,9 +150,3 @@ def _show(answer: dict[str, Any]) -> None:
     output.line()
     for note in answer["notes"]:
         output.line(note)
-
-
-def _of(found: Measured | None) -> str:
-    if found is None:
-        return ""
-    return f"{gib(found.bytes)} on {moment(found.date)[:10]} on {found.card}, rows up to {found.longest}"

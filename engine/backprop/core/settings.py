@@ -143,7 +143,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "longest row in tokens",
             common=True,
             unit="tokens",
-            rule="from the data: 99 % of the rows whole, no answer lost, as far as model and memory go",
+            rule="from the data: 99 % of rows whole, no answer lost, if it fits",
         ),
     ] = "auto"
     train_on_responses: Annotated[bool, _is("data", "loss on the assistant's turns alone")] = True

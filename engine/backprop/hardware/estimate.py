@@ -8,9 +8,9 @@ Two bytes are a number in bf16, four one in float32.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from backprop.core import rules
@@ -83,6 +83,13 @@ class Shape(Struct, frozen=True, kw_only=True):
             lora_dropout=adapter["lora_dropout"],
             target_modules=tuple(adapter["target_modules"]),
         )
+
+    def settings(self, config: RunConfig) -> dict[str, Any]:
+        """The same as plain settings of a run, to be found again; a length that is left to the data is none of them."""
+        found = {**to_builtins(self), "target_modules": list(self.target_modules)}
+        if config.max_seq_length == "auto":
+            del found["max_seq_length"]
+        return found
 
 
 class Parts(Struct, frozen=True):
