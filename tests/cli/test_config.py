@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from backprop.cli.main import main
+from backprop.cli.main import backprop, main
 from backprop.core.definition import Setting, all_settings, settings
 from backprop.core.saved_settings import path_of
 from backprop.core.settings_sources import settings_file
@@ -63,6 +64,26 @@ def test_help_config_and_variables_say_of_every_setting_what_the_definition_says
         if " ".join(text.split()) not in references[where]
     ]
     assert missing == []
+
+
+def commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
+    with click.Context(group) as context:
+        known = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    found = [path]
+    for name, command in known.items():
+        found += commands(command, *path, name) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(backprop), ids=" ".join)
+def test_every_command_has_its_help_by_both_names(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert [said([*words, flag], capsys) for flag in ("-h", "--help")] == 2 * [said([*words, "--help"], capsys)]
+
+
+def test_lists_and_objects_are_shown_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"mapping": '{"output": "réply"}', "target_modules": '["q_proj", "v_proj"]'}.items():
+        said(["config", "set", name, text], capsys)
+        assert said(["config", "get", name], capsys) == text
 
 
 def test_common_settings_are_first_in_help(references: dict[str, str]) -> None:

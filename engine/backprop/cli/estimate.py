@@ -12,8 +12,8 @@ from backprop.cli import options, output
 from backprop.cli.options import json_and_verbose
 from backprop.core.architecture import Architecture
 from backprop.core.definition import settings
-from backprop.core.models import find_architecture
-from backprop.core.presets import DEFAULT_MODEL
+from backprop.core.models import find_architecture, repository_of
+from backprop.core.presets import DEFAULT_MODEL, MODEL_PRESETS
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.hardware import devices, estimate
@@ -54,7 +54,11 @@ def estimate_vram(
     config = found.config()
     model = DEFAULT_MODEL if found.origins["model"].kind == "default" else config.model
     memory = Memory(int(vram * 2**30), f"a card of {vram:g} GB") if vram else card_memory()
-    output.answer(find_answer(model, config, memory, mode), as_json, _show)
+    with options.named_model():
+        repository_of(model)
+    with options.named_model(f"name its folder, or a preset of its size: {', '.join(MODEL_PRESETS)}"):
+        answer = find_answer(model, config, memory, mode)
+    output.answer(answer, as_json, _show)
 
 
 def card_memory() -> Memory:

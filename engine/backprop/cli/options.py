@@ -5,9 +5,11 @@ The flags are made from ``core.definition``: a new setting is a new flag without
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import click
@@ -16,6 +18,7 @@ import msgspec
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, require_all, settings
 from backprop.core.errors import InputError, ModelLoadError
+from backprop.core.models import repository_of
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, RunConfig
@@ -44,7 +47,8 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
     """
     found = resolve(given_flags(given), file=file)
     planned = plan(found)
-    _require_model(planned.config.model)
+    with named_model():
+        repository_of(planned.config.model)
     if found.origins["model"].kind != "default":
         return planned
     model, why = usual_model(planned.config.backend)
@@ -52,14 +56,21 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
     return Planned(config, {**planned.origins, "model": f"rule: {why}"})
 
 
-def _require_model(name: str) -> None:
-    from backprop.core.models import repository_of
+@contextlib.contextmanager
+def named_model(hint: str = "") -> Iterator[None]:
+    """What is wrong with a model inside is a slip of whoever named it.
 
+    Args:
+        hint: in place of the error's own.
+
+    Raises:
+        InputError: for a ``ModelLoadError``, with its code.
+    """
     try:
-        repository_of(name)
-    except ModelLoadError as error:  # whose cause is here what was typed
+        yield
+    except ModelLoadError as error:
         details = {**error.details, "field": "model"}
-        raise InputError(error.message, hint=error.hint, code=error.code, details=details) from None
+        raise InputError(error.message, hint=hint or error.hint, code=error.code, details=details) from None
 
 
 def plan(found: Resolution) -> Planned:
@@ -128,10 +139,10 @@ def command_line(config: RunConfig) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A setting's value for people."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "–" if value in (None, [], {}) else str(value)
+    """A setting's value for people; lists and objects as JSON, which ``config set`` takes too."""
+    if value in (None, [], {}):
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
