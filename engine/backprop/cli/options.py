@@ -197,23 +197,22 @@ class SettingCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in groups."""
-        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
-        for title in ("Common settings", *(f"{name.capitalize()}: {what}" for name, what in SECTIONS.items())):
-            groups[title] = []
+        titles = ["Common settings", *map(_title, SECTIONS), "Options"]
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
         for option in self.get_params(ctx):
-            record = option.get_help_record(ctx)
-            if record is None or not isinstance(option, click.Option):
-                continue
-            title = "Options"
-            if isinstance(option, SettingOption) and option.setting.section:
-                section = option.setting.section
-                title = "Common settings" if option.setting.common else f"{section.capitalize()}: {SECTIONS[section]}"
-            groups[title].append(record)
-        groups["Options"] = groups.pop("Options")
+            if record := option.get_help_record(ctx):
+                setting = option.setting if isinstance(option, SettingOption) else None
+                section = setting.section if setting else ""
+                common = setting is not None and setting.common
+                groups["Common settings" if common else _title(section) if section else "Options"].append(record)
         for title, records in groups.items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _title(section: str) -> str:
+    return f"{section.capitalize()}: {SECTIONS[section]}"
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

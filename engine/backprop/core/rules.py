@@ -161,29 +161,22 @@ def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -
     Args:
         trained, held_out: rows.
     """
-    found = []
-    if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
-        found.append(
-            events.Warning(
-                code="WARMUP_TOO_LONG",
-                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
-                hint="fewer --warmup-steps, or more steps",
-            )
-        )
-    if not held_out and config.held_out not in ("auto", "none"):
-        found.append(
-            events.Warning(
-                code="NO_HELD_OUT_ROWS",
-                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
-                hint="add rows, or name a file of others",
-            )
-        )
-    if not held_out and config.early_stopping is not None:
-        found.append(
-            events.Warning(
-                code="EARLY_STOPPING_OFF",
-                message="the run will not stop early: no rows are held out to measure it by",
-                hint="hold rows out with --held-out",
-            )
-        )
-    return found
+    warmup, share = config.warmup_steps, config.held_out
+    found = {
+        "WARMUP_TOO_LONG": (
+            isinstance(warmup, int) and warmup >= steps,
+            f"warm-up of {warmup} steps in a run of {steps}: the full rate comes at its end",
+            "fewer --warmup-steps, or more steps",
+        ),
+        "NO_HELD_OUT_ROWS": (
+            not held_out and share not in ("auto", "none"),
+            f"no row is held out: {share} of {trained} row{'s' if trained > 1 else ''} is none",
+            "add rows, or name a file of others",
+        ),
+        "EARLY_STOPPING_OFF": (
+            not held_out and config.early_stopping is not None,
+            "the run will not stop early: no rows are held out to measure it by",
+            "hold rows out with --held-out",
+        ),
+    }
+    return [events.Warning(code=code, message=told, hint=hint) for code, (holds, told, hint) in found.items() if holds]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from backprop.core.definition import PREFIX, Setting, all_settings, nearest
+from backprop.core.definition import PREFIX, Setting, all_settings, unknown
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.files import read_regular, too_deep
 from backprop.core.paths import config_dir
@@ -67,21 +67,12 @@ class Source(Struct):
     def add(self, setting: Setting, given: Given) -> None:
         """Take a value; a second one for the same setting is an error."""
         if (before := self.given.get(setting.name)) is not None:
-            self.errors.append(
-                InvalidSettingError(
-                    f"{given.label}: {setting.name} is given twice, also at {before.place}",
-                    hint="remove one of the two",
-                    details={"field": setting.name},
-                )
-            )
+            twice = f"{given.label}: {setting.name} is given twice, also at {before.place}"
+            self.errors.append(setting.error(twice, "remove one of the two"))
         elif setting.per_run and self.kind in ("settings file", ".env", "environment"):
-            self.errors.append(
-                InvalidSettingError(
-                    f"{given.label}: {setting.name} is taken from the command line alone, or a file that it names",
-                    hint=f"remove it here, and give {setting.flag} with the model that is trusted",
-                    details={"field": setting.name},
-                )
-            )
+            alone = f"{given.label}: {setting.name} is taken from the command line alone, or a file that it names"
+            hint = f"remove it here, and give {setting.flag} with the model that is trusted"
+            self.errors.append(setting.error(alone, hint))
         else:
             self.given[setting.name] = given
 
@@ -105,12 +96,12 @@ def read_file(path: Path, kind: Kind) -> Source:
     except BackpropError as error:
         source.errors.append(error)
         return source
-    version = values.get("version", FORMAT)
-    if version != FORMAT:
-        hint = "use the version of backprop that wrote it"
-        if isinstance(version, bool) or not isinstance(version, int) or version < FORMAT:
-            hint = f"the version of this form is {FORMAT}"
-        source.errors.append(InputError(f"{_place(path, line_of('version'))}: version {shown(version)}", hint=hint))
+    if (version := values.pop("version", FORMAT)) != FORMAT:
+        newer = type(version) is int and version > FORMAT
+        what = "a newer backprop wrote this file, in version" if newer else "there is no version"
+        hint = "use the version of backprop that wrote it" if newer else "remove the line"
+        message = f"{_place(path, line_of('version'))}: {what} {shown(version)} of its form; known is {FORMAT}"
+        source.errors.append(InputError(message, hint=hint))
         return source
     for keys, value in _flat(values):
         _take(source, keys, value, _place(path, line_of(*keys)))
@@ -129,34 +120,27 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
 def _take(source: Source, keys: tuple[str, ...], value: Any, place: str) -> None:
     """Add what a file says at ``keys`` to ``source``, or why it cannot be."""
     written = ".".join(keys)
-    if keys == ("version",):
-        return
     if keys == ("preset",):
         source.preset = Given(value, place, f"{place}: preset")
         return
-    by_path = {setting.path: setting for setting in all_settings().values()}
-    setting = by_path.get(written) if len(keys) > 1 or "." in written else all_settings().get(written)
-    given = Given(value, place, f"{place}: {setting.name if setting else ''}")
-    if setting is not None:
-        source.add(setting, given)
-        return
-    if len(keys) == 1 and isinstance(value, dict):
+    whole = len(keys) > 1 or "." in written
+    known = {setting.path if whole else setting.name: setting for setting in all_settings().values()}
+    if (setting := known.get(written)) is not None:
+        source.add(setting, Given(value, place, f"{place}: {setting.name}"))
+    elif len(keys) == 1 and isinstance(value, dict):
         near = next(iter(difflib.get_close_matches(written[:80].lower(), SECTIONS, n=1)), "")
         hint = f"did you mean [{near}]?" if near else f"the sections are {', '.join(SECTIONS)}"
-        what = f"there is no section {shown(written)}"
+        details = {"field": written, "place": place}
+        source.errors.append(
+            InvalidSettingError(f"{place}: there is no section {shown(written)}", hint=hint, details=details)
+        )
     else:
         what = f"unknown setting {shown(keys[-1])}" + (f" in [{keys[0]}]" if len(keys) > 1 else "")
-        hint = _hint(written, _in_file)
-    source.errors.append(InvalidSettingError(f"{place}: {what}", hint=hint, details={"field": written, "place": place}))
+        source.errors.append(unknown(what, written, _in_file, place=place))
 
 
 def _in_file(setting: Setting) -> str:
     return f"{setting.key} in [{setting.section}]" if setting.section else f"{setting.key}, above the first section"
-
-
-def _hint(written: str, shown_as: Callable[[Setting], str]) -> str:
-    near = nearest(written)
-    return f"did you mean {shown_as(near)}?" if near else "`backprop config` lists every setting"
 
 
 def _place(path: Path, line: int) -> str:
@@ -243,12 +227,8 @@ def _take_variable(source: Source, name: str, value: str, place: str) -> None:
         return
     setting = {each.variable: each for each in all_settings().values()}.get(name)
     if setting is None:
-        hint = _hint(name, lambda near: near.variable)
-        source.errors.append(
-            InvalidSettingError(
-                f"{place}: there is no setting {shown(name)}", hint=hint, details={"field": name, "place": place}
-            )
-        )
+        what = f"there is no setting {shown(name)}"
+        source.errors.append(unknown(what, name, lambda near: near.variable, place=place))
     elif value:
         source.add(setting, Given(value, place, place))
 
