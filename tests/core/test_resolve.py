@@ -298,6 +298,20 @@ def test_trust_is_never_given_by_a_file_that_is_read_unasked(monkeypatch: pytest
     assert resolve({"trust_remote_code": True}).values["trust_remote_code"] is True
 
 
+def test_the_line_of_a_key_is_found_however_it_is_written() -> None:
+    lines = [
+        "# seed = 9, lora.x = 1",
+        "'seeds' = 1",
+        "lora.x = 1",
+        'training."z" = 1',
+        "data = { y = 1 }",
+        "[ safety ]",
+    ]
+    Path("x.toml").write_text("\n".join([*lines, "", "# q=1", "q=1"]))
+    places = [error.message.split(": ")[0].rpartition(":")[2] for error in resolve(file="x.toml").errors]
+    assert places == ["2", "3", "4", "5", "9"]
+
+
 def test_a_setting_that_stands_twice_in_a_file_is_refused() -> None:
     Path("x.toml").write_text("seed = 1\n[training]\nseed = 2\n")
     (error,) = resolve(file="x.toml").errors

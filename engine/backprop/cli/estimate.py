@@ -50,7 +50,7 @@ def estimate_vram(
 
     Example: backprop estimate-vram --model qwen2.5-7b --vram 16
     """
-    found = resolve({"data": "rows", **options.given_flags(given)}, file=file)
+    found = resolve({"data": "rows", **given}, file=file)
     config = found.config()
     model = DEFAULT_MODEL if found.origins["model"].kind == "default" else config.model
     memory = Memory(int(vram * 2**30), f"a card of {vram:g} GB") if vram else card_memory()

@@ -22,7 +22,6 @@ from backprop.core.models import repository_of
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, RunConfig
-from backprop.core.settings_sources import Given, Source
 
 
 class Planned(NamedTuple):
@@ -30,11 +29,6 @@ class Planned(NamedTuple):
 
     config: RunConfig
     origins: dict[str, str]
-
-
-def given_flags(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a command line names, of what click parsed: ``None`` and ``()`` are those that it does not."""
-    return {name: value for name, value in given.items() if value is not None and value != ()}
 
 
 def run_config(given: dict[str, Any], file: str | None) -> Planned:
@@ -45,7 +39,7 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
         InvalidSettingError: something is wrong with a setting; the place of each is named.
         DatasetNotFoundError: the data file does not exist.
     """
-    found = resolve(given_flags(given), file=file)
+    found = resolve(given, file=file)
     planned = plan(found)
     with named_model():
         repository_of(planned.config.model)
@@ -92,12 +86,9 @@ def forked_config(parent: RunConfig, run_id: str, given: dict[str, Any]) -> Plan
     Raises:
         InputError, InvalidSettingError, DatasetNotFoundError: as ``run_config``.
     """
-    before = Source.empty("run")
     usual = msgspec.to_builtins(RunConfig(data=""))
-    for name, value in msgspec.to_builtins(parent).items():
-        if value != usual[name]:
-            before.given[name] = Given(value, f"run {run_id}", f"{name} of run {run_id}")
-    return plan(merge([before, direct(given_flags(given), "flag")]))
+    before = {name: value for name, value in msgspec.to_builtins(parent).items() if value != usual[name]}
+    return plan(merge([direct(before, "run", f"run {run_id}"), direct(given, "flag")]))
 
 
 def arguments(config: RunConfig) -> list[str]:
@@ -176,7 +167,7 @@ def begin_log(given: dict[str, Any], *, screen: bool = False) -> None:
     """
     from backprop.core import log
 
-    found = merge([*standing(), direct(given_flags(given), "flag")])
+    found = merge([*standing(), direct(given, "flag")])
     require_all([error for error in found.errors if error.details.get("field") in AppConfig.__struct_fields__])
     log.choose(found.app())
     if found.app() != AppConfig():

@@ -69,20 +69,27 @@ def standing() -> list[Source]:
     return [read_settings_file(), read_dotenv(), read_environment()]
 
 
-def direct(given: Mapping[str, Any], kind: Kind) -> Source:
-    """What was given directly: by flags, on a screen, as the library's arguments. ``preset`` may be among it."""
+def direct(given: Mapping[str, Any], kind: Kind, place: str = "") -> Source:
+    """What was given directly: by flags, on a screen, as the library's arguments. ``preset`` may be among it.
+
+    Args:
+        given: of flags also what click has for those that are not there, ``None`` or ``()``.
+        place: where all of it comes from; open, the flag's name, or the kind.
+    """
     source = Source.empty(kind)
     for name, value in given.items():
+        if kind == "flag" and (value is None or value == ()):
+            continue
         setting = all_settings().get(name)
-        place = (setting.flag if setting else f"--{name}") if kind == "flag" else kind
-        label = place if kind == "flag" else str(name)
+        flag = (setting.flag if setting else f"--{name}") if kind == "flag" else ""
+        found = Given(value, flag or place or kind, flag or str(name))
         if name == "preset":
-            source.preset = Given(value, place, label)
+            source.preset = found
         elif setting is None:
             what = f"unknown setting {shown(str(name))}"
             source.errors.append(unknown(what, str(name), lambda near: repr(near.name), run=True))
         else:
-            source.given[name] = Given(value, place, label)
+            source.given[name] = found
     return source
 
 

@@ -163,7 +163,8 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
         if path.suffix.lower() == ".toml":
             import tomllib
 
-            return tomllib.loads(text), lambda *keys: _toml_line(text, keys)
+            uncommented = re.sub(r"^[ \t]*#.*", "", text, flags=re.MULTILINE)
+            return tomllib.loads(text), lambda *keys: _line(uncommented, keys, _TOML_KEY)
         values = json.loads(text, object_pairs_hook=_once)
     except FileNotFoundError:
         raise InputError(f"there is no settings file {path}", hint="look at the path after --config") from None
@@ -172,7 +173,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
         raise InputError(f"{path} cannot be read: {why}", hint="settings are in a TOML or JSON file") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no settings", hint='a JSON object such as {"steps": 100}')
-    return values, lambda *keys: _json_line(text, keys)
+    return values, lambda *keys: _line(text, keys, _JSON_KEY)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,31 +184,18 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _toml_line(text: str, keys: tuple[str, ...]) -> int:
-    section: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            section = _dotted(header[1])
-            if tuple(section[: len(keys)]) == keys:
-                return number
-        elif (key := re.match(r"""\s*([\w\-."' ]+?)\s*=""", line)) and (
-            tuple([*section, *_dotted(key[1])][: len(keys)]) == keys
-        ):
-            return number
-    return 0
+_JSON_KEY = r'"{}"\s*:'
+_TOML_KEY = r"""(?:^\s*\[?\s*|[.{{,]\s*)["']?{}["']?\s*[].=]"""
 
 
-def _dotted(text: str) -> list[str]:
-    return [part.strip().strip("\"'") for part in text.split(".")]
-
-
-def _json_line(text: str, keys: tuple[str, ...]) -> int:
-    position = 0
+def _line(text: str, keys: tuple[str, ...], form: str) -> int:
+    """The line at which a path of keys stands, each written in this form after the one before; 0: not found."""
+    position, found = 0, None
     for key in keys:
-        found = re.compile(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:").search(text, position)
+        found = re.compile(form.format(re.escape(key)), re.MULTILINE).search(text, position)
         if found is None:
             return 0
-        position = found.start()
+        position = found.end() - 1
     return text.count("\n", 0, position) + 1
 
 
