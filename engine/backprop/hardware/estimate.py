@@ -43,6 +43,7 @@ CUDA_TOKEN_BUDGET = 8192
 """Tokens of a packed micro-batch on a card."""
 CPU_TOKEN_BUDGET = 512
 """The same on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
+_ADAPTER = ("lora_r", "lora_dropout", "target_modules")
 _LENGTHS = range(64, 2**15 + 1, 64)
 """Limits on the length of rows that are looked at, in tokens."""
 MOST_FULL = 4_300_000_000
@@ -166,26 +167,17 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     Args:
         memory: bytes that the run has to fit in.
     """
-    preset = rules.adapter(RunConfig(data="", lora_preset="fast"))
-    fast = replace(
-        shape, lora_r=preset["lora_r"], lora_dropout=preset["lora_dropout"], target_modules=preset["target_modules"]
-    )
-    smaller: list[tuple[str, int | str | bool, Shape]] = [
-        ("gradient_checkpointing", True, replace(shape, gradient_checkpointing=True)),
-        ("batch_size", max(1, shape.batch_size // 2), replace(shape, batch_size=max(1, shape.batch_size // 2))),
-        ("batch_size", 1, replace(shape, batch_size=1)),
-        ("lora_dropout", 0, replace(shape, lora_dropout=0.0)),
-        ("mode", "lora", replace(shape, mode="lora")),
-        ("mode", "qlora", replace(shape, mode="qlora")),
-        ("lora_r", 16, replace(shape, lora_r=16)),
-        ("lora_preset", "fast", fast),
-        ("max_seq_length", 1024, replace(shape, max_seq_length=1024)),
-        ("max_seq_length", 512, replace(shape, max_seq_length=512)),
+    halved, fast = max(1, shape.batch_size // 2), rules.adapter(RunConfig(data="", lora_preset="fast"))
+    smaller: list[tuple[str, int | str | bool]] = [
+        *(("gradient_checkpointing", True), ("batch_size", halved), ("batch_size", 1), ("lora_dropout", 0)),
+        *(("mode", "lora"), ("mode", "qlora"), ("lora_r", 16), ("lora_preset", "fast")),
+        *(("max_seq_length", 1024), ("max_seq_length", 512)),
     ]
     now = estimate(model, shape).total
     found: dict[tuple[str, int | str | bool], Change] = {}
-    for setting, value, then in smaller:
-        needed = estimate(model, then).total
+    for setting, value in smaller:
+        given = {name: fast[name] for name in _ADAPTER} if setting == "lora_preset" else {setting: value}
+        needed = estimate(model, replace(shape, **given)).total
         # Less than a hundredth is not worth a change.
         if now - needed > now / 100 and _is_setting(setting, value):
             found[setting, value] = Change(setting, value, now - needed, needed <= memory)
