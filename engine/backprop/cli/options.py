@@ -175,14 +175,6 @@ def begin_log(given: dict[str, Any], *, screen: bool = False) -> None:
         log.open_log(found.app(), stderr=chosen and not screen)
 
 
-class SettingOption(click.Option):
-    """The flag of a setting."""
-
-    def __init__(self, *words: Any, setting: Setting, **rest: Any) -> None:
-        super().__init__(*words, **rest)
-        self.setting = setting
-
-
 class SettingCommand(click.Command):
     """A command whose ``--help`` has the common settings first, then the others by section."""
 
@@ -192,7 +184,7 @@ class SettingCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
         for option in self.get_params(ctx):
             if record := option.get_help_record(ctx):
-                setting = option.setting if isinstance(option, SettingOption) else None
+                setting = all_settings().get(option.name or "")
                 section = setting.section if setting else ""
                 common = setting is not None and setting.common
                 groups["Common settings" if common else _title(section) if section else "Options"].append(record)
@@ -248,14 +240,10 @@ def _option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., An
     text = setting.help + (f"  [{default}]" if setting.rule else f"  [default: {default}]" if default else "")
     if setting.kind == "switch":
         name = f"{setting.flags[0]}/{setting.off}"
-        return click.option(
-            name, setting.name, cls=SettingOption, setting=setting, is_flag=True, default=None, help=text
-        )
+        return click.option(name, setting.name, is_flag=True, default=None, help=text)
     return click.option(
         *setting.flags,
         setting.name,
-        cls=SettingOption,
-        setting=setting,
         metavar=setting.metavar,
         multiple=setting.kind in ("repeated", "pairs"),
         shell_complete=_completion(setting),
