@@ -76,7 +76,7 @@ def direct(given: Mapping[str, Any], kind: Kind, place: str = "") -> Source:
         given: of flags also what click has for those that are not there, ``None`` or ``()``.
         place: where all of it comes from; open, the flag's name, or the kind.
     """
-    source = Source.empty(kind)
+    source = Source(kind)
     for name, value in given.items():
         if kind == "flag" and (value is None or value == ()):
             continue

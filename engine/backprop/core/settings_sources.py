@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,14 +55,9 @@ class Source(Struct):
     """What one source gives: the values by setting, a training preset, and what is wrong in it."""
 
     kind: Kind
-    given: dict[str, Given]
-    errors: list[BackpropError]
+    given: dict[str, Given] = {}
+    errors: list[BackpropError] = []
     preset: Given | None = None
-
-    @classmethod
-    def empty(cls, kind: Kind) -> Source:
-        """A source that gives nothing."""
-        return cls(kind, {}, [])
 
     def add(self, setting: Setting, given: Given) -> None:
         """Take a value; a second one for the same setting is an error."""
@@ -85,12 +80,12 @@ def settings_file() -> Path:
 def read_settings_file() -> Source:
     """The user's settings file; nothing where there is none."""
     path = settings_file()
-    return read_file(path, "settings file") if os.path.lexists(path) else Source.empty("settings file")
+    return read_file(path, "settings file") if os.path.lexists(path) else Source("settings file")
 
 
 def read_file(path: Path, kind: Kind) -> Source:
     """The settings in a TOML or JSON file, by its ending."""
-    source = Source.empty(kind)
+    source = Source(kind)
     try:
         values, line_of = _parsed(path)
     except BackpropError as error:
@@ -199,10 +194,10 @@ def _line(text: str, keys: tuple[str, ...], form: str) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def read_environment(variables: Mapping[str, str] | None = None) -> Source:
+def read_environment() -> Source:
     """Settings from environment variables; an empty one gives nothing."""
-    source = Source.empty("environment")
-    for name, value in sorted((os.environ if variables is None else variables).items()):
+    source = Source("environment")
+    for name, value in sorted(os.environ.items()):
         _take_variable(source, name, value, name)
     return source
 
@@ -221,11 +216,11 @@ def _take_variable(source: Source, name: str, value: str, place: str) -> None:
         source.add(setting, Given(value, place, place))
 
 
-def read_dotenv(folder: Path | None = None) -> Source:
-    """Settings from ``.env`` in a folder, the working directory unless one is named; other variables are not read."""
-    source = Source.empty(".env")
+def read_dotenv() -> Source:
+    """Settings from ``.env`` in the working directory; other variables are not read."""
+    source = Source(".env")
     try:
-        path = (folder or Path.cwd()) / ".env"
+        path = Path.cwd() / ".env"
         if not path.is_file():
             return source
         lines = read_regular(path).decode("utf-8-sig", "surrogateescape").splitlines()
