@@ -118,6 +118,8 @@ class RunPlan(Struct, kw_only=True, tag_field="type", tag="run_plan"):
     steps_per_epoch: int
     rows_per_step: int
     warmup_steps: int
+    tokens: int
+    """Those of the whole run, trained or not."""
     notes: list[str] = []
     memory: int | None = None
     """Bytes at the peak, where they were estimated."""
