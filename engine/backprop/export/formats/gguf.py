@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from backprop.core.jobs import Check
+from backprop.export.answers import compare_answers, held_out_prompts
+from backprop.export.compare_models import load_trained, rendered_prompts
 from backprop.export.gguf import quantize
 from backprop.export.gguf.families import read_model
 from backprop.export.gguf.file import write_gguf
@@ -13,6 +15,7 @@ from backprop.export.gguf.tensors import plan_tensors
 from backprop.export.sharded import Progress
 from backprop.export.source import Source
 from backprop.export.verify import verify
+from backprop.runs.directory import RunDirectory
 
 FOLDER = False
 _HEADER, _VOCABULARY = 2**20, 1.0
@@ -48,4 +51,16 @@ def write(source: Source, target: Path, precision: str, progress: Progress) -> l
 def check(source: Source, target: Path, precision: str, answers: bool, progress: Progress) -> Check:
     progress("comparing with the trained model", 0, 0)
     prompts = [] if source.on_texts else source.prompts
-    return verify(target, source.model_folder, source.weights, source.template, prompts)
+    found = verify(target, source.model_folder, source.weights, source.template, prompts)
+    if not found.passed or not answers:
+        return found
+    asked = held_out_prompts(RunDirectory(source.folder.parent), source.base) if source.state else []
+    return compare_answers(
+        found,
+        target,
+        precision,
+        load=lambda: load_trained(source),
+        chat=source.chat,
+        prompts=asked or rendered_prompts(source),
+        progress=progress,
+    )
