@@ -270,7 +270,7 @@ def test_pieces_of_text_that_was_changed_before_are_refused(tiny_model: Path, tm
     content = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**content, "normalizer": {"type": "NFKC"}}))
 
-    with pytest.raises(GGUFError, match="it changes text by .*NFKC"):
+    with pytest.raises(GGUFError, match=r"it changes text by .*NFKC"):
         read_vocabulary(folder, 300)
 
 
