@@ -16,12 +16,13 @@ import msgspec
 
 from backprop.core.datasets import find_fetched
 from backprop.core.errors import BackpropError, EngineCrashedError
-from backprop.core.events import RunFailed
-from backprop.core.jobs import Fetched, FetchRequest, JobProgress, Message, decode_message
+from backprop.core.events import RunFailed, Warning  # noqa: A004
+from backprop.core.files import sweep_outputs
+from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, JobProgress, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
-FETCH = "backprop.fetch.datasets"
+FETCH, EXPORT = "backprop.fetch.datasets", "backprop.export"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
 
@@ -141,6 +142,39 @@ def fetch_dataset(
                 found = message
     assert found is not None  # a job that ends without its last message has raised
     return found
+
+
+def export_model(
+    request: ExportRequest,
+    report: Callable[[JobProgress | Warning], object],
+    started: Callable[[EngineJob], object] = lambda job: None,
+) -> Exported:
+    """Have an engine process write a trained model in another format, and prove it.
+
+    Args:
+        report: called with how far it is, and with what has to be said on the way.
+        started: called with the job, for whoever may want to stop it; nothing of the export is left then.
+
+    Raises:
+        BackpropError: as the engine's: InputError, ExportError, CheckpointError, ModelLoadError …
+        EngineCrashedError: it was stopped, or went without a word.
+    """
+    done = None
+    try:
+        with engine_job(EXPORT, request) as job:
+            started(job)
+            for message in job.messages():
+                if isinstance(message, Exported):
+                    done = message
+                elif isinstance(message, JobProgress | Warning):
+                    report(message)
+    finally:
+        source = Path(request.source)
+        places = [Path(request.output).absolute().parent] if request.output else [source / "exports", source.parent]
+        for place in places:
+            sweep_outputs(place)
+    assert done is not None  # a job that ends without its last message has raised
+    return done
 
 
 def _sweep(root: Path) -> None:
