@@ -107,7 +107,7 @@ def show_export(done: Exported, say: Callable[[str, str], None] = output.line) -
     for each in done.check.compared:
         say(f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error")
     if done.check.skipped:
-        say(f"not compared: {done.check.skipped}", "quiet")
+        say(done.check.skipped, "quiet")
     for note in done.notes:
         say(f"note: {note}", "warning")
     if is_lost(done):
