@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,12 @@ from backprop.core.jobs import Check, Comparison, Exported, ExportRequest
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export import __main__ as job
 from backprop.export import sharded
+from backprop.export.formats import gguf as gguf_format
 from backprop.export.formats import lora, merged
+from backprop.export.source import open_source
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, export_model
+from gguf import GGUFReader
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -28,8 +32,7 @@ from transformers import AutoModelForCausalLM
 
 def export(tmp_path: Path, source: Path, form: str = "merged", **asked: Any) -> Exported:
     """The job's work in the test's own process."""
-    scratch = tmp_path / "scratch"
-    scratch.mkdir(exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=tmp_path))
     messages: list[Any] = []
     job.export(ExportRequest(source=str(source), format=form, **asked), messages.append, scratch)
     assert isinstance(messages[-1], Exported)
@@ -233,18 +236,13 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
 
 def test_what_was_predicted_is_what_is_written(trained: RunDirectory, tmp_path: Path) -> None:
     done = export(tmp_path, trained.path, precision="f16")
-    scratch = tmp_path / "scratch"
+    file = export(tmp_path, trained.path, "gguf", precision="q8_0", answers=False)
 
-    source = job_source(trained, scratch)
+    source = open_source(ExportRequest(source=str(trained.path), format="merged"), lambda message: None, tmp_path)
 
     assert done.bytes <= merged.predicted_bytes(source, "f16") <= done.bytes * 1.2
+    assert file.bytes <= gguf_format.predicted_bytes(source, "q8_0") <= file.bytes + 2**21
     assert lora.predicted_bytes(source, "f32") == sum(path.stat().st_size for path in trained.adapter.iterdir())
-
-
-def job_source(trained: RunDirectory, scratch: Path) -> Any:
-    from backprop.export.source import open_source
-
-    return open_source(ExportRequest(source=str(trained.path), format="merged"), lambda message: None, scratch)
 
 
 def test_a_proof_that_fails_leaves_nothing_and_says_what_failed(
@@ -330,3 +328,34 @@ def test_a_failed_comparison_is_named() -> None:
         job.require_passed(check, Path("x.gguf"))
     assert refused.value.code == "RUNTIME_GGUF_EXPORT_FAILED"
     assert "vocabulary" not in refused.value.message
+
+
+def test_a_run_becomes_one_gguf_file_that_was_proved(trained: RunDirectory, tmp_path: Path) -> None:
+    done = export(tmp_path, trained.path, "gguf", precision="f16", answers=False)
+    earlier = export(tmp_path, trained.path, "gguf", precision="f16", step=2, answers=False)
+
+    names = [f"tiny-f16{step}.gguf" for step in ("", "-step-2")]
+    assert sorted(path.name for path in (trained.path / "exports").iterdir()) == sorted(names)
+    assert Path(done.path).name == names[0]
+    assert done.check.passed
+    assert {"tensors", "vocabulary", "tokenization"} <= {each.name for each in done.check.compared}
+    assert done.bytes == Path(done.path).stat().st_size
+    file, before = GGUFReader(done.path), GGUFReader(earlier.path)
+    assert file.fields["general.run_id"].contents() == trained.run_id
+    assert len(file.fields["general.data_hash"].contents()) == 64
+    assert any((now.data != then.data).any() for now, then in zip(file.tensors, before.tensors, strict=True))
+
+
+def test_a_gguf_that_is_not_the_model_leaves_nothing(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = gguf_format.write_gguf
+    monkeypatch.setattr(
+        gguf_format, "write_gguf", lambda *words, template, **rest: write(*words, template=f"{template}!", **rest)
+    )
+
+    with pytest.raises(BackpropError, match="chat template: ") as refused:
+        export(tmp_path, trained.path, "gguf", precision="q8_0")
+
+    assert refused.value.code == "RUNTIME_GGUF_EXPORT_FAILED"
+    assert listed(trained.path / "exports") == []

@@ -53,7 +53,8 @@ def read_positions(text: Settings, size: int) -> Positions:
         size,
         int(size * float(rope.get("partial_rotary_factor") or 1.0)),
         context,
-        int(rope.get("original_max_position_embeddings") or context),
+        # Where both say it transformers takes the outer one.
+        int(text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or context),
         rope,
     )
 
@@ -80,8 +81,9 @@ def write_positions(writer: GGUFWriter, positions: Positions) -> None:
             if scaling.get(key) is not None:
                 write(float(scaling[key]))
     elif positions.kind == "longrope":
-        stretch, trained = positions.context / positions.trained, positions.trained
-        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1)
+        stretch = positions.context / positions.trained
+        grown = math.sqrt(1 + math.log(stretch) / math.log(positions.trained)) if stretch > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(float(scaling.get("attention_factor") or grown))
 
 
 def position_tensors(positions: Positions) -> dict[str, NDArray[np.float32]]:
@@ -96,13 +98,16 @@ def position_tensors(positions: Positions) -> dict[str, NDArray[np.float32]]:
 
 def _llama3_factors(positions: Positions) -> NDArray[np.float32]:
     """As ``_compute_llama3_parameters`` in transformers."""
-    one, factor, low, high = (
+    factor, low, high = (
         np.float32(positions.scaling.get(key, default))
-        for key, default in (("one", 1), ("factor", 8), ("low_freq_factor", 1), ("high_freq_factor", 4))
+        for key, default in (("factor", 8), ("low_freq_factor", 1), ("high_freq_factor", 4))
     )
+    one, trained = np.float32(1), np.float32(positions.trained)
     exponents = np.arange(0, positions.size, 2, dtype=np.float32) / np.float32(positions.size)
-    wavelengths = np.float32(2 * math.pi) / (one / np.float32(positions.theta) ** exponents)
-    smooth = (np.float32(positions.trained) / wavelengths - low) / (high - low)
+    # torch rounds a power once and divides by multiplying with the reciprocal: its bytes are wanted.
+    powers = (positions.theta ** exponents.astype(np.float64)).astype(np.float32)
+    wavelengths = one / (one / powers) * np.float32(2 * math.pi)
+    smooth = (one / wavelengths * trained - low) / (high - low)
     between = one / ((one - smooth) / factor + smooth)
-    stretched = np.where(wavelengths > positions.trained / low, factor, between)
-    return np.where(wavelengths < positions.trained / high, one, stretched).astype(np.float32)
+    stretched = np.where(wavelengths > trained / low, factor, between)
+    return np.where(wavelengths < trained / high, one, stretched).astype(np.float32)
