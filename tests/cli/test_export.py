@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from backprop.cli import export as command
+from backprop.cli import train
 from backprop.cli.main import main
 from backprop.core.jobs import Check, Comparison, Exported, ExportRequest
+from backprop.core.settings import RunConfig
+from backprop.demo import demo_config
 from msgspec.structs import replace
 
 DONE = Exported(
@@ -47,7 +50,7 @@ def test_a_run_is_exported_and_proved(nosy_run: Any, backprop: Callable[..., Any
     assert shown.code == 0, shown.err
     assert "mine-merged-bf16" in shown.out
     assert "tensors: 20 tensors opened again" in shown.out
-    assert "not compared: answers: not asked for" in shown.out
+    assert "answers are not compared: not asked for" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -111,3 +114,26 @@ def test_a_fine_tune_that_is_lost_is_said_and_is_exit_code_3(
 
     assert main(["export", str(tiny_model), "--json"]) == code
     assert json.loads(capfd.readouterr().out)["check"]["tuning_kept"] == kept
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["lines", "json"])
+def test_the_demo_ends_with_a_gguf_and_its_proof(
+    words: list[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def small(output_dir: str) -> RunConfig:
+        return replace(demo_config(output_dir), model=str(tiny_model), steps=1, sample_tokens=4, backend="cpu")
+
+    monkeypatch.setattr(train, "demo_config", small)
+
+    assert main(["demo", "--output", str(tmp_path / "out"), *words]) == 0
+
+    (file,) = (tmp_path / "out").glob("*/exports/*-q4_k_m.gguf")
+    out, err = capfd.readouterr()
+    shown, events = (err, out.splitlines()) if words else (out, [])
+    assert f"{file}  " in shown
+    assert "same  tokenization: " in shown
+    assert [json.loads(line)["type"] for line in events][-1:] == ["run_finished"][: len(words)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +101,21 @@ def is_lost(done: Exported) -> bool:
     return done.check.tuning_kept is not None and done.check.tuning_kept < TUNING_KEPT_LEAST
 
 
-def show_export(done: Exported) -> None:
+def show_export(done: Exported, say: Callable[[str, str], None] = output.line) -> None:
     """What was written, its proof line by line, and what comes next."""
-    output.line(f"{done.path}  {bytes_text(done.bytes)}, {done.format} in {done.quantization}", "head")
+    say(f"{done.path}  {bytes_text(done.bytes)}, {done.format} in {done.quantization}", "head")
     for each in done.check.compared:
-        output.line(
-            f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error"
-        )
+        say(f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error")
     if done.check.skipped:
-        output.line(f"not compared: {done.check.skipped}", "quiet")
+        say(done.check.skipped, "quiet")
     for note in done.notes:
-        output.line(f"note: {note}", "warning")
+        say(f"note: {note}", "warning")
     if is_lost(done):
-        output.line(
+        say(
             f"the fine-tune is lost at {done.quantization}: only {done.check.tuning_kept:.0%} of the answers that "
             "training changed are still the trained ones; choose a wider quantization",
             "error",
         )
     elif done.format == "gguf":
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(done.path).stem.lower())
-        output.line(f"next: backprop ollama register {shlex.quote(done.path)} --name {name}")
+        say(f"next: backprop ollama register {shlex.quote(done.path)} --name {name}", "info")

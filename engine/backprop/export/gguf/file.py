@@ -5,17 +5,15 @@ One tensor is in memory at a time, and of its converted form a piece.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from gguf import (
     GGML_QUANT_VERSION,
     MODEL_ARCH_NAMES,
-    GGMLQuantizationType,
     GGUFType,
     GGUFWriter,
-    LlamaFileType,
     size_label,
 )
 from numpy.typing import NDArray
@@ -24,21 +22,12 @@ from backprop.core.errors import GGUFError
 from backprop.core.models import settings_of
 from backprop.export.gguf.families import EMBEDDING, HEAD, Model, plain_name, read_model, write_numbers
 from backprop.export.gguf.positions import position_tensors
-from backprop.export.gguf.quantize import fallback_notes, quantize, tensor_bytes, tensor_type
+from backprop.export.gguf.quantize import fallback_notes, tensor_type
 from backprop.export.gguf.tensors import Change, plan_tensors
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
+from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
 from backprop.export.weights import Weights
 
-Progress = Callable[[str, int, int], None]
-"""Told the tensor, the bytes that are written and all that will be; may raise to stop the work."""
-
-FILE_TYPES = {
-    "f32": LlamaFileType.ALL_F32,
-    **{
-        name: LlamaFileType[f"MOSTLY_{name.upper()}"]
-        for name in ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k")
-    },
-}
 _PIECE = 4 << 20
 """Weights that are converted at once."""
 
@@ -94,7 +83,12 @@ def write_gguf(
     types = {name: tensor_type(name, shape, precision, model.numbers) for name, shape in shapes.items()}
     writer = GGUFWriter(target, MODEL_ARCH_NAMES[model.family.arch])
     count = sum(int(np.prod(shape)) for shape in shapes.values())
-    _write_origin(writer, {"name": folder.name, **provenance}, count, vocabulary)
+    writer.add_type(GGUFType.MODEL)
+    writer.add_size_label(size_label(count, count, 0, 0))
+    name = provenance.get("name") or folder.name
+    # llama.cpp looks into the name to know that Phi-3's control tokens swallow the whitespace behind them.
+    is_phi = bool(vocabulary.strips) and "phi-3" not in name.lower()
+    write_origin(writer, {**provenance, "name": f"{name} (phi-3)" if is_phi else name})
     _write_sampling(writer, folder)
     write_numbers(writer, model)
     writer.add_file_type(FILE_TYPES[precision])
@@ -117,48 +111,6 @@ def write_gguf(
     return notes + _remarks(model, vocabulary)
 
 
-def add_tensor_infos(
-    writer: GGUFWriter, shapes: Mapping[str, tuple[int, ...]], types: Mapping[str, GGMLQuantizationType]
-) -> int:
-    """Announce all tensors in the file's table; how many bytes they are together."""
-    total = 0
-    for name, shape in shapes.items():
-        size = tensor_bytes(shape, types[name])
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, types[name])
-        total += size
-    return total
-
-
-def write_tensors(
-    writer: GGUFWriter,
-    target: Path,
-    pieces: Iterator[tuple[str, NDArray[np.float32]]],
-    types: Mapping[str, GGMLQuantizationType],
-    *,
-    total: int,
-    progress: Progress,
-) -> None:
-    """Write the file: what was given to ``writer``, then the tensors in the order in which they were announced."""
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-    finally:
-        writer.close()
-    done, current = 0, ""
-    with target.open("ab") as file:
-        for name, piece in pieces:
-            if name != current:
-                file.write(bytes(-file.tell() % writer.data_alignment))
-                current = name
-            progress(name, done, total)
-            data = quantize(piece, types[name], name)
-            file.write(data.data)
-            done += data.nbytes
-        file.write(bytes(-file.tell() % writer.data_alignment))
-    progress(current, done, total)
-
-
 def guarded_template(template: str) -> str:
     """The template as the file holds it: it renders the same, and no program takes it for another one."""
     return _COMMENT + template if template else ""
@@ -171,20 +123,6 @@ def _changed(array: NDArray[np.float32], change: Change) -> Iterator[NDArray[np.
     for start in range(0, len(array), step):
         chosen = slice(start, start + step) if change.rows is None else change.rows[start : start + step]
         yield change.apply(array[chosen])
-
-
-def _write_origin(writer: GGUFWriter, provenance: Mapping[str, str], count: int, vocabulary: Vocabulary) -> None:
-    writer.add_type(GGUFType.MODEL)
-    name = provenance["name"]
-    # llama.cpp looks into the name to know that Phi-3's control tokens swallow the whitespace behind them.
-    writer.add_name(f"{name} (phi-3)" if vocabulary.strips and "phi-3" not in name.lower() else name)
-    writer.add_size_label(size_label(count, count, 0, 0))
-    if base := provenance.get("base_model"):
-        writer.add_base_model_count(1)
-        writer.add_base_model_name(0, base)
-    for key, value in provenance.items():
-        if key not in ("name", "base_model"):
-            writer.add_string(f"general.{key}", value)
 
 
 def _write_sampling(writer: GGUFWriter, folder: Path) -> None:

@@ -53,7 +53,8 @@ def read_positions(text: Settings, size: int) -> Positions:
         size,
         int(size * float(rope.get("partial_rotary_factor") or 1.0)),
         context,
-        int(rope.get("original_max_position_embeddings") or context),
+        # Where both say it transformers takes the outer one.
+        int(text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or context),
         rope,
     )
 
@@ -80,8 +81,9 @@ def write_positions(writer: GGUFWriter, positions: Positions) -> None:
             if scaling.get(key) is not None:
                 write(float(scaling[key]))
     elif positions.kind == "longrope":
-        stretch, trained = positions.context / positions.trained, positions.trained
-        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(stretch) / math.log(trained)) if stretch > 1 else 1)
+        stretch = positions.context / positions.trained
+        grown = math.sqrt(1 + math.log(stretch) / math.log(positions.trained)) if stretch > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(float(scaling.get("attention_factor") or grown))
 
 
 def position_tensors(positions: Positions) -> dict[str, NDArray[np.float32]]:

@@ -41,7 +41,7 @@ class Change(Struct, frozen=True):
     def apply(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """The changed tensor, or rows of one whose ``rows`` were taken already."""
         if self.columns is not None:
-            array = array[..., self.columns]
+            array = np.ascontiguousarray(array[..., self.columns])
         if self.negative_exponent:
             array = (-np.exp(array.astype(np.float64))).astype(np.float32)
         return array + np.float32(self.add) if self.add else array
