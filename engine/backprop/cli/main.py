@@ -34,6 +34,7 @@ COMMANDS = {
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
+    "ollama": Lazy("backprop.cli.ollama", "ollama", "register a GGUF file with Ollama, list, rm"),
     "estimate-vram": Lazy("backprop.cli.estimate", "estimate_vram", "the memory that a run would need"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
