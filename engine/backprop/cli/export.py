@@ -51,7 +51,7 @@ def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: An
     Example: backprop export 3fa2 --format gguf --quantization q4_k_m
     """
     request = ExportRequest(
-        source=str(_source(run)),
+        source=str(find_source(run)),
         answers=not no_answers,
         **{
             **asked,
@@ -64,7 +64,7 @@ def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: An
     return EXIT_PARTIAL if is_lost(done) else EXIT_OK
 
 
-def _source(named: str) -> Path:
+def find_source(named: str) -> Path:
     """The directory that is meant: of a run, or with a model.
 
     Raises:
