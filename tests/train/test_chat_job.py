@@ -16,9 +16,9 @@ from backprop.core.errors import CheckpointError, InputError
 from backprop.core.events import Sample
 from backprop.core.jobs import ChatRequest, GenerateRequest, Sampling
 from backprop.runs.checkpoints import CheckpointStore
-from backprop.runs.conversation import CHAT, Conversation, Turn
+from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_jobs import engine_job, start_job
+from backprop.runs.engine_jobs import EngineJob, engine_job, start_job
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 
@@ -46,34 +46,46 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 @pytest.fixture(scope="module")
-def talk(trained: RunDirectory) -> Iterator[Conversation]:
+def talk(trained: RunDirectory) -> Iterator[Talk]:
     """One process for all turns of this file."""
     with engine_job(CHAT, ChatRequest(source=str(trained.path)), stays=True) as job:
-        talk = Conversation(job, sampling=SHORT)
+        talk = attach(job, SHORT)
         wait(talk)
         yield talk
 
 
 @pytest.fixture(autouse=True)
-def anew(talk: Conversation) -> None:
+def anew(talk: Talk) -> None:
     talk.begin_anew()
     talk.system, talk.sampling = "", SHORT
 
 
-def wait(talk: Conversation) -> None:
+class Talk(Conversation):
+    """A conversation whose messages are read in the test's own thread."""
+
+    messages_of_job: Iterator[object]
+
+
+def attach(job: EngineJob, sampling: Sampling) -> Talk:
+    talk = Talk(sampling=sampling)
+    talk.messages_of_job = talk.attach(job)
+    return talk
+
+
+def wait(talk: Talk) -> None:
     """Until the model is loaded, or has answered."""
-    for _ in talk.listen():
+    for _ in talk.messages_of_job:
         if talk.ready is not None and talk.waits_for is None:
             return
 
 
-def ask(talk: Conversation, prompt: str, *, base: bool = True) -> Turn:
+def ask(talk: Talk, prompt: str, *, base: bool = True) -> Turn:
     turn = talk.ask(prompt, base=base)
     wait(talk)
     return turn
 
 
-def test_both_models_answer_as_generate_does(talk: Conversation, trained: RunDirectory) -> None:
+def test_both_models_answer_as_generate_does(talk: Talk, trained: RunDirectory) -> None:
     request = GenerateRequest(run=str(trained.path), prompts=["One?"], base=True, max_tokens=8)
     told = start_job("backprop.train.generate", trained, request).messages()
     expected = {sample.tuned: sample.text for sample in told if isinstance(sample, Sample)}
@@ -85,7 +97,7 @@ def test_both_models_answer_as_generate_does(talk: Conversation, trained: RunDir
     assert {reply.ended for reply in turn.replies.values()} <= {"end", "length"}
 
 
-def test_each_model_goes_on_with_its_own_answers(talk: Conversation) -> None:
+def test_each_model_goes_on_with_its_own_answers(talk: Talk) -> None:
     talk.system = "Be short."
     first = ask(talk, "One?")
     alone = ask(talk, "Two?", base=False)
@@ -99,7 +111,7 @@ def test_each_model_goes_on_with_its_own_answers(talk: Conversation) -> None:
     assert talk.identical()[1] == 2, "a turn that only one answered is not compared"
 
 
-def test_the_same_seed_gives_the_same_answer_and_another_another(talk: Conversation) -> None:
+def test_the_same_seed_gives_the_same_answer_and_another_another(talk: Talk) -> None:
     talk.sampling = Sampling(max_tokens=30, temperature=1.5, top_p=0.95, seed=7)
     answers = []
     for _ in range(2):
@@ -114,10 +126,10 @@ def test_the_same_seed_gives_the_same_answer_and_another_another(talk: Conversat
     assert again.replies[True].text != answers[0]
 
 
-def test_a_reply_is_stopped_and_the_model_stays(talk: Conversation) -> None:
+def test_a_reply_is_stopped_and_the_model_stays(talk: Talk) -> None:
     talk.sampling = LONG
     turn = talk.ask("One?", base=True)
-    for _ in talk.listen():
+    for _ in talk.messages_of_job:
         if turn.text:
             break
     talk.stop()
@@ -128,7 +140,7 @@ def test_a_reply_is_stopped_and_the_model_stays(talk: Conversation) -> None:
     assert ask(talk, "Two?").replies[True].tokens > 0
 
 
-def test_a_conversation_longer_than_the_context_is_refused_and_the_model_stays(talk: Conversation) -> None:
+def test_a_conversation_longer_than_the_context_is_refused_and_the_model_stays(talk: Talk) -> None:
     turn = ask(talk, "long " * 600)
     assert isinstance(turn.failed, InputError)
     assert "looks back on 512" in turn.failed.message
@@ -136,7 +148,7 @@ def test_a_conversation_longer_than_the_context_is_refused_and_the_model_stays(t
     assert talk.messages(True)[0]["content"] == "One?", "what failed is not told again"
 
 
-def test_a_reply_ends_where_the_context_does(talk: Conversation) -> None:
+def test_a_reply_ends_where_the_context_does(talk: Talk) -> None:
     talk.sampling = Sampling(max_tokens=5000, temperature=2.0)
     turn = ask(talk, "word " * 60, base=False)
     reply = turn.replies[True]
@@ -144,7 +156,7 @@ def test_a_reply_ends_where_the_context_does(talk: Conversation) -> None:
     assert reply.tokens < 512
 
 
-def test_a_conversation_is_saved_as_a_row_and_never_over_a_file(talk: Conversation, tmp_path: Path) -> None:
+def test_a_conversation_is_saved_as_a_row_and_never_over_a_file(talk: Talk, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing was answered"):
         talk.save(str(tmp_path / "row.jsonl"))
     talk.system = "Be short."
@@ -165,7 +177,7 @@ def test_a_conversation_is_saved_as_a_row_and_never_over_a_file(talk: Conversati
 def first_answer(request: ChatRequest) -> tuple[bool, dict[bool, str]]:
     """Whether the model has a base, and what the sides say to the same question."""
     with engine_job(CHAT, request, stays=True) as job:
-        talk = Conversation(job, sampling=SHORT)
+        talk = attach(job, SHORT)
         wait(talk)
         assert talk.ready is not None
         turn = ask(talk, "One?", base=talk.ready.has_base)
@@ -173,7 +185,7 @@ def first_answer(request: ChatRequest) -> tuple[bool, dict[bool, str]]:
 
 
 def test_adapter_folders_checkpoints_and_whole_models_talk_too(
-    talk: Conversation, trained: RunDirectory, tmp_path: Path
+    talk: Talk, trained: RunDirectory, tmp_path: Path
 ) -> None:
     both = {tuned: reply.text for tuned, reply in ask(talk, "One?").replies.items()}
     moved = shutil.copytree(trained.adapter, tmp_path / "adapter")
@@ -201,12 +213,13 @@ from backprop.runs.engine_jobs import start_job
 from backprop.runs.directory import RunDirectory
 from pathlib import Path
 job = start_job(CHAT, RunDirectory(Path(sys.argv[1])), ChatRequest(source=sys.argv[1]), stays=True)
-talk = Conversation(job, sampling=Sampling(max_tokens=400))
-for _ in talk.listen():
+talk = Conversation(sampling=Sampling(max_tokens=400))
+messages = talk.attach(job)
+for _ in messages:
     if talk.ready:
         break
 turn = talk.ask("One?", base=True)
-for _ in talk.listen():
+for _ in messages:
     if turn.text:
         break
 print(job._process.pid, flush=True)
@@ -226,3 +239,18 @@ def test_it_ends_when_its_asker_is_killed(trained: RunDirectory) -> None:
     ended, _, _ = select.select([left], [], [], PATIENCE)
     os.close(left)
     assert ended, "the job goes on without anybody"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("temperature=9", "from 0 to 5"), ("top_p=x", "not 'x'"), ("top_k=4", "no 'top_k'"), ("max_tokens=0", "from 1")],
+)
+def test_a_wrong_sampling_is_refused_with_what_may_be(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        sampling_of(text)
+
+
+def test_sampling_is_read_as_it_is_written() -> None:
+    sampling = Sampling(max_tokens=20, temperature=0.7, top_p=0.9, seed=3)
+    assert sampling_of(sampling_text(sampling)) == sampling
+    assert sampling_of("") == Sampling()
