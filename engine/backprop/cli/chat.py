@@ -23,7 +23,7 @@ from backprop.core.locate import locate_model
 from backprop.runs.conversation import CHAT, Conversation, Turn
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory, is_run
-from backprop.runs.engine_jobs import engine_job
+from backprop.runs.engine_jobs import EngineJob, engine_job
 
 COMMANDS = {
     "base": "ask the model without its adapter too, or no more",
@@ -75,7 +75,7 @@ def chat(
             find_checkpoint(directory, step)
     request = ChatRequest(source=str(source), step=step, model=locate_model(model) if model else None)
     with engine_job(CHAT, request, stays=True) as job:
-        talk = Talk(Conversation(job, system, Sampling(**sampling)), base=base, as_json=as_json)
+        talk = Talk(Conversation(system, Sampling(**sampling)), job, base=base, as_json=as_json)
         talk.wait_until_ready()
         for words in talk.questions():
             if not talk.take(words):
@@ -89,13 +89,13 @@ def chat(
 class Talk:
     """What a person types, and what is shown of the answers."""
 
-    def __init__(self, conversation: Conversation, *, base: bool, as_json: bool) -> None:
+    def __init__(self, conversation: Conversation, job: EngineJob, *, base: bool, as_json: bool) -> None:
         self.conversation = conversation
         self.base = base
         self.failures = 0
         self.on_terminal = sys.stdin.isatty() and not as_json
         self._as_json = as_json
-        self._messages = conversation.listen()
+        self._messages = conversation.attach(job)
 
     def wait_until_ready(self) -> None:
         """Load the model, and say what it is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from backprop.cli.complete import files_and, presets, run_ids
 from backprop.cli.data_options import ProgressLine
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, RunError
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError
 from backprop.core.events import Warning  # noqa: A004
 from backprop.core.exports import FORMATS, PRECISIONS, TUNING_KEPT_LEAST
 from backprop.core.jobs import Exported, ExportRequest, JobProgress
 from backprop.core.locate import locate_model
 from backprop.core.paths import expand
 from backprop.runs.describe import bytes_text, describe
+from backprop.runs.directory import is_run
 from backprop.runs.engine_jobs import export_model
 
 
@@ -65,21 +67,19 @@ def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: An
 
 
 def find_source(named: str) -> Path:
-    """The directory that is meant: of a run, or with a model.
+    """The directory that is meant: a folder with a model, an adapter or a run, else the run of this id.
 
     Raises:
-        RunError: no run has such an id, and no folder is called so.
+        RunError: there is none.
+        InputError: it is a file.
     """
     folder = Path(named).expanduser()
-    try:
-        return find_run(named)
-    except RunError as error:
-        if folder.is_dir():
-            return folder.absolute()
-        if folder.is_file():
-            hint = "name the folder that it is in" if folder.suffix != ".gguf" else "a GGUF file is an export already"
-            raise InputError(f"{folder} is a file, no run and no folder with a model", hint=hint) from error
-        raise
+    if is_run(folder) or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return folder.absolute()
+    if folder.is_file():
+        hint = "a GGUF file is an export already" if folder.suffix == ".gguf" else "name the folder that it is in"
+        raise InputError(f"{folder} is a file, no run and no folder with a model", hint=hint)
+    return find_run(named)
 
 
 def run_export(request: ExportRequest) -> Exported:
@@ -101,23 +101,21 @@ def is_lost(done: Exported) -> bool:
     return done.check.tuning_kept is not None and done.check.tuning_kept < TUNING_KEPT_LEAST
 
 
-def show_export(done: Exported) -> None:
+def show_export(done: Exported, say: Callable[[str, str], None] = output.line) -> None:
     """What was written, its proof line by line, and what comes next."""
-    output.line(f"{done.path}  {bytes_text(done.bytes)}, {done.format} in {done.quantization}", "head")
+    say(f"{done.path}  {bytes_text(done.bytes)}, {done.format} in {done.quantization}", "head")
     for each in done.check.compared:
-        output.line(
-            f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error"
-        )
+        say(f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error")
     if done.check.skipped:
-        output.line(f"not compared: {done.check.skipped}", "quiet")
+        say(done.check.skipped, "quiet")
     for note in done.notes:
-        output.line(f"note: {note}", "warning")
+        say(f"note: {note}", "warning")
     if is_lost(done):
-        output.line(
+        say(
             f"the fine-tune is lost at {done.quantization}: only {done.check.tuning_kept:.0%} of the answers that "
             "training changed are still the trained ones; choose a wider quantization",
             "error",
         )
     elif done.format == "gguf":
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(done.path).stem.lower())
-        output.line(f"next: backprop ollama register {shlex.quote(done.path)} --name {name}")
+        say(f"next: backprop ollama register {shlex.quote(done.path)} --name {name}", "info")

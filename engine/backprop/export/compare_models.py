@@ -53,13 +53,10 @@ def compare_models(source: Source, folder: Path, found: Check, progress: Progres
 
 def rendered_prompts(source: Source) -> list[list[int]]:
     """The prompts to compare on, as token ids."""
-    from backprop.train.generate import on_texts
-
-    as_text = source.state is not None and on_texts(source.state.dataset)
     asked = list(dict.fromkeys([*source.prompts, *QUESTIONS]))
     render = source.chat.template.render
-    texts = asked if as_text else [render([{"role": "user", "content": each}], prompt=True) for each in asked]
-    return [encoded.ids for encoded in source.chat.encode(texts, special=as_text)]
+    texts = asked if source.on_texts else [render([{"role": "user", "content": each}], prompt=True) for each in asked]
+    return [encoded.ids for encoded in source.chat.encode(texts, special=source.on_texts)]
 
 
 def load_trained(source: Source) -> Any:

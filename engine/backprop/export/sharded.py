@@ -12,7 +12,7 @@ import numpy as np
 from backprop.core.models import INDEX, SINGLE
 from backprop.export.weights import StoredWeights, Weights, as_stored
 
-Progress = Callable[[str, int, int], object]
+Progress = Callable[[str, int, int], None]
 """Called with what is written, the bytes that are done, and all of them. What it raises ends the work."""
 WIDTHS = {"f32": 4, "f16": 2, "bf16": 2}
 SHARD_BYTES = 5 * 10**9

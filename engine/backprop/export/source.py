@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
 from backprop.core.files import read_json, sha256
@@ -27,6 +28,7 @@ from backprop.runs.directory import IDENTITY, RunDirectory, is_run
 from backprop.runs.state import RunState, read_run
 from backprop.train.adapter import TOKENIZER_FILES, write_what_was_learned
 from backprop.train.checkpoint import WEIGHTS
+from backprop.train.generate import on_texts
 from backprop.train.resume import result_notes
 from backprop.worker.job import Send
 
@@ -56,6 +58,27 @@ class Source:
     """What the run asked on its way."""
     state: RunState | None = None
     """Of the run, where it is one."""
+    scratch: Path = field(default_factory=Path)
+    """A folder for what is needed on the way, deleted afterwards."""
+
+    @property
+    def on_texts(self) -> bool:
+        """Whether it was trained on plain texts, so that it continues one."""
+        return self.state is not None and on_texts(self.state.dataset)
+
+    @property
+    def template(self) -> str:
+        """The chat template of its training; empty where it was trained on texts and its base brings none."""
+        fits = self.chat.brings_template or (self.adapter is not None and not self.on_texts)
+        return self.chat.template.source if fits else ""
+
+    @cached_property
+    def model_folder(self) -> Path:
+        """A folder with all files of the trained model but its weights."""
+        folder = self.scratch / "model"
+        folder.mkdir()
+        write_model_files(self, folder, self.dtype)
+        return folder
 
     @property
     def weights(self) -> Weights:
@@ -78,7 +101,7 @@ def open_source(request: ExportRequest, send: Send, scratch: Path) -> Source:
     """Find what is to be exported and check that it is what was trained.
 
     Args:
-        scratch: a folder for a checkpoint's adapter.
+        scratch: an empty folder, for what is needed on the way.
 
     Raises:
         InputError: there is no such run, folder or checkpoint.
@@ -98,6 +121,7 @@ def open_source(request: ExportRequest, send: Send, scratch: Path) -> Source:
         source = Source(
             path.resolve().name, path.resolve().parent, base, None, ChatTokenizer.load(base), settings_of(base)
         )
+    source.scratch = scratch
     if source.adapter is not None and not source.adapter.is_trained:
         raise ExportError(
             f"the adapter in {source.adapter.folder} was never trained: it changes nothing in its base model",
@@ -122,7 +146,7 @@ def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path
             hint = "put its files back, or say with --model where they are"
             raise CheckpointError(note.message, code="STATE_IDENTITY_MISMATCH", hint=hint)
         raise _stale(note.message)
-    folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch)
+    folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch / "adapter")
     hub = repository_of(str(config.get("model") or "")) if not request.model else ""
     licence = next((p.licence for n, p in MODEL_PRESETS.items() if config.get("model") in (n, p.repo)), "")
     return Source(
@@ -164,13 +188,11 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
     """The weights of a checkpoint as PEFT's files, in ``scratch``."""
     from peft import LoraConfig
 
-    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).of_step(step)
-    if checkpoint is None:
-        raise InputError(f"run {run.run_id} has no good checkpoint of step {step}")
+    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).require_step(step)
     tensors = {name.replace(".default", ""): value for name, value in load_file(checkpoint.path / WEIGHTS).items()}
     settings = checkpoint.manifest.identity.get("config", {})
     modules = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir()
     LoraConfig(
         r=settings["lora_r"],
         lora_alpha=settings["lora_alpha"],

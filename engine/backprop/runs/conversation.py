@@ -6,9 +6,10 @@ The job's messages are folded here; what was said can be kept as a row to train 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -19,6 +20,38 @@ from backprop.core.paths import expand
 from backprop.runs.engine_jobs import EngineJob
 
 CHAT = "backprop.train.chat"
+
+
+def sampling_of(text: str) -> Sampling:
+    """``temperature=0.7 top_p=0.9``: what is not named has its default.
+
+    Raises:
+        InputError: a name or a value is not known; its message says which may be.
+    """
+    values: dict[str, str] = {}
+    for word in text.split():
+        name, _, values[name] = word.partition("=")
+    limits = {"max_tokens": (1, 1_000_000), "temperature": (0, 5), "top_p": (0.01, 1), "seed": (0, 2**63 - 1)}
+    for name, value in values.items():
+        least, most = limits.get(name) or _unknown(name, limits)
+        try:
+            good = least <= (float(value) if name in ("temperature", "top_p") else int(value)) <= most
+        except ValueError:
+            good = False
+        if not good:
+            raise InputError(
+                f"{name} is a number from {least} to {most}, not {value!r}", hint=f"for example {name}={most}"
+            )
+    return msgspec.convert(values, Sampling, strict=False)
+
+
+def sampling_text(sampling: Sampling) -> str:
+    """As ``sampling_of`` reads it."""
+    return " ".join(f"{name}={value:g}" for name, value in msgspec.to_builtins(sampling).items())
+
+
+def _unknown(name: str, known: Collection[str]) -> NoReturn:
+    raise InputError(f"there is no {name!r} here", hint=f"write name=value of {', '.join(known)}")
 
 
 @dataclass
@@ -49,8 +82,8 @@ class Turn:
 class Conversation:
     """The turns of one conversation. ``take`` may be called in another thread than everything else."""
 
-    def __init__(self, job: EngineJob, system: str = "", sampling: Sampling | None = None) -> None:
-        self._job = job
+    def __init__(self, system: str = "", sampling: Sampling | None = None) -> None:
+        self._job: EngineJob | None = None
         self._number = 0
         self.system = system
         self.sampling = sampling or Sampling()
@@ -61,13 +94,14 @@ class Conversation:
         self.version = 0
         """Another number whenever something was said."""
 
-    def listen(self) -> Iterator[Message]:
-        """Take in the job's messages as they come.
+    def attach(self, job: EngineJob) -> Iterator[Message]:
+        """Go on with the model that ``job`` loads, and take in its messages as they come.
 
         Raises:
             BackpropError: as ``EngineJob.messages``.
         """
-        for message in self._job.messages():
+        self._job, self.ready, self.waits_for = job, None, None
+        for message in job.messages():
             self.take(message)
             yield message
 
@@ -91,6 +125,7 @@ class Conversation:
 
     def ask(self, prompt: str, *, base: bool) -> Turn:
         """Say ``prompt`` to the tuned model, and to its base too."""
+        assert self._job is not None
         self._number += 1
         turn = Turn(self._number, prompt, self.sampling)
         self.turns.append(turn)
@@ -117,7 +152,7 @@ class Conversation:
     def stop(self) -> bool:
         """Stop the reply that is coming; whether there was one."""
         turn = self.waits_for
-        if turn is not None:
+        if turn is not None and self._job is not None:
             self._job.tell(StopReply(turn=turn.number))
         return turn is not None
 

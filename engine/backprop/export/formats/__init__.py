@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Protocol
+from typing import Any, Protocol
 
 from backprop.core.jobs import Check
 from backprop.export.sharded import Progress
@@ -45,5 +45,6 @@ class Format(Protocol):
 
 def format_named(name: str) -> Format:
     """The module of the format ``name``."""
-    found: Format = resolve_name(f"{__name__}.{name.replace('-', '_')}")
-    return found
+    found: Any = import_module(f"{__name__}.{name.replace('-', '_')}")
+    module: Format = found
+    return module

@@ -39,7 +39,9 @@ def check(source: Source, target: Path, precision: str, answers: bool, progress:
         name="tensors",
         passed=worst <= 1.0,
         detail=f"{len(written.names())} tensors opened again; the largest deviation from base and adapter added is "
-        f"{worst:.2f} of what rounding to {precision} may do" + (f" ({where})" if where else ""),
+        f"{worst:.2f} of what rounding to {precision} may do" + (f" ({where})" if worst else ""),
     )
-    found = Check(passed=tensors.passed, compared=[tensors], skipped="" if answers else "answers: not asked for")
+    found = Check(
+        passed=tensors.passed, compared=[tensors], skipped="" if answers else "answers are not compared: not asked for"
+    )
     return compare_models(source, target, found, progress) if answers and tensors.passed else found
