@@ -34,6 +34,7 @@ COMMANDS = {
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
+    "chat": Lazy("backprop.cli.chat", "chat", "a conversation with a run's model, beside its base where wanted"),
     "export": Lazy("backprop.cli.export", "export", "a trained model as adapter, merged model or GGUF, proved"),
     "ollama": Lazy("backprop.cli.ollama", "ollama", "register a GGUF file with Ollama, list, rm"),
     "estimate-vram": Lazy("backprop.cli.estimate", "estimate_vram", "the memory that a run would need"),
