@@ -35,6 +35,7 @@ COMMANDS = {
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "ollama": Lazy("backprop.cli.ollama", "ollama", "register a GGUF file with Ollama, list, rm"),
+    "push": Lazy("backprop.cli.push", "push", "upload a model to the Hugging Face Hub, with a card"),
     "estimate-vram": Lazy("backprop.cli.estimate", "estimate_vram", "the memory that a run would need"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
