@@ -37,6 +37,7 @@ COMMANDS = {
     "chat": Lazy("backprop.cli.chat", "chat", "a conversation with a run's model, beside its base where wanted"),
     "export": Lazy("backprop.cli.export", "export", "a trained model as adapter, merged model or GGUF, proved"),
     "ollama": Lazy("backprop.cli.ollama", "ollama", "register a GGUF file with Ollama, list, rm"),
+    "push": Lazy("backprop.cli.push", "push", "upload a model to the Hugging Face Hub, with a card"),
     "estimate-vram": Lazy("backprop.cli.estimate", "estimate_vram", "the memory that a run would need"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
