@@ -1,24 +1,20 @@
-"""What runs really took of a card's memory and of time: from it is known ahead what the next one will take."""
+"""What runs really took of a card's memory, for the next one of the same shape."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from backprop.core.errors import BackpropError
 from backprop.core.events import BATCH_SETTLED, BatchHalved
+from backprop.runs.describe import moment
 from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState, read_run
 
 MOST = 20
 """Runs of a model that are looked at, the newest first."""
-LEAST_STEPS = 3
-"""Runs of fewer steps say nothing of the pace."""
-LOOKED_AT = 5
-"""Runs that are read at most."""
 
 
 class Measured(Struct, frozen=True):
@@ -32,13 +28,27 @@ class Measured(Struct, frozen=True):
     longest: int
     """Tokens of its longest row, before anything was cut."""
 
+    def __str__(self) -> str:
+        """In words, its bytes in the unit that cards are sold by."""
+        size = f"{self.bytes / 2**30:.1f} GiB"
+        return f"{size} on {moment(self.date)[:10]} on {self.card}, rows up to {self.longest}"
 
-def measured_peaks(model: str) -> list[tuple[dict[str, Any], Measured]]:
-    """The peaks of the newest runs of ``model`` on a card, with their resolved settings, the newest first."""
+
+Peaks = Sequence[tuple[Mapping[str, Any], Measured]]
+"""What runs took, each with its resolved settings."""
+
+
+def measured_peaks(model: str) -> Peaks:
+    """The peaks of the newest runs of ``model`` on a card, the newest first."""
     with RunIndex() as index:
         paths = [Path(summary.path) for summary in index.summaries() if summary.model == model]
     states = [read_run(path) for path in paths[:MOST]]
     return [(state.config, peak) for state in states if (peak := peak_of(state)) is not None]
+
+
+def of_shape(peaks: Peaks, shape: Mapping[str, Any]) -> Measured | None:
+    """The first of the peaks that a run with all these settings had."""
+    return next((peak for config, peak in peaks if shape.items() <= config.items()), None)
 
 
 def peak_of(state: RunState) -> Measured | None:
@@ -54,29 +64,3 @@ def peak_of(state: RunState) -> Measured | None:
         state.run_id,
         state.dataset.longest if state.dataset else 0,
     )
-
-
-class Pace(Struct, frozen=True):
-    """Tokens a second over the steps of run ``run_id``, evaluations and checkpoints not counted."""
-
-    tokens_per_second: float
-    run_id: str
-
-
-def pace(model: str) -> Pace | None:
-    """The pace of the newest run that trained ``model`` on this machine; ``None`` where there is none.
-
-    Args:
-        model: as in a located configuration.
-    """
-    with RunIndex() as index:
-        alike = [run for run in index.summaries() if run.model == model and run.steps >= LEAST_STEPS]
-    for run in sorted(alike, key=lambda run: -run.started_at)[:LOOKED_AT]:
-        try:
-            state = read_run(Path(run.path))
-        except (BackpropError, OSError):
-            continue
-        seconds = sum(state.curves.seconds)
-        if state.environment.get("host") == os.uname().nodename and seconds and state.tokens_seen:
-            return Pace(state.tokens_seen / seconds, run.run_id)
-    return None

@@ -6,54 +6,74 @@ same step, and the next step has drawn nothing yet.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from backprop.core.errors import BackpropError, CheckpointError
-from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, Warning  # noqa: A004
+from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, SettingsChosen
+from backprop.core.events import Warning as WarningEvent
+from backprop.core.rules import SAVE_MINUTES, SAVING_SHARE
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import Candidate, CheckpointPolicy, chosen
 from backprop.train.checkpoint import Snapshot, trained_parameters
 
 
-@dataclass(eq=False)
 class Saver:
     """Save a run's checkpoints by time, by steps, by held-out loss and on request, one at a time.
 
     A save that comes due while an earlier one is still being written is put off to the first step after it, for each
     holds a copy of the state; one that was asked for waits. A save that fails is emitted, never raised: training goes
     on, and earlier checkpoints stand.
+
+    Args:
+        store: the run's checkpoints.
+        emit: takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writing thread.
+        snapshot: copies the state as it is (``trainer.StepLoop.snapshot``).
+        identity: what the checkpoints depend on (``resume.identity``).
+        every_steps, every_minutes: how often; ``None`` is never. ``auto`` begins with ten minutes, and an event says so
+            when it grows, because saving took more than its share of the time (``core.rules.SAVING_SHARE``).
+        policy: what is kept.
+        in_use: steps that are never pruned, such as the one resumed from.
+        clock: seconds that never go backwards.
     """
 
-    store: CheckpointStore
-    emit: Callable[[Event], None]
-    """Takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writing thread."""
-    snapshot: Callable[[], Snapshot]
-    """Copies the state as it is (``trainer.StepLoop.snapshot``)."""
-    identity: dict[str, Any]
-    """What the checkpoints depend on (``resume.identity``)."""
-    every_steps: int | None = None
-    every_minutes: float | None = None
-    policy: CheckpointPolicy = field(kw_only=True)
-    in_use: Iterable[int] = ()
-    """Steps that are never pruned, such as the one resumed from."""
-    clock: Callable[[], float] = time.monotonic
-    """Seconds that never go backwards."""
-    _last_step: int | None = None
-    _saved_step: int | None = None
-    _due: str = ""
-    _thread: threading.Thread | None = None
-    _unreported: Exception | None = None
-
-    def __post_init__(self) -> None:
-        self._last_time = self.clock()
-        self._losses = [each.val_loss for each in self.store.checkpoints() if each.val_loss is not None]
+    def __init__(
+        self,
+        store: CheckpointStore,
+        emit: Callable[[Event], None],
+        snapshot: Callable[[], Snapshot],
+        identity: dict[str, Any],
+        *,
+        every_steps: int | None = None,
+        every_minutes: float | Literal["auto"] | None = None,
+        policy: CheckpointPolicy,
+        in_use: Iterable[int] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._emit = emit
+        self._snapshot = snapshot
+        self._identity = identity
+        self._every_steps = every_steps
+        self._by_rule = every_minutes == "auto"
+        minutes = SAVE_MINUTES if every_minutes == "auto" else every_minutes
+        self._every_seconds = minutes * 60 if minutes else None
+        self._policy = policy
+        self._in_use = frozenset(in_use)
+        self._clock = clock
+        self._last_time = clock()
+        self._last_step: int | None = None
+        self._saved_step: int | None = None
+        self._due = ""
+        self._losses = [checkpoint.val_loss for checkpoint in store.checkpoints() if checkpoint.val_loss is not None]
+        self._thread: threading.Thread | None = None
+        self._unreported: Exception | None = None
 
     def require_space(self, model: torch.nn.Module) -> None:
         """Before the first step: check that the disk has room for a checkpoint of ``model``.
@@ -61,21 +81,21 @@ class Saver:
         Raises:
             CheckpointError: it has not (``RUNTIME_DISK_FULL``), or the directory cannot be written.
         """
-        earlier = self.store.checkpoints()
-        self.store.require_space(earlier[-1].bytes if earlier else expected_bytes(model))
+        earlier = self._store.checkpoints()
+        self._store.require_space(earlier[-1].bytes if earlier else expected_bytes(model))
 
     def after_step(self, step: int) -> None:
         """Save if time or steps say so and nothing is being written."""
-        if self.every_steps and step % self.every_steps == 0:
+        if self._every_steps and step % self._every_steps == 0:
             self._due = "steps"
-        elif self.every_minutes and self.clock() - self._last_time >= 60 * self.every_minutes:
+        elif self._every_seconds and self._clock() - self._last_time >= self._every_seconds:
             self._due = self._due or "time"
         if self._due and not self.writing:
             self.save(step, self._due)
 
     def after_evaluation(self, step: int, val_loss: float) -> None:
         """Save if the policy would keep a checkpoint for this held-out loss. Call it before ``after_step``."""
-        best = CheckpointPolicy(keep_best_n=self.policy.keep_best_n, keep_final=False)
+        best = CheckpointPolicy(keep_best_n=self._policy.keep_best_n, keep_final=False)
         self._losses.append(val_loss)
         if len(self._losses) - 1 in chosen(best, [Candidate(loss) for loss in self._losses]):
             self.save(step, "evaluated", val_loss=val_loss)
@@ -88,7 +108,7 @@ class Saver:
         began = time.perf_counter()
         self.wait()
         try:
-            snapshot = self.snapshot()
+            snapshot = self._snapshot()
         except CheckpointError as error:
             self._failed(step, error)
         except (MemoryError, RuntimeError) as error:
@@ -97,7 +117,7 @@ class Saver:
             self.write(snapshot, reason, time.perf_counter() - began, val_loss)
             self._last_step = step
         # After a failure too: the next try comes after the usual time.
-        self._last_time = self.clock()
+        self._last_time = self._clock()
 
     def finish(self, step: int, reason: str) -> None:
         """The last save of a run: made unless this step is on disk already. Waits until it is."""
@@ -110,7 +130,7 @@ class Saver:
     def move(self, directory: Path) -> None:
         """Save in ``directory`` from here on: the run's was moved."""
         self.wait()
-        self.store.directory = directory
+        self._store.directory = directory
 
     def write(self, snapshot: Snapshot, reason: str, blocked: float = 0.0, val_loss: float | None = None) -> None:
         """Write ``snapshot`` in a thread; waits while an earlier one is being written.
@@ -158,36 +178,46 @@ class Saver:
             self._unreported = error
 
     def _write(self, snapshot: Snapshot, reason: str, blocked: float, val_loss: float | None) -> None:
-        began = time.monotonic()
-        saved = self.store.save(
+        began = self._clock()
+        saved = self._store.save(
             snapshot.step,
             snapshot.write,
             needed=snapshot.bytes,
             reason=reason,
-            identity=self.identity,
+            identity=self._identity,
             val_loss=val_loss,
         )
         self._saved_step = saved.step
-        self.emit(
+        seconds = blocked + self._clock() - began
+        self._emit(
             CheckpointSaved(
                 step=saved.step,
                 path=str(saved.path),
                 seconds_blocked=blocked,
-                seconds=blocked + time.monotonic() - began,
+                seconds=seconds,
                 bytes=saved.bytes,
                 reason=reason,
             )
         )
+        self._keep_to_share(seconds)
         try:
-            pruned = self.store.prune(self.policy, in_use=self.in_use)
+            pruned = self._store.prune(self._policy, in_use=self._in_use)
         except CheckpointError as error:
-            self.emit(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
+            self._emit(WarningEvent(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
             return
         for gone in pruned:
-            self.emit(CheckpointPruned(path=str(gone.path), step=gone.step))
+            self._emit(CheckpointPruned(path=str(gone.path), step=gone.step))
+
+    def _keep_to_share(self, seconds: float) -> None:
+        """Save less often where the interval was left to the rule and a save takes more than its share of it."""
+        if self._by_rule and self._every_seconds is not None and seconds > SAVING_SHARE * self._every_seconds:
+            minutes = math.ceil(seconds / SAVING_SHARE / 60)
+            self._every_seconds = 60 * minutes
+            why = f"a save took {seconds:.0f} s, and saving takes at most {SAVING_SHARE:.0%} of the time"
+            self._emit(SettingsChosen(values={"save_minutes": minutes}, reasons={"save_minutes": why}))
 
     def _failed(self, step: int, error: BackpropError) -> None:
-        self.emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))
+        self._emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))
 
 
 def expected_bytes(model: torch.nn.Module) -> int:
