@@ -266,6 +266,54 @@ def test_what_is_odd_is_said_by_checking_and_by_preparing(
     assert prepare(path, model_dir("chatml")).summary.problem_counts.get(code) == 1
 
 
+@pytest.mark.parametrize("mark", ["None", "nan", "N/A", "n/a", "<noinput>", "<NoInput>", " null\n", "NULL"])
+@pytest.mark.parametrize("part", ["input", "system"])
+def test_a_missing_value_beside_the_question_is_read_as_empty_and_said_once(
+    part: str, mark: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"Which way, {i}?", part: mark, "output": ANSWER} for i in range(3)]
+    assert trained(read(rows[0])) == [("user", "Which way, 0?"), ("ASSISTANT", ANSWER)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = validate(path)
+    assert (checked.valid, checked.problem_counts) == (3, {"missing_input": 3})
+    assert prepare(path, model_dir("chatml")).summary.problem_counts == {"missing_input": 3}
+
+
+@pytest.mark.parametrize(
+    ("answered", "text"),
+    [
+        ({"temp": 20, "sky": "clear"}, '{"temp": 20, "sky": "clear"}'),
+        ([{"port": "Brest"}, 2], '[{"port": "Brest"}, 2]'),
+        ({"text": "clear", "lang": "en"}, '{"text": "clear", "lang": "en"}'),
+        ({"type": "sunny", "temp": 20}, '{"type": "sunny", "temp": 20}'),
+        (["a", "é"], '["a", "é"]'),
+        ([{"type": "text", "text": "clear"}], "clear"),
+        ([{"text": "cl"}, {"text": "ear"}], "clear"),
+    ],
+)
+def test_what_a_tool_answers_is_text_whatever_it_is(answered: Any, text: str) -> None:
+    example = read({"messages": [ASKED, {"role": "tool", "content": answered}, SAID]})
+    assert [(turn.role, turn.content) for turn in example.turns][1] == ("tool", text)
+    assert [warning.code for warning in example.warnings] == (["written_value"] if text != "clear" else [])
+
+
+def test_a_picture_that_a_tool_answers_is_still_no_text() -> None:
+    with pytest.raises(RowError, match="only text is trained"):
+        read({"messages": [ASKED, {"role": "tool", "content": [{"type": "image_url", "image_url": {}}]}, SAID]})
+
+
+def test_an_unknown_role_is_named_with_those_that_are_known() -> None:
+    tale = {"role": "narrator", "content": "Dusk."}
+    for turns, code in (([tale, tale], "invalid_role"), ([ASKED, tale], "no_assistant")):
+        with pytest.raises(RowError) as error:
+            read({"messages": turns})
+        assert error.value.code == code
+        assert "role 'narrator'; known are system, user, assistant and tool" in error.value.message
+    said = [warning.message for warning in read({"messages": [*CHAT, tale]}).warnings]
+    assert said == ["role 'narrator' is not known (system, user, assistant and tool are): it is kept as it is"]
+
+
 @pytest.mark.parametrize("flag", ["false", "0.0", "no", 0, False])
 @pytest.mark.parametrize("shape", ["messages", "instruction", "prompt"])
 def test_an_answer_that_is_called_bad_is_left_out_and_stops_nothing(

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from backprop.data.content import as_text, call_from_text, kind, read_call, read_calls, read_parts, shown
+from backprop.data.content import (
+    are_parts,
+    as_text,
+    call_from_text,
+    kind,
+    read_call,
+    read_calls,
+    read_parts,
+    result_text,
+    shown,
+)
 from backprop.data.example import PLAIN, ROLES, Fields, RowError, Turn, followed
 from backprop.data.spellings import ROLE_OF, like_mask, listed, pair_keys, parsed
 
@@ -15,6 +25,9 @@ _KNOWN = frozenset(
     {"role", "content", "from", "value", "tool_calls", "function_call", "name", "tool_call_id", *_REASONING, *_TRAIN}
     | {_MASKED, "prefix", "refusal", "audio", "annotations", "id"}
 )
+
+
+_ROLE_NAMES = "system, user, assistant and tool"
 
 
 def read_turns(
@@ -76,11 +89,15 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
         raise RowError("invalid_type", speaker, f"{speaker} is {kind(given)}, where text is needed")
     role = ROLE_OF.get(given) or ROLE_OF.get(given.strip().lower(), given)
     if role not in ROLES:
-        words = f"{given!r} is no known role; it is kept as it is"
+        words = f"role {given!r} is not known ({_ROLE_NAMES} are): it is kept as it is"
         warnings.append(RowError("invalid_role", speaker, words, "warning"))
     turn, results = Turn(role, ""), []
     if type(value) is str:
         turn.content = value
+    elif role == "tool" and isinstance(value, list | dict) and not are_parts(value):
+        turn.content = result_text(value)
+        words = f"{said} is {kind(value)}, which a tool answered: it is read as its JSON text"
+        warnings.append(RowError("written_value", said, words, "info"))
     elif isinstance(value, list | dict):
         results = read_parts(turn, value, said, warnings)
     elif value is None and text_key not in item and not ("tool_calls" in item or "function_call" in item):
@@ -172,6 +189,11 @@ def _flags(value: list[Any]) -> bool:
     return bool(value) and all(type(entry) in (bool, int, float) and entry in (0, 1) for entry in value)
 
 
+def _unknown_roles(turns: list[Turn]) -> str:
+    names = list(dict.fromkeys(repr(turn.role) for turn in turns if turn.role not in ROLES))
+    return f"role{'s' * (len(names) > 1)} {', '.join(names[:3])}; known are {_ROLE_NAMES}"
+
+
 def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None:
     """What makes a conversation unusable, and what looks wrong in it.
 
@@ -181,9 +203,10 @@ def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None
     if not turns:
         raise RowError("no_turns", field, "there is no turn in it")
     if not any(turn.role in ROLES for turn in turns):
-        raise RowError("invalid_role", field, "no turn has a known role (system, user, assistant, tool)")
+        raise RowError("invalid_role", field, f"no turn has a known role: {_unknown_roles(turns)}")
     if not any(turn.role == "assistant" for turn in turns):
-        raise RowError("no_assistant", field, "no turn of the assistant: nothing to learn from")
+        others = f" ({_unknown_roles(turns)})" if any(turn.role not in ROLES for turn in turns) else ""
+        raise RowError("no_assistant", field, f"no turn of the assistant: nothing to learn from{others}")
     before = ""
     for i, turn in enumerate(turns):
         if turn.blank():

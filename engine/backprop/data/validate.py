@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import MISSING, convert
+from backprop.data.convert import MISSING, convert, is_missing
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -401,6 +401,7 @@ class QuickLook:
             columns["input"] = [text or None for text in columns["input"]]
             given = [i for i, text in enumerate(columns["input"]) if text]
             odd.update(given[i] for i in _odd([columns["input"][i] for i in given]))
+            odd.update(i for i in given if is_missing(columns["input"][i]))
         if self.format == "preference":
             odd.update(i for i, row in enumerate(rows) if row.chosen == row.rejected)
         if self.format == "kto":
