@@ -114,6 +114,14 @@ SHAPES: dict[str, Any] = {
         "chosen": f"\n\nHuman: {QUESTION}\n\nAssistant: {ANSWER}",
         "rejected": f"\n\nHuman: {QUESTION}\n\nAssistant: {BAD}",
     },
+    "a level deeper": {"data": {"messages": CHAT}},
+    "a question a level deeper": {"id": 1, "data": {"question": QUESTION, "answer": ANSWER}},
+    "a request of a batch": {
+        "custom_id": "1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "gpt-4o", "messages": CHAT},
+    },
     "prompt as transcript": {"prompt": f"\n\nHuman: {QUESTION}\n\nAssistant:", "completion": ANSWER},
 }
 
@@ -399,6 +407,32 @@ def test_what_was_found_is_shown_with_what_is_not_used_and_a_mapping_adds_to_it(
 def test_a_second_conversation_is_named_as_unused() -> None:
     row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "messages": CHAT}
     assert detect_file([row]).unused == {"messages": 1}
+
+
+def test_a_row_inside_another_object_is_read_whole_and_the_note_says_where(model_dir: ModelDir, tmp_path: Path) -> None:
+    bodies = [{"model": "m", "messages": [{"role": "user", "content": f"{i}?"}, SAID], "tools": [TOOL]} for i in "ab"]
+    rows = [{"custom_id": str(i), "url": "/v1", "body": body} for i, body in enumerate([*bodies, bodies[0]])]
+    file = detect_file(rows)
+    assert file.notes()[0] == "fields are read as row=body; --map says otherwise"
+    assert {*file.unused} == {"custom_id", "url", "model"}
+    assert read(rows[0]).tools == [TOOL]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert validate(path).problem_counts == {"duplicate_row": 1}
+    assert prepare(path, model_dir("chatml")).summary.duplicated == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": QUESTION, "response": {"text": ANSWER}},
+        {"conversation": {"messages": CHAT}, "system": "Be brief."},
+        {"one": {"messages": CHAT}, "two": {"messages": CHAT}},
+        {"messages": CHAT, "meta": {"text": "from a book"}},
+    ],
+)
+def test_what_stands_beside_an_object_that_is_read_keeps_the_row_as_it_is(row: Any) -> None:
+    assert "row" not in detect_file([row]).mapping
 
 
 def test_zero_is_an_answer_of_its_own_and_an_empty_one_is_not_written(tmp_path: Path, model_dir: ModelDir) -> None:

@@ -28,6 +28,7 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
         RowError: the row cannot be used, with its code, the field as the row calls it, and why.
     """
     names = mapping if isinstance(mapping, Fields) else Fields(mapping) if mapping else PLAIN
+    row = names.held(row)
     if isinstance(row, str):
         row, names = {"text": row}, PLAIN
     elif isinstance(row, list) and format == "openai":

@@ -239,8 +239,12 @@ TURN_PARTS = ("role", "content")
 
 
 class Fields:
-    """Part → field name under a mapping. A field taken by one part no longer plays its own."""
+    """Part → field name under a mapping. A field taken by one part no longer plays its own.
 
+    ``row`` is the field with an object that holds all other parts; none, unless it is named.
+    """
+
+    row: str
     messages: str
     conversations: str
     instruction: str
@@ -262,10 +266,15 @@ class Fields:
 
     def __init__(self, mapping: Mapping[str, str] | None = None) -> None:
         mapping = mapping or {}
-        taken = {name for part, name in mapping.items() if part not in TURN_PARTS}
+        taken = {name for part, name in mapping.items() if part not in ("row", *TURN_PARTS)}
         for part in PARTS:
-            own = part if part in TURN_PARTS or part not in taken else ABSENT
+            own = part if part in TURN_PARTS or part not in {*taken, "row"} else ABSENT
             setattr(self, part, mapping.get(part, own))
+
+    def held(self, row: Any) -> Any:
+        """What holds the parts: the row, or the object inside it that the mapping names."""
+        inside = row.get(self.row) if isinstance(row, dict) else None
+        return inside if isinstance(inside, dict) else row
 
 
 PARTS = tuple(Fields.__annotations__)

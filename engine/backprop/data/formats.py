@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from backprop.data.content import kind
 from backprop.data.dedup import fields_read
-from backprop.data.example import PLAIN, Fields, Format, RowError, describe_mapping
+from backprop.data.example import ABSENT, PARTS, PLAIN, Fields, Format, RowError, describe_mapping
 from backprop.data.reader import Source
 from backprop.data.spellings import find_names, judgement, turn_keys
 from backprop.data.text_turns import holds_turns
@@ -33,6 +33,7 @@ _NAMED = 12
 
 def detect_fields(row: Any, names: Fields = PLAIN) -> Format | None:
     """The format of one row, or ``None`` where its fields are no format's. Values are not checked."""
+    row = names.held(row)
     if isinstance(row, str):
         return "chatml" if holds_turns(row) and ("<|im_start|>" not in row or "<|im_end|>" in row) else "text"
     if isinstance(row, list):
@@ -72,7 +73,7 @@ def read_as(row: Any, file: Format | None, names: Fields = PLAIN) -> Format | No
     A row of no known format is read as what its ``file`` is, so that the error names the field that is missing; so is
     an answer in a file of judged ones whose ``label`` is no judgement. ``None``: nothing can be read of it.
     """
-    own = detect_fields(row, names)
+    row, own = names.held(row), detect_fields(row, names)
     if own is None or (file == "kto" and own in _ONE_ANSWER and isinstance(row, dict) and names.label in row):
         return file
     return own
@@ -149,12 +150,15 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
     What the formats' own names and the ``mapping`` leave open is looked for under other names, and added where it
     explains more rows than without.
     """
-    rows = list(rows)
-    columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
     given = dict(mapping or {})
-    formats = _formats(rows, given)
-    found = {} if "label" in given or "kto" not in formats else _class_label(rows)
-    if found:
+    whole = list(rows)
+    found = _held_in(whole, given)
+    holder = Fields(given | found)
+    rows = [holder.held(row) for row in whole]
+    columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
+    formats = _formats(rows, given | found)
+    if "label" not in given and "kto" in formats and (label := _class_label(rows)):
+        found |= label
         formats = _formats(rows, given | found)
     more = _common_mapping(rows, given | found, len(rows) - formats.count(None))
     more |= _beside(rows, given | found | more, columns)
@@ -168,6 +172,8 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
         if isinstance(row, dict) and own is not None:
             read = fields_read(row, own, names)
             unused.update(str(name) for name, value in row.items() if name not in read and value not in _EMPTY)
+    for row in whole if holder.row != ABSENT else ():
+        unused.update(str(name) for name in row if name != holder.row)
     format = max((name for name in FORMATS if counts[name]), key=counts.__getitem__, default=None)
     return FileFormat(
         format=format,
@@ -178,6 +184,26 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
         unused=dict(unused.most_common()),
         counts={name: count for name, count in counts.items() if count},
     )
+
+
+def _held_in(rows: list[Any], given: dict[str, str]) -> dict[str, str]:
+    """``row`` → the field with the object that most rows keep everything in: the only one of a known shape, where
+    nothing beside it would be read."""
+    names, found, known = Fields(given), Counter[str](), len(rows)
+    for group in _alike(rows) if "row" not in given else ():
+        row = group[0]
+        if detect_fields(row, names) is not None:
+            continue
+        inside = [name for name, held in row.items() if isinstance(held, dict) and _is_known(held, given)]
+        beside = {*PARTS, *find_names(row, given, whole=False).values(), *find_mapping(row, given).values()}
+        if len(inside) == 1 and beside.isdisjoint({*row} - {*inside}):
+            found[inside[0]] += len(group)
+            known -= len(group)
+    return {"row": max(found, key=found.__getitem__)} if sum(found.values()) > known else {}
+
+
+def _is_known(row: dict[str, Any], given: dict[str, str]) -> bool:
+    return detect_fields(row, Fields(given)) is not None or bool(find_mapping(row, given))
 
 
 def _class_label(rows: Iterable[Any]) -> dict[str, str]:

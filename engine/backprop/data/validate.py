@@ -142,7 +142,8 @@ class _Checking:
             problems=self.findings.problems,
         )
         self.answer.notes += file.notes()
-        self._quick = QuickLook(file.format, self.names, file.columns) if file.format in _TYPES else None
+        quick = file.format if file.format in _TYPES and "row" not in file.mapping else None
+        self._quick = QuickLook(quick, self.names, file.columns) if quick is not None else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
         self._formats: Counter[str] = Counter()
@@ -250,7 +251,7 @@ class _Checking:
 
 def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
     """What is odd inside the texts that are read from a row; ChatML's own tags are none in a ChatML row."""
-    parts = content_parts(value, format, names)
+    value, parts = names.held(value), content_parts(value, format, names)
     if isinstance(value, dict) and parts is not None:
         used = {id(part) for part in parts if part is not None}
         value = {key: part for key, part in value.items() if id(part) in used}
