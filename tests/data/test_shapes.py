@@ -322,6 +322,52 @@ def test_an_unknown_role_is_named_with_those_that_are_known() -> None:
     assert said == ["role 'narrator' is not known (system, user, assistant and tool are): it is kept as it is"]
 
 
+SHAPES_OF_ONE = {"alpaca": {"instruction": QUESTION, "output": ANSWER}, "openai": {"messages": CHAT}}
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_ONE)
+@pytest.mark.parametrize(
+    "column",
+    [
+        ("reward", 1, -1, "--map label=reward"),
+        ("score", 1.0, 0.0, "--map label=score"),
+        ("answer_quality", "good", "bad", "--map label=answer_quality"),
+        ("reward", 2.5, -3.5, "a label, true or false"),
+        ("sample_weight", 0.5, 0, "a label, true or false"),
+        ("scores_high", True, False, "--map label=scores_high"),
+    ],
+)
+def test_an_answer_that_an_unread_column_calls_bad_is_said_to_be_trained(
+    shape: str, column: tuple[str, Any, Any, str], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    name, good, bad, way = column
+    rows = [SHAPES_OF_ONE[shape] | {name: good} for _ in range(3)]
+    rows.append(SHAPES_OF_ONE[shape] | {name: bad})
+    notes = detect_file(rows).notes()
+    assert [note for note in notes if note.startswith(f"{name} has no effect") and way in note] == notes[1:]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for findings in (validate(path).problems, prepare(path, model_dir("chatml")).summary.problems):
+        found = [(each.line, each.severity, each.field) for each in findings if each.code == "bad_as_good"]
+        assert found == [(4, "warning", name)]
+    if way.startswith("--map"):
+        summary = prepare(path, model_dir("chatml"), mapping={"label": name}).summary
+        assert (summary.kept, summary.problem_counts["label_false"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "column", [{"score": 7}, {"label": 3, "votes": 12}, {"id": 1}, {"split_id": False}, {"quality": "high"}]
+)
+def test_a_column_that_is_no_verdict_is_only_named(column: dict[str, Any]) -> None:
+    assert detect_file([SHAPES_OF_ONE["openai"] | column]).without_effect == {}
+
+
+def test_a_flag_for_training_that_nothing_reads_is_said_to_have_no_effect() -> None:
+    file = detect_file([{"messages": CHAT, "train_on_last_only": True}])
+    assert "train_on_last_only has no effect on what is trained" in file.notes()[-1]
+    assert "--map loss_mask=FIELD" in file.notes()[-1]
+
+
 @pytest.mark.parametrize("flag", ["false", "0.0", "no", 0, False])
 @pytest.mark.parametrize("shape", ["messages", "instruction", "prompt"])
 def test_an_answer_that_is_called_bad_is_left_out_and_stops_nothing(

@@ -64,6 +64,7 @@ PROBLEM_CODES: dict[str, str] = {
     "missing_mark": "an answer is only a mark of a missing value, such as nan or N/A",
     "missing_input": "an input or a system text is only a mark of a missing value: it is read as empty",
     "special_token": "a chat template's control token inside a text",
+    "bad_as_good": "a reward or label that nothing reads calls the answer bad: it is trained as a good one",
     "same_sides": "the two sides of a preference pair are the same",
     "no_prompt": "a preference pair without prompt",
     "one_label": "all labels of a feedback file are the same: there is nothing to tell apart",

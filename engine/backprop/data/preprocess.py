@@ -168,7 +168,7 @@ class _Preparation:
         self._bytes_done = 0
         self._waiting = 0
         file = file_format(source, options.mapping)
-        self._format, self._names = file.format, Fields(file.mapping)
+        self._file, self._format, self._names = file, file.format, Fields(file.mapping)
         self.summary = DatasetPrepared(
             path=str(source.path),
             format=file.format or "",
@@ -251,6 +251,7 @@ class _Preparation:
         if detect_fields(row.value, self._names) is not None:
             self.formats.add(format, row.line)
         rendered = self._renderer.render(row.value, format, self._names)
+        rendered.warnings += self._file.doubts(row.value, format)
         if format != self._format:
             rendered.warnings.append(mixed_format(format, self._format))
         key = content_key(row.value, format, self._names)
