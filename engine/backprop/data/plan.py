@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from backprop.core import rules
 from backprop.core.events import LengthLimit
+from backprop.core.locate import held_out_file
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
-from backprop.data.split import expected_held_out
+from backprop.data.split import held_out
+from backprop.data.tokenizer import context_length
 from backprop.data.truncate import CountedLengths
 
 MANY_PASSES = 5
@@ -24,11 +27,12 @@ LARGEST_STEP = 32
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """One run on counted data. ``held_out`` is about: which rows are held out depends on what they say."""
+    """One run on counted data, as the run itself counts it."""
 
     rows: int
-    """Usable rows that are trained."""
+    """Samples that are trained: rows, and the pieces of long texts."""
     held_out: int
+    """Samples that are held out, where they are taken from the same rows."""
     unusable: int
     """Rows that training refuses, or skips with ``skip_bad``."""
     limit: LengthLimit
@@ -54,33 +58,42 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
         model_dir: where the model's ``config.json`` is.
         batch_size: what ``auto`` becomes.
     """
-    limit = counted.lengths.at(config.max_seq_length)
-    usable = limit.whole + limit.cut + limit.split
-    if config.samples is not None:
-        usable = min(usable, config.samples)
-    if not usable:
+    longest = min(config.max_seq_length, context_length(model_dir) or config.max_seq_length)
+    lengths, bad = counted.lengths, counted.bad
+    usable = np.flatnonzero(lengths.samples_at(longest))
+    if config.samples is not None and len(usable) > config.samples:
+        # No more rows are read than are wanted.
+        last = int(usable[config.samples - 1])
+        lengths, bad = lengths.first(last + 1), bad[bad < counted.numbers[last]]
+    samples = lengths.samples_at(longest)
+    total = int(samples.sum())
+    if not total:
         return None
-    held_out = expected_held_out(usable, config.held_out)
-    rows = usable - held_out
+    own_file = held_out_file(config.held_out) is not None
+    out = held_out(np.repeat(counted.places[: lengths.rows], samples), "none" if own_file else config.held_out)
+    rows = total - int(out.sum())
     batch = batch_size if config.batch_size == "auto" else config.batch_size
     accumulation = config.gradient_accumulation or rules.accumulation(batch)
     known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
     schedule = Schedule.of(known, rows)
     chosen, reasons = rules.for_rows(
-        known, model_dir, rows=rows, held_out=held_out, rows_per_step=schedule.rows_per_step, steps=schedule.steps
+        known, model_dir, rows=rows, held_out=total - rows, rows_per_step=schedule.rows_per_step, steps=schedule.steps
     )
-    seen = schedule.steps * schedule.rows_per_step
-    tokens = seen * counted.lengths.tokens_within(config.max_seq_length) / max(1, counted.lengths.rows)
+    tokens, trained = counted.lengths.tokens_at(longest)
+    all_samples = int(counted.lengths.samples_at(longest).sum())
+    share = schedule.steps * schedule.rows_per_step / all_samples
+    if not config.train_on_responses:
+        trained = tokens - all_samples
     return Plan(
         rows=rows,
-        held_out=held_out,
-        unusable=counted.unusable,
-        limit=limit,
+        held_out=total - rows,
+        unusable=len(bad),
+        limit=lengths.at(longest),
         schedule=schedule,
         chosen=chosen,
         reasons=reasons,
-        tokens=round(tokens),
-        trained_tokens=round(tokens * counted.trained / max(1, counted.tokens)),
+        tokens=round(share * tokens),
+        trained_tokens=round(share * trained),
     )
 
 
