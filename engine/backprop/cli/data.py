@@ -303,7 +303,7 @@ def _rules(chosen: dict[str, Any]) -> Rules:
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where the score of each row goes")
 def score(config: RunConfig, *, model: str | None, target: Path | None, as_json: bool) -> None:
     """Perplexity of each row by a model: the loss over the tokens that training would train, row by row."""
-    from backprop.data.writing import beside, refuse_existing
+    from backprop.data.examples import beside, refuse_existing
 
     target = target or beside(Path(config.data), "scores")
     refuse_existing(target)

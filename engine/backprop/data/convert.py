@@ -7,9 +7,16 @@ from typing import Any
 
 from backprop.data.content import as_text, kind, read_parts, read_tools, shown
 from backprop.data.example import PLAIN, Example, Fields, Format, RowError, Turn, as_context, followed
-from backprop.data.messages import apply_mask, check_turns, read_turns, refuse_unknown_mask
+from backprop.data.messages import (
+    apply_mask,
+    check_turns,
+    read_marked,
+    read_turns,
+    refuse_unknown_mask,
+    split_transcript,
+    transcript_inside,
+)
 from backprop.data.spellings import MEDIA, MEDIA_MARK, json_turns, judgement, parsed, turn_keys
-from backprop.data.text_turns import read_marked, split_transcript, transcript_inside
 
 MISSING = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "#N/A", "<NA>", "NaT"})
 """What programs write for a value that is missing."""

@@ -15,9 +15,9 @@ from msgspec import Struct
 from backprop.data.content import kind, shown
 from backprop.data.dedup import fields_read
 from backprop.data.example import ABSENT, PARTS, PLAIN, Fields, Format, RowError, describe_mapping
+from backprop.data.messages import holds_turns
 from backprop.data.reader import Source
 from backprop.data.spellings import find_names, judgement, like_mask, like_verdict, turn_keys
-from backprop.data.text_turns import holds_turns
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 _ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion")

@@ -17,10 +17,9 @@ from msgspec import Struct
 
 from backprop.core.errors import InvalidSettingError
 from backprop.data.dedup import THRESHOLD, clusters
-from backprop.data.examples import Reader, Usable
+from backprop.data.examples import Reader, Usable, beside, line_of, refuse_existing, whole_file
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.reader import open_source
-from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
 Places = npt.NDArray[np.uint64]
 HELD_OUT = 0.05

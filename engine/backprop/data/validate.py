@@ -35,11 +35,10 @@ from backprop.data.example import (
 )
 from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
-from backprop.data.messages import check_turns
+from backprop.data.messages import TRANSCRIPT_HINTS, check_turns
 from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
-from backprop.data.text_turns import TRANSCRIPT_HINTS
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
