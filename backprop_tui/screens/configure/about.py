@@ -119,7 +119,7 @@ def plan_rows(known: Outlook, width: int) -> list[Row]:
         return rows
     schedule, limit = planned.schedule, planned.limit
     far = "" if known.whole else " so far"
-    held_out = f", about {count(planned.held_out)} held out" if planned.held_out else ""
+    held_out = f", {count(planned.held_out)} held out" if planned.held_out else ""
     rows += line("rows", f"{count(planned.rows)} trained{held_out}{far}", "strong")
     lost = ((planned.unusable, "unusable"), (limit.answer_lost, "answers lost"), (limit.cut, "cut"))
     if any(number for number, _ in lost):

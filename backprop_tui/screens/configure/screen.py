@@ -219,7 +219,7 @@ class ConfigureScreen(BaseScreen):
         if planned.chosen.steps is not None:
             values["epochs"] = round(planned.passes, 2)
         found = {name: value_text(settings()[name], value) for name, value in values.items()}
-        return {**found, "held_out": f"about {rows_of(planned.held_out)}"}
+        return {**found, "held_out": rows_of(planned.held_out)}
 
     def flush(self) -> None:
         name = short_path(self.found.values["data"] or "")

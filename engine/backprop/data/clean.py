@@ -12,12 +12,10 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
 from backprop.data.example import Example, RowError
-from backprop.data.examples import Read, Reader, Usable, whole_text
+from backprop.data.examples import Read, Reader, Usable, beside, line_of, refuse_existing, whole_file, whole_text
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.quality import UNKNOWN, LengthLimits, TraceLimits, difficulty, language
+from backprop.data.quality import UNKNOWN, LengthLimits, Scores, TraceLimits, difficulty, language
 from backprop.data.reader import open_source
-from backprop.data.scores import Scores
-from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
 
 class Rules(Struct, frozen=True):

@@ -73,6 +73,7 @@ def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str
 
 def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any] | None:
     """The parts of a row that are read in ``format``, in a fixed order; ``None`` where it has none of them."""
+    value = names.held(value)
     if isinstance(value, str) and format in ("text", "chatml"):
         return [value]
     if not isinstance(value, dict) or format is None:

@@ -23,10 +23,23 @@ from msgspec import Struct
 from backprop.core.datasets import data_files, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backprop.data.example import RowError
-from backprop.data.file_kinds import KINDS, PACKED, Kind, held_kind, packing
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, Watch
 from backprop.data.parse import BOM, json_line, parse_json, wide_encoding
-from backprop.data.to_jsonl import ODD, OddRow, begin, begun, copy_of, jsonl_copy, row_line, unpacked
+from backprop.data.to_jsonl import (
+    KINDS,
+    ODD,
+    PACKED,
+    Kind,
+    OddRow,
+    begin,
+    begun,
+    copy_of,
+    held_kind,
+    jsonl_copy,
+    packing,
+    row_line,
+    unpacked,
+)
 
 __all__ = ["KINDS", "PACKED", "Kind", "Row", "Source", "open_source"]
 

@@ -15,6 +15,8 @@ from backprop.data.examples import Read, Reader, Usable, answer_text, prompt_tex
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.quality import (
     LengthLimits,
+    PerplexityReport,
+    Scores,
     Statistics,
     TraceLimits,
     difficulty,
@@ -24,7 +26,6 @@ from backprop.data.quality import (
     statistics,
 )
 from backprop.data.reader import open_source
-from backprop.data.scores import PerplexityReport, Scores
 
 LANGUAGE_SAMPLE = 2_000
 SHOWN = 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import MISSING, convert
+from backprop.data.convert import MISSING, convert, is_missing
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -35,11 +35,10 @@ from backprop.data.example import (
 )
 from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
-from backprop.data.messages import check_turns
+from backprop.data.messages import TRANSCRIPT_HINTS, check_turns
 from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
-from backprop.data.text_turns import TRANSCRIPT_HINTS
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
@@ -131,7 +130,7 @@ class _Checking:
         self.source = source
         self._listed = listed
         file = file_format(source, mapping)
-        self.format = file.format
+        self._file, self.format = file, file.format
         self.names = Fields(file.mapping)
         self.findings = Findings(listed)
         self.answer = Validation(
@@ -142,7 +141,8 @@ class _Checking:
             problems=self.findings.problems,
         )
         self.answer.notes += file.notes()
-        self._quick = QuickLook(file.format, self.names, file.columns) if file.format in _TYPES else None
+        quick = file.format if file.format in _TYPES and "row" not in file.mapping else None
+        self._quick = QuickLook(quick, self.names, file.columns, file.without_effect) if quick is not None else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
         self._formats: Counter[str] = Counter()
@@ -202,7 +202,7 @@ class _Checking:
                 self._labels.add(example.label)
         except RowError as error:
             errors.append(error)
-        return [*errors, *odd_texts(value, read, self.names)]
+        return [*errors, *self._file.doubts(value, read), *odd_texts(value, read, self.names)]
 
     def finish(self, held_out: Numbers | None) -> Validation:
         """The answer, with what only all rows together tell."""
@@ -250,7 +250,7 @@ class _Checking:
 
 def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
     """What is odd inside the texts that are read from a row; ChatML's own tags are none in a ChatML row."""
-    parts = content_parts(value, format, names)
+    value, parts = names.held(value), content_parts(value, format, names)
     if isinstance(value, dict) and parts is not None:
         used = {id(part) for part in parts if part is not None}
         value = {key: part for key, part in value.items() if id(part) in used}
@@ -312,6 +312,8 @@ _OTHERS: dict[Format, tuple[str, ...]] = {
     "text": ("chosen", "completion", "messages", "conversations", "instruction", "prompt"),
 }
 """Parts that may make another format of a row: one that has them needs another look."""
+_PRAISE = (b"", b"t", *(b"%d" % digit for digit in range(1, 10)))
+"""What a value begins with that calls no answer bad: none, true, a number of one and more."""
 _COLUMNS = 64
 """Columns beside the parts that are passed over quickly; of rows with more of them each is looked at."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
@@ -328,9 +330,10 @@ class QuickLook:
         format: what the rows are.
         names: the field names in use.
         columns: what the file's rows have; a row with another one needs another look.
+        doubted: those of them that may call an answer bad.
     """
 
-    def __init__(self, format: Format, names: Fields, columns: Iterable[str]) -> None:
+    def __init__(self, format: Format, names: Fields, columns: Iterable[str], doubted: Collection[str] = ()) -> None:
         self.format = format
         self.labels: set[bool] = set()
         """Labels seen, of feedback rows."""
@@ -343,12 +346,13 @@ class QuickLook:
         fields += [("input", types["input"], None)] if "input" in types else []
         renamed = {part: getattr(names, part) for part in types}
         read = {getattr(names, part) for part in (*types, *_OTHERS[format], *PARTS_READ[format], "loss_mask")}
-        for i, column in enumerate(column for column in columns if column not in read and _passes(column)):
+        for i, column in enumerate(column for column in columns if column not in read and _passes(column, doubted)):
             if i < _COLUMNS:
                 fields.append((f"_{i}", msgspec.Raw, b""))
                 renamed[f"_{i}"] = column
         row = msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False, forbid_unknown_fields=True)
         self._decoder = msgspec.json.Decoder(row)
+        self._doubted = [part for part, column in renamed.items() if column in doubted]
         self._texts = [part for part, kind in types.items() if kind is str]
         self._columns = [part if part in types else None for part in PARTS_READ[format]]
 
@@ -390,6 +394,12 @@ class QuickLook:
 
     def _check(self, rows: Sequence[Any]) -> tuple[list[int], set[int]]:
         """The hash of each row's content, and the positions of odd rows."""
+        hashes, odd = self._hashes(rows)
+        for part in self._doubted:
+            odd.update(i for i, row in enumerate(rows) if bytes(getattr(row, part))[:1] not in _PRAISE)
+        return hashes, odd
+
+    def _hashes(self, rows: Sequence[Any]) -> tuple[list[int], set[int]]:
         if self.format in _CHATS:
             return self._check_chats([getattr(row, _CHATS[self.format]) for row in rows])
         columns = {part: [getattr(row, part) for row in rows] for part in self._columns if part is not None}
@@ -401,6 +411,7 @@ class QuickLook:
             columns["input"] = [text or None for text in columns["input"]]
             given = [i for i, text in enumerate(columns["input"]) if text]
             odd.update(given[i] for i in _odd([columns["input"][i] for i in given]))
+            odd.update(i for i in given if is_missing(columns["input"][i]))
         if self.format == "preference":
             odd.update(i for i, row in enumerate(rows) if row.chosen == row.rejected)
         if self.format == "kto":
@@ -427,9 +438,10 @@ class QuickLook:
         return hashes, odd
 
 
-def _passes(column: str) -> bool:
+def _passes(column: str, doubted: Collection[str]) -> bool:
     """True for a column that nothing is read from, whatever it holds."""
-    return column not in MEDIA and not like_mask(column) and not {*column} & {'"', "\\"} and column.isprintable()
+    harmless = column in doubted or (column not in MEDIA and not like_mask(column))
+    return harmless and not {*column} & {'"', "\\"} and column.isprintable()
 
 
 def _may_hold_blank_lines(data: memoryview, starts: Numbers) -> bool:
