@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,11 +12,11 @@ from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import settings
-from backprop.core.errors import EXIT_OK, ModelLoadError
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, ModelLoadError
 from backprop.core.jobs import JobProgress, RunPlan
 from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
-from backprop.demo import demo_config
+from backprop.demo import SHIPPED, demo_config
 
 
 @click.command(cls=options.SettingCommand)
@@ -149,14 +150,25 @@ def _memory(config: RunConfig) -> dict[str, Any] | None:
 @options.setting_options("output_dir")
 @json_and_verbose
 def demo(output_dir: str | None, as_json: bool, verbose: bool) -> int:
-    """Teach the small model to answer like an old sea captain, and see the difference.
+    """Teach the small model to answer like an old sea captain, see the difference, and export it as a GGUF file.
 
     A minute or two on two CPU cores. The model is fetched once; from then on nothing needs a network.
     """
     from backprop.cli import follow
 
     config = demo_config(*([output_dir] if output_dir else []))
-    return follow.run(config, "demo", as_json, verbose)
+    return follow.run(config, "demo", as_json, verbose, then=_ship)
+
+
+def _ship(run: Path, as_json: bool) -> int:
+    """The demonstration's last part: its run as a GGUF file. With ``--json`` the run's events stay alone on stdout."""
+    from backprop.cli.export import is_lost, run_export, show_export
+    from backprop.core.jobs import ExportRequest
+
+    output.narrate("exporting the result as one GGUF file")
+    done = run_export(ExportRequest(source=str(run), format="gguf", precision=SHIPPED))
+    show_export(done, output.narrate if as_json else output.line)
+    return EXIT_PARTIAL if is_lost(done) else EXIT_OK
 
 
 @click.command
