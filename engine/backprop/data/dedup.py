@@ -124,15 +124,8 @@ def _is_plain(messages: Any, role: str, text: str) -> bool:
     )
 
 
-def exact_duplicates(keys: Iterable[bytes]) -> dict[int, int]:
-    """Place of each later row of equal content → place of the first."""
-    first: dict[bytes, int] = {}
-    places = ((place, first.setdefault(key, place)) for place, key in enumerate(keys))
-    return {place: earlier for place, earlier in places if earlier != place}
-
-
 def repeated(keys: Numbers) -> tuple[Numbers, Numbers]:
-    """``exact_duplicates`` for millions of rows, given as numbers: the places of keys that came before, ascending, and
+    """Exact duplicates among millions of rows, given as numbers: the places of keys that came before, ascending, and
     for each of them the place of the first equal key."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]

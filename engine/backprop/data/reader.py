@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Self
 
-import msgspec
 from msgspec import Struct
 
 from backprop.core.datasets import data_files, is_hub_name, missing
@@ -30,12 +29,12 @@ from backprop.data.to_jsonl import (
     ODD,
     PACKED,
     Kind,
-    OddRow,
     begin,
     begun,
     copy_of,
     held_kind,
     jsonl_copy,
+    odd_row,
     packing,
     row_line,
     unpacked,
@@ -128,9 +127,9 @@ class Source(LineIndex):
         line, offset, raw = place
         warning = None
         if self.kind != "jsonl" and raw.startswith(ODD):
-            odd = msgspec.json.decode(raw[len(ODD) :], type=OddRow)
-            raw, warning = odd.raw.rstrip(b"\n"), odd.finding()
-            if odd.severity == "error":
+            raw, warning = odd_row(raw)
+            raw = raw.rstrip(b"\n")
+            if warning.severity == "error":
                 return Row(line, raw, None, warning)
         value, found = parse_json(raw, offset)
         if found is not None and found.severity == "error":
