@@ -21,7 +21,7 @@ from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
 from backprop.data.example import NO_ANSWER, Example, Format, RowError
 from backprop.data.formats import FileFormat, detect_fields, file_format, mixed_format, read_as, unknown_format
-from backprop.data.line_index import Cancelled, Progress, Watch
+from backprop.data.line_index import Cancelled, Progress, watched
 from backprop.data.reader import Row, Source
 
 
@@ -79,7 +79,7 @@ class Reader:
     ) -> None:
         self.source = source
         self.file = file_format(source, mapping)
-        self._watch = Watch(source.path, source.size, progress, cancelled)
+        self._watch = watched(source.path, source.size, progress, cancelled)
 
     def __iter__(self) -> Iterator[Read]:
         done = 0

@@ -22,7 +22,7 @@ from msgspec import Struct
 from backprop.core.datasets import data_files, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backprop.data.example import RowError
-from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, Watch
+from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, watched
 from backprop.data.parse import BOM, json_line, parse_json, wide_encoding
 from backprop.data.to_jsonl import (
     KINDS,
@@ -202,7 +202,7 @@ def _put_together(
     named: Path, files: list[Path], progress: Progress | None, cancelled: Cancelled | None, copy: IO[bytes]
 ) -> None:
     """Write the rows of several files as those of one."""
-    watch = Watch(named, sum(file.stat().st_size for file in files), progress, cancelled)
+    watch = watched(named, sum(file.stat().st_size for file in files), progress, cancelled)
 
     def sources() -> Iterator[Source]:
         before = 0

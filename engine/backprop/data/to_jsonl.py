@@ -24,7 +24,7 @@ from backprop.core import paths
 from backprop.core.errors import BackpropError, DatasetFormatError, DatasetParseError
 from backprop.core.files import new_file
 from backprop.data.example import RowError, Severity
-from backprop.data.line_index import Cancelled, Progress, Watch
+from backprop.data.line_index import Cancelled, Progress, watched
 from backprop.data.parse import BOM, Found, Note, json_line, parse_text
 from backprop.data.read_json import read_json
 from backprop.data.read_tables import read_arrow, read_csv, read_parquet
@@ -58,7 +58,7 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
         OperationCancelledError: ``cancelled`` said stop.
         BackpropError: the cache cannot be written (``RUNTIME_IO_FAILED``).
     """
-    watch = Watch(path, path.stat().st_size, progress, cancelled)
+    watch = watched(path, path.stat().st_size, progress, cancelled)
     return copy_of(path, [path], kind, lambda copy: _convert(path, kind, copy, watch))
 
 
@@ -107,7 +107,7 @@ def begun(copy: Path) -> tuple[list[str], int]:
     return msgspec.json.decode(line, type=list[str]), len(line)
 
 
-def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: Watch) -> None:
+def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: Callable[[int], None]) -> None:
     with path.open("rb") as file, unpacked(path, file) as source:
         if kind == "jsonl":
             begin(copy, [])
