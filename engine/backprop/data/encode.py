@@ -16,7 +16,8 @@ from backprop.core.events import TokenSpan
 from backprop.data.convert import convert
 from backprop.data.dedup import content_key
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
-from backprop.data.formats import FileFormat, detect_fields, mixed_format, read_as, unknown_format
+from backprop.data.examples import read_row
+from backprop.data.formats import FileFormat, read_as, unknown_format
 from backprop.data.loss_mask import Span, answer_spans, left_out
 from backprop.data.parse import misread
 from backprop.data.reader import Row
@@ -57,7 +58,10 @@ class Renderer:
         Raises:
             RowError: the row cannot be trained.
         """
-        example = convert(row, format, names)
+        return self.rendered(convert(row, format, names))
+
+    def rendered(self, example: Example) -> Rendered:
+        """The same of an example."""
         if example.text is not None:
             _encodable(example.text)
             warnings = [*example.warnings, *self._odd_texts([example.text])]
@@ -240,13 +244,12 @@ def encoded_rows(
     Args:
         wanted: how many more usable rows are wanted; asked again after each batch.
     """
-    names = Fields(file.mapping)
     pending: deque[tuple[list[EncodedRow], Future[None]]] = deque()
     batch: list[EncodedRow] = []
     characters = open_ = 0
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
         for row in rows:
-            item = _render(row, file, names, renderer)
+            item = _render(row, file, renderer)
             batch.append(item)
             characters += len(item.rendered.text)
             open_ += item.error is None
@@ -267,20 +270,15 @@ def encoded_rows(
             yield _encoded(*pending.popleft(), renderer.tokenizer)
 
 
-def _render(row: Row, file: FileFormat, names: Fields, renderer: Renderer) -> EncodedRow:
-    item = EncodedRow(row, warnings=[row.warning] if row.warning is not None else [])
+def _render(row: Row, file: FileFormat, renderer: Renderer) -> EncodedRow:
+    read = read_row(row, file)
+    item = EncodedRow(row, format=read.format if read.known else None, warnings=read.warnings)
     try:
-        if row.error is not None:
-            raise row.error
-        format = read_as(row.value, file.format, names)
-        if format is None:
-            raise unknown_format(row.value)
-        item.format = format if detect_fields(row.value, names) is not None else None
-        item.rendered = renderer.render(row.value, format, names)
-        item.warnings += [*item.rendered.warnings, *file.doubts(row.value, format)]
-        if format != file.format:
-            item.warnings.append(mixed_format(format, file.format))
-        item.content = int.from_bytes(content_key(row.value, format, names)[:8], "little", signed=True)
+        if isinstance(read.became, RowError):
+            raise read.became
+        item.rendered = renderer.rendered(read.became)
+        item.warnings += item.rendered.warnings
+        item.content = int.from_bytes(content_key(row.value, read.format, file.names)[:8], "little", signed=True)
     except RowError as error:
         item.error = error
     return item

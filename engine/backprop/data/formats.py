@@ -115,6 +115,8 @@ class FileFormat(FormatCounts, kw_only=True):
     """The format of most rows; ``None`` where no row has a known one."""
     mapping: dict[str, str]
     """Part → field: what was given, and what was found beside it."""
+    names: Fields = PLAIN
+    """The field names of that mapping."""
     found: dict[str, str] = {}
     """The part of the mapping that was found, not given."""
     looked_at: int = 0
@@ -142,7 +144,7 @@ class FileFormat(FormatCounts, kw_only=True):
         """The warning about an answer that a column without effect calls bad. Feedback and pairs have their own."""
         if not self.without_effect or format in ("kto", "preference"):
             return []
-        row = Fields(self.mapping).held(row)
+        row = self.names.held(row)
         values = {name: row.get(name) for name in self.without_effect if like_verdict(name) and isinstance(row, dict)}
         return [
             RowError("bad_as_good", name, f"{name} is {shown(value)}: the answer is trained as a good one", "warning")
@@ -197,6 +199,7 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
     return FileFormat(
         format=format,
         mapping=given | found,
+        names=names,
         found=found,
         looked_at=len(rows),
         columns=dict(columns),

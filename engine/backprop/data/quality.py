@@ -44,7 +44,6 @@ class LengthLimits(Struct, frozen=True):
     min_tokens: int = 50
     max_tokens: int = 4096
     min_turns: int = 2
-    need_assistant: bool = True
 
     def reason(self, example: Example) -> str:
         """``empty``, ``few_turns``, ``no_assistant``, ``short``, ``long``, or nothing for a row that stays."""
@@ -56,7 +55,7 @@ class LengthLimits(Struct, frozen=True):
             spoken = [turn for turn in turns if turn.role != "system"]
             if len(spoken) < self.min_turns:
                 return "few_turns"
-            if self.need_assistant and not any(turn.role == "assistant" for turn in turns):
+            if not any(turn.role == "assistant" for turn in turns):
                 return "no_assistant"
         tokens = estimate_tokens(text)
         if tokens < self.min_tokens:

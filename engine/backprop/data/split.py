@@ -97,13 +97,6 @@ def split_rows(
     return sorted(chosen)
 
 
-def held_out_rows(
-    keys: Sequence[bytes], *, fraction: float = HELD_OUT, least: int = LEAST, most: int = MOST, seed: int = SEED
-) -> list[int]:
-    """Places of the rows to evaluate on during training, in order (``held_out``)."""
-    return np.flatnonzero(_below(places(keys, seed), fraction, least, most)).tolist()
-
-
 def held_out(of: Places, setting: str) -> npt.NDArray[np.bool_]:
     """Which samples are held out, as the setting ``held_out`` says: ``auto``, ``none`` or a share.
 

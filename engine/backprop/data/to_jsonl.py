@@ -19,38 +19,31 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 import msgspec
-from msgspec import Struct
 
 from backprop.core import paths
 from backprop.core.errors import BackpropError, DatasetFormatError, DatasetParseError
 from backprop.core.files import new_file
 from backprop.data.example import RowError, Severity
-from backprop.data.line_index import Cancelled, Progress, Watch
+from backprop.data.line_index import Cancelled, Progress, watched
 from backprop.data.parse import BOM, Found, Note, json_line, parse_text
 from backprop.data.read_json import read_json
 from backprop.data.read_tables import read_arrow, read_csv, read_parquet
 
 ODD = b"\0"
-"""First byte of a line that holds an ``OddRow``; no line of JSON begins so."""
-_VERSION = 2
+"""First byte of a line that holds an odd row; no line of JSON begins so."""
+_Odd = tuple[bytes, str, str, str, Severity]
+"""Bytes, code, field, message and severity."""
+_VERSION = 3
 """Of the copies: another number makes all of them again."""
 _PIECE = 1024 * 1024
 _CODECS = {".gz": "gzip", ".zst": "zstd"}
 
 
-class OddRow(Struct):
-    """What a line of the copy holds for a row that cannot be read, or was not read as it stands."""
-
-    code: str
-    field: str
-    message: str
-    severity: Severity
-    raw: bytes
-    """Its own bytes where it is an error, else its value as JSON."""
-
-    def finding(self) -> RowError:
-        """What is wrong with the row, or odd about it."""
-        return RowError(self.code, self.field, self.message, self.severity)
+def odd_row(line: bytes) -> tuple[bytes, RowError]:
+    """What a line of the copy holds for a row that cannot be read, or was not read as it stands: its own bytes where it
+    is an error, else its value as JSON; and what is wrong with it, or odd about it."""
+    raw, *finding = msgspec.json.decode(line[len(ODD) :], type=_Odd)
+    return raw, RowError(*finding)
 
 
 def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancelled: Cancelled | None = None) -> Path:
@@ -65,7 +58,7 @@ def jsonl_copy(path: Path, kind: Kind, progress: Progress | None = None, cancell
         OperationCancelledError: ``cancelled`` said stop.
         BackpropError: the cache cannot be written (``RUNTIME_IO_FAILED``).
     """
-    watch = Watch(path, path.stat().st_size, progress, cancelled)
+    watch = watched(path, path.stat().st_size, progress, cancelled)
     return copy_of(path, [path], kind, lambda copy: _convert(path, kind, copy, watch))
 
 
@@ -114,7 +107,7 @@ def begun(copy: Path) -> tuple[list[str], int]:
     return msgspec.json.decode(line, type=list[str]), len(line)
 
 
-def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: Watch) -> None:
+def _convert(path: Path, kind: Kind, copy: IO[bytes], watch: Callable[[int], None]) -> None:
     with path.open("rb") as file, unpacked(path, file) as source:
         if kind == "jsonl":
             begin(copy, [])
@@ -147,7 +140,7 @@ def row_line(raw: bytes, value: object, found: RowError | None) -> bytes:
             found = RowError("too_deep", "", "the row is nested too deeply to be read")
     if found is None:
         return raw
-    return ODD + msgspec.json.encode(OddRow(found.code, found.field, found.message, found.severity, raw)) + b"\n"
+    return ODD + msgspec.json.encode((raw, found.code, found.field, found.message, found.severity)) + b"\n"
 
 
 @contextmanager

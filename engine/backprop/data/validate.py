@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import MISSING, convert, is_missing
+from backprop.data.convert import MISSING, is_missing
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -33,7 +33,8 @@ from backprop.data.example import (
     RowError,
     Turn,
 )
-from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.examples import read_row
+from backprop.data.formats import file_format, read_as
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import TRANSCRIPT_HINTS, check_turns
 from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
@@ -116,10 +117,9 @@ def _contents(path: str | Path, mapping: Mapping[str, str] | None) -> Numbers:
     """The hash of the content of every row that can be read, for comparison within this process."""
     with open_source(path) as source:
         file = file_format(source, mapping)
-        names = Fields(file.mapping)
         values = (row.value for row in source if row.error is None)
         return np.fromiter(
-            (content_hash(value, read_as(value, file.format, names), names) for value in values), np.int64
+            (content_hash(value, read_as(value, file.format, file.names), file.names) for value in values), np.int64
         )
 
 
@@ -131,7 +131,7 @@ class _Checking:
         self._listed = listed
         file = file_format(source, mapping)
         self._file, self.format = file, file.format
-        self.names = Fields(file.mapping)
+        self.names = file.names
         self.findings = Findings(listed)
         self.answer = Validation(
             path=str(source.path),
@@ -175,34 +175,25 @@ class _Checking:
     def _examine(self, row: Row) -> int:
         """Note what is wrong with one row. Returns the hash of its content; of one that cannot be read, of its
         place."""
+        read = read_row(row, self._file)
+        self._formats["unreadable" if row.error is not None else (read.known and read.format) or "unknown"] += 1
+        findings = read.warnings
+        if isinstance(read.became, RowError):
+            findings.append(read.became)
+        else:
+            findings += read.became.warnings
+            if not read.became.teaches():
+                findings.append(RowError("nothing_to_train", "", NO_ANSWER))
+            if read.became.label is not None:
+                self._labels.add(read.became.label)
+        if read.format is not None:
+            findings += odd_texts(row.value, read.format, self.names)
+        for finding in findings:
+            self.findings.add(row.line, row.raw, finding)
+        self.answer.invalid += any(finding.severity == "error" for finding in findings)
         if row.error is not None:
-            self._formats["unreadable"] += 1
-            self.answer.invalid += 1
-            self.findings.add(row.line, row.raw, row.error)
             return hash((row.line, row.error.code))
-        read = read_as(row.value, self.format, self.names)
-        self._formats[(detect_fields(row.value, self.names) and read) or "unknown"] += 1
-        errors = [row.warning] if row.warning is not None else []
-        errors += self._explain(row.value, read)
-        for error in errors:
-            self.findings.add(row.line, row.raw, error)
-        self.answer.invalid += any(error.severity == "error" for error in errors)
-        return content_hash(row.value, read, self.names)
-
-    def _explain(self, value: object, read: Format | None) -> list[RowError]:
-        if read is None:
-            return [unknown_format(value)]
-        errors = [mixed_format(read, self.format)] if read != self.format else []
-        try:
-            example = convert(value, read, self.names)
-            errors += example.warnings
-            if not example.teaches():
-                errors.append(RowError("nothing_to_train", "", NO_ANSWER))
-            if example.label is not None:
-                self._labels.add(example.label)
-        except RowError as error:
-            errors.append(error)
-        return [*errors, *self._file.doubts(value, read), *odd_texts(value, read, self.names)]
+        return content_hash(row.value, read.format, self.names)
 
     def finish(self, held_out: Numbers | None) -> Validation:
         """The answer, with what only all rows together tell."""
