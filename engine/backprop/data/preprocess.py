@@ -208,6 +208,7 @@ class _Preparation:
             format=file.format or "",
             rows=0,
             kept=0,
+            unit=source.unit,
             max_length=options.max_length,
             problems=self._findings.problems,
             notes=[*source.notes, *tokenizer.notes],
@@ -307,11 +308,6 @@ class _Preparation:
             if self._begins_twice(encoded):
                 words = "two begin tokens in a row: the text starts with one, and the template writes one"
                 self._report(item.row, RowError("double_bos", "", words, "warning"))
-            if not self.summary.first_row:
-                text, raw = item.rendered.text, item.rendered.raw
-                parts = pieces(item.rendered, self.tokenizer.encode([text], special=raw)[0], encoded, self.tokenizer)
-                self.summary.first_row = merge_spans(parts, encoded.trained)
-                self._note_terminator(encoded)
             counted.append((item.rendered, encoded))
             self._take(item, encoded, writer)
         self._lengths.add(counted, self.tokenizer.bos_id)
@@ -335,6 +331,11 @@ class _Preparation:
         if not fitted.samples:
             self.summary.answer_lost += 1
             return
+        if not self.summary.first_row:
+            text, raw = item.rendered.text, item.rendered.raw
+            parts = pieces(item.rendered, self.tokenizer.encode([text], special=raw)[0], encoded, self.tokenizer)
+            self.summary.first_row = merge_spans(parts, fitted.at(encoded.ids))
+            self._note_terminator(encoded)
         self.summary.cut += fitted.cut > 0
         self._split_texts += fitted.split
         if item.content in self._seen:
