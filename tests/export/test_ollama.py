@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from backprop.cli.main import main
 from backprop.core.errors import InputError, OllamaError
+from backprop.core.events import RunStarted, Sample
 from backprop.core.jobs import JobProgress, OllamaRequest, Registered
+from backprop.core.settings import RunConfig
 from backprop.export.ollama import register, require_name
-from backprop.export.ollama_api import server_url, version_numbers
+from backprop.export.ollama_api import OllamaServer, server_url, version_numbers
 from backprop.export.served import go_template
-from gguf import GGUFWriter
+from backprop.runs.directory import RunDirectory
+from bare_gguf import write_gguf
 from ollama_double import Ollama, ollama_double
 from tiny_language_model import CHATML
-
-GUARDED = "{# " + "a comment that keeps this template from being taken for another one. " * 2 + "#}" + CHATML
 
 
 @pytest.fixture
@@ -26,24 +29,6 @@ def ollama(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ollama]:
     with ollama_double() as ollama:
         monkeypatch.setenv("OLLAMA_HOST", ollama.url)
         yield ollama
-
-
-def write_gguf(path: Path, *, template: str = GUARDED, kind: str = "model") -> Path:
-    """A GGUF file without tensors: what a server reads of one before it loads it."""
-    writer = GGUFWriter(path, "llama")
-    writer.add_type(kind)
-    writer.add_context_length(2048)
-    writer.add_license("apache-2.0")
-    writer.add_sampling_temp(0.7)
-    writer.add_token_list(["<s>", "a", "<|im_end|>", "<|endoftext|>"])
-    writer.add_eos_token_id(2)
-    writer.add_eot_token_id(3)
-    writer.add_chat_template(template)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture
@@ -120,6 +105,55 @@ def test_what_goes_wrong_is_said_in_its_own_words(
     assert error.value.code == "DEP_OLLAMA_REGISTRATION_FAILED"
     assert error.value.hint
     assert set(ollama.models) == ({"captain:latest"} if fault == "load" else set())
+
+
+def run_with(folder: Path, systems: list[str | None], answer: str) -> Path:
+    """A run's directory whose rows begin with these system turns, and whose model said ``answer`` at its end."""
+    rows = folder / "rows.jsonl"
+    with rows.open("w") as file:
+        for number, system in enumerate(systems):
+            turns = [{"role": "user", "content": f"Who is {number}?"}, {"role": "assistant", "content": "I."}]
+            said = [{"role": "system", "content": system}, *turns] if system is not None else turns
+            file.write(json.dumps({"messages": said}) + "\n")
+    directory = RunDirectory.create(RunConfig(data=str(rows), output_dir=str(folder / "out"), max_seq_length=512))
+    config = msgspec.to_builtins(directory.read_record().config)
+    with closing(directory.open_journal(directory.run_id)) as journal:
+        journal.append(RunStarted(config=config, output_dir=str(directory.path), pid=1))
+        journal.append(Sample(step=0, prompt="Who?", text="A base.", tuned=False))
+        journal.append(Sample(step=0, prompt="Who?", text=answer, tuned=True))
+    (directory.path / "exports").mkdir()
+    return directory.path
+
+
+@pytest.mark.parametrize(
+    ("systems", "sent"),
+    [(["Be brief."] * 3, "Be brief."), (["Be brief.", "Be long."], ""), (["Be brief.", None], ""), ([None, None], "")],
+)
+def test_the_system_turn_and_the_answer_of_the_run_that_a_file_is_from(
+    ollama: Ollama, tmp_path: Path, systems: list[str | None], sent: str
+) -> None:
+    run = run_with(tmp_path, systems, "Ahoy. I am the captain")
+    done = registered(write_gguf(run / "exports" / "tiny.gguf"))
+    assert (ollama.created[0]["system"], done.system) == (sent, sent)
+    assert (done.prompt, done.answer, done.same) == ("Who?", "Ahoy.", True)
+    (tmp_path / "rows.jsonl").unlink()
+    ollama.says = "Good day."
+    again = registered(write_gguf(tmp_path / "moved.gguf"), run=str(run), replace=True)
+    assert (again.system, again.same) == ("", False)
+    assert "data cannot be read any more" in again.notes[0]
+
+
+def test_a_real_ollama_takes_or_refuses_a_file(tmp_path: Path) -> None:
+    server = OllamaServer()
+    try:
+        server.version()
+    except OllamaError as error:
+        pytest.skip(f"no Ollama here: {error.message}")
+    try:  # a version that looks at tensors refuses a file without any
+        registered(write_gguf(tmp_path / "bare.gguf"), "backprop-test", replace=True)
+        server.remove("backprop-test")
+    except OllamaError as refused:
+        assert "Ollama refused: " in refused.message
 
 
 def test_a_template_that_ollama_takes_for_its_own_is_not_left_there(ollama: Ollama, tmp_path: Path) -> None:
