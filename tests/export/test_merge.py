@@ -138,6 +138,15 @@ def test_a_part_without_a_place_is_named(tiny_model: Path, tmp_path: Path, chang
         merged(tiny_model, tmp_path / "adapter")
 
 
+def test_another_vocabulary_than_the_bases_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    larger = load(tiny_model)
+    larger.resize_token_embeddings(330)
+    write_adapter(larger, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+
+    with pytest.raises(MergeError, match=r"embed_tokens.* \(330, 32\), another one than in the base model"):
+        merged(tiny_model, tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -119,7 +119,7 @@ class MergedWeights:
         self._found = {_known_as(name): name for name in names}
         text = base_config.get("text_config") or base_config
         self._embedding = next((n for n in names if n.endswith(("embed_tokens.weight", "wte.weight"))), "")
-        tied = bool(text.get("tie_word_embeddings", base_config.get("tie_word_embeddings")))
+        tied = bool(text.get("tie_word_embeddings", base_config.get("tie_word_embeddings", True)))
         self._head = HEAD if tied and HEAD not in names and self._embedding else ""
         if self._head:
             self._found[HEAD] = HEAD
@@ -132,6 +132,12 @@ class MergedWeights:
             self._modules[name] = module
         for place, key in adapter.replaced.items():
             name = self._place(place)
+            shape = adapter.weights.shape(key)
+            if name and shape != self._base.shape(self._source(name)):
+                raise MergeError(
+                    f"{key} in {adapter.folder} has the shape {shape}, another one than in the base model",
+                    hint="merge it with the program that trained it, and export the merged folder",
+                )
             lost += [] if name else [place]
             self._replaced[name] = key
         if lost:

@@ -45,7 +45,7 @@ def write(source: Source, target: Path, precision: str, progress: Progress) -> l
 
 
 def check(source: Source, target: Path, precision: str, answers: bool, progress: Progress) -> Check:
-    expected, written = _adapter(source).weights, StoredWeights([target / ADAPTER_WEIGHTS])
+    expected, written = require_adapter(source).weights, StoredWeights([target / ADAPTER_WEIGHTS])
     same = set(expected.names()) == set(written.names()) and all(
         (expected.read(name) == written.read(name)).all() for name in expected.names()
     )
@@ -53,16 +53,21 @@ def check(source: Source, target: Path, precision: str, answers: bool, progress:
     return Check(
         passed=same,
         compared=[Comparison(name="tensors", passed=same, detail=detail)],
-        skipped="answers: the adapter's files are the trained ones, copied",
+        skipped="answers are not compared: the files are the trained ones",
     )
 
 
-def _adapter(source: Source) -> Adapter:
+def require_adapter(source: Source) -> Adapter:
+    """The adapter of what is exported.
+
+    Raises:
+        InputError: it is a whole model.
+    """
     if source.adapter is None:
         raise InputError(f"{source.base} is a whole model: it has no adapter", hint="choose merged or gguf")
     return source.adapter
 
 
 def _files(source: Source) -> list[Path]:
-    files = sorted(path for path in _adapter(source).folder.iterdir() if path.is_file())
+    files = sorted(path for path in require_adapter(source).folder.iterdir() if path.is_file())
     return [path for path in files if not path.name.startswith((".", *_LEFT_OUT))]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backprop.core.errors import InputError
 from backprop.core.jobs import Check, Comparison
+from backprop.export.formats.lora import require_adapter
 from backprop.export.gguf.lora import is_written, write_lora_gguf
-from backprop.export.merge import ADAPTER_WEIGHTS, Adapter
+from backprop.export.merge import ADAPTER_WEIGHTS
 from backprop.export.sharded import Progress
 from backprop.export.source import Source
 
@@ -20,28 +20,22 @@ def file_name(source: Source, precision: str) -> str:
 
 
 def predicted_bytes(source: Source, precision: str) -> int:
-    stored = (_adapter(source).folder / ADAPTER_WEIGHTS).stat().st_size
+    stored = (require_adapter(source).folder / ADAPTER_WEIGHTS).stat().st_size
     return 2 * stored + _HEADER  # f32 of an adapter that was trained in 16 bits
 
 
 def write(source: Source, target: Path, precision: str, progress: Progress) -> list[str]:
     return write_lora_gguf(
-        _adapter(source), source.base, target, precision, provenance=source.provenance, progress=progress
+        require_adapter(source), source.base, target, precision, provenance=source.provenance, progress=progress
     )
 
 
 def check(source: Source, target: Path, precision: str, answers: bool, progress: Progress) -> Check:
-    adapter = _adapter(source)
+    adapter = require_adapter(source)
     same = is_written(adapter, source.base, target, precision)
     detail = f"{2 * len(adapter.parts)} matrices, " + ("those that were trained" if same else "not those trained")
     return Check(
         passed=same,
         compared=[Comparison(name="tensors", passed=same, detail=detail)],
-        skipped="answers: the adapter is nothing without a GGUF of its base model",
+        skipped="answers are not compared: the adapter is nothing without a GGUF of its base model",
     )
-
-
-def _adapter(source: Source) -> Adapter:
-    if source.adapter is None:
-        raise InputError(f"{source.base} is a whole model, not an adapter", hint="choose --format gguf or merged")
-    return source.adapter

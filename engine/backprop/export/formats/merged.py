@@ -41,5 +41,7 @@ def check(source: Source, target: Path, precision: str, answers: bool, progress:
         detail=f"{len(written.names())} tensors opened again; the largest deviation from base and adapter added is "
         f"{worst:.2f} of what rounding to {precision} may do" + (f" ({where})" if worst else ""),
     )
-    found = Check(passed=tensors.passed, compared=[tensors], skipped="" if answers else "answers: not asked for")
+    found = Check(
+        passed=tensors.passed, compared=[tensors], skipped="" if answers else "answers are not compared: not asked for"
+    )
     return compare_models(source, target, found, progress) if answers and tensors.passed else found

@@ -52,7 +52,7 @@ def compare_tensors(file: GGUFReader, weights: Weights, config: dict[str, Any]) 
     wrong = [f"{name} has no place in the file" for name, place in wanted if place is None]
     known = {place for _, place in wanted}
     wrong += [f"{name} is in the file and not in the model" for name in stored if name not in known | set(_COMPUTED)]
-    made = list(_transforms(value(file, "general.architecture"), config))
+    made = list(transforms(value(file, "general.architecture"), config))
     worst = (0.0, "", Kind.F32)
     for name, place in wanted:
         if place is None:
@@ -98,7 +98,7 @@ def _places(file: GGUFReader, weights: Weights, stored: dict[str, ReaderTensor])
     return [(each, place(each)) for each in weights.names() if not any(part in each for part in _NOT_LANGUAGE)]
 
 
-def _transforms(arch: str, config: dict[str, Any]) -> list[tuple[str | tuple[str, ...], Callable[[Array], Array]]]:
+def transforms(arch: str, config: dict[str, Any]) -> list[tuple[str | tuple[str, ...], Callable[[Array], Array]]]:
     """What the file has instead of the model's own tensor, by the ending of the model's name."""
     text = config.get("text_config") or config
     heads = int(text["num_attention_heads"])
