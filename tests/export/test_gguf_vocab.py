@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from backprop.core.errors import GGUFError
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
-from gguf import TokenType
+from gguf import GGUFReader, GGUFWriter, TokenType
 from tiny_language_model import VOCABULARY
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -232,6 +232,12 @@ def test_pieces_have_the_scores_by_which_llama_cpp_joins_them_in_the_same_order(
     assert found.types[:4] == [TokenType.CONTROL] * 3 + [TokenType.BYTE]
     assert found.tokens[3 + 0x0A] == "<0x0A>"
     assert found.special == {"bos": 1, "eos": 2, "unk": 0, "pad": 0}
+    writer = GGUFWriter(tmp_path / "vocabulary.gguf", "llama")
+    found.write(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert GGUFReader(tmp_path / "vocabulary.gguf").fields["tokenizer.ggml.scores"].contents() == found.scores
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ("a garden and bread", "winter in a river", "and  and", "band a ri dengar", "nnaaan"):
         assert tokenise(found, text) == tokenizer.encode(text).tokens

@@ -124,9 +124,9 @@ def read_vocabulary(folder: Path, size: int, *, with_template: bool = True) -> V
             if type == TokenType.USER_DEFINED:
                 token = token.replace(SPACE, " ")
         elif pieces:
-            # The order in which pieces were learned, which SentencePiece writes as -0, -1, -2 ...
-            score = -float(merged.get(token, len(merged)))
-            type = TokenType.BYTE if len(token) == 6 and token.startswith("<0x") else TokenType.NORMAL
+            # The order in which pieces were learned, which SentencePiece writes as -0, -1, -2 ...; letters come after.
+            is_byte = len(token) == 6 and token.startswith("<0x")
+            type, score = (TokenType.BYTE, 0.0) if is_byte else (type, -float(merged.setdefault(token, len(merged))))
         vocabulary.tokens.append(token)
         vocabulary.types.append(type)
         scores.append(score)
