@@ -169,7 +169,8 @@ def _ask(
     samples = [each for each in run.samples if each.tuned and each.step == run.step] if run else []
     known = next((each for each in samples if done.prompt in ("", each.prompt)), None)
     if known is not None:
-        done.prompt, done.expected = known.prompt, done.expected or known.text
+        # The run asked without a system turn: its answer can be compared only where Ollama adds none.
+        done.prompt, done.expected = known.prompt, done.expected or ("" if done.system else known.text)
     if not done.prompt:
         return
     try:

@@ -12,7 +12,6 @@ from backprop.core.errors import BackpropError, InputError
 from backprop.data.example import Example
 from backprop.data.examples import Reader
 from backprop.data.reader import open_source
-from backprop.fetch import datasets
 from backprop.runs.directory import is_run
 from backprop.runs.state import RunState, read_run
 
@@ -115,6 +114,8 @@ def run_of(path: Path, named: str) -> RunState | None:
 
 def system_turn(run: RunState) -> tuple[str, str]:
     """The system turn that all rows of a run's data share, empty where they share none; and why it is not known."""
+    from backprop.fetch import datasets  # a second of imports, for few
+
     found: set[str] = set()
     try:
         name = str(run.config.get("data") or "")
