@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import backprop
 import msgspec
 import pytest
 from backprop.cli.main import main
@@ -275,6 +276,11 @@ def test_the_command_registers_lists_and_removes(
     code, out, _ = run("register", str(file), "--name", "captain")
     assert code == 0
     assert "next: ollama run captain" in out
+
+
+def test_the_library_registers(ollama: Ollama, file: Path) -> None:
+    done = backprop.register_with_ollama(file, "captain", prompt="Who?", expected="Ahoy.")
+    assert (done.name, done.url, done.same) == ("captain", ollama.url, True)
 
 
 def test_a_daemon_that_is_down_is_said(

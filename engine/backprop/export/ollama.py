@@ -58,8 +58,9 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     shown = server.show(name)
     if wrong := differences(body, shown):
         server.remove(name)
+        gone = " (the one that it replaced is gone)" if _full(name) in before else ""
         raise OllamaError(
-            f"Ollama would not answer as trained, so {name} was removed again: {'; '.join(wrong)}",
+            f"Ollama would not answer as trained, so {name} was removed again{gone}: {'; '.join(wrong)}",
             hint="update Ollama; a file of `backprop export` keeps its template from being replaced",
         )
     done = Registered(
