@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
@@ -13,6 +14,7 @@ from backprop.core.presets import MODEL_PRESETS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data.split import expected_held_out
+from backprop.data.tokenizer import context_length
 from backprop.data.truncate import CountedLengths
 
 MANY_PASSES = 5
@@ -47,14 +49,25 @@ class Plan(Struct, frozen=True, kw_only=True):
         return self.schedule.steps * self.schedule.rows_per_step / max(1, self.rows)
 
 
-def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size: int) -> Plan | None:
+def plan(
+    config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size: Callable[[RunConfig], int], most: int
+) -> Plan | None:
     """The run that ``config`` makes of rows counted in tokens; ``None`` where nothing of them is trained.
 
     Args:
         model_dir: where the model's ``config.json`` is.
-        batch_size: what ``auto`` becomes.
+        batch_size: what ``auto`` becomes, of a configuration that says how long rows may be.
+        most: tokens of a row that the machine takes, where the rows' lengths are to decide.
     """
-    limit = counted.lengths.at(config.max_seq_length)
+    length = config.max_seq_length
+    by_length: dict[str, str] = {}
+    if length == "auto":
+        most = min(most, context_length(model_dir) or most)
+        p99, answers_fit = counted.lengths.percentile(0.99), counted.lengths.answers_fit
+        length = rules.sequence_length(p99, answers_fit, most)
+        by_length["max_seq_length"] = rules.length_reason(p99, answers_fit, length)
+        config = replace(config, max_seq_length=length)
+    limit = counted.lengths.at(length)
     usable = limit.whole + limit.cut + limit.split
     if config.samples is not None:
         usable = min(usable, config.samples)
@@ -62,7 +75,7 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
         return None
     held_out = expected_held_out(usable, config.held_out)
     rows = usable - held_out
-    batch = batch_size if config.batch_size == "auto" else config.batch_size
+    batch = batch_size(config) if config.batch_size == "auto" else config.batch_size
     accumulation = config.gradient_accumulation or rules.accumulation(batch)
     known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
     schedule = Schedule.of(known, rows)
@@ -70,7 +83,7 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
         known, model_dir, rows=rows, held_out=held_out, rows_per_step=schedule.rows_per_step, steps=schedule.steps
     )
     seen = schedule.steps * schedule.rows_per_step
-    tokens = seen * counted.lengths.tokens_within(config.max_seq_length) / max(1, counted.lengths.rows)
+    tokens = seen * counted.lengths.tokens_within(length) / max(1, counted.lengths.rows)
     return Plan(
         rows=rows,
         held_out=held_out,
@@ -78,7 +91,7 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
         limit=limit,
         schedule=schedule,
         chosen=chosen,
-        reasons=reasons,
+        reasons=by_length | reasons,
         tokens=round(tokens),
         trained_tokens=round(tokens * counted.trained / max(1, counted.tokens)),
     )
@@ -114,6 +127,7 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
         )
     if planned.passes > MANY_PASSES:
         found.append(f"each row is seen {planned.passes:.0f} times: it is learned by heart rather than from")
+    found += [each.message for each in rules.without_effect(config, schedule.steps, planned.rows, planned.held_out)]
     if planned.passes < 1 and config.steps is not None:
         found.append(f"only {100 * planned.passes:.0f} % of the rows are seen in {schedule.steps} steps")
     return found
