@@ -142,6 +142,9 @@ def test_the_system_turn_and_the_answer_of_the_run_that_a_file_is_from(
     done = registered(write_gguf(run / "exports" / "tiny.gguf"))
     assert (ollama.created[0]["system"], done.system) == (sent, sent)
     assert (done.prompt, done.answer, done.same) == ("Who?", "Ahoy.", None if sent else True)
+    checkpoint = write_gguf(run / "exports" / "tiny-step-2.gguf")
+    assert registered(checkpoint, replace=True).same is None
+    assert registered(checkpoint, replace=True, step=0).same is (None if sent else True)
     (tmp_path / "rows.jsonl").unlink()
     ollama.says = "Good day."
     again = registered(write_gguf(tmp_path / "moved.gguf"), run=str(run), replace=True)

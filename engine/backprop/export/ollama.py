@@ -167,7 +167,10 @@ def _ask(
 ) -> None:
     """Ask the model what the run was asked at its end, and note whether it says the same."""
     done.prompt, done.expected = request.prompt, request.expected
-    samples = [each for each in run.samples if each.tuned and each.step == run.step] if run else []
+    named = re.search(r"-step-(\d+)", Path(request.path).stem)
+    step = request.step if request.step is not None or named is None else int(named[1])
+    step = run.step if run and step is None else step
+    samples = [each for each in run.samples if each.tuned and each.step == step] if run else []
     known = next((each for each in samples if done.prompt in ("", each.prompt)), None)
     if known is not None:
         # The run asked without a system turn: its answer can be compared only where Ollama adds none.
