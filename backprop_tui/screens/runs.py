@@ -20,7 +20,7 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
-from backprop_tui.run_reader import LIVING, RunReader
+from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import deleting
@@ -40,6 +40,7 @@ KEYS = (
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 3),
+    Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 3),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
@@ -52,8 +53,6 @@ _NAMED = 8
 """Of the runs that are to be deleted, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
-OUTPUT = Path("output")
-"""Where runs are looked for besides those that the index knows."""
 
 WELCOME: list[Row] = [
     [],

@@ -28,11 +28,10 @@ from textual.containers import Container
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.chooser import Choice, Chooser
-from backprop_tui.screens.configure.about import About, Outlook
+from backprop_tui.screens.configure.about import About, MemoryOutlook, Outlook, gib, memory_of, size_of
 from backprop_tui.screens.configure.counting import Counting
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
-from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of, size_of
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dialogs import Answer
 from backprop_tui.screens.tasks import Delivered, Failed, Tasks
@@ -216,7 +215,7 @@ class ConfigureScreen(BaseScreen):
         if planned.chosen.steps is not None:
             values["epochs"] = round(planned.passes, 2)
         found = {name: value_text(settings()[name], value) for name, value in values.items()}
-        return {**found, "held_out": f"about {rows_of(planned.held_out)}"}
+        return {**found, "held_out": rows_of(planned.held_out)}
 
     def flush(self) -> None:
         name = short_path(self.found.values["data"] or "")
