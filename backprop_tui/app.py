@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from textual.worker import Worker, WorkerState
 from backprop_tui import themes
 from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
-from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
@@ -107,7 +107,8 @@ class BackpropApp(KeysInOrder):
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
-        self.app_resume_signal.subscribe(self, self._repaint)
+        # The terminal came back empty.
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if self._remembers_theme:
             self.theme_changed_signal.subscribe(self, lambda theme: themes.remember(theme.name))
         if self._asked_config is not None:
@@ -187,10 +188,6 @@ class BackpropApp(KeysInOrder):
         if event.state is WorkerState.ERROR:
             self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", severity="error", timeout=8)
 
-    def _repaint(self, _: object) -> None:
-        """Draw everything again: the terminal came back empty."""
-        self.refresh(layout=True)
-
     def leave_for(self, number: int) -> None:
         """Leave because of a signal, from its handler."""
         if self._loop_of_screen is not None:
@@ -221,9 +218,16 @@ class BackpropApp(KeysInOrder):
 
     async def on_configure_run(self, message: ConfigureRun) -> None:
         """Go to the Configure screen with the values that another screen chose."""
-        await self.switch_mode("configure")
+        await self._go_with("configure", message.values)
+
+    async def on_show_on(self, message: ShowOn) -> None:
+        """Go to a screen with the run that another one chose."""
+        await self._go_with(message.screen, {"source": message.source})
+
+    async def _go_with(self, name: str, values: Mapping[str, Any]) -> None:
+        await self.switch_mode(name)
         if isinstance(self.screen, BaseScreen):
-            self.screen.take(message.values)
+            self.screen.take(values)
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch

@@ -12,6 +12,7 @@ from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input
@@ -19,10 +20,10 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
-from backprop_tui.run_reader import LIVING, RunReader
+from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
 from backprop_tui.screens import number_of
-from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
-from backprop_tui.screens.dialogs import Question, deleting
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
+from backprop_tui.screens.dialogs import deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -38,11 +39,13 @@ KEYS = (
     Key("space", "space", "mark", "mark", "mark a run, to delete several at once; esc drops the marks", 6),
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
+    Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 3),
+    Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 3),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
-NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "delete", "copy")
+NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "show_on", "delete", "copy")
 """Actions that need a run in the list."""
 TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
 
@@ -50,8 +53,6 @@ _NAMED = 8
 """Of the runs that are to be deleted, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
-OUTPUT = Path("output")
-"""Where runs are looked for besides those that the index knows."""
 
 WELCOME: list[Row] = [
     [],
@@ -171,11 +172,6 @@ class RunsScreen(BaseScreen):
         """Directory of the run under the cursor; empty where there is none."""
         return self._table.chosen.path if self._table.chosen else ""
 
-    @property
-    def shown_path(self) -> str:
-        """Directory of the run that is shown in detail."""
-        return self._shown_state.path if self._shown_state else ""
-
     def flush(self) -> None:
         self._show_header()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
@@ -188,6 +184,8 @@ class RunsScreen(BaseScreen):
         hidden = set() if run else {*NEED_RUN}
         if run and (run.status in LIVING or run.status in ("done", "damaged")):
             hidden.add("resume")
+        if run and not run.output_path:
+            hidden.add("show_on")
         return [key for key in KEYS if key.name not in hidden]
 
     def on_list_view_moved(self) -> None:
@@ -222,13 +220,11 @@ class RunsScreen(BaseScreen):
         self._series.follow(state)
         self._plot.show(self._series.loss, state, state.step, [[("no step taken", "muted")]])
 
+    @on(ListView.Chosen)
     def action_open(self) -> None:
         if self.chosen_path:
             path = Path(self.chosen_path)
             self.post_message(OpenRun(partial(engine_client.attach, path), path))
-
-    def on_list_view_chosen(self, message: ListView.Chosen) -> None:
-        self.action_open()
 
     def action_resume(self) -> None:
         if self._shown_state is not None:
@@ -249,6 +245,12 @@ class RunsScreen(BaseScreen):
             return
         values = {name: getattr(config, name) for name in settings() if name != "run_name"}
         self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
+
+    def action_show_on(self, screen: str) -> None:
+        """Take the chosen run to another screen, where it has a result."""
+        run = self._table.chosen
+        if run is not None and run.output_path:
+            self.post_message(ShowOn(screen, run.path))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config
@@ -308,12 +310,6 @@ class RunsScreen(BaseScreen):
             if RunDirectory(Path(run.path)).is_locked():
                 self.notify(f"run {run.run_id} is being worked on: stop it first", severity="warning", timeout=4)
                 return
-
-        def answered(value: str | None) -> None:
-            if value == "delete":
-                paths = [Path(run.path) for run in runs]
-                self.run_worker(lambda: self._delete(paths), thread=True, exit_on_error=False)
-
         if len(runs) == 1:
             (run,) = runs
             text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
@@ -323,7 +319,9 @@ class RunsScreen(BaseScreen):
             text += f" and {count(len(runs) - _NAMED)} more" if len(runs) > _NAMED else ""
             answers = deleting(f"{count(len(runs))} runs", "their directories")
         if runs:
-            self.app.push_screen(Question("delete", text, answers), answered)
+            delete = partial(self._delete, [Path(run.path) for run in runs])
+            begin = partial(self.run_worker, delete, thread=True, exit_on_error=False)
+            self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
         for path in paths:

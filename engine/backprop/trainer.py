@@ -23,7 +23,7 @@ from backprop.core import events as ev
 from backprop.core import log
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
-from backprop.core.jobs import Exported, ExportRequest, JobProgress
+from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, Registered
 from backprop.core.locate import locate
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
@@ -36,6 +36,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_jobs import export_model
 from backprop.runs.index import RunIndex
+from backprop.runs.shipping import ask_ollama
 from backprop.runs.state import RunState
 
 _LOOK = 0.5
@@ -192,6 +193,28 @@ class Trainer:
                 print(describe(message), file=sys.stderr)
 
         return export_model(request, report)
+
+
+def register_with_ollama(
+    path: str | os.PathLike[str], name: str, *, replace: bool = False, prompt: str = "", expected: str = ""
+) -> Registered:
+    """Register the GGUF file ``path`` with the Ollama server that ``OLLAMA_HOST`` names, as it was trained.
+
+    Args:
+        name: what it is called there, with or without ``:tag``.
+        replace: whether a model of that name may be replaced.
+        prompt: asked of it afterwards; the first sample prompt of the run in whose ``exports`` the file is by default.
+        expected: the trained model's greedy answer to ``prompt``, to compare with.
+
+    Raises:
+        InputError: the name is not allowed or taken, or there is no such GGUF file.
+        OllamaError: Ollama is not there, too old, or did not take the model.
+    """
+    file = str(expand(path).absolute())
+    request = OllamaRequest(path=file, name=name, replace=replace, prompt=prompt, expected=expected)
+    done = ask_ollama(request)
+    assert isinstance(done, Registered)
+    return done
 
 
 def _with_default_model(config: RunConfig) -> RunConfig:

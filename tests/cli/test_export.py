@@ -11,9 +11,11 @@ import pytest
 from backprop.cli import export as command
 from backprop.cli import train
 from backprop.cli.main import main
-from backprop.core.jobs import Check, Comparison, Exported, ExportRequest
+from backprop.core.errors import OllamaError
+from backprop.core.jobs import Check, Comparison, Exported, ExportRequest, OllamaRequest, Registered
 from backprop.core.settings import RunConfig
 from backprop.demo import demo_config
+from backprop.runs.directory import RunDirectory
 from msgspec.structs import replace
 
 DONE = Exported(
@@ -114,6 +116,53 @@ def test_a_fine_tune_that_is_lost_is_said_and_is_exit_code_3(
 
     assert main(["export", str(tiny_model), "--json"]) == code
     assert json.loads(capfd.readouterr().out)["check"]["tuning_kept"] == kept
+
+
+REGISTERED = Registered(
+    name="captain:latest", url="http://o", version="0.30.1", digest="d", parameters={"temperature": 0.7}, system=""
+)
+
+
+@pytest.mark.parametrize("words", [["--ollama-name", "captain"], ["--ollama"]], ids=["taken", "refused"])
+def test_an_export_that_ollama_does_not_take_stands_and_is_exit_code_3(
+    written: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    fails = "captain" not in words
+    run = str(RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path))).path)
+    asked: list[OllamaRequest] = []
+
+    def register(request: OllamaRequest) -> Registered:
+        asked.append(request)
+        if fails:
+            raise OllamaError("nothing answers at http://o", hint="start it: ollama serve")
+        return REGISTERED
+
+    monkeypatch.setattr(command, "run_ollama", register)
+
+    assert main(["export", run, *words]) == (3 if fails else 0)
+    name = "captain" if "captain" in words else "tiny-model-q4_k_m"
+    assert (asked[0].path, asked[0].name, asked[0].run) == (DONE.path, name, run)
+    out, err = capfd.readouterr()
+    assert "1.5 MB, gguf in q4_k_m" in out
+    assert ("captain:latest" in out) == (not fails)
+    assert ("[DEP_OLLAMA_REGISTRATION_FAILED] nothing answers" in err) == fails
+
+    assert main(["export", run, "--json", *words]) == (3 if fails else 0)
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["path"] == DONE.path
+    if fails:
+        assert answer["ollama"]["error"]["code"] == "DEP_OLLAMA_REGISTRATION_FAILED"
+    else:
+        assert answer["ollama"]["name"] == "captain:latest"
+
+
+def test_only_a_gguf_goes_to_ollama(tiny_model: Path, written: dict[str, Any]) -> None:
+    assert main(["export", str(tiny_model), "--format", "merged", "--ollama"]) == 1
+    assert "request" not in written
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["lines", "json"])

@@ -9,6 +9,7 @@ from backprop.core.errors import ModelLoadError
 from backprop.core.models import find_tokenizer
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.core.resolve import resolve
+from backprop.core.rules import USUAL_LENGTH
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
@@ -39,15 +40,20 @@ class Chosen:
         self._tasks, self._then = tasks, then
         usual = resolve({}, kind="screen").values
         self.model: str = usual["model"]
-        self.limit: int = usual["max_seq_length"]
-        self._usual = {"model": self.model, "max_seq_length": self.limit}
+        limit = usual["max_seq_length"]
+        self.limit: int = USUAL_LENGTH if limit == "auto" else limit
+        self.limit_chosen = False
+        """Whether the person chose the limit here; else a run goes by its settings or its data."""
+        self._usual = {"model": self.model, "max_seq_length": limit}
         self.tokenizer: ChatTokenizer | None = None
         self.why_none: ModelLoadError | None = None
         """Why there is no tokenizer, once it was looked for."""
 
     def changes(self) -> dict[str, Any]:
         """The settings of a run that were chosen here."""
-        chosen = {"model": self.model, "max_seq_length": self.limit}
+        chosen: dict[str, Any] = {"model": self.model}
+        if self.limit_chosen:
+            chosen["max_seq_length"] = self.limit
         return {name: value for name, value in chosen.items() if value != self._usual[name]}
 
     def need_tokenizer(self) -> bool:
@@ -123,7 +129,7 @@ def token_lines(
         cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    kept = _at_limit(tokens, cut)
+    kept = cut.at([token.id for token in tokens])
     tokens = [structs.replace(token, trained=bool(trained)) for token, trained in zip(tokens, kept, strict=True)]
     left = len(tokens) - kept.count(None)
     lines = [*_summary(tokens, left, tokenizer), *_cut(cut, limit), []]
@@ -131,19 +137,6 @@ def token_lines(
     if len(tokens) > MOST_TOKENS:
         lines.append([(f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "muted")])
     return lines
-
-
-def _at_limit(tokens: Sequence[Token], cut: Truncated) -> list[bool | None]:
-    """Whether each token is trained; ``None`` for one that the limit cuts."""
-    kept: list[bool | None] = [None] * len(tokens)
-    start = cut.cut
-    for ids, trained in cut.samples:
-        kept[start : start + len(ids)] = trained.tolist()
-        start += len(ids)
-    if cut.cut and cut.samples[0][0][0] != tokens[cut.cut].id:
-        # The begin token stays where it was.
-        kept[0], kept[cut.cut] = False, None
-    return kept
 
 
 def _summary(tokens: Sequence[Token], left: int, tokenizer: ChatTokenizer) -> list[Row]:

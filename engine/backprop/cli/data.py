@@ -21,7 +21,7 @@ from backprop.cli.data_options import (
 )
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import usual_model
-from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+from backprop.core.errors import EXIT_OK, EXIT_USER, DatasetError, InputError
 from backprop.core.events import Problem
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
@@ -37,10 +37,10 @@ _BY_TOKENS = frozenset(
     {
         *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
         *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
-        *("tools_dropped", "tool_calls_dropped"),
+        *("tools_dropped", "tool_calls_dropped", "label_false"),
     }
 )
-"""Findings that only a model's tokenizer and chat template give."""
+"""Findings that only training on rows gives, with a model's tokenizer and chat template."""
 
 
 @click.command
@@ -66,9 +66,18 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         found = check(path, mapping=mapping, held_out=held_out, progress=progress)
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
-        answer["tokens"], cuts, counts = _tokens(path, model_dir, mapping, config.max_seq_length)
+        tokens: dict[str, Any] | None = None
+        cuts: list[dict[str, Any]] = []
+        counts: dict[str, int] = {}
+        try:
+            tokens, cuts, counts = _tokens(config, model_dir)
+        except DatasetError as error:
+            if error.code not in ("DATASET_NOTHING_TO_TRAIN", "DATASET_FORMAT_UNKNOWN"):
+                raise
+            answer["notes"].append(error.message)
+        answer["tokens"] = tokens
         # Training skips what its model cannot take as well, and that is among what it cannot read.
-        answer["invalid"] = max(found.invalid, answer["tokens"]["unusable"])
+        answer["invalid"] = max(found.invalid, tokens["unusable"] if tokens else found.rows)
         answer["valid"] = found.rows - answer["invalid"]
         by_tokens = {(problem["line"], problem["code"]) for problem in cuts}
         others = [problem for problem in answer["problems"] if (problem["line"], problem["code"]) not in by_tokens]
@@ -79,16 +88,22 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     return EXIT_USER if answer["invalid"] else EXIT_OK
 
 
-def _tokens(
-    path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
-) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
+def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
+    from backprop.cli.estimate import card_memory
     from backprop.data.preprocess import prepare
+    from backprop.hardware.estimate import longest_rows
 
+    length, most = config.max_seq_length, 0
+    if length == "auto":
+        most = longest_rows(config, card_memory().bytes or 0)
     with ProgressLine("counting tokens") as progress:
-        summary = prepare(path, model_dir, max_length=length, mapping=mapping, progress=progress).summary
+        prepared = prepare(
+            config.data, model_dir, max_length=length, most=most, mapping=config.mapping or None, progress=progress
+        )
+    summary = prepared.summary
     tokens = {
         "total": summary.tokens,
         "trained": summary.trained_tokens,
@@ -294,7 +309,7 @@ def _rules(chosen: dict[str, Any]) -> Rules:
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where the score of each row goes")
 def score(config: RunConfig, *, model: str | None, target: Path | None, as_json: bool) -> None:
     """Perplexity of each row by a model: the loss over the tokens that training would train, row by row."""
-    from backprop.data.writing import beside, refuse_existing
+    from backprop.data.examples import beside, refuse_existing
 
     target = target or beside(Path(config.data), "scores")
     refuse_existing(target)

@@ -20,7 +20,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, describe
 
 if TYPE_CHECKING:
-    from backprop.data.scores import PerplexityReport, Scores
+    from backprop.data.quality import PerplexityReport, Scores
 
 JOB = "backprop.train.perplexity"
 _SHOWN = 10
@@ -95,7 +95,7 @@ def dataset_command(*settings: str) -> Callable[[Callable[..., int | None]], Cal
 def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
     from backprop.data.example import PARTS, unknown_parts
 
-    config = resolve({**options.given_flags(named), "data": path}).config()
+    config = resolve({**named, "data": path}).config()
     if wrong := unknown_parts(config.mapping):
         raise InputError(f"--map: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}")
     return msgspec.structs.replace(config, data=dataset_file(path))
@@ -115,7 +115,7 @@ def find_scores(config: RunConfig, model: str | None, scores_file: Path | None) 
     if scores_file is not None and model is not None:
         raise InputError("--scores and --model exclude each other", hint="name one of the two")
     if scores_file is not None:
-        from backprop.data.scores import read_scores
+        from backprop.data.quality import read_scores
 
         return read_scores(scores_file)
     return None if model is None else ask(config)[0]
@@ -125,7 +125,7 @@ def ask(config: RunConfig) -> tuple[Scores, Scored]:
     """Have an engine process score the rows by the model; its progress is shown where somebody watches."""
     from backprop.core import jobs
     from backprop.core.events import ModelLoading
-    from backprop.data.scores import Scores
+    from backprop.data.quality import Scores
     from backprop.runs.engine_jobs import engine_job
 
     rows: list[jobs.RowScore] = []

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from backprop.cli import output
 from backprop.cli.complete import files_and, presets, run_ids
 from backprop.cli.data_options import ProgressLine
+from backprop.cli.ollama import run_ollama, show_registered
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, BackpropError, InputError
 from backprop.core.events import Warning  # noqa: A004
 from backprop.core.exports import FORMATS, PRECISIONS, TUNING_KEPT_LEAST
-from backprop.core.jobs import Exported, ExportRequest, JobProgress
+from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, Registered
 from backprop.core.locate import locate_model
 from backprop.core.paths import expand
 from backprop.runs.describe import bytes_text, describe
@@ -43,15 +45,21 @@ from backprop.runs.engine_jobs import export_model
 @click.option("--model", "-m", metavar="M", help="where the base model is now, if it was moved")
 @click.option("--output", "-o", default="", metavar="PATH", shell_complete=files_and(list), help="what to write")
 @click.option("--no-answers", is_flag=True, help="compare weights and files only, not what the result answers")
+@click.option("--ollama", is_flag=True, help="register the GGUF file with Ollama afterwards")
+@click.option("--ollama-name", default="", metavar="N", help="what it is called there; open: as the file")
 @json_and_verbose
-def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: Any) -> int:
+def export(
+    run: str, *, as_json: bool, verbose: bool, no_answers: bool, ollama: bool, ollama_name: str, **asked: Any
+) -> int:
     """Write the model of RUN (an id, its beginning) or of a folder as an adapter, a merged model, or GGUF.
 
-    Nothing is replaced, and nothing is left of an export that is not what was trained. Exit code 3 where it stands but
-    the fine-tune is lost in it.
+    Nothing is replaced, and nothing is left of an export that is not what was trained. Exit code 3 where it stands, but
+    the fine-tune is lost in it or Ollama did not take it.
 
     Example: backprop export 3fa2 --format gguf --quantization q4_k_m
     """
+    if (ollama or ollama_name) and asked["format"] != "gguf":
+        raise InputError(f"Ollama takes no {asked['format']}", hint="choose --format gguf")
     request = ExportRequest(
         source=str(find_source(run)),
         answers=not no_answers,
@@ -62,8 +70,36 @@ def export(run: str, as_json: bool, verbose: bool, no_answers: bool, **asked: An
         },
     )
     done = run_export(request)
-    output.answer(done, as_json, show_export)
-    return EXIT_PARTIAL if is_lost(done) else EXIT_OK
+    handed = _hand_to_ollama(done, request, ollama_name) if ollama or ollama_name else None
+    failed = isinstance(handed, BackpropError)
+    if as_json:
+        said = {"error": handed.to_dict()} if isinstance(handed, BackpropError) else handed
+        output.document({**msgspec.to_builtins(done), **({} if said is None else {"ollama": said})})
+    else:
+        show_export(done, follows=handed is None or failed)
+        if isinstance(handed, BackpropError):
+            output.show_error(handed, as_json=False)
+        elif handed is not None:
+            show_registered(handed)
+    return EXIT_PARTIAL if is_lost(done) or failed else EXIT_OK
+
+
+def _hand_to_ollama(done: Exported, request: ExportRequest, name: str) -> Registered | BackpropError:
+    """Register the file; whatever is wrong with that, the export stands."""
+    run = request.source if is_run(Path(request.source)) else ""
+    try:
+        name = name or ollama_name_of(done.path)
+        found = run_ollama(OllamaRequest(path=done.path, name=name, run=run, step=request.step))
+    except BackpropError as error:
+        return error
+    assert isinstance(found, Registered)
+    return found
+
+
+def ollama_name_of(path: str) -> str:
+    """A name for Ollama, from the file's."""
+    allowed = (c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in Path(path).stem.lower())
+    return "".join(allowed).lstrip("-.")[:80] or "model"
 
 
 def find_source(named: str) -> Path:
@@ -101,8 +137,8 @@ def is_lost(done: Exported) -> bool:
     return done.check.tuning_kept is not None and done.check.tuning_kept < TUNING_KEPT_LEAST
 
 
-def show_export(done: Exported, say: Callable[[str, str], None] = output.line) -> None:
-    """What was written, its proof line by line, and what comes next."""
+def show_export(done: Exported, say: Callable[[str, str], None] = output.line, *, follows: bool = True) -> None:
+    """What was written, its proof line by line, and, where anything ``follows``, what comes next."""
     say(f"{done.path}  {bytes_text(done.bytes)}, {done.format} in {done.quantization}", "head")
     for each in done.check.compared:
         say(f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error")
@@ -116,6 +152,5 @@ def show_export(done: Exported, say: Callable[[str, str], None] = output.line) -
             "training changed are still the trained ones; choose a wider quantization",
             "error",
         )
-    elif done.format == "gguf":
-        name = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(done.path).stem.lower())
-        say(f"next: backprop ollama register {shlex.quote(done.path)} --name {name}", "info")
+    elif done.format == "gguf" and follows:
+        say(f"next: backprop ollama register {shlex.quote(done.path)} --name {ollama_name_of(done.path)}", "info")

@@ -41,7 +41,9 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     config, origins = options.run_config(given, file)
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
-        output.answer({**plan, **_preflight(config), "memory": _memory(config)}, as_json, _show_plan)
+        plan |= _preflight(config)
+        plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(config)}
+        output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
@@ -84,6 +86,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
             f"steps     {found.steps:,} of {found.rows_per_step} rows ({epochs:.3g} epochs), "
             f"{found.warmup_steps} of them warm-up"
         )
+        if takes := plan["duration"]:
+            output.line(f"takes     {takes['words']}")
         for note in found.notes:
             output.line(f"note      {note}")
     if memory := plan["memory"]:
@@ -114,6 +118,17 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
             elif isinstance(message, RunPlan):
                 found = message
     return {"plan": msgspec.to_builtins(found), "why": ""}
+
+
+def _duration(model: str, plan: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How long the run would take, as fast as this machine trained the model before; ``None`` where it never did."""
+    from backprop.runs.pace import pace
+
+    known = pace(model) if plan is not None else None
+    if plan is None or known is None:
+        return None
+    words = f"{known.takes(plan['tokens'])}, {known.source}"
+    return {"seconds": plan["tokens"] / known.tokens_per_second, "run_id": known.run_id, "words": words}
 
 
 def _memory(config: RunConfig) -> dict[str, Any] | None:

@@ -11,16 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from backprop.core import events
 from backprop.core.datasets import data_files
-from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
+from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
-from backprop.data.split import Split, held_out_rows
+from backprop.data import split as split_rows
+from backprop.data.split import Split
 from backprop.fetch import datasets
+from backprop.train.model import longest_rows
 from backprop.train.packing import Row
 
 Emit = Callable[[Event], None]
@@ -49,12 +52,14 @@ def prepare(
         InvalidSettingError, DatasetNotFoundError: as ``divide``.
         DatasetError, ModelLoadError: as ``preprocess.prepare``.
     """
-    read = partial(tokenise, config, model_path=model_path, emit=emit, look=look, now=now)
-    rows = read(config.data, samples=config.samples)
+    read = partial(tokenise, model_path=model_path, emit=emit, look=look, now=now)
+    rows = read(config, config.data, samples=config.samples)
     summary = rows.summary
     if summary.unusable and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
+    if config.max_seq_length == "auto":
+        config = structs.replace(config, max_seq_length=summary.max_length)
     trained, held_out = divide(rows, config, read, emit, split or Split(seed=config.seed))
     summary.held_out = len(held_out)
     emit(summary)
@@ -65,7 +70,7 @@ def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
         hint=_way_out(summary),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
@@ -105,13 +110,15 @@ def tokenise(
         datasets.find(path, emit, look),
         model_path,
         max_length=config.max_seq_length,
+        most=longest_rows(config),
         train_on_responses=config.train_on_responses,
         mapping=config.mapping or None,
         samples=samples,
         now=now,
         progress=progress,
     )
-    if (fits := rows.summary.max_length) < config.max_seq_length:
+    fits = rows.summary.max_length
+    if config.max_seq_length != "auto" and fits < config.max_seq_length:
         emit(events.Warning(code="CONTEXT_SHORTER", message=f"the model reads at most {fits} tokens of a row"))
     return rows
 
@@ -162,7 +169,11 @@ class Subset:
 
 
 def divide(
-    rows: preprocess.Prepared, config: RunConfig, read: Callable[[str], preprocess.Prepared], emit: Emit, split: Split
+    rows: preprocess.Prepared,
+    config: RunConfig,
+    read: Callable[[RunConfig, str], preprocess.Prepared],
+    emit: Emit,
+    split: Split,
 ) -> tuple[Subset, Subset]:
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
@@ -181,27 +192,17 @@ def divide(
         others = _held_out_rows_of(file, config, read, emit)
         both = set(_token_keys(rows)) & set(_token_keys(others))
         if both:
-            emit(
-                events.Warning(
-                    code="HELD_OUT_OVERLAP",
-                    message=f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that",
-                    hint="`backprop validate --held-out` lists them",
-                )
-            )
+            message = f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that"
+            hint = "`backprop validate --held-out` lists them"
+            emit(events.Warning(code="HELD_OUT_OVERLAP", message=message, hint=hint))
         return Subset(rows, range(len(rows))), Subset(others, range(len(others)))
     keys = _token_keys(rows) if split.by_tokens else [content.tobytes() for content in rows.contents]
-    if held_out == "none":
-        chosen: list[int] = []
-    elif held_out == "auto":
-        chosen = held_out_rows(keys, seed=split.seed)
-    else:
-        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=split.seed)
-    out = set(chosen)
-    return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
+    chosen = split_rows.held_out(split_rows.places(keys, split.seed), held_out)
+    return Subset(rows, np.flatnonzero(~chosen)), Subset(rows, np.flatnonzero(chosen))
 
 
 def _held_out_rows_of(
-    file: Path, config: RunConfig, read: Callable[[str], preprocess.Prepared], emit: Emit
+    file: Path, config: RunConfig, read: Callable[[RunConfig, str], preprocess.Prepared], emit: Emit
 ) -> preprocess.Prepared:
     """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
     if not data_files(file):
@@ -210,7 +211,7 @@ def _held_out_rows_of(
             hint="put it back, or start a new run with --held-out",
             details={"field": "held_out", "path": str(file)},
         )
-    rows = read(str(file))
+    rows = read(config, str(file))
     summary = rows.summary
     if summary.unusable:
         error = _bad_rows(summary)
@@ -222,14 +223,3 @@ def _held_out_rows_of(
 
 def _token_keys(rows: preprocess.Prepared) -> list[bytes]:
     return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share < 1:
-        raise InvalidSettingError(
-            f"held_out: {text!r} is no share between 0 and 1, and no file",
-            hint="auto, none, a share such as 0.05, or a dataset file",
-            details={"field": "held_out"},
-        )
-    return share

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -107,24 +108,23 @@ class Session:
             config, path, emit, self.steering.look, split=start.split, now=start.now
         )
         self.as_text = on_texts(rows.summary)
+        config, reasons = models.for_lengths(config, rows.summary, open_batch=start.open_batch)
 
         self.schedule = Schedule.of(config, len(self.trained))
         self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
-        config = self.config = self.choose(config, path)
+        config = self.config = self.choose(config, path, reasons)
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
         if unlearned := models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat):
-            emit(
-                events.Warning(
-                    code="TOKENS_UNTRAINED",
-                    message=f"the model never learned {', '.join(unlearned)}, which the rows are written with: the "
-                    "embeddings are empty, and adapters do not change them",
-                    hint="use the instruct version of the model, or a chat template without these tokens",
-                )
+            message = (
+                f"the model never learned {', '.join(unlearned)}, which the rows are written with: the embeddings "
             )
+            message += "are empty, and adapters do not change them"
+            hint = "use the instruct version of the model, or a chat template without these tokens"
+            emit(events.Warning(code="TOKENS_UNTRAINED", message=message, hint=hint))
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if start.checkpoint:
             notes = require_same_identity(
@@ -140,34 +140,29 @@ class Session:
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
-            for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
+            for note in rules.without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
             if len(self.evaluated) < len(self.held_out):
-                emit(
-                    events.Warning(
-                        code="HELD_OUT_IN_PART",
-                        message=f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: "
-                        f"all of them are more than the run's {self.schedule.steps} steps train",
-                    )
-                )
+                message = f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: all of them are "
+                message += f"more than the run's {self.schedule.steps} steps train"
+                emit(events.Warning(code="HELD_OUT_IN_PART", message=message))
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
-    def choose(self, config: RunConfig, path: Path) -> RunConfig:
-        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons."""
+    def choose(self, config: RunConfig, path: Path, reasons: dict[str, str]) -> RunConfig:
+        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons.
+
+        Args:
+            reasons: of what the rows' lengths have decided about in ``config``.
+        """
         schedule = self.schedule
+        rows, held_out, rows_per_step = len(self.trained), len(self.evaluated), schedule.rows_per_step
         chosen = rules.for_rows(
-            config,
-            path,
-            rows=len(self.trained),
-            held_out=len(self.evaluated),
-            rows_per_step=schedule.rows_per_step,
-            steps=schedule.steps,
+            config, path, rows=rows, held_out=held_out, rows_per_step=rows_per_step, steps=schedule.steps
         )
-        if chosen.reasons:
+        if reasons := reasons | chosen.reasons:
             values = msgspec.to_builtins(chosen.config)
-            values = {name: values[name] for name in chosen.reasons}
-            self.emit(events.SettingsChosen(values=values, reasons=chosen.reasons))
+            self.emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
         return chosen.config
 
     def train(self, guard: Guard) -> tuple[int, int]:
@@ -220,10 +215,7 @@ class Session:
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
             callbacks.require_place(steps)
-
-            def finish() -> None:
-                saver.finish(steps, "final" if steering.stop is None else "stopped")
-
+            finish = partial(saver.finish, steps, "final" if steering.stop is None else "stopped")
             finish()
             shutil.rmtree(self.directory.origin, ignore_errors=True)
             result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
@@ -301,14 +293,10 @@ class Session:
             return last
         load_weights(best.path, self.loaded.model)
         self._save_adapter(self.directory.adapter, best.step)
-        self.emit(
-            events.Warning(
-                code="RESULT_IS_BEST",
-                message=f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
-                f"({best.val_loss:.4f}): {self.directory.adapter}",
-                hint=f"that of the last step, {last}, is kept in {self.directory.last_adapter}",
-            )
-        )
+        message = f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
+        message += f"({best.val_loss:.4f}): {self.directory.adapter}"
+        hint = f"that of the last step, {last}, is kept in {self.directory.last_adapter}"
+        self.emit(events.Warning(code="RESULT_IS_BEST", message=message, hint=hint))
         return best.step
 
     def _save_adapter(self, target: Path, step: int) -> bool:
@@ -351,14 +339,8 @@ class Session:
         """
         for prompt in self.config.sample_prompts:
             ended = self.steering.look if self.control.stepping or not tuned else None
-            text = generate(
-                self.loaded.model,
-                self.loaded.chat,
-                prompt,
-                self.config.sample_tokens,
-                stop_when=ended,
-                as_text=self.as_text,
-            )
+            model, chat, most = self.loaded.model, self.loaded.chat, self.config.sample_tokens
+            text = generate(model, chat, prompt, most, stop_when=ended, as_text=self.as_text)
             if ended and ended():
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
@@ -398,47 +380,10 @@ def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subs
     return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
 
 
-def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
-    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
-
-    Args:
-        trained, held_out: rows.
-    """
-    found = []
-    if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
-        found.append(
-            events.Warning(
-                code="WARMUP_TOO_LONG",
-                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
-                hint="fewer --warmup-steps, or more steps",
-            )
-        )
-    if not held_out and config.held_out not in ("auto", "none"):
-        found.append(
-            events.Warning(
-                code="NO_HELD_OUT_ROWS",
-                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
-                hint="add rows, or name a file of others",
-            )
-        )
-    if not held_out and config.early_stopping is not None:
-        found.append(
-            events.Warning(
-                code="EARLY_STOPPING_OFF",
-                message="the run will not stop early: no rows are held out to measure it by",
-                hint="hold rows out with --held-out",
-            )
-        )
-    return found
-
-
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:
     """What a new end does to the learning rate."""
     old = checkpoint.manifest.identity["config"]["steps"]
     rate = (config.learning_rate or 0.0) * schedule.factor(checkpoint.step)
-    return events.Warning(
-        code="SCHEDULE_CHANGED",
-        message=f"new end: {schedule.steps} steps"
-        + (f" instead of {old}" if old else "")
-        + f"; the learning rate goes on at {rate:.2e} on a {config.scheduler} curve to there",
-    )
+    message = f"new end: {schedule.steps} steps" + (f" instead of {old}" if old else "")
+    message += f"; the learning rate goes on at {rate:.2e} on a {config.scheduler} curve to there"
+    return events.Warning(code="SCHEDULE_CHANGED", message=message)
