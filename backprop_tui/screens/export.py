@@ -7,16 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from backprop.cli.export import show_export
+from backprop.cli.export import ollama_name_of, show_export
+from backprop.cli.ollama import show_registered
 from backprop.core.architecture import Architecture
 from backprop.core.errors import BackpropError
 from backprop.core.events import Warning  # noqa: A004
 from backprop.core.exports import FORMATS, PRECISIONS
-from backprop.core.jobs import Exported, ExportRequest, JobProgress
+from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, PushRequest, Registered
 from backprop.core.models import find_architecture
 from backprop.hardware.estimate import parameters
 from backprop.runs.describe import bytes_text, describe
 from backprop.runs.engine_jobs import EngineJob, export_model
+from backprop.runs.shipping import Report, Started, ask_ollama, push
 from backprop.runs.state import read_run
 from textual import on
 from textual.app import ComposeResult
@@ -37,11 +39,14 @@ KEYS = (
     Key("enter", "enter", "export", "export", "write the run's model in the chosen format", 1),
     Key("x", "x", "cancel", "cancel", "end the export; nothing of it is left", 1),
     Key("o", "o", "place", "where to", "choose another file or folder to write", 3),
+    Key("r", "r", "register", "to Ollama", "register the GGUF file with Ollama, under a name", 2),
+    Key("p", "p", "push", "to the hub", "upload what was written to the Hugging Face Hub, private, with a card", 3),
     Key("y", "y", "copy", "copy command", "copy the command that does the same, or what comes next", 2),
 )
 NO_RUN = "no run with a result yet: w on the Runs screen exports one when it is finished"
 _BLOCK = 256
 """Weights in a block of a K-quant: rows of another width are kept in a wider type."""
+Say = Callable[[str, str], None]
 _INK = {"head": "strong+bold", "error": "bad", "warning": "warn", "quiet": "muted"}
 
 
@@ -139,6 +144,8 @@ class ExportScreen(BaseScreen):
         self.done: Exported | None = None
         self.failed: BackpropError | None = None
         self.warnings: list[str] = []
+        self.handed: list[tuple[str, str]] = []
+        """Lines about what became of the steps after the export, with their kinds."""
         self.notice = ""
         self.tasks = Tasks(self)
         self._title, self._status = Bar(id="title"), Bar(id="status")
@@ -169,7 +176,7 @@ class ExportScreen(BaseScreen):
     def take(self, values: Mapping[str, Any]) -> None:
         """Export the run whose directory is ``source``."""
         self.tasks.forget("find")
-        if self.exporting:
+        if self.tasks.running():
             self.notice = "an export goes on: the other run is for later"
         else:
             self._offer(str(values["source"]))
@@ -177,8 +184,8 @@ class ExportScreen(BaseScreen):
 
     def _offer(self, path: str) -> None:
         if path:
-            self.done = self.failed = None
-            self.output, self.notice, self.warnings = "", "", []
+            self.done, self.failed, self.warnings, self.handed = None, None, [], []
+            self.output, self.notice = "", ""
             self.tasks.begin("look", "", lambda _: look_at(path), self._take_source)
         self.flush()
 
@@ -202,13 +209,18 @@ class ExportScreen(BaseScreen):
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
-        self.failed = event.error
+        if event.work == "hand":
+            error = event.error
+            self.handed = [(f"✗ [{error.code}] {error.message}. {error.hint}", "error")]
+            self.handed.append(("the export stands", "quiet"))
+        else:
+            self.failed = event.error
         self.flush()
 
     @on(ListView.Moved, "#choices-of-format")
     def _moved(self) -> None:
-        if not self.exporting:
-            self.done = self.failed = None
+        if not self.tasks.running():
+            self.done, self.failed, self.handed = None, None, []
         self.notice = ""
         self.flush()
 
@@ -221,7 +233,16 @@ class ExportScreen(BaseScreen):
         self._status.show([(f" {safe(words)}", "text")], [])
         going = [(task.name, task.done, task.total) for task in self.tasks.running()]
         self.detail.redraw_for(
-            (self.source, self.output, id(self.done), id(self.failed), len(self.warnings), self.choice, going)
+            (
+                self.source,
+                self.output,
+                id(self.done),
+                id(self.failed),
+                len(self.warnings),
+                self.choice,
+                going,
+                *self.handed,
+            )
         )
         self.show_keys()
 
@@ -231,8 +252,8 @@ class ExportScreen(BaseScreen):
         rows: list[Row] = []
         for text in self.warnings:
             rows += paragraph(f"! {text}", width, "warn")
-        if self.exporting:
-            rows += [heading("exporting", width)]
+        if self.tasks.running():
+            rows += [heading("exporting" if self.exporting else "handing it on", width)]
             for task in self.tasks.running():
                 rows += [[(task.words(), "text")], bar(task.done / task.total if task.total else 0.0, width, "info")]
             return rows
@@ -242,7 +263,8 @@ class ExportScreen(BaseScreen):
             return [*rows, *paragraph(self.failed.hint, width, "strong")]
         if self.done is not None:
             found: list[tuple[str, str]] = []
-            show_export(self.done, lambda text, kind: found.append((text, kind)))
+            show_export(self.done, lambda text, kind: found.append((text, kind)), follows=not self.handed)
+            found += self.handed
             rows.append(heading("written, opened again and compared", width))
             for text, kind in found:
                 proof = "trained" if text.startswith("same") else "text"
@@ -270,7 +292,7 @@ class ExportScreen(BaseScreen):
     def command(self) -> str:
         """The command that does the same; after a GGUF export what comes next."""
         if self.done is not None:
-            found: list[str] = []
+            found = [text for text, _ in self.handed]
             show_export(self.done, lambda text, kind: found.append(text))
             following = [text.removeprefix("next: ") for text in found if text.startswith("next: ")]
             return following[0] if following else self.done.path
@@ -279,7 +301,11 @@ class ExportScreen(BaseScreen):
         return f"backprop export {name} --format {self.choice.format} -q {self.choice.precision}{where}"
 
     def own_keys(self) -> list[Key]:
-        hidden = {"export", "place"} if self.exporting else {"cancel"}
+        hidden = {"export", "place", "register", "push"} if self.tasks.running() else {"cancel"}
+        if self.done is None or self.done.format != "gguf":
+            hidden.add("register")
+        if self.done is None or self.done.format == "lora-gguf":
+            hidden.add("push")
         if self.source is None:
             hidden |= {key.name for key in KEYS}
         label = "copy next command" if self.done else "copy command"
@@ -293,14 +319,14 @@ class ExportScreen(BaseScreen):
         self.action_export()
 
     def action_export(self) -> None:
-        if self.source is None or self.exporting:
+        if self.source is None or self.tasks.running():
             return
         choice = self.choice
         request = ExportRequest(
             source=self.source.path, format=choice.format, precision=choice.precision, output=self.output
         )
         self.done = self.failed = None
-        self.warnings, self.notice = [], ""
+        self.warnings, self.handed, self.notice = [], [], ""
 
         def work(task: Task[Exported | str]) -> Exported:
             def report(message: JobProgress | Warning) -> None:
@@ -325,10 +351,65 @@ class ExportScreen(BaseScreen):
             self.done = news
 
     def action_cancel(self) -> None:
+        self.tasks.forget("hand")
         if self.exporting:
             self.tasks.forget("export")
             self.notice = "cancelled: nothing was written"
         self.flush()
+
+    def action_register(self) -> None:
+        if self.done is not None and self.done.format == "gguf" and not self.tasks.running():
+            label = "its name in Ollama; one that is taken is refused"
+            self._prompt.ask(label, self._register, ollama_name_of(self.done.path))
+
+    def _register(self, name: str) -> None:
+        assert self.done is not None
+        request = OllamaRequest(path=self.done.path, name=name, run=self.source.path if self.source else "")
+
+        def work(report: Report, started: Started, say: Say) -> None:
+            done = ask_ollama(request, report, started)
+            assert isinstance(done, Registered)
+            show_registered(done, say)
+
+        self._hand_on(name, work)
+
+    def action_push(self) -> None:
+        if self.done is not None and self.done.format != "lora-gguf" and not self.tasks.running():
+            self._prompt.ask("owner/name on the Hugging Face Hub; it is private", self._push)
+
+    def _push(self, repo: str) -> None:
+        assert self.done is not None
+        request = PushRequest(path=self.done.path, repo=repo)
+
+        def work(report: Report, started: Started, say: Say) -> None:
+            done = push(request, report, started)
+            say(f"{done.url}  {bytes_text(done.bytes)}, {'private' if done.private else 'public'}", "head")
+            for note in done.notes:
+                say(f"note: {note}", "warning")
+
+        self._hand_on(repo, work)
+
+    def _hand_on(self, name: str, work: Callable[[Report, Started, Say], None]) -> None:
+        """Do a step after the export, in an engine process too."""
+        if not name:
+            return
+
+        def hand(task: Task[list[tuple[str, str]]]) -> list[tuple[str, str]]:
+            said: list[tuple[str, str]] = []
+
+            def report(message: JobProgress) -> None:
+                task.name = message.doing or task.name
+                task.progress(message.done, message.total)
+
+            work(report, lambda job: task.when_stopped(job.stop), lambda text, kind: said.append((text, kind)))
+            return said
+
+        self.handed = []
+        self.tasks.begin("hand", f"handing on {name}", hand, self._take_handed)
+        self.flush()
+
+    def _take_handed(self, said: list[tuple[str, str]]) -> None:
+        self.handed = said
 
     def action_copy(self) -> None:
         if self.source is not None:

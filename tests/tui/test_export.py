@@ -10,6 +10,8 @@ import recorded
 from acting import key_of, text_of, until
 from backprop.core.exports import FORMATS
 from backprop.runs import engine_jobs
+from bare_gguf import write_gguf
+from ollama_double import ollama_double
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
@@ -116,6 +118,42 @@ async def test_an_export_that_fails_says_why_and_what_to_do(run: recorded.Record
         words = await drawn(pilot, screen)
         assert "RUNTIME_DISK_FULL" in words
         assert "free some space" in words
+
+
+async def handed_on(pilot: Pilot[None], screen: ExportScreen, key: str, *typed: str) -> str:
+    """Take the step behind ``key`` with what its prompt offers or ``typed``; what the screen says of it then."""
+    await pilot.press(key)
+    await pilot.pause()
+    assert screen._prompt.display, "a name is asked for"
+    await pilot.press(*typed, "enter")
+    await until(lambda: bool(screen.handed), "what became of it")
+    return await drawn(pilot, screen)
+
+
+async def test_what_was_written_goes_to_ollama_and_a_refusal_leaves_the_export(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exports = run.directory.path / "exports"
+    exports.mkdir()
+    write_gguf(exports / "small-q4_k_m.gguf")
+    with ollama_double() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        async with BackpropApp().run_test(size=LARGE) as pilot:
+            screen = await opened(pilot)
+            assert not any(key.name in ("register", "push") for key in screen.own_keys()), "there is nothing yet"
+            await pilot.press("enter")
+            await until(lambda: screen.done is not None, "the result")
+            words = await handed_on(pilot, screen, "r")
+            assert "small-q4_k_m" in str(server.models)
+            assert "next: ollama run small-q4_k_m" in words
+            assert screen.command() == "ollama run small-q4_k_m"
+            screen.handed = []
+            words = await handed_on(pilot, screen, "r")
+            assert "the export stands" in words, "the name is taken now"
+            assert "same  tensors" in words
+            screen.handed = []
+            words = await handed_on(pilot, screen, "p", *"nobody")
+            assert "the export stands" in words, "a name on the hub has an owner"
 
 
 async def test_w_on_a_run_exports_it_and_another_place_is_asked_for(run: recorded.Recorder, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -77,17 +78,17 @@ def run_ollama(request: OllamaRequest) -> Registered | OllamaModels:
         return ask_ollama(request, report)
 
 
-def show_registered(done: Registered) -> None:
+def show_registered(done: Registered, say: Callable[[str, str], None] = output.line) -> None:
     """What Ollama has now, what it said, and what comes next."""
-    output.line(f"{done.name}  in Ollama {done.version} at {done.url}", "head")
+    say(f"{done.name}  in Ollama {done.version} at {done.url}", "head")
     sent = ", ".join(f"{name} {value}" for name, value in done.parameters.items())
-    output.line(f"same  template, system text ({done.system!r}), {sent}")
+    say(f"same  template, system text ({done.system!r}), {sent}", "info")
     for note in done.notes:
-        output.line(f"note: {note}", "warning")
+        say(f"note: {note}", "warning")
     if done.prompt:
-        output.line(f"> {done.prompt}", "head")
-        output.line(done.answer)
+        say(f"> {done.prompt}", "head")
+        say(done.answer, "info")
     if done.same is not None:
         words = "same  the trained model's answer" if done.same else f"OTHER the trained model said: {done.expected}"
-        output.line(words, "info" if done.same else "warning")
-    output.line(f"next: ollama run {done.name}")
+        say(words, "info" if done.same else "warning")
+    say(f"next: ollama run {done.name}", "info")
