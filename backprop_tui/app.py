@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +28,7 @@ from textual.worker import Worker, WorkerState
 from backprop_tui import themes
 from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
-from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
@@ -221,9 +221,16 @@ class BackpropApp(KeysInOrder):
 
     async def on_configure_run(self, message: ConfigureRun) -> None:
         """Go to the Configure screen with the values that another screen chose."""
-        await self.switch_mode("configure")
+        await self._go_with("configure", message.values)
+
+    async def on_show_on(self, message: ShowOn) -> None:
+        """Go to a screen with the run that another one chose."""
+        await self._go_with(message.screen, {"source": message.source})
+
+    async def _go_with(self, name: str, values: Mapping[str, Any]) -> None:
+        await self.switch_mode(name)
         if isinstance(self.screen, BaseScreen):
-            self.screen.take(message.values)
+            self.screen.take(values)
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch

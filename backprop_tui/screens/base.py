@@ -50,6 +50,15 @@ class ConfigureRun(Message):
     values: Mapping[str, Any]
 
 
+@dataclass
+class ShowOn(Message):
+    """Go to another screen with the run in a directory."""
+
+    screen: str
+    """As in ``SCREENS``."""
+    source: str
+
+
 class BaseScreen(Screen[None]):
     NAME: ClassVar[str]
     """As in ``SCREENS``."""

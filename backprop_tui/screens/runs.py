@@ -21,7 +21,7 @@ from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, RunReader
 from backprop_tui.screens import number_of
-from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import Question, deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
@@ -38,11 +38,12 @@ KEYS = (
     Key("space", "space", "mark", "mark", "mark a run, to delete several at once; esc drops the marks", 6),
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
+    Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 3),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
-NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "delete", "copy")
+NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "show_on", "delete", "copy")
 """Actions that need a run in the list."""
 TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
 
@@ -188,6 +189,8 @@ class RunsScreen(BaseScreen):
         hidden = set() if run else {*NEED_RUN}
         if run and (run.status in LIVING or run.status in ("done", "damaged")):
             hidden.add("resume")
+        if run and not run.output_path:
+            hidden.add("show_on")
         return [key for key in KEYS if key.name not in hidden]
 
     def on_list_view_moved(self) -> None:
@@ -249,6 +252,12 @@ class RunsScreen(BaseScreen):
             return
         values = {name: getattr(config, name) for name in settings() if name != "run_name"}
         self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
+
+    def action_show_on(self, screen: str) -> None:
+        """Take the chosen run to another screen, where it has a result."""
+        run = self._table.chosen
+        if run is not None and run.output_path:
+            self.post_message(ShowOn(screen, run.path))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config

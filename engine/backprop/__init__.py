@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from backprop.core.presets import get_preset
     from backprop.hardware.gpu import GPUMonitor, check_gpu_safe
     from backprop.runs.retention import CheckpointManager, CheckpointPolicy
-    from backprop.trainer import Trainer, TrainingCallback, TrainingRun
+    from backprop.trainer import Trainer, TrainingCallback, TrainingRun, register_with_ollama
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,7 @@ _NAMES = {
     "TrainingRun": "backprop.trainer",
     "check_gpu_safe": "backprop.hardware.gpu",
     "get_preset": "backprop.core.presets",
+    "register_with_ollama": "backprop.trainer",
 }
 __all__ = [
     "CheckpointManager",
@@ -35,6 +36,7 @@ __all__ = [
     "TrainingRun",
     "check_gpu_safe",
     "get_preset",
+    "register_with_ollama",
 ]
 
 

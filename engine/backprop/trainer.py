@@ -2,7 +2,7 @@
 
 trainer = Trainer("smollm2-135m")
 run = trainer.train("my_data.jsonl", steps=100)
-trainer.save("my_adapter")
+trainer.export("gguf", quantization="q4_k_m")
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from backprop.core import events as ev
 from backprop.core import log
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
+from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, Registered
 from backprop.core.locate import locate
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
@@ -33,7 +34,9 @@ from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.engine_jobs import export_model
 from backprop.runs.index import RunIndex
+from backprop.runs.shipping import ask_ollama
 from backprop.runs.state import RunState
 
 _LOOK = 0.5
@@ -151,6 +154,67 @@ class Trainer:
         with new_folder(target) as folder:
             shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
         return target
+
+    def export(
+        self,
+        format: str = "gguf",
+        *,
+        quantization: str = "",
+        output: str | os.PathLike[str] = "",
+        step: int | None = None,
+        answers: bool = True,
+    ) -> Exported:
+        """Write the last run's model in another format; it is opened again and compared with what was trained.
+
+        Args:
+            format: a word of ``core.exports.FORMATS``: ``lora``, ``merged``, ``gguf`` or ``lora-gguf``.
+            quantization: a word of ``core.exports.PRECISIONS``, such as ``q4_k_m``; the format's usual one by default.
+            output: the file or folder to write, which must not exist; inside the run's directory by default.
+            step: the checkpoint to export; the run's result by default.
+            answers: whether answers are compared too, for which the model is loaded.
+
+        Raises:
+            InputError: nothing was trained yet, there is no such format, or something is at ``output``.
+            BackpropError: as the engine's; nothing is left of an export that failed.
+        """
+        if self.last_run is None or not self.last_run.output_path:
+            raise InputError("there is nothing to export yet", hint="call train() first")
+        request = ExportRequest(
+            source=str(Path(self.last_run.output_path).parent),
+            format=format,
+            precision=quantization,
+            output=str(expand(output)) if output else "",
+            step=step,
+            answers=answers,
+        )
+
+        def report(message: JobProgress | ev.Warning) -> None:
+            if isinstance(message, ev.Warning):
+                print(describe(message), file=sys.stderr)
+
+        return export_model(request, report)
+
+
+def register_with_ollama(
+    path: str | os.PathLike[str], name: str, *, replace: bool = False, prompt: str = "", expected: str = ""
+) -> Registered:
+    """Register the GGUF file ``path`` with the Ollama server that ``OLLAMA_HOST`` names, as it was trained.
+
+    Args:
+        name: what it is called there, with or without ``:tag``.
+        replace: whether a model of that name may be replaced.
+        prompt: asked of it afterwards; the first sample prompt of the run in whose ``exports`` the file is by default.
+        expected: the trained model's greedy answer to ``prompt``, to compare with.
+
+    Raises:
+        InputError: the name is not allowed or taken, or there is no such GGUF file.
+        OllamaError: Ollama is not there, too old, or did not take the model.
+    """
+    file = str(expand(path).absolute())
+    request = OllamaRequest(path=file, name=name, replace=replace, prompt=prompt, expected=expected)
+    done = ask_ollama(request)
+    assert isinstance(done, Registered)
+    return done
 
 
 def _with_default_model(config: RunConfig) -> RunConfig:

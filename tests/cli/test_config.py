@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from backprop.cli.main import main
+from backprop.cli.main import backprop, main
 from backprop.core.definition import Setting, all_settings, settings
+from backprop.core.saved_settings import path_of
 from backprop.core.settings_sources import settings_file
 
 
@@ -62,6 +66,26 @@ def test_help_config_and_variables_say_of_every_setting_what_the_definition_says
     assert missing == []
 
 
+def commands(group: click.Group, *path: str) -> list[tuple[str, ...]]:
+    with click.Context(group) as context:
+        known = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    found = [path]
+    for name, command in known.items():
+        found += commands(command, *path, name) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(backprop), ids=" ".join)
+def test_every_command_has_its_help_by_both_names(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert [said([*words, flag], capsys) for flag in ("-h", "--help")] == 2 * [said([*words, "--help"], capsys)]
+
+
+def test_lists_and_objects_are_shown_as_they_are_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in {"mapping": '{"output": "réply"}', "target_modules": '["q_proj", "v_proj"]'}.items():
+        said(["config", "set", name, text], capsys)
+        assert said(["config", "get", name], capsys) == text
+
+
 def test_common_settings_are_first_in_help(references: dict[str, str]) -> None:
     order = [references["help"].index(each.flags[0]) for each in settings().values() if each.common]
     assert max(order) < references["help"].index("Data: ")
@@ -102,36 +126,51 @@ def test_a_wrong_name_or_value_ends_in_one_error(
     assert not settings_file().exists()
 
 
-@pytest.mark.parametrize("source", [".env", "settings", "environment", "file", "flag"])
-def test_a_wrong_key_ends_before_torch_is_imported(source: str, here: Path) -> None:
-    command = ["train", "--data", "rows.jsonl"]
-    match source:
-        case ".env":
-            (here / ".env").write_text("BACKPROPAGATE_TRAINING__LEARNIG_RATE=1\n")
-        case "settings":
-            settings_file().parent.mkdir(parents=True)
-            settings_file().write_text("[training]\nlearning-rate = 1\n")
-        case "file":
-            (here / "x.toml").write_text("[lora]\nlearning_rate = 1\n")
-            command += ["--config", "x.toml"]
-        case "flag":
-            command += ["--learning-rate", "1"]
+WRONG = {"training": ("learnig_rate", "learning_rate"), "checkpoints": ("keep-best", "keep_best"), "lora": ("seed", "")}
+"""A typo, a hyphen for an underscore, and a key that is right in another section."""
+WRONG_FLAGS = {"--learnig-rate": "--lr", "--keep_best": "--keep-best", "--lora.seed": "--seed"}
+
+
+@pytest.mark.parametrize("source", [".env", "settings", "saved", "toml", "json", "environment", *WRONG_FLAGS])
+def test_wrong_keys_end_with_their_places_and_the_right_ones_before_torch_is_imported(source: str, here: Path) -> None:
+    table = "".join(f"[{section}]\n{key} = 1\n" for section, (key, _) in WRONG.items())
+    variables = {f"BACKPROPAGATE_{section}__{key}".upper(): "1" for section, (key, _) in WRONG.items()}
+    saved, lines, options = path_of("mine"), (2, 4, 6), []
+    file = {"settings": settings_file(), "saved": saved, "toml": here / "x.toml", "json": here / "x.json"}.get(source)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(table)
+        options = [] if source == "settings" else ["--config", "mine" if source == "saved" else str(file)]
+    if source == "json":
+        (here / "x.json").write_text(json.dumps({section: {key: 1} for section, (key, _) in WRONG.items()}, indent=1))
+        lines = (3, 6, 9)
+    if source == ".env":
+        file, lines = here / ".env", (1, 2, 3)
+        file.write_text("".join(f"{name}=1\n" for name in variables))
+    if source in WRONG_FLAGS:
+        options = [f"{source}=1"]
     program = (
         "import sys; from backprop.cli.main import main\n"
-        f"code = main({command!r})\n"
+        f"code = main({['train', '--data', 'rows.jsonl', *options]!r})\n"
         "sys.exit(code if not {'torch', 'textual', 'numpy', 'transformers'} & set(sys.modules) else 9)"
     )
-    import os
-
-    variables = {**os.environ}
-    if source == "environment":
-        variables["BACKPROPAGATE_LEARNING_RATE"] = "1"
+    environment = {**os.environ, **(variables if source == "environment" else {})}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program], capture_output=True, text=True, env=variables, timeout=60, check=False
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, env=environment, timeout=60, check=False
     )
-    assert done.returncode == 1, done.stderr
-    assert "CONFIG_INVALID_SETTING" in done.stderr or source == "flag"
-    assert any(right in done.stderr for right in ("learning_rate in [training]", "TRAINING__LEARNING_RATE", "--lr"))
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 1, said
+    if source in WRONG_FLAGS:
+        assert f"there is no option {source}" in said
+        assert f"did you mean {WRONG_FLAGS[source]}?" in said
+        return
+    assert "[CONFIG_INVALID_SETTING] 3 things are wrong" in said
+    places = list(variables) if file is None else [f"{file}:{line}" for line in lines]
+    as_variable = file is None or source == ".env"
+    for place, right in zip(places, ("learning_rate", "keep_best", "seed"), strict=True):
+        setting = settings()[right]
+        mean = setting.variable if as_variable else f"{setting.key} in [{setting.section}]"
+        assert re.search(f"{re.escape(place)}: .*?did you mean {re.escape(mean)}\\?", said), (place, said)
 
 
 def completed(words: str, where: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> set[str]:

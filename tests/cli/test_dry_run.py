@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.core import events as ev
+from backprop.core.settings import RunConfig
+from backprop.runs.directory import RunDirectory
+from backprop.runs.index import RunIndex
+from backprop.runs.journal import JournalWriter
+from backprop.runs.pace import Pace
+from made_events import started, step
 
 
 @pytest.fixture
@@ -49,3 +58,36 @@ def test_a_model_that_cannot_be_is_a_slip_of_whoever_named_it(
     assert told.json["error"]["code"] == "DEP_MODEL_LOAD_FAILED"
     assert told.json["error"]["details"]["field"] == "model"
     assert not (tmp_path / "output").exists()
+
+
+def test_how_long_it_takes_is_known_from_an_earlier_run_of_the_model(
+    words: list[str], backprop: Callable[..., Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    assert backprop(*words, "--dry-run", "--json").json["duration"] is None
+
+    earlier = RunDirectory.create(RunConfig(data="d", model=str(tiny_model), output_dir=str(tmp_path / "earlier")))
+    happened: list[ev.Event] = [started(config={"model": str(tiny_model)}, environment={"host": os.uname().nodename})]
+    for number in (1, 2, 3):
+        happened.append(step(number))
+        happened[-1].seconds, happened[-1].tokens_seen = 2.0, 30 * number
+    with closing(JournalWriter(earlier.journal)) as writer:
+        for number, event in enumerate(happened, 1):
+            event.run_id, event.seq, event.time = earlier.run_id, number, 1_790_000_000.0
+            writer.append(event)
+    with RunIndex() as index:
+        index.add(earlier.path)
+
+    told = backprop(*words, "--dry-run", "--json").json
+    assert told["duration"]["seconds"] == pytest.approx(told["plan"]["tokens"] / 15)
+    assert told["plan"]["tokens"] > told["plan"]["data"]["tokens"]
+    takes = next(line for line in backprop(*words, "--dry-run").out.splitlines() if line.startswith("takes"))
+    assert takes.split(None, 1)[1] == Pace(15, earlier.run_id).takes(told["plan"]["tokens"]) + (
+        f", as fast as run {earlier.run_id}"
+    )
+
+
+def test_it_warns_as_the_run_does(words: list[str], backprop: Callable[..., Any]) -> None:
+    flags = ["--steps", "3", "--warmup-steps", "5", "--held-out", "none", "--early-stopping", "2"]
+    notes = " ".join(backprop(*words, *flags, "--dry-run", "--json").json["plan"]["notes"])
+    assert "warm-up of 5 steps in a run of 3" in notes
+    assert "the run will not stop early" in notes

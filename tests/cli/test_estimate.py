@@ -78,13 +78,25 @@ def test_what_is_taken_for_granted_is_said(ask: Ask, tmp_path: Path) -> None:
     ("arguments", "code"),
     [
         (["--model", "mistral-7b", "--mode", "full"], "RUNTIME_FULL_FT_MODEL_TOO_LARGE"),
-        (["--model", "somebody/nothing"], "DEP_MODEL_LOAD_FAILED"),
         (["--vram", "0"], "INPUT_VALIDATION_FAILED"),
         (["--max-seq-length", "3"], "CONFIG_INVALID_SETTING"),
     ],
 )
 def test_what_cannot_be_estimated_is_an_error(ask: Ask, arguments: list[str], code: str) -> None:
     assert ask(*arguments)["error"]["code"] == code
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("somebody/nothing", "name its folder, or a preset of its size: qwen"), ("qwen-7b", "presets: qwen"), ("./x", "")],
+)
+def test_an_unknown_model_is_a_slip_of_whoever_named_it(
+    name: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["estimate-vram", "--model", name, "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "DEP_MODEL_LOAD_FAILED"
+    assert hint in error["hint"]
 
 
 def journal(output: Path, device: str, *more: ev.Event, **settings: Any) -> RunDirectory:

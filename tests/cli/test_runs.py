@@ -207,3 +207,17 @@ def test_every_error_code_is_explained(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["info", "--error-codes"]) == 0
     told = capsys.readouterr().out
     assert all(code in told for code in ERROR_CODES)
+
+
+def test_a_run_that_was_moved_is_named_by_its_place_or_found_there(
+    recorded: Callable[..., RunDirectory], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = recorded("aaa1", *whole()).path
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert main(["show-run", "aaa1"]) != 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"one was in {before}, which is gone" in told
+    assert "list-runs --output FOLDER" in told
+    assert answer(["show-run", str(tmp_path / "elsewhere" / "aaa1")], capsys)["run_id"] == "aaa1"
+    answer(["list-runs", "--output", str(tmp_path / "elsewhere")], capsys)
+    assert answer(["show-run", "aaa1"], capsys)["run_id"] == "aaa1"

@@ -13,7 +13,7 @@ from backprop.core.definition import OTHERS, all_settings, nearest, settings
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.paths import config_dir
 from backprop.core.resolve import Resolution, resolve
-from backprop.core.saved_settings import delete, names, path_of, save, write
+from backprop.core.saved_settings import names, path_of, save, write
 from backprop.core.settings import SECTIONS, RunConfig
 from backprop.core.settings_sources import settings_file
 
@@ -298,6 +298,20 @@ def test_trust_is_never_given_by_a_file_that_is_read_unasked(monkeypatch: pytest
     assert resolve({"trust_remote_code": True}).values["trust_remote_code"] is True
 
 
+def test_the_line_of_a_key_is_found_however_it_is_written() -> None:
+    lines = [
+        "# seed = 9, lora.x = 1",
+        "'seeds' = 1",
+        "lora.x = 1",
+        'training."z" = 1',
+        "data = { y = 1 }",
+        "[ safety ]",
+    ]
+    Path("x.toml").write_text("\n".join([*lines, "", "# q=1", "q=1"]))
+    places = [error.message.split(": ")[0].rpartition(":")[2] for error in resolve(file="x.toml").errors]
+    assert places == ["2", "3", "4", "5", "9"]
+
+
 def test_a_setting_that_stands_twice_in_a_file_is_refused() -> None:
     Path("x.toml").write_text("seed = 1\n[training]\nseed = 2\n")
     (error,) = resolve(file="x.toml").errors
@@ -311,7 +325,8 @@ def test_a_setting_that_stands_twice_in_a_file_is_refused() -> None:
         ("x.yaml", "steps: 3\n", "YAML"),
         ("x.toml", "steps = = 3\n", "line 1"),
         ("x.json", "[1]", "holds no settings"),
-        ("x.toml", "version = 9\n", "version 9"),
+        ("x.toml", "version = 9\n", "x.toml:1: a newer backprop wrote this file, in version 9 of its form"),
+        ("x.json", '{"version": "one"}', "there is no version 'one' of its form; known is 1"),
         ("gone.toml", None, "gone.toml"),
     ],
 )
@@ -381,8 +396,6 @@ def test_a_configuration_is_saved_once_and_replaced_only_when_asked() -> None:
     save("a b", {"seed": 4}, replace=True)
     assert resolve(file="a b").given() == {"seed": 4}
     assert names() == ["a b"]
-    delete("a b")
-    assert names() == []
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 99])

@@ -85,6 +85,21 @@ def test_evaluating_takes_a_tenth_of_the_time_at_most(steps: int, held_out: int)
     assert evaluations == 1 or evaluations * held_out / 3 <= 0.1 * steps * 16
 
 
+@pytest.mark.parametrize(
+    ("p99", "answers_fit", "most", "length", "why"),
+    [
+        (100, 1, 2048, 128, "99 % of the rows have at most 100 tokens"),
+        (128, 1, 2048, 128, "at most 128"),
+        (100, 700, 2048, 704, "every answer fits from 700 on"),
+        (9_000, 1, 2048, 2048, "the most that model and memory take"),
+        (90, 1, 100, 100, "99 %"),
+    ],
+)
+def test_the_longest_row_is_the_data_s_own(p99: int, answers_fit: int, most: int, length: int, why: str) -> None:
+    assert rules.sequence_length(p99, answers_fit, most) == length
+    assert why in rules.length_reason(p99, answers_fit, length)
+
+
 def test_only_what_is_open_is_chosen(tmp_path: Path) -> None:
     folder = model(tmp_path, model_type="llama", hidden_size=4096)
     given = {"steps": 50, "learning_rate": 0.5, "warmup_steps": 0, "eval_steps": 7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 import torch
 from backprop.core.errors import CheckpointError
-from backprop.core.events import CheckpointFailed, CheckpointSaved, Event
+from backprop.core.events import CheckpointFailed, CheckpointSaved, Event, SettingsChosen
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
@@ -194,6 +195,32 @@ def test_saves_come_by_steps_and_by_time_and_on_request(
     told = [(event.step, event.reason) for event in events if isinstance(event, CheckpointSaved)]
     assert told == [(3, "time"), (10, "steps"), (12, "asked for"), (13, "evaluated"), (14, "end")]
     assert all(event.seconds_blocked > 0 for event in events if isinstance(event, CheckpointSaved))
+
+
+@pytest.mark.parametrize(("minutes", "then"), [("auto", 1950), (8.0, 600)])
+def test_saving_takes_a_twentieth_of_the_time_at_most(
+    minutes: Any, then: int, config: RunConfig, ragged: Any, tmp_path: Path
+) -> None:
+    loop, events, now = after_one_step(config, ragged), list[Event](), [0.0]
+
+    class SlowDisk(CheckpointStore):
+        def save(self, *words: Any, **rest: Any) -> Any:
+            now[0] += 90
+            return super().save(*words, **rest)
+
+    store = SlowDisk(tmp_path / "checkpoints", RUN)
+    saver = saver_for(loop, store, events, every_minutes=minutes, clock=lambda: now[0])
+    for loop.step in range(150, 6000, 150):
+        now[0] = float(loop.step)
+        saver.after_step(loop.step)
+        saver.wait()
+    saver.close()
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert saved[0] == 600
+    assert {after - before for before, after in pairwise(saved)} == {then}
+    told = [event for event in events if isinstance(event, SettingsChosen)]
+    assert [event.values for event in told] == [{"save_minutes": 31}] * (minutes == "auto")
+    assert all("90 s" in event.reasons["save_minutes"] for event in told)
 
 
 def test_only_evaluations_among_the_best_are_saved(

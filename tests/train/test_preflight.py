@@ -53,6 +53,8 @@ def counted(config: RunConfig) -> CountedLengths:
         {"samples": 100},
         {"samples": 200, "max_seq_length": 50, "held_out": "0.9"},
         {"samples": 5_000},
+        {"max_seq_length": "auto"},
+        {"max_seq_length": "auto", "samples": 120},
         {"max_seq_length": 4096, "train_on_responses": False},
     ],
 )
@@ -64,7 +66,7 @@ def test_the_screen_and_the_dry_run_count_what_the_run_counts(
     sent: list[Any] = []
     preflight.plan(config, sent.append)
     run = next(each for each in sent if isinstance(each, RunPlan))
-    known = plan(config, counted(config), Path(config.model), 2)
+    known = plan(config, counted(config), Path(config.model), lambda config: 2, 2048)
     assert known is not None
     assert (known.rows, known.held_out) == (run.rows, run.held_out)
     assert (known.schedule.steps, known.schedule.rows_per_step) == (run.steps, run.rows_per_step)

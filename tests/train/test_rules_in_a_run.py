@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from backprop.core.events import Event, SettingsChosen, Step, Stop
+import json
+from pathlib import Path
+
+import pytest
+from backprop.core.errors import DatasetValidationError
+from backprop.core.events import DatasetPrepared, Event, SettingsChosen, Step, Stop
+from backprop.core.models import find_tokenizer
 from backprop.core.settings import RunConfig
+from backprop.data.tokenizer import context_length
+from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState
 from backprop.train.model import resolved
 from backprop.train.resume import begin
@@ -31,10 +39,63 @@ def test_what_the_rules_chose_is_told_and_stays_when_the_run_is_stopped_and_resu
 
 
 def chosen_rows(events: list[Event]) -> int:
-    from backprop.core.events import DatasetPrepared
-
     (prepared,) = of(events, DatasetPrepared)
     return int(prepared.held_out)
+
+
+def chats(path: Path, answers: list[int]) -> Path:
+    """A row for each number of words in its answer."""
+    rows = ({"prompt": f"{i}: why?", "completion": f"{i} " + "word " * words} for i, words in enumerate(answers))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("longest", [20, 60])
+def test_rows_are_as_long_as_the_data_s_own_and_stay_so(tiny_config: RunConfig, tmp_path: Path, longest: int) -> None:
+    """One long answer among short ones is kept whole, and a run that goes on has the limit of before."""
+    data = chats(tmp_path / "rows.jsonl", [5] * 30 + [longest])
+    config = replace(tiny_config, **OPEN, data=str(data), max_seq_length="auto", batch_size="auto")
+    stopped, directory = train(config, [], lambda events: [Stop()] * (len(of(events, Step)) == 1))
+    (prepared,), (chosen,) = of(stopped, DatasetPrepared), of(stopped, SettingsChosen)
+    limit = chosen.values["max_seq_length"]
+    assert limit == prepared.max_length == prepared.limits[0].max_length
+    assert (limit % 64, prepared.answer_lost, prepared.cut) == (0, 0, 0)
+    assert prepared.answers_fit <= limit < prepared.answers_fit + 64 or limit < prepared.p99 + 64
+    assert str(prepared.p99) in chosen.reasons["max_seq_length"]
+    resumed = go_on(directory)
+    assert "max_seq_length" not in of(resumed, SettingsChosen)[0].values
+    assert of(resumed, DatasetPrepared)[0].max_length == limit
+
+
+def test_the_model_s_own_limit_and_a_given_one_stand(tiny_config: RunConfig, tmp_path: Path) -> None:
+    data = chats(tmp_path / "rows.jsonl", [5] * 30 + [3000])
+    config = replace(tiny_config, data=str(data), max_seq_length="auto")
+    with pytest.raises(DatasetValidationError, match="1 of 31 rows") as caught:
+        train(config, [])
+    assert "every answer fits with --max-seq-length" in caught.value.hint
+    events, _ = train(replace(config, skip_bad=True, steps=1), [])
+    assert of(events, SettingsChosen)[0].values["max_seq_length"] == model_limit(tiny_config)
+    events, _ = train(replace(config, skip_bad=True, steps=1, max_seq_length=32), [])
+    assert of(events, DatasetPrepared)[0].max_length == 32
+    assert "max_seq_length" not in of(events, SettingsChosen)[0].values
+
+
+def model_limit(config: RunConfig) -> int:
+    found = context_length(find_tokenizer(config.model))
+    assert found is not None
+    return found
+
+
+def test_a_batch_that_nobody_chose_follows_the_rows_lengths(tiny_config: RunConfig, tmp_path: Path) -> None:
+    data = chats(tmp_path / "rows.jsonl", [5] * 40)
+    open_ = {"max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": None, "steps": 1}
+    directory = RunDirectory.create(replace(tiny_config, data=str(data), **open_))
+    events = go_on(directory, "start")
+    (chosen,) = of(events, SettingsChosen)
+    assert chosen.values["max_seq_length"] == 64
+    # Eight rows of 64 tokens fill a packed pass on a CPU; a step keeps its sixteen rows.
+    assert (chosen.values["batch_size"], chosen.values["gradient_accumulation"]) == (8, 2)
+    assert of(events, Step)[0].samples_seen == 16
 
 
 def test_an_extended_run_has_its_new_end_and_the_learning_rate_of_before(tiny_config: RunConfig) -> None:

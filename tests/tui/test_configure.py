@@ -18,13 +18,17 @@ from backprop.core.definition import settings
 from backprop.core.locate import locate
 from backprop.core.settings import RunConfig
 from backprop.core.settings_sources import settings_file
+from backprop.hardware.devices import CardFacts
+from backprop.hardware.estimate import Shape
 from backprop.runs import engine_process
+from backprop.runs.measured import Measured
 from textual.pilot import Pilot
 from tiny_language_model import write_rows
 from tiny_tokenizer import write_model
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chooser import Chooser
+from backprop_tui.screens.configure.memory import memory_of, memory_rows
 from backprop_tui.screens.configure.screen import ConfigureScreen
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
@@ -231,6 +235,7 @@ async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows
         screen.form.go_to("model")
         await pilot.press("enter")
         assert isinstance(pilot.app.screen, Chooser)
+        await until(lambda: "1.2B · Llama Community" in text_of(pilot.app), "the sizes of the models")
         await pilot.press(*"llama 1b", "enter")
         await pilot.pause()
         assert screen.found.values["model"] == "llama-3.2-1b"
@@ -351,3 +356,15 @@ def test_picture(rows: Path, model: Path, size: tuple[int, int], snap_compare: C
 
     assert json.loads(rows.read_text().splitlines()[0])
     assert snap_compare(BackpropApp(), run_before=act, terminal_size=size)
+
+
+def test_the_memory_says_what_an_earlier_run_of_this_shape_took() -> None:
+    config = RunConfig(data="d", model="llama-3.2-1b", mode="lora", batch_size=2, max_seq_length=512, lora_r=8)
+    card = CardFacts(index=0, name="Test Card", vram_total=24 * 2**30, vram_free=20 * 2**30, temperature=None)
+    shape = Shape.of(config, memory=card.vram_free).settings(config)
+    peak = Measured(5 * 2**30, 1_790_000_000.0, "Test Card", "abc", 700)
+    rows = memory_rows(memory_of(config, card, [({**shape, "lora_r": 16}, peak), (shape, peak)]), 100)
+    assert "measured  5.0 GiB on 2026-09-21 on Test Card, rows up to 700" in [
+        "".join(text for text, _ in row) for row in rows
+    ]
+    assert memory_of(config, card, [({**shape, "lora_r": 16}, peak)]).measured is None

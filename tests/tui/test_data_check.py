@@ -406,6 +406,9 @@ async def test_the_share_that_is_trained_is_that_at_the_limit(tmp_path: Path, sm
         await at_rest(pilot)
         await pilot.press("l")
         await until_text(pilot, "2 rows · at this limit 1.1k tokens, 95 % trained")
+        assert pilot.app.data.chosen.changes() == {}  # a run goes by its data
+        pilot.app.data.lengths.set_limit("2048")
+        assert pilot.app.data.chosen.changes() == {"max_seq_length": 2048}
         pilot.app.data.lengths.set_limit("512")  # loses the long answer
         await until_text(pilot, "2 rows · at this limit 36 tokens, 31 % trained")
         await pilot.press("s")

@@ -10,7 +10,7 @@ from backprop.data.plan import Plan
 from msgspec import Struct
 
 from backprop_tui.screens.configure.memory import MemoryOutlook, memory_rows
-from backprop_tui.text import Row, clock, count, safe, short_number
+from backprop_tui.text import Row, count, safe, short_number
 from backprop_tui.widgets.cells import cut, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
 
@@ -33,9 +33,10 @@ class Outlook(Struct, kw_only=True):
     plan: Plan | None = None
     whole: bool = True
     """Every row was counted."""
-    seconds: float | None = None
-    """How long the run would take, as ``pace`` has it."""
+    takes: str = ""
+    """How long the run would take, where it is known: ``about 1 h 02 min``."""
     pace: str = ""
+    """What it is known by."""
     memory: MemoryOutlook | None = None
     warnings: Sequence[str] = ()
     command: str = ""
@@ -101,7 +102,7 @@ def plan_summary(known: Outlook) -> Row:
         return [(f"✗ {safe(known.problem)}", "bad") if known.problem else (safe(known.data), "text")]
     steps = planned.schedule.steps
     words = f"{count(planned.rows)} rows · {count(steps)} steps · {short_number(planned.trained_tokens)} trained tokens"
-    return [(words, "strong"), (f" · about {clock(known.seconds)}" if known.seconds is not None else "", "text")]
+    return [(words, "strong"), (f" · {known.takes}" if known.takes else "", "text")]
 
 
 def plan_rows(known: Outlook, width: int) -> list[Row]:
@@ -127,6 +128,6 @@ def plan_rows(known: Outlook, width: int) -> list[Row]:
     rows += line("steps", f"{count(schedule.steps)} of {schedule.rows_per_step} rows: {passes}", "strong")
     share = 100 * planned.trained_tokens / max(1, planned.tokens)
     rows += line("tokens", f"{short_number(planned.tokens)}, {share:.0f} % trained")
-    if known.seconds is not None:
-        rows += line("takes", f"about {clock(known.seconds)}, {known.pace}")
+    if known.takes:
+        rows += line("takes", f"{known.takes}, {known.pace}")
     return rows

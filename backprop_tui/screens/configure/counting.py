@@ -12,6 +12,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.formats import file_format
 from backprop.data.reader import open_source
 from backprop.data.truncate import CountedLengths, count_lengths
+from backprop.runs.measured import Peaks, measured_peaks
 from backprop.runs.pace import Pace, pace
 
 from backprop_tui.screens.tasks import Task, Tasks
@@ -35,6 +36,8 @@ class Counting:
         """The data in words, or why it is not counted."""
         self.pace: Pace | None = None
         """How fast the model was trained before."""
+        self.peaks: Peaks = ()
+        """What its runs took of a card."""
 
     def look_at(self, config: RunConfig | None) -> None:
         """Count the rows of a located configuration; of none, forget what is known."""
@@ -46,12 +49,12 @@ class Counting:
             return
         self.stop()
         if named is None or self._named is None or named[2] != self._named[2]:
-            self.pace = None
+            self.pace, self.peaks = None, ()
         self._named, self.counted, self.words = named, None, ""
         if named is None:
             return
         if self.pace is None:
-            self._tasks.begin("pace", "", lambda _: pace(named[2]), self._take_pace)
+            self._tasks.begin("pace", "", lambda _: (pace(named[2]), measured_peaks(named[2])), self._take_past)
         path = config.data if config is not None else ""
         if not Path(path).is_absolute() and is_hub_name(path):
             fetched = find_fetched(path)
@@ -95,8 +98,8 @@ class Counting:
             self.words = str(found)
         self._then()
 
-    def _take_pace(self, found: Pace) -> None:
-        self.pace = found
+    def _take_past(self, found: tuple[Pace | None, Peaks]) -> None:
+        self.pace, self.peaks = found
         self._then()
 
     def failed(self, error: BackpropError) -> None:

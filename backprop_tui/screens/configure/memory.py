@@ -6,7 +6,8 @@ from backprop.core.errors import BackpropError
 from backprop.core.models import find_architecture
 from backprop.core.settings import RunConfig
 from backprop.hardware.devices import CardFacts
-from backprop.hardware.estimate import Change, Parts, Shape, changes, estimate, trained_parameters
+from backprop.hardware.estimate import Change, Parts, Shape, changes, estimate, parameters, trained_parameters
+from backprop.runs.measured import Measured, Peaks, of_shape
 from msgspec import Struct
 
 from backprop_tui.text import Row, from_home
@@ -19,6 +20,8 @@ class MemoryOutlook(Struct, kw_only=True):
     parts: Parts | None = None
     trained_parameters: int = 0
     card: CardFacts | None = None
+    measured: Measured | None = None
+    """What an earlier run of this shape took."""
     changes: list[Change] = []
     """What would save memory, where the run does not fit."""
     unknown: str = ""
@@ -31,8 +34,8 @@ class MemoryOutlook(Struct, kw_only=True):
         return self.parts is not None and free is not None and self.parts.total > free
 
 
-def memory_of(config: RunConfig, card: CardFacts | None) -> MemoryOutlook:
-    """What ``config`` takes of ``card``, or would take of one where there is none."""
+def memory_of(config: RunConfig, card: CardFacts | None, peaks: Peaks) -> MemoryOutlook:
+    """What ``config`` takes of ``card``, or would take of one where there is none; ``peaks`` are earlier runs'."""
     free = card.vram_free if card else None
     try:
         model = find_architecture(config.model)
@@ -40,9 +43,18 @@ def memory_of(config: RunConfig, card: CardFacts | None) -> MemoryOutlook:
     except BackpropError as error:
         return MemoryOutlook(unknown=error.message, card=card)
     found = MemoryOutlook(parts=estimate(model, shape), trained_parameters=trained_parameters(model, shape), card=card)
+    found.measured = of_shape(peaks, shape.settings(config))
     if found.short and free is not None:
         found.changes = changes(model, shape, free)
     return found
+
+
+def size_of(name: str) -> str:
+    """How many parameters a model has, as its configuration says; empty where that cannot be told."""
+    try:
+        return f"{parameters(find_architecture(name)) / 1e9:.2g}B"
+    except BackpropError:
+        return ""
 
 
 def memory_rows(known: MemoryOutlook, width: int) -> list[Row]:
@@ -60,6 +72,8 @@ def memory_rows(known: MemoryOutlook, width: int) -> list[Row]:
     named = {"weights": parts.weights, "optimizer": parts.gradients + parts.optimizer}
     named |= {"activations": parts.activations, "logits": parts.logits}
     rows += labelled("", " · ".join(f"{name} {gib(number)}" for name, number in named.items()), width, "muted")
+    if known.measured is not None:
+        rows += labelled("measured  ", str(known.measured), width)
     for change in known.changes[:4]:
         fits = ", and it fits" if change.fits else ""
         rows.append(

@@ -18,7 +18,7 @@ from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan, plan, warnings
 from backprop.hardware.devices import Info, info
-from backprop.hardware.estimate import first_batch_size
+from backprop.hardware.estimate import first_batch_size, longest_rows
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
 from textual import on
@@ -32,7 +32,7 @@ from backprop_tui.screens.configure.about import About, Outlook
 from backprop_tui.screens.configure.counting import Counting
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
-from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of
+from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of, size_of
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dialogs import Answer, Question
 from backprop_tui.screens.tasks import Delivered, Failed, Tasks
@@ -167,7 +167,14 @@ class ConfigureScreen(BaseScreen):
         config, counted = self.config, self.counting.counted
         if config is None or counted is None or counted.unit != "tokens":
             return None
-        return plan(config, counted, find_tokenizer(config.model), self._batch_size())
+        free = self._free()
+        return plan(
+            config,
+            counted,
+            find_tokenizer(config.model),
+            batch_size=partial(first_batch_size, free=free),
+            most=longest_rows(config, free),
+        )
 
     def _outlook(self) -> Outlook:
         setting, config, counted, planned = self.form.chosen, self.config, self.counting.counted, self._plan()
@@ -183,8 +190,7 @@ class ConfigureScreen(BaseScreen):
         if counted is not None:
             found.data, found.whole = f"{found.data}, {rows_of(counted.rows)}", counted.whole
         if planned is not None and (pace := self.counting.pace) is not None:
-            found.seconds = planned.tokens / pace.tokens_per_second
-            found.pace = f"as fast as run {pace.run_id}"
+            found.takes, found.pace = pace.takes(planned.tokens), pace.source
         return found
 
     def _memory(self) -> MemoryOutlook | None:
@@ -192,16 +198,16 @@ class ConfigureScreen(BaseScreen):
         if self.config is None or self.machine is None:
             return None
         card = next((card for card in self.machine.gpus if card.vram_free is not None), None)
-        config = self.config
+        planned = self._plan()
+        config = self.config if planned is None else planned.chosen
         if config.batch_size == "auto":
-            config = msgspec.structs.replace(config, batch_size=self._batch_size())
-        return memory_of(config, card)
+            config = msgspec.structs.replace(config, batch_size=first_batch_size(config, self._free()))
+        return memory_of(config, card, self.counting.peaks)
 
-    def _batch_size(self) -> int:
-        """Rows of a forward pass where the person leaves it to the machine."""
-        cards = self.machine.gpus if self.machine else []
-        free = max((card.vram_free or 0 for card in cards), default=0)
-        return first_batch_size(self.config, free) if self.config is not None and free else 1
+    def _free(self) -> int:
+        """Bytes that are free on the card that the run would use; 0 where it would use none."""
+        cards = self.machine.gpus if self.machine and self.found.values["backend"] != "cpu" else []
+        return max((card.vram_free or 0 for card in cards), default=0)
 
     def _becomes(self) -> dict[str, str]:
         """What values chosen by rule come to, where that is known."""
@@ -310,11 +316,9 @@ class ConfigureScreen(BaseScreen):
         self.set(setting.name, text or None)
 
     def _choose_model(self) -> None:
-        choices = [
-            Choice(name, name, f"{preset.licence} · {preset.vram} · {preset.remark}")
-            for name, preset in MODEL_PRESETS.items()
-        ]
-        choices += [Choice(name, name, where) for name, where in known_models()]
+        known = [(name, f"{each.licence} · {each.vram} · {each.remark}") for name, each in MODEL_PRESETS.items()]
+        known += known_models()
+        choices = [Choice(name, name, " · ".join(filter(None, (size_of(name), words)))) for name, words in known]
         other = "a Hugging Face name, a directory, or words to narrow the list"
         self.app.push_screen(Chooser("model", choices, other=other), partial(self._take_choice, "model"))
 

@@ -65,6 +65,7 @@ class LengthsPane(TextView):
     def set_limit(self, text: str) -> None:
         """Look at the rows at another limit, one of ``LIMIT_RANGE``; at the same one where none is named."""
         self._chosen.limit = int(text or self._chosen.limit)
+        self._chosen.limit_chosen = self._chosen.limit_chosen or bool(text)
         self.redraw()
         self.post_message(RowsChanged())
 

@@ -9,6 +9,7 @@ from backprop.core.errors import ModelLoadError
 from backprop.core.models import find_tokenizer
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.core.resolve import resolve
+from backprop.core.rules import USUAL_LENGTH
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
@@ -39,15 +40,20 @@ class Chosen:
         self._tasks, self._then = tasks, then
         usual = resolve({}, kind="screen").values
         self.model: str = usual["model"]
-        self.limit: int = usual["max_seq_length"]
-        self._usual = {"model": self.model, "max_seq_length": self.limit}
+        limit = usual["max_seq_length"]
+        self.limit: int = USUAL_LENGTH if limit == "auto" else limit
+        self.limit_chosen = False
+        """Whether the person chose the limit here; else a run goes by its settings or its data."""
+        self._usual = {"model": self.model, "max_seq_length": limit}
         self.tokenizer: ChatTokenizer | None = None
         self.why_none: ModelLoadError | None = None
         """Why there is no tokenizer, once it was looked for."""
 
     def changes(self) -> dict[str, Any]:
         """The settings of a run that were chosen here."""
-        chosen = {"model": self.model, "max_seq_length": self.limit}
+        chosen: dict[str, Any] = {"model": self.model}
+        if self.limit_chosen:
+            chosen["max_seq_length"] = self.limit
         return {name: value for name, value in chosen.items() if value != self._usual[name]}
 
     def need_tokenizer(self) -> bool:

@@ -11,7 +11,6 @@ from backprop.cli.complete import presets
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import configuration_options, json_and_verbose, shown_value
 from backprop.core.definition import Setting, all_settings, find, require_all
-from backprop.core.errors import InvalidSettingError
 from backprop.core.resolve import Resolution, resolve
 from backprop.core.settings import SECTIONS
 
@@ -84,9 +83,8 @@ def set_(name: str, value: str, as_json: bool, verbose: bool) -> None:
     """Write a value into the settings file; its comments stay."""
     setting = find(name)
     if setting.per_run:
-        raise InvalidSettingError(
-            f"{setting.name} is given anew for every run", hint=f"give {setting.flag} with the run that needs it"
-        )
+        hint = f"give {setting.flag} with the run that needs it"
+        raise setting.error(f"{setting.name} is given anew for every run", hint)
     _write(setting, setting.parse(value, setting.path), as_json)
 
 

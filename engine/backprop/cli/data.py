@@ -70,7 +70,7 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         cuts: list[dict[str, Any]] = []
         counts: dict[str, int] = {}
         try:
-            tokens, cuts, counts = _tokens(path, model_dir, mapping, config.max_seq_length)
+            tokens, cuts, counts = _tokens(config, model_dir)
         except DatasetError as error:
             if error.code not in ("DATASET_NOTHING_TO_TRAIN", "DATASET_FORMAT_UNKNOWN"):
                 raise
@@ -88,16 +88,22 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     return EXIT_USER if answer["invalid"] else EXIT_OK
 
 
-def _tokens(
-    path: str, model_dir: Path, mapping: dict[str, str] | None, length: int
-) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
+def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, int]]:
     """The ``tokens`` object of the answer, what only the model's tokens tell of rows (the first of each kind), and how
     often it does.
     """
+    from backprop.cli.estimate import card_memory
     from backprop.data.preprocess import prepare
+    from backprop.hardware.estimate import longest_rows
 
+    length, most = config.max_seq_length, 0
+    if length == "auto":
+        most = longest_rows(config, card_memory().bytes or 0)
     with ProgressLine("counting tokens") as progress:
-        summary = prepare(path, model_dir, max_length=length, mapping=mapping, progress=progress).summary
+        prepared = prepare(
+            config.data, model_dir, max_length=length, most=most, mapping=config.mapping or None, progress=progress
+        )
+    summary = prepared.summary
     tokens = {
         "total": summary.tokens,
         "trained": summary.trained_tokens,

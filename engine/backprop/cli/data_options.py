@@ -95,7 +95,7 @@ def dataset_command(*settings: str) -> Callable[[Callable[..., int | None]], Cal
 def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
     from backprop.data.example import PARTS, unknown_parts
 
-    config = resolve({**options.given_flags(named), "data": path}).config()
+    config = resolve({**named, "data": path}).config()
     if wrong := unknown_parts(config.mapping):
         raise InputError(f"--map: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}")
     return msgspec.structs.replace(config, data=dataset_file(path))

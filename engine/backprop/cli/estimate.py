@@ -12,14 +12,13 @@ from backprop.cli import options, output
 from backprop.cli.options import json_and_verbose
 from backprop.core.architecture import Architecture
 from backprop.core.definition import settings
-from backprop.core.models import find_architecture
-from backprop.core.presets import DEFAULT_MODEL
+from backprop.core.models import find_architecture, repository_of
+from backprop.core.presets import DEFAULT_MODEL, MODEL_PRESETS
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.hardware import devices, estimate
 from backprop.hardware.estimate import CUDA_TOKEN_BUDGET, Mode, Shape
-from backprop.runs.describe import moment
-from backprop.runs.measured import Measured, measured_peaks
+from backprop.runs.measured import measured_peaks, of_shape
 
 BATCHES = (1, 2, 4, 8, 16)
 SETTINGS = (
@@ -51,11 +50,15 @@ def estimate_vram(
 
     Example: backprop estimate-vram --model qwen2.5-7b --vram 16
     """
-    found = resolve({"data": "rows", **options.given_flags(given)}, file=file)
+    found = resolve({"data": "rows", **given}, file=file)
     config = found.config()
     model = DEFAULT_MODEL if found.origins["model"].kind == "default" else config.model
     memory = Memory(int(vram * 2**30), f"a card of {vram:g} GB") if vram else card_memory()
-    output.answer(find_answer(model, config, memory, mode), as_json, _show)
+    with options.named_model():
+        repository_of(model)
+    with options.named_model(f"name its folder, or a preset of its size: {', '.join(MODEL_PRESETS)}"):
+        answer = find_answer(model, config, memory, mode)
+    output.answer(answer, as_json, _show)
 
 
 def card_memory() -> Memory:
@@ -84,10 +87,9 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
     for size in sorted({*BATCHES, *([asked] if asked else [])}):
         shapes[size] = msgspec.structs.replace(shape, batch_size=size)
         needed = estimate.estimate(known, shapes[size]).total
-        same = msgspec.to_builtins(shapes[size]) | {"target_modules": list(shape.target_modules)}
         row: dict[str, Any] = {"batch_size": size, "bytes": needed}
         row["fits"] = None if memory.bytes is None else needed <= memory.bytes
-        row["measured"] = next((peak for config, peak in peaks if same.items() <= config.items()), None)
+        row["measured"] = of_shape(peaks, shapes[size].settings(config))
         rows.append(row)
     fitting = [row["batch_size"] for row in rows if row["fits"]]
     chosen = shapes[asked or max(fitting, default=1)]
@@ -135,7 +137,8 @@ def _show(answer: dict[str, Any]) -> None:
     output.line()
     words = {True: "yes", False: "no", None: ""}
     cells = [
-        [str(row["batch_size"]), gib(row["bytes"]), words[row["fits"]], _of(row["measured"])] for row in answer["rows"]
+        [str(row["batch_size"]), gib(row["bytes"]), words[row["fits"]], str(row["measured"] or "")]
+        for row in answer["rows"]
     ]
     output.table(["batch", "needs", "fits", "measured"], cells, right=frozenset({0, 1}))
     output.line()
@@ -151,9 +154,3 @@ def _show(answer: dict[str, Any]) -> None:
     output.line()
     for note in answer["notes"]:
         output.line(note)
-
-
-def _of(found: Measured | None) -> str:
-    if found is None:
-        return ""
-    return f"{gib(found.bytes)} on {moment(found.date)[:10]} on {found.card}, rows up to {found.longest}"

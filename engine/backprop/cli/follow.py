@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from backprop.cli import output
 from backprop.cli.views import View, choose_view
@@ -41,8 +42,13 @@ def run(
     *,
     forked_from: str = "",
     origins: dict[str, str] | None = None,
+    then: Callable[[Path, bool], int] | None = None,
 ) -> int:
-    """Start a run and show it to its end; the exit code. ``origins`` as in ``runs.directory.RunRecord``."""
+    """Start a run and show it to its end; the exit code. ``origins`` as in ``runs.directory.RunRecord``.
+
+    Args:
+        then: what follows a run that ended well; called with its directory and ``as_json``, gives the exit code.
+    """
     engine = engine_client.start(config, kind, forked_from, origins)
     # First of all: whatever fails from here on, the person knows what trains. Its first event comes seconds from now.
     output.narrate(f"starting the engine of run {engine.run_id}")
@@ -50,7 +56,8 @@ def run(
 
     with open_index() as index:
         index.add(engine.directory.path)
-    return follow(engine, as_json=as_json, verbose=verbose)
+    code = follow(engine, as_json=as_json, verbose=verbose)
+    return then(engine.directory.path, as_json) if then is not None and code == EXIT_OK else code
 
 
 def follow(engine: EngineClient, as_json: bool = False, verbose: bool = False, leave: bool = False) -> int:

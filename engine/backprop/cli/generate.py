@@ -38,7 +38,7 @@ def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
     asked["model"] = asked["model"] and locate_model(asked["model"])
     request = GenerateRequest(run=str(directory.path), **asked)
     if request.step is None:
-        _check(directory)
+        require_result(directory)
     else:
         find_checkpoint(directory, request.step)
     job = start_job(JOB, directory, request)
@@ -54,7 +54,7 @@ def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
             output.line(text)
 
 
-def _check(directory: RunDirectory) -> None:
+def require_result(directory: RunDirectory) -> None:
     """A run without a result is noticed before an engine starts, and one whose model nothing names any more."""
     if directory.result:
         if not isinstance(read_run(directory.path).config.get("model"), str):

@@ -34,6 +34,10 @@ COMMANDS = {
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
+    "chat": Lazy("backprop.cli.chat", "chat", "a conversation with a run's model, beside its base where wanted"),
+    "export": Lazy("backprop.cli.export", "export", "a trained model as adapter, merged model or GGUF, proved"),
+    "ollama": Lazy("backprop.cli.ollama", "ollama", "register a GGUF file with Ollama, list, rm"),
+    "push": Lazy("backprop.cli.push", "push", "upload a model to the Hugging Face Hub, with a card"),
     "estimate-vram": Lazy("backprop.cli.estimate", "estimate_vram", "the memory that a run would need"),
     "validate": Lazy("backprop.cli.data", "validate", "check a dataset without training"),
     "data": Lazy("backprop.cli.data", "data", "quality report; train and held-out files"),
@@ -67,17 +71,18 @@ class CommandGroup(click.Group):
             )
         name, command, rest = super().resolve_command(ctx, args)
         if command is not None and not isinstance(command, click.Group):
-            require_once(command, rest)
+            require_once(command, rest, ctx)
         return name, command, rest
 
 
-def require_once(command: click.Command, arguments: list[str]) -> None:
+def require_once(command: click.Command, arguments: list[str], parent: click.Context | None = None) -> None:
     """Check that no option that holds one value is given two: the first would be lost without a word.
 
     Raises:
         InputError: one is; the message names both values.
     """
-    with click.Context(command, info_name=command.name) as context:
+    # With its parent and settings: click makes the help option once, with the names that it has here.
+    with click.Context(command, parent, command.name, **command.context_settings) as context:
         try:
             _, _, order = command.make_parser(context).parse_args(list(arguments))
         except click.UsageError:

@@ -5,9 +5,11 @@ The flags are made from ``core.definition``: a new setting is a new flag without
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import click
@@ -16,10 +18,10 @@ import msgspec
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, require_all, settings
 from backprop.core.errors import InputError, ModelLoadError
+from backprop.core.models import repository_of
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, RunConfig
-from backprop.core.settings_sources import Given, Source
 
 
 class Planned(NamedTuple):
@@ -27,11 +29,6 @@ class Planned(NamedTuple):
 
     config: RunConfig
     origins: dict[str, str]
-
-
-def given_flags(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a command line names, of what click parsed: ``None`` and ``()`` are those that it does not."""
-    return {name: value for name, value in given.items() if value is not None and value != ()}
 
 
 def run_config(given: dict[str, Any], file: str | None) -> Planned:
@@ -42,9 +39,10 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
         InvalidSettingError: something is wrong with a setting; the place of each is named.
         DatasetNotFoundError: the data file does not exist.
     """
-    found = resolve(given_flags(given), file=file)
+    found = resolve(given, file=file)
     planned = plan(found)
-    _require_model(planned.config.model)
+    with named_model():
+        repository_of(planned.config.model)
     if found.origins["model"].kind != "default":
         return planned
     model, why = usual_model(planned.config.backend)
@@ -52,14 +50,21 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
     return Planned(config, {**planned.origins, "model": f"rule: {why}"})
 
 
-def _require_model(name: str) -> None:
-    from backprop.core.models import repository_of
+@contextlib.contextmanager
+def named_model(hint: str = "") -> Iterator[None]:
+    """What is wrong with a model inside is a slip of whoever named it.
 
+    Args:
+        hint: in place of the error's own.
+
+    Raises:
+        InputError: for a ``ModelLoadError``, with its code.
+    """
     try:
-        repository_of(name)
-    except ModelLoadError as error:  # whose cause is here what was typed
+        yield
+    except ModelLoadError as error:
         details = {**error.details, "field": "model"}
-        raise InputError(error.message, hint=error.hint, code=error.code, details=details) from None
+        raise InputError(error.message, hint=hint or error.hint, code=error.code, details=details) from None
 
 
 def plan(found: Resolution) -> Planned:
@@ -81,12 +86,9 @@ def forked_config(parent: RunConfig, run_id: str, given: dict[str, Any]) -> Plan
     Raises:
         InputError, InvalidSettingError, DatasetNotFoundError: as ``run_config``.
     """
-    before = Source.empty("run")
     usual = msgspec.to_builtins(RunConfig(data=""))
-    for name, value in msgspec.to_builtins(parent).items():
-        if value != usual[name]:
-            before.given[name] = Given(value, f"run {run_id}", f"{name} of run {run_id}")
-    return plan(merge([before, direct(given_flags(given), "flag")]))
+    before = {name: value for name, value in msgspec.to_builtins(parent).items() if value != usual[name]}
+    return plan(merge([direct(before, "run", f"run {run_id}"), direct(given, "flag")]))
 
 
 def arguments(config: RunConfig) -> list[str]:
@@ -128,10 +130,10 @@ def command_line(config: RunConfig) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A setting's value for people."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "–" if value in (None, [], {}) else str(value)
+    """A setting's value for people; lists and objects as JSON, which ``config set`` takes too."""
+    if value in (None, [], {}):
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -165,7 +167,7 @@ def begin_log(given: dict[str, Any], *, screen: bool = False) -> None:
     """
     from backprop.core import log
 
-    found = merge([*standing(), direct(given_flags(given), "flag")])
+    found = merge([*standing(), direct(given, "flag")])
     require_all([error for error in found.errors if error.details.get("field") in AppConfig.__struct_fields__])
     log.choose(found.app())
     if found.app() != AppConfig():
@@ -173,36 +175,27 @@ def begin_log(given: dict[str, Any], *, screen: bool = False) -> None:
         log.open_log(found.app(), stderr=chosen and not screen)
 
 
-class SettingOption(click.Option):
-    """The flag of a setting."""
-
-    def __init__(self, *words: Any, setting: Setting, **rest: Any) -> None:
-        super().__init__(*words, **rest)
-        self.setting = setting
-
-
 class SettingCommand(click.Command):
     """A command whose ``--help`` has the common settings first, then the others by section."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in groups."""
-        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
-        for title in ("Common settings", *(f"{name.capitalize()}: {what}" for name, what in SECTIONS.items())):
-            groups[title] = []
+        titles = ["Common settings", *map(_title, SECTIONS), "Options"]
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
         for option in self.get_params(ctx):
-            record = option.get_help_record(ctx)
-            if record is None or not isinstance(option, click.Option):
-                continue
-            title = "Options"
-            if isinstance(option, SettingOption) and option.setting.section:
-                section = option.setting.section
-                title = "Common settings" if option.setting.common else f"{section.capitalize()}: {SECTIONS[section]}"
-            groups[title].append(record)
-        groups["Options"] = groups.pop("Options")
+            if record := option.get_help_record(ctx):
+                setting = all_settings().get(option.name or "")
+                section = setting.section if setting else ""
+                common = setting is not None and setting.common
+                groups["Common settings" if common else _title(section) if section else "Options"].append(record)
         for title, records in groups.items():
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+def _title(section: str) -> str:
+    return f"{section.capitalize()}: {SECTIONS[section]}"
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -247,14 +240,10 @@ def _option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., An
     text = setting.help + (f"  [{default}]" if setting.rule else f"  [default: {default}]" if default else "")
     if setting.kind == "switch":
         name = f"{setting.flags[0]}/{setting.off}"
-        return click.option(
-            name, setting.name, cls=SettingOption, setting=setting, is_flag=True, default=None, help=text
-        )
+        return click.option(name, setting.name, is_flag=True, default=None, help=text)
     return click.option(
         *setting.flags,
         setting.name,
-        cls=SettingOption,
-        setting=setting,
         metavar=setting.metavar,
         multiple=setting.kind in ("repeated", "pairs"),
         shell_complete=_completion(setting),

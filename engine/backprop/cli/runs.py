@@ -120,14 +120,7 @@ def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
         CheckpointError: none is named, and there is none that verifies.
     """
     store = CheckpointStore(directory.checkpoints, directory.find_record().run_id)
-    if step is None:
-        return store.require_valid()[0]
-    if (checkpoint := store.of_step(step)) is not None:
-        return checkpoint
-    there = ", ".join(str(checkpoint.step) for checkpoint in store.checkpoints()) or "none"
-    raise InputError(
-        f"run {directory.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
-    )
+    return store.require_valid()[0] if step is None else store.require_step(step)
 
 
 def details(state: RunState) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,11 +12,11 @@ from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import settings
-from backprop.core.errors import EXIT_OK, ModelLoadError
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, ModelLoadError
 from backprop.core.jobs import JobProgress, RunPlan
 from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
-from backprop.demo import demo_config
+from backprop.demo import SHIPPED, demo_config
 
 
 @click.command(cls=options.SettingCommand)
@@ -40,7 +41,9 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     config, origins = options.run_config(given, file)
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
-        output.answer({**plan, **_preflight(config), "memory": _memory(config)}, as_json, _show_plan)
+        plan |= _preflight(config)
+        plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(config)}
+        output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
 
@@ -83,6 +86,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
             f"steps     {found.steps:,} of {found.rows_per_step} rows ({epochs:.3g} epochs), "
             f"{found.warmup_steps} of them warm-up"
         )
+        if takes := plan["duration"]:
+            output.line(f"takes     {takes['words']}")
         for note in found.notes:
             output.line(f"note      {note}")
     if memory := plan["memory"]:
@@ -115,6 +120,17 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
     return {"plan": msgspec.to_builtins(found), "why": ""}
 
 
+def _duration(model: str, plan: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How long the run would take, as fast as this machine trained the model before; ``None`` where it never did."""
+    from backprop.runs.pace import pace
+
+    known = pace(model) if plan is not None else None
+    if plan is None or known is None:
+        return None
+    words = f"{known.takes(plan['tokens'])}, {known.source}"
+    return {"seconds": plan["tokens"] / known.tokens_per_second, "run_id": known.run_id, "words": words}
+
+
 def _memory(config: RunConfig) -> dict[str, Any] | None:
     """What the run needs of this machine's card; ``None`` where it would not use one, or the model is not known yet."""
     from backprop.cli.estimate import card_memory, find_answer
@@ -134,14 +150,25 @@ def _memory(config: RunConfig) -> dict[str, Any] | None:
 @options.setting_options("output_dir")
 @json_and_verbose
 def demo(output_dir: str | None, as_json: bool, verbose: bool) -> int:
-    """Teach the small model to answer like an old sea captain, and see the difference.
+    """Teach the small model to answer like an old sea captain, see the difference, and export it as a GGUF file.
 
     A minute or two on two CPU cores. The model is fetched once; from then on nothing needs a network.
     """
     from backprop.cli import follow
 
     config = demo_config(*([output_dir] if output_dir else []))
-    return follow.run(config, "demo", as_json, verbose)
+    return follow.run(config, "demo", as_json, verbose, then=_ship)
+
+
+def _ship(run: Path, as_json: bool) -> int:
+    """The demonstration's last part: its run as a GGUF file. With ``--json`` the run's events stay alone on stdout."""
+    from backprop.cli.export import is_lost, run_export, show_export
+    from backprop.core.jobs import ExportRequest
+
+    output.narrate("exporting the result as one GGUF file")
+    done = run_export(ExportRequest(source=str(run), format="gguf", precision=SHIPPED))
+    show_export(done, output.narrate if as_json else output.line)
+    return EXIT_PARTIAL if is_lost(done) else EXIT_OK
 
 
 @click.command

@@ -1,26 +1,8 @@
 """What is known of every setting, read once from the fields of ``RunConfig`` and ``AppConfig``: ``settings()``.
 
-How a screen uses it, and ``core.resolve`` and ``core.saved_settings`` beside it:
-
-    for setting in settings().values():            # in the order in which people meet them
-        setting.section, setting.common            # SECTIONS has each section's meaning; common ones come first
-        setting.help, setting.unit, setting.range  # "at least 1"; setting.choices where there are words to choose from
-        setting.default, setting.rule              # the rule in words where the default is chosen when a run starts
-    setting.parse("1e-4")                          # the value of a text, or InvalidSettingError: as one types
-
-    found = resolve({"learning_rate": "1e-4", "data": "rows.jsonl"}, kind="screen", file="my-configuration")
-    found.values["steps"], found.origins["steps"]  # every setting, and where its value comes from: str() for people
-    found.errors                                   # all at once; error.details["field"] names the setting
-    config = found.config()                        # a RunConfig; core.locate.locate(config) finds its files
-
-    names(), load(name), save(name, values, replace=True), delete(name)        # core.saved_settings: named ones
-    cli.options.command_line(config)               # the command that gives the same run here
-
-What ``None`` and ``"auto"`` come to is in ``core.rules`` and ``core.schedule``, without a model in memory:
-
-    rules.adapter(config)                          # lora_r, lora_alpha, lora_dropout, target_modules
-    schedule = Schedule.of(replace(config, batch_size=4), rows)     # steps, rows_per_step, warmup_steps
-    rules.for_rows(config, model_dir, rows=rows, held_out=held_out, rows_per_step=…, steps=…)   # the rest, with reasons
+Beside it are ``core.resolve`` (from every source to one value each, with its origin), ``core.saved_settings`` (named
+configurations), ``core.rules`` and ``core.schedule`` (what is left open comes to, without a model in memory), and
+``cli.options`` (the flags, and the command that gives a configuration).
 """
 
 from __future__ import annotations
@@ -31,7 +13,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -96,14 +78,14 @@ class Setting(Struct, frozen=True, kw_only=True):
     numbers: tuple[type, ...]
     range: str
     """What numbers it takes, in words: ``at least 1``."""
-    unit: str
+    unit: str = ""
     default: Any
-    rule: str
+    rule: str = ""
     """How the value is chosen where none is given, in words; empty where the default is the value."""
     nullable: bool
-    common: bool
+    common: bool = False
     """People change it often."""
-    per_run: bool
+    per_run: bool = False
     """It is given anew for every run, on the command line or beside it: never by a file that is read unasked."""
     flags: tuple[str, ...]
 
@@ -182,7 +164,7 @@ class Setting(Struct, frozen=True, kw_only=True):
                 problem = f"{text[0].lower()}{text[1:]}"
                 if not place:
                     problem += f", not {shown(value)}"
-        raise self._error(f"{label}: {problem}")
+        raise self.error(f"{label}: {problem}")
 
     def _read(self, given: Any, label: str) -> Any:
         if self.kind == "pairs" and isinstance(given, list | tuple):
@@ -217,17 +199,18 @@ class Setting(Struct, frozen=True, kw_only=True):
         near = difflib.get_close_matches(given, self.choices, n=1)
         words = ["true", "false"] if self.kind == "switch" else self.choices
         wanted = " or ".join([*("a whole number" if n is int else "a number" for n in self.numbers), *words])
-        raise self._error(f"{label} takes {wanted}, not {shown(given)}", f"did you mean {near[0]}?" if near else "")
+        raise self.error(f"{label} takes {wanted}, not {shown(given)}", f"did you mean {near[0]}?" if near else "")
 
     def _pair(self, text: Any, label: str) -> tuple[str, str]:
         name, equals, column = text.partition("=") if isinstance(text, str) else ("", "", "")
         if not (equals and name.strip() and column.strip()):
-            raise self._error(
+            raise self.error(
                 f"{label} takes FIELD=COLUMN, not {shown(text)}", f"for instance {self.flags[0]} instruction=question"
             )
         return name.strip(), column.strip()
 
-    def _error(self, message: str, hint: str = "") -> InvalidSettingError:
+    def error(self, message: str, hint: str = "") -> InvalidSettingError:
+        """The error for this setting; without another hint it says what the setting is and takes."""
         limits = f" ({self.range})" if self.range else ""
         return InvalidSettingError(
             message, hint=hint or f"{self.name}: {self.help}{limits}", details={"field": self.name}
@@ -269,48 +252,38 @@ def _read(kind: type[Struct]) -> dict[str, Setting]:
 
 
 def _setting(field: inspect.Field, kind: Any) -> Setting:
-    extra, meaning = _meta(field.type)
-    parts = [_bare(part) for part in getattr(_bare(field.type), "types", (_bare(field.type),))]
+    assert isinstance(field.type, inspect.Metadata)
+    extra, meaning = field.type.extra or {}, (field.type.extra_json_schema or {})["description"]
+    section, bare = extra["section"], _bare(field.type)
+    parts = [_bare(part) for part in getattr(bare, "types", (bare,))]
     default = None if field.required else field.default
     if field.default_factory is not msgspec.NODEFAULT:
         default = field.default_factory()
-    form: Kind = "value"
-    if any(isinstance(part, inspect.BoolType) for part in parts):
-        form = "switch"
-    elif any(isinstance(part, inspect.DictType) for part in parts):
-        form = "pairs"
-    elif any(isinstance(part, inspect.ListType) for part in parts):
-        # A list that is empty unless given holds sentences; one that is open (None) holds names.
-        form = "list" if default is None else "repeated"
+    # A list that is empty unless given holds sentences; one that is open (None) holds names.
+    listed: Kind = "list" if default is None else "repeated"
+    forms: dict[type[inspect.Type], Kind] = {
+        inspect.BoolType: "switch",
+        inspect.DictType: "pairs",
+        inspect.ListType: listed,
+    }
     numbers = {inspect.IntType: int, inspect.FloatType: float}
-    section = extra.get("section", "run")
+    given = {"key": field.name.removeprefix(f"{section}_"), "flags": ("--" + field.name.replace("_", "-"),), **extra}
     return Setting(
         name=field.name,
-        section=section,
-        key=extra.get("key") or field.name.removeprefix(f"{section}_"),
         help=meaning,
-        kind=form,
+        kind=next((forms[type(part)] for part in parts if type(part) in forms), "value"),
         type=kind,
         choices=tuple(str(v) for part in parts if isinstance(part, inspect.LiteralType) for v in part.values),
         numbers=tuple(numbers[type(part)] for part in parts if type(part) in numbers),
         range=", ".join(filter(None, map(_limits, parts))),
-        unit=extra.get("unit", ""),
         default=default,
-        rule=extra.get("rule", ""),
         nullable=any(isinstance(part, inspect.NoneType) for part in parts),
-        common=extra.get("common", False),
-        per_run=extra.get("per_run", False),
-        flags=extra.get("flags") or ("--" + field.name.replace("_", "-"),),
+        **given,
     )
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
     return _bare(kind.type) if isinstance(kind, inspect.Metadata) else kind
-
-
-def _meta(kind: inspect.Type) -> tuple[dict[str, Any], str]:
-    assert isinstance(kind, inspect.Metadata)
-    return kind.extra or {}, (kind.extra_json_schema or {}).get("description", "")
 
 
 def _limits(kind: inspect.Type) -> str:
@@ -346,21 +319,22 @@ def find(name: str) -> Setting:
     for setting in all_settings().values():
         if name in (setting.name, setting.path):
             return setting
-    near = nearest(name)
-    raise InvalidSettingError(
-        f"there is no setting {shown(name)}",
-        hint=f"did you mean {near.path}?" if near else "`backprop config` lists every setting",
-        details={"field": name[:_LONGEST_NAME]},
-    )
+    raise unknown(f"there is no setting {shown(name)}", name, lambda near: near.path)
 
 
-def unknown(name: str) -> InvalidSettingError:
-    """The error for a name that the library does not know."""
-    setting = nearest(name, settings().values())
+def unknown(
+    what: str, written: str, shown_as: Callable[[Setting], str], *, place: str = "", run: bool = False
+) -> InvalidSettingError:
+    """The error for a name that is no setting's: the nearest one is named as it would be written there.
+
+    Args:
+        run: only a run's settings can be meant.
+    """
+    near = nearest(written, settings().values() if run else None)
     return InvalidSettingError(
-        f"unknown setting {shown(name)}",
-        hint=f"did you mean {setting.name!r}?" if setting else "`backprop config` lists the settings",
-        details={"field": name[:_LONGEST_NAME]},
+        f"{place}: {what}" if place else what,
+        hint=f"did you mean {shown_as(near)}?" if near else "`backprop config` lists every setting",
+        details={"field": written[:_LONGEST_NAME], **({"place": place} if place else {})},
     )
 
 
@@ -386,10 +360,3 @@ def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
     rules = {name: setting.rule for name, setting in settings().items() if setting.rule}
     changed = [name for name in rules if getattr(before, name) != getattr(after, name)]
     return {name: f"rule: {rules[name]}" for name in changed}
-
-
-def two_lengths(steps: str, epochs: str) -> InvalidSettingError:
-    """The error for a length that was given twice, at the places named."""
-    return InvalidSettingError(
-        f"{steps} and {epochs} were both given", hint="give one of --steps and --epochs", details={"field": "epochs"}
-    )

@@ -45,3 +45,6 @@ FORMATS: dict[str, Format] = {
     ),
     "lora-gguf": Format("the adapter alone, for llama.cpp and Ollama beside a GGUF of its base", _WIDE),
 }
+
+TUNING_KEPT_LEAST = 0.5
+"""Share of the answers changed by training that an export must still give: below it the fine-tune is lost."""

@@ -18,7 +18,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -140,6 +140,58 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
     flush_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
+    """An empty file or folder to fill, which becomes ``path`` when the block ends well; nothing is ever replaced.
+
+    Several processes may write to one name: the first to end has it. What a killed one left is deleted by the next.
+
+    Raises:
+        FileExistsError: something is at ``path``, before or after the work.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep_outputs(path.parent)
+    aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.output")
+    aside.mkdir() if folder else aside.touch()
+    descriptor = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # dropped by the kernel with the process: whoever sweeps can tell
+        yield aside
+        if folder:
+            flush_tree(aside)
+            if os.path.lexists(path):  # an empty folder would be replaced
+                raise FileExistsError(errno.EEXIST, "exists already", str(path))
+            aside.rename(path)
+        else:
+            os.fsync(descriptor)
+            os.link(aside, path)
+        flush_folder(path.parent)
+    finally:
+        os.close(descriptor)
+        _discard(aside)
+
+
+def sweep_outputs(folder: Path) -> None:
+    """Delete what killed processes left in ``folder`` of a ``new_output``; those that are being written stay."""
+    for aside in folder.glob(".*.output"):
+        with suppress(OSError):
+            descriptor = os.open(aside, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _discard(aside)
+            finally:
+                os.close(descriptor)
+
+
+def _discard(aside: Path) -> None:
+    if aside.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        aside.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

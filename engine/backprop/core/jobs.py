@@ -1,14 +1,14 @@
 """Short work of an engine process beside training: what is asked on its standard input, what it says on its stream.
 
-A job gets one request as JSON on standard input and answers with messages, one JSON object a line. It has no journal:
-when nobody reads any more it ends.
+A job gets one request as a line of JSON on standard input and answers with messages, one JSON object a line. It has no
+journal: when nobody reads any more it ends.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -32,11 +32,86 @@ class GenerateRequest(Struct, kw_only=True):
 
 
 class Delta(Struct, kw_only=True, tag_field="type", tag="delta"):
-    """A piece of the answer to prompt number ``index``, as it comes; the whole follows as a ``sample``."""
+    """A piece of the answer to prompt number ``index``, as it comes; the whole follows as ``sample`` or ``reply``."""
 
     index: int
     tuned: bool
     text: str
+
+
+class ChatRequest(Struct, kw_only=True):
+    """Load a model and stay: ``ChatTurn`` and ``StopReply`` follow, one a line, until standard input ends."""
+
+    source: str
+    """A run's directory, or a folder with an adapter or a whole model."""
+    step: int | None = None
+    """The run's checkpoint to talk to; the result where none is named."""
+    model: str | None = None
+    """Where the base model is now, if it is no longer where the run or the adapter names it."""
+
+
+class Sampling(Struct, kw_only=True, frozen=True):
+    """How the next token is chosen."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    """0: always the most likely token."""
+    top_p: float = 1.0
+    """Only the most likely tokens that have this share together."""
+    seed: int = 0
+    """The same for both models: what differs between their answers is not chance."""
+
+
+class ChatTurn(Struct, kw_only=True, tag_field="type", tag="turn"):
+    """Ask for the next reply; each model has its own conversation. Answered by ``reply``s and one ``turn_ended``."""
+
+    turn: int
+    """Its number, larger than any before."""
+    tuned: list[dict[str, str]] = []
+    """The conversation so far as ``role`` and ``content``, the user's message last; empty: not asked."""
+    base: list[dict[str, str]] = []
+    """The same for the model without the adapter."""
+    sampling: Sampling = Sampling()
+
+
+class StopReply(Struct, kw_only=True, tag_field="type", tag="stop"):
+    """End the replies of ``turn`` where they are."""
+
+    turn: int
+
+
+ChatLine: TypeAlias = ChatTurn | StopReply
+
+
+class ChatReady(Struct, kw_only=True, tag_field="type", tag="chat_ready"):
+    """The model is loaded."""
+
+    model: str
+    device: str
+    has_base: bool
+    """Whether it can be asked without the adapter too."""
+    on_texts: bool
+    """Whether it was trained on plain texts, so that it goes on with what it is told."""
+    context: int | None = None
+    """Tokens that it can look back on, where its configuration says."""
+
+
+class Reply(Struct, kw_only=True, tag_field="type", tag="reply"):
+    """A whole reply to turn ``index``."""
+
+    index: int
+    tuned: bool
+    text: str
+    tokens: int
+    ended: Literal["end", "length", "stopped"]
+    """Whether the model ended it, ``max_tokens`` or the context did, or the person."""
+
+
+class TurnEnded(Struct, kw_only=True, tag_field="type", tag="turn_ended"):
+    """Nothing more comes for turn ``index``; the model waits for the next."""
+
+    index: int
+    failed: RunFailed | None = None
 
 
 class RowScore(Struct, frozen=True):
@@ -118,6 +193,8 @@ class RunPlan(Struct, kw_only=True, tag_field="type", tag="run_plan"):
     steps_per_epoch: int
     rows_per_step: int
     warmup_steps: int
+    tokens: int
+    """Those of the whole run, trained or not."""
     notes: list[str] = []
     memory: int | None = None
     """Bytes at the peak, where they were estimated."""
@@ -178,8 +255,90 @@ class Exported(Struct, kw_only=True, tag_field="type", tag="exported"):
     """What has to be said: tensors kept in a wider type, a template that was set apart, an adapter that changed."""
 
 
+class OllamaRequest(Struct, kw_only=True):
+    """Do something with the models of an Ollama server, that of ``OLLAMA_HOST``."""
+
+    action: Literal["register", "list", "remove"] = "register"
+    name: str = ""
+    """The model's name there, with or without ``:tag``."""
+    path: str = ""
+    """The GGUF file to register."""
+    run: str = ""
+    """Directory of the run that the file is from: its system turn, length and answers; found where the file lies in
+    the run's ``exports``."""
+    replace: bool = False
+    """Whether a model of that name may be replaced."""
+    prompt: str = ""
+    """Asked of the registered model; open: the run's first sample prompt."""
+    expected: str = ""
+    """The trained model's greedy answer to ``prompt``."""
+
+
+class OllamaModel(Struct, frozen=True):
+    """A model that an Ollama server has."""
+
+    name: str
+    bytes: int
+    modified: str
+    """When, as Ollama writes it (ISO 8601)."""
+
+
+class OllamaModels(Struct, kw_only=True, tag_field="type", tag="ollama_models"):
+    """What an Ollama server has, or what is gone from it."""
+
+    url: str
+    models: list[OllamaModel]
+
+
+class Registered(Struct, kw_only=True, tag_field="type", tag="registered"):
+    """An Ollama server has the model, and shows what it was sent."""
+
+    name: str
+    url: str
+    version: str
+    """Ollama's."""
+    digest: str
+    """SHA-256 of the file."""
+    parameters: dict[str, Any]
+    system: str
+    prompt: str = ""
+    answer: str = ""
+    """What it said to ``prompt``, greedily."""
+    expected: str = ""
+    same: bool | None = None
+    """Whether that is the trained model's answer, as far as both go; ``None`` where that is not known."""
+    notes: list[str] = []
+
+
+class PushRequest(Struct, kw_only=True):
+    """Upload a trained model to the Hugging Face Hub."""
+
+    path: str
+    """A run's directory, a folder with an adapter or a model, or a GGUF file."""
+    repo: str
+    """``owner/name``."""
+    public: bool = False
+
+
+class Pushed(Struct, kw_only=True, tag_field="type", tag="pushed"):
+    """The hub has it."""
+
+    url: str
+    commit: str
+    files: list[str]
+    bytes: int
+    private: bool
+    existed: bool
+    """Whether the repository was there before."""
+    card: str
+    notes: list[str] = []
+
+
 Message: TypeAlias = (
     Delta
+    | ChatReady
+    | Reply
+    | TurnEnded
     | Sample
     | ModelLoading
     | Warning
@@ -190,6 +349,9 @@ Message: TypeAlias = (
     | Fetched
     | RunPlan
     | Exported
+    | OllamaModels
+    | Registered
+    | Pushed
 )
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)

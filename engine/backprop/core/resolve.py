@@ -13,10 +13,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from backprop.core.definition import all_settings, require_all, settings, two_lengths, unknown
+from backprop.core.definition import all_settings, require_all, settings, unknown
 from backprop.core.errors import BackpropError, InvalidSettingError
 from backprop.core.presets import training_preset
-from backprop.core.settings import AppConfig, RunConfig, override
+from backprop.core.settings import AppConfig, RunConfig, override, shown
 from backprop.core.settings_sources import Given, Kind, Source, read_dotenv, read_environment, read_settings_file
 
 
@@ -69,19 +69,27 @@ def standing() -> list[Source]:
     return [read_settings_file(), read_dotenv(), read_environment()]
 
 
-def direct(given: Mapping[str, Any], kind: Kind) -> Source:
-    """What was given directly: by flags, on a screen, as the library's arguments. ``preset`` may be among it."""
-    source = Source.empty(kind)
+def direct(given: Mapping[str, Any], kind: Kind, place: str = "") -> Source:
+    """What was given directly: by flags, on a screen, as the library's arguments. ``preset`` may be among it.
+
+    Args:
+        given: of flags also what click has for those that are not there, ``None`` or ``()``.
+        place: where all of it comes from; open, the flag's name, or the kind.
+    """
+    source = Source(kind)
     for name, value in given.items():
+        if kind == "flag" and (value is None or value == ()):
+            continue
         setting = all_settings().get(name)
-        place = (setting.flag if setting else f"--{name}") if kind == "flag" else kind
-        label = place if kind == "flag" else str(name)
+        flag = (setting.flag if setting else f"--{name}") if kind == "flag" else ""
+        found = Given(value, flag or place or kind, flag or str(name))
         if name == "preset":
-            source.preset = Given(value, place, label)
+            source.preset = found
         elif setting is None:
-            source.errors.append(unknown(str(name)))
+            what = f"unknown setting {shown(str(name))}"
+            source.errors.append(unknown(what, str(name), lambda near: repr(near.name), run=True))
         else:
-            source.given[name] = Given(value, place, label)
+            source.given[name] = found
     return source
 
 
@@ -90,7 +98,6 @@ def resolve(
     *,
     kind: Kind = "flag",
     file: str | Path | None = None,
-    unasked: bool = True,
 ) -> Resolution:
     """Every setting, from all sources.
 
@@ -98,11 +105,10 @@ def resolve(
         given: what the person gave directly, texts or plain values, by the settings' names.
         kind: what ``given`` is: ``flag``, ``screen`` or ``argument``.
         file: a configuration: the path of a file, or the name of a saved one.
-        unasked: read the settings file, ``.env`` and the environment too.
     """
     from backprop.core.saved_settings import read_configuration
 
-    sources = standing() if unasked else []
+    sources = standing()
     if file is not None:
         sources.append(read_configuration(file))
     return merge([*sources, direct(given or {}, kind)])
@@ -125,13 +131,14 @@ def merge(sources: list[Source]) -> Resolution:
     for source in sources:
         errors += source.errors
         if source.preset is not None:
-            place = source.preset.place
             try:
                 preset = training_preset(source.preset.value, source.preset.label)
             except InvalidSettingError as error:
                 errors.append(error)
             else:
-                _put(values, origins, preset.settings(), Origin("preset", f"preset {source.preset.value} ({place})"))
+                origin = Origin("preset", f"preset {source.preset.value} ({source.preset.place})")
+                values |= preset.settings()
+                origins |= dict.fromkeys(preset.settings(), origin)
         found: dict[str, Any] = {}
         for name, each in source.given.items():
             try:
@@ -139,13 +146,9 @@ def merge(sources: list[Source]) -> Resolution:
             except InvalidSettingError as error:
                 errors.append(error)
         if found.get("steps") is not None and found.get("epochs", "auto") != "auto":
-            errors.append(two_lengths(source.given["steps"].label, source.given["epochs"].label))
+            both = f"{source.given['steps'].label} and {source.given['epochs'].label} were both given"
+            errors.append(all_settings()["epochs"].error(both, "give one of --steps and --epochs"))
         for name, value in override({}, found).items():
             origin = Origin(source.kind, source.given[name].place) if name in found else Origin("default")
             values[name], origins[name] = value, origin
     return Resolution(values, origins, errors)
-
-
-def _put(values: dict[str, Any], origins: dict[str, Origin], found: dict[str, Any], origin: Origin) -> None:
-    for name, value in found.items():
-        values[name], origins[name] = value, origin

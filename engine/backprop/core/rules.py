@@ -17,10 +17,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from backprop.core import events
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS, TRAINING_PRESETS
 from backprop.core.settings import RunConfig
 
 ROWS_PER_STEP = 16
+USUAL_LENGTH = 2048
+"""Tokens of the longest row where neither the person nor the data has said it, and the most that data alone says where
+memory cannot be looked at."""
+_LENGTH_STEP = 64
 RANK = 32
 _EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
 """How the best learning rate falls with the hidden size, by the beginning of ``model_type``."""
@@ -31,6 +36,9 @@ _SHORT_RUN = 100
 _EVALUATIONS = 10
 _SHARE = 0.1
 """Evaluating takes at most this share of a run's time."""
+SAVE_MINUTES = 10.0
+SAVING_SHARE = 0.05
+"""Checkpoints that come by time take at most this share of it."""
 _FORWARD = 1 / 3
 """Time of a row that is only evaluated, as a share of one that is trained."""
 
@@ -71,6 +79,23 @@ def warmup(steps: int) -> int:
     return min(max(10, round(0.05 * steps)), 100, steps // 5)
 
 
+def sequence_length(p99: int, answers_fit: int, most: int) -> int:
+    """Tokens of the longest row: 99 % of the rows are whole and no answer is lost, as far as ``most`` allows.
+
+    Args:
+        p99, answers_fit: of the rows before anything is cut (``core.events.DatasetPrepared``).
+        most: what model and memory take.
+    """
+    return min(_LENGTH_STEP * -(-max(p99, answers_fit) // _LENGTH_STEP), most)
+
+
+def length_reason(p99: int, answers_fit: int, chosen: int) -> str:
+    """Why ``sequence_length`` chose what it did."""
+    why = f"99 % of the rows have at most {p99:,} tokens"
+    why += f", and every answer fits from {answers_fit:,} on" if answers_fit > p99 else ""
+    return why if chosen >= max(p99, answers_fit) else f"the most that model and memory take; {why}"
+
+
 def evaluation_steps(steps: int, rows_per_step: int, held_out: int) -> int:
     """Steps between evaluations: ten over the run, fewer where they would take more than a tenth of its time.
 
@@ -106,7 +131,7 @@ def _family(model_dir: Path) -> tuple[str, int]:
 
 
 def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, rows_per_step: int, steps: int) -> Chosen:
-    """What can be chosen once model and rows are known: length, warm-up, learning rate, when to evaluate.
+    """What can be chosen once model and rows are known: how long the run is, warm-up, learning rate, when to evaluate.
 
     Args:
         config: one for this machine (``train.model.resolved``).
@@ -128,3 +153,30 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
         msgspec.structs.replace(config, **{name: value for name, (value, _) in values.items()}),
         {name: why for name, (_, why) in values.items()},
     )
+
+
+def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
+    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
+
+    Args:
+        trained, held_out: rows.
+    """
+    warmup, share = config.warmup_steps, config.held_out
+    found = {
+        "WARMUP_TOO_LONG": (
+            isinstance(warmup, int) and warmup >= steps,
+            f"warm-up of {warmup} steps in a run of {steps}: the full rate comes at its end",
+            "fewer --warmup-steps, or more steps",
+        ),
+        "NO_HELD_OUT_ROWS": (
+            not held_out and share not in ("auto", "none"),
+            f"no row is held out: {share} of {trained} row{'s' if trained > 1 else ''} is none",
+            "add rows, or name a file of others",
+        ),
+        "EARLY_STOPPING_OFF": (
+            not held_out and config.early_stopping is not None,
+            "the run will not stop early: no rows are held out to measure it by",
+            "hold rows out with --held-out",
+        ),
+    }
+    return [events.Warning(code=code, message=told, hint=hint) for code, (holds, told, hint) in found.items() if holds]

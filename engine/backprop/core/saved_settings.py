@@ -64,18 +64,6 @@ def save(name: str, values: Mapping[str, Any], *, replace: bool = False) -> Path
     return path
 
 
-def delete(name: str) -> None:
-    """Delete a saved configuration.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    path = path_of(name)
-    if not path.exists():
-        raise InputError(f"there is no configuration {name}", hint=f"saved are: {', '.join(names()) or 'none'}")
-    path.unlink()
-
-
 def write(path: Path, changes: Mapping[str, Any]) -> None:
     """Write settings into a TOML file, or take those out that are ``None``; whatever else is in it stays.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -18,6 +19,7 @@ from backprop.core.errors import InvalidSettingError
 from backprop.core.presets import EMBEDDED_MODEL
 
 _Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+_FromZero: TypeAlias = Annotated[int, Meta(ge=0)]
 _AboveZero: TypeAlias = Annotated[float, Meta(gt=0)]
 _Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 LARGEST = 2**53
@@ -39,20 +41,12 @@ SECTIONS = {
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
 
-def _is(
-    section: str,
-    meaning: str,
-    *,
-    common: bool = False,
-    unit: str = "",
-    rule: str = "",
-    key: str = "",
-    flags: tuple[str, ...] = (),
-    per_run: bool = False,
-) -> Meta:
-    """What a setting is beside its type; see ``core.definition.Setting``."""
-    extra = {"section": section, "common": common, "unit": unit, "rule": rule, "key": key, "flags": flags}
-    return Meta(description=meaning, extra={**extra, "per_run": per_run})
+def _is(section: str, meaning: str, **more: Any) -> Meta:
+    """What a setting is beside its type: fields of ``core.definition.Setting``."""
+    return Meta(description=meaning, extra={"section": section, **more})
+
+
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run = (partial(_is, name) for name in SECTIONS)
 
 
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -66,8 +60,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     data: Annotated[
         _Text,
-        _is(
-            "data",
+        _data(
             "dataset: a file, or owner/name[@revision][:configuration][:split]",
             common=True,
             key="path",
@@ -76,73 +69,73 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ]
     model: Annotated[
         _Text,
-        _is("model", "preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
+        _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
     ] = EMBEDDED_MODEL
-    method: Annotated[Literal["sft"], _is("training", "what is learned; sft: to answer as the rows do")] = "sft"
-    mode: Annotated[Literal["auto", "lora"], _is("model", "which weights are trained", rule="LoRA")] = "auto"
+    method: Annotated[Literal["sft"], _training("what is learned; sft: to answer as the rows do")] = "sft"
+    mode: Annotated[Literal["auto", "lora"], _model("which weights are trained", rule="LoRA")] = "auto"
     backend: Annotated[
-        Literal["auto", "cuda", "cpu"], _is("model", "where it runs", rule="CUDA where it works, else the CPU")
+        Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
     ] = "auto"
 
     steps: Annotated[
-        _Positive | None,
-        _is("training", "optimizer steps", common=True, unit="steps", rule="as the epochs say"),
+        _Positive | None, _training("optimizer steps", common=True, unit="steps", rule="as the epochs say")
     ] = None
     epochs: Annotated[
         _AboveZero | Literal["auto"] | None,
-        _is(
-            "training",
+        _training(
             "passes over the data, instead of steps",
             common=True,
             unit="epochs",
             rule="3 below 1,000 rows, 2 below 10,000, else 1",
         ),
     ] = "auto"
-    samples: Annotated[_Positive | None, _is("data", "train on the first N usable rows only", unit="rows")] = None
+    samples: Annotated[_Positive | None, _data("train on the first N usable rows only", unit="rows")] = None
     batch_size: Annotated[
         _Positive | Literal["auto"],
-        _is(
-            "training",
+        _training(
             "rows per forward pass",
             common=True,
             unit="rows",
-            rule="1, 2 or 4, as is estimated to fit; on a GPU then measured",
+            rule="as many as are estimated to fit, 16 at most; on a GPU then measured",
         ),
     ] = "auto"
     gradient_accumulation: Annotated[
-        _Positive | None, _is("training", "forward passes per optimizer step", rule="16 rows per step together")
+        _Positive | None, _training("forward passes per optimizer step", rule="16 rows per step together")
     ] = None
     learning_rate: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | None,
-        _is(
-            "training",
+        _training(
             "peak learning rate",
             common=True,
             flags=("--lr",),
             rule="by the model's family and hidden size, rows per step, and whether the run is short",
         ),
     ] = None
-    scheduler: Annotated[
-        Literal["cosine", "linear", "constant"], _is("training", "learning-rate curve after warm-up")
-    ] = "cosine"
+    scheduler: Annotated[Literal["cosine", "linear", "constant"], _training("learning-rate curve after warm-up")] = (
+        "cosine"
+    )
     warmup_steps: Annotated[
-        Annotated[int, Meta(ge=0)] | Literal["auto"] | None,
-        _is(
-            "training",
-            "steps of linear warm-up",
-            unit="steps",
-            rule="5 % of the steps, 10 to 100, at most a fifth of the run",
+        _FromZero | Literal["auto"] | None,
+        _training(
+            "steps of linear warm-up", unit="steps", rule="5 % of the steps, 10 to 100, at most a fifth of the run"
         ),
     ] = "auto"
-    weight_decay: Annotated[float, Meta(ge=0, le=1), _is("training", "AdamW weight decay")] = 0.0
-    max_grad_norm: Annotated[float, Meta(gt=0), _is("training", "gradients are clipped to this norm")] = 1.0
-    max_seq_length: Annotated[int, Meta(ge=16), _is("data", "longest row in tokens", common=True, unit="tokens")] = 2048
-    train_on_responses: Annotated[bool, _is("data", "loss on the assistant's turns alone")] = True
-    packing: Annotated[bool, _is("data", "several rows share one sequence, kept apart by a block mask")] = True
+    weight_decay: Annotated[float, Meta(ge=0, le=1), _training("AdamW weight decay")] = 0.0
+    max_grad_norm: Annotated[_AboveZero, _training("gradients are clipped to this norm")] = 1.0
+    max_seq_length: Annotated[
+        Annotated[int, Meta(ge=16)] | Literal["auto"],
+        _data(
+            "longest row in tokens",
+            common=True,
+            unit="tokens",
+            rule="from the data: 99 % of rows whole, no answer lost, if it fits",
+        ),
+    ] = "auto"
+    train_on_responses: Annotated[bool, _data("loss on the assistant's turns alone")] = True
+    packing: Annotated[bool, _data("several rows share one sequence, kept apart by a block mask")] = True
     gradient_checkpointing: Annotated[
         bool | None,
-        _is(
-            "safety",
+        _safety(
             "recompute activations: less memory, about a third slower",
             rule="on where a GPU has less than 40 GB free",
         ),
@@ -150,78 +143,72 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     lora_preset: Annotated[
         Literal["quality", "balanced", "fast"] | None,
-        _is("lora", "rank, alpha, dropout and layers at once: 256, 64 or 16", common=True),
+        _lora("rank, alpha, dropout and layers at once: 256, 64 or 16", common=True),
     ] = None
-    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _is("lora", "rank", rule="the preset's, else 32")] = (
-        None
-    )
+    lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _lora("rank", rule="the preset's, else 32")] = None
     lora_alpha: Annotated[
         _AboveZero | None,
-        _is("lora", "scale times rank", rule="as the rank; with a preset its own, or twice the rank that is given"),
+        _lora("scale times rank", rule="as the rank; with a preset its own, or twice the rank that is given"),
     ] = None
     lora_dropout: Annotated[
         Annotated[float, Meta(ge=0, lt=1)] | None,
-        _is("lora", "dropout before the adapter", rule="0; 0.05 with a preset"),
+        _lora("dropout before the adapter", rule="0; 0.05 with a preset"),
     ] = None
     target_modules: Annotated[
         Annotated[list[_Text], Meta(min_length=1)] | None,
-        _is("lora", "layers that get an adapter", rule="the preset's, else all linear ones"),
+        _lora("layers that get an adapter", rule="the preset's, else all linear ones"),
     ] = None
 
     held_out: Annotated[
         _Text,
-        _is(
-            "evaluation",
-            "rows to evaluate on: none, a share such as 0.1, or a file",
-            common=True,
-            rule="5 %, 16 to 512 rows",
+        _evaluation(
+            "rows to evaluate on: none, a share such as 0.1, or a file", common=True, rule="5 %, 16 to 512 rows"
         ),
     ] = "auto"
     eval_steps: Annotated[
         _Positive | Literal["auto"] | None,
-        _is(
-            "evaluation",
+        _evaluation(
             "steps between evaluations",
             unit="steps",
             rule="ten over the run, fewer where they would take more than a tenth of its time",
         ),
     ] = "auto"
     early_stopping: Annotated[
-        _Positive | None, _is("evaluation", "stop after so many evaluations in a row without a better one")
+        _Positive | None, _evaluation("stop after so many evaluations in a row without a better one")
     ] = None
     save_steps: Annotated[
-        _Positive | None, _is("checkpoints", "steps between checkpoints, beside those by time", unit="steps")
+        _Positive | None, _checkpoints("steps between checkpoints, beside those by time", unit="steps")
     ] = None
-    save_minutes: Annotated[float, Meta(gt=0), _is("checkpoints", "minutes between checkpoints", unit="minutes")] = 10.0
-    keep_best: Annotated[
-        int, Meta(ge=1), _is("checkpoints", "checkpoints kept for their held-out loss, beside the newest")
-    ] = 3
-    oom_recovery: Annotated[bool, _is("safety", "out of memory: halve the batch, up to three times")] = True
+    save_minutes: Annotated[
+        _AboveZero | Literal["auto"],
+        _checkpoints(
+            "minutes between checkpoints",
+            unit="minutes",
+            rule="10, more where a save was measured to take over a twentieth of that",
+        ),
+    ] = "auto"
+    keep_best: Annotated[_Positive, _checkpoints("checkpoints kept for their held-out loss, beside the newest")] = 3
+    oom_recovery: Annotated[bool, _safety("out of memory: halve the batch, up to three times")] = True
     gpu_max_temp: Annotated[
         float,
         Meta(ge=50, le=110),
-        _is("safety", "pause at this GPU temperature; pacing begins 10 degrees below", unit="°C"),
+        _safety("pause at this GPU temperature; pacing begins 10 degrees below", unit="°C"),
     ] = 90.0
 
-    seed: Annotated[int, Meta(ge=0, lt=2**32), _is("training", "same seed, data and machine: same run")] = 42
-    output_dir: Annotated[
-        str,
-        Meta(min_length=1),
-        _is("run", "run directories are made in here", common=True, flags=("--output", "-o")),
-    ] = "./output"
-    run_name: Annotated[str | None, _is("run", "a name for people; the run id stays", common=True, key="name")] = None
+    seed: Annotated[int, Meta(ge=0, lt=2**32), _training("same seed, data and machine: same run")] = 42
+    output_dir: Annotated[_Text, _run("run directories are made in here", common=True, flags=("--output", "-o"))] = (
+        "./output"
+    )
+    run_name: Annotated[str | None, _run("a name for people; the run id stays", common=True, key="name")] = None
     mapping: Annotated[
-        dict[str, str], _is("data", "which field of a row holds what, as instruction=question", flags=("--map",))
+        dict[str, str], _data("which field of a row holds what, as instruction=question", flags=("--map",))
     ] = {}
-    skip_bad: Annotated[bool, _is("data", "train on although some rows cannot be used", common=True)] = False
+    skip_bad: Annotated[bool, _data("train on although some rows cannot be used", common=True)] = False
     sample_prompts: Annotated[
-        list[_Text],
-        _is("evaluation", "answered before the first step and after the last", flags=("--sample-prompt",)),
+        list[_Text], _evaluation("answered before the first step and after the last", flags=("--sample-prompt",))
     ] = []
-    sample_tokens: Annotated[
-        int, Meta(ge=1, le=4096), _is("evaluation", "longest sample, in tokens", unit="tokens")
-    ] = 96
-    trust_remote_code: Annotated[bool, _is("model", "run code that the model brings along", per_run=True)] = False
+    sample_tokens: Annotated[int, Meta(ge=1, le=4096), _evaluation("longest sample, in tokens", unit="tokens")] = 96
+    trust_remote_code: Annotated[bool, _model("run code that the model brings along", per_run=True)] = False
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:

@@ -11,13 +11,13 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from backprop.core.definition import PREFIX, Setting, all_settings, nearest
+from backprop.core.definition import PREFIX, Setting, all_settings, unknown
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.files import read_regular, too_deep
 from backprop.core.paths import config_dir
@@ -55,33 +55,19 @@ class Source(Struct):
     """What one source gives: the values by setting, a training preset, and what is wrong in it."""
 
     kind: Kind
-    given: dict[str, Given]
-    errors: list[BackpropError]
+    given: dict[str, Given] = {}
+    errors: list[BackpropError] = []
     preset: Given | None = None
-
-    @classmethod
-    def empty(cls, kind: Kind) -> Source:
-        """A source that gives nothing."""
-        return cls(kind, {}, [])
 
     def add(self, setting: Setting, given: Given) -> None:
         """Take a value; a second one for the same setting is an error."""
         if (before := self.given.get(setting.name)) is not None:
-            self.errors.append(
-                InvalidSettingError(
-                    f"{given.label}: {setting.name} is given twice, also at {before.place}",
-                    hint="remove one of the two",
-                    details={"field": setting.name},
-                )
-            )
+            twice = f"{given.label}: {setting.name} is given twice, also at {before.place}"
+            self.errors.append(setting.error(twice, "remove one of the two"))
         elif setting.per_run and self.kind in ("settings file", ".env", "environment"):
-            self.errors.append(
-                InvalidSettingError(
-                    f"{given.label}: {setting.name} is taken from the command line alone, or a file that it names",
-                    hint=f"remove it here, and give {setting.flag} with the model that is trusted",
-                    details={"field": setting.name},
-                )
-            )
+            alone = f"{given.label}: {setting.name} is taken from the command line alone, or a file that it names"
+            hint = f"remove it here, and give {setting.flag} with the model that is trusted"
+            self.errors.append(setting.error(alone, hint))
         else:
             self.given[setting.name] = given
 
@@ -94,23 +80,23 @@ def settings_file() -> Path:
 def read_settings_file() -> Source:
     """The user's settings file; nothing where there is none."""
     path = settings_file()
-    return read_file(path, "settings file") if os.path.lexists(path) else Source.empty("settings file")
+    return read_file(path, "settings file") if os.path.lexists(path) else Source("settings file")
 
 
 def read_file(path: Path, kind: Kind) -> Source:
     """The settings in a TOML or JSON file, by its ending."""
-    source = Source.empty(kind)
+    source = Source(kind)
     try:
         values, line_of = _parsed(path)
     except BackpropError as error:
         source.errors.append(error)
         return source
-    version = values.get("version", FORMAT)
-    if version != FORMAT:
-        hint = "use the version of backprop that wrote it"
-        if isinstance(version, bool) or not isinstance(version, int) or version < FORMAT:
-            hint = f"the version of this form is {FORMAT}"
-        source.errors.append(InputError(f"{_place(path, line_of('version'))}: version {shown(version)}", hint=hint))
+    if (version := values.pop("version", FORMAT)) != FORMAT:
+        newer = type(version) is int and version > FORMAT
+        what = "a newer backprop wrote this file, in version" if newer else "there is no version"
+        hint = "use the version of backprop that wrote it" if newer else "remove the line"
+        message = f"{_place(path, line_of('version'))}: {what} {shown(version)} of its form; known is {FORMAT}"
+        source.errors.append(InputError(message, hint=hint))
         return source
     for keys, value in _flat(values):
         _take(source, keys, value, _place(path, line_of(*keys)))
@@ -129,34 +115,27 @@ def _flat(values: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
 def _take(source: Source, keys: tuple[str, ...], value: Any, place: str) -> None:
     """Add what a file says at ``keys`` to ``source``, or why it cannot be."""
     written = ".".join(keys)
-    if keys == ("version",):
-        return
     if keys == ("preset",):
         source.preset = Given(value, place, f"{place}: preset")
         return
-    by_path = {setting.path: setting for setting in all_settings().values()}
-    setting = by_path.get(written) if len(keys) > 1 or "." in written else all_settings().get(written)
-    given = Given(value, place, f"{place}: {setting.name if setting else ''}")
-    if setting is not None:
-        source.add(setting, given)
-        return
-    if len(keys) == 1 and isinstance(value, dict):
+    whole = len(keys) > 1 or "." in written
+    known = {setting.path if whole else setting.name: setting for setting in all_settings().values()}
+    if (setting := known.get(written)) is not None:
+        source.add(setting, Given(value, place, f"{place}: {setting.name}"))
+    elif len(keys) == 1 and isinstance(value, dict):
         near = next(iter(difflib.get_close_matches(written[:80].lower(), SECTIONS, n=1)), "")
         hint = f"did you mean [{near}]?" if near else f"the sections are {', '.join(SECTIONS)}"
-        what = f"there is no section {shown(written)}"
+        details = {"field": written, "place": place}
+        source.errors.append(
+            InvalidSettingError(f"{place}: there is no section {shown(written)}", hint=hint, details=details)
+        )
     else:
         what = f"unknown setting {shown(keys[-1])}" + (f" in [{keys[0]}]" if len(keys) > 1 else "")
-        hint = _hint(written, _in_file)
-    source.errors.append(InvalidSettingError(f"{place}: {what}", hint=hint, details={"field": written, "place": place}))
+        source.errors.append(unknown(what, written, _in_file, place=place))
 
 
 def _in_file(setting: Setting) -> str:
     return f"{setting.key} in [{setting.section}]" if setting.section else f"{setting.key}, above the first section"
-
-
-def _hint(written: str, shown_as: Callable[[Setting], str]) -> str:
-    near = nearest(written)
-    return f"did you mean {shown_as(near)}?" if near else "`backprop config` lists every setting"
 
 
 def _place(path: Path, line: int) -> str:
@@ -179,7 +158,8 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
         if path.suffix.lower() == ".toml":
             import tomllib
 
-            return tomllib.loads(text), lambda *keys: _toml_line(text, keys)
+            uncommented = re.sub(r"^[ \t]*#.*", "", text, flags=re.MULTILINE)
+            return tomllib.loads(text), lambda *keys: _line(uncommented, keys, _TOML_KEY)
         values = json.loads(text, object_pairs_hook=_once)
     except FileNotFoundError:
         raise InputError(f"there is no settings file {path}", hint="look at the path after --config") from None
@@ -188,7 +168,7 @@ def _parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
         raise InputError(f"{path} cannot be read: {why}", hint="settings are in a TOML or JSON file") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no settings", hint='a JSON object such as {"steps": 100}')
-    return values, lambda *keys: _json_line(text, keys)
+    return values, lambda *keys: _line(text, keys, _JSON_KEY)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -199,38 +179,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _toml_line(text: str, keys: tuple[str, ...]) -> int:
-    section: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[([^\[\]]+)\]", line):
-            section = _dotted(header[1])
-            if tuple(section[: len(keys)]) == keys:
-                return number
-        elif (key := re.match(r"""\s*([\w\-."' ]+?)\s*=""", line)) and (
-            tuple([*section, *_dotted(key[1])][: len(keys)]) == keys
-        ):
-            return number
-    return 0
+_JSON_KEY = r'"{}"\s*:'
+_TOML_KEY = r"""(?:^\s*\[?\s*|[.{{,]\s*)["']?{}["']?\s*[].=]"""
 
 
-def _dotted(text: str) -> list[str]:
-    return [part.strip().strip("\"'") for part in text.split(".")]
-
-
-def _json_line(text: str, keys: tuple[str, ...]) -> int:
-    position = 0
+def _line(text: str, keys: tuple[str, ...], form: str) -> int:
+    """The line at which a path of keys stands, each written in this form after the one before; 0: not found."""
+    position, found = 0, None
     for key in keys:
-        found = re.compile(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:").search(text, position)
+        found = re.compile(form.format(re.escape(key)), re.MULTILINE).search(text, position)
         if found is None:
             return 0
-        position = found.start()
+        position = found.end() - 1
     return text.count("\n", 0, position) + 1
 
 
-def read_environment(variables: Mapping[str, str] | None = None) -> Source:
+def read_environment() -> Source:
     """Settings from environment variables; an empty one gives nothing."""
-    source = Source.empty("environment")
-    for name, value in sorted((os.environ if variables is None else variables).items()):
+    source = Source("environment")
+    for name, value in sorted(os.environ.items()):
         _take_variable(source, name, value, name)
     return source
 
@@ -243,21 +210,17 @@ def _take_variable(source: Source, name: str, value: str, place: str) -> None:
         return
     setting = {each.variable: each for each in all_settings().values()}.get(name)
     if setting is None:
-        hint = _hint(name, lambda near: near.variable)
-        source.errors.append(
-            InvalidSettingError(
-                f"{place}: there is no setting {shown(name)}", hint=hint, details={"field": name, "place": place}
-            )
-        )
+        what = f"there is no setting {shown(name)}"
+        source.errors.append(unknown(what, name, lambda near: near.variable, place=place))
     elif value:
         source.add(setting, Given(value, place, place))
 
 
-def read_dotenv(folder: Path | None = None) -> Source:
-    """Settings from ``.env`` in a folder, the working directory unless one is named; other variables are not read."""
-    source = Source.empty(".env")
+def read_dotenv() -> Source:
+    """Settings from ``.env`` in the working directory; other variables are not read."""
+    source = Source(".env")
     try:
-        path = (folder or Path.cwd()) / ".env"
+        path = Path.cwd() / ".env"
         if not path.is_file():
             return source
         lines = read_regular(path).decode("utf-8-sig", "surrogateescape").splitlines()

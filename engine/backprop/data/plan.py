@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,26 @@ class Plan(Struct, frozen=True, kw_only=True):
         return self.schedule.steps * self.schedule.rows_per_step / max(1, self.rows)
 
 
-def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size: int) -> Plan | None:
+def plan(
+    config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size: Callable[[RunConfig], int], most: int
+) -> Plan | None:
     """The run that ``config`` makes of rows counted in tokens; ``None`` where nothing of them is trained.
 
     Args:
         model_dir: where the model's ``config.json`` is.
-        batch_size: what ``auto`` becomes.
+        batch_size: what ``auto`` becomes, of a configuration that says how long rows may be.
+        most: tokens of a row that the machine takes, where the rows' lengths are to decide.
     """
-    longest = min(config.max_seq_length, context_length(model_dir) or config.max_seq_length)
+    fits, by_length = context_length(model_dir), dict[str, str]()
+    if config.max_seq_length == "auto":
+        first = counted.lengths.first(config.samples or counted.lengths.rows)
+        p99, answers_fit = first.percentile(0.99), first.answers_fit
+        length = rules.sequence_length(p99, answers_fit, min(most, fits or most))
+        by_length["max_seq_length"] = rules.length_reason(p99, answers_fit, length)
+        config = replace(config, max_seq_length=length)
+    else:
+        length = config.max_seq_length
+    longest = min(length, fits or length)
     lengths, bad = counted.lengths, counted.bad
     usable = np.flatnonzero(lengths.samples_at(longest))
     if config.samples is not None and len(usable) > config.samples:
@@ -72,7 +85,7 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
     own_file = held_out_file(config.held_out) is not None
     out = held_out(np.repeat(counted.places[: lengths.rows], samples), "none" if own_file else config.held_out)
     rows = total - int(out.sum())
-    batch = batch_size if config.batch_size == "auto" else config.batch_size
+    batch = batch_size(config) if config.batch_size == "auto" else config.batch_size
     accumulation = config.gradient_accumulation or rules.accumulation(batch)
     known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
     schedule = Schedule.of(known, rows)
@@ -91,7 +104,7 @@ def plan(config: RunConfig, counted: CountedLengths, model_dir: Path, batch_size
         limit=lengths.at(longest),
         schedule=schedule,
         chosen=chosen,
-        reasons=reasons,
+        reasons=by_length | reasons,
         tokens=round(share * tokens),
         trained_tokens=round(share * trained),
     )
@@ -127,6 +140,7 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
         )
     if planned.passes > MANY_PASSES:
         found.append(f"each row is seen {planned.passes:.0f} times: it is learned by heart rather than from")
+    found += [each.message for each in rules.without_effect(config, schedule.steps, planned.rows, planned.held_out)]
     if planned.passes < 1 and config.steps is not None:
         found.append(f"only {100 * planned.passes:.0f} % of the rows are seen in {schedule.steps} steps")
     return found

@@ -11,7 +11,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import jinja2
 import msgspec
@@ -23,6 +25,7 @@ from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
 from backprop.core.events import DatasetPrepared
 from backprop.core.paths import token_cache
+from backprop.core.rules import USUAL_LENGTH, sequence_length
 from backprop.data import token_cache as cache
 from backprop.data.encode import EncodedRow, Renderer, encoded_rows, merge_spans, pieces
 from backprop.data.example import PARTS, Findings, RowError, unknown_parts
@@ -34,6 +37,8 @@ from backprop.data.truncate import LengthCounter, truncate
 
 __all__ = ["Prepared", "prepare"]
 
+_WHOLE = 2**31
+"""A limit that cuts no row."""
 PROBLEMS_KEPT = 50
 """Findings of each code that are kept with their rows; all are counted."""
 
@@ -52,7 +57,8 @@ def prepare(
     path: str | Path,
     model_dir: str | Path,
     *,
-    max_length: int = 2048,
+    max_length: int | Literal["auto"] = 2048,
+    most: int = USUAL_LENGTH,
     train_on_responses: bool = True,
     mapping: dict[str, str] | None = None,
     samples: int | None = None,
@@ -64,7 +70,9 @@ def prepare(
     """Tokenise a dataset for a model, or find it tokenised already.
 
     Args:
-        max_length: longest sample in tokens; never more than the model has positions.
+        max_length: longest sample in tokens; never more than the model has positions. ``auto``: as the rows' own
+            lengths say (``core.rules.sequence_length``); the summary has what it is.
+        most: what ``auto`` becomes at most.
         train_on_responses: loss on the assistant's turns alone; otherwise on everything, whatever rows say of turns.
         mapping: part → field, as ``{"instruction": "question"}``; found from the rows where not given.
         samples: stop after this many usable rows.
@@ -84,6 +92,20 @@ def prepare(
         raise InvalidSettingError(
             f"mapping: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}"
         )
+    if max_length == "auto":
+        again = partial(
+            prepare,
+            path,
+            model_dir,
+            train_on_responses=train_on_responses,
+            mapping=mapping,
+            samples=samples,
+            now=now,
+            cache_dir=cache_dir,
+            progress=progress,
+            cancelled=cancelled,
+        )
+        return _at_its_own_length(again, most)
     tokenizer = ChatTokenizer.load(model_dir, now)
     root = cache_dir or token_cache()
     fits = context_length(model_dir)
@@ -106,6 +128,18 @@ def prepare(
         except BaseException:
             writer.discard()
             raise
+
+
+def _at_its_own_length(prepare: Callable[..., Prepared], most: int) -> Prepared:
+    """The dataset at the limit that the rule makes of its lengths; only one that cuts something costs a second pass."""
+    whole = prepare(max_length=_WHOLE)
+    summary = whole.summary
+    limit = min(sequence_length(summary.p99, summary.answers_fit, most), summary.max_length)
+    if limit < summary.longest:
+        return prepare(max_length=limit)
+    summary.max_length = limit
+    summary.limits = [msgspec.structs.replace(each, max_length=min(each.max_length, limit)) for each in summary.limits]
+    return whole
 
 
 def _key(path: Path, tokenizer: ChatTokenizer, options: Options) -> str:

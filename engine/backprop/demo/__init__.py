@@ -16,6 +16,8 @@ PROMPTS = (
     "I feel tired today. What should I do?",
 )
 """Questions that are not among the rows, answered before and after."""
+SHIPPED = "q4_k_m"
+"""What the result is exported in at the end."""
 
 
 def demo_config(output_dir: str = "./output") -> RunConfig:

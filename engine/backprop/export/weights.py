@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backprop.core.errors import ModelLoadError
+from backprop.core.errors import ExportError, ModelLoadError
 
 _WIDTHS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -72,3 +72,30 @@ class StoredWeights:
         if dtype == "BF16":
             return (stored.astype("<u4") << 16).view("<f4")
         return stored.astype(np.float32)
+
+
+def as_stored(name: str, values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """``values`` as a file holds them in ``dtype`` (``F32``, ``F16`` or ``BF16``), rounded to nearest even.
+
+    Raises:
+        ExportError: a value is not finite, or beyond what the type holds; the tensor ``name`` is named.
+    """
+    if not np.isfinite(values).all():
+        raise ExportError(
+            f"{name} holds values that are not finite", hint="the training diverged: export an earlier checkpoint"
+        )
+    if dtype == "F32":
+        return values.astype("<f4", copy=False)
+    if dtype == "F16":
+        with np.errstate(over="ignore"):
+            half = values.astype("<f2")
+        finite = np.isfinite(half).all()
+    else:
+        bits = np.ascontiguousarray(values, "<f4").view("<u4")
+        half = ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).astype("<u2")
+        finite = not ((half & 0x7F80) == 0x7F80).any()
+    if not finite:
+        raise ExportError(
+            f"{name} holds {np.abs(values).max():.3g}, which is more than {dtype} holds", hint="choose bf16 or f32"
+        )
+    return half

@@ -7,9 +7,10 @@ Two bytes are a number in bf16, four one in float32.
 
 from __future__ import annotations
 
-from typing import Literal
+from bisect import bisect_right
+from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 from msgspec.structs import replace
 
 from backprop.core import rules
@@ -40,6 +41,11 @@ PIECE_BYTES = 256 * 2**20
 """Float32 logits that the loss has at once; three times as much is alive in the backward pass."""
 CUDA_TOKEN_BUDGET = 8192
 """Tokens of a packed micro-batch on a card."""
+CPU_TOKEN_BUDGET = 512
+"""The same on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
+_ADAPTER = ("lora_r", "lora_dropout", "target_modules")
+_LENGTHS = range(64, 2**15 + 1, 64)
+"""Limits on the length of rows that are looked at, in tokens."""
 MOST_FULL = 4_300_000_000
 """Parameters of the largest model that is fine-tuned in full: those that are called 4B."""
 ROOMY = 40 * 2**30
@@ -71,13 +77,20 @@ class Shape(Struct, frozen=True, kw_only=True):
         return cls(
             mode=mode or ("lora" if config.mode == "auto" else config.mode),
             batch_size=1 if config.batch_size == "auto" else config.batch_size,
-            max_seq_length=config.max_seq_length,
+            max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
             lora_r=adapter["lora_r"],
             lora_dropout=adapter["lora_dropout"],
             target_modules=tuple(adapter["target_modules"]),
         )
+
+    def settings(self, config: RunConfig) -> dict[str, Any]:
+        """The same as plain settings of a run, to be found again; a length that is left to the data is none of them."""
+        found = {**to_builtins(self), "target_modules": list(self.target_modules)}
+        if config.max_seq_length == "auto":
+            del found["max_seq_length"]
+        return found
 
 
 class Parts(Struct, frozen=True):
@@ -154,36 +167,45 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     Args:
         memory: bytes that the run has to fit in.
     """
-    preset = rules.adapter(RunConfig(data="", lora_preset="fast"))
-    fast = replace(
-        shape, lora_r=preset["lora_r"], lora_dropout=preset["lora_dropout"], target_modules=preset["target_modules"]
-    )
-    smaller: list[tuple[str, int | str | bool, Shape]] = [
-        ("gradient_checkpointing", True, replace(shape, gradient_checkpointing=True)),
-        ("batch_size", max(1, shape.batch_size // 2), replace(shape, batch_size=max(1, shape.batch_size // 2))),
-        ("batch_size", 1, replace(shape, batch_size=1)),
-        ("lora_dropout", 0, replace(shape, lora_dropout=0.0)),
-        ("mode", "lora", replace(shape, mode="lora")),
-        ("mode", "qlora", replace(shape, mode="qlora")),
-        ("lora_r", 16, replace(shape, lora_r=16)),
-        ("lora_preset", "fast", fast),
-        ("max_seq_length", 1024, replace(shape, max_seq_length=1024)),
-        ("max_seq_length", 512, replace(shape, max_seq_length=512)),
+    halved, fast = max(1, shape.batch_size // 2), rules.adapter(RunConfig(data="", lora_preset="fast"))
+    smaller: list[tuple[str, int | str | bool]] = [
+        *(("gradient_checkpointing", True), ("batch_size", halved), ("batch_size", 1), ("lora_dropout", 0)),
+        *(("mode", "lora"), ("mode", "qlora"), ("lora_r", 16), ("lora_preset", "fast")),
+        *(("max_seq_length", 1024), ("max_seq_length", 512)),
     ]
     now = estimate(model, shape).total
     found: dict[tuple[str, int | str | bool], Change] = {}
-    for setting, value, then in smaller:
-        needed = estimate(model, then).total
+    for setting, value in smaller:
+        given = {name: fast[name] for name in _ADAPTER} if setting == "lora_preset" else {setting: value}
+        needed = estimate(model, replace(shape, **given)).total
         # Less than a hundredth is not worth a change.
         if now - needed > now / 100 and _is_setting(setting, value):
             found[setting, value] = Change(setting, value, now - needed, needed <= memory)
     return list(found.values())
 
 
-def first_batch_size(config: RunConfig, free: int) -> int:
-    """Rows of a forward pass that a run begins with: the most of 1, 2 and 4 that are estimated to fit.
+def first_batch_size(config: RunConfig, free: int, rows_per_step: int = rules.ROWS_PER_STEP) -> int:
+    """Rows of a forward pass that a run begins with: a power of two that divides ``rows_per_step``, 16 at most.
 
-    For a model that is not on this machine yet it is the card's size that decides.
+    On a card the most that are estimated to fit, and for a model that is not on this machine yet what its size says; on
+    a CPU as many as fill a packed pass.
+
+    Args:
+        free: bytes of the card; 0 on a CPU.
+    """
+    sizes = [size for size in (1, 2, 4, 8, 16) if rows_per_step % size == 0]
+    shape = Shape.of(config, memory=free)
+    if not free:
+        return next((size for size in sizes if size * shape.max_seq_length >= CPU_TOKEN_BUDGET), sizes[-1])
+    try:
+        model = find_architecture(config.model)
+    except ModelLoadError:
+        return min(sizes[-1], 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1)
+    return max((each for each in sizes if estimate(model, replace(shape, batch_size=each)).total <= free), default=1)
+
+
+def longest_rows(config: RunConfig, free: int) -> int:
+    """Tokens of a row that a card takes, one row at a time; the usual limit where that cannot be told.
 
     Args:
         free: bytes of the card; 0 on a CPU.
@@ -191,10 +213,12 @@ def first_batch_size(config: RunConfig, free: int) -> int:
     try:
         model = find_architecture(config.model)
     except ModelLoadError:
-        return 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1
-    shape = Shape.of(config, memory=free)
-    sizes = [replace(shape, batch_size=size) for size in (2, 4)]
-    return max((each.batch_size for each in sizes if estimate(model, each).total <= free), default=1)
+        return rules.USUAL_LENGTH
+    shape = replace(Shape.of(config, memory=free), batch_size=1)
+    fitting = bisect_right(
+        _LENGTHS, free, key=lambda tokens: estimate(model, replace(shape, max_seq_length=tokens)).total
+    )
+    return _LENGTHS[fitting - 1] if fitting else rules.USUAL_LENGTH
 
 
 def _is_setting(name: str, value: object) -> bool:

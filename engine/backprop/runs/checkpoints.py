@@ -29,7 +29,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from backprop.core.errors import CheckpointError
+from backprop.core.errors import CheckpointError, InputError
 from backprop.core.events import Count
 from backprop.core.files import flush_folder, new_folder, read_json, remove, sha256, write_file
 from backprop.runs.describe import bytes_text
@@ -211,6 +211,19 @@ class CheckpointStore:
         """The latest one of step ``step`` that verifies."""
         of_it = (each for each in reversed(self.checkpoints()) if each.step == step)
         return next((each for each in of_it if not self.verify(each.path)), None)
+
+    def require_step(self, step: int) -> Checkpoint:
+        """As ``of_step``, where there must be one.
+
+        Raises:
+            InputError: there is none, or it is broken; the hint names the steps that there are.
+        """
+        if (checkpoint := self.of_step(step)) is not None:
+            return checkpoint
+        there = ", ".join(str(checkpoint.step) for checkpoint in self.checkpoints()) or "none"
+        raise InputError(
+            f"run {self.run_id} has no good checkpoint of step {step}", hint=f"steps with a checkpoint: {there}"
+        )
 
     def best(self, last: int) -> Checkpoint | None:
         """The one with the lowest held-out loss up to step ``last`` among those that verify, the first of equals."""

@@ -16,12 +16,13 @@ import msgspec
 
 from backprop.core.datasets import find_fetched
 from backprop.core.errors import BackpropError, EngineCrashedError
-from backprop.core.events import RunFailed
-from backprop.core.jobs import Fetched, FetchRequest, JobProgress, Message, decode_message
+from backprop.core.events import RunFailed, Warning  # noqa: A004
+from backprop.core.files import sweep_outputs
+from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, JobProgress, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
-FETCH = "backprop.fetch.datasets"
+FETCH, EXPORT = "backprop.fetch.datasets", "backprop.export"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
 
@@ -56,6 +57,13 @@ class EngineJob:
                 retryable=True,
             )
 
+    def tell(self, line: msgspec.Struct) -> None:
+        """Tell a job that stays one thing more. One that is gone does not hear it: ``messages`` says why."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(msgspec.json.encode(line) + b"\n")
+            self._process.stdin.flush()
+
     def stop(self) -> None:
         """Stop the job from another thread than the one that reads its messages: that one sees it end."""
         self.stopped = True
@@ -65,12 +73,17 @@ class EngineJob:
         """Stop the job if it still works."""
         self._process.kill()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()
 
 
-def start_job(module: str, directory: RunDirectory, request: msgspec.Struct) -> EngineJob:
+def start_job(module: str, directory: RunDirectory, request: msgspec.Struct, *, stays: bool = False) -> EngineJob:
     """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log.
+
+    Args:
+        stays: it can be told more (``EngineJob.tell``), and the Ctrl+C of a terminal is not for it.
 
     Raises:
         RunError: the log cannot be written.
@@ -81,16 +94,19 @@ def start_job(module: str, directory: RunDirectory, request: msgspec.Struct) -> 
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
+            process_group=0 if stays else None,
         )
-    assert process.stdin is not None
-    with process.stdin:
-        process.stdin.write(msgspec.json.encode(request))
-    return EngineJob(process, directory)
+    job = EngineJob(process, directory)
+    job.tell(request)
+    if not stays:
+        assert process.stdin is not None
+        process.stdin.close()
+    return job
 
 
 @contextmanager
-def engine_job(module: str, request: msgspec.Struct) -> Iterator[EngineJob]:
-    """Start ``module`` as an engine process on ``request``; it ends with the block.
+def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> Iterator[EngineJob]:
+    """Start ``module`` as an engine process on ``request``; it ends with the block. ``stays`` as in ``start_job``.
 
     Its log lies in the cache, and stays there for some days where the job failed.
     """
@@ -98,7 +114,7 @@ def engine_job(module: str, request: msgspec.Struct) -> Iterator[EngineJob]:
     directory = RunDirectory(root / f"{os.getpid()}-{secrets.token_hex(4)}")
     directory.path.mkdir(parents=True)
     _sweep(root)
-    job = start_job(module, directory, request)
+    job = start_job(module, directory, request, stays=stays)
     failed = False
     try:
         yield job
@@ -141,6 +157,39 @@ def fetch_dataset(
                 found = message
     assert found is not None  # a job that ends without its last message has raised
     return found
+
+
+def export_model(
+    request: ExportRequest,
+    report: Callable[[JobProgress | Warning], object],
+    started: Callable[[EngineJob], object] = lambda job: None,
+) -> Exported:
+    """Have an engine process write a trained model in another format, and prove it.
+
+    Args:
+        report: called with how far it is, and with what has to be said on the way.
+        started: called with the job, for whoever may want to stop it; nothing of the export is left then.
+
+    Raises:
+        BackpropError: as the engine's: InputError, ExportError, CheckpointError, ModelLoadError …
+        EngineCrashedError: it was stopped, or went without a word.
+    """
+    done = None
+    try:
+        with engine_job(EXPORT, request) as job:
+            started(job)
+            for message in job.messages():
+                if isinstance(message, Exported):
+                    done = message
+                elif isinstance(message, JobProgress | Warning):
+                    report(message)
+    finally:
+        source = Path(request.source)
+        places = [Path(request.output).absolute().parent] if request.output else [source / "exports", source.parent]
+        for place in places:
+            sweep_outputs(place)
+    assert done is not None  # a job that ends without its last message has raised
+    return done
 
 
 def _sweep(root: Path) -> None:

@@ -249,7 +249,12 @@ class RunIndex:
         if len(exact) == 1 or len(found) == 1:
             return (exact or found)[0]
         if not found:
-            raise RunError(f"no run has an id that starts with {prefix!r}", hint="`backprop list-runs` shows the runs")
+            gone = f" (one was in {rows[0][0]}, which is gone)" if rows and prefix else ""
+            raise RunError(
+                f"no run has an id that starts with {prefix!r}{gone}",
+                hint="`backprop list-runs` shows the runs; name one that was moved by its directory, "
+                "or have it found with `backprop list-runs --output FOLDER`",
+            )
         names = ", ".join(path.name for path in found[:5])
         raise RunError(f"{prefix!r} fits {len(found)} runs: {names}", hint="give more of the run id")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
 from backprop.core.events import BATCH_SETTLED, BatchHalved
+from backprop.runs.describe import moment
 from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState, read_run
 
@@ -26,13 +28,27 @@ class Measured(Struct, frozen=True):
     longest: int
     """Tokens of its longest row, before anything was cut."""
 
+    def __str__(self) -> str:
+        """In words, its bytes in the unit that cards are sold by."""
+        size = f"{self.bytes / 2**30:.1f} GiB"
+        return f"{size} on {moment(self.date)[:10]} on {self.card}, rows up to {self.longest}"
 
-def measured_peaks(model: str) -> list[tuple[dict[str, Any], Measured]]:
-    """The peaks of the newest runs of ``model`` on a card, with their resolved settings, the newest first."""
+
+Peaks = Sequence[tuple[Mapping[str, Any], Measured]]
+"""What runs took, each with its resolved settings."""
+
+
+def measured_peaks(model: str) -> Peaks:
+    """The peaks of the newest runs of ``model`` on a card, the newest first."""
     with RunIndex() as index:
         paths = [Path(summary.path) for summary in index.summaries() if summary.model == model]
     states = [read_run(path) for path in paths[:MOST]]
     return [(state.config, peak) for state in states if (peak := peak_of(state)) is not None]
+
+
+def of_shape(peaks: Peaks, shape: Mapping[str, Any]) -> Measured | None:
+    """The first of the peaks that a run with all these settings had."""
+    return next((peak for config, peak in peaks if shape.items() <= config.items()), None)
 
 
 def peak_of(state: RunState) -> Measured | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from backprop.core.errors import BackpropError
+from backprop.runs.describe import duration
 from backprop.runs.index import RunIndex
 from backprop.runs.state import read_run
 
@@ -22,6 +23,15 @@ class Pace(Struct, frozen=True):
 
     tokens_per_second: float
     run_id: str
+
+    def takes(self, tokens: float) -> str:
+        """How long a run of so many tokens takes, for people."""
+        return f"about {duration(tokens / self.tokens_per_second)}"
+
+    @property
+    def source(self) -> str:
+        """Where the figure comes from."""
+        return f"as fast as run {self.run_id}"
 
 
 def pace(model: str) -> Pace | None:

@@ -18,7 +18,7 @@ from backprop.runs.directory import IDENTITY
 from backprop.train.checkpoint import system_error
 from backprop.train.model import Loaded
 
-_TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
+TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
 def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
@@ -34,10 +34,10 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
     try:
         with files.new_folder(target) as folder:
             loaded.mode.save(loaded.model, folder)
-            for name in _TOKENIZER_FILES:
+            for name in TOKENIZER_FILES:
                 if (loaded.path / name).is_file():
                     shutil.copyfile(loaded.path / name, folder / name)
-            _write_what_was_learned(loaded.chat, folder)
+            write_what_was_learned(loaded.chat, folder)
             identity = {
                 "run_id": run_id,
                 "model": config.model,
@@ -59,7 +59,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
         ) from error
 
 
-def _write_what_was_learned(chat: ChatTokenizer, folder: Path) -> None:
+def write_what_was_learned(chat: ChatTokenizer, folder: Path) -> None:
     """What the model's files do not say and whoever loads the result needs: the template, and what ends an answer."""
     if not chat.brings_template:
         (folder / "chat_template.jinja").write_text(chat.template.source, encoding="utf-8")

@@ -6,16 +6,19 @@ same step, and the next step has drawn nothing yet.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from backprop.core.errors import BackpropError, CheckpointError
-from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, Warning  # noqa: A004
+from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, SettingsChosen
+from backprop.core.events import Warning as WarningEvent
+from backprop.core.rules import SAVE_MINUTES, SAVING_SHARE
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import Candidate, CheckpointPolicy, chosen
 from backprop.train.checkpoint import Snapshot, trained_parameters
@@ -33,7 +36,8 @@ class Saver:
         emit: takes ``CheckpointSaved``, ``CheckpointFailed`` and ``CheckpointPruned``, also from the writing thread.
         snapshot: copies the state as it is (``trainer.StepLoop.snapshot``).
         identity: what the checkpoints depend on (``resume.identity``).
-        every_steps, every_minutes: how often; ``None`` is never.
+        every_steps, every_minutes: how often; ``None`` is never. ``auto`` begins with ten minutes, and an event says so
+            when it grows, because saving took more than its share of the time (``core.rules.SAVING_SHARE``).
         policy: what is kept.
         in_use: steps that are never pruned, such as the one resumed from.
         clock: seconds that never go backwards.
@@ -47,7 +51,7 @@ class Saver:
         identity: dict[str, Any],
         *,
         every_steps: int | None = None,
-        every_minutes: float | None = None,
+        every_minutes: float | Literal["auto"] | None = None,
         policy: CheckpointPolicy,
         in_use: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -57,7 +61,9 @@ class Saver:
         self._snapshot = snapshot
         self._identity = identity
         self._every_steps = every_steps
-        self._every_seconds = every_minutes * 60 if every_minutes else None
+        self._by_rule = every_minutes == "auto"
+        minutes = SAVE_MINUTES if every_minutes == "auto" else every_minutes
+        self._every_seconds = minutes * 60 if minutes else None
         self._policy = policy
         self._in_use = frozenset(in_use)
         self._clock = clock
@@ -172,7 +178,7 @@ class Saver:
             self._unreported = error
 
     def _write(self, snapshot: Snapshot, reason: str, blocked: float, val_loss: float | None) -> None:
-        began = time.monotonic()
+        began = self._clock()
         saved = self._store.save(
             snapshot.step,
             snapshot.write,
@@ -182,23 +188,33 @@ class Saver:
             val_loss=val_loss,
         )
         self._saved_step = saved.step
+        seconds = blocked + self._clock() - began
         self._emit(
             CheckpointSaved(
                 step=saved.step,
                 path=str(saved.path),
                 seconds_blocked=blocked,
-                seconds=blocked + time.monotonic() - began,
+                seconds=seconds,
                 bytes=saved.bytes,
                 reason=reason,
             )
         )
+        self._keep_to_share(seconds)
         try:
             pruned = self._store.prune(self._policy, in_use=self._in_use)
         except CheckpointError as error:
-            self._emit(Warning(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
+            self._emit(WarningEvent(code=error.code, message=f"old checkpoints stay: {error.message}", hint=error.hint))
             return
         for gone in pruned:
             self._emit(CheckpointPruned(path=str(gone.path), step=gone.step))
+
+    def _keep_to_share(self, seconds: float) -> None:
+        """Save less often where the interval was left to the rule and a save takes more than its share of it."""
+        if self._by_rule and self._every_seconds is not None and seconds > SAVING_SHARE * self._every_seconds:
+            minutes = math.ceil(seconds / SAVING_SHARE / 60)
+            self._every_seconds = 60 * minutes
+            why = f"a save took {seconds:.0f} s, and saving takes at most {SAVING_SHARE:.0%} of the time"
+            self._emit(SettingsChosen(values={"save_minutes": minutes}, reasons={"save_minutes": why}))
 
     def _failed(self, step: int, error: BackpropError) -> None:
         self._emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))

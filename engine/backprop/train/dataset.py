@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from backprop.core import events
 from backprop.core.datasets import data_files
@@ -22,6 +23,7 @@ from backprop.data import preprocess
 from backprop.data import split as split_rows
 from backprop.data.split import Split
 from backprop.fetch import datasets
+from backprop.train.model import longest_rows
 from backprop.train.packing import Row
 
 Emit = Callable[[Event], None]
@@ -50,12 +52,14 @@ def prepare(
         InvalidSettingError, DatasetNotFoundError: as ``divide``.
         DatasetError, ModelLoadError: as ``preprocess.prepare``.
     """
-    read = partial(tokenise, config, model_path=model_path, emit=emit, look=look, now=now)
-    rows = read(config.data, samples=config.samples)
+    read = partial(tokenise, model_path=model_path, emit=emit, look=look, now=now)
+    rows = read(config, config.data, samples=config.samples)
     summary = rows.summary
     if summary.unusable and not config.skip_bad:
         emit(summary)
         raise _bad_rows(summary)
+    if config.max_seq_length == "auto":
+        config = structs.replace(config, max_seq_length=summary.max_length)
     trained, held_out = divide(rows, config, read, emit, split or Split(seed=config.seed))
     summary.held_out = len(held_out)
     emit(summary)
@@ -106,13 +110,15 @@ def tokenise(
         datasets.find(path, emit, look),
         model_path,
         max_length=config.max_seq_length,
+        most=longest_rows(config),
         train_on_responses=config.train_on_responses,
         mapping=config.mapping or None,
         samples=samples,
         now=now,
         progress=progress,
     )
-    if (fits := rows.summary.max_length) < config.max_seq_length:
+    fits = rows.summary.max_length
+    if config.max_seq_length != "auto" and fits < config.max_seq_length:
         emit(events.Warning(code="CONTEXT_SHORTER", message=f"the model reads at most {fits} tokens of a row"))
     return rows
 
@@ -163,7 +169,11 @@ class Subset:
 
 
 def divide(
-    rows: preprocess.Prepared, config: RunConfig, read: Callable[[str], preprocess.Prepared], emit: Emit, split: Split
+    rows: preprocess.Prepared,
+    config: RunConfig,
+    read: Callable[[RunConfig, str], preprocess.Prepared],
+    emit: Emit,
+    split: Split,
 ) -> tuple[Subset, Subset]:
     """Rows to train on and rows to evaluate on, as ``config.held_out`` says.
 
@@ -196,7 +206,7 @@ def divide(
 
 
 def _held_out_rows_of(
-    file: Path, config: RunConfig, read: Callable[[str], preprocess.Prepared], emit: Emit
+    file: Path, config: RunConfig, read: Callable[[RunConfig, str], preprocess.Prepared], emit: Emit
 ) -> preprocess.Prepared:
     """The rows of a file of its own; those that cannot be used count as among the rows that are trained."""
     if not data_files(file):
@@ -205,7 +215,7 @@ def _held_out_rows_of(
             hint="put it back, or start a new run with --held-out",
             details={"field": "held_out", "path": str(file)},
         )
-    rows = read(str(file))
+    rows = read(config, str(file))
     summary = rows.summary
     if summary.unusable:
         error = _bad_rows(summary)

@@ -1,4 +1,4 @@
-"""Answers of a model: greedy, through the model's own chat template or as plain text, piece by piece.
+"""Answers of a model: through its own chat template or as plain text, piece by piece, greedy or sampled.
 
 ``python -P -m backprop.train.generate RUN_DIRECTORY``, with the request as JSON on standard input, asks a run's model:
 pieces of the answers and then each whole answer go to the private stream, what libraries print goes to the run's log.
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from backprop.core.errors import CheckpointError
+from backprop.core.errors import CheckpointError, InputError
 from backprop.core.events import DatasetPrepared, ModelLoading, Sample
-from backprop.core.jobs import Delta, GenerateRequest
+from backprop.core.jobs import Delta, GenerateRequest, Sampling
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from backprop.worker.job import Send, run_job
@@ -57,6 +57,15 @@ def answer_text(chat: ChatTokenizer, ids: Iterable[int]) -> str:
     return chat.tokenizer.decode([i for i in ids if i not in chat.end_ids], skip_special_tokens=True)
 
 
+class Answer(NamedTuple):
+    """What a model generated."""
+
+    text: str
+    tokens: int
+    ended: Literal["end", "length", "stopped"]
+    """As in ``core.jobs.Reply``."""
+
+
 def generate(
     model: Any,
     chat: ChatTokenizer,
@@ -67,41 +76,84 @@ def generate(
     stop_when: Callable[[], bool] | None = None,
     as_text: bool = False,
 ) -> str:
-    """The greedy answer to ``prompt`` (a user's message, or a whole conversation of ``role`` and ``content``).
+    """The text of the greedy ``reply`` to a prompt."""
+    sampling = Sampling(max_tokens=max_new_tokens)
+    return reply(model, chat, prompt, sampling, on_text, stop_when=stop_when, as_text=as_text).text
+
+
+def reply(
+    model: Any,
+    chat: ChatTokenizer,
+    prompt: str | list[dict[str, Any]],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+    *,
+    stop_when: Callable[[], bool] | None = None,
+    as_text: bool = False,
+) -> Answer:
+    """The answer to ``prompt`` (a user's message, or a whole conversation of ``role`` and ``content``).
 
     Args:
         on_text: gets the answer piece by piece as it comes.
         as_text: the model goes on with ``prompt`` as it stands, as one that was trained on plain texts.
         stop_when: asked after each token; the answer ends there once it says yes. What it raises is raised here.
 
-    The model's train/eval mode is what it was, afterwards.
+    The model's train/eval mode is what it was, afterwards; and where nothing is sampled, the state of random numbers.
+
+    Raises:
+        InputError: the prompt fills the model's context.
+        RowError: the chat template refuses the conversation.
+        ModelLoadError: the tokenizer is not the model's.
     """
     import torch
 
     from backprop.train.model import evaluating, require_known_tokens
 
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    asked = str(prompt) if as_text else chat.template.render(messages, prompt=True)
+    text = "".join(str(message["content"]) for message in messages)
+    asked = text if as_text else chat.template.render(messages, prompt=True)
     encoded = chat.encode([asked], special=as_text)[0]
     require_known_tokens(model, encoded.ids, chat)
     ids = torch.tensor([encoded.ids], device=next(model.parameters()).device)
+    room = sampling.max_tokens
+    if (context := context_of(model)) is not None:
+        room = min(room, context - ids.shape[1])
+        if room < 1:
+            raise InputError(
+                f"the conversation is {ids.shape[1]} tokens long, and the model looks back on {context}",
+                hint="begin a new conversation, or shorten the system prompt",
+            )
 
     def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((ids.shape[0],), stop_when is not None and stop_when(), dtype=torch.bool, device=ids.device)
 
+    chosen: dict[str, Any] = {"do_sample": False}
+    if sampling.temperature > 0:
+        torch.manual_seed(sampling.seed)
+        chosen = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     with evaluating(model), torch.inference_mode():
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
+            max_new_tokens=room,
             use_cache=True,
             eos_token_id=sorted(chat.end_ids) or None,
             pad_token_id=min(chat.end_ids, default=0),
             streamer=_Pieces(chat, on_text) if on_text else None,
             stopping_criteria=[stop] if stop_when else None,
+            **chosen,
         )
-    return answer_text(chat, output[0, ids.shape[1] :].tolist()).strip()
+    made = output[0, ids.shape[1] :].tolist()
+    ended: Literal["end", "length", "stopped"] = "length" if len(made) >= room else "stopped"
+    if made and made[-1] in chat.end_ids:
+        ended = "end"
+    return Answer(answer_text(chat, made).strip(), len(made), ended)
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens the model can look back on; ``None`` where its configuration does not say."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def answer(request: GenerateRequest, send: Send) -> None:
@@ -140,8 +192,6 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
         ModelLoadError, CheckpointError
     """
     import msgspec
-    from peft import PeftModel
-    from safetensors import SafetensorError
 
     from backprop.core.settings import RunConfig
     from backprop.data.tokenizer import ChatTokenizer
@@ -169,11 +219,23 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     device = models.choose_device(backend)
     trusted = bool(config.get("trust_remote_code"))
     base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
+    return with_adapter(base, run.adapter), ChatTokenizer.load(base_path)
+
+
+def with_adapter(base: Any, adapter: Path) -> Any:
+    """``base`` with the adapter in a folder.
+
+    Raises:
+        CheckpointError: it cannot be read, or is for another model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
     try:
-        return PeftModel.from_pretrained(base, run.adapter), ChatTokenizer.load(base_path)
+        return PeftModel.from_pretrained(base, adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"the adapter in {run.adapter} cannot be read: {error}",
+            f"the adapter in {adapter} cannot be read: {error}",
             hint="train again, or restore the file from a backup",
         ) from error
 

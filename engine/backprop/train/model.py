@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from backprop.core import rules
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
-from backprop.core.events import Event, ModelLoaded, ModelLoading
+from backprop.core.events import DatasetPrepared, Event, ModelLoaded, ModelLoading
 from backprop.core.models import repository_of, settings_of
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
+from backprop.hardware import estimate
 from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
 from backprop.train.checkpoint import some
@@ -75,10 +76,12 @@ def resolved(config: RunConfig) -> RunConfig:
 
     Open afterwards is what depends on the rows (``core.rules.for_rows``).
     """
-    device = choose_device(config.backend)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    device, free = _device_and_memory(config)
     batch = config.batch_size
-    batch = first_batch_size(config, free) if batch == "auto" else batch
+    if batch == "auto":
+        # Where the passes of a step are given, its rows follow from the batch: they stay as few as they were.
+        usual = 4 if free else 1
+        batch = first_batch_size(config, free, usual if config.gradient_accumulation else rules.ROWS_PER_STEP)
     checkpointing = config.gradient_checkpointing
     return msgspec.structs.replace(
         config,
@@ -89,6 +92,41 @@ def resolved(config: RunConfig) -> RunConfig:
         gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
         **rules.adapter(config),
     )
+
+
+def _device_and_memory(config: RunConfig) -> tuple[torch.device, int]:
+    """Where a run works, and the bytes of its card that are free; 0 on a CPU."""
+    device = choose_device(config.backend)
+    return device, torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def longest_rows(config: RunConfig) -> int:
+    """Tokens of a row that this machine takes at most (``hardware.estimate.longest_rows``)."""
+    return estimate.longest_rows(config, _device_and_memory(config)[1])
+
+
+def for_lengths(config: RunConfig, data: DatasetPrepared, *, open_batch: bool) -> rules.Chosen:
+    """``config`` with what the lengths of its rows decide about: their limit, and how many of them a pass takes.
+
+    Args:
+        config: a ``resolved`` one. A step keeps its rows.
+        open_batch: nobody has said how many rows a pass takes.
+    """
+    if config.max_seq_length != "auto":
+        return rules.Chosen(config, {})
+    reasons = {"max_seq_length": rules.length_reason(data.p99, data.answers_fit, data.max_length)}
+    config = msgspec.structs.replace(config, max_seq_length=data.max_length)
+    if open_batch:
+        assert config.batch_size != "auto"
+        assert config.gradient_accumulation is not None
+        rows = config.batch_size * config.gradient_accumulation
+        batch = first_batch_size(config, _device_and_memory(config)[1], rows)
+        if batch != config.batch_size:
+            config = msgspec.structs.replace(config, batch_size=batch, gradient_accumulation=rows // batch)
+            reasons |= dict.fromkeys(
+                ("batch_size", "gradient_accumulation"), f"rows of up to {data.max_length:,} tokens"
+            )
+    return rules.Chosen(config, reasons)
 
 
 def load_base(

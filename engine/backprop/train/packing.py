@@ -20,10 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from backprop.hardware.estimate import CUDA_TOKEN_BUDGET
-
-CPU_TOKEN_BUDGET = 512
-"""Tokens of a packed micro-batch on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
+from backprop.hardware.estimate import CPU_TOKEN_BUDGET, CUDA_TOKEN_BUDGET
 
 Row: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 """Token ids of a row and its loss mask: for each token, whether predicting it is in the loss (both [length])."""
@@ -98,12 +95,13 @@ def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]
     return sorted(sorted(each) for each in bins)
 
 
-def token_budget(device: torch.device, longest: int, batch_size: int, max_seq_length: int) -> int:
+def token_budget(device: torch.device, longest: int, batch_size: int, max_seq_length: int | str) -> int:
     """Tokens that one packed micro-batch may hold.
 
     At least the longest row; at most what ``batch_size`` rows of ``max_seq_length`` tokens would have been, and on
     each kind of device no more than is worth its attention mask.
     """
+    assert isinstance(max_seq_length, int)
     worth = CUDA_TOKEN_BUDGET if device.type == "cuda" else CPU_TOKEN_BUDGET
     return max(longest, min(batch_size * max_seq_length, worth))
 

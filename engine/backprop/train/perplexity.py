@@ -56,6 +56,7 @@ def score(request: RunConfig, say: Send) -> None:
         request.data,
         path,
         max_length=request.max_seq_length,
+        most=models.longest_rows(request),
         train_on_responses=request.train_on_responses,
         mapping=request.mapping or None,
         progress=now_and_then(lambda done, total: say(JobProgress(doing="counting tokens", done=done, total=total))),

@@ -17,7 +17,7 @@ from backprop.worker.job import Send, run_job
 def plan(config: RunConfig, send: Send) -> None:
     """Prepare the rows and send the plan; rows that would train nothing end it as they would end the run."""
     from backprop.train.dataset import prepare
-    from backprop.train.model import resolved
+    from backprop.train.model import for_lengths, resolved
 
     path = find_tokenizer(config.model)
     chosen = resolved(config)
@@ -30,6 +30,7 @@ def plan(config: RunConfig, send: Send) -> None:
             send(JobProgress(doing="counting the rows"))
 
     rows, trained, held_out = prepare(chosen, path, emit, lambda: False)
+    chosen, by_length = for_lengths(chosen, rows.summary, open_batch=config.batch_size == "auto")
     schedule = Schedule.of(chosen, len(trained))
     final, reasons = rules.for_rows(
         chosen,
@@ -42,7 +43,10 @@ def plan(config: RunConfig, send: Send) -> None:
     send(
         RunPlan(
             config=msgspec.to_builtins(final),
-            origins={**chosen_by_rule(config, final), **{name: f"rule: {why}" for name, why in reasons.items()}},
+            origins={
+                **chosen_by_rule(config, final),
+                **{name: f"rule: {why}" for name, why in (by_length | reasons).items()},
+            },
             data=rows.summary,
             rows=len(trained),
             held_out=len(held_out),
@@ -50,7 +54,11 @@ def plan(config: RunConfig, send: Send) -> None:
             steps_per_epoch=schedule.steps_per_epoch,
             rows_per_step=schedule.rows_per_step,
             warmup_steps=schedule.warmup_steps,
-            notes=[*rows.summary.notes, *notes],
+            tokens=round(schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())),
+            notes=[
+                *(*rows.summary.notes, *notes),
+                *(each.message for each in rules.without_effect(final, schedule.steps, len(trained), len(held_out))),
+            ],
         )
     )
 

@@ -111,7 +111,7 @@ def begin(
             continued=verb != "start",
             now=now,
             weights=weights,
-            split=_split_of(weights),
+            split=split_of(weights),
             open_batch=config.batch_size == "auto",
         )
         if start.continued:
@@ -129,7 +129,7 @@ def begin(
         continued=True,
         now=now,
         extended=(record.extended or verb == "extend") and other_end,
-        split=_split_of(checkpoint.path),
+        split=split_of(checkpoint.path),
         notes=[
             events.Warning(
                 code="STATE_CHECKPOINT_INVALID",
@@ -159,7 +159,7 @@ def _forked_from(directory: RunDirectory, record: RunRecord) -> Path | None:
     return weights
 
 
-def _split_of(checkpoint: Path | None) -> Split | None:
+def split_of(checkpoint: Path | None) -> Split | None:
     """How the run of this checkpoint chose its held-out rows; earlier versions took the run's own seed, and tokens."""
     if checkpoint is None:
         return None

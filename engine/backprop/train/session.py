@@ -107,10 +107,11 @@ class Session:
             config, path, emit, self.steering.look, split=start.split, now=start.now
         )
         self.as_text = on_texts(rows.summary)
+        config, reasons = models.for_lengths(config, rows.summary, open_batch=start.open_batch)
 
         self.schedule = Schedule.of(config, len(self.trained))
         self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
-        config = self.config = self.choose(config, path)
+        config = self.config = self.choose(config, path, reasons)
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit, start.now)
@@ -140,7 +141,7 @@ class Session:
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
-            for note in without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
+            for note in rules.without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
             if len(self.evaluated) < len(self.held_out):
                 emit(
@@ -153,8 +154,12 @@ class Session:
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
-    def choose(self, config: RunConfig, path: Path) -> RunConfig:
-        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons."""
+    def choose(self, config: RunConfig, path: Path, reasons: dict[str, str]) -> RunConfig:
+        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons.
+
+        Args:
+            reasons: of what the rows' lengths have decided about in ``config``.
+        """
         schedule = self.schedule
         chosen = rules.for_rows(
             config,
@@ -164,10 +169,9 @@ class Session:
             rows_per_step=schedule.rows_per_step,
             steps=schedule.steps,
         )
-        if chosen.reasons:
+        if reasons := reasons | chosen.reasons:
             values = msgspec.to_builtins(chosen.config)
-            values = {name: values[name] for name in chosen.reasons}
-            self.emit(events.SettingsChosen(values=values, reasons=chosen.reasons))
+            self.emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
         return chosen.config
 
     def train(self, guard: Guard) -> tuple[int, int]:
@@ -396,40 +400,6 @@ def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subs
         return held_out
     tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
     return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
-
-
-def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
-    """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
-
-    Args:
-        trained, held_out: rows.
-    """
-    found = []
-    if isinstance(config.warmup_steps, int) and config.warmup_steps >= steps:
-        found.append(
-            events.Warning(
-                code="WARMUP_TOO_LONG",
-                message=f"warm-up of {config.warmup_steps} steps in a run of {steps}: the full rate comes at its end",
-                hint="fewer --warmup-steps, or more steps",
-            )
-        )
-    if not held_out and config.held_out not in ("auto", "none"):
-        found.append(
-            events.Warning(
-                code="NO_HELD_OUT_ROWS",
-                message=f"no row is held out: {config.held_out} of {trained} row{'s' if trained > 1 else ''} is none",
-                hint="add rows, or name a file of others",
-            )
-        )
-    if not held_out and config.early_stopping is not None:
-        found.append(
-            events.Warning(
-                code="EARLY_STOPPING_OFF",
-                message="the run will not stop early: no rows are held out to measure it by",
-                hint="hold rows out with --held-out",
-            )
-        )
-    return found
 
 
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:

@@ -1,0 +1,347 @@
+"""The Chat screen: talk to a tuned model and to the model it came from, beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, ClassVar
+
+from backprop.core.errors import BackpropError, InputError
+from backprop.core.events import ModelLoading, Warning  # noqa: A004
+from backprop.core.jobs import ChatReady, ChatRequest
+from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
+from backprop.runs.describe import describe
+from backprop.runs.engine_jobs import engine_job
+from backprop.runs.index import RunIndex
+from rich.cells import cell_len
+from textual import on
+from textual.app import ComposeResult
+from textual.widgets import Input
+
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.text import Row, safe, short_path, wrap_text
+from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.cells import cut, heading, paragraph
+from backprop_tui.widgets.path_input import Prompt
+from backprop_tui.widgets.text_view import TextView
+
+KEYS = (
+    Key("enter,i", "enter", "write", "write", "write to the model; where none is loaded, load it", 1),
+    Key("x", "x", "stop", "stop", "stop the reply, or the loading", 1),
+    Key("b", "b", "base", "base on/off", "whether the model without its adapter answers too", 2),
+    Key("a", "a", "again", "again", "ask the last question again; where answers are sampled, with the next seed", 3),
+    Key("p", "p", "system", "system prompt", "what the models are told first", 3),
+    Key("s", "s", "sampling", "sampling", "temperature, top_p, longest reply, seed", 3),
+    Key("w", "w", "save", "save", "save the conversation as a row for training", 3),
+    Key("n", "n", "anew", "new", "begin a new conversation", 4),
+    Key("u", "u", "unload", "unload", "let the model go, to have its memory back", 5),
+)
+TYPING = [Key("enter", "enter", "", "ask", "", 1), Key("escape", "esc", "", "keys; stops a reply", "", 1)]
+NO_RUN = "no run with a result yet: t on the Runs screen talks to one when it is finished"
+_GAP = 3
+"""Cells between the two answers."""
+
+
+class ChatView(TextView):
+    """The conversation: answers beside each other where there is room, else below each other."""
+
+    tail: ClassVar[bool] = True
+    conversation = Conversation()
+    base = True
+    words = ""
+    """Shown while nothing was said."""
+
+    def content(self, width: int) -> list[Row]:
+        turns = self.conversation.turns
+        if not turns:
+            return paragraph(self.words, width, "muted")
+        wide = self.app.size.width >= 110
+        rows: list[Row] = []
+        for turn in turns:
+            rows += [*paragraph("› " + turn.prompt, width, "strong+bold"), *self._answers(turn, width, wide), []]
+        return rows[:-1]
+
+    def _answers(self, turn: Turn, width: int, wide: bool) -> list[Row]:
+        """What came so far, and what has to be said of it."""
+        both = False in turn.text or (self.base and turn is self.conversation.waits_for)
+        rows: list[Row] = []
+        if wide and both:
+            left = (width - _GAP) // 2
+            right = width - _GAP - left
+            gap = (" " * _GAP, "text")
+            rows.append(
+                [*heading("tuned", left, self._note(turn, True)), gap, *heading("base", right, self._note(turn, False))]
+            )
+            for a, b in zip_longest(self._lines(turn, True, left), self._lines(turn, False, right), fillvalue=""):
+                rows.append([(a, "trained"), (" " * (left - cell_len(a) + _GAP), "text"), (b, "text")])
+        elif turn.text or turn.failed is None:
+            for tuned in (True, False) if both else (True,):
+                if both:
+                    rows.append(heading("tuned" if tuned else "base", width, self._note(turn, tuned)))
+                rows += [[(line, "trained" if tuned else "text")] for line in self._lines(turn, tuned, width)]
+            if not both and (note := self._note(turn, True)):
+                rows.append([(note, "muted")])
+        if turn.identical:
+            rows.append([("= both say the same", "muted")])
+        if turn.failed is not None:
+            rows += paragraph(f"✗ {turn.failed.message}; {turn.failed.hint}", width, "bad")
+        return rows
+
+    def _lines(self, turn: Turn, tuned: bool, width: int) -> list[str]:
+        text = turn.text.get(tuned, "").strip()
+        if text or tuned not in turn.replies:
+            waiting = "…" if turn is self.conversation.waits_for else "–"
+            return wrap_text(text or waiting, width)
+        return ["(an empty answer)"]
+
+    def _note(self, turn: Turn, tuned: bool) -> str:
+        reply = turn.replies.get(tuned)
+        if reply is None or reply.ended == "end":
+            return ""
+        return f"cut after {reply.tokens} tokens" if reply.ended == "length" else "stopped"
+
+
+class ChatScreen(BaseScreen):
+    """One model is loaded at a time, in an engine process; it stays until another is chosen or the application ends."""
+
+    NAME, KEYS = "chat", KEYS
+    BINDINGS = bindings(KEYS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = ""
+        """The directory of the run that is talked to."""
+        self.conversation = Conversation()
+        self.base = True
+        self.notice = ""
+        self.tasks = Tasks(self)
+        self._title, self._status = Bar(id="title"), Bar(id="status")
+        self.view = ChatView(id="conversation")
+        self.entry = Input(id="entry", compact=True, placeholder="write here; enter asks")
+        self.entry.cursor_blink = False
+        self._prompt = Prompt(id="prompt")
+
+    def compose(self) -> ComposeResult:
+        yield self._title
+        yield self.view
+        yield self._prompt
+        yield self._status
+        yield self.entry
+        yield self.keybar
+
+    def on_mount(self) -> None:
+        self.entry.focus()
+        if not self.source:
+            self.tasks.begin("find", "", lambda _: last_result(), self._offer)
+        self.flush()
+
+    def on_unmount(self) -> None:
+        self.tasks.stop()
+
+    # The model
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Talk to the run whose directory is ``source``."""
+        self.tasks.forget("find")
+        if self.source != values["source"] or not self.loaded:
+            self.action_unload()
+            self.source = str(values["source"])
+            self.conversation = Conversation(self.conversation.system, self.conversation.sampling)
+            self._load()
+        self.entry.focus()
+
+    def _offer(self, source: str) -> None:
+        """By its number the screen shows the last run. Beside one that is being trained nothing is loaded unasked."""
+        self.source = source
+        if source and not self.living:
+            self._load()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a model is there, or on its way."""
+        return self.tasks.goes_on("chat")
+
+    def _load(self) -> None:
+        request, conversation = ChatRequest(source=self.source), self.conversation
+
+        def work(task: Task[str]) -> None:
+            with engine_job(CHAT, request, stays=True) as job:
+                task.when_stopped(job.stop)
+                for message in conversation.attach(job):
+                    match message:
+                        case ModelLoading():
+                            task.name = describe(message)
+                            task.progress(message.done, message.total)
+                        case Warning():
+                            task.deliver(describe(message))
+                        case ChatReady():
+                            task.name = ""
+
+        self.notice = ""
+        self.tasks.begin("chat", "starting", work, self._say)
+        self.flush()
+
+    def _say(self, notice: str) -> None:
+        self.notice = notice
+
+    @on(Delivered)
+    def _delivered(self, event: Delivered) -> None:
+        self.tasks.take(event)
+        self.flush()
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        self.conversation.waits_for = self.conversation.ready = None
+        self.notice = f"✗ {event.error.message}. {event.error.hint}"
+        self.flush()
+
+    # What is shown
+
+    def flush(self) -> None:
+        talk, ready = self.conversation, self.conversation.ready
+        title: Row = [(" chat ", "strong+bold"), (safe(short_path(self.source)), "text")]
+        title.append((f"  on {ready.device}" if ready and self.loaded else "", "muted"))
+        self._title.show(title, self.chip())
+        self.view.conversation, self.view.base = talk, self.compares
+        self.view.words = self._empty()
+        self.view.redraw_for((id(talk), talk.version, self.view.words, self.compares))
+        same, compared = talk.identical()
+        tally = f"identical on {same} of {compared}" if compared else ""
+        settings = sampling_text(talk.sampling) if talk.sampling.temperature else "greedy"
+        settings += ", system prompt" if talk.system else ""
+        words = "  ".join(filter(None, [self.tasks.words(""), self.notice, tally]))
+        width = max(20, self.size.width - len(settings) - 2)
+        self._status.show(cut([(f" {safe(words)}", "text")], width), [(f"{settings} ", "muted")])
+        self.show_keys()
+
+    def _empty(self) -> str:
+        if self.conversation.ready is not None and self.loaded:
+            if self.conversation.ready.on_texts:
+                return "This model was trained on plain texts: it goes on with what you write."
+            who = "the tuned model answers" + (", beside it the model it came from" if self.compares else "")
+            return f"Ask something: {who}."
+        if self.loaded:
+            return "The model is being loaded. You can write already."
+        if not self.source:
+            return NO_RUN
+        beside = " beside the run that is being trained" if self.living else ""
+        return f"enter loads the model of run {short_path(self.source)}{beside}."
+
+    @property
+    def compares(self) -> bool:
+        """Whether the base answers too."""
+        ready = self.conversation.ready
+        return self.base and (ready is None or ready.has_base)
+
+    def own_keys(self) -> list[Key]:
+        if self.focused is self.entry:
+            return TYPING
+        hidden = set() if self.source else {"write", "again", "unload"}
+        hidden |= set() if self.conversation.turns else {"again", "save", "anew"}
+        hidden |= set() if self.loaded else {"unload"}
+        hidden |= set() if self.conversation.waits_for or self.tasks.running() else {"stop"}
+        return [key for key in KEYS if key.name not in hidden]
+
+    # Talking
+
+    @on(Input.Submitted, "#entry")
+    def _submitted(self, event: Input.Submitted) -> None:
+        words = event.value.strip()
+        if not self.loaded:
+            self.action_write()
+        elif self.conversation.ready is None:
+            self.notice = "the model is not loaded yet: enter asks when it is"
+        elif self.conversation.waits_for is not None:
+            self.notice = "a reply is coming: esc stops it"
+        elif words:
+            self.entry.value = ""
+            self.notice = ""
+            self.view.follows = True
+            self.conversation.ask(words, base=self.compares)
+        self.flush()
+
+    def action_write(self) -> None:
+        """Go to the input line; where no model is there, load it."""
+        if not self.loaded and self.source:
+            self._load()
+        self.entry.focus()
+
+    def action_back(self) -> None:
+        """Stop the reply; else leave the input line."""
+        if not self.conversation.stop():
+            self.view.focus()
+
+    def action_stop(self) -> None:
+        if not self.conversation.stop() and self.tasks.running():
+            self.action_unload()
+
+    def action_unload(self) -> None:
+        self.tasks.forget("chat")
+        self.conversation.ready = self.conversation.waits_for = None
+        self.flush()
+
+    def action_base(self) -> None:
+        self.base = not self.base
+        self.notice = "the base model answers too" if self.compares else "the tuned model answers alone"
+        self.flush()
+
+    def action_again(self) -> None:
+        if self.loaded and self.conversation.ready is not None and self.conversation.waits_for is None:
+            self.conversation.again(base=self.compares)
+        self.flush()
+
+    def action_anew(self) -> None:
+        self.conversation.stop()
+        self.conversation.begin_anew()
+        self.notice = ""
+        self.flush()
+
+    # Settings and files
+
+    @on(Prompt.Answered)
+    def _answered(self, event: Prompt.Answered) -> None:
+        if event.text is not None:
+            event.then(event.text)
+        self.flush()
+
+    def action_system(self) -> None:
+        self._prompt.ask("system prompt: what the models are told first", self._set_system, self.conversation.system)
+
+    def _set_system(self, text: str) -> None:
+        self.conversation.system = text
+
+    def action_sampling(self) -> None:
+        label = "sampling: temperature 0 is greedy; the same seed for both models"
+        self._prompt.ask(label, self._set_sampling, sampling_text(self.conversation.sampling), check=_wrong_sampling)
+
+    def _set_sampling(self, text: str) -> None:
+        self.conversation.sampling = sampling_of(text)
+
+    def action_save(self) -> None:
+        self._prompt.ask("save the conversation as a row in the new file (.jsonl)", self._save)
+
+    def _save(self, name: str) -> None:
+        if not name:
+            return
+        try:
+            self.notice = f"saved: {self.conversation.save(name)}"
+        except (BackpropError, OSError) as error:
+            self.notice = f"✗ {error}"
+
+
+def _wrong_sampling(text: str) -> str:
+    try:
+        sampling_of(text)
+    except InputError as error:
+        return error.message
+    return ""
+
+
+def last_result() -> str:
+    """The directory of the newest run that has a result; empty where there is none."""
+    with RunIndex() as index:
+        index.scan(Path("output"))
+        return next((run.path for run in index.each() if run.output_path), "")

@@ -1,0 +1,155 @@
+"""Writing a trained model in another format, in a process of its own: ``python -P -m backprop.export DIRECTORY``.
+
+The request (``core.jobs.ExportRequest``) comes on standard input. What is written lies aside until it was opened again
+and compared: a proof that fails, an error or a kill leave nothing at its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from backprop.core.errors import ExportError, InputError
+from backprop.core.events import ModelLoading
+from backprop.core.exports import FORMATS
+from backprop.core.files import new_output
+from backprop.core.jobs import Check, Exported, ExportRequest, JobProgress
+from backprop.runs.checkpoints import SPARE_BYTES
+from backprop.runs.describe import bytes_text
+from backprop.worker.job import Send, run_job
+
+_EVERY = 0.1
+"""Seconds between two messages of progress."""
+
+
+def export(request: ExportRequest, send: Send, scratch: Path) -> None:
+    """Write what is asked for and prove it; the last message is ``Exported``.
+
+    Args:
+        scratch: an empty folder, for what is needed on the way.
+
+    Raises:
+        InputError: the format, precision or source cannot be used, or something is at the target's place.
+        ExportError: it could not be written, or is not the trained model (the comparison that failed is named).
+    """
+    precision = chosen_precision(request)
+    send(JobProgress(doing="looking at the model"))
+    from backprop.export.formats import format_named
+    from backprop.export.source import open_source
+
+    source = open_source(request, send, scratch)
+    writer = format_named(request.format)
+    name = writer.file_name(source, precision)
+    if source.step is not None:
+        stem, dot, suffix = name.partition(".gguf")
+        name = f"{stem}-step-{source.step}{dot}{suffix}"
+    if writer.FOLDER and source.state is None:
+        name = f"{source.name}-{name}"
+    target = Path(request.output).absolute() if request.output else source.folder / name
+    sent = [0.0]
+
+    def progress(doing: str, done: int, total: int) -> None:
+        if time.monotonic() - sent[0] >= _EVERY:
+            sent[0] = time.monotonic()
+            send(JobProgress(doing=doing, done=done, total=total))
+
+    needed = writer.predicted_bytes(source, precision)
+    try:
+        with new_output(target, folder=writer.FOLDER) as aside:
+            require_space(aside.parent, needed)
+            notes = writer.write(source, aside, precision, progress)
+            check = writer.check(source, aside, precision, request.answers, progress)
+            require_passed(check, target)
+    except FileExistsError as error:
+        if error.filename != str(target):
+            raise
+        raise InputError(
+            f"{target} exists already", hint="name another place with --output, or move it away; nothing is replaced"
+        ) from error
+    except OSError as error:
+        raise _refused(error, target) from error
+    files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]
+    size = sum(path.stat().st_size for path in files)
+    send(
+        Exported(path=str(target), format=request.format, quantization=precision, bytes=size, check=check, notes=notes)
+    )
+
+
+def chosen_precision(request: ExportRequest) -> str:
+    """The precision that is meant.
+
+    Raises:
+        InputError: there is no such format, or it has no such precision.
+    """
+    if request.format not in FORMATS:
+        raise InputError(f"there is no format {request.format!r}", hint=f"formats: {', '.join(FORMATS)}")
+    known = FORMATS[request.format].precisions
+    if request.precision and request.precision not in known:
+        raise InputError(
+            f"{request.format} is not written in {request.precision!r}", hint=f"it is in: {', '.join(known)}"
+        )
+    return request.precision or known[0]
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Check that ``needed`` bytes fit on the disk of ``folder``.
+
+    Raises:
+        ExportError: ``RUNTIME_DISK_FULL``, with the numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise ExportError(
+            f"no room in {folder}: the export needs {bytes_text(needed)} and {bytes_text(SPARE_BYTES)} to spare, "
+            f"{bytes_text(free)} are free",
+            hint="free some space, or name another disk with --output",
+            code="RUNTIME_DISK_FULL",
+            details={"path": str(folder), "needed": needed, "free": free},
+        )
+
+
+def require_passed(check: Check, target: Path) -> None:
+    """Check that the proof holds.
+
+    Raises:
+        ExportError: a comparison failed; all that did are named.
+    """
+    failed = [f"{each.name}: {each.detail}" for each in check.compared if not each.passed]
+    if failed or not check.passed:
+        code = "RUNTIME_GGUF_EXPORT_FAILED" if target.suffix == ".gguf" else "RUNTIME_EXPORT_FAILED"
+        raise ExportError(
+            f"what was written is not the trained model, and was deleted: {'; '.join(failed)}",
+            hint="this is a defect; the versions of the libraries are in `backprop info`",
+            code=code,
+        )
+
+
+def _refused(error: OSError, target: Path) -> ExportError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return ExportError(
+        f"{target} could not be written: {error.strerror or error}",
+        hint="free some space, or name another disk with --output" if full else "look at the permissions of the path",
+        code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
+        retryable=True,
+    )
+
+
+def answer(request: ExportRequest, send: Send) -> None:
+    """Do what is asked for; a checkpoint's adapter is put together in the job's own folder."""
+
+    def told(message: object) -> None:
+        if isinstance(message, ModelLoading):
+            send(JobProgress(doing=f"fetching {message.model}", done=message.done, total=message.total))
+        else:
+            send(message)  # type: ignore[arg-type]
+
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]) as scratch:
+        export(request, told, Path(scratch))
+
+
+if __name__ == "__main__":
+    run_job(ExportRequest, answer)

@@ -1,0 +1,106 @@
+"""A written model beside the trained one: both are loaded, and asked the same."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from backprop.core.errors import CheckpointError
+from backprop.core.jobs import Check, Comparison
+from backprop.export.sharded import Progress
+from backprop.export.source import Source
+
+if TYPE_CHECKING:
+    import torch
+
+QUESTIONS = ("How do I make a cup of tea?", "Why is the sky blue?", "Write one sentence about the sea.", "12 * 7 =")
+"""Asked where a run has no sample prompts of its own, and after these."""
+KL_MOST = 0.02
+"""Mean divergence, in nats, up to which a merged model passes for the trained one: rounding to 16 bits stays below."""
+
+
+def compare_models(source: Source, folder: Path, found: Check, progress: Progress) -> Check:
+    """``found`` with the next-token distributions of the model in ``folder`` beside those of base and adapter together.
+
+    Every position of the prompts counts. One model is in memory at a time.
+    """
+    prompts = rendered_prompts(source)
+    progress("asking the trained model", 0, 3)
+    model = load_trained(source)
+    trained = _distributions(model, prompts)
+    with model.disable_adapter() if source.adapter is not None else nullcontext():
+        base = _distributions(model, prompts)
+    del model
+    progress("asking what was written", 1, 3)
+    written = _distributions(_load(source, folder), prompts)
+    progress("comparing", 2, 3)
+    kl, top1, most = _difference(trained, written)
+    apart, _, _ = _difference(trained, base)
+    passed = kl <= KL_MOST
+    detail = (
+        f"{sum(len(each) for each in trained)} positions of {len(prompts)} prompts: divergence {kl:.2g} nats "
+        f"(base and trained model are {apart:.2g} apart), same most likely token at {top1:.1%}, largest difference "
+        f"of a logit {most:.2g}"
+    )
+    comparison = Comparison(name="logits", passed=passed, detail=detail)
+    return msgspec.structs.replace(
+        found, passed=found.passed and passed, compared=[*found.compared, comparison], kl=kl, top1=top1
+    )
+
+
+def rendered_prompts(source: Source) -> list[list[int]]:
+    """The prompts to compare on, as token ids."""
+    asked = list(dict.fromkeys([*source.prompts, *QUESTIONS]))
+    render = source.chat.template.render
+    texts = asked if source.on_texts else [render([{"role": "user", "content": each}], prompt=True) for each in asked]
+    return [encoded.ids for encoded in source.chat.encode(texts, special=source.on_texts)]
+
+
+def load_trained(source: Source) -> Any:
+    """The base model with the adapter on it, as it was trained.
+
+    Raises:
+        CheckpointError: the adapter cannot be read.
+        ModelLoadError: the base model cannot be loaded.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    model = _load(source, source.base)
+    if source.adapter is None:
+        return model
+    try:
+        return PeftModel.from_pretrained(model, source.adapter.folder)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"the adapter in {source.adapter.folder} cannot be read: {error}") from error
+
+
+def _load(source: Source, folder: Path) -> Any:
+    from backprop.train import model as models
+
+    models.use_all_cores()
+    device = models.choose_device(source.backend)
+    return models.load_base(folder, device, models.choose_dtype(device), source.trust_remote_code)
+
+
+def _distributions(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
+    """The logits at every position of each prompt, in float32 on the CPU."""
+    import torch
+
+    from backprop.train.model import evaluating
+
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode():
+        return [model(torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in prompts]
+
+
+def _difference(trained: list[torch.Tensor], other: list[torch.Tensor]) -> tuple[float, float, float]:
+    """Mean divergence from the trained model in nats, share of the same most likely token, largest difference."""
+    import torch
+
+    a, b = torch.cat(trained), torch.cat(other)
+    kl = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="batchmean")
+    return float(kl), float((a.argmax(-1) == b.argmax(-1)).float().mean()), float((a - b).abs().max())

@@ -1,0 +1,155 @@
+"""Writes a whole model as one GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+
+One tensor is in memory at a time, and of its converted form a piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from gguf import (
+    GGML_QUANT_VERSION,
+    MODEL_ARCH_NAMES,
+    GGUFType,
+    GGUFWriter,
+    size_label,
+)
+from numpy.typing import NDArray
+
+from backprop.core.errors import GGUFError
+from backprop.core.models import settings_of
+from backprop.export.gguf.families import EMBEDDING, HEAD, Model, plain_name, read_model, write_numbers
+from backprop.export.gguf.positions import position_tensors
+from backprop.export.gguf.quantize import fallback_notes, tensor_type
+from backprop.export.gguf.tensors import Change, plan_tensors
+from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
+from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
+from backprop.export.weights import Weights
+
+_PIECE = 4 << 20
+"""Weights that are converted at once."""
+
+_SAMPLING = {
+    "top_k": "add_sampling_top_k",
+    "top_p": "add_sampling_top_p",
+    "min_p": "add_sampling_min_p",
+    "temperature": "add_sampling_temp",
+}
+_COMMENT = (
+    "{# The template that this model was trained with. These words keep programs that compare templates with a list"
+    " of their own from taking another one for it. #}\n"
+)
+"""Ollama replaces a template that is fewer than 100 edits away from one of its own. Jinja drops the comment and, as
+every program that renders chat templates sets it, the line's end behind it."""
+
+
+def write_gguf(
+    folder: Path,
+    weights: Weights,
+    target: Path,
+    precision: str,
+    *,
+    template: str,
+    provenance: Mapping[str, str],
+    progress: Progress = lambda name, done, total: None,
+) -> list[str]:
+    """Write a model to ``target``.
+
+    Args:
+        folder: the model's, with its settings and tokenizer.
+        weights: its tensors.
+        target: a file that the caller made, aside from where it is to be in the end; it is overwritten.
+        precision: a word of ``core.exports.PRECISIONS``.
+        template: the chat template that it was trained with; empty where there is none.
+        provenance: ``general.`` values by name: ``name``, ``license``, ``base_model``, ``run_id``, ``data_hash``.
+        progress: told of every tensor; may raise to stop.
+
+    Returns:
+        What a person has to know of the file.
+
+    Raises:
+        GGUFError: llama.cpp cannot compute this model, or tokenise as it does; nothing was written then.
+        ModelLoadError: a file of the model cannot be read.
+        OSError: ``target`` cannot be written.
+    """
+    model = read_model(folder, weights.names())
+    vocabulary = read_vocabulary(folder, model.numbers.vocabulary, with_template=bool(template))
+    tensors, notes = plan_tensors(model, {name: weights.shape(name) for name in weights.names()})
+    _require_one_head(model, weights)
+    extra = position_tensors(model.positions)
+    shapes = {name: array.shape for name, array in extra.items()} | {tensor.name: tensor.shape for tensor in tensors}
+    types = {name: tensor_type(name, shape, precision, model.numbers) for name, shape in shapes.items()}
+    writer = GGUFWriter(target, MODEL_ARCH_NAMES[model.family.arch])
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    writer.add_type(GGUFType.MODEL)
+    writer.add_size_label(size_label(count, count, 0, 0))
+    name = provenance.get("name") or folder.name
+    # llama.cpp looks into the name to know that Phi-3's control tokens swallow the whitespace behind them.
+    is_phi = bool(vocabulary.strips) and "phi-3" not in name.lower()
+    write_origin(writer, {**provenance, "name": f"{name} (phi-3)" if is_phi else name})
+    _write_sampling(writer, folder)
+    write_numbers(writer, model)
+    writer.add_file_type(FILE_TYPES[precision])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    vocabulary.write(writer)
+    if template:
+        writer.add_chat_template(guarded_template(template))
+    total = add_tensor_infos(writer, shapes, types)
+
+    def pieces() -> Iterator[tuple[str, NDArray[np.float32]]]:
+        yield from extra.items()
+        for tensor in tensors:
+            for piece in _changed(weights.read(tensor.source).reshape(tensor.shape), tensor.change):
+                yield tensor.name, piece
+
+    write_tensors(writer, target, pieces(), types, total=total, progress=progress)
+    notes += fallback_notes(shapes, precision, model.numbers)
+    if not template:
+        notes.append("the model has no chat template: programs that serve the file guess how turns are written")
+    return notes + _remarks(model, vocabulary)
+
+
+def guarded_template(template: str) -> str:
+    """The template as the file holds it: it renders the same, and no program takes it for another one."""
+    return _COMMENT + template if template else ""
+
+
+def _changed(array: NDArray[np.float32], change: Change) -> Iterator[NDArray[np.float32]]:
+    """The tensor in pieces of whole rows, each changed on its own."""
+    rows = len(array) if array.ndim > 1 else 1
+    step = max(1, _PIECE * rows // max(array.size, 1)) if array.ndim > 1 else len(array)
+    for start in range(0, len(array), step):
+        chosen = slice(start, start + step) if change.rows is None else change.rows[start : start + step]
+        yield change.apply(array[chosen])
+
+
+def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
+    """How the model's makers want it to be sampled, which llama.cpp takes as its defaults."""
+    if (folder / "generation_config.json").is_file():
+        wishes = settings_of(folder, "generation_config.json")
+        for key, method in _SAMPLING.items():
+            if isinstance(wishes.get(key), int | float):
+                getattr(writer, method)(wishes[key])
+
+
+def _require_one_head(model: Model, weights: Weights) -> None:
+    """A model whose head llama.cpp takes from the embedding must not have been trained to another one."""
+    names = {plain_name(name): name for name in weights.names()}
+    if not model.family.tied_head or HEAD not in names:
+        return
+    if not np.array_equal(weights.read(names[HEAD]), weights.read(names[EMBEDDING])):
+        raise GGUFError(
+            f"{names[HEAD]} is another matrix than the embedding, which llama.cpp uses for both",
+            hint="export it with --format merged",
+        )
+
+
+def _remarks(model: Model, vocabulary: Vocabulary) -> list[str]:
+    notes = []
+    window, context = model.text.get("sliding_window"), int(model.text["max_position_embeddings"])
+    used = model.text.get("use_sliding_window", True) and model.family.window == 0
+    if used and isinstance(window, int) and window < context:
+        notes.append(f"llama.cpp ignores the model's sliding window: beyond {window} tokens answers may differ")
+    return notes

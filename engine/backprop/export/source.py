@@ -1,0 +1,276 @@
+"""What is exported: a run's result or checkpoint, a folder with an adapter, or a folder with a whole model.
+
+Whichever it is, it comes to a base model's folder and a folder with an adapter as PEFT reads it, or none.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
+from backprop.core.files import read_json, sha256
+from backprop.core.jobs import ExportRequest
+from backprop.core.models import repository_of, require_weights, settings_of
+from backprop.core.presets import MODEL_PRESETS
+from backprop.data.tokenizer import ChatTokenizer
+from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, MergedWeights
+from backprop.export.weights import StoredWeights, Weights
+from backprop.fetch.models import fetch_model
+from backprop.runs.checkpoints import CheckpointStore
+from backprop.runs.directory import IDENTITY, RunDirectory, is_run
+from backprop.runs.state import RunState, read_run
+from backprop.train.adapter import TOKENIZER_FILES, write_what_was_learned
+from backprop.train.checkpoint import WEIGHTS
+from backprop.train.generate import on_texts
+from backprop.train.resume import result_notes
+from backprop.worker.job import Send
+
+_TRANSPOSED = ("gpt2", "openai-gpt")
+"""Architectures whose layers store their weights as (in, out)."""
+
+
+@dataclass
+class Source:
+    """A trained model on this machine, its weights read tensor by tensor."""
+
+    name: str
+    """What the model is called in names of files."""
+    folder: Path
+    """Where its exports go if nothing else is said."""
+    base: Path
+    adapter: Adapter | None
+    chat: ChatTokenizer
+    config: dict[str, Any]
+    """Of the base model."""
+    trust_remote_code: bool = False
+    backend: str = "auto"
+    step: int | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+    """``name``, ``base_model``, ``run_id``, ``data_hash``, ``license``: what is known of them."""
+    prompts: list[str] = field(default_factory=list)
+    """What the run asked on its way."""
+    state: RunState | None = None
+    """Of the run, where it is one."""
+    scratch: Path = field(default_factory=Path)
+    """A folder for what is needed on the way, deleted afterwards."""
+
+    @property
+    def on_texts(self) -> bool:
+        """Whether it was trained on plain texts, so that it continues one."""
+        return self.state is not None and on_texts(self.state.dataset)
+
+    @property
+    def template(self) -> str:
+        """The chat template of its training; empty where it was trained on texts and its base brings none."""
+        fits = self.chat.brings_template or (self.adapter is not None and not self.on_texts)
+        return self.chat.template.source if fits else ""
+
+    @cached_property
+    def model_folder(self) -> Path:
+        """A folder with all files of the trained model but its weights."""
+        folder = self.scratch / "model"
+        folder.mkdir()
+        write_model_files(self, folder, self.dtype)
+        return folder
+
+    @property
+    def weights(self) -> Weights:
+        """All tensors as they were trained, in float32.
+
+        Raises:
+            MergeError: the adapter is not for this base.
+        """
+        base = StoredWeights(sorted(self.base.glob("*.safetensors")))
+        return base if self.adapter is None else MergedWeights(base, self.adapter, self.config)
+
+    @property
+    def dtype(self) -> str:
+        """The precision that the base model is published in: ``bf16``, ``f16`` or ``f32``."""
+        base = StoredWeights(sorted(self.base.glob("*.safetensors")))
+        return base.dtype(base.names()[0]).lower()
+
+
+def open_source(request: ExportRequest, send: Send, scratch: Path) -> Source:
+    """Find what is to be exported and check that it is what was trained.
+
+    Args:
+        scratch: an empty folder, for what is needed on the way.
+
+    Raises:
+        InputError: there is no such run, folder or checkpoint.
+        CheckpointError: the adapter is not the one that the run saved, or its base is another one.
+        ExportError: the adapter was never trained.
+        ModelLoadError: the base model is not to be had.
+    """
+    path = Path(request.source)
+    if is_run(path):
+        source = _of_run(request, RunDirectory(path), send, scratch)
+    elif request.step is not None:
+        raise InputError(f"{path} is no run, so it has no checkpoint of step {request.step}", hint="leave --step out")
+    elif (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        source = _of_adapter(request, path, send)
+    else:
+        base = require_weights(path)
+        source = Source(
+            path.resolve().name, path.resolve().parent, base, None, ChatTokenizer.load(base), settings_of(base)
+        )
+    source.scratch = scratch
+    if source.adapter is not None and not source.adapter.is_trained:
+        raise ExportError(
+            f"the adapter in {source.adapter.folder} was never trained: it changes nothing in its base model",
+            hint="export the base model's folder itself, or train first",
+        )
+    source.provenance = {key: value for key, value in {"name": source.name, **source.provenance}.items() if value}
+    return source
+
+
+def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path) -> Source:
+    state = read_run(run.path)
+    config = state.config
+    name = request.model or config.get("model") or run.find_record().config.model
+    base = fetch_model(str(name), send)
+    if request.step is None and not run.result:
+        raise InputError(
+            f"run {run.run_id} ({state.status}) has no trained adapter",
+            hint="wait for its end, or name one of its checkpoints with --step",
+        )
+    for note in result_notes(run, base, request.step):
+        if note.code == "BASE_CHANGED":
+            hint = "put its files back, or say with --model where they are"
+            raise CheckpointError(note.message, code="STATE_IDENTITY_MISMATCH", hint=hint)
+        raise _stale(note.message)
+    folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch / "adapter")
+    hub = repository_of(str(config.get("model") or "")) if not request.model else ""
+    licence = next((p.licence for n, p in MODEL_PRESETS.items() if config.get("model") in (n, p.repo)), "")
+    return Source(
+        name=(hub or base.name).rpartition("/")[2],
+        folder=run.path / "exports",
+        base=base,
+        adapter=Adapter(folder),
+        chat=ChatTokenizer.load(base),
+        config=settings_of(base),
+        trust_remote_code=bool(config.get("trust_remote_code")),
+        backend="cpu" if config.get("backend") == "cpu" else "auto",
+        step=request.step,
+        provenance={
+            "base_model": hub or base.name,
+            "license": licence,
+            "run_id": run.run_id,
+            "data_hash": _data_hash(run),
+        },
+        prompts=list(config.get("sample_prompts") or ()),
+        state=state,
+    )
+
+
+def _data_hash(run: RunDirectory) -> str:
+    try:
+        return str(read_json(run.adapter / IDENTITY, dict[str, Any]).get("data", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def _stale(what: str) -> CheckpointError:
+    return CheckpointError(
+        f"the adapter is not the one that was trained: {what}",
+        hint="restore the file from a backup, or export a checkpoint of the run with --step",
+    )
+
+
+def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> Path:
+    """The weights of a checkpoint as PEFT's files, in ``scratch``."""
+    from peft import LoraConfig
+
+    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).require_step(step)
+    tensors = {name.replace(".default", ""): value for name, value in load_file(checkpoint.path / WEIGHTS).items()}
+    settings = checkpoint.manifest.identity.get("config", {})
+    modules = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
+    scratch.mkdir()
+    LoraConfig(
+        r=settings["lora_r"],
+        lora_alpha=settings["lora_alpha"],
+        use_rslora=bool(settings.get("use_rslora")),
+        use_dora=bool(settings.get("use_dora")),
+        target_modules=sorted({module.rpartition(".")[2] for module in modules}),
+        fan_in_fan_out=settings_of(base).get("model_type") in _TRANSPOSED,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=repository_of(str(run.find_record().config.model)) or str(base),
+        inference_mode=True,
+    ).save_pretrained(str(scratch))
+    save_file(tensors, scratch / ADAPTER_WEIGHTS, {"format": "pt"})
+    copy_tokenizer(base, scratch)
+    write_what_was_learned(ChatTokenizer.load(base), scratch)
+    return scratch
+
+
+def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
+    adapter = Adapter(folder)
+    identity = settings_of(folder, IDENTITY) if (folder / IDENTITY).is_file() else {}
+    for name, digest in identity.get("weights", {}).items():
+        if not (folder / name).is_file() or sha256(folder / name) != digest:
+            raise _stale(f"{folder / name} is not the file that the run saved")
+    named = request.model or identity.get("model_path") or adapter.config.get("base_model_name_or_path")
+    if not named:
+        raise InputError(f"{folder} does not name its base model", hint="say where it is with --model")
+    hub = str(adapter.config.get("base_model_name_or_path") or "")
+    try:
+        base = fetch_model(str(named), send)
+    except ModelLoadError as error:
+        error.hint = f"say with --model where the base model is; {error.hint}"
+        raise
+    base_chat = ChatTokenizer.load(base)
+    return Source(
+        name=folder.resolve().name,
+        folder=folder.resolve().parent,
+        base=base,
+        adapter=adapter,
+        chat=ChatTokenizer.load(folder) if (folder / "chat_template.jinja").is_file() else base_chat,
+        config=settings_of(base),
+        provenance={
+            "base_model": hub if "/" in hub and not Path(hub).is_absolute() else base.name,
+            "run_id": str(identity.get("run_id", "")),
+            "data_hash": str(identity.get("data", "")),
+        },
+    )
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """The tokenizer's files of the model in ``base``, as they are."""
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
+def write_model_files(source: Source, folder: Path, dtype: str) -> None:
+    """All files of the trained model but its weights: the base's own, with what training added, for any reader."""
+    copy_tokenizer(source.base, folder)
+    for path in source.base.iterdir():
+        if path.name.upper().startswith("LICENSE") or path.suffix == ".py":
+            shutil.copyfile(path, folder / path.name)
+    write_what_was_learned(source.chat, folder)
+    if source.adapter is not None and (source.adapter.folder / "chat_template.jinja").is_file():
+        shutil.copyfile(source.adapter.folder / "chat_template.jinja", folder / "chat_template.jinja")
+    config = _for_older_readers(dict(source.config))
+    config["dtype"] = config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
+    weights = source.weights
+    if isinstance(weights, MergedWeights) and weights.is_untied:
+        config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
+    """``rope_parameters``, as transformers 5 writes it, also as ``rope_theta`` and ``rope_scaling``."""
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
+        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+            config.setdefault("rope_scaling", scaling)
+    return config

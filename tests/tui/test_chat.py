@@ -1,0 +1,223 @@
+"""The Chat screen over a real process that speaks the protocol, without a model in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import recorded
+from acting import key_of, text_of, until
+from textual.pilot import Pilot
+
+from backprop_tui.app import BackpropApp
+from backprop_tui.screens import chat as chat_screen
+from backprop_tui.screens.chat import ChatScreen
+from backprop_tui.screens.runs import RunsScreen
+
+SMALL, LARGE = (80, 24), (140, 45)
+
+
+@pytest.fixture(autouse=True)
+def talking_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_screen, "CHAT", "talking_model")
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
+
+
+@pytest.fixture
+def run(output: Path) -> recorded.Recorder:
+    """A finished run with a result, the only one."""
+    made = recorded.finished_demo(output)
+    made.directory.adapter.mkdir(exist_ok=True)
+    (made.directory.adapter / "adapter_config.json").write_text("{}")
+    return made
+
+
+async def opened(pilot: Pilot[None]) -> ChatScreen:
+    """The Chat screen with the last run's model, reached by its number."""
+    await pilot.press(key_of("chat"))
+    await until(lambda: isinstance(pilot.app.screen, ChatScreen), "the screen")
+    screen = pilot.app.screen
+    assert isinstance(screen, ChatScreen)
+    await until(lambda: screen.conversation.ready is not None, "the model")
+    await pilot.pause()
+    return screen
+
+
+async def ask(pilot: Pilot[None], words: str) -> None:
+    """Type a question; return when it is answered."""
+    screen = pilot.app.screen
+    assert isinstance(screen, ChatScreen)
+    number = len(screen.conversation.turns)
+    screen.entry.value = words
+    await pilot.press("enter")
+    await until(lambda: len(screen.conversation.turns) > number and screen.conversation.waits_for is None, "a reply")
+    screen.flush()
+    await pilot.pause()
+
+
+def shown(pilot: Pilot[None]) -> str:
+    assert isinstance(pilot.app, BackpropApp)
+    return text_of(pilot.app)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_both_models_answer_and_what_is_identical_is_counted(
+    run: recorded.Recorder, size: tuple[int, int]
+) -> None:
+    async with BackpropApp().run_test(size=size) as pilot:
+        await opened(pilot)
+        await ask(pilot, "What do you do?")
+        await ask(pilot, "Say the same")
+        words = shown(pilot)
+        assert "identical on 1 of 2" in words
+        assert "both say the same" in words
+        lines = words.splitlines()
+        beside = any("Ahoy!" in line and "You said: What do you do?" in line for line in lines)
+        assert beside == (size == LARGE)
+        assert "You said: What do you do?" in words
+
+
+async def test_t_on_a_run_talks_to_it_and_runs_without_a_result_have_no_such_key(
+    run: recorded.Recorder, output: Path
+) -> None:
+    recorded.failed(output)
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: screen.found is not None and len(screen.found) == 2, "the runs")
+        for _ in range(2):
+            chosen = screen._table.chosen
+            assert chosen is not None
+            has_key = any(key.keys == "t" for key in screen.own_keys())
+            assert has_key == bool(chosen.output_path)
+            if not has_key:
+                await pilot.press("t")
+                assert pilot.app.screen is screen
+            await pilot.press("down")
+            await pilot.pause()
+        while not (screen._table.chosen and screen._table.chosen.output_path):
+            await pilot.press("up")
+            await pilot.pause()
+        await pilot.press("t")
+        await until(lambda: isinstance(pilot.app.screen, ChatScreen), "the Chat screen")
+        chat = pilot.app.screen
+        assert isinstance(chat, ChatScreen)
+        assert chat.source == str(run.directory.path)
+        await until(lambda: chat.conversation.ready is not None, "the model")
+
+
+async def test_a_reply_is_stopped_and_the_next_one_comes(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        screen.entry.value = "please wait"
+        await pilot.press("enter")
+        await until(lambda: bool(screen.conversation.turns and screen.conversation.turns[0].text), "its beginning")
+        await pilot.press("escape")
+        await until(lambda: screen.conversation.waits_for is None, "the end of the reply")
+        screen.flush()
+        await pilot.pause()
+        assert "stopped" in shown(pilot)
+        assert screen.focused is screen.entry, "esc stops the reply first and leaves the line then"
+        await ask(pilot, "Go on")
+        assert "Fair winds!" in shown(pilot)
+
+
+async def test_settings_reach_the_next_question_and_a_wrong_one_is_not_taken(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("escape", "p")
+        await pilot.press(*"Be brief", "enter")
+        await pilot.press("s")
+        screen._prompt._entry.value = "temperature=7"
+        await pilot.press("enter")
+        assert screen._prompt.display, "a wrong answer is not taken"
+        assert "temperature is a number from 0 to 5" in shown(pilot)
+        screen._prompt._entry.value = "temperature=0.5 seed=3"
+        await pilot.press("enter")
+        await pilot.press("b")
+        await pilot.press("enter")
+        await ask(pilot, "Hello?")
+        (turn,) = screen.conversation.turns
+        assert (turn.sampling.temperature, turn.sampling.seed, set(turn.replies)) == (0.5, 3, {True})
+        assert screen.conversation.messages(True)[0] == {"role": "system", "content": "Be brief"}
+        await pilot.press("escape", "a")
+        await until(lambda: screen.conversation.waits_for is None, "the reply")
+        assert [turn.sampling.seed for turn in screen.conversation.turns] == [4]
+
+
+async def test_the_conversation_is_saved_as_a_row_once(run: recorded.Recorder, tmp_path: Path) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        await opened(pilot)
+        await ask(pilot, "Hello?")
+        for words in (f"saved: {tmp_path / 'talk.jsonl'}", "exists already"):
+            await pilot.press("escape", "w", *"talk", "enter")
+            await pilot.pause()
+            assert words in shown(pilot)
+        row = json.loads((tmp_path / "talk.jsonl").read_text())
+        assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
+
+
+async def test_a_model_that_dies_is_said_and_loaded_again_with_what_was_said(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = await opened(pilot)
+        await ask(pilot, "Hello?")
+        screen.entry.value = "die"
+        await pilot.press("enter")
+        await until(lambda: not screen.loaded, "its end")
+        await until(lambda: "the engine process is gone" in screen.notice, "why")
+        await pilot.press("enter")
+        await until(lambda: screen.conversation.ready is not None, "the model again")
+        await ask(pilot, "fail")
+        assert "the conversation is too long" in shown(pilot)
+        await ask(pilot, "And now?")
+        asked = [message["content"] for message in screen.conversation.messages(True) if message["role"] == "user"]
+        assert asked == ["Hello?", "And now?"]
+
+
+async def test_unloading_ends_the_process(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("escape", "u")
+        await until(lambda: not screen.loaded, "its end")
+        screen.flush()
+        await pilot.pause()
+        assert "enter loads the model of run" in shown(pilot)
+
+
+async def test_beside_a_run_that_is_trained_nothing_is_loaded_unasked(run: recorded.Recorder, output: Path) -> None:
+    living = recorded.running(output, created=recorded.NOW - 1000)
+    with living.directory.hold_lock():
+        async with BackpropApp(attach=living.directory.path).run_test(size=SMALL) as pilot:
+            await until(lambda: bool(pilot.app.living()), "the run")  # type: ignore[attr-defined]
+            await pilot.press(key_of("chat"))
+            await until(lambda: isinstance(pilot.app.screen, ChatScreen), "the screen")
+            screen = pilot.app.screen
+            assert isinstance(screen, ChatScreen)
+            await until(lambda: bool(screen.source), "the last result")
+            assert not screen.loaded
+            await pilot.press("enter")
+            await until(lambda: screen.conversation.ready is not None, "the model")
+
+
+async def test_without_a_run_the_way_to_one_is_said() -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        await pilot.press(key_of("chat"))
+        await until(lambda: "no run with a result yet" in shown(pilot), "the words")
+
+
+def talked(*prompts: str) -> Callable[[Pilot[None]], Awaitable[None]]:
+    async def act(pilot: Pilot[None]) -> None:
+        await opened(pilot)
+        for prompt in prompts:
+            await ask(pilot, prompt)
+
+    return act
+
+
+@pytest.mark.usefixtures("fixed_clock")
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_picture(run: recorded.Recorder, snap_compare: Callable[..., bool], size: tuple[int, int]) -> None:
+    act = talked("What do you do on a calm day?", "Please say the same", "fail")
+    assert snap_compare(BackpropApp(), run_before=act, terminal_size=size)
