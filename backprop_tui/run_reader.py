@@ -9,6 +9,8 @@ from pathlib import Path
 from backprop.runs.index import RunIndex, RunSummary
 
 LIVING = ("starting", "running", "paused")
+OUTPUT = Path("output")
+"""Where runs are looked for besides those that the index knows."""
 SHARE = 0.001
 """Of a core's time, spent on reading every run again."""
 PORTION = 0.5
@@ -75,3 +77,10 @@ class RunReader:
                 some(list(found.values()))
         self._found = found
         self._all_again_at = time.monotonic() + (time.thread_time() - busy) / SHARE
+
+
+def last_result() -> str:
+    """The directory of the newest run that has a result; empty where there is none."""
+    with RunIndex() as index:
+        index.scan(OUTPUT)
+        return next((run.path for run in index.each() if run.output_path), "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, ClassVar
 
 from backprop.core.errors import BackpropError, InputError
@@ -13,13 +12,13 @@ from backprop.core.jobs import ChatReady, ChatRequest
 from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
 from backprop.runs.describe import describe
 from backprop.runs.engine_jobs import engine_job
-from backprop.runs.index import RunIndex
 from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.widgets import Input
 
 from backprop_tui.keys import Key, bindings
+from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen
 from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
 from backprop_tui.text import Row, safe, short_path, wrap_text
@@ -338,10 +337,3 @@ def _wrong_sampling(text: str) -> str:
     except InputError as error:
         return error.message
     return ""
-
-
-def last_result() -> str:
-    """The directory of the newest run that has a result; empty where there is none."""
-    with RunIndex() as index:
-        index.scan(Path("output"))
-        return next((run.path for run in index.each() if run.output_path), "")

@@ -12,6 +12,7 @@ from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input
@@ -19,10 +20,10 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
-from backprop_tui.run_reader import LIVING, RunReader
+from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import Question, deleting
+from backprop_tui.screens.dialogs import deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -39,6 +40,7 @@ KEYS = (
     Key("d", "d", "demo", "demo", "start the demonstration run", 3),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 3),
+    Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 3),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
@@ -51,8 +53,6 @@ _NAMED = 8
 """Of the runs that are to be deleted, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
-OUTPUT = Path("output")
-"""Where runs are looked for besides those that the index knows."""
 
 WELCOME: list[Row] = [
     [],
@@ -172,11 +172,6 @@ class RunsScreen(BaseScreen):
         """Directory of the run under the cursor; empty where there is none."""
         return self._table.chosen.path if self._table.chosen else ""
 
-    @property
-    def shown_path(self) -> str:
-        """Directory of the run that is shown in detail."""
-        return self._shown_state.path if self._shown_state else ""
-
     def flush(self) -> None:
         self._show_header()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
@@ -225,13 +220,11 @@ class RunsScreen(BaseScreen):
         self._series.follow(state)
         self._plot.show(self._series.loss, state, state.step, [[("no step taken", "muted")]])
 
+    @on(ListView.Chosen)
     def action_open(self) -> None:
         if self.chosen_path:
             path = Path(self.chosen_path)
             self.post_message(OpenRun(partial(engine_client.attach, path), path))
-
-    def on_list_view_chosen(self, message: ListView.Chosen) -> None:
-        self.action_open()
 
     def action_resume(self) -> None:
         if self._shown_state is not None:
@@ -317,12 +310,6 @@ class RunsScreen(BaseScreen):
             if RunDirectory(Path(run.path)).is_locked():
                 self.notify(f"run {run.run_id} is being worked on: stop it first", severity="warning", timeout=4)
                 return
-
-        def answered(value: str | None) -> None:
-            if value == "delete":
-                paths = [Path(run.path) for run in runs]
-                self.run_worker(lambda: self._delete(paths), thread=True, exit_on_error=False)
-
         if len(runs) == 1:
             (run,) = runs
             text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
@@ -332,7 +319,9 @@ class RunsScreen(BaseScreen):
             text += f" and {count(len(runs) - _NAMED)} more" if len(runs) > _NAMED else ""
             answers = deleting(f"{count(len(runs))} runs", "their directories")
         if runs:
-            self.app.push_screen(Question("delete", text, answers), answered)
+            delete = partial(self._delete, [Path(run.path) for run in runs])
+            begin = partial(self.run_worker, delete, thread=True, exit_on_error=False)
+            self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
         for path in paths:

@@ -84,7 +84,7 @@ def test_one_document_for_programs(chat: Callable[..., Any], nosy_run: Any) -> N
         (["nobody"], "RUN_NOT_FOUND"),
         (["RUN", "--step", "77"], "no good checkpoint of step 77"),
         (["RUN", "--temperature", "9"], "--temperature"),
-        (["EMPTY"], "no config.json"),
+        (["EMPTY"], "RUN_NOT_FOUND"),
     ],
 )
 def test_what_cannot_be_talked_to_is_said(

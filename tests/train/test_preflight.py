@@ -66,7 +66,7 @@ def test_the_screen_and_the_dry_run_count_what_the_run_counts(
     sent: list[Any] = []
     preflight.plan(config, sent.append)
     run = next(each for each in sent if isinstance(each, RunPlan))
-    known = plan(config, counted(config), Path(config.model), lambda config: 2, 2048)
+    known = plan(config, counted(config), Path(config.model), lambda _: 2, 2048)
     assert known is not None
     assert (known.rows, known.held_out) == (run.rows, run.held_out)
     assert (known.schedule.steps, known.schedule.rows_per_step) == (run.steps, run.rows_per_step)

@@ -208,10 +208,12 @@ def pieces(rendered: Rendered, encoding: Encoding, encoded: Encoded, tokenizer: 
     return shown
 
 
-def merge_spans(parts: Sequence[tuple[str, int]], trained: Flags) -> list[TokenSpan]:
-    """Neighbouring tokens of one kind as one piece of text."""
+def merge_spans(parts: Sequence[tuple[str, int]], trained: Sequence[bool | None]) -> list[TokenSpan]:
+    """Neighbouring tokens of one kind as one piece of text, without those that are cut (``None``)."""
     spans: list[TokenSpan] = []
-    for (text, _), flag in zip(parts, trained.tolist(), strict=True):
+    for (text, _), flag in zip(parts, trained, strict=True):
+        if flag is None:
+            continue
         if spans and spans[-1].trained == flag:
             spans[-1].text += text
         else:

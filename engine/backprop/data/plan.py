@@ -17,7 +17,7 @@ from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data.split import held_out
 from backprop.data.tokenizer import context_length
-from backprop.data.truncate import CountedLengths
+from backprop.data.truncate import CountedLengths, Counts, Lengths
 
 MANY_PASSES = 5
 """Passes over the data above which a model mostly learns it by heart."""
@@ -62,22 +62,17 @@ def plan(
         batch_size: what ``auto`` becomes, of a configuration that says how long rows may be.
         most: tokens of a row that the machine takes, where the rows' lengths are to decide.
     """
-    fits, by_length = context_length(model_dir), dict[str, str]()
+    context = context_length(model_dir)
+    by_length: dict[str, str] = {}
     if config.max_seq_length == "auto":
-        first = counted.lengths.first(config.samples or counted.lengths.rows)
-        p99, answers_fit = first.percentile(0.99), first.answers_fit
-        length = rules.sequence_length(p99, answers_fit, min(most, fits or most))
+        whole, _ = _read(counted, config.samples, context or max(1, counted.lengths.longest))
+        p99, answers_fit = whole.percentile(0.99), whole.answers_fit
+        length = rules.sequence_length(p99, answers_fit, min(most, context or most))
         by_length["max_seq_length"] = rules.length_reason(p99, answers_fit, length)
         config = replace(config, max_seq_length=length)
-    else:
-        length = config.max_seq_length
-    longest = min(length, fits or length)
-    lengths, bad = counted.lengths, counted.bad
-    usable = np.flatnonzero(lengths.samples_at(longest))
-    if config.samples is not None and len(usable) > config.samples:
-        # No more rows are read than are wanted.
-        last = int(usable[config.samples - 1])
-        lengths, bad = lengths.first(last + 1), bad[bad < counted.numbers[last]]
+    assert config.max_seq_length != "auto"
+    longest = min(config.max_seq_length, context or config.max_seq_length)
+    lengths, bad = _read(counted, config.samples, longest)
     samples = lengths.samples_at(longest)
     total = int(samples.sum())
     if not total:
@@ -108,6 +103,16 @@ def plan(
         tokens=round(share * tokens),
         trained_tokens=round(share * trained),
     )
+
+
+def _read(counted: CountedLengths, samples: int | None, longest: int) -> tuple[Lengths, Counts]:
+    """The rows that a run reads at a limit, and the numbers of those that are bad: no more than it wants."""
+    lengths, bad = counted.lengths, counted.bad
+    usable = np.flatnonzero(lengths.samples_at(longest))
+    if samples is not None and len(usable) > samples:
+        last = int(usable[samples - 1])
+        lengths, bad = lengths.first(last + 1), bad[bad < counted.numbers[last]]
+    return lengths, bad
 
 
 def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 0) -> list[str]:

@@ -194,6 +194,7 @@ def _write_rows(
         format=file.format or "",
         rows=0,
         kept=0,
+        unit=source.unit,
         max_length=options.max_length,
         problems=counts.findings.problems,
         notes=[*source.notes, *tokenizer.notes, *file.notes()],
@@ -236,21 +237,21 @@ def _take(
     if bos is not None and bool((encoded.ids[:2] == bos).all()):
         words = "two begin tokens in a row: the text starts with one, and the template writes one"
         report(RowError("double_bos", "", words, "warning"))
-    if not summary.first_row:
-        parts = pieces(rendered, tokenizer.encode([rendered.text], special=rendered.raw)[0], encoded, tokenizer)
-        summary.first_row = merge_spans(parts, encoded.trained)
-        last = int(encoded.ids[encoded.answers[-1][1] - 1])
-        ends = last in tokenizer.special_ids or last in tokenizer.end_ids
-        known = f"{tokenizer.token(last)}, which is trained"
-        summary.notes.append(
-            f"answers end with {known if ends else 'no special token: the model may not learn to stop'}"
-        )
     fitted = truncate(encoded, rendered, summary.max_length, bos)
     if fitted.finding is not None:
         report(fitted.finding)
     if not fitted.samples:
         summary.answer_lost += 1
         return
+    if not summary.first_row:
+        parts = pieces(rendered, tokenizer.encode([rendered.text], special=rendered.raw)[0], encoded, tokenizer)
+        summary.first_row = merge_spans(parts, fitted.at(encoded.ids))
+        last = int(encoded.ids[encoded.answers[-1][1] - 1])
+        ends = last in tokenizer.special_ids or last in tokenizer.end_ids
+        known = f"{tokenizer.token(last)}, which is trained"
+        summary.notes.append(
+            f"answers end with {known if ends else 'no special token: the model may not learn to stop'}"
+        )
     summary.cut += fitted.cut > 0
     counts.split_texts += fitted.split
     if item.content in counts.contents:

@@ -7,7 +7,7 @@ row is left out, never trained in part. A raw text is split, so that nothing of 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,18 @@ class Truncated(Struct):
     split: bool = False
     """Whether a text was split. A last piece of one token is none, as nothing of it would be trained."""
     finding: RowError | None = None
+
+    def at(self, ids: Sequence[int] | Ids) -> list[bool | None]:
+        """Whether each token of the whole row, ``ids``, is trained; ``None`` for one that is cut."""
+        kept: list[bool | None] = [None] * len(ids)
+        start = self.cut
+        for sample, trained in self.samples:
+            kept[start : start + len(sample)] = trained.tolist()
+            start += len(sample)
+        if self.cut and self.samples[0][0][0] != ids[self.cut]:
+            # The begin token stays where it was.
+            kept[0], kept[self.cut] = False, None
+        return kept
 
 
 def truncate(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | None) -> Truncated:

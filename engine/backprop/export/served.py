@@ -8,11 +8,11 @@ from typing import Any
 from gguf import GGUFReader
 from msgspec import Struct
 
+from backprop.core.datasets import find_fetched, hub_name
 from backprop.core.errors import BackpropError, InputError
 from backprop.data.example import Example
 from backprop.data.examples import Reader
 from backprop.data.reader import open_source
-from backprop.fetch import datasets
 from backprop.runs.directory import is_run
 from backprop.runs.state import RunState, read_run
 
@@ -116,9 +116,10 @@ def run_of(path: Path, named: str) -> RunState | None:
 def system_turn(run: RunState) -> tuple[str, str]:
     """The system turn that all rows of a run's data share, empty where they share none; and why it is not known."""
     found: set[str] = set()
+    name = str(run.config.get("data") or "")
+    fetched = find_fetched(name) if hub_name(name) else None  # nothing is fetched for it
     try:
-        name = str(run.config.get("data") or "")
-        with open_source(datasets.find(name, lambda event: None, lambda: None)) as source:
+        with open_source(fetched.path if fetched else name) as source:
             for read in Reader(source, run.config.get("mapping") or None):
                 if isinstance(read.became, Example) and read.became.label is not False:  # those are left out
                     turns = read.became.supervised()

@@ -70,7 +70,7 @@ def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
         hint=_way_out(summary),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
@@ -192,13 +192,9 @@ def divide(
         others = _held_out_rows_of(file, config, read, emit)
         both = set(_token_keys(rows)) & set(_token_keys(others))
         if both:
-            emit(
-                events.Warning(
-                    code="HELD_OUT_OVERLAP",
-                    message=f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that",
-                    hint="`backprop validate --held-out` lists them",
-                )
-            )
+            message = f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that"
+            hint = "`backprop validate --held-out` lists them"
+            emit(events.Warning(code="HELD_OUT_OVERLAP", message=message, hint=hint))
         return Subset(rows, range(len(rows))), Subset(others, range(len(others)))
     keys = _token_keys(rows) if split.by_tokens else [content.tobytes() for content in rows.contents]
     chosen = split_rows.held_out(split_rows.places(keys, split.seed), held_out)

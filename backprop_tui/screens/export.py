@@ -1,0 +1,352 @@
+"""The Export screen: a run's model in another format; size and quality before, progress, and the proof afterwards."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from backprop.cli.export import show_export
+from backprop.core.architecture import Architecture
+from backprop.core.errors import BackpropError
+from backprop.core.events import Warning  # noqa: A004
+from backprop.core.exports import FORMATS, PRECISIONS
+from backprop.core.jobs import Exported, ExportRequest, JobProgress
+from backprop.core.models import find_architecture
+from backprop.hardware.estimate import parameters
+from backprop.runs.describe import bytes_text, describe
+from backprop.runs.engine_jobs import EngineJob, export_model
+from backprop.runs.state import read_run
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Container
+
+from backprop_tui.keys import Key, bindings
+from backprop_tui.run_reader import last_result
+from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.text import Row, from_home, safe, short_path
+from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.cells import bar, heading, labelled, paragraph
+from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.path_input import Prompt
+from backprop_tui.widgets.text_view import TextView
+
+KEYS = (
+    Key("enter", "enter", "export", "export", "write the run's model in the chosen format", 1),
+    Key("x", "x", "cancel", "cancel", "end the export; nothing of it is left", 1),
+    Key("o", "o", "place", "where to", "choose another file or folder to write", 3),
+    Key("y", "y", "copy", "copy command", "copy the command that does the same, or what comes next", 2),
+)
+NO_RUN = "no run with a result yet: w on the Runs screen exports one when it is finished"
+_BLOCK = 256
+"""Weights in a block of a K-quant: rows of another width are kept in a wider type."""
+_INK = {"head": "strong+bold", "error": "bad", "warning": "warn", "quiet": "muted"}
+
+
+class Choice(NamedTuple):
+    format: str
+    precision: str
+
+    @property
+    def remark(self) -> str:
+        """What to expect of it."""
+        adapter = self.format.startswith("lora")
+        return FORMATS[self.format].meaning if adapter else PRECISIONS[self.precision].remark
+
+
+CHOICES = [Choice(name, precision) for name, each in FORMATS.items() for precision in each.precisions]
+
+
+class Source(NamedTuple):
+    """The run that is exported, as far as it is known without its weights."""
+
+    path: str
+    model: str
+    architecture: Architecture | None
+    """``None`` where the base model's configuration is not on this machine."""
+    adapter: int
+    """Bytes of the adapter's weights."""
+    free: int
+    """Bytes of the disk that the run is on."""
+
+    def size(self, choice: Choice) -> tuple[int, bool] | None:
+        """About how many bytes an export has, and whether it may well be more; ``None`` where it is not known."""
+        if choice.format.startswith("lora"):
+            return self.adapter * int(PRECISIONS[choice.precision].bits) // 32, False
+        if self.architecture is None:
+            return None
+        odd = "_k" in choice.precision and self.architecture.hidden % _BLOCK != 0
+        return int(parameters(self.architecture) * PRECISIONS[choice.precision].bits / 8), odd
+
+
+def look_at(path: str) -> Source:
+    """Read what is known of a run's model.
+
+    Raises:
+        BackpropError: the run is damaged.
+    """
+    state = read_run(Path(path))
+    model = str(state.config.get("model", ""))
+    try:
+        architecture = find_architecture(model)
+    except BackpropError:
+        architecture = None
+    adapter = Path(state.output_path or path)
+    weights = sum(file.stat().st_size for file in adapter.glob("*.safetensors"))
+    return Source(path, model, architecture, weights, shutil.disk_usage(path).free)
+
+
+class ChoiceList(ListView):
+    """Every format in each of its precisions."""
+
+    source: Source | None = None
+
+    def row_at(self, index: int, width: int) -> Row:
+        choice = CHOICES[index]
+        row: Row = [(f"  {choice.format:<10}", "text"), (f"{choice.precision:<8}", "strong")]
+        size = self.source.size(choice) if self.source else None
+        text = "" if size is None else ("over " if size[1] else "") + bytes_text(size[0])
+        return [*row, (f"{text:>14}  ", "text"), (choice.remark, "muted")]
+
+    def under_cursor(self, row: Row, width: int) -> Row:
+        return super().under_cursor([("▸ ", "info+bold"), (row[0][0][2:], "text"), *row[1:]], width)
+
+
+class ExportDetail(TextView):
+    """What would be written, what is being written, or what was, with its proof."""
+
+    def __init__(self, make: Callable[[int], list[Row]], *, id: str) -> None:
+        super().__init__(id=id)
+        self._make = make
+
+    def content(self, width: int) -> list[Row]:
+        return self._make(width)
+
+
+class ExportScreen(BaseScreen):
+    """One export at a time, in an engine process; what was written is named with its proof."""
+
+    NAME, KEYS = "export", KEYS
+    BINDINGS = bindings(KEYS)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source: Source | None = None
+        self.output = ""
+        """Where it is written; open: in the run's directory."""
+        self.done: Exported | None = None
+        self.failed: BackpropError | None = None
+        self.warnings: list[str] = []
+        self.notice = ""
+        self.tasks = Tasks(self)
+        self._title, self._status = Bar(id="title"), Bar(id="status")
+        self.list = ChoiceList(id="choices-of-format")
+        self.list.count = len(CHOICES)
+        self.list._cursor = CHOICES.index(Choice("gguf", FORMATS["gguf"].precisions[0]))
+        self.detail = ExportDetail(self._detail, id="about")
+        self._prompt = Prompt(id="prompt")
+
+    def compose(self) -> ComposeResult:
+        yield self._title
+        with Container(id="panes"):
+            yield self.list
+            yield self.detail
+        yield self._prompt
+        yield self._status
+        yield self.keybar
+
+    def on_mount(self) -> None:
+        self.list.focus()
+        if self.source is None and not self.tasks.goes_on("look"):
+            self.tasks.begin("find", "", lambda _: last_result(), self._offer)
+        self.flush()
+
+    def on_unmount(self) -> None:
+        self.tasks.stop()
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Export the run whose directory is ``source``."""
+        self.tasks.forget("find")
+        if self.exporting:
+            self.notice = "an export goes on: the other run is for later"
+        else:
+            self._offer(str(values["source"]))
+        self.list.focus()
+
+    def _offer(self, path: str) -> None:
+        if path:
+            self.done = self.failed = None
+            self.output, self.notice, self.warnings = "", "", []
+            self.tasks.begin("look", "", lambda _: look_at(path), self._take_source)
+        self.flush()
+
+    def _take_source(self, source: Source) -> None:
+        self.source = self.list.source = source
+        self.list.redraw()
+
+    @property
+    def exporting(self) -> bool:
+        return self.tasks.goes_on("export")
+
+    @property
+    def choice(self) -> Choice:
+        """The format and precision under the cursor."""
+        return CHOICES[self.list.cursor]
+
+    @on(Delivered)
+    def _delivered(self, event: Delivered) -> None:
+        self.tasks.take(event)
+        self.flush()
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        self.failed = event.error
+        self.flush()
+
+    @on(ListView.Moved, "#choices-of-format")
+    def _moved(self) -> None:
+        if not self.exporting:
+            self.done = self.failed = None
+        self.notice = ""
+        self.flush()
+
+    # What is shown
+
+    def flush(self) -> None:
+        name = short_path(self.source.path) if self.source else ""
+        self._title.show([(" export ", "strong+bold"), (safe(name), "text")], self.chip())
+        words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
+        self._status.show([(f" {safe(words)}", "text")], [])
+        going = [(task.name, task.done, task.total) for task in self.tasks.running()]
+        self.detail.redraw_for(
+            (self.source, self.output, id(self.done), id(self.failed), len(self.warnings), self.choice, going)
+        )
+        self.show_keys()
+
+    def _detail(self, width: int) -> list[Row]:
+        if self.source is None:
+            return [] if self.tasks.goes_on("find") or self.tasks.goes_on("look") else paragraph(NO_RUN, width, "muted")
+        rows: list[Row] = []
+        for text in self.warnings:
+            rows += paragraph(f"! {text}", width, "warn")
+        if self.exporting:
+            rows += [heading("exporting", width)]
+            for task in self.tasks.running():
+                rows += [[(task.words(), "text")], bar(task.done / task.total if task.total else 0.0, width, "info")]
+            return rows
+        if self.failed is not None:
+            rows += [heading("nothing was written", width), *paragraph(f"✗ [{self.failed.code}]", width, "bad+bold")]
+            rows += paragraph(f"{self.failed.message}.", width, "bad")
+            return [*rows, *paragraph(self.failed.hint, width, "strong")]
+        if self.done is not None:
+            found: list[tuple[str, str]] = []
+            show_export(self.done, lambda text, kind: found.append((text, kind)))
+            rows.append(heading("written, opened again and compared", width))
+            for text, kind in found:
+                proof = "trained" if text.startswith("same") else "text"
+                rows += paragraph(from_home(text), width, _INK.get(kind, proof))
+            return rows
+        return [*rows, *self._outlook(self.source, width)]
+
+    def _outlook(self, source: Source, width: int) -> list[Row]:
+        """What would be written."""
+        choice = self.choice
+        size = source.size(choice)
+        rows = [heading(f"{choice.format} {choice.precision}", width)]
+        rows += labelled("what     ", FORMATS[choice.format].meaning, width)
+        rows += labelled("quality  ", PRECISIONS[choice.precision].remark, width)
+        if size is None:
+            rows += labelled("size     ", f"not known: the config.json of {source.model} is not on this machine", width)
+        else:
+            more = ", more as its rows fill no blocks of 256" if size[1] else ""
+            words = f"about {bytes_text(size[0])}{more}; {bytes_text(source.free)} free"
+            rows += labelled("size     ", words, width, "bad" if size[0] > source.free else "text")
+        place = from_home(self.output or str(Path(source.path) / "exports"))
+        rows += labelled("where    ", safe(place), width)
+        return [*rows, *labelled("command  ", safe(from_home(self.command())), width, "muted")]
+
+    def command(self) -> str:
+        """The command that does the same; after a GGUF export what comes next."""
+        if self.done is not None:
+            found: list[str] = []
+            show_export(self.done, lambda text, kind: found.append(text))
+            following = [text.removeprefix("next: ") for text in found if text.startswith("next: ")]
+            return following[0] if following else self.done.path
+        where = f" --output {self.output}" if self.output else ""
+        name = short_path(self.source.path) if self.source else "RUN"
+        return f"backprop export {name} --format {self.choice.format} -q {self.choice.precision}{where}"
+
+    def own_keys(self) -> list[Key]:
+        hidden = {"export", "place"} if self.exporting else {"cancel"}
+        if self.source is None:
+            hidden |= {key.name for key in KEYS}
+        label = "copy next command" if self.done else "copy command"
+        keys = [key._replace(label=label) if key.name == "copy" else key for key in KEYS]
+        return [key for key in keys if key.name not in hidden]
+
+    # Doing
+
+    @on(ListView.Chosen, "#choices-of-format")
+    def _chosen(self) -> None:
+        self.action_export()
+
+    def action_export(self) -> None:
+        if self.source is None or self.exporting:
+            return
+        choice = self.choice
+        request = ExportRequest(
+            source=self.source.path, format=choice.format, precision=choice.precision, output=self.output
+        )
+        self.done = self.failed = None
+        self.warnings, self.notice = [], ""
+
+        def work(task: Task[Exported | str]) -> Exported:
+            def report(message: JobProgress | Warning) -> None:
+                if isinstance(message, Warning):
+                    task.deliver(describe(message))
+                else:
+                    task.name = message.doing
+                    task.progress(message.done, message.total)
+
+            def started(job: EngineJob) -> None:
+                task.when_stopped(job.stop)
+
+            return export_model(request, report, started)
+
+        self.tasks.begin("export", "starting", work, self._take_news)
+        self.flush()
+
+    def _take_news(self, news: Exported | str) -> None:
+        if isinstance(news, str):
+            self.warnings.append(news)
+        else:
+            self.done = news
+
+    def action_cancel(self) -> None:
+        if self.exporting:
+            self.tasks.forget("export")
+            self.notice = "cancelled: nothing was written"
+        self.flush()
+
+    def action_copy(self) -> None:
+        if self.source is not None:
+            self.app.copy_to_clipboard(self.command())
+            self.notice = f"copied: {from_home(self.command())}"
+        self.flush()
+
+    def action_place(self) -> None:
+        if self.source is not None and not self.exporting:
+            self._prompt.ask(
+                "file or folder to write; nothing is replaced", self._set_place, self.output, endings=("",)
+            )
+
+    def _set_place(self, text: str) -> None:
+        self.output = str(Path(text).expanduser().absolute()) if text else ""
+
+    @on(Prompt.Answered)
+    def _answered(self, event: Prompt.Answered) -> None:
+        if event.text is not None:
+            event.then(event.text)
+        self.flush()

@@ -1,0 +1,162 @@
+"""The Export screen over a real process that speaks the protocol and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import recorded
+from acting import key_of, text_of, until
+from backprop.core.exports import FORMATS
+from backprop.runs import engine_jobs
+from textual.pilot import Pilot
+
+from backprop_tui.app import BackpropApp
+from backprop_tui.screens.export import CHOICES, Choice, ExportScreen
+from backprop_tui.screens.runs import RunsScreen
+
+SMALL, LARGE = (80, 24), (140, 45)
+
+
+@pytest.fixture(autouse=True)
+def talking_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_jobs, "EXPORT", "talking_export")
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
+    monkeypatch.setattr("backprop_tui.screens.export.shutil.disk_usage", lambda path: type("Usage", (), {"free": 8e9}))
+
+
+@pytest.fixture
+def run(output: Path) -> recorded.Recorder:
+    """A finished run with a result of 20 MB, the only one."""
+    made = recorded.finished_demo(output)
+    made.directory.adapter.mkdir(exist_ok=True)
+    (made.directory.adapter / "adapter_config.json").write_text("{}")
+    with (made.directory.adapter / "adapter_model.safetensors").open("wb") as file:
+        file.truncate(20_000_000)
+    return made
+
+
+async def opened(pilot: Pilot[None]) -> ExportScreen:
+    """The Export screen with the last run, reached by its number."""
+    await pilot.press(key_of("export"))
+    await until(lambda: isinstance(pilot.app.screen, ExportScreen), "the screen")
+    screen = pilot.app.screen
+    assert isinstance(screen, ExportScreen)
+    await until(lambda: screen.source is not None, "the run")
+    screen.flush()
+    await pilot.pause()
+    return screen
+
+
+async def choose(pilot: Pilot[None], screen: ExportScreen, name: str, precision: str) -> None:
+    screen.list.cursor = CHOICES.index(Choice(name, precision))
+    await pilot.pause()
+
+
+async def drawn(pilot: Pilot[None], screen: ExportScreen) -> str:
+    screen.flush()
+    await pilot.pause()
+    assert isinstance(pilot.app, BackpropApp)
+    return text_of(pilot.app)
+
+
+async def test_every_format_is_listed_with_its_size_and_the_usual_one_is_chosen(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = await opened(pilot)
+        words = await drawn(pilot, screen)
+        assert screen.choice == Choice("gguf", "q4_k_m")
+        assert len(CHOICES) == sum(len(each.precisions) for each in FORMATS.values())
+        lines = words.splitlines()
+        assert any("merged" in line and "bf16" in line and "269.0 MB" in line for line in lines), words
+        assert any("lora-gguf" in line and "f16" in line and "10.0 MB" in line for line in lines), words
+        assert "fill no blocks of 256" in words, "the small model's rows are 576 wide"
+        assert "backprop export 3f2a9c1b7d20 --format gguf -q q4_k_m" in words
+
+
+async def test_the_proof_is_shown_and_the_next_command_copied(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("enter")
+        await until(lambda: screen.done is not None, "the result")
+        words = await drawn(pilot, screen)
+        for line in (
+            "same  tensors: 272 of 272",
+            "same  prompt: byte for byte",
+            "llama-cpp-python is not installed",
+            "! ",
+        ):
+            assert line in words, line
+        await pilot.press("y")
+        await pilot.pause()
+        assert pilot.app.clipboard.startswith("backprop ollama register ")
+        await pilot.press("down")
+        await pilot.press("y")
+        assert pilot.app.clipboard.startswith("backprop export ")
+
+
+async def test_an_export_can_be_cancelled(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await choose(pilot, screen, "gguf", "f32")
+        await pilot.press("enter")
+        await until(lambda: any(task.total for task in screen.tasks.running()), "progress")
+        assert "writing tensors 40 %" in await drawn(pilot, screen)
+        await pilot.press("x")
+        assert not screen.exporting
+        assert "cancelled: nothing was written" in await drawn(pilot, screen)
+
+
+async def test_an_export_that_fails_says_why_and_what_to_do(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await choose(pilot, screen, "merged", "f16")
+        await pilot.press("enter")
+        await until(lambda: screen.failed is not None, "the error")
+        words = await drawn(pilot, screen)
+        assert "RUNTIME_DISK_FULL" in words
+        assert "free some space" in words
+
+
+async def test_w_on_a_run_exports_it_and_another_place_is_asked_for(run: recorded.Recorder, tmp_path: Path) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        runs = pilot.app.screen
+        assert isinstance(runs, RunsScreen)
+        await until(lambda: bool(runs.found), "the runs")
+        await pilot.press("w")
+        await until(lambda: isinstance(pilot.app.screen, ExportScreen), "the screen")
+        screen = pilot.app.screen
+        assert isinstance(screen, ExportScreen)
+        await until(lambda: screen.source is not None, "the run")
+        await pilot.press("o", *"here", "enter")
+        await pilot.pause()
+        assert screen.output == str(tmp_path / "here")
+        assert f"--output {tmp_path / 'here'}" in screen.command()
+
+
+async def test_without_a_run_the_way_to_one_is_said() -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        await pilot.press(key_of("export"))
+        await until(lambda: "no run with a result yet" in text_of(pilot.app), "the words")  # type: ignore[arg-type]
+
+
+def exported(*keys: str) -> Callable[[Pilot[None]], Awaitable[None]]:
+    async def act(pilot: Pilot[None]) -> None:
+        screen = await opened(pilot)
+        await pilot.press(*keys)
+        await until(lambda: not screen.exporting, "its end")
+        await drawn(pilot, screen)
+
+    return act
+
+
+@pytest.mark.usefixtures("fixed_clock")
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("keys", [(), ("enter",)], ids=["before", "after"])
+def test_picture(
+    run: recorded.Recorder,
+    snap_compare: Callable[..., bool],
+    size: tuple[int, int],
+    keys: tuple[str, ...],
+) -> None:
+    assert snap_compare(BackpropApp(), run_before=exported(*keys), terminal_size=size)
