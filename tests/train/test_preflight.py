@@ -53,6 +53,8 @@ def counted(config: RunConfig) -> CountedLengths:
         {"samples": 100},
         {"samples": 200, "max_seq_length": 50, "held_out": "0.9"},
         {"samples": 5_000},
+        {"max_seq_length": "auto"},
+        {"max_seq_length": "auto", "samples": 120},
         {"max_seq_length": 4096, "train_on_responses": False},
     ],
 )
