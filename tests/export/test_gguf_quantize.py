@@ -21,7 +21,7 @@ WIDE = (512, 512)
 def kinds(part: str, precision: str, model: Architecture = LLAMA) -> dict[int, str]:
     """The layers in which the part has another type than in the last but one, with it and layer -1 for the usual."""
     found = [tensor_type(f"blk.{n}.{part}.weight", WIDE, precision, model).name for n in range(model.layers)]
-    usual = max(set(found), key=found.count)
+    usual = min(set(found), key=lambda kind: (-found.count(kind), kind))
     return {-1: usual} | {n: kind for n, kind in enumerate(found) if kind != usual}
 
 
