@@ -344,9 +344,3 @@ class ExportScreen(BaseScreen):
 
     def _set_place(self, text: str) -> None:
         self.output = str(Path(text).expanduser().absolute()) if text else ""
-
-    @on(Prompt.Answered)
-    def _answered(self, event: Prompt.Answered) -> None:
-        if event.text is not None:
-            event.then(event.text)
-        self.flush()

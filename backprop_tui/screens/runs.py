@@ -61,16 +61,15 @@ WELCOME: list[Row] = [
     [],
     [("  Fine-tune a language model here and see the difference.", "text")],
     [],
-    [("  d", "key+bold"), ("   runs the demonstration: a small model, two minutes, no GPU needed", "text")],
-    [
-        (f"  {number_of('data')}", "key+bold"),
-        ("   looks at a dataset: what is in it, what is wrong, what would be trained", "text"),
-    ],
-    [
-        (f"  {number_of('configure')}", "key+bold"),
-        ("   trains on your own data: every setting with its meaning, the run it makes", "text"),
-    ],
-    [("  ?", "key+bold"), ("   shows all keys", "text")],
+    *(
+        [(f"  {key}", "key+bold"), (f"   {words}", "text")]
+        for key, words in (
+            ("d", "runs the demonstration: a small model, two minutes, no GPU needed"),
+            (number_of("data"), "looks at a dataset: what is in it, what is wrong, what would be trained"),
+            (number_of("configure"), "trains on your own data: every setting with its meaning, the run it makes"),
+            ("?", "shows all keys"),
+        )
+    ),
 ]
 
 

@@ -38,20 +38,15 @@ _MISTYPED = ("DATASET_NOT_FOUND", "DATASET_FORMAT_UNKNOWN", "DATASET_AMBIGUOUS",
 
 
 class DataScreen(BaseScreen):
-    """Browse and check one dataset file.
-
-    Args:
-        wanted_path: the file to open at once.
-    """
+    """Browse and check one dataset file."""
 
     NAME, KEYS = "data", KEYS
     BINDINGS = bindings(KEYS)
     CSS_PATH = "screen.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
 
-    def __init__(self, wanted_path: str = "") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._wanted_path = wanted_path
         self.tasks = Tasks(self)
         self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
@@ -86,7 +81,6 @@ class DataScreen(BaseScreen):
     def on_mount(self) -> None:
         self.opening.look()
         self.opening.focus()
-        self.open_path(self._wanted_path)
         self.flush()
 
     def on_unmount(self) -> None:

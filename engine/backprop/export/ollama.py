@@ -39,6 +39,9 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     """
     name, path = require_name(request.name), Path(request.path)
     served = read_served(path)
+    if served.kind != "model":
+        hint = "`backprop export RUN --format gguf` writes a whole model"
+        raise InputError(f"{path} holds an {served.kind} alone, no model that answers", hint=hint)
     server = OllamaServer()
     version = server.version()
     if version_numbers(version) < OLDEST:

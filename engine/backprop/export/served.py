@@ -49,6 +49,8 @@ _GO_TEMPLATES: tuple[tuple[str, str], ...] = (
 class Served(Struct, kw_only=True):
     """What a GGUF file says of itself."""
 
+    kind: str
+    """``model``, or ``adapter`` where it is no whole one."""
     template: str
     """Its chat template; empty where it continues texts."""
     stop: list[str]
@@ -73,7 +75,7 @@ def read_served(path: Path) -> Served:
     """Read it from the file.
 
     Raises:
-        InputError: there is no such file, it is no GGUF file that can be read, or no whole model.
+        InputError: there is no such file, or it is no GGUF file that can be read.
     """
     hint = "`backprop export RUN --format gguf` writes one"
     if not path.is_file():
@@ -90,10 +92,9 @@ def read_served(path: Path) -> Served:
         raise InputError(
             f"{path} is no GGUF file that can be read: {error}", hint=hint, details={"path": str(path)}
         ) from error
-    if kind != "model":
-        raise InputError(f"{path} holds an {kind} alone, no model that answers", hint=hint)
     sampling = {ours: values.get(f"general.sampling.{theirs}") for ours, theirs in _SAMPLING.items()}
     return Served(
+        kind=str(kind),
         template=str(values.get("tokenizer.chat_template") or ""),
         stop=list(dict.fromkeys(stop)),
         sampling={name: round(value, 6) for name, value in sampling.items() if value is not None},

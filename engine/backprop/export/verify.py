@@ -64,7 +64,7 @@ def verify(
         compared.append(_comparison("tensors", wrong, right))
         compared.append(_vocabulary(file, chat))
         server = read_tokenizer(file)
-        compared += [_tokenization(server, chat), _terminators(file, chat, trained)]
+        compared += [_tokenization(server, chat, template != ""), _terminators(file, chat, trained)]
         if template != "":
             compared.append(_prompts(file, server, chat, trained, prompts))
     except GGUFError as error:
@@ -120,10 +120,15 @@ def _vocabulary(file: GGUFReader, chat: ChatTokenizer) -> Comparison:
     return _comparison("vocabulary", wrong, f"{len(tokens)} tokens, as many as the embedding has rows{said}")
 
 
-def _tokenization(server: Tokenizer, chat: ChatTokenizer) -> Comparison:
-    """Awkward texts through both tokenizers, and the model's own end tokens between letters."""
+def _tokenization(server: Tokenizer, chat: ChatTokenizer, templated: bool) -> Comparison:
+    """Awkward texts through both tokenizers, and the model's own end tokens between letters.
+
+    Where a template is used every text stands behind its begin token: some tokenizers put a space before a text that
+    begins without one, which llama.cpp would do behind every special token or never.
+    """
+    begin = chat.token(chat.bos_id) if templated and chat.bos_id is not None else ""
     ends = [chat.token(id) for id in sorted({*chat.end_ids, *([] if chat.bos_id is None else [chat.bos_id])})]
-    texts = [*awkward_texts(), *(f"x{token}y" for token in ends)]
+    texts = [begin + text for text in (*awkward_texts(), *(f"x{token}y" for token in ends))]
     own = [encoding.ids for encoding in chat.encode(texts)]
     wrong, composed = [], 0
     for text, ids in zip(texts, own, strict=True):
