@@ -107,7 +107,8 @@ class BackpropApp(KeysInOrder):
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
-        self.app_resume_signal.subscribe(self, self._repaint)
+        # The terminal came back empty.
+        self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if self._remembers_theme:
             self.theme_changed_signal.subscribe(self, lambda theme: themes.remember(theme.name))
         if self._asked_config is not None:
@@ -186,10 +187,6 @@ class BackpropApp(KeysInOrder):
         """A thread that failed is told about; it does not take the application along."""
         if event.state is WorkerState.ERROR:
             self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", severity="error", timeout=8)
-
-    def _repaint(self, _: object) -> None:
-        """Draw everything again: the terminal came back empty."""
-        self.refresh(layout=True)
 
     def leave_for(self, number: int) -> None:
         """Leave because of a signal, from its handler."""

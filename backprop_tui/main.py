@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from backprop.core.settings import RunConfig
 
     from backprop_tui.app import BackpropApp
-    from backprop_tui.watch import Watch
 
 
 def main() -> None:
@@ -69,21 +68,17 @@ def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | N
 
 def farewell(app: BackpropApp) -> None:
     """Print what a person wants to keep from the screen that is gone: of the run that was open, and of living ones."""
-    for watch in dict.fromkeys((*app.asked_about, *((app.watched,) if app.watched else ()))):
-        _last_lines(watch)
-
-
-def _last_lines(watch: Watch) -> None:
     from backprop.cli import output
     from backprop.runs.describe import number
 
-    state = watch.state
-    loss = f", loss {number(state.final_loss)}" if state.step else ""
-    steps = f"step {state.step}/{state.total_steps}" if state.total_steps else "no step yet"
-    output.line(output.inline(f"run {state.run_id}: {state.status}, {steps}{loss}"))
-    output.line(output.inline(f"directory: {watch.path}"))
-    verb = "watch it again" if watch.live else "look at it again"
-    output.line(output.inline(f"{verb}: backprop-tui --attach {state.run_id}"))
+    for watch in dict.fromkeys((*app.asked_about, *((app.watched,) if app.watched else ()))):
+        state = watch.state
+        loss = f", loss {number(state.final_loss)}" if state.step else ""
+        steps = f"step {state.step}/{state.total_steps}" if state.total_steps else "no step yet"
+        verb = "watch it again" if watch.live else "look at it again"
+        output.line(output.inline(f"run {state.run_id}: {state.status}, {steps}{loss}"))
+        output.line(output.inline(f"directory: {watch.path}"))
+        output.line(output.inline(f"{verb}: backprop-tui --attach {state.run_id}"))
 
 
 def _understood(arguments: list[str]) -> int:

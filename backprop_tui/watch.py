@@ -55,7 +55,12 @@ class Watch:
                 found = self._next()
                 self._inbox.append((found, self.link.alive(), self.link.over))
                 if self.link.over:
-                    self._require_directory()
+                    if not self.path.is_dir():  # the engine only seems to be gone: it was looked for in the wrong place
+                        raise RunError(
+                            f"{self.path} is gone: it was deleted or moved while it was watched",
+                            code="RUN_DAMAGED",
+                            hint="where it was moved, `backprop-tui --attach PATH` watches it there",
+                        )
                     return
                 time.sleep(_BREATH)
         except BackpropError as error:
@@ -65,15 +70,6 @@ class Watch:
         finally:
             if self._closed.is_set():
                 self.link.detach()
-
-    def _require_directory(self) -> None:
-        """Check that an engine which seems to be gone is not only looked for in the wrong place."""
-        if not self.path.is_dir():
-            raise RunError(
-                f"{self.path} is gone: it was deleted or moved while it was watched",
-                code="RUN_DAMAGED",
-                hint="where it was moved, `backprop-tui --attach PATH` watches it there",
-            )
 
     def _next(self) -> list[AnyEvent]:
         try:

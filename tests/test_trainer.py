@@ -71,6 +71,12 @@ def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
     state = read_run(Path(run.output_path).parent)
     assert (state.run_id, state.final_loss) == (run.run_id, run.final_loss)
 
+    exported = trainer.export("gguf", quantization="q8_0", answers=False)
+    assert Path(exported.path).parent == Path(run.output_path).parent / "exports"
+    assert (exported.quantization, exported.check.passed) == ("q8_0", True)
+    with pytest.raises(InputError, match="exists already"):
+        trainer.export("gguf", quantization="q8_0")
+
     trainer.save(tmp_path / "my-adapter")  # again: it replaces the adapter
     with pytest.raises(InputError, match="no adapter"):
         trainer.save(tmp_path)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from math import ceil, floor, log10
 from typing import NamedTuple
 
-from backprop_tui.text import Row, count
+from backprop_tui.text import Piece, Row, count
 
 
 class Symbols(NamedTuple):
@@ -41,6 +42,7 @@ class Raster:
         self.dots_down = height * symbols.rows
         self._masks = [[0] * width for _ in range(height)]
         self._inks = [[""] * width for _ in range(height)]
+        self._signs: dict[tuple[int, int], Piece] = {}
 
     def column(self, x: int, top: int, bottom: int, ink: str) -> None:
         """Set the dots of one column from ``top`` to ``bottom``."""
@@ -68,16 +70,15 @@ class Raster:
             self.column(x, middle, y, ink)
             previous = y
 
-    def mark(self, x: int, y: int) -> tuple[int, int]:
-        """The cell (column, row) in which dot ``x, y`` lies."""
-        return x // self.symbols.columns, y // self.symbols.rows
+    def mark(self, x: int, y: int, sign: str, ink: str) -> None:
+        """Put a sign over the cell in which dot ``x, y`` lies."""
+        self._signs[y // self.symbols.rows, x // self.symbols.columns] = (sign, ink)
 
     def row(self, y: int) -> Row:
         """Row ``y`` as pieces of one ink each."""
         pieces: Row = []
-        for mask, ink in zip(self._masks[y], self._inks[y], strict=True):
-            character = self.symbols.characters[mask]
-            ink = ink if mask else "text"
+        for x, (mask, ink) in enumerate(zip(self._masks[y], self._inks[y], strict=True)):
+            character, ink = self._signs.get((y, x), (self.symbols.characters[mask], ink if mask else "text"))
             if pieces and pieces[-1][1] == ink:
                 pieces[-1] = (pieces[-1][0] + character, ink)
             else:
@@ -134,11 +135,7 @@ class Axis:
         for value in values:
             text = f"{10**value:.3g}" if self.log else f"{value:.{decimals}f}"
             if len(text) > LABEL:
-                text = (
-                    f"{10**value if self.log else value:.2g}".replace("e+0", "e")
-                    .replace("e+", "e")
-                    .replace("e-0", "e-")
-                )
+                text = re.sub(r"e\+?(-?)0*", r"e\1", f"{10**value if self.log else value:.2g}")
             found.append(((value - self.low) / (self.high - self.low), text))
         return found
 

@@ -171,21 +171,14 @@ class LossPlot(Cells):
 
     def _body(self, raster: Raster, shown: int) -> list[Row]:
         labels = {round((1 - share) * (raster.height - 1)): text for share, text in self._axis.labels()}
-        marks = self._marks(raster, shown)
+        for step, loss in self._held_out():
+            raster.mark(self._x(max(1, step), shown, raster), self._y(loss, raster), "◆", "mark")
         rows: list[Row] = []
         for y in range(raster.height):
             label = labels.get(y)
             axis: Row = [(f"{label or '':>{_LABELS - 1}} ", "muted"), ("┤" if label else "│", "rule")]
-            rows.append(axis + with_marks(raster.row(y), marks.get(y, [])))
+            rows.append(axis + raster.row(y))
         return rows
-
-    def _marks(self, raster: Raster, shown: int) -> dict[int, list[int]]:
-        """Columns of the held-out losses, by row."""
-        found: dict[int, list[int]] = {}
-        for step, loss in self._held_out():
-            x, y = raster.mark(self._x(max(1, step), shown, raster), self._y(loss, raster))
-            found.setdefault(y, []).append(x)
-        return found
 
     def _steps_axis(self, raster: Raster, shown: int) -> Row:
         text = [" "] * raster.width
@@ -195,13 +188,3 @@ class LossPlot(Cells):
             if start >= 0 and all(c == " " for c in text[max(0, start - 1) : start + len(label) + 1]):
                 text[start : start + len(label)] = label
         return [(f"{'step':>{_LABELS - 1}}  ", "muted"), ("".join(text), "muted")]
-
-
-def with_marks(row: Row, columns: list[int]) -> Row:
-    """Put a mark over each of the cells ``columns``."""
-    if not columns:
-        return row
-    cells = [(character, ink) for text, ink in row for character in text]
-    for column in columns:
-        cells[column] = ("◆", "mark")
-    return cells

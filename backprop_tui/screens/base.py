@@ -26,7 +26,7 @@ from textual.widgets import Input
 
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
-from backprop_tui.screens.dialogs import RESUMING, Question, copies
+from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
 from backprop_tui.text import STATUS, Row, clock, count
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
@@ -135,12 +135,21 @@ class BaseScreen(Screen[None]):
             return
         words = f"It failed: {state.failed.message}.\n\nWhat to do: {state.failed.hint or 'read its events'}."
         words += "\n\nContinued as it is, it will most likely fail again."
+        self.confirm("resume", words, RESUMING, lambda: self.post_message(message))
+
+    def confirm(self, title: str, text: str, answers: tuple[Answer, ...], then: Callable[[], object]) -> None:
+        """Ask a question, and do what the last of its answers says only where that one is given."""
 
         def answered(value: str | None) -> None:
-            if value == "resume":
-                self.post_message(message)
+            if value == answers[-1].value:
+                then()
 
-        self.app.push_screen(Question("resume", words, RESUMING), answered)
+        self.app.push_screen(Question(title, text, answers), answered)
+
+    def on_prompt_answered(self, event: Prompt.Answered) -> None:
+        if event.text is not None:
+            event.then(event.text)
+        self.flush()
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Begin anew with what another screen asks for."""

@@ -315,12 +315,6 @@ class ChatScreen(BaseScreen):
 
     # Settings and files
 
-    @on(Prompt.Answered)
-    def _answered(self, event: Prompt.Answered) -> None:
-        if event.text is not None:
-            event.then(event.text)
-        self.flush()
-
     def action_system(self) -> None:
         self._prompt.ask("system prompt: what the models are told first", self._set_system, self.conversation.system)
 

@@ -99,8 +99,5 @@ class Chooser(Dialog[str]):
         if event.widget is self:
             self.dismiss()
 
-    def on_list_view_moved(self) -> None:
-        self._list.redraw()
-
     def on_list_view_chosen(self) -> None:
         self.dismiss(self._list.shown[self._list.cursor].value)

@@ -18,7 +18,7 @@ from backprop_tui.charts.sparkline import Readings
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen
-from backprop_tui.screens.dialogs import ABORTING, Question
+from backprop_tui.screens.dialogs import ABORTING
 from backprop_tui.text import Row
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import PaneTabs
@@ -209,15 +209,9 @@ class LiveScreen(BaseScreen):
         self._ask(SampleNow(), "answering after this step…", "sample")
 
     def action_abort(self) -> None:
-        if not self._may_command():
-            return
-
-        def answered(value: str | None) -> None:
-            if value == "abort":
-                self._ask(AbortCommand(), "aborting…")
-
-        question = Question("abort", "End this run now? The last saved checkpoint stays.", ABORTING)
-        self.app.push_screen(question, answered)
+        if self._may_command():
+            text = "End this run now? The last saved checkpoint stays."
+            self.confirm("abort", text, ABORTING, lambda: self._ask(AbortCommand(), "aborting…"))
 
     def _may_command(self) -> bool:
         if self._watch is not None and self._watch.live:

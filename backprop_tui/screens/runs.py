@@ -12,6 +12,7 @@ from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunSummary, delete_run
 from backprop.runs.state import RunState, read_run
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input
@@ -22,7 +23,7 @@ from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import Question, deleting
+from backprop_tui.screens.dialogs import deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -60,16 +61,15 @@ WELCOME: list[Row] = [
     [],
     [("  Fine-tune a language model here and see the difference.", "text")],
     [],
-    [("  d", "key+bold"), ("   runs the demonstration: a small model, two minutes, no GPU needed", "text")],
-    [
-        (f"  {number_of('data')}", "key+bold"),
-        ("   looks at a dataset: what is in it, what is wrong, what would be trained", "text"),
-    ],
-    [
-        (f"  {number_of('configure')}", "key+bold"),
-        ("   trains on your own data: every setting with its meaning, the run it makes", "text"),
-    ],
-    [("  ?", "key+bold"), ("   shows all keys", "text")],
+    *(
+        [(f"  {key}", "key+bold"), (f"   {words}", "text")]
+        for key, words in (
+            ("d", "runs the demonstration: a small model, two minutes, no GPU needed"),
+            (number_of("data"), "looks at a dataset: what is in it, what is wrong, what would be trained"),
+            (number_of("configure"), "trains on your own data: every setting with its meaning, the run it makes"),
+            ("?", "shows all keys"),
+        )
+    ),
 ]
 
 
@@ -171,11 +171,6 @@ class RunsScreen(BaseScreen):
         """Directory of the run under the cursor; empty where there is none."""
         return self._table.chosen.path if self._table.chosen else ""
 
-    @property
-    def shown_path(self) -> str:
-        """Directory of the run that is shown in detail."""
-        return self._shown_state.path if self._shown_state else ""
-
     def flush(self) -> None:
         self._show_header()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
@@ -224,13 +219,11 @@ class RunsScreen(BaseScreen):
         self._series.follow(state)
         self._plot.show(self._series.loss, state, state.step, [[("no step taken", "muted")]])
 
+    @on(ListView.Chosen)
     def action_open(self) -> None:
         if self.chosen_path:
             path = Path(self.chosen_path)
             self.post_message(OpenRun(partial(engine_client.attach, path), path))
-
-    def on_list_view_chosen(self, message: ListView.Chosen) -> None:
-        self.action_open()
 
     def action_resume(self) -> None:
         if self._shown_state is not None:
@@ -316,12 +309,6 @@ class RunsScreen(BaseScreen):
             if RunDirectory(Path(run.path)).is_locked():
                 self.notify(f"run {run.run_id} is being worked on: stop it first", severity="warning", timeout=4)
                 return
-
-        def answered(value: str | None) -> None:
-            if value == "delete":
-                paths = [Path(run.path) for run in runs]
-                self.run_worker(lambda: self._delete(paths), thread=True, exit_on_error=False)
-
         if len(runs) == 1:
             (run,) = runs
             text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
@@ -331,7 +318,9 @@ class RunsScreen(BaseScreen):
             text += f" and {count(len(runs) - _NAMED)} more" if len(runs) > _NAMED else ""
             answers = deleting(f"{count(len(runs))} runs", "their directories")
         if runs:
-            self.app.push_screen(Question("delete", text, answers), answered)
+            delete = partial(self._delete, [Path(run.path) for run in runs])
+            begin = partial(self.run_worker, delete, thread=True, exit_on_error=False)
+            self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
         for path in paths:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from backprop.core.events import DatasetPrepared, ModelLoaded, TokenSpan
 from backprop.runs.describe import findings_by_kind, share
-from backprop.runs.state import RunState
 
 from backprop_tui.text import Row, count, many_lines, safe, short_path, wrap
-from backprop_tui.widgets.cells import StateCells, bar, cut, fact, heading, labelled
+from backprop_tui.widgets.cells import StateCells, bar, cut, fact, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import StateView
 
 _LABEL = 13
@@ -58,19 +57,8 @@ def row_rows(spans: list[TokenSpan], width: int) -> list[Row]:
     return [part for line in (lines if lines[-1] else lines[:-1]) for part in wrap(line, width)]
 
 
-def problem_rows(data: DatasetPrepared, width: int) -> list[Row]:
-    rows: list[Row] = []
-    for first, words in findings_by_kind(data.problems, data.problem_counts):
-        ink = {"error": "bad", "warning": "warn"}.get(first.severity, "text")
-        rows += labelled("", safe(words), width, ink)
-    return rows
-
-
 class DataPane(StateView):
     """Model, dataset, first row and the first findings, in full."""
-
-    def seen(self, state: RunState) -> object:
-        return id(state), state.model, state.dataset
 
     def content(self, width: int) -> list[Row]:
         rows: list[Row] = []
@@ -81,7 +69,12 @@ class DataPane(StateView):
             rows += [heading("first row", width, note), *row_rows(data.first_row, width), []]
             if data.problems:
                 total = sum(data.problem_counts.values())
-                rows += [heading("findings", width, f"{count(total)} in all"), *problem_rows(data, width), []]
+                rows.append(heading("findings", width, f"{count(total)} in all"))
+                for first, words in findings_by_kind(data.problems, data.problem_counts, data.unit):
+                    rows += paragraph(
+                        safe(words), width, {"error": "bad", "warning": "warn"}.get(first.severity, "text")
+                    )
+                rows.append([])
         if model is not None:
             rows += [heading("model", width, safe(short_path(model.model))), *model_rows(model, width)]
         return rows or [[("the dataset is not counted yet", "muted")]]

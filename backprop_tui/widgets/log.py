@@ -33,7 +33,7 @@ class ProblemPane(TextView):
 
     def show(self, problem: Problem | None) -> None:
         self.problem = problem
-        self.redraw_for(problem)
+        self.redraw()
 
     def content(self, width: int) -> list[Row]:
         if self.problem is None:

@@ -173,10 +173,12 @@ class Prompt(Vertical):
         if self._found and text == self._found_for:
             self._take((self._place + by if self._place >= 0 or by > 0 else by) % len(self._found))
         elif self._endings:
-            self.run_worker(lambda: self._look(text), thread=True, group="complete", exit_on_error=False)
+            endings = self._endings
 
-    def _look(self, text: str) -> None:
-        self.post_message(self.Candidates(text, candidates(text, self._endings)))
+            def look() -> None:
+                self.post_message(self.Candidates(text, candidates(text, endings)))
+
+            self.run_worker(look, thread=True, group="complete", exit_on_error=False)
 
     def on_prompt_candidates(self, event: Candidates) -> None:
         event.stop()

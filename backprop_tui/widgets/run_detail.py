@@ -15,8 +15,6 @@ from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
 from backprop_tui.widgets.text_view import StateView
 
-_ENVIRONMENT = ("python", "torch", "transformers", "peft", "trl", "platform", "device", "backprop")
-
 
 class RunDetail(StateView):
     def show(self, state: RunState | None) -> None:
@@ -28,12 +26,17 @@ class RunDetail(StateView):
         state = self.state
         if state is None:
             return []
+        checkpoints = [
+            fact(f"step {count(saved.step)}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}")
+            for saved in state.checkpoints
+        ]
+        environment = [row for name, value in state.environment.items() for row in facts(name[:10], str(value), width)]
         parts = (
             ("dataset", "", data_rows(state.dataset, width) if state.dataset else []),
             ("model", "", model_rows(state.model, width) if state.model else []),
-            ("checkpoints", "", checkpoint_rows(state)),
+            ("checkpoints", "", checkpoints),
             ("settings", "bright: not the default", config_rows(state.config, width)),
-            ("environment", "", environment_rows(state.environment, width)),
+            ("environment", "", environment),
         )
         rows = outcome_rows(state, width)
         for title, note, part in parts:
@@ -57,17 +60,11 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows.append(fact("started", moment(state.started_at)))
     if len(state.curves):
         first = next((v for v in state.curves.loss if not isnan(v)), None)
-        rows.append(
-            fact(
-                "loss",
-                f"{number(first)} → {number(state.smoothed_loss)} smoothed, in {count(state.step)} steps",
-                "strong",
-            )
-        )
+        losses = f"{number(first)} → {number(state.smoothed_loss)} smoothed"
+        rows.append(fact("loss", f"{losses}, in {count(state.step)} steps", "strong"))
     if state.evaluations:
-        rows.append(
-            fact("held-out", f"{number(state.evaluations[-1].loss)} at step {count(state.evaluations[-1].step)}")
-        )
+        last = state.evaluations[-1]
+        rows.append(fact("held-out", f"{number(last.loss)} at step {count(last.step)}"))
     if state.finished is not None and state.finished.energy is not None:
         rows.append(fact("energy", f"{state.finished.energy:.1f} Wh"))
     if again := resume_words(state):
@@ -92,13 +89,6 @@ def resume_words(state: RunState) -> str:
     return f"c goes on exactly after step {count(last)} of {count(state.total_steps)}{again}{before}"
 
 
-def checkpoint_rows(state: RunState) -> list[Row]:
-    return [
-        fact(f"step {count(saved.step)}", f"{bytes_text(saved.bytes)}  {safe(short_path(saved.path))}")
-        for saved in state.checkpoints
-    ]
-
-
 def config_rows(config: dict[str, Any], width: int) -> list[Row]:
     """The settings that differ from their defaults, then the rest faintly."""
     defaults = msgspec.to_builtins(RunConfig(data=""))
@@ -107,13 +97,4 @@ def config_rows(config: dict[str, Any], width: int) -> list[Row]:
         plain = name in defaults and (value == defaults[name])
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         rows += labelled(f"{name:<24} ", text or "–", width, "muted" if plain else "strong")
-    return rows
-
-
-def environment_rows(environment: dict[str, Any], width: int) -> list[Row]:
-    """What is known of first, then the rest."""
-    known = [name for name in _ENVIRONMENT if name in environment]
-    rows: list[Row] = []
-    for name in dict.fromkeys((*known, *environment)):
-        rows += facts(name[:10], str(environment[name]), width)
     return rows

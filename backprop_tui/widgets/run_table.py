@@ -71,14 +71,7 @@ COLUMNS = (
     Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
     Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
     Column("steps", 12, _steps, lambda run: -run.steps, 11, right=True),
-    Column(
-        "loss",
-        8,
-        _loss,
-        lambda run: run.smoothed_loss if run.smoothed_loss is not None else float("inf"),
-        8,
-        right=True,
-    ),
+    Column("loss", 8, _loss, lambda run: (run.smoothed_loss is None, run.smoothed_loss or 0.0), 8, right=True),
     Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 10),
     Column("started", 11, _started, lambda run: -run.started_at, 11),
     Column(

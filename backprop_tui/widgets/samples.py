@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import zip_longest
 
 from backprop.core.events import Sample
-from backprop.runs.state import RunState
 from msgspec import Struct
 from rich.cells import cell_len
 
@@ -38,9 +37,6 @@ def pairs(samples: list[Sample]) -> list[Pair]:
 
 
 class SamplesPane(StateView):
-    def seen(self, state: RunState) -> object:
-        return id(state), len(state.samples), state.status
-
     def content(self, width: int) -> list[Row]:
         if self.state is None or not self.state.samples:
             return paragraph(self._empty(), width, "muted")

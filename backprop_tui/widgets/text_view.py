@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from backprop.runs.state import RunState
 from textual import events
 from textual.binding import Binding, BindingType
 
 from backprop_tui.text import Row, wrap
-from backprop_tui.widgets.cells import Cells, cut, pad
+from backprop_tui.widgets.cells import Cells, StateCells, cut, pad
 
 
 class Scroll(Cells, can_focus=True):
@@ -156,15 +155,5 @@ class TextView(Scroll):
         return "\n".join("".join(text for text, _ in row) for row in self._given or self.content(self.text_width))
 
 
-class StateView(TextView):
-    """Text about one run's state; ``None`` where no run is open."""
-
-    state: RunState | None = None
-
-    def seen(self, state: RunState) -> object:
-        """What of the state is shown: where it is another, it is drawn again."""
-        return id(state)
-
-    def show(self, state: RunState | None) -> None:
-        self.state = state
-        self.redraw_for(None if state is None else self.seen(state))
+class StateView(TextView, StateCells):
+    """Text about one run's state."""

@@ -147,6 +147,23 @@ def test_validate_counts_a_row_that_the_template_cannot_take_as_one_that_cannot_
     assert "1 can be used, 5 cannot" in backprop("validate", path, "--model", str(model)).stdout
 
 
+def test_validate_with_a_model_says_what_training_leaves_out_of_feedback(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}", "completion": f"{i}, my friend.", "label": i % 3 != 0} for i in range(9)]
+    done = backprop("validate", written(tmp_path, rows), "--model", str(write_model(tmp_path / "model")))
+    assert done.returncode == 0
+    assert "9 can be used, 0 cannot" in done.stdout
+    assert "3 label_false (lines 1, 4, 7): the answer is labelled bad: supervised training" in done.stdout
+
+
+def test_validate_of_rows_that_train_nothing_says_so_and_sends_nobody_to_validate(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {i}", "completion": f"{i}, my friend.", "label": False} for i in range(3)]
+    done = backprop("validate", written(tmp_path, rows), "--model", str(write_model(tmp_path / "model")))
+    assert done.returncode == 1
+    assert "none of 3 rows can be trained (3 label_false)" in done.stdout
+    assert "0 can be used, 3 cannot" in done.stdout
+    assert "`backprop validate`" not in done.stdout + done.stderr
+
+
 def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:
     path = written(tmp_path, [*GOOD, GOOD[0], '{"cut":'])
     found = json.loads(backprop("data", "report", path, "--json").stdout)

@@ -100,6 +100,8 @@ def test_findings_of_a_kind_are_one_line() -> None:
         "1 GONE (line 3): messages[0] has no 'text'",
         "1 LABELS (the file): label: all are the same",
     ]
+    shown = views.dataset_lines(prepared(problems=[part], problem_counts={"GONE": 1}, unit="row"))
+    assert shown[-1].startswith("1 GONE (row 3)")
 
 
 def test_before_and_after_stand_side_by_side_in_80_columns() -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
-from backprop.core.files import DEEPEST, new_folder, open_regular, read_regular, remove, sha256, too_deep, write_file
+from backprop.core.files import (
+    DEEPEST,
+    new_folder,
+    new_output,
+    open_regular,
+    read_regular,
+    remove,
+    sha256,
+    sweep_outputs,
+    too_deep,
+    write_file,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
@@ -94,3 +106,73 @@ def test_a_file_larger_than_allowed_is_not_read(tmp_path: Path) -> None:
 )
 def test_nesting_is_counted_outside_strings(text: bytes, deep: bool) -> None:
     assert too_deep(text) is deep
+
+
+def make(path: Path, folder: bool, content: str) -> None:
+    """A file, or a folder with one in it; an empty folder where there is no content."""
+    if folder:
+        path.mkdir(exist_ok=True)
+    if content:
+        (path / "part" if folder else path).write_text(content)
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "file"])
+def test_an_output_is_whole_at_its_place_or_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool, links: bool
+) -> None:
+    def refuse(*words: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "deep" / "output"
+    with new_output(path, folder=folder) as aside:
+        make(aside, folder, "mine")
+        assert not path.exists()
+    assert (path / "part" if folder else path).read_text() == "mine"
+    assert list(path.parent.iterdir()) == [path]
+
+    def fail() -> None:
+        with new_output(tmp_path / "other", folder=folder) as aside:
+            make(aside, folder, "half")
+            raise ValueError("half")
+
+    with pytest.raises(ValueError, match="half"):
+        fail()
+    assert list(tmp_path.iterdir()) == [path.parent]
+
+
+@pytest.mark.parametrize("theirs", ["", "theirs"], ids=["empty", "full"])
+@pytest.mark.parametrize("early", [True, False], ids=["before", "meanwhile"])
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "file"])
+def test_an_output_takes_nobodys_place(tmp_path: Path, folder: bool, early: bool, theirs: str) -> None:
+    path = tmp_path / "output"
+    if early:
+        make(path, True, theirs)
+
+    def write() -> None:
+        with new_output(path, folder=folder) as aside:
+            make(aside, folder, "mine")
+            make(path, True, theirs)
+
+    with pytest.raises(FileExistsError) as refused:
+        write()
+    assert refused.value.filename == str(path)
+    assert [each.name for each in path.iterdir()] == ["part"] * bool(theirs)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_swept_and_what_is_written_stays(tmp_path: Path) -> None:
+    left = tmp_path / ".old.1.1.output"
+    left.mkdir()
+    (left / "part").write_text("half")
+    (tmp_path / ".mine.output").write_text("kept")
+
+    with new_output(tmp_path / "one", folder=True) as first:
+        assert not left.exists()
+        with new_output(tmp_path / "two", folder=False):
+            sweep_outputs(tmp_path)
+            assert first.exists()
+
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".mine.output", "one", "two"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from backprop.core.errors import OperationCancelledError
 from backprop.data.convert import convert
-from backprop.data.dedup import MinHashIndex, content, content_key, exact_duplicates, overlap, repeated, shingles
+from backprop.data.dedup import MinHashIndex, content, content_key, overlap, repeated, shingles
 from backprop.data.quality import LengthLimits, TraceLimits, difficulty, estimate_tokens, language
 from backprop.data.report import histogram, length_outliers, report
 
@@ -96,7 +96,6 @@ def test_difficulty_weighs_length_variety_and_word_length(text: str, score: floa
 
 
 def test_exact_duplicates_name_the_first_of_them() -> None:
-    assert exact_duplicates([b"a", b"b", b"a", b"a", b"c"]) == {2: 0, 3: 0}
     again, first = repeated(np.array([7, 5, 7, 5, 9, 7]))
     assert (again.tolist(), first.tolist()) == ([2, 3, 5], [0, 1, 0])
 

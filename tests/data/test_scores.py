@@ -10,8 +10,8 @@ import pytest
 from backprop.core.errors import DatasetNotFoundError, DatasetParseError, InputError
 from backprop.core.jobs import RowScore
 from backprop.data.clean import CleanResult, Rules, clean_file
+from backprop.data.quality import Scores, read_scores
 from backprop.data.report import report
-from backprop.data.scores import Scores, read_scores
 
 LOSSES = {1: 1.0, 2: 1.2, 3: 0.9, 4: 1.1, 5: 9.0, 6: 0.05, 7: 1.05, 8: 0.95, 9: 1.15, 10: 1.0}
 

@@ -114,6 +114,14 @@ SHAPES: dict[str, Any] = {
         "chosen": f"\n\nHuman: {QUESTION}\n\nAssistant: {ANSWER}",
         "rejected": f"\n\nHuman: {QUESTION}\n\nAssistant: {BAD}",
     },
+    "a level deeper": {"data": {"messages": CHAT}},
+    "a question a level deeper": {"id": 1, "data": {"question": QUESTION, "answer": ANSWER}},
+    "a request of a batch": {
+        "custom_id": "1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "gpt-4o", "messages": CHAT},
+    },
     "prompt as transcript": {"prompt": f"\n\nHuman: {QUESTION}\n\nAssistant:", "completion": ANSWER},
 }
 
@@ -266,6 +274,100 @@ def test_what_is_odd_is_said_by_checking_and_by_preparing(
     assert prepare(path, model_dir("chatml")).summary.problem_counts.get(code) == 1
 
 
+@pytest.mark.parametrize("mark", ["None", "nan", "N/A", "n/a", "<noinput>", "<NoInput>", " null\n", "NULL"])
+@pytest.mark.parametrize("part", ["input", "system"])
+def test_a_missing_value_beside_the_question_is_read_as_empty_and_said_once(
+    part: str, mark: str, model_dir: ModelDir, tmp_path: Path
+) -> None:
+    rows = [{"instruction": f"Which way, {i}?", part: mark, "output": ANSWER} for i in range(3)]
+    assert trained(read(rows[0])) == [("user", "Which way, 0?"), ("ASSISTANT", ANSWER)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    checked = validate(path)
+    assert (checked.valid, checked.problem_counts) == (3, {"missing_input": 3})
+    assert prepare(path, model_dir("chatml")).summary.problem_counts == {"missing_input": 3}
+
+
+@pytest.mark.parametrize(
+    ("answered", "text"),
+    [
+        ({"temp": 20, "sky": "clear"}, '{"temp": 20, "sky": "clear"}'),
+        ([{"port": "Brest"}, 2], '[{"port": "Brest"}, 2]'),
+        ({"text": "clear", "lang": "en"}, '{"text": "clear", "lang": "en"}'),
+        ({"type": "sunny", "temp": 20}, '{"type": "sunny", "temp": 20}'),
+        (["a", "é"], '["a", "é"]'),
+        ([{"type": "text", "text": "clear"}], "clear"),
+        ([{"text": "cl"}, {"text": "ear"}], "clear"),
+    ],
+)
+def test_what_a_tool_answers_is_text_whatever_it_is(answered: Any, text: str) -> None:
+    example = read({"messages": [ASKED, {"role": "tool", "content": answered}, SAID]})
+    assert [(turn.role, turn.content) for turn in example.turns][1] == ("tool", text)
+    assert [warning.code for warning in example.warnings] == (["written_value"] if text != "clear" else [])
+
+
+def test_a_picture_that_a_tool_answers_is_still_no_text() -> None:
+    with pytest.raises(RowError, match="only text is trained"):
+        read({"messages": [ASKED, {"role": "tool", "content": [{"type": "image_url", "image_url": {}}]}, SAID]})
+
+
+def test_an_unknown_role_is_named_with_those_that_are_known() -> None:
+    tale = {"role": "narrator", "content": "Dusk."}
+    for turns, code in (([tale, tale], "invalid_role"), ([ASKED, tale], "no_assistant")):
+        with pytest.raises(RowError) as error:
+            read({"messages": turns})
+        assert error.value.code == code
+        assert "role 'narrator'; known are system, user, assistant and tool" in error.value.message
+    said = [warning.message for warning in read({"messages": [*CHAT, tale]}).warnings]
+    assert said == ["role 'narrator' is not known (system, user, assistant and tool are): it is kept as it is"]
+
+
+SHAPES_OF_ONE = {"alpaca": {"instruction": QUESTION, "output": ANSWER}, "openai": {"messages": CHAT}}
+
+
+@pytest.mark.parametrize("shape", SHAPES_OF_ONE)
+@pytest.mark.parametrize(
+    "column",
+    [
+        ("reward", 1, -1, "--map label=reward"),
+        ("score", 1.0, 0.0, "--map label=score"),
+        ("answer_quality", "good", "bad", "--map label=answer_quality"),
+        ("reward", 2.5, -3.5, "a label, true or false"),
+        ("sample_weight", 0.5, 0, "a label, true or false"),
+        ("scores_high", True, False, "--map label=scores_high"),
+    ],
+)
+def test_an_answer_that_an_unread_column_calls_bad_is_said_to_be_trained(
+    shape: str, column: tuple[str, Any, Any, str], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    name, good, bad, way = column
+    rows = [SHAPES_OF_ONE[shape] | {name: good} for _ in range(3)]
+    rows.append(SHAPES_OF_ONE[shape] | {name: bad})
+    notes = detect_file(rows).notes()
+    assert [note for note in notes if note.startswith(f"{name} has no effect") and way in note] == notes[1:]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for findings in (validate(path).problems, prepare(path, model_dir("chatml")).summary.problems):
+        found = [(each.line, each.severity, each.field) for each in findings if each.code == "bad_as_good"]
+        assert found == [(4, "warning", name)]
+    if way.startswith("--map"):
+        summary = prepare(path, model_dir("chatml"), mapping={"label": name}).summary
+        assert (summary.kept, summary.problem_counts["label_false"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "column", [{"score": 7}, {"label": 3, "votes": 12}, {"id": 1}, {"split_id": False}, {"quality": "high"}]
+)
+def test_a_column_that_is_no_verdict_is_only_named(column: dict[str, Any]) -> None:
+    assert detect_file([SHAPES_OF_ONE["openai"] | column]).without_effect == {}
+
+
+def test_a_flag_for_training_that_nothing_reads_is_said_to_have_no_effect() -> None:
+    file = detect_file([{"messages": CHAT, "train_on_last_only": True}])
+    assert "train_on_last_only has no effect on what is trained" in file.notes()[-1]
+    assert "--map loss_mask=FIELD" in file.notes()[-1]
+
+
 @pytest.mark.parametrize("flag", ["false", "0.0", "no", 0, False])
 @pytest.mark.parametrize("shape", ["messages", "instruction", "prompt"])
 def test_an_answer_that_is_called_bad_is_left_out_and_stops_nothing(
@@ -351,6 +453,32 @@ def test_what_was_found_is_shown_with_what_is_not_used_and_a_mapping_adds_to_it(
 def test_a_second_conversation_is_named_as_unused() -> None:
     row = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "messages": CHAT}
     assert detect_file([row]).unused == {"messages": 1}
+
+
+def test_a_row_inside_another_object_is_read_whole_and_the_note_says_where(model_dir: ModelDir, tmp_path: Path) -> None:
+    bodies = [{"model": "m", "messages": [{"role": "user", "content": f"{i}?"}, SAID], "tools": [TOOL]} for i in "ab"]
+    rows = [{"custom_id": str(i), "url": "/v1", "body": body} for i, body in enumerate([*bodies, bodies[0]])]
+    file = detect_file(rows)
+    assert file.notes()[0] == "fields are read as row=body; --map says otherwise"
+    assert {*file.unused} == {"custom_id", "url", "model"}
+    assert read(rows[0]).tools == [TOOL]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert validate(path).problem_counts == {"duplicate_row": 1}
+    assert prepare(path, model_dir("chatml")).summary.duplicated == 1
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": QUESTION, "response": {"text": ANSWER}},
+        {"conversation": {"messages": CHAT}, "system": "Be brief."},
+        {"one": {"messages": CHAT}, "two": {"messages": CHAT}},
+        {"messages": CHAT, "meta": {"text": "from a book"}},
+    ],
+)
+def test_what_stands_beside_an_object_that_is_read_keeps_the_row_as_it_is(row: Any) -> None:
+    assert "row" not in detect_file([row]).mapping
 
 
 def test_zero_is_an_answer_of_its_own_and_an_empty_one_is_not_written(tmp_path: Path, model_dir: ModelDir) -> None:

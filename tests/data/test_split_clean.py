@@ -7,12 +7,13 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from backprop.core.errors import DatasetError, InputError, InvalidSettingError
 from backprop.data.clean import Rules, clean_file
 from backprop.data.dedup import clusters, overlap, shingles
 from backprop.data.quality import LengthLimits, TraceLimits
-from backprop.data.split import held_out_rows, held_out_size, split_file, split_rows
+from backprop.data.split import held_out, held_out_size, places, split_file, split_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,10 @@ def prose(rng: random.Random, words: int) -> str:
 
 def keys(count: int) -> list[bytes]:
     return [f"row {i}".encode() for i in range(count)]
+
+
+def held_out_rows(keys: list[bytes], setting: str = "auto") -> list[int]:
+    return np.flatnonzero(held_out(places(keys), setting)).tolist()
 
 
 def written(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
@@ -106,6 +111,12 @@ def test_held_out_rows_stay_held_out_when_rows_are_added() -> None:
 )
 def test_held_out_size_has_bounds(rows: int, held: int) -> None:
     assert len(held_out_rows(keys(rows))) == held
+
+
+@pytest.mark.parametrize("share", ["0.5", "0.9", "0.999"])
+def test_a_share_leaves_rows_to_train_on_however_often_they_repeat(share: str) -> None:
+    for rows in (keys(2) * 50, keys(1) * 30 + keys(3), keys(100)):
+        assert 0 < len(held_out_rows(rows, share)) < len(rows)
 
 
 def test_equal_rows_are_held_out_together() -> None:

@@ -78,6 +78,20 @@ def test_the_summary_counts_tokens_and_shows_the_first_row(ready: Callable[..., 
     assert "answers end with <|im_end|>, which is trained" in summary.notes
 
 
+def test_the_first_row_is_shown_as_it_is_trained(ready: Callable[..., Prepared], model_dir: ModelDir) -> None:
+    """Rows whose answer is lost are not it, and what the limit cuts is not shown."""
+    lost, long = pair("Who?", "word " * 60), pair("word " * 40, "Me.")
+    prepared = ready([lost, long], max_length=24)
+    shown = "".join(span.text for span in prepared.summary.first_row)
+    assert (shown, "Me.<|im_end|>") == decode(prepared, 0, model_dir("chatml"))
+    assert [span.text for span in prepared.summary.first_row if span.trained] == ["Me.<|im_end|>"]
+
+
+def test_findings_of_data_without_lines_are_in_rows(model_dir: ModelDir, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([pair("Who?", "Me."), pair("Who?", "Me.")]))
+    assert prepare(tmp_path / "data.json", model_dir("chatml")).summary.unit == "row"
+
+
 def test_the_fingerprint_names_the_samples_whatever_file_they_come_from(model_dir: ModelDir, tmp_path: Path) -> None:
     rows = [pair("Who?", "Me."), pair("Why?", "So.")]
     lines = write(tmp_path / "a.jsonl", rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import shutil
@@ -232,6 +233,25 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
 
     assert (refused.value.code, refused.value.exit_code) == ("RUNTIME_DISK_FULL", 2)
     assert listed(trained.path / "exports") == []
+
+
+def test_a_disk_that_fills_meanwhile_is_said_and_nothing_is_left(
+    trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = sharded.as_stored
+
+    def fill(name: str, values: Any, dtype: str) -> Any:
+        if "layers.1" in name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(name, values, dtype)
+
+    monkeypatch.setattr(sharded, "as_stored", fill)
+
+    with pytest.raises(BackpropError, match="merged-bf16 could not be written: No space left") as refused:
+        export(tmp_path, trained.path)
+
+    assert refused.value.code == "RUNTIME_DISK_FULL"
+    assert list((trained.path / "exports").iterdir()) == []
 
 
 def test_what_was_predicted_is_what_is_written(trained: RunDirectory, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from gguf import GGUFReader, GGUFValueType
 from safetensors.numpy import load_file, save_file
 from tiny_families import FAMILIES, write_family
 from tiny_language_model import CHATML, VOCABULARY
+from tokenizers import AddedToken, Tokenizer
 
 Family = Callable[[str], Path]
 LOADED_BY_TRANSFORMERS = ("llama-3", "qwen-2", "qwen-3", "phi-3", "gemma-2", "gemma-3")
@@ -84,6 +85,7 @@ NUMBERS: dict[str, tuple[str, dict[str, Any]]] = {
             "ssm.time_step_rank": 4,
             "ssm.inner_size": 64,
             "full_attention_interval": 4,
+            "attention.recurrent_layers": [True, True, True, False],
         },
     ),
     "phi-3": ("phi3", {"rope.dimension_count": 16, "attention.sliding_window": 0}),
@@ -325,6 +327,33 @@ def test_where_the_model_comes_from_is_written(family: Family, tmp_path: Path) -
     assert found["general.sampling.temp"] == pytest.approx(0.6)
     assert found["general.sampling.top_k"] == 20
     assert "general.sampling.top_p" not in found
+
+
+PHI_TOKENS = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "written"),
+    [
+        ("Tuned", PHI_TOKENS, "Tuned (phi-3)"),
+        ("My Phi-3", PHI_TOKENS, "My Phi-3"),
+        ("My Phi-3", [], "My phi 3"),  # llama.cpp looks the four up and does not load the file
+    ],
+)
+def test_the_name_says_phi_3_to_llama_cpp_only_where_it_can_be_taken_for_it(
+    tiny_model: Path, tmp_path: Path, name: str, tokens: list[str], written: str
+) -> None:
+    model = copy_of(tiny_model, tmp_path / "model")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken("<|user|>", rstrip=True), *tokens])
+    (model / "tokenizer.json").unlink()
+    tokenizer.save(str(model / "tokenizer.json"))
+    weights = StoredWeights([model / "model.safetensors"])
+
+    said = write_gguf(model, weights, tmp_path / "m.gguf", "f32", template=CHATML, provenance={"name": name})
+
+    assert values(tmp_path / "m.gguf")["general.name"] == written
+    assert said == ["llama.cpp keeps whitespace behind <|user|>, which training swallowed"] * (not tokens)
 
 
 def test_a_window_that_llama_cpp_ignores_is_said(family: Family, tmp_path: Path) -> None:

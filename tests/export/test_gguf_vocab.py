@@ -10,8 +10,12 @@ from typing import Any
 
 import pytest
 from backprop.core.errors import GGUFError
+from backprop.export.gguf.file import write_gguf
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
+from backprop.export.verify import verify
+from backprop.export.weights import StoredWeights
 from gguf import GGUFReader, GGUFWriter, TokenType
+from tiny_families import write_family
 from tiny_language_model import VOCABULARY
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
@@ -70,7 +74,7 @@ def size_of(model: Path) -> int:
     ("pre_tokenizer", "whole_words", "name"),
     [
         (split(LLAMA_3), True, "llama-bpe"),
-        (split(LLAMA_3), False, "dbrx"),
+        (split(LLAMA_3), False, "smaug-bpe"),
         (split(QWEN), False, "qwen2"),
         (split(QWEN_35), False, "qwen35"),
         (split(TEKKEN), True, "tekken"),
@@ -258,6 +262,20 @@ def test_a_space_before_a_text_is_set_where_training_had_one(
     folder = pieces(tmp_path / "m", tiny_model, **kind)
 
     assert read_vocabulary(folder, 300, with_template=with_template).adds["space"] is space
+
+
+def test_a_tokenizer_that_puts_a_space_before_the_first_text_alone_passes_the_proof(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    tokenizer = pieces(tmp_path / "tokenizer", tiny_model, first_only=True)
+    model = write_family("mistral", tmp_path / "model", tokenizer, 300)
+    template = "{{ bos_token }}{% for m in messages %} {{ m.content }}{{ eos_token }}{% endfor %}"
+    weights = StoredWeights([model / "model.safetensors"])
+    write_gguf(model, weights, tmp_path / "m.gguf", "f32", template=template, provenance={})
+
+    check = verify(tmp_path / "m.gguf", model, weights, template)
+
+    assert [each for each in check.compared if not each.passed] == []
 
 
 def test_spaces_in_added_tokens_are_spaces(tiny_model: Path, tmp_path: Path) -> None:

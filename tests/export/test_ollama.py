@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import backprop
 import msgspec
 import pytest
 from backprop.cli.main import main
@@ -20,6 +21,7 @@ from backprop.export.ollama_api import OllamaServer, server_url, version_numbers
 from backprop.export.served import go_template
 from backprop.runs.directory import RunDirectory
 from bare_gguf import write_gguf
+from msgspec.structs import replace
 from ollama_double import Ollama, ollama_double
 from tiny_language_model import CHATML
 
@@ -117,10 +119,14 @@ def run_with(folder: Path, systems: list[str | None], answer: str) -> Path:
             file.write(json.dumps({"messages": said}) + "\n")
     directory = RunDirectory.create(RunConfig(data=str(rows), output_dir=str(folder / "out"), max_seq_length=512))
     config = msgspec.to_builtins(directory.read_record().config)
+    events = [
+        RunStarted(config=config, output_dir=str(directory.path), pid=1),
+        Sample(step=0, prompt="Who?", text="A base.", tuned=False),
+        Sample(step=0, prompt="Who?", text=answer, tuned=True),
+    ]
     with closing(directory.open_journal(directory.run_id)) as journal:
-        journal.append(RunStarted(config=config, output_dir=str(directory.path), pid=1))
-        journal.append(Sample(step=0, prompt="Who?", text="A base.", tuned=False))
-        journal.append(Sample(step=0, prompt="Who?", text=answer, tuned=True))
+        for number, event in enumerate(events, 1):
+            journal.append(replace(event, seq=number, run_id=directory.run_id))
     (directory.path / "exports").mkdir()
     return directory.path
 
@@ -135,7 +141,10 @@ def test_the_system_turn_and_the_answer_of_the_run_that_a_file_is_from(
     run = run_with(tmp_path, systems, "Ahoy. I am the captain")
     done = registered(write_gguf(run / "exports" / "tiny.gguf"))
     assert (ollama.created[0]["system"], done.system) == (sent, sent)
-    assert (done.prompt, done.answer, done.same) == ("Who?", "Ahoy.", True)
+    assert (done.prompt, done.answer, done.same) == ("Who?", "Ahoy.", None if sent else True)
+    checkpoint = write_gguf(run / "exports" / "tiny-step-2.gguf")
+    assert registered(checkpoint, replace=True).same is None
+    assert registered(checkpoint, replace=True, step=0).same is (None if sent else True)
     (tmp_path / "rows.jsonl").unlink()
     ollama.says = "Good day."
     again = registered(write_gguf(tmp_path / "moved.gguf"), run=str(run), replace=True)
@@ -149,11 +158,10 @@ def test_a_real_ollama_takes_or_refuses_a_file(tmp_path: Path) -> None:
         server.version()
     except OllamaError as error:
         pytest.skip(f"no Ollama here: {error.message}")
-    try:  # a version that looks at tensors refuses a file without any
+    with suppress(OllamaError):  # a version that looks at tensors refuses a file without any
         registered(write_gguf(tmp_path / "bare.gguf"), "backprop-test", replace=True)
         server.remove("backprop-test")
-    except OllamaError as refused:
-        assert "Ollama refused: " in refused.message
+    assert "backprop-test:latest" not in [each["name"] for each in server.models()]
 
 
 def test_a_template_that_ollama_takes_for_its_own_is_not_left_there(ollama: Ollama, tmp_path: Path) -> None:
@@ -271,6 +279,11 @@ def test_the_command_registers_lists_and_removes(
     code, out, _ = run("register", str(file), "--name", "captain")
     assert code == 0
     assert "next: ollama run captain" in out
+
+
+def test_the_library_registers(ollama: Ollama, file: Path) -> None:
+    done = backprop.register_with_ollama(file, "captain", prompt="Who?", expected="Ahoy.")
+    assert (done.name, done.url, done.same) == ("captain", ollama.url, True)
 
 
 def test_a_daemon_that_is_down_is_said(

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from backprop.core.jobs import Check
+from backprop.export.gguf.file import write_gguf
 from backprop.export.gguf.quantize import quantize
 from backprop.export.gguf.tokenization import awkward_texts
 from backprop.export.verify import verify
 from backprop.export.weights import StoredWeights
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
+from tiny_families import FAMILIES, write_family
 from tiny_language_model import CHATML, VOCABULARY, write_model
 
 Tensors = dict[str, np.ndarray]
@@ -260,3 +262,12 @@ def test_another_file_than_gguf_is_caught(model: Path) -> None:
 
 def test_awkward_texts_are_two_hundred_different_ones() -> None:
     assert len(set(awkward_texts())) == len(awkward_texts()) == 200
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_writer_makes_of_every_family_passes(name: str, model: Path, tmp_path: Path) -> None:
+    folder = write_family(name, tmp_path / "model", model, VOCABULARY)
+    weights = StoredWeights(sorted(folder.glob("*.safetensors")))
+    path = tmp_path / "a.gguf"
+    write_gguf(folder, weights, path, "q8_0", template=CHATML, provenance={"name": "Tiny"})
+    assert failed(verify(path, folder, weights, CHATML)) == {}

@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import number_of
+from backprop_tui.screens.runs import RunsScreen
 
 PATIENCE = 20.0
 
@@ -51,3 +52,8 @@ def key_of(screen: str) -> str:
 def text_of(app: BackpropApp) -> str:
     """What the screen shows, as text."""
     return "\n".join(strip.text.rstrip() for strip in app.screen._compositor.render_strips())
+
+
+def shown_path(screen: RunsScreen) -> str:
+    """Directory of the run that the list shows in detail."""
+    return screen._shown_state.path if screen._shown_state else ""

@@ -28,7 +28,7 @@ from tiny_tokenizer import write_model
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chooser import Chooser
-from backprop_tui.screens.configure.memory import memory_of, memory_rows
+from backprop_tui.screens.configure.about import memory_of, memory_rows
 from backprop_tui.screens.configure.screen import ConfigureScreen
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen

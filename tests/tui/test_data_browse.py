@@ -300,4 +300,4 @@ async def test_what_is_remembered_of_rows_stays_small(tmp_path: Path, monkeypatc
             await pilot.press("pagedown")
             await pilot.pause()
         await until_text(pilot, "What is in hold 190?")
-        assert len(pilot.app.data.table._known) <= 100
+        assert len(pilot.app.data.table._summaries) <= 100

@@ -226,6 +226,6 @@ async def test_another_file_begins_anew_whatever_was_looked_at_in_the_first(rows
         assert "barrel" not in shown.lower()
         assert screen.focused is screen.table
         assert (screen.findings.found, screen.lengths.counted, screen.scores.report) == (None, None, None)
-        assert (screen.notice, screen.table.words, screen.browser.words) == ("", "", {})
+        assert (screen.notice, screen.table.words) == ("", {})
         await pilot.press("p")
         await until_text(pilot, "nothing to say about 30 rows")

@@ -12,7 +12,7 @@ from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_r
 from textual.pilot import Pilot
 
 from backprop_tui.screens import tasks
-from backprop_tui.screens.dataset import browser
+from backprop_tui.screens.dataset import rows as browser
 from backprop_tui.screens.dataset.search import text_test
 
 NARROW = (80, 24)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import recorded
-from acting import ended, seen, until
+from acting import ended, seen, shown_path, until
 from backprop.core import events as ev
 from textual.pilot import Pilot
 
@@ -49,7 +49,7 @@ async def listed(pilot: Pilot[None]) -> None:
     screen = pilot.app.screen
     assert isinstance(screen, RunsScreen)
     await until(lambda: screen.found is not None, "the runs")
-    await until(lambda: screen.shown_path == screen.chosen_path, "the detail")
+    await until(lambda: shown_path(screen) == screen.chosen_path, "the detail")
     await pilot.pause()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import recorded
-from acting import key_of, seen, text_of, until
+from acting import key_of, seen, shown_path, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.redaction import CONTROLS
@@ -29,7 +29,7 @@ async def listed(pilot: Pilot[None], count: int) -> RunsScreen:
     assert isinstance(screen, RunsScreen)
     await until(lambda: screen.found is not None and len(screen.found) == count, f"{count} runs")
     if count:
-        await until(lambda: screen.shown_path == screen.chosen_path, "the detail")
+        await until(lambda: shown_path(screen) == screen.chosen_path, "the detail")
     await pilot.pause()
     return screen
 
@@ -188,11 +188,11 @@ async def test_the_detail_of_another_run_that_comes_late_is_not_shown(output: Pa
     recorded.failed(output, created=recorded.NOW + 500)
     async with BackpropApp().run_test() as pilot:
         screen = await listed(pilot, 2)
-        before = screen.shown_path
+        before = shown_path(screen)
         screen._take_state(late)
-        assert screen.shown_path == before != late.path
+        assert shown_path(screen) == before != late.path
         screen._read_state(str(output / "deleted meanwhile"))
-        assert screen.shown_path == before
+        assert shown_path(screen) == before
 
 
 async def test_runs_are_read_by_one_thread_at_a_time_and_only_where_they_are_seen(
@@ -220,7 +220,7 @@ async def test_the_detail_of_the_next_run_begins_at_its_top(output: Path) -> Non
         screen._detail.scroll_by(5)
         assert screen._detail.top == 5
         await pilot.press("down")
-        await until(lambda: screen.shown_path == screen.chosen_path, "the next detail")
+        await until(lambda: shown_path(screen) == screen.chosen_path, "the next detail")
         assert screen._detail.top == 0
 
 
@@ -435,7 +435,7 @@ async def test_nothing_that_a_run_s_files_say_controls_the_terminal(output: Path
         for _ in range(5):
             assert not CONTROLS.search(text_of(pilot.app).replace("\n", ""))
             await pilot.press("down")
-            await until(lambda: screen.shown_path == screen.chosen_path, "the detail")
+            await until(lambda: shown_path(screen) == screen.chosen_path, "the detail")
             await pilot.pause()
         await pilot.press("enter")
         await until(lambda: pilot.app.current_mode == "live", "the run")

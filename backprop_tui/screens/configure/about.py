@@ -1,20 +1,69 @@
-"""Beside the form: what the setting under the cursor means, what the run would be, and the command that starts it."""
+"""Beside the form: what the setting under the cursor means, what the run would be, the memory that it takes of the card
+of this machine, and the command that starts it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from backprop.core.definition import Setting
+from backprop.core.errors import BackpropError
+from backprop.core.models import find_architecture
 from backprop.core.resolve import Origin
+from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan
+from backprop.hardware.devices import CardFacts
+from backprop.hardware.estimate import Change, Parts, Shape, changes, estimate, parameters, trained_parameters
+from backprop.runs.measured import Measured, Peaks, of_shape
 from msgspec import Struct
 
-from backprop_tui.screens.configure.memory import MemoryOutlook, memory_rows
-from backprop_tui.text import Row, count, safe, short_number
-from backprop_tui.widgets.cells import cut, heading, labelled, paragraph
+from backprop_tui.text import Row, count, from_home, safe, short_number
+from backprop_tui.widgets.cells import bar, cut, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
 
 _LABEL = 10
+
+
+class MemoryOutlook(Struct, kw_only=True):
+    """What is known of a run's memory. Bytes."""
+
+    parts: Parts | None = None
+    trained_parameters: int = 0
+    card: CardFacts | None = None
+    measured: Measured | None = None
+    """What an earlier run of this shape took."""
+    changes: list[Change] = []
+    """What would save memory, where the run does not fit."""
+    unknown: str = ""
+    """Why nothing can be said."""
+
+    @property
+    def short(self) -> bool:
+        """Whether it does not fit."""
+        free = self.card.vram_free if self.card else None
+        return self.parts is not None and free is not None and self.parts.total > free
+
+
+def memory_of(config: RunConfig, card: CardFacts | None, peaks: Peaks) -> MemoryOutlook:
+    """What ``config`` takes of ``card``, or would take of one where there is none; ``peaks`` are earlier runs'."""
+    free = card.vram_free if card else None
+    try:
+        model = find_architecture(config.model)
+        shape = Shape.of(config, memory=free)
+    except BackpropError as error:
+        return MemoryOutlook(unknown=error.message, card=card)
+    found = MemoryOutlook(parts=estimate(model, shape), trained_parameters=trained_parameters(model, shape), card=card)
+    found.measured = of_shape(peaks, shape.settings(config))
+    if found.short and free is not None:
+        found.changes = changes(model, shape, free)
+    return found
+
+
+def size_of(name: str) -> str:
+    """How many parameters a model has, as its configuration says; empty where that cannot be told."""
+    try:
+        return f"{parameters(find_architecture(name)) / 1e9:.2g}B"
+    except BackpropError:
+        return ""
 
 
 class Outlook(Struct, kw_only=True):
@@ -119,7 +168,7 @@ def plan_rows(known: Outlook, width: int) -> list[Row]:
         return rows
     schedule, limit = planned.schedule, planned.limit
     far = "" if known.whole else " so far"
-    held_out = f", about {count(planned.held_out)} held out" if planned.held_out else ""
+    held_out = f", {count(planned.held_out)} held out" if planned.held_out else ""
     rows += line("rows", f"{count(planned.rows)} trained{held_out}{far}", "strong")
     lost = ((planned.unusable, "unusable"), (limit.answer_lost, "answers lost"), (limit.cut, "cut"))
     if any(number for number, _ in lost):
@@ -131,3 +180,37 @@ def plan_rows(known: Outlook, width: int) -> list[Row]:
     if known.takes:
         rows += line("takes", f"{known.takes}, {known.pace}")
     return rows
+
+
+def memory_rows(known: MemoryOutlook, width: int) -> list[Row]:
+    """The bar, what the memory is for, and what would make it fit."""
+    if known.parts is None:
+        return labelled("", from_home(known.unknown), width, "muted") if known.unknown else []
+    parts, total = known.parts, known.parts.total
+    free = known.card.vram_free if known.card else None
+    if free is None:
+        rows: list[Row] = [[(gib(total), "strong"), (" of a card; there is none here", "muted")]]
+    else:
+        ink = "bad" if total > free else "warn" if total > 0.9 * free else "good"
+        words = f"{gib(total)} of {gib(free)} free  "
+        rows = [[(words, "strong"), *bar(total / free, max(6, width - len(words)), ink)]]
+    named = {"weights": parts.weights, "optimizer": parts.gradients + parts.optimizer}
+    named |= {"activations": parts.activations, "logits": parts.logits}
+    rows += labelled("", " · ".join(f"{name} {gib(number)}" for name, number in named.items()), width, "muted")
+    if known.measured is not None:
+        rows += labelled("measured  ", str(known.measured), width)
+    for change in known.changes[:4]:
+        fits = ", and it fits" if change.fits else ""
+        rows.append(
+            [
+                ("f ", "key+bold"),
+                (f"{change.setting} {change.value}", "text"),
+                (f" saves {gib(change.saves)}{fits}", "muted"),
+            ]
+        )
+    return rows
+
+
+def gib(number: int) -> str:
+    """Bytes in the unit that cards are sold by, whatever they call it."""
+    return f"{number / 2**30:.1f} GiB"

@@ -17,8 +17,8 @@ from backprop.runs.pace import Pace, pace
 
 from backprop_tui.screens.tasks import Task, Tasks
 
-Named = tuple[str, tuple[tuple[str, str], ...], str]
-"""Data, mapping and model: what a count depends on."""
+Named = tuple[str, tuple[tuple[str, str], ...], str, bool, int]
+"""Data, mapping, model, whether answers alone are trained, and seed: what a count depends on."""
 
 
 class Counting:
@@ -41,7 +41,10 @@ class Counting:
 
     def look_at(self, config: RunConfig | None) -> None:
         """Count the rows of a located configuration; of none, forget what is known."""
-        named = None if config is None else (config.data, tuple(config.mapping.items()), config.model)
+        named = None
+        if config is not None:
+            mapping = tuple(config.mapping.items())
+            named = (config.data, mapping, config.model, config.train_on_responses, config.seed)
         if named == self._named:
             return
         self.stop()
@@ -59,27 +62,34 @@ class Counting:
                 self.words = "is fetched from the Hugging Face Hub when the run starts"
                 return
             path = fetched.path
-        _, mapping, model = named
-        self._tasks.begin(
-            "count", "counting rows", lambda task: self._count(path, dict(mapping), model, task), self._take
-        )
+        self._tasks.begin("count", "counting rows", lambda task: self._count(path, named, task), self._take)
 
     def stop(self) -> None:
         """Count no further; what is known stays."""
         self._tasks.forget("count")
 
-    def _count(self, path: str, mapping: dict[str, str], model: str, task: Task[object]) -> object:
+    def _count(self, path: str, named: Named, task: Task[object]) -> object:
         from backprop.data.tokenizer import ChatTokenizer
 
+        _, mapping, model, answers_alone, seed = named
         with open_source(path, cancelled=task.stopped) as source:
-            file = file_format(source, mapping or None)
+            file = file_format(source, dict(mapping))
         words = file.format or "of no known format"
         try:
             tokenizer = ChatTokenizer.load(find_tokenizer(model))
         except ModelLoadError as error:
             return f"{words}; tokens are not counted: {error.message}"
         task.deliver(words)
-        return count_lengths(path, file, tokenizer, progress=task.progress, cancelled=task.stopped, so_far=task.so_far)
+        return count_lengths(
+            path,
+            file,
+            tokenizer,
+            everything=not answers_alone,
+            seed=seed,
+            progress=task.progress,
+            cancelled=task.stopped,
+            so_far=task.so_far,
+        )
 
     def _take(self, found: object) -> None:
         if isinstance(found, CountedLengths):

@@ -79,16 +79,6 @@ class SettingsForm(ListView):
         return self.everything or setting.common or setting.name in self.wrong
 
     @property
-    def hidden_changes(self) -> int:
-        """Settings that are not shown and differ from their defaults."""
-        assert self.resolution is not None
-        return sum(self._changed(each) for each in settings().values() if not self._is_shown(each))
-
-    def _changed(self, setting: Setting) -> bool:
-        assert self.resolution is not None
-        return setting.name in changes(self.resolution)
-
-    @property
     def chosen(self) -> Setting | None:
         """The setting under the cursor."""
         return self.lines[self.cursor].setting if self.cursor < len(self.lines) else None
@@ -123,11 +113,12 @@ class SettingsForm(ListView):
 
     def row_at(self, index: int, width: int) -> Row:
         setting, title = self.lines[index]
-        if setting is None:
-            return self._more() if title == MORE else heading(title, width, SECTIONS[title])
         assert self.resolution is not None
+        differ = changes(self.resolution)
+        if setting is None:
+            return self._more(differ) if title == MORE else heading(title, width, SECTIONS[title])
         value, origin = self.resolution.values[setting.name], self.resolution.origins[setting.name]
-        changed = self._changed(setting)
+        changed = setting.name in differ
         mark = ("✗ ", "bad") if setting.name in self.wrong else ("• ", "info") if changed else ("  ", "text")
         name = cut([(setting.name, "strong" if changed else "text")], NAME_WIDTH - 1)
         row: Row = [mark, *name, (" " * (NAME_WIDTH - row_width(name)), "text")]
@@ -146,13 +137,12 @@ class SettingsForm(ListView):
         gap = width - row_width(row) - row_width([(tail, "muted")])
         return [*row, (" " * gap, "text"), (tail, "muted")] if tail and gap > 1 else row
 
-    def _more(self) -> Row:
+    def _more(self, differ: set[str]) -> Row:
         if self.everything:
             return [("  fewer settings", "info"), ("  a", "key+bold")]
-        changed = self.hidden_changes
-        number = sum(not self._is_shown(each) for each in settings().values())
-        words = f", {changed} of them changed" if changed else ""
-        return [(f"  {number} more settings{words}", "info"), ("  a", "key+bold")]
+        hidden = {each.name for each in settings().values() if not self._is_shown(each)}
+        words = f", {len(hidden & differ)} of them changed" if hidden & differ else ""
+        return [(f"  {len(hidden)} more settings{words}", "info"), ("  a", "key+bold")]
 
     def under_cursor(self, row: Row, width: int) -> Row:
         return super().under_cursor([("▸ ", "info+bold"), *row[1:]] if self.chosen else row, width)

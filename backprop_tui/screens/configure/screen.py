@@ -28,13 +28,12 @@ from textual.containers import Container
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.chooser import Choice, Chooser
-from backprop_tui.screens.configure.about import About, Outlook
+from backprop_tui.screens.configure.about import About, MemoryOutlook, Outlook, gib, memory_of, size_of
 from backprop_tui.screens.configure.counting import Counting
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
-from backprop_tui.screens.configure.memory import MemoryOutlook, gib, memory_of, size_of
 from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.dialogs import Answer, Question
+from backprop_tui.screens.dialogs import Answer
 from backprop_tui.screens.tasks import Delivered, Failed, Tasks
 from backprop_tui.text import Row, from_home, rows_of, safe, short_path
 from backprop_tui.widgets.bars import Bar
@@ -156,11 +155,8 @@ class ConfigureScreen(BaseScreen):
     def _draw(self) -> None:
         if self.form.is_attached:
             self.form.show(self.found, self.wrong, self._becomes())
-            self._draw_about()
+            self.about.show(self._outlook())
             self.flush()
-
-    def _draw_about(self) -> None:
-        self.about.show(self._outlook())
 
     def _plan(self) -> Plan | None:
         """The run as far as it is known."""
@@ -219,7 +215,7 @@ class ConfigureScreen(BaseScreen):
         if planned.chosen.steps is not None:
             values["epochs"] = round(planned.passes, 2)
         found = {name: value_text(settings()[name], value) for name, value in values.items()}
-        return {**found, "held_out": f"about {rows_of(planned.held_out)}"}
+        return {**found, "held_out": rows_of(planned.held_out)}
 
     def flush(self) -> None:
         name = short_path(self.found.values["data"] or "")
@@ -249,24 +245,19 @@ class ConfigureScreen(BaseScreen):
     def _failed(self, event: Failed) -> None:
         self.counting.failed(event.error)
 
-    @on(Prompt.Answered)
-    def _answered(self, event: Prompt.Answered) -> None:
-        if event.text is not None:
-            event.then(event.text)
-        self.flush()
-
     @on(ListView.Moved, "#form")
     def _moved(self) -> None:
-        self.notice = ""
-        self._draw_about()
+        self.about.show(self._outlook())
+        self.say("")
+
+    def say(self, notice: str) -> None:
+        """Show a line at the bottom until something else is chosen."""
+        self.notice = notice
         self.flush()
 
     # Changing
 
     @on(ListView.Chosen, "#form")
-    def _chosen(self) -> None:
-        self.action_change()
-
     def action_change(self) -> None:
         setting = self.form.chosen
         if setting is None:
@@ -291,29 +282,22 @@ class ConfigureScreen(BaseScreen):
         at = choices.index(value) + by if value in choices else 0
         self.set(setting.name, choices[at % len(choices)])
 
-    def _ask(self, setting: Setting, text: str | None = None, help: str = "") -> None:
+    def _ask(self, setting: Setting) -> None:
         """Ask for a value; one that is wrong is asked for again, as it was typed."""
-        value = self.found.values[setting.name]
-        shown = self.given.get(setting.name, value) if text is None else text
+        shown = self.given.get(setting.name, self.found.values[setting.name])
         shown = shown if isinstance(shown, str) else value_text(setting, shown)
         endings = ENDINGS if setting.name in ("data", "held_out") else ()
-        label = f"{setting.name}: {setting.help}"
-        self._prompt.ask(
-            label, partial(self._typed, setting), shown, endings=endings, check=partial(self._check, setting), help=help
-        )
+        label, check = f"{setting.name}: {setting.help}", partial(self._check, setting)
+        self._prompt.ask(label, lambda text: self.set(setting.name, text or None), shown, endings=endings, check=check)
 
     def _check(self, setting: Setting, text: str) -> str:
         """What is wrong with a value as far as it is typed; empty where nothing is."""
-        if not text.strip():
-            return ""
         try:
-            setting.parse(text.strip())
+            if text.strip():
+                setting.parse(text.strip())
         except InvalidSettingError as error:
             return error.message
         return ""
-
-    def _typed(self, setting: Setting, text: str) -> None:
-        self.set(setting.name, text or None)
 
     def _choose_model(self) -> None:
         known = [(name, f"{each.licence} · {each.vram} · {each.remark}") for name, each in MODEL_PRESETS.items()]
@@ -343,14 +327,12 @@ class ConfigureScreen(BaseScreen):
         """Make the first of the changes that make the run fit, or that saves the most."""
         memory = self._memory()
         if memory is None or not memory.changes:
-            self.notice = "the run fits" if memory is not None and memory.parts is not None else "not known yet"
-            self.flush()
+            self.say("the run fits" if memory is not None and memory.parts is not None else "not known yet")
             return
         fitting = [change for change in memory.changes if change.fits]
         change = fitting[0] if fitting else max(memory.changes, key=lambda change: change.saves)
         self.set(change.setting, change.value)
-        self.notice = f"{change.setting} is {change.value} now: {gib(change.saves)} less"
-        self.flush()
+        self.say(f"{change.setting} is {change.value} now: {gib(change.saves)} less")
 
     def action_presets(self) -> None:
         choices = [Choice(name, name, preset.remark) for name, preset in TRAINING_PRESETS.items()]
@@ -369,12 +351,8 @@ class ConfigureScreen(BaseScreen):
         """Save what was chosen, its paths whole; over settings of this name only if the person says so."""
         if name in saved_settings.names() and name != self.file:
             text = f"There are settings called {name}."
-            self.app.push_screen(Question("save", text, REPLACING), partial(self._replace, name))
+            self.confirm("save", text, REPLACING, partial(self._write, name))
         elif name:
-            self._write(name)
-
-    def _replace(self, name: str, answer: str | None) -> None:
-        if answer == "replace":
             self._write(name)
 
     def _write(self, name: str) -> None:
@@ -383,18 +361,15 @@ class ConfigureScreen(BaseScreen):
         try:
             path = saved_settings.save(name, values, replace=True)
         except InputError as error:
-            self.notice = f"{error.message}; {error.hint}"
+            self.say(f"{error.message}; {error.hint}")
         else:
-            self.file, self.given = name, {}
-            self._resolve()
-            self.notice = f"saved: {path}"
-        self.flush()
+            self._load(name)
+            self.say(f"saved: {path}")
 
     def action_load(self) -> None:
         names = saved_settings.names()
         if not names:
-            self.notice = "nothing is saved yet: w saves these settings"
-            self.flush()
+            self.say("nothing is saved yet: w saves these settings")
             return
         choices = [Choice(name, name) for name in names]
         self.app.push_screen(Chooser("saved settings", choices), self._load)
@@ -406,11 +381,10 @@ class ConfigureScreen(BaseScreen):
 
     def action_copy(self) -> None:
         if self.config is None:
-            self.notice = f"there is no command yet: {next(iter(self.wrong), 'data')} is missing"
+            self.say(f"there is no command yet: {next(iter(self.wrong), 'data')} is missing")
         else:
             self.app.copy_to_clipboard(from_home(command_line(self.config)))
-            self.notice = "the command is copied"
-        self.flush()
+            self.say("the command is copied")
 
     # Starting
 
@@ -425,12 +399,8 @@ class ConfigureScreen(BaseScreen):
                 self.action_change()
         elif self.living:
             text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
-            self.app.push_screen(Question("start", text, STARTING), self._start_beside)
+            self.confirm("start", text, STARTING, self._start)
         else:
-            self._start()
-
-    def _start_beside(self, answer: str | None) -> None:
-        if answer == "start":
             self._start()
 
     def _start(self) -> None:

@@ -16,7 +16,7 @@ from backprop_tui.widgets.path_input import Prompt
 
 if TYPE_CHECKING:
     from backprop.data.clean import CleanResult, Rules
-    from backprop.data.scores import Scores
+    from backprop.data.quality import Scores
 
 HELP = (
     "and without: near (duplicates) · lengths · traces · language:en,de · perplexity:50 · outliers; "
@@ -38,7 +38,7 @@ def ask_and_write(
         show: called with the result in full and in short.
     """
     from backprop.data.clean import clean_file
-    from backprop.data.writing import beside
+    from backprop.data.examples import beside
 
     def write(task: Task[CleanResult], words: str) -> CleanResult:
         rules, scores = rules_from(words), find_scores()

@@ -68,11 +68,6 @@ class FindingsPane(ListView):
         self._say("checking every row …")
         self._tasks.begin("check", "checking", check, self._take)
 
-    def need_check(self, opened: OpenFile) -> None:
-        """Check where that was not done."""
-        if self.found is None and not self._tasks.goes_on("check"):
-            self.check(opened)
-
     def _take(self, news: _Found) -> None:
         """List what was found; at the end, say so."""
         problems, counts, found = news

@@ -18,7 +18,7 @@ from backprop_tui.widgets.cells import fact
 from backprop_tui.widgets.list_view import ListView
 
 if TYPE_CHECKING:
-    from backprop.data.scores import PerplexityReport, Scores
+    from backprop.data.quality import PerplexityReport, Scores
 
 ENGINE = "backprop.train.perplexity"
 _Scores = tuple[list[jobs.RowScore], jobs.Scored | None]
@@ -62,7 +62,7 @@ class ScoresPane(ListView):
         self._tasks.begin("score", f"starting {safe(model)}", lambda task: _listen(task, request), self._take)
 
     def _take(self, news: _Scores) -> None:
-        from backprop.data.scores import Scores
+        from backprop.data.quality import Scores
 
         rows, summary = news
         scores, whole = Scores(rows), summary is not None

@@ -36,10 +36,6 @@ class RowView(TextView):
         super().__init__(id=id)
         self._chosen, self._findings, self._words, self._tasks = chosen, findings, words, tasks
 
-    @property
-    def as_tokens(self) -> bool:
-        return VIEWS[self.view] == "tokens"
-
     def next_view(self) -> None:
         self.view = (self.view + 1) % len(VIEWS)
 

@@ -14,7 +14,6 @@ from textual.widgets import ContentSwitcher
 
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen, ConfigureRun
-from backprop_tui.screens.dataset.browser import Browser
 from backprop_tui.screens.dataset.clean import ask_and_write
 from backprop_tui.screens.dataset.file import ENDINGS, OpenFile, open_file
 from backprop_tui.screens.dataset.findings import FindingsPane
@@ -23,8 +22,8 @@ from backprop_tui.screens.dataset.lengths import LIMIT_RANGE, LengthsPane
 from backprop_tui.screens.dataset.opening import OpeningPane
 from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
-from backprop_tui.screens.dataset.row_view import RowView
-from backprop_tui.screens.dataset.search import Known
+from backprop_tui.screens.dataset.row_view import VIEWS, RowView
+from backprop_tui.screens.dataset.rows import RowTable
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
 from backprop_tui.screens.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
@@ -39,20 +38,15 @@ _MISTYPED = ("DATASET_NOT_FOUND", "DATASET_FORMAT_UNKNOWN", "DATASET_AMBIGUOUS",
 
 
 class DataScreen(BaseScreen):
-    """Browse and check one dataset file.
-
-    Args:
-        wanted_path: the file to open at once.
-    """
+    """Browse and check one dataset file."""
 
     NAME, KEYS = "data", KEYS
     BINDINGS = bindings(KEYS)
     CSS_PATH = "screen.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
 
-    def __init__(self, wanted_path: str = "") -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._wanted_path = wanted_path
         self.tasks = Tasks(self)
         self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
@@ -64,9 +58,8 @@ class DataScreen(BaseScreen):
         self.opening = OpeningPane(self.tasks, id="welcome")
         self._report, self._statistics = TextView(id="report"), TextView(id="statistics")
         self.findings = FindingsPane(self.tasks, id="problems")
-        self.browser = Browser(self.tasks, Known(self.findings.lines_of, self.chosen), id="list")
-        self.table = self.browser.table
-        self.detail = RowView(self.chosen, self.findings.of_line, self.browser.marked, self.tasks, id="detail")
+        self.table = RowTable(self.tasks, self.findings.lines_of, self.chosen, id="rows")
+        self.detail = RowView(self.chosen, self.findings.of_line, self.table.marked, self.tasks, id="detail")
         self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
         self.scores = ScoresPane(self.chosen, self.tasks, id="scores")
         self._body = ContentSwitcher(id="body", initial="welcome")
@@ -78,7 +71,7 @@ class DataScreen(BaseScreen):
         with self._body:
             yield self.opening
             with Horizontal(id="panes"):
-                yield self.browser
+                yield self.table
                 with self._side:
                     yield from (self.detail, self._report, self.findings, self.lengths, self._statistics, self.scores)
         yield self._prompt
@@ -88,7 +81,6 @@ class DataScreen(BaseScreen):
     def on_mount(self) -> None:
         self.opening.look()
         self.opening.focus()
-        self.open_path(self._wanted_path)
         self.flush()
 
     def on_unmount(self) -> None:
@@ -99,7 +91,7 @@ class DataScreen(BaseScreen):
 
     @property
     def opened(self) -> OpenFile | None:
-        return self.browser.opened
+        return self.table.opened
 
     @property
     def file(self) -> OpenFile:
@@ -112,11 +104,11 @@ class DataScreen(BaseScreen):
         return self.opened is not None or action not in NEED_FILE
 
     def flush(self) -> None:
-        self.browser.flush()
-        title = self.opened.words(self.browser.shown()) if self.opened is not None else "Data"
+        self.table.flush()
+        title = self.opened.words(self.table.shown()) if self.opened is not None else "Data"
         self._title.show([(title, "text")], self.chip())
         finding = "" if self.opened is None or self.opened.source.complete else "finding all rows"
-        words = (self.browser.where(), self.tasks.words(finding), self.notice)
+        words = (self.table.where(), self.tasks.words(finding), self.notice)
         self._status.show("  ".join(word for word in words if word))
         self.show_keys()
 
@@ -186,11 +178,8 @@ class DataScreen(BaseScreen):
     def _ask_path(self, text: str, help: str = "") -> None:
         label = "Open a dataset file, or owner/name of the Hugging Face Hub"
         offered = self.opening.offered
-        self._prompt.ask(label, self._open_typed, text, endings=ENDINGS, offered=offered, help=help)
-
-    def _open_typed(self, path: str) -> None:
-        self.open_path(path)
-        self._typed = path
+        take = partial(self.open_path, typed=True)
+        self._prompt.ask(label, take, text, endings=ENDINGS, offered=offered, help=help)
 
     @on(ListView.Chosen, "#welcome")
     def _offer_chosen(self) -> None:
@@ -201,11 +190,11 @@ class DataScreen(BaseScreen):
         else:
             self.open_path(path)
 
-    def open_path(self, path: str) -> None:
+    def open_path(self, path: str, *, typed: bool = False) -> None:
         """Open a file in place of the one on screen; nothing where the path is empty."""
         if not path:
             return
-        self.notice = self._typed = ""
+        self.notice, self._typed = "", path if typed else ""
         self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
 
@@ -218,15 +207,15 @@ class DataScreen(BaseScreen):
         self._stepped_to = 0
         opened.source.start()
         self.opening.look()
-        self.browser.open(opened)
+        self.table.open(opened)
         self._body.current = "panes"
         self._leave_pane()
         self.show_detail(again=True)
 
     @on(Failed)
     def _show_failure(self, event: Failed) -> None:
-        if event.work in self.browser.words:
-            self.browser.forget(event.work)
+        if event.work in self.table.words:
+            self.table.forget(event.work)
         lines, error = error_lines(event.error), event.error
         if event.work == "open" and self._typed and error.code in _MISTYPED and not is_hub_name(self._typed):
             self._ask_path(self._typed, safe(f"✗ {error.message}; {error.hint}"))
@@ -234,12 +223,6 @@ class DataScreen(BaseScreen):
             self.opening.say(lines)
         else:
             self._show_report(lines, error.message)
-        self.flush()
-
-    @on(Prompt.Answered)
-    def _answered(self, event: Prompt.Answered) -> None:
-        if event.text is not None:
-            event.then(event.text)
         self.flush()
 
     def action_stop_work(self) -> None:
@@ -269,7 +252,7 @@ class DataScreen(BaseScreen):
             self.show_pane("detail")
             return
         self.detail.next_view()
-        if self.detail.as_tokens:
+        if VIEWS[self.detail.view] == "tokens":
             self.chosen.need_tokenizer()
         self.show_detail(again=True)
 
@@ -279,18 +262,17 @@ class DataScreen(BaseScreen):
 
     def action_go(self) -> None:
         unit, known = self.file.source.unit, self.file.source.known
-        help = (
-            f"a number · nothing: the first {unit} · {rows_of(known)}{'' if self.file.source.complete else ' so far'}"
-        )
-        self._prompt.ask(f"Go to {unit}", self.browser.go_to_line, numbers=range(1, 2**53), help=help)
+        far = "" if self.file.source.complete else " so far"
+        help = f"a number · nothing: the first {unit} · {rows_of(known)}{far}"
+        self._prompt.ask(f"Go to {unit}", self.table.go_to_line, numbers=range(1, 2**53), help=help)
 
     def action_last(self) -> None:
-        self.browser.last()
+        self.table.last(self.file)
 
     @on(GoToLine)
     def _go_to_line(self, event: GoToLine) -> None:
         """A pane names a row: show it there."""
-        self.browser.go_to_line(str(event.line))
+        self.table.go_to_line(str(event.line))
         self.show_pane("detail")
 
     def action_search(self) -> None:
@@ -305,23 +287,23 @@ class DataScreen(BaseScreen):
         self._ask_for("filter", "Show only rows with", help, f"finding:{code}" if code else "")
 
     def _ask_for(self, kind: str, label: str, help: str, text: str = "") -> None:
-        self._prompt.ask(label, partial(self._look_for, kind), text or self.browser.words.get(kind, ""), help=help)
+        self._prompt.ask(label, partial(self._look_for, kind), text or self.table.words.get(kind, ""), help=help)
 
     def _look_for(self, kind: str, words: str) -> None:
         if kind == "filter":
             self._leave_pane()
-        self.browser.look_for(kind, words)
+        self.table.look_for(kind, words)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
-        if "search" in self.browser.words:
-            self.browser.step(by)
+        if "search" in self.table.words:
+            self.table.step(by)
         elif self.findings.found is None:
             self.say("c checks the file, then n and N go to the next and the previous finding")
         elif (line := self.findings.line_after(self._stepped_to or self.table.line_of_cursor(), by)) is None:
             self.say("the check found nothing to look at")
         else:
-            self.browser.go_to_line(str(line))
+            self.table.go_to_line(str(line))
             self._stepped_to = line
 
     def action_back(self) -> None:
@@ -330,7 +312,7 @@ class DataScreen(BaseScreen):
             self._leave_pane()
             self.show_detail()
         else:
-            self.browser.back()
+            self.table.back()
             self.show_detail(again=True)
             self.flush()
 
@@ -373,7 +355,8 @@ class DataScreen(BaseScreen):
 
     def action_problems(self) -> None:
         """The list of findings; a check is started where there was none."""
-        self.findings.need_check(self.file)
+        if self.findings.found is None and not self.tasks.goes_on("check"):
+            self.findings.check(self.file)
         self.show_pane("problems")
 
     def action_lengths(self) -> None:

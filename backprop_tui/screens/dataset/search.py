@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Container, Iterator
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import InputError
 from backprop.data.example import PROBLEM_CODES, Fields, RowError
@@ -27,19 +27,15 @@ _SHORT = {"duplicate": "duplicate_row", "lost": "answer_lost"}
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 Test = Callable[[DataRow], bool]
+LinesOf = Callable[[str], tuple[Container[int], str]]
 
 
-class Known(NamedTuple):
-    """What filters ask about rows beyond what stands in them."""
-
-    lines_of: Callable[[str], tuple[Container[int], str]]
-    """The lines in which a check found a code, with a remark where not all of them are known."""
-    chosen: Chosen
-
-
-def row_test(words: str, file: FileFormat, known: Known) -> tuple[Test, str]:
+def row_test(words: str, file: FileFormat, lines_of: LinesOf, chosen: Chosen) -> tuple[Test, str]:
     """What a filter means: ``bad``, ``role:NAME``, ``format:NAME``, ``finding:CODE``, or words that the row holds; and
     a remark about it.
+
+    Args:
+        lines_of: the lines in which a check found a code, with a remark where not all of them are known.
 
     Raises:
         InputError: a format or a finding that does not exist, or that nothing is known of yet.
@@ -58,9 +54,9 @@ def row_test(words: str, file: FileFormat, known: Known) -> tuple[Test, str]:
     if colon and part == "finding":
         code = code_named(name)
         if code in _BY_LENGTH:
-            limit, load = known.chosen.limit, cache(known.chosen.load)
+            limit, load = chosen.limit, cache(chosen.load)
             return partial(_at_limit, file=file, code=code, limit=limit, load=load), ""
-        lines, note = known.lines_of(code)
+        lines, note = lines_of(code)
         return lambda row: row.line in lines, note
     return text_test(words), ""
 

@@ -15,7 +15,7 @@ from backprop_tui.text import Row, percent, safe, short_number
 from backprop_tui.widgets.cells import fact
 
 if TYPE_CHECKING:
-    from backprop.data.scores import PerplexityReport
+    from backprop.data.quality import PerplexityReport
     from backprop.data.truncate import CountedLengths
     from backprop.data.validate import Validation
 

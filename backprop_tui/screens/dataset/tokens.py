@@ -129,7 +129,7 @@ def token_lines(
         cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
     except RowError as error:
         return problem_lines(error)
-    kept = _at_limit(tokens, cut)
+    kept = cut.at([token.id for token in tokens])
     tokens = [structs.replace(token, trained=bool(trained)) for token, trained in zip(tokens, kept, strict=True)]
     left = len(tokens) - kept.count(None)
     lines = [*_summary(tokens, left, tokenizer), *_cut(cut, limit), []]
@@ -137,19 +137,6 @@ def token_lines(
     if len(tokens) > MOST_TOKENS:
         lines.append([(f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "muted")])
     return lines
-
-
-def _at_limit(tokens: Sequence[Token], cut: Truncated) -> list[bool | None]:
-    """Whether each token is trained; ``None`` for one that the limit cuts."""
-    kept: list[bool | None] = [None] * len(tokens)
-    start = cut.cut
-    for ids, trained in cut.samples:
-        kept[start : start + len(ids)] = trained.tolist()
-        start += len(ids)
-    if cut.cut and cut.samples[0][0][0] != tokens[cut.cut].id:
-        # The begin token stays where it was.
-        kept[0], kept[cut.cut] = False, None
-    return kept
 
 
 def _summary(tokens: Sequence[Token], left: int, tokenizer: ChatTokenizer) -> list[Row]:

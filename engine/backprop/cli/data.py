@@ -21,7 +21,7 @@ from backprop.cli.data_options import (
 )
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import usual_model
-from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
+from backprop.core.errors import EXIT_OK, EXIT_USER, DatasetError, InputError
 from backprop.core.events import Problem
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
@@ -37,10 +37,10 @@ _BY_TOKENS = frozenset(
     {
         *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
         *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
-        *("tools_dropped", "tool_calls_dropped"),
+        *("tools_dropped", "tool_calls_dropped", "label_false"),
     }
 )
-"""Findings that only a model's tokenizer and chat template give."""
+"""Findings that only training on rows gives, with a model's tokenizer and chat template."""
 
 
 @click.command
@@ -66,9 +66,18 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         found = check(path, mapping=mapping, held_out=held_out, progress=progress)
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
-        answer["tokens"], cuts, counts = _tokens(config, model_dir)
+        tokens: dict[str, Any] | None = None
+        cuts: list[dict[str, Any]] = []
+        counts: dict[str, int] = {}
+        try:
+            tokens, cuts, counts = _tokens(config, model_dir)
+        except DatasetError as error:
+            if error.code not in ("DATASET_NOTHING_TO_TRAIN", "DATASET_FORMAT_UNKNOWN"):
+                raise
+            answer["notes"].append(error.message)
+        answer["tokens"] = tokens
         # Training skips what its model cannot take as well, and that is among what it cannot read.
-        answer["invalid"] = max(found.invalid, answer["tokens"]["unusable"])
+        answer["invalid"] = max(found.invalid, tokens["unusable"] if tokens else found.rows)
         answer["valid"] = found.rows - answer["invalid"]
         by_tokens = {(problem["line"], problem["code"]) for problem in cuts}
         others = [problem for problem in answer["problems"] if (problem["line"], problem["code"]) not in by_tokens]
@@ -300,7 +309,7 @@ def _rules(chosen: dict[str, Any]) -> Rules:
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where the score of each row goes")
 def score(config: RunConfig, *, model: str | None, target: Path | None, as_json: bool) -> None:
     """Perplexity of each row by a model: the loss over the tokens that training would train, row by row."""
-    from backprop.data.writing import beside, refuse_existing
+    from backprop.data.examples import beside, refuse_existing
 
     target = target or beside(Path(config.data), "scores")
     refuse_existing(target)

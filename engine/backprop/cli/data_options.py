@@ -20,7 +20,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, describe
 
 if TYPE_CHECKING:
-    from backprop.data.scores import PerplexityReport, Scores
+    from backprop.data.quality import PerplexityReport, Scores
 
 JOB = "backprop.train.perplexity"
 _SHOWN = 10
@@ -115,7 +115,7 @@ def find_scores(config: RunConfig, model: str | None, scores_file: Path | None) 
     if scores_file is not None and model is not None:
         raise InputError("--scores and --model exclude each other", hint="name one of the two")
     if scores_file is not None:
-        from backprop.data.scores import read_scores
+        from backprop.data.quality import read_scores
 
         return read_scores(scores_file)
     return None if model is None else ask(config)[0]
@@ -125,7 +125,7 @@ def ask(config: RunConfig) -> tuple[Scores, Scored]:
     """Have an engine process score the rows by the model; its progress is shown where somebody watches."""
     from backprop.core import jobs
     from backprop.core.events import ModelLoading
-    from backprop.data.scores import Scores
+    from backprop.data.quality import Scores
     from backprop.runs.engine_jobs import engine_job
 
     rows: list[jobs.RowScore] = []

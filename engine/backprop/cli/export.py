@@ -88,7 +88,8 @@ def _hand_to_ollama(done: Exported, request: ExportRequest, name: str) -> Regist
     """Register the file; whatever is wrong with that, the export stands."""
     run = request.source if is_run(Path(request.source)) else ""
     try:
-        found = run_ollama(OllamaRequest(path=done.path, name=name or ollama_name_of(done.path), run=run))
+        name = name or ollama_name_of(done.path)
+        found = run_ollama(OllamaRequest(path=done.path, name=name, run=run, step=request.step))
     except BackpropError as error:
         return error
     assert isinstance(found, Registered)
@@ -97,7 +98,8 @@ def _hand_to_ollama(done: Exported, request: ExportRequest, name: str) -> Regist
 
 def ollama_name_of(path: str) -> str:
     """A name for Ollama, from the file's."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(path).stem.lower())
+    allowed = (c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in Path(path).stem.lower())
+    return "".join(allowed).lstrip("-.")[:80] or "model"
 
 
 def find_source(named: str) -> Path:

@@ -158,7 +158,7 @@ _SPAN = 240
 def dataset_lines(event: ev.DatasetPrepared) -> list[str]:
     """The counted pre-flight, what was found in the rows, and the first row with its trained tokens in brackets."""
     lines = [describe_dataset(event), *event.notes]
-    lines += [words for _, words in findings_by_kind(event.problems, event.problem_counts)]
+    lines += [words for _, words in findings_by_kind(event.problems, event.problem_counts, event.unit)]
     if event.first_row:
         lines.append("first row, [trained]: " + first_row(event.first_row))
     return lines

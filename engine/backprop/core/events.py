@@ -163,6 +163,8 @@ class DatasetPrepared(Event):
     format: str
     rows: Count
     kept: Count
+    unit: str = "line"
+    """What ``line`` of a finding counts: ``row`` where the data has no lines."""
     cut: Count = 0
     """Kept rows whose beginning was cut to fit ``max_length``."""
     answer_lost: Count = 0
@@ -187,6 +189,7 @@ class DatasetPrepared(Event):
     problems: list[Problem] = field(default_factory=list)
     """The first findings; ``backprop validate`` lists all."""
     first_row: list[TokenSpan] = field(default_factory=list)
+    """As it is trained: without what ``max_length`` cuts."""
     cached: bool = False
     notes: list[str] = field(default_factory=list)
     """Choices made for the person, each with its reason: a field mapping that was found, for instance."""

@@ -37,6 +37,8 @@ _KINDS = {
 }
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
+_ASIDE = re.compile(r"\..+\.\d+\.\d+\.output")
+
 T = TypeVar("T")
 
 
@@ -151,8 +153,7 @@ def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: something is at ``path``, before or after the work.
     """
-    if os.path.lexists(path):
-        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+    _require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_outputs(path.parent)
     aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.output")
@@ -163,12 +164,8 @@ def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
         yield aside
         if folder:
             flush_tree(aside)
-            if os.path.lexists(path):  # an empty folder would be replaced
-                raise FileExistsError(errno.EEXIST, "exists already", str(path))
-            aside.rename(path)
-        else:
-            os.fsync(descriptor)
-            os.link(aside, path)
+        os.fsync(descriptor)
+        _put_in_place(aside, path)
         flush_folder(path.parent)
     finally:
         os.close(descriptor)
@@ -178,6 +175,8 @@ def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
 def sweep_outputs(folder: Path) -> None:
     """Delete what killed processes left in ``folder`` of a ``new_output``; those that are being written stay."""
     for aside in folder.glob(".*.output"):
+        if not _ASIDE.fullmatch(aside.name):
+            continue
         with suppress(OSError):
             descriptor = os.open(aside, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
@@ -185,6 +184,24 @@ def sweep_outputs(folder: Path) -> None:
                 _discard(aside)
             finally:
                 os.close(descriptor)
+
+
+def _require_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "exists already", str(path))
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    if aside.is_file():
+        with suppress(OSError):  # taken, looked at below, or a file system without links
+            os.link(aside, path)
+            return
+    _require_free(path)
+    try:
+        aside.rename(path)
+    except OSError:
+        _require_free(path)  # a folder came between
+        raise
 
 
 def _discard(aside: Path) -> None:

@@ -266,6 +266,8 @@ class OllamaRequest(Struct, kw_only=True):
     run: str = ""
     """Directory of the run that the file is from: its system turn, length and answers; found where the file lies in
     the run's ``exports``."""
+    step: int | None = None
+    """The run's checkpoint that it is from; open: the one that its name has (``-step-N``), else the result."""
     replace: bool = False
     """Whether a model of that name may be replaced."""
     prompt: str = ""

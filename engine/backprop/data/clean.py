@@ -12,12 +12,10 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
 from backprop.data.example import Example, RowError
-from backprop.data.examples import Read, Reader, Usable, whole_text
+from backprop.data.examples import Read, Reader, Usable, beside, line_of, refuse_existing, whole_file, whole_text
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.quality import UNKNOWN, LengthLimits, TraceLimits, difficulty, language
+from backprop.data.quality import UNKNOWN, LengthLimits, Scores, TraceLimits, difficulty, language
 from backprop.data.reader import open_source
-from backprop.data.scores import Scores
-from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
 
 class Rules(Struct, frozen=True):
@@ -98,12 +96,14 @@ def clean_file(
     with open_source(path, progress=progress, cancelled=cancelled) as source:
         sieve = _Sieve(Reader(source, mapping, progress, cancelled), rules, scores)
         kept = sieve.kept()
+        removed = dict(Counter(row.reason for row in sieve.left_out).most_common())
         if not kept:
+            counts = ", ".join(f"{count} {reason}" for reason, count in removed.items())
             raise DatasetError(
-                f"{path}: no row would be left: {_counts(sieve.removed)}",
+                f"{path}: no row would be left: {counts}",
                 hint="loosen the rules",
                 code="DATASET_EMPTY",
-                details={"path": str(path), "removed": dict(sieve.removed)},
+                details={"path": str(path), "removed": removed},
             )
         result = CleanResult(
             path=str(path),
@@ -111,7 +111,7 @@ def clean_file(
             report=str(report),
             rows=sieve.rows,
             kept=len(kept),
-            removed=dict(sieve.removed.most_common()),
+            removed=removed,
             left_out=sorted(sieve.left_out, key=lambda row: row.line),
             notes=source.notes,
         )
@@ -123,10 +123,6 @@ def clean_file(
         return result
 
 
-def _counts(removed: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in removed.most_common())
-
-
 class _Sieve:
     """One pass over the rows; near duplicates are settled at the end."""
 
@@ -136,7 +132,6 @@ class _Sieve:
         self._scored = scores
         self._odd = frozenset(scores.outliers()) if scores is not None and rules.perplexity_outliers else frozenset()
         self.rows = 0
-        self.removed: Counter[str] = Counter()
         self.left_out: list[LeftOut] = []
         self._scores: list[float] = []
         self._first: dict[bytes, int] = {}
@@ -147,7 +142,7 @@ class _Sieve:
             self.rows += 1
             reason, detail = self._reason(read)
             if reason:
-                self._leave_out(read.row.line, reason, detail)
+                self.left_out.append(LeftOut(read.row.line, reason, detail))
                 continue
             if self._rules.curriculum and isinstance(read.became, Example):
                 self._scores.append(self._hardness(read.row.line, read.became))
@@ -191,10 +186,6 @@ class _Sieve:
         score = self._scored.of(line)
         return score.loss if score is not None else math.inf
 
-    def _leave_out(self, line: int, reason: str, detail: str) -> None:
-        self.removed[reason] += 1
-        self.left_out.append(LeftOut(line, reason, detail))
-
     def kept(self) -> list[int]:
         """Indices of the rows that stay, in the order in which they are written."""
         passed = self._passed
@@ -203,7 +194,7 @@ class _Sieve:
             for member in group[1:]:
                 dropped.add(member)
                 same = f"nearly the same as {self._reader.source.unit} {passed.lines[group[0]]}"
-                self._leave_out(passed.lines[member], "near_duplicate", same)
+                self.left_out.append(LeftOut(passed.lines[member], "near_duplicate", same))
         order: Iterable[int] = range(len(passed.places))
         if self._rules.curriculum:
             order = sorted(order, key=self._scores.__getitem__)

@@ -64,6 +64,19 @@ def as_text(value: Any, field: str, warnings: list[RowError] | None = None) -> s
     return text
 
 
+def are_parts(value: list[Any] | dict[str, Any]) -> bool:
+    """Whether what stands in a turn of a tool is content in parts, and not data that the tool answered with."""
+    items = value if isinstance(value, list) else [value]
+    return all(isinstance(item, dict) and _is_part(item) for item in items)
+
+
+def _is_part(item: dict[str, Any]) -> bool:
+    name = item.get("type")
+    if isinstance(name, str):
+        return name in _PART_OF or any(medium in name for medium in ("image", "audio", "video"))
+    return 0 < len(item) < 3 and item.keys() <= {"type", "text", *_PART_OF}
+
+
 def read_parts(turn: Turn, parts: Any, field: str, warnings: list[RowError]) -> list[Turn]:
     """Give a turn its content, which is in parts: text, reasoning, calls.
 
@@ -99,7 +112,7 @@ def _read_part(turn: Turn, part: dict[str, Any], place: str, warnings: list[RowE
         turn.tool_calls = [*(turn.tool_calls or []), read_call(held, place, warnings)]
     elif meaning == "result":
         value = next((held[key] for key in _RESULT_KEYS if held.get(key) is not None), None)
-        return [Turn("tool", _result(value), tool_call_id=_id(held))]
+        return [Turn("tool", result_text(value), tool_call_id=_id(held))]
     elif meaning is None:
         named = shown(name or next(iter(part), ""))
         raise RowError("unsupported_content", place, f"{place} is a part of type {named}: only text is trained")
@@ -116,7 +129,7 @@ def _read_part(turn: Turn, part: dict[str, Any], place: str, warnings: list[RowE
     return []
 
 
-def _result(value: Any) -> str:
+def result_text(value: Any) -> str:
     """What a tool answered, as text: parts of text are joined, other values written as JSON."""
     if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
         return "".join(part["text"] for part in value)

@@ -7,12 +7,25 @@ from typing import Any
 
 from backprop.data.content import as_text, kind, read_parts, read_tools, shown
 from backprop.data.example import PLAIN, Example, Fields, Format, RowError, Turn, as_context, followed
-from backprop.data.messages import apply_mask, check_turns, read_turns, refuse_unknown_mask
+from backprop.data.messages import (
+    apply_mask,
+    check_turns,
+    read_marked,
+    read_turns,
+    refuse_unknown_mask,
+    split_transcript,
+    transcript_inside,
+)
 from backprop.data.spellings import MEDIA, MEDIA_MARK, json_turns, judgement, parsed, turn_keys
-from backprop.data.text_turns import read_marked, split_transcript, transcript_inside
 
 MISSING = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "#N/A", "<NA>", "NaT"})
 """What programs write for a value that is missing."""
+_NO_TEXT = frozenset(mark.lower() for mark in (*MISSING, "<noinput>"))
+
+
+def is_missing(text: str) -> bool:
+    """True for a text beside the question that only says there is none."""
+    return len(text) < 16 and text.strip().lower() in _NO_TEXT
 
 
 def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None = None) -> Example:
@@ -22,6 +35,7 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
         RowError: the row cannot be used, with its code, the field as the row calls it, and why.
     """
     names = mapping if isinstance(mapping, Fields) else Fields(mapping) if mapping else PLAIN
+    row = names.held(row)
     if isinstance(row, str):
         row, names = {"text": row}, PLAIN
     elif isinstance(row, list) and format == "openai":
@@ -77,6 +91,14 @@ class _Row:
     def _text_of(self, name: str) -> str:
         return as_text(self.row.get(name), name, self.warnings)
 
+    def _unless_missing(self, text: str, name: str) -> str:
+        """A text that a row may have; nothing where it is a mark of a missing value."""
+        if not is_missing(text):
+            return text
+        words = f"{name} is only {text.strip()!r}, as programs write a missing value: it is read as empty"
+        self.warnings.append(RowError("missing_input", name, words, "info"))
+        return ""
+
     def _with_system(self, turns: list[Turn]) -> list[Turn]:
         """The turns with the row's ``system`` column first, unless they already start with a system turn."""
         name = self.names.system
@@ -87,7 +109,7 @@ class _Row:
         if isinstance(value, list | dict):
             read_parts(system, value, name, self.warnings)
         else:
-            system.content = as_text(value, name)
+            system.content = self._unless_missing(as_text(value, name), name)
         if system.blank():
             return turns
         if turns and turns[0].role == "system":
@@ -112,7 +134,8 @@ class _Row:
         names = self.names
         for name in (names.instruction, names.output):
             self._need(name, "alpaca")
-        asked, more = self._text_of(names.instruction), self._text_of(names.input)
+        asked = self._text_of(names.instruction)
+        more = self._unless_missing(self._text_of(names.input), names.input)
         if more.strip():
             asked = f"{asked}\n\n{more}" if asked.strip() else more
         answer = self.row[names.output]

@@ -73,6 +73,7 @@ def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str
 
 def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> list[Any] | None:
     """The parts of a row that are read in ``format``, in a fixed order; ``None`` where it has none of them."""
+    value = names.held(value)
     if isinstance(value, str) and format in ("text", "chatml"):
         return [value]
     if not isinstance(value, dict) or format is None:
@@ -123,15 +124,8 @@ def _is_plain(messages: Any, role: str, text: str) -> bool:
     )
 
 
-def exact_duplicates(keys: Iterable[bytes]) -> dict[int, int]:
-    """Place of each later row of equal content → place of the first."""
-    first: dict[bytes, int] = {}
-    places = ((place, first.setdefault(key, place)) for place, key in enumerate(keys))
-    return {place: earlier for place, earlier in places if earlier != place}
-
-
 def repeated(keys: Numbers) -> tuple[Numbers, Numbers]:
-    """``exact_duplicates`` for millions of rows, given as numbers: the places of keys that came before, ascending, and
+    """Exact duplicates among millions of rows, given as numbers: the places of keys that came before, ascending, and
     for each of them the place of the first equal key."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
@@ -207,7 +201,7 @@ class MinHashIndex:
         if not self._bands:
             return []
         bands = np.concatenate(self._bands)
-        parents = list(range(len(self._rows)))
+        sets = _Sets(len(self._rows))
         known: dict[int, set[str]] = {}
 
         def words_of(place: int) -> set[str]:
@@ -218,21 +212,17 @@ class MinHashIndex:
             return known[place]
 
         for bucket in _buckets(bands):
-            self._join(bucket, parents, words_of)
-        found: dict[int, list[int]] = defaultdict(list)
-        for place in range(len(parents)):
-            found[_root(parents, place)].append(self._rows[place])
-        return [group for group in found.values() if len(group) > 1]
+            self._join(bucket, sets, words_of)
+        return [[self._rows[place] for place in group] for group in sets.groups() if len(group) > 1]
 
-    def _join(self, bucket: list[int], parents: list[int], words_of: Callable[[int], set[str]]) -> None:
+    def _join(self, bucket: list[int], sets: _Sets, words_of: Callable[[int], set[str]]) -> None:
         leaders: list[int] = []
         for place in bucket:
             for leader in leaders[:_COMPARED]:
-                one, two = _root(parents, leader), _root(parents, place)
-                if one == two:
+                if sets.root(leader) == sets.root(place):
                     break
                 if overlap(words_of(leader), words_of(place)) >= self.threshold:
-                    parents[max(one, two)] = min(one, two)
+                    sets.join(leader, place)
                     break
             else:
                 leaders.append(place)
@@ -255,23 +245,38 @@ def _buckets(bands: npt.NDArray[np.uint64]) -> Iterator[list[int]]:
                 yield part.tolist()
 
 
-def _root(parents: list[int], place: int) -> int:
-    while parents[place] != place:
-        parents[place] = parents[parents[place]]
-        place = parents[place]
-    return place
+class _Sets:
+    """Places in sets that are joined (union–find)."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+
+    def root(self, place: int) -> int:
+        """The first place of its set."""
+        parents = self._parents
+        while parents[place] != place:
+            parents[place] = parents[parents[place]]
+            place = parents[place]
+        return place
+
+    def join(self, a: int, b: int) -> None:
+        one, two = self.root(a), self.root(b)
+        self._parents[max(one, two)] = min(one, two)
+
+    def groups(self) -> list[list[int]]:
+        """The sets by their first place, each in order."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for place in range(len(self._parents)):
+            found[self.root(place)].append(place)
+        return list(found.values())
 
 
 def clusters(keys: Sequence[bytes], groups: Iterable[Sequence[int]] = ()) -> list[list[int]]:
     """Places that belong together because their keys are equal or a group names them, each in order."""
-    parents = list(range(len(keys)))
-    first: dict[bytes, int] = {}
-    pairs = [(first.setdefault(key, i), i) for i, key in enumerate(keys)]
-    pairs += [(group[0], member) for group in groups for member in group[1:]]
-    for a, b in pairs:
-        one, two = _root(parents, a), _root(parents, b)
-        parents[max(one, two)] = min(one, two)
-    found: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(parents)):
-        found[_root(parents, i)].append(i)
-    return list(found.values())
+    sets, first = _Sets(len(keys)), dict[bytes, int]()
+    for i, key in enumerate(keys):
+        sets.join(first.setdefault(key, i), i)
+    for group in groups:
+        for member in group[1:]:
+            sets.join(group[0], member)
+    return sets.groups()

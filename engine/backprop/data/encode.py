@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from tokenizers import Encoding
 
 from backprop.core.events import TokenSpan
-from backprop.data.chat_template import END_THINK, MARK, THINK
 from backprop.data.convert import convert
+from backprop.data.dedup import content_key
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
-from backprop.data.formats import read_as, unknown_format
-from backprop.data.loss_mask import Span, answer_spans
+from backprop.data.examples import read_row
+from backprop.data.formats import FileFormat, read_as, unknown_format
+from backprop.data.loss_mask import Span, answer_spans, left_out
 from backprop.data.parse import misread
+from backprop.data.reader import Row
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
+
+BATCH_ROWS = 500
+BATCH_CHARACTERS = 2_000_000
 
 
 class Rendered(Struct):
@@ -51,7 +58,10 @@ class Renderer:
         Raises:
             RowError: the row cannot be trained.
         """
-        example = convert(row, format, names)
+        return self.rendered(convert(row, format, names))
+
+    def rendered(self, example: Example) -> Rendered:
+        """The same of an example."""
         if example.text is not None:
             _encodable(example.text)
             warnings = [*example.warnings, *self._odd_texts([example.text])]
@@ -69,7 +79,7 @@ class Renderer:
         answers = [span for span in spans if _is_trained(turns[span.turn + moved]) and span.end > span.start]
         if not answers:
             raise RowError("nothing_to_train", "", _why_nothing(turns))
-        warnings = [*example.warnings, *_left_out(turns, {span.turn + moved: span for span in spans}, text)]
+        warnings = [*example.warnings, *left_out(turns, {span.turn + moved: span for span in spans}, text)]
         if example.tools and self.template.conversation(messages) == text:
             words = "the chat template has no place for tools: their descriptions are left out"
             warnings.append(RowError("tools_dropped", "tools", words, "warning"))
@@ -121,50 +131,6 @@ def _encodable(text: str) -> None:
             raise RowError(
                 "lone_surrogate", "", f"half of a surrogate pair ({error.object[error.start]!r}) is no character"
             ) from None
-
-
-def _left_out(turns: Sequence[Turn], spans: Mapping[int, Span], text: str) -> list[RowError]:
-    """What the row says and the rendered text does not say in its place: of an answer between the answer before it and
-    its end, of another turn outside of all answers."""
-    found = []
-    edges = [0, *(edge for span in spans.values() for edge in (span.start, span.end)), len(text)]
-    outside = MARK.join([text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)])
-    before = 0
-    for i, turn in enumerate(turns):
-        span = spans.get(i)
-        written = outside if span is None else text[before : span.end]
-        before = before if span is None else span.end
-        content, whole = turn.content.strip(), turn.content.rstrip()
-        if content not in written:
-            found.append(_lost_content(turn, i, written, last=i == max(spans)))
-        elif span is not None and content and whole not in written:
-            words = f"the chat template leaves out the white space that turn {i + 1} begins with"
-            found.append(RowError("text_changed", f"turns[{i}]", words, "warning"))
-        if turn.reasoning and turn.reasoning.strip() not in written:
-            words = f"the chat template leaves out the reasoning of turn {i + 1}"
-            found.append(RowError("reasoning_dropped", f"turns[{i}]", words, "warning"))
-        if turn.tool_calls:
-            called = Counter(call["function"]["name"] for call in turn.tool_calls)
-            answer = text[span.start : span.end].replace(content or MARK, "") if span is not None else written
-            if any(answer.count(name) < times for name, times in called.items()):
-                words = f"the chat template leaves out the calls of turn {i + 1}, or some of them"
-                found.append(RowError("tool_calls_dropped", f"turns[{i}]", words, "warning"))
-    return found
-
-
-def _lost_content(turn: Turn, i: int, text: str, *, last: bool) -> RowError:
-    place = f"turns[{i}]"
-    thought, closed, answer = turn.content.partition(END_THINK)
-    if closed and THINK in thought and answer.strip() in text:
-        if thought.partition(THINK)[2].strip() in text:
-            words = f"the chat template spaces the <think> of turn {i + 1} its own way"
-            return RowError("text_changed", place, words, "info")
-        words = f"the chat template leaves out the <think> of turn {i + 1}" + ("" if last else " (turns follow it)")
-        return RowError("reasoning_dropped", place, words, "warning")
-    if turn.role == "system":
-        return RowError("system_dropped", place, "the chat template leaves out the system text", "warning")
-    words = f"the chat template leaves out or changes text of turn {i + 1} ({turn.role})"
-    return RowError("text_dropped", place, words, "warning")
 
 
 class Encoded(Struct):
@@ -242,15 +208,100 @@ def pieces(rendered: Rendered, encoding: Encoding, encoded: Encoded, tokenizer: 
     return shown
 
 
-def merge_spans(parts: Sequence[tuple[str, int]], trained: Flags) -> list[TokenSpan]:
-    """Neighbouring tokens of one kind as one piece of text."""
+def merge_spans(parts: Sequence[tuple[str, int]], trained: Sequence[bool | None]) -> list[TokenSpan]:
+    """Neighbouring tokens of one kind as one piece of text, without those that are cut (``None``)."""
     spans: list[TokenSpan] = []
-    for (text, _), flag in zip(parts, trained.tolist(), strict=True):
+    for (text, _), flag in zip(parts, trained, strict=True):
+        if flag is None:
+            continue
         if spans and spans[-1].trained == flag:
             spans[-1].text += text
         else:
             spans.append(TokenSpan(text=text, trained=flag))
     return spans
+
+
+class EncodedRow(Struct):
+    """A row on its way: read, then as text, then as tokens; ``error`` says why it goes no further."""
+
+    row: Row
+    format: Format | None = None
+    """The known format that it has."""
+    content: int = 0
+    """Hash of what it says, the same for equal rows in every process."""
+    rendered: Rendered = msgspec.field(default_factory=lambda: Rendered("", []))
+    encoding: Encoding | None = None
+    encoded: Encoded = msgspec.field(default_factory=lambda: Encoded(np.empty(0, np.int32), np.empty(0, np.bool_), []))
+    error: RowError | None = None
+    warnings: list[RowError] = []
+
+
+def encoded_rows(
+    rows: Iterable[Row], file: FileFormat, renderer: Renderer, wanted: Callable[[], int] | None = None
+) -> Iterator[list[EncodedRow]]:
+    """Every row of a file in order, some hundreds at a time: the one way from rows to what is trained.
+
+    Rows are rendered here and encoded by the Rust tokenizer in a thread, so that both go on at once.
+
+    Args:
+        wanted: how many more usable rows are wanted; asked again after each batch.
+    """
+    pending: deque[tuple[list[EncodedRow], Future[None]]] = deque()
+    batch: list[EncodedRow] = []
+    characters = open_ = 0
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
+        for row in rows:
+            item = _render(row, file, renderer)
+            batch.append(item)
+            characters += len(item.rendered.text)
+            open_ += item.error is None
+            enough = wanted is not None and open_ >= wanted()
+            if len(batch) < BATCH_ROWS and characters < BATCH_CHARACTERS and not enough:
+                continue
+            pending.append((batch, pool.submit(_encode, batch, renderer.tokenizer)))
+            batch, characters = [], 0
+            # One batch is encoded while the next is rendered; the last ones wanted are counted before more is read.
+            while len(pending) > 1 or (pending and enough):
+                open_ -= sum(item.error is None for item in pending[0][0])
+                yield _encoded(*pending.popleft(), renderer.tokenizer)
+            if wanted is not None and enough and wanted() <= 0:
+                return
+        if batch:
+            pending.append((batch, pool.submit(_encode, batch, renderer.tokenizer)))
+        while pending:
+            yield _encoded(*pending.popleft(), renderer.tokenizer)
+
+
+def _render(row: Row, file: FileFormat, renderer: Renderer) -> EncodedRow:
+    read = read_row(row, file)
+    item = EncodedRow(row, format=read.format if read.known else None, warnings=read.warnings)
+    try:
+        if isinstance(read.became, RowError):
+            raise read.became
+        item.rendered = renderer.rendered(read.became)
+        item.warnings += item.rendered.warnings
+        item.content = int.from_bytes(content_key(row.value, read.format, file.names)[:8], "little", signed=True)
+    except RowError as error:
+        item.error = error
+    return item
+
+
+def _encode(batch: list[EncodedRow], tokenizer: ChatTokenizer) -> None:
+    for raw in (False, True):
+        items = [item for item in batch if item.error is None and item.rendered.raw == raw]
+        encodings = tokenizer.encode([item.rendered.text for item in items], special=raw) if items else []
+        for item, encoding in zip(items, encodings, strict=True):
+            item.encoding = encoding
+
+
+def _encoded(batch: list[EncodedRow], done: Future[None], tokenizer: ChatTokenizer) -> list[EncodedRow]:
+    done.result()
+    for item in batch:
+        if item.encoding is not None:
+            item.encoded, item.encoding = encode_row(item.rendered, item.encoding, tokenizer), None
+            if not item.encoded.trained.any():
+                item.error = RowError("nothing_to_train", "", "no token of the row would be trained")
+    return batch
 
 
 class Token(Struct, frozen=True):

@@ -56,13 +56,15 @@ PROBLEM_CODES: dict[str, str] = {
     "unsupported_content": "an image, a sound or another part that is no text",
     "ignored_field": "a field of a message, or a system text beside another, that is not used",
     "unknown_mask": "a field that looks like a loss mask of a kind that is not known",
-    "written_value": "a number or a truth value where a text is expected: it is taken as text",
+    "written_value": "a number, a truth value or data of a tool where a text is expected: it is written as text",
     "call_arguments": "the arguments of a call are no JSON object",
     "transcript": "a text with a whole conversation inside",
     "weight_rounded": "a loss weight between 0 and 1: turns are trained fully or not at all",
     "mojibake": "text that was once read in a wrong encoding: Ã© for é",
     "missing_mark": "an answer is only a mark of a missing value, such as nan or N/A",
+    "missing_input": "an input or a system text is only a mark of a missing value: it is read as empty",
     "special_token": "a chat template's control token inside a text",
+    "bad_as_good": "a reward or label that nothing reads calls the answer bad: it is trained as a good one",
     "same_sides": "the two sides of a preference pair are the same",
     "no_prompt": "a preference pair without prompt",
     "one_label": "all labels of a feedback file are the same: there is nothing to tell apart",
@@ -238,8 +240,12 @@ TURN_PARTS = ("role", "content")
 
 
 class Fields:
-    """Part → field name under a mapping. A field taken by one part no longer plays its own."""
+    """Part → field name under a mapping. A field taken by one part no longer plays its own.
 
+    ``row`` is the field with an object that holds all other parts; none, unless it is named.
+    """
+
+    row: str
     messages: str
     conversations: str
     instruction: str
@@ -261,10 +267,15 @@ class Fields:
 
     def __init__(self, mapping: Mapping[str, str] | None = None) -> None:
         mapping = mapping or {}
-        taken = {name for part, name in mapping.items() if part not in TURN_PARTS}
+        taken = {name for part, name in mapping.items() if part not in ("row", *TURN_PARTS)}
         for part in PARTS:
-            own = part if part in TURN_PARTS or part not in taken else ABSENT
+            own = part if part in TURN_PARTS or part not in {*taken, "row"} else ABSENT
             setattr(self, part, mapping.get(part, own))
+
+    def held(self, row: Any) -> Any:
+        """What holds the parts: the row, or the object inside it that the mapping names."""
+        inside = row.get(self.row) if isinstance(row, dict) else None
+        return inside if isinstance(inside, dict) else row
 
 
 PARTS = tuple(Fields.__annotations__)

@@ -1,33 +1,68 @@
-"""The rows of a source as examples: what the quality tools look at."""
+"""The rows of a source as examples, which is what the quality tools look at; and the files that they write beside it:
+whole or not at all, and never over anything."""
 
 from __future__ import annotations
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
 
+import orjson
 from msgspec import Struct
 
+from backprop.core.datasets import FILE_ENDINGS
+from backprop.core.errors import BackpropError, InputError
+from backprop.core.files import new_file
+from backprop.core.paths import cache_dir
 from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
-from backprop.data.example import NO_ANSWER, Example, Fields, Format, RowError
-from backprop.data.formats import file_format, read_as, unknown_format
-from backprop.data.line_index import Cancelled, Progress, Watch
+from backprop.data.example import NO_ANSWER, Example, Format, RowError
+from backprop.data.formats import FileFormat, detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.line_index import Cancelled, Progress, watched
 from backprop.data.reader import Row, Source
 
 
 class Read(Struct):
     """One row with what it became."""
 
-    index: int
     row: Row
     became: Example | RowError
     """An example, or the error that keeps the row out."""
+    format: Format | None = None
+    """What it is read in."""
+    known: bool = False
+    """Its fields are those of a format: it is not only read as what most rows are."""
+    warnings: list[RowError] = []
+    """What is odd beside the warnings of an example."""
+    index: int = 0
+    """Its place among all rows."""
     key: bytes = b""
     """Equal for rows of equal content; empty where there is no example."""
 
 
+def read_row(row: Row, file: FileFormat) -> Read:
+    """The one way from a row of a file to an example, for checking, training, the quality tools and screens."""
+    if row.error is not None:
+        return Read(row, row.error)
+    warnings = [row.warning] if row.warning is not None else []
+    format = read_as(row.value, file.format, file.names)
+    if format is None:
+        return Read(row, unknown_format(row.value), warnings=warnings)
+    if format != file.format:
+        warnings.append(mixed_format(format, file.format))
+    warnings += file.doubts(row.value, format)
+    try:
+        became: Example | RowError = convert(row.value, format, file.names)
+    except RowError as error:
+        became = error
+    return Read(row, became, format, detect_fields(row.value, file.names) is not None, warnings)
+
+
 class Reader:
-    """Reads a source as examples, as often as asked.
+    """Reads a source as examples that teach something, as often as asked.
 
     Args:
         mapping: part → field; found from the rows where not given.
@@ -43,11 +78,8 @@ class Reader:
         cancelled: Cancelled | None = None,
     ) -> None:
         self.source = source
-        file = file_format(source, mapping)
-        self.format: Format | None = file.format
-        self.mapping = file.mapping
-        self.names = Fields(file.mapping)
-        self._watch = Watch(source.path, source.size, progress, cancelled)
+        self.file = file_format(source, mapping)
+        self._watch = watched(source.path, source.size, progress, cancelled)
 
     def __iter__(self) -> Iterator[Read]:
         done = 0
@@ -55,28 +87,22 @@ class Reader:
             done += len(row.raw) + 1
             if index % 256 == 0:
                 self._watch(done)
-            yield self.read(index, row)
+            yield self._read(index, row)
 
-    def read(self, index: int, row: Row) -> Read:
-        """One row."""
-        if row.error is not None:
-            return Read(index, row, row.error)
-        read = read_as(row.value, self.format, self.names)
-        if read is None:
-            return Read(index, row, unknown_format(row.value))
-        try:
-            example = convert(row.value, read, self.names)
-        except RowError as error:
-            return Read(index, row, error)
-        if row.warning is not None:
-            example.warnings.append(row.warning)
-        if not example.teaches():
-            return Read(index, row, RowError("nothing_to_train", "", NO_ANSWER))
-        return Read(index, row, example, content_key(row.value, read, self.names))
+    def _read(self, index: int, row: Row) -> Read:
+        read = read_row(row, self.file)
+        read.index = index
+        if isinstance(read.became, Example):
+            read.became.warnings += read.warnings
+            if read.became.teaches():
+                read.key = content_key(row.value, read.format, self.file.names)
+            else:
+                read.became = RowError("nothing_to_train", "", NO_ANSWER)
+        return read
 
     def text(self, index: int) -> str:
         """Prompt and answer of the row at ``index``, read again; empty where there is no example."""
-        became = self.read(index, self.source.row(index)).became
+        became = self._read(index, self.source.row(index)).became
         return whole_text(became) if isinstance(became, Example) else ""
 
 
@@ -140,3 +166,56 @@ class Usable:
     def near_groups(self) -> list[list[int]]:
         """Groups of near duplicates, as positions in ``places``."""
         return self._minhash.groups(self.text) if self._minhash is not None else []
+
+
+def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
+    """``data.csv.gz`` → ``data.clean.jsonl``; ``parts`` and ``parts/*.csv`` → ``parts.clean.jsonl`` beside the folder.
+
+    The file of a fetched dataset is in the cache: what belongs beside it goes into the working directory, and
+    ``owner--name/train.parquet`` → ``name-train.clean.jsonl``.
+    """
+    if path.is_relative_to(cache_dir() / "datasets"):
+        path = Path.cwd() / f"{path.parent.name.rpartition('--')[2]}-{path.name}"
+    if glob.has_magic(path.name) and not path.exists():
+        path = path.parent.absolute()
+    stem = path.name
+    for suffix in reversed(path.suffixes[-2:]):
+        if suffix.lower() in FILE_ENDINGS:
+            stem = stem.removesuffix(suffix)
+    return path.with_name(f"{stem}.{word}{ending}")
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Raise ``InputError`` where a file is in the way."""
+    for path in paths:
+        if path.exists():
+            raise InputError(
+                f"{path.name} exists already and is not overwritten",
+                hint=f"move {path} away, or name another file to write",
+                details={"path": str(path)},
+            )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when it is complete.
+
+    Raises:
+        BackpropError: it cannot be written (``RUNTIME_IO_FAILED``); nothing is left behind.
+    """
+    try:
+        with new_file(path) as file:
+            yield file
+    except OSError as error:
+        raise BackpropError(
+            f"{path} could not be written: {error.strerror or error}",
+            hint="look at the free space and the permissions there, or name another place",
+            code="RUNTIME_IO_FAILED",
+        ) from error
+
+
+def line_of(row: Row) -> bytes:
+    """The row as a line of JSON Lines: its own bytes, but an object around plain text."""
+    if isinstance(row.value, str):
+        return orjson.dumps({"text": row.value}, option=orjson.OPT_APPEND_NEWLINE)
+    return row.raw.removeprefix(b"\xef\xbb\xbf") + b"\n"

@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
-from backprop.data.content import kind
+from backprop.data.content import kind, shown
 from backprop.data.dedup import fields_read
-from backprop.data.example import PLAIN, Fields, Format, RowError, describe_mapping
+from backprop.data.example import ABSENT, PARTS, PLAIN, Fields, Format, RowError, describe_mapping
+from backprop.data.messages import holds_turns
 from backprop.data.reader import Source
-from backprop.data.spellings import find_names, judgement, turn_keys
-from backprop.data.text_turns import holds_turns
+from backprop.data.spellings import find_names, judgement, like_mask, like_verdict, turn_keys
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 _ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion")
@@ -33,6 +33,7 @@ _NAMED = 12
 
 def detect_fields(row: Any, names: Fields = PLAIN) -> Format | None:
     """The format of one row, or ``None`` where its fields are no format's. Values are not checked."""
+    row = names.held(row)
     if isinstance(row, str):
         return "chatml" if holds_turns(row) and ("<|im_start|>" not in row or "<|im_end|>" in row) else "text"
     if isinstance(row, list):
@@ -72,7 +73,7 @@ def read_as(row: Any, file: Format | None, names: Fields = PLAIN) -> Format | No
     A row of no known format is read as what its ``file`` is, so that the error names the field that is missing; so is
     an answer in a file of judged ones whose ``label`` is no judgement. ``None``: nothing can be read of it.
     """
-    own = detect_fields(row, names)
+    row, own = names.held(row), detect_fields(row, names)
     if own is None or (file == "kto" and own in _ONE_ANSWER and isinstance(row, dict) and names.label in row):
         return file
     return own
@@ -114,6 +115,8 @@ class FileFormat(FormatCounts, kw_only=True):
     """The format of most rows; ``None`` where no row has a known one."""
     mapping: dict[str, str]
     """Part → field: what was given, and what was found beside it."""
+    names: Fields = PLAIN
+    """The field names of that mapping."""
     found: dict[str, str] = {}
     """The part of the mapping that was found, not given."""
     looked_at: int = 0
@@ -122,6 +125,8 @@ class FileFormat(FormatCounts, kw_only=True):
     """Every column, with the number of those rows that have it."""
     unused: dict[str, int] = {}
     """Columns that nothing reads, with the number of those rows in which they say something."""
+    without_effect: dict[str, str] = {}
+    """Those of them that look like a label, a weight or a mask, and what would use them."""
 
     def notes(self) -> list[str]:
         """What was guessed, and what is not used, each in one line for a person."""
@@ -132,7 +137,20 @@ class FileFormat(FormatCounts, kw_only=True):
             named = [f"{name} ({self._share(count)})" for name, count in [*self.unused.items()][:_NAMED]]
             more = f" and {len(self.unused) - _NAMED} more" if len(self.unused) > _NAMED else ""
             said.append(f"columns that are not used: {', '.join(named)}{more}")
+        said += [f"{name} has no effect on what is trained; {way}" for name, way in self.without_effect.items()]
         return said
+
+    def doubts(self, row: Any, format: Format) -> list[RowError]:
+        """The warning about an answer that a column without effect calls bad. Feedback and pairs have their own."""
+        if not self.without_effect or format in ("kto", "preference"):
+            return []
+        row = self.names.held(row)
+        values = {name: row.get(name) for name in self.without_effect if like_verdict(name) and isinstance(row, dict)}
+        return [
+            RowError("bad_as_good", name, f"{name} is {shown(value)}: the answer is trained as a good one", "warning")
+            for name, value in values.items()
+            if judgement(value) is False or (isinstance(value, int | float) and value < 0)
+        ]
 
     def _share(self, count: int) -> str:
         return "every row" if count == self.looked_at else f"{max(1, round(100 * count / self.looked_at))} % of rows"
@@ -149,12 +167,15 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
     What the formats' own names and the ``mapping`` leave open is looked for under other names, and added where it
     explains more rows than without.
     """
-    rows = list(rows)
-    columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
     given = dict(mapping or {})
-    formats = _formats(rows, given)
-    found = {} if "label" in given or "kto" not in formats else _class_label(rows)
-    if found:
+    whole = list(rows)
+    found = _held_in(whole, given)
+    holder = Fields(given | found)
+    rows = [holder.held(row) for row in whole]
+    columns = Counter(name for row in rows if isinstance(row, dict) for name in row)
+    formats = _formats(rows, given | found)
+    if "label" not in given and "kto" in formats and (label := _class_label(rows)):
+        found |= label
         formats = _formats(rows, given | found)
     more = _common_mapping(rows, given | found, len(rows) - formats.count(None))
     more |= _beside(rows, given | found | more, columns)
@@ -163,21 +184,63 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
         formats = _formats(rows, given | found)
     names = Fields(given | found)
     counts = Counter(own or "unknown" for own in formats)
-    unused: Counter[str] = Counter()
+    unused: dict[str, list[Any]] = defaultdict(list)
     for row, own in zip(rows, formats, strict=True):
         if isinstance(row, dict) and own is not None:
             read = fields_read(row, own, names)
-            unused.update(str(name) for name, value in row.items() if name not in read and value not in _EMPTY)
+            for name, value in row.items():
+                if name not in read and value not in _EMPTY:
+                    unused[str(name)].append(value)
+    for row in whole if holder.row != ABSENT else ():
+        for name, value in row.items():
+            if name != holder.row:
+                unused[str(name)].append(value)
     format = max((name for name in FORMATS if counts[name]), key=counts.__getitem__, default=None)
     return FileFormat(
         format=format,
         mapping=given | found,
+        names=names,
         found=found,
         looked_at=len(rows),
         columns=dict(columns),
-        unused=dict(unused.most_common()),
+        unused=dict(Counter({name: len(values) for name, values in unused.items()}).most_common()),
+        without_effect={name: way for name, values in unused.items() if (way := _what_would_use(name, values))},
         counts={name: count for name, count in counts.items() if count},
     )
+
+
+def _what_would_use(name: str, values: list[Any]) -> str:
+    """What would use a column that looks like a label, a weight or a mask; empty for any other."""
+    if like_mask(name) and all(isinstance(value, bool) or value in (0, 1) for value in values):
+        return "turns are left out by 'train' in a message, or --map loss_mask=FIELD, a list of one 0 or 1 a turn"
+    if not like_verdict(name):
+        return ""
+    if all(judgement(value) is not None for value in values):
+        return f"--map label={name} leaves out the answers that it calls bad"
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(numbers) == len(values) and (min(numbers) < 0 or max(numbers) <= 1):
+        return "rows are left out by a label, true or false (--map label=FIELD)"
+    return ""
+
+
+def _held_in(rows: list[Any], given: dict[str, str]) -> dict[str, str]:
+    """``row`` → the field with the object that most rows keep everything in: the only one of a known shape, where
+    nothing beside it would be read."""
+    names, found, known = Fields(given), Counter[str](), len(rows)
+    for group in _alike(rows) if "row" not in given else ():
+        row = group[0]
+        if detect_fields(row, names) is not None:
+            continue
+        inside = [name for name, held in row.items() if isinstance(held, dict) and _is_known(held, given)]
+        beside = {*PARTS, *find_names(row, given, whole=False).values(), *find_mapping(row, given).values()}
+        if len(inside) == 1 and beside.isdisjoint({*row} - {*inside}):
+            found[inside[0]] += len(group)
+            known -= len(group)
+    return {"row": max(found, key=found.__getitem__)} if sum(found.values()) > known else {}
+
+
+def _is_known(row: dict[str, Any], given: dict[str, str]) -> bool:
+    return detect_fields(row, Fields(given)) is not None or bool(find_mapping(row, given))
 
 
 def _class_label(rows: Iterable[Any]) -> dict[str, str]:

@@ -39,26 +39,20 @@ Place = tuple[int, int, bytes]
 """Line, offset in the file, and the bytes of one row."""
 
 
-class Watch:
-    """Shows how far the reading of a file is, and stops it when that is asked for.
-
-    Called with the bytes that are done.
+def watched(path: Path, total: int, progress: Progress | None, cancelled: Cancelled | None) -> Callable[[int], None]:
+    """Shows how far the reading of a file is, given the bytes that are done, and stops it when that is asked for.
 
     Raises:
-        OperationCancelledError: ``cancelled`` said stop.
+        OperationCancelledError: when it is called, as ``cancelled`` said stop.
     """
 
-    def __init__(self, path: Path, total: int, progress: Progress | None, cancelled: Cancelled | None) -> None:
-        self._path = path
-        self._total = total
-        self._progress = progress
-        self._cancelled = cancelled
+    def show(done: int) -> None:
+        if cancelled is not None and cancelled():
+            raise OperationCancelledError(f"reading {path} was stopped")
+        if progress is not None:
+            progress(min(done, total), total)
 
-    def __call__(self, done: int) -> None:
-        if self._cancelled is not None and self._cancelled():
-            raise OperationCancelledError(f"reading {self._path} was stopped")
-        if self._progress is not None:
-            self._progress(min(done, self._total), self._total)
+    return show
 
 
 class LineIndex:

@@ -3,17 +3,19 @@
 A span starts where the model takes over (after what the generation prompt supplies) and ends with the terminator that
 the template really writes. It is found by rendering prefixes of the conversation: the text up to an answer, and the
 text through it, must begin the whole text. Templates that write earlier turns differently once more turns follow
-break that; there the answer is put aside for a mark, and what changes in the whole text is the answer.
+break that; there the answer is put aside for a mark, and what changes in the whole text is the answer. Between the
+spans is what the row says besides: what is missing there, the template has left out.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from backprop.data.chat_template import END_THINK, MARK, THINK, ChatTemplate, shared
-from backprop.data.example import RowError
+from backprop.data.example import RowError, Turn
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
@@ -176,3 +178,47 @@ def _unclear(i: int) -> RowError:
         f"turns[{i}]",
         f"the chat template changes turn {i + 1} (assistant) depending on later turns: its place cannot be told",
     )
+
+
+def left_out(turns: Sequence[Turn], spans: Mapping[int, Span], text: str) -> list[RowError]:
+    """What the row says and the rendered text does not say in its place: of an answer between the answer before it and
+    its end, of another turn outside of all answers."""
+    found = []
+    edges = [0, *(edge for span in spans.values() for edge in (span.start, span.end)), len(text)]
+    outside = MARK.join([text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)])
+    before = 0
+    for i, turn in enumerate(turns):
+        span = spans.get(i)
+        written = outside if span is None else text[before : span.end]
+        before = before if span is None else span.end
+        content, whole = turn.content.strip(), turn.content.rstrip()
+        if content not in written:
+            found.append(_lost_content(turn, i, written, last=i == max(spans)))
+        elif span is not None and content and whole not in written:
+            words = f"the chat template leaves out the white space that turn {i + 1} begins with"
+            found.append(RowError("text_changed", f"turns[{i}]", words, "warning"))
+        if turn.reasoning and turn.reasoning.strip() not in written:
+            words = f"the chat template leaves out the reasoning of turn {i + 1}"
+            found.append(RowError("reasoning_dropped", f"turns[{i}]", words, "warning"))
+        if turn.tool_calls:
+            called = Counter(call["function"]["name"] for call in turn.tool_calls)
+            answer = text[span.start : span.end].replace(content or MARK, "") if span is not None else written
+            if any(answer.count(name) < times for name, times in called.items()):
+                words = f"the chat template leaves out the calls of turn {i + 1}, or some of them"
+                found.append(RowError("tool_calls_dropped", f"turns[{i}]", words, "warning"))
+    return found
+
+
+def _lost_content(turn: Turn, i: int, text: str, *, last: bool) -> RowError:
+    place = f"turns[{i}]"
+    thought, closed, answer = turn.content.partition(END_THINK)
+    if closed and THINK in thought and answer.strip() in text:
+        if thought.partition(THINK)[2].strip() in text:
+            words = f"the chat template spaces the <think> of turn {i + 1} its own way"
+            return RowError("text_changed", place, words, "info")
+        words = f"the chat template leaves out the <think> of turn {i + 1}" + ("" if last else " (turns follow it)")
+        return RowError("reasoning_dropped", place, words, "warning")
+    if turn.role == "system":
+        return RowError("system_dropped", place, "the chat template leaves out the system text", "warning")
+    words = f"the chat template leaves out or changes text of turn {i + 1} ({turn.role})"
+    return RowError("text_dropped", place, words, "warning")

@@ -1,10 +1,22 @@
-"""Messages of chat rows → turns, whatever their keys are called (``spellings``), with the masks that they bring."""
+"""Messages of chat rows → turns, whatever their keys are called (``spellings``), with the masks that they bring; and
+turns that stand inside a text: ChatML and its like, and transcripts."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from backprop.data.content import as_text, call_from_text, kind, read_call, read_calls, read_parts, shown
+from backprop.data.content import (
+    are_parts,
+    as_text,
+    call_from_text,
+    kind,
+    read_call,
+    read_calls,
+    read_parts,
+    result_text,
+    shown,
+)
 from backprop.data.example import PLAIN, ROLES, Fields, RowError, Turn, followed
 from backprop.data.spellings import ROLE_OF, like_mask, listed, pair_keys, parsed
 
@@ -15,6 +27,9 @@ _KNOWN = frozenset(
     {"role", "content", "from", "value", "tool_calls", "function_call", "name", "tool_call_id", *_REASONING, *_TRAIN}
     | {_MASKED, "prefix", "refusal", "audio", "annotations", "id"}
 )
+
+
+_ROLE_NAMES = "system, user, assistant and tool"
 
 
 def read_turns(
@@ -76,11 +91,15 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
         raise RowError("invalid_type", speaker, f"{speaker} is {kind(given)}, where text is needed")
     role = ROLE_OF.get(given) or ROLE_OF.get(given.strip().lower(), given)
     if role not in ROLES:
-        words = f"{given!r} is no known role; it is kept as it is"
+        words = f"role {given!r} is not known ({_ROLE_NAMES} are): it is kept as it is"
         warnings.append(RowError("invalid_role", speaker, words, "warning"))
     turn, results = Turn(role, ""), []
     if type(value) is str:
         turn.content = value
+    elif role == "tool" and isinstance(value, list | dict) and not are_parts(value):
+        turn.content = result_text(value)
+        words = f"{said} is {kind(value)}, which a tool answered: it is read as its JSON text"
+        warnings.append(RowError("written_value", said, words, "info"))
     elif isinstance(value, list | dict):
         results = read_parts(turn, value, said, warnings)
     elif value is None and text_key not in item and not ("tool_calls" in item or "function_call" in item):
@@ -172,6 +191,11 @@ def _flags(value: list[Any]) -> bool:
     return bool(value) and all(type(entry) in (bool, int, float) and entry in (0, 1) for entry in value)
 
 
+def _unknown_roles(turns: list[Turn]) -> str:
+    names = list(dict.fromkeys(repr(turn.role) for turn in turns if turn.role not in ROLES))
+    return f"role{'s' * (len(names) > 1)} {', '.join(names[:3])}; known are {_ROLE_NAMES}"
+
+
 def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None:
     """What makes a conversation unusable, and what looks wrong in it.
 
@@ -181,9 +205,10 @@ def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None
     if not turns:
         raise RowError("no_turns", field, "there is no turn in it")
     if not any(turn.role in ROLES for turn in turns):
-        raise RowError("invalid_role", field, "no turn has a known role (system, user, assistant, tool)")
+        raise RowError("invalid_role", field, f"no turn has a known role: {_unknown_roles(turns)}")
     if not any(turn.role == "assistant" for turn in turns):
-        raise RowError("no_assistant", field, "no turn of the assistant: nothing to learn from")
+        others = f" ({_unknown_roles(turns)})" if any(turn.role not in ROLES for turn in turns) else ""
+        raise RowError("no_assistant", field, f"no turn of the assistant: nothing to learn from{others}")
     before = ""
     for i, turn in enumerate(turns):
         if turn.blank():
@@ -200,3 +225,76 @@ def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None
             warnings.append(RowError("role_order", f"{field}[{i}]", first, "warning"))
         if turn.role != "system":
             before = turn.role
+
+
+_MARKS = (
+    ("<|im_start|>", r"\n|<\|im_sep\|>", "<|im_end|>"),
+    ("<|start_header_id|>", r"<\|end_header_id\|>\n*", "<|eot_id|>"),
+    ("<start_of_turn>", r"\n", "<end_of_turn>"),
+)
+"""What begins a turn, what ends the name of its speaker, and what ends the turn."""
+_AROUND = re.compile(r"(?:\s|</?s>|<(?:bos|eos)>|<\|(?:endoftext|begin_of_text|end_of_text|endofprompt)\|>)*")
+"""What may stand around turns: white space, and the begin and end tokens of the common models."""
+_SPEAKER = re.compile(r"(?:\A\s*|\n\s*\n)(Human|User|Assistant|System):[ \t]*")
+_RENDERED = re.compile(r"\[INST\]|<\|user\|>|(?:\A|\n)### (?:Instruction|Human|User):|(?:\A|\n)(?:Human|User):")
+_ANSWERED = re.compile(r"\[/INST\]|<\|assistant\|>|\n### (?:Response|Assistant|Output):|\nAssistant:")
+TRANSCRIPT_HINTS = ("\n###", "Assistant:")
+"""A text with none of these, and no control token, has no transcript inside."""
+
+
+def holds_turns(text: str) -> bool:
+    """Whether a text is written in marks of turns: ChatML's anywhere in it, or others' at its start."""
+    if "<|" not in text and "<start_of_turn>" not in text:
+        return False
+    around = _AROUND.match(text)
+    start = around.end() if around else 0
+    return _MARKS[0][0] in text or any(text.startswith(begin, start) for begin, _, _ in _MARKS)
+
+
+def read_marked(text: str, name: str, warnings: list[RowError]) -> list[Turn]:
+    """The conversation that a text in ChatML, or in the marks of Llama 3 or Gemma, holds.
+
+    Raises:
+        RowError: turns that do not close, or text between them.
+    """
+    begin, after, end = next((marks for marks in _MARKS if marks[0] in text), _MARKS[0])
+    if text.count(begin) != text.count(end) or not text.count(begin):
+        counts = f"{text.count(begin)} {begin} and {text.count(end)} {end}"
+        raise RowError("unbalanced_tags", name, f"ChatML turns do not close: {counts}")
+    start, stop = re.escape(begin), re.escape(end)
+    turn = re.compile(f"{start}([^\\n<]*)(?:{after})?((?:(?!{start}|{stop}).)*){stop}", re.DOTALL)
+    messages = []
+    done = 0
+    for match in turn.finditer(text):
+        if not _AROUND.fullmatch(text, done, match.start()):
+            break
+        messages.append({"role": match[1].strip(), "content": match[2]})
+        done = match.end()
+    if not _AROUND.fullmatch(text, done):
+        left = text[done:].strip()
+        code = "unbalanced_tags" if begin in left or end in left else "text_outside_turns"
+        raise RowError(code, name, f"not inside a ChatML turn: {left[:40]!r}")
+    return read_turns(messages, name, warnings)
+
+
+def split_transcript(text: str) -> list[Turn] | None:
+    """The turns of a text that is a whole conversation: ``Human: …``, an empty line, ``Assistant: …``.
+
+    An empty last answer, which only asks for one, is no turn. ``None`` for any other text.
+    """
+    if "\n" not in text or ":" not in text[:40]:
+        return None
+    _, *parts = _SPEAKER.split(text)
+    speakers, said = parts[::2], [part.strip() for part in parts[1::2]]
+    if len(speakers) < 2 or not _SPEAKER.match(text) or speakers[0] == "Assistant":
+        return None
+    turns = [Turn(ROLE_OF[who.lower()], words) for who, words in zip(speakers, said, strict=True)]
+    if all(turn.role != "assistant" for turn in turns):
+        return None
+    return turns[:-1] if turns[-1].role == "assistant" and turns[-1].blank() else turns
+
+
+def transcript_inside(text: str) -> str:
+    """What begins the first question of a text that holds questions and answers; empty for any other text."""
+    asked = _RENDERED.search(text)
+    return asked[0].strip() if asked is not None and _ANSWERED.search(text, asked.end()) else ""

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
 from backprop.core import rules
 from backprop.core.events import LengthLimit
+from backprop.core.locate import held_out_file
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
-from backprop.data.split import expected_held_out
+from backprop.data.split import held_out
 from backprop.data.tokenizer import context_length
-from backprop.data.truncate import CountedLengths
+from backprop.data.truncate import CountedLengths, Counts, Lengths
 
 MANY_PASSES = 5
 """Passes over the data above which a model mostly learns it by heart."""
@@ -26,11 +28,12 @@ LARGEST_STEP = 32
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """One run on counted data. ``held_out`` is about: which rows are held out depends on what they say."""
+    """One run on counted data, as the run itself counts it."""
 
     rows: int
-    """Usable rows that are trained."""
+    """Samples that are trained: rows, and the pieces of long texts."""
     held_out: int
+    """Samples that are held out, where they are taken from the same rows."""
     unusable: int
     """Rows that training refuses, or skips with ``skip_bad``."""
     limit: LengthLimit
@@ -59,42 +62,57 @@ def plan(
         batch_size: what ``auto`` becomes, of a configuration that says how long rows may be.
         most: tokens of a row that the machine takes, where the rows' lengths are to decide.
     """
-    length = config.max_seq_length
+    context = context_length(model_dir)
     by_length: dict[str, str] = {}
-    if length == "auto":
-        most = min(most, context_length(model_dir) or most)
-        p99, answers_fit = counted.lengths.percentile(0.99), counted.lengths.answers_fit
-        length = rules.sequence_length(p99, answers_fit, most)
+    if config.max_seq_length == "auto":
+        whole, _ = _read(counted, config.samples, context or max(1, counted.lengths.longest))
+        p99, answers_fit = whole.percentile(0.99), whole.answers_fit
+        length = rules.sequence_length(p99, answers_fit, min(most, context or most))
         by_length["max_seq_length"] = rules.length_reason(p99, answers_fit, length)
         config = replace(config, max_seq_length=length)
-    limit = counted.lengths.at(length)
-    usable = limit.whole + limit.cut + limit.split
-    if config.samples is not None:
-        usable = min(usable, config.samples)
-    if not usable:
+    assert config.max_seq_length != "auto"
+    longest = min(config.max_seq_length, context or config.max_seq_length)
+    lengths, bad = _read(counted, config.samples, longest)
+    samples = lengths.samples_at(longest)
+    total = int(samples.sum())
+    if not total:
         return None
-    held_out = expected_held_out(usable, config.held_out)
-    rows = usable - held_out
+    own_file = held_out_file(config.held_out) is not None
+    out = held_out(np.repeat(counted.places[: lengths.rows], samples), "none" if own_file else config.held_out)
+    rows = total - int(out.sum())
     batch = batch_size(config) if config.batch_size == "auto" else config.batch_size
     accumulation = config.gradient_accumulation or rules.accumulation(batch)
     known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
     schedule = Schedule.of(known, rows)
     chosen, reasons = rules.for_rows(
-        known, model_dir, rows=rows, held_out=held_out, rows_per_step=schedule.rows_per_step, steps=schedule.steps
+        known, model_dir, rows=rows, held_out=total - rows, rows_per_step=schedule.rows_per_step, steps=schedule.steps
     )
-    seen = schedule.steps * schedule.rows_per_step
-    tokens = seen * counted.lengths.tokens_within(length) / max(1, counted.lengths.rows)
+    tokens, trained = counted.lengths.tokens_at(longest)
+    all_samples = int(counted.lengths.samples_at(longest).sum())
+    share = schedule.steps * schedule.rows_per_step / all_samples
+    if not config.train_on_responses:
+        trained = tokens - all_samples
     return Plan(
         rows=rows,
-        held_out=held_out,
-        unusable=counted.unusable,
-        limit=limit,
+        held_out=total - rows,
+        unusable=len(bad),
+        limit=lengths.at(longest),
         schedule=schedule,
         chosen=chosen,
         reasons=by_length | reasons,
-        tokens=round(tokens),
-        trained_tokens=round(tokens * counted.trained / max(1, counted.tokens)),
+        tokens=round(share * tokens),
+        trained_tokens=round(share * trained),
     )
+
+
+def _read(counted: CountedLengths, samples: int | None, longest: int) -> tuple[Lengths, Counts]:
+    """The rows that a run reads at a limit, and the numbers of those that are bad: no more than it wants."""
+    lengths, bad = counted.lengths, counted.bad
+    usable = np.flatnonzero(lengths.samples_at(longest))
+    if samples is not None and len(usable) > samples:
+        last = int(usable[samples - 1])
+        lengths, bad = lengths.first(last + 1), bad[bad < counted.numbers[last]]
+    return lengths, bad
 
 
 def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 0) -> list[str]:

@@ -1,18 +1,15 @@
 """A dataset → ids and trained flags, once: counted, cached, used for everything.
 
-    prepared = prepare("data.jsonl", model_dir, max_length=2048)
-    ids, trained = prepared.row(0)
-    prepared.summary            # what was kept, cut and left out, and why
-
-Rows are rendered here and encoded in batches by the Rust tokenizer in a thread, so that both go on at once.
+prepared = prepare("data.jsonl", model_dir, max_length=2048)
+ids, trained = prepared.row(0)
+prepared.summary            # what was kept, cut and left out, and why
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +20,6 @@ import msgspec
 import numpy as np
 import tokenizers
 from msgspec import Struct
-from tokenizers import Encoding
 
 from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
@@ -31,11 +27,10 @@ from backprop.core.events import DatasetPrepared
 from backprop.core.paths import token_cache
 from backprop.core.rules import USUAL_LENGTH, sequence_length
 from backprop.data import token_cache as cache
-from backprop.data.dedup import content_key
-from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, merge_spans, pieces
-from backprop.data.example import PARTS, Fields, Findings, RowError, unknown_parts
-from backprop.data.formats import FormatCounts, detect_fields, file_format, mixed_format, read_as, unknown_format
-from backprop.data.reader import Row, Source, open_source
+from backprop.data.encode import EncodedRow, Renderer, encoded_rows, merge_spans, pieces
+from backprop.data.example import PARTS, Findings, RowError, unknown_parts
+from backprop.data.formats import FormatCounts, file_format
+from backprop.data.reader import Source, open_source
 from backprop.data.token_cache import Prepared, Writer
 from backprop.data.tokenizer import ChatTokenizer, context_length
 from backprop.data.truncate import LengthCounter, truncate
@@ -44,8 +39,6 @@ __all__ = ["Prepared", "prepare"]
 
 _WHOLE = 2**31
 """A limit that cuts no row."""
-BATCH_ROWS = 500
-BATCH_CHARACTERS = 2_000_000
 PROBLEMS_KEPT = 50
 """Findings of each code that are kept with their rows; all are counted."""
 
@@ -130,8 +123,8 @@ def prepare(
             return found
         writer = Writer(root, key)
         try:
-            work = _Preparation(source, tokenizer, options, progress, cancelled)
-            return writer.finish(work.run(writer))
+            summary = _write_rows(source, tokenizer, options, writer, progress=progress, cancelled=cancelled)
+            return writer.finish(summary)
         except BaseException:
             writer.discard()
             raise
@@ -169,221 +162,144 @@ def _key(path: Path, tokenizer: ChatTokenizer, options: Options) -> str:
     return digest.hexdigest()
 
 
-class _Item(Struct):
-    """A row on its way: as text, with the hash of its content."""
+class _Counts(Struct):
+    """What is counted of the rows beside the summary."""
 
-    row: Row
-    rendered: Rendered
-    content: int
+    findings: Findings
+    formats: FormatCounts = msgspec.field(default_factory=FormatCounts)
+    lengths: LengthCounter = msgspec.field(default_factory=LengthCounter)
+    contents: set[int] = msgspec.field(default_factory=set)
+    split_texts: int = 0
 
 
-class _Preparation:
-    """One pass over a dataset: rows in, samples out, everything counted into ``summary``."""
+def _write_rows(
+    source: Source,
+    tokenizer: ChatTokenizer,
+    options: Options,
+    writer: Writer,
+    *,
+    progress: Callable[[int, int], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> DatasetPrepared:
+    """Write every sample.
 
-    def __init__(
-        self,
-        source: Source,
-        tokenizer: ChatTokenizer,
-        options: Options,
-        progress: Callable[[int, int], None] | None,
-        cancelled: Callable[[], bool] | None,
-    ) -> None:
-        self.source = source
-        self.tokenizer = tokenizer
-        self.options = options
-        self.progress = progress
-        self.cancelled = cancelled
-        self._findings = Findings(PROBLEMS_KEPT)
-        self.formats = FormatCounts()
-        self._renderer = Renderer(tokenizer, everything=options.everything)
-        self._seen: set[int] = set()
-        self._lengths = LengthCounter()
-        self._split_texts = 0
-        self._bytes_done = 0
-        self._waiting = 0
-        file = file_format(source, options.mapping)
-        self._format, self._names = file.format, Fields(file.mapping)
-        self.summary = DatasetPrepared(
-            path=str(source.path),
-            format=file.format or "",
-            rows=0,
-            kept=0,
-            max_length=options.max_length,
-            problems=self._findings.problems,
-            notes=[*source.notes, *tokenizer.notes],
-        )
-        self.summary.notes += file.notes()
-
-    def run(self, writer: Writer) -> DatasetPrepared:
-        """Write every sample.
-
-        Raises:
-            DatasetError: no row (``DATASET_EMPTY``) or nothing to train (``DATASET_NOTHING_TO_TRAIN``).
-            TrainingAbortedError: cancelled.
-        """
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode") as pool:
-            pending: deque[tuple[list[_Item], Future[list[Encoding]]]] = deque()
-            for batch in self._batches():
-                self._waiting += len(batch)
-                texts, raw = [item.rendered.text for item in batch], batch[0].rendered.raw
-                pending.append((batch, pool.submit(self.tokenizer.encode, texts, special=raw)))
-                self._between()
-                # One batch is encoded while the next is rendered; the last ones wanted are counted before that.
-                while len(pending) > 1 or (pending and self._enough(0)):
-                    self._write(*pending.popleft(), writer)
-            while pending:
-                self._write(*pending.popleft(), writer)
-        self._finish()
-        return self.summary
-
-    def _between(self) -> None:
-        if self.cancelled is not None and self.cancelled():
+    Raises:
+        DatasetError: no row (``DATASET_EMPTY``) or nothing to train (``DATASET_NOTHING_TO_TRAIN``).
+        TrainingAbortedError: cancelled.
+    """
+    file = file_format(source, options.mapping)
+    counts = _Counts(Findings(PROBLEMS_KEPT))
+    summary = DatasetPrepared(
+        path=str(source.path),
+        format=file.format or "",
+        rows=0,
+        kept=0,
+        unit=source.unit,
+        max_length=options.max_length,
+        problems=counts.findings.problems,
+        notes=[*source.notes, *tokenizer.notes, *file.notes()],
+    )
+    done = 0
+    renderer = Renderer(tokenizer, everything=options.everything)
+    wanted = None if options.samples is None else lambda: (options.samples or 0) - summary.kept
+    for batch in encoded_rows(source, file, renderer, wanted):
+        for item in batch:
+            done += len(item.row.raw) + 1
+            _take(item, summary, counts, tokenizer, writer)
+        usable = [(item.rendered, item.encoded) for item in batch if item.error is None]
+        counts.lengths.add(usable, tokenizer.bos_id)
+        if cancelled is not None and cancelled():
             raise TrainingAbortedError("preparing the data was cancelled")
-        if self.progress is not None:
-            self.progress(min(self._bytes_done, self.source.size), self.source.size)
+        if progress is not None:
+            progress(min(done, source.size), source.size)
+    _finish(summary, counts)
+    return summary
 
-    def _batches(self) -> Iterator[list[_Item]]:
-        """Rendered rows of one kind, some hundreds at a time; rows that cannot be used are counted here."""
-        batch: list[_Item] = []
-        characters = 0
-        for row in self.source:
-            self.summary.rows += 1
-            self._bytes_done += len(row.raw) + 1
-            try:
-                item = self._render(row)
-            except RowError as error:
-                self.summary.dropped += 1
-                self._report(row, error)
-                continue
-            full = len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS
-            if batch and (full or batch[0].rendered.raw != item.rendered.raw):
-                yield batch
-                batch, characters = [], 0
-            batch.append(item)
-            characters += len(item.rendered.text)
-            if self._enough(len(batch)):
-                yield batch
-                batch, characters = [], 0
-                if self._enough(0):
-                    # They are written by now, and none of them was too long.
-                    return
-        if batch:
-            yield batch
 
-    def _enough(self, more: int) -> bool:
-        wanted = self.options.samples
-        return wanted is not None and self.summary.kept + self._waiting + more >= wanted
+def _take(
+    item: EncodedRow, summary: DatasetPrepared, counts: _Counts, tokenizer: ChatTokenizer, writer: Writer
+) -> None:
+    """Count one row, fit it into the length and write it."""
 
-    def _render(self, row: Row) -> _Item:
-        if row.error is not None:
-            raise row.error
-        if row.warning is not None:
-            self._report(row, row.warning)
-        format = read_as(row.value, self._format, self._names)
-        if format is None:
-            raise unknown_format(row.value)
-        if detect_fields(row.value, self._names) is not None:
-            self.formats.add(format, row.line)
-        rendered = self._renderer.render(row.value, format, self._names)
-        if format != self._format:
-            rendered.warnings.append(mixed_format(format, self._format))
-        key = content_key(row.value, format, self._names)
-        return _Item(row, rendered, int.from_bytes(key[:8], "little", signed=True))
+    def report(error: RowError) -> None:
+        counts.findings.add(item.row.line, item.row.raw, error)
 
-    def _report(self, row: Row, error: RowError) -> None:
-        self._findings.add(row.line, row.raw, error)
-
-    def _write(self, batch: list[_Item], encodings: Future[list[Encoding]], writer: Writer) -> None:
-        self._waiting -= len(batch)
-        counted: list[tuple[Rendered, Encoded]] = []
-        for item, encoding in zip(batch, encodings.result(), strict=True):
-            encoded = encode_row(item.rendered, encoding, self.tokenizer)
-            for warning in item.rendered.warnings:
-                self._report(item.row, warning)
-            if not encoded.trained.any():
-                self.summary.dropped += 1
-                self._report(item.row, RowError("nothing_to_train", "", "no token of the row would be trained"))
-                continue
-            if self._begins_twice(encoded):
-                words = "two begin tokens in a row: the text starts with one, and the template writes one"
-                self._report(item.row, RowError("double_bos", "", words, "warning"))
-            if not self.summary.first_row:
-                text, raw = item.rendered.text, item.rendered.raw
-                parts = pieces(item.rendered, self.tokenizer.encode([text], special=raw)[0], encoded, self.tokenizer)
-                self.summary.first_row = merge_spans(parts, encoded.trained)
-                self._note_terminator(encoded)
-            counted.append((item.rendered, encoded))
-            self._take(item, encoded, writer)
-        self._lengths.add(counted, self.tokenizer.bos_id)
-
-    def _begins_twice(self, encoded: Encoded) -> bool:
-        bos = self.tokenizer.bos_id
-        return bos is not None and bool((encoded.ids[:2] == bos).all())
-
-    def _note_terminator(self, encoded: Encoded) -> None:
+    summary.rows += 1
+    if item.format is not None:
+        counts.formats.add(item.format, item.row.line)
+    for finding in item.warnings:
+        report(finding)
+    if item.error is not None:
+        summary.dropped += 1
+        report(item.error)
+        return
+    rendered, encoded, bos = item.rendered, item.encoded, tokenizer.bos_id
+    if bos is not None and bool((encoded.ids[:2] == bos).all()):
+        words = "two begin tokens in a row: the text starts with one, and the template writes one"
+        report(RowError("double_bos", "", words, "warning"))
+    fitted = truncate(encoded, rendered, summary.max_length, bos)
+    if fitted.finding is not None:
+        report(fitted.finding)
+    if not fitted.samples:
+        summary.answer_lost += 1
+        return
+    if not summary.first_row:
+        parts = pieces(rendered, tokenizer.encode([rendered.text], special=rendered.raw)[0], encoded, tokenizer)
+        summary.first_row = merge_spans(parts, fitted.at(encoded.ids))
         last = int(encoded.ids[encoded.answers[-1][1] - 1])
-        if last in self.tokenizer.special_ids or last in self.tokenizer.end_ids:
-            self.summary.notes.append(f"answers end with {self.tokenizer.token(last)}, which is trained")
-        else:
-            self.summary.notes.append("answers end with no special token: the model may not learn to stop")
-
-    def _take(self, item: _Item, encoded: Encoded, writer: Writer) -> None:
-        """Fit one row into the length and write it, or count why not."""
-        fitted = truncate(encoded, item.rendered, self.options.max_length, self.tokenizer.bos_id)
-        if fitted.finding is not None:
-            self._report(item.row, fitted.finding)
-        if not fitted.samples:
-            self.summary.answer_lost += 1
-            return
-        self.summary.cut += fitted.cut > 0
-        self._split_texts += fitted.split
-        if item.content in self._seen:
-            self.summary.duplicated += 1
-            self._report(item.row, RowError("duplicate_row", "", "the same content as an earlier row", "info"))
-        self._seen.add(item.content)
-        self.summary.kept += 1
-        for ids, trained in fitted.samples:
-            writer.add(item.row.line, item.content, ids, trained)
-            self.summary.tokens += len(ids)
-            self.summary.trained_tokens += int(np.count_nonzero(trained))
-
-    def _finish(self) -> None:
-        summary = self.summary
-        summary.problems.sort(key=lambda problem: problem.line)
-        if not summary.rows:
-            raise DatasetError(f"{summary.path}: the dataset holds no row", code="DATASET_EMPTY", hint="add rows to it")
-        if not summary.kept:
-            raise self._nothing()
-        lengths = self._lengths.snapshot()
-        summary.p50, summary.p90, summary.p99 = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
-        summary.longest = lengths.longest
-        summary.answers_fit = lengths.answers_fit
-        summary.limits = lengths.limits(summary.max_length)
-        summary.problem_counts = dict(self._findings.counts.most_common())
-        if self.formats.mixed:
-            words = f"the file mixes formats: {self.formats.describe()}; each row is read as what it is"
-            summary.notes.append(words)
-        if summary.format == "text":
-            summary.notes.append(
-                "the rows are plain texts: samples go on with their prompt as it stands, without a chat"
-            )
-        if self._split_texts:
-            words = f"{self._split_texts} long texts were split into pieces of {self.options.max_length} tokens"
-            summary.notes.append(words)
-
-    def _nothing(self) -> DatasetError:
-        path, first = self.summary.path, self.summary.problems[0]
-        why = f"line {first.line}: {first.message}"
-        if set(self._findings.counts) == {"unknown_format"}:
-            return DatasetFormatError(
-                f"{path}: no row has a known format ({why})",
-                hint="say which field is what, for instance: --map instruction=question --map output=answer",
-                details={"path": path, "line": first.line},
-            )
-        counts = ", ".join(f"{count} {code}" for code, count in self._findings.counts.most_common(4))
-        return DatasetError(
-            f"{path}: none of {self.summary.rows} rows can be trained ({counts}); {why}",
-            code="DATASET_NOTHING_TO_TRAIN",
-            hint="`backprop validate` lists every problem; a larger --max-seq-length keeps longer answers",
-            details={"path": path, "problems": dict(self._findings.counts)},
+        ends = last in tokenizer.special_ids or last in tokenizer.end_ids
+        known = f"{tokenizer.token(last)}, which is trained"
+        summary.notes.append(
+            f"answers end with {known if ends else 'no special token: the model may not learn to stop'}"
         )
+    summary.cut += fitted.cut > 0
+    counts.split_texts += fitted.split
+    if item.content in counts.contents:
+        summary.duplicated += 1
+        report(RowError("duplicate_row", "", "the same content as an earlier row", "info"))
+    counts.contents.add(item.content)
+    summary.kept += 1
+    for ids, trained in fitted.samples:
+        writer.add(item.row.line, item.content, ids, trained)
+        summary.tokens += len(ids)
+        summary.trained_tokens += int(np.count_nonzero(trained))
+
+
+def _finish(summary: DatasetPrepared, counts: _Counts) -> None:
+    summary.problems.sort(key=lambda problem: problem.line)
+    if not summary.rows:
+        raise DatasetError(f"{summary.path}: the dataset holds no row", code="DATASET_EMPTY", hint="add rows to it")
+    if not summary.kept:
+        raise _nothing(summary, counts.findings.counts)
+    lengths = counts.lengths.snapshot()
+    summary.p50, summary.p90, summary.p99 = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
+    summary.longest = lengths.longest
+    summary.answers_fit = lengths.answers_fit
+    summary.limits = lengths.limits(summary.max_length)
+    summary.problem_counts = dict(counts.findings.counts.most_common())
+    if counts.formats.mixed:
+        words = f"the file mixes formats: {counts.formats.describe()}; each row is read as what it is"
+        summary.notes.append(words)
+    if summary.format == "text":
+        summary.notes.append("the rows are plain texts: samples go on with their prompt as it stands, without a chat")
+    if counts.split_texts:
+        words = f"{counts.split_texts} long texts were split into pieces of {summary.max_length} tokens"
+        summary.notes.append(words)
+
+
+def _nothing(summary: DatasetPrepared, counts: Counter[str]) -> DatasetError:
+    path, first = summary.path, summary.problems[0]
+    why = f"line {first.line}: {first.message}"
+    if set(counts) == {"unknown_format"}:
+        return DatasetFormatError(
+            f"{path}: no row has a known format ({why})",
+            hint="say which field is what, for instance: --map instruction=question --map output=answer",
+            details={"path": path, "line": first.line},
+        )
+    most = ", ".join(f"{count} {code}" for code, count in counts.most_common(4))
+    return DatasetError(
+        f"{path}: none of {summary.rows} rows can be trained ({most}); {why}",
+        code="DATASET_NOTHING_TO_TRAIN",
+        hint="`backprop validate` lists every problem; a larger --max-seq-length keeps longer answers",
+        details={"path": path, "problems": dict(counts)},
+    )

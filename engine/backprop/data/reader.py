@@ -17,16 +17,28 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Self
 
-import msgspec
 from msgspec import Struct
 
 from backprop.core.datasets import data_files, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backprop.data.example import RowError
-from backprop.data.file_kinds import KINDS, PACKED, Kind, held_kind, packing
-from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, Watch
+from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, watched
 from backprop.data.parse import BOM, json_line, parse_json, wide_encoding
-from backprop.data.to_jsonl import ODD, OddRow, begin, begun, copy_of, jsonl_copy, row_line, unpacked
+from backprop.data.to_jsonl import (
+    KINDS,
+    ODD,
+    PACKED,
+    Kind,
+    begin,
+    begun,
+    copy_of,
+    held_kind,
+    jsonl_copy,
+    odd_row,
+    packing,
+    row_line,
+    unpacked,
+)
 
 __all__ = ["KINDS", "PACKED", "Kind", "Row", "Source", "open_source"]
 
@@ -115,9 +127,9 @@ class Source(LineIndex):
         line, offset, raw = place
         warning = None
         if self.kind != "jsonl" and raw.startswith(ODD):
-            odd = msgspec.json.decode(raw[len(ODD) :], type=OddRow)
-            raw, warning = odd.raw.rstrip(b"\n"), odd.finding()
-            if odd.severity == "error":
+            raw, warning = odd_row(raw)
+            raw = raw.rstrip(b"\n")
+            if warning.severity == "error":
                 return Row(line, raw, None, warning)
         value, found = parse_json(raw, offset)
         if found is not None and found.severity == "error":
@@ -190,7 +202,7 @@ def _put_together(
     named: Path, files: list[Path], progress: Progress | None, cancelled: Cancelled | None, copy: IO[bytes]
 ) -> None:
     """Write the rows of several files as those of one."""
-    watch = Watch(named, sum(file.stat().st_size for file in files), progress, cancelled)
+    watch = watched(named, sum(file.stat().st_size for file in files), progress, cancelled)
 
     def sources() -> Iterator[Source]:
         before = 0

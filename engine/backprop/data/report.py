@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 
-from backprop.data.dedup import THRESHOLD, exact_duplicates
+from backprop.data.dedup import THRESHOLD, clusters
 from backprop.data.example import Example, Format
 from backprop.data.examples import Read, Reader, Usable, answer_text, prompt_text, whole_text
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.quality import (
     LengthLimits,
+    PerplexityReport,
+    Scores,
     Statistics,
     TraceLimits,
     difficulty,
@@ -24,7 +26,6 @@ from backprop.data.quality import (
     statistics,
 )
 from backprop.data.reader import open_source
-from backprop.data.scores import PerplexityReport, Scores
 
 LANGUAGE_SAMPLE = 2_000
 SHOWN = 20
@@ -100,80 +101,71 @@ def report(
         OperationCancelledError: ``cancelled`` said stop.
     """
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        found = _Counting(Reader(source, mapping, progress, cancelled), near).finish()
-        found.perplexity = scores.report() if scores is not None else None
-        return found
-
-
-class _Counting:
-    def __init__(self, reader: Reader, near: float) -> None:
-        self._reader = reader
-        self._warnings: Counter[str] = Counter()
-        self._turns: Counter[int] = Counter()
-        self._traces: Counter[str] = Counter()
-        self._lengths: Counter[str] = Counter()
-        self._prompt: list[int] = []
-        self._answer: list[int] = []
-        self._difficulty: list[float] = []
-        self._usable = Usable(reader, near, self._measured())
-
-    def _measured(self) -> Iterator[Read]:
-        for read in self._reader:
-            if isinstance(read.became, Example):
-                self._measure(read.became)
-            yield read
-
-    def _measure(self, example: Example) -> None:
-        self._warnings.update(warning.code for warning in example.warnings)
-        self._prompt.append(estimate_tokens(prompt_text(example)))
-        self._answer.append(estimate_tokens(answer_text(example)))
-        self._difficulty.append(difficulty(whole_text(example)))
-        self._turns[len(example.turns) + len(example.chosen) + len(example.completion)] += 1
-        self._lengths[LengthLimits().reason(example) or "ok"] += 1
-        reason = TraceLimits().reason(example)
-        if reason != "no_think":
-            self._traces[reason or "kept"] += 1
-
-    def finish(self) -> QualityReport:
-        usable = self._usable
-        lines, problems = usable.lines, usable.left_out + self._warnings
-        repeated = exact_duplicates(usable.keys)
-        nearly = [[i for i in group if i not in repeated] for group in usable.near_groups()]
+        reader = Reader(source, mapping, progress, cancelled)
+        measured = _Measured()
+        usable = Usable(reader, near, measured.all_of(reader))
+        again = {i for members in clusters(usable.keys) for i in members[1:]}
+        nearly = [[i for i in group if i not in again] for group in usable.near_groups()]
         nearly = sorted((group for group in nearly if len(group) > 1), key=len, reverse=True)
-        total = [a + b for a, b in zip(self._prompt, self._answer, strict=True)]
-        order = sorted(range(len(self._difficulty)), key=self._difficulty.__getitem__)
-        languages, sample = self._languages()
+        prompts, answers, hardness = measured.prompts, measured.answers, measured.difficulties
+        total = [asked + said for asked, said in zip(prompts, answers, strict=True)]
+        order = sorted(range(len(hardness)), key=hardness.__getitem__)
+        # Languages are those of rows spread evenly over the file.
+        sample = range(0, len(usable.keys), max(1, len(usable.keys) // LANGUAGE_SAMPLE))
         return QualityReport(
-            path=str(self._reader.source.path),
-            format=self._reader.format,
-            mapping=self._reader.mapping,
+            path=str(source.path),
+            format=reader.file.format,
+            mapping=reader.file.mapping,
             rows=usable.rows,
             usable=len(usable.keys),
-            problems=dict(problems.most_common()),
-            prompt_tokens=statistics(self._prompt),
-            answer_tokens=statistics(self._answer),
+            problems=dict((usable.left_out + measured.warnings).most_common()),
+            prompt_tokens=statistics(prompts),
+            answer_tokens=statistics(answers),
             total_tokens=statistics(total),
-            turns=dict(sorted(self._turns.items())),
+            turns=dict(sorted(measured.turns.items())),
             histogram=histogram(total),
-            duplicates=len(repeated),
+            duplicates=len(again),
             near_duplicates=sum(len(group) - 1 for group in nearly),
-            near_groups=[NearGroup([lines[i] for i in group], usable.text(group[0])[:80]) for group in nearly[:SHOWN]],
-            languages=languages,
-            language_sample=sample,
-            traces=dict(self._traces.most_common()),
-            too_short_or_long={name: count for name, count in self._lengths.most_common() if name != "ok"},
-            length_outliers=[lines[i] for i in length_outliers(total)[:SHOWN]],
-            difficulty=statistics(self._difficulty),
-            easiest=[lines[i] for i in order[:SHOWN]],
-            hardest=[lines[i] for i in reversed(order[-SHOWN:])],
-            notes=self._reader.source.notes,
+            near_groups=[
+                NearGroup([usable.lines[i] for i in group], usable.text(group[0])[:80]) for group in nearly[:SHOWN]
+            ],
+            languages=dict(Counter(language(usable.text(i)) for i in sample).most_common()),
+            language_sample=len(sample),
+            traces=dict(measured.traces.most_common()),
+            too_short_or_long=dict(measured.lengths.most_common()),
+            length_outliers=[usable.lines[i] for i in length_outliers(total)[:SHOWN]],
+            difficulty=statistics(hardness),
+            easiest=[usable.lines[i] for i in order[:SHOWN]],
+            hardest=[usable.lines[i] for i in reversed(order[-SHOWN:])],
+            notes=source.notes,
+            perplexity=scores.report() if scores is not None else None,
         )
 
-    def _languages(self) -> tuple[dict[str, int], int]:
-        """Languages of rows spread evenly over the file."""
-        step = max(1, len(self._usable.keys) // LANGUAGE_SAMPLE)
-        chosen = range(0, len(self._usable.keys), step)
-        return dict(Counter(language(self._usable.text(i)) for i in chosen).most_common()), len(chosen)
+
+class _Measured:
+    """What is measured of examples, as they come."""
+
+    def __init__(self) -> None:
+        self.warnings, self.lengths, self.traces = Counter[str](), Counter[str](), Counter[str]()
+        self.turns = Counter[int]()
+        self.prompts: list[int] = []
+        self.answers: list[int] = []
+        self.difficulties: list[float] = []
+
+    def all_of(self, reads: Iterable[Read]) -> Iterator[Read]:
+        """The rows, each measured before it is given."""
+        for read in reads:
+            if isinstance(example := read.became, Example):
+                self.warnings.update(warning.code for warning in example.warnings)
+                self.prompts.append(estimate_tokens(prompt_text(example)))
+                self.answers.append(estimate_tokens(answer_text(example)))
+                self.difficulties.append(difficulty(whole_text(example)))
+                self.turns[len(example.turns) + len(example.chosen) + len(example.completion)] += 1
+                if reason := LengthLimits().reason(example):
+                    self.lengths[reason] += 1
+                if (reason := TraceLimits().reason(example)) != "no_think":
+                    self.traces[reason or "kept"] += 1
+            yield read
 
 
 def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:

@@ -75,6 +75,7 @@ MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Columns of what is no text."""
 MEDIA_MARK = re.compile(r"<(?:image|video|audio)>")
 """Where it stands in a text."""
+_VERDICT = re.compile(r"reward|score|rating|quality|vote|weight|label|helpful|approved")
 _NO_MASK = frozenset({"attention_mask", "special_tokens_mask"})
 
 
@@ -82,6 +83,11 @@ _NO_MASK = frozenset({"attention_mask", "special_tokens_mask"})
 def like_mask(name: str) -> bool:
     """True for a name that may say what is in the loss."""
     return re.search("mask|loss|train|supervis", name.lower()) is not None and name not in _NO_MASK
+
+
+def like_verdict(name: str) -> bool:
+    """True for a name that may say how good the answer is, or how much it counts."""
+    return _VERDICT.search(name.lower()) is not None
 
 
 @lru_cache(maxsize=4096)

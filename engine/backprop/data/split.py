@@ -7,18 +7,21 @@ held-out rows stay held out when the file grows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import Struct
 
 from backprop.core.errors import InvalidSettingError
 from backprop.data.dedup import THRESHOLD, clusters
-from backprop.data.examples import Reader, Usable
+from backprop.data.examples import Reader, Usable, beside, line_of, refuse_existing, whole_file
 from backprop.data.line_index import Cancelled, Progress
 from backprop.data.reader import open_source
-from backprop.data.writing import beside, line_of, refuse_existing, whole_file
 
+Places = npt.NDArray[np.uint64]
 HELD_OUT = 0.05
 LEAST, MOST = 16, 512
 SEED = 42
@@ -33,6 +36,11 @@ class Split(Struct, frozen=True):
 
     seed: int = SEED
     by_tokens: bool = False
+
+
+def places(keys: Iterable[bytes], seed: int = SEED) -> Places:
+    """Where the content of each row stands among all that could be: those with the lowest places are held out."""
+    return np.array([_place(key, seed) for key in keys], dtype=np.uint64)
 
 
 def _place(key: bytes, seed: int) -> int:
@@ -89,40 +97,41 @@ def split_rows(
     return sorted(chosen)
 
 
-def held_out_rows(
-    keys: Sequence[bytes], *, fraction: float = HELD_OUT, least: int = LEAST, most: int = MOST, seed: int = SEED
-) -> list[int]:
-    """Places of the rows to evaluate on during training, in order.
+def held_out(of: Places, setting: str) -> npt.NDArray[np.bool_]:
+    """Which samples are held out, as the setting ``held_out`` says: ``auto``, ``none`` or a share.
 
-    A row is held out when the hash of its content falls below ``fraction``: adding rows moves none of the others. Only
-    where that gives fewer than ``least`` or more than ``most`` different contents, those with the lowest hashes are
+    A row is held out when the hash of its content falls below the share: adding rows moves none of the others. Only
+    where ``auto`` gives fewer than ``LEAST`` or more than ``MOST`` different contents, those with the lowest hashes are
     taken. Of few rows no more than a tenth is held out (one row at least; of a single row, none).
-    """
-    hashes = {key: _place(key, seed) for key in keys}
-    if len(hashes) < 2:
-        return []
-    ranked = sorted(hashes, key=hashes.__getitem__)
-    below = sum(place < fraction * 2**64 for place in hashes.values())
-    least = min(least, max(1, len(ranked) // 10))
-    chosen = set(ranked[: min(max(below, least), most)])
-    return [i for i, key in enumerate(keys) if key in chosen]
 
-
-def expected_held_out(rows: int, held_out: str) -> int:
-    """About how many of ``rows`` different ones the setting ``held_out`` takes from training; none for a file.
+    Args:
+        of: the place of each sample (``places``); those of one content are on one side.
 
     Raises:
-        InvalidSettingError: it is a number, and no share.
+        InvalidSettingError: it is no share between 0 and 1.
     """
-    if held_out == "none" or rows < 2:
-        return 0
-    if held_out == "auto":
-        return min(max(round(rows * HELD_OUT), min(LEAST, max(1, rows // 10))), MOST)
-    try:
-        share = float(held_out)
-    except ValueError:
-        return 0
-    return held_out_size(rows, share)
+    if setting == "none":
+        return np.zeros(len(of), dtype=np.bool_)
+    if setting == "auto":
+        return _below(of, HELD_OUT, LEAST, MOST)
+    share = float(setting)
+    if not 0 < share < 1:
+        raise InvalidSettingError(
+            f"held_out: {setting!r} is no share between 0 and 1, and no file",
+            hint="auto, none, a share such as 0.05, or a dataset file",
+            details={"field": "held_out"},
+        )
+    return _below(of, share, 1, len(of))
+
+
+def _below(of: Places, fraction: float, least: int, most: int) -> npt.NDArray[np.bool_]:
+    different = np.unique(of)
+    if len(different) < 2:
+        return np.zeros(len(of), dtype=np.bool_)
+    below = int(np.searchsorted(different, np.uint64(math.ceil(fraction * 2**64))))
+    least = min(least, max(1, len(different) // 10))
+    chosen: npt.NDArray[np.bool_] = of <= different[min(max(below, least), most, len(different) - 1) - 1]
+    return chosen
 
 
 class SplitResult(Struct, kw_only=True):

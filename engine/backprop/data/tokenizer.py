@@ -15,7 +15,20 @@ import msgspec
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from backprop.core.errors import ModelLoadError
-from backprop.data.chat_template import CHATML, PLAIN, ChatTemplate, choose
+from backprop.data.chat_template import ChatTemplate
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""For a model that brings no template but knows ChatML's two tokens."""
+
+PLAIN = (
+    "{{ bos_token }}{% for message in messages %}### {{ message.role | capitalize }}:\n{{ message.content }}"
+    "{{ eos_token if message.role == 'assistant' else '' }}\n\n{% endfor %}"
+    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+)
+"""For a model that brings no template and knows no turns: plain headings, each answer ended by its own end token."""
 
 FILES = (
     "tokenizer.json",
@@ -190,11 +203,11 @@ def _template(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tup
     if file.is_file():
         extra = folder / "additional_chat_templates" / "tool_use.jinja"
         return (file.read_text(encoding="utf-8"), extra.read_text(encoding="utf-8") if extra.is_file() else None), []
-    source, tool_source = choose(config.get("chat_template"))
+    source, tool_source = _choose(config.get("chat_template"))
     if source is not None:
         return (source, tool_source), []
     for name in _OTHER_TEMPLATES:
-        source, tool_source = choose(_read_json(folder / name).get("chat_template"))
+        source, tool_source = _choose(_read_json(folder / name).get("chat_template"))
         if source is not None:
             return (source, tool_source), [f"the chat template is read from {name}"]
     if tokenizer.token_to_id("<|im_start|>") is not None and tokenizer.token_to_id("<|im_end|>") is not None:
@@ -204,6 +217,18 @@ def _template(folder: Path, config: dict[str, Any], tokenizer: Tokenizer) -> tup
         "each answer ended by the model's end token"
     )
     return (PLAIN, None), [words]
+
+
+def _choose(given: Any) -> tuple[str | None, str | None]:
+    """The template and the one for tools, from ``chat_template`` of a tokenizer's configuration (text, or a list of
+    named ones)."""
+    if isinstance(given, str):
+        return given, None
+    if isinstance(given, list):
+        given = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+    if not isinstance(given, dict):
+        return None, None
+    return given.get("default"), given.get("tool_use")
 
 
 def _fingerprint(folder: Path) -> str:

@@ -6,31 +6,29 @@ row is left out, never trained in part. A raw text is split, so that nothing of 
 
 from __future__ import annotations
 
-import contextlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
 from backprop.core.events import LengthLimit
-from backprop.data.convert import convert
-from backprop.data.encode import Encoded, Rendered, Renderer, encode_row, encode_value
-from backprop.data.example import Fields, Format, RowError
-from backprop.data.formats import FileFormat, read_as
+from backprop.data.encode import BATCH_ROWS, Encoded, EncodedRow, Rendered, Renderer, encode_value, encoded_rows
+from backprop.data.example import Format, RowError
+from backprop.data.examples import Reader
+from backprop.data.formats import FileFormat
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.reader import Row, open_source
+from backprop.data.reader import Source, open_source
+from backprop.data.split import SEED, Places, places
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
 
 Counts = npt.NDArray[np.int64]
-Read = TypeVar("Read")
-_BATCH_ROWS = 500
-_BATCH_BYTES = 1_000_000
-_LONGEST = 1_000_000
-"""Rows longer than this are counted as this long."""
+_NONE: Counts = np.empty(0, dtype=np.int64)
 
 
 class Truncated(Struct):
@@ -42,6 +40,18 @@ class Truncated(Struct):
     split: bool = False
     """Whether a text was split. A last piece of one token is none, as nothing of it would be trained."""
     finding: RowError | None = None
+
+    def at(self, ids: Sequence[int] | Ids) -> list[bool | None]:
+        """Whether each token of the whole row, ``ids``, is trained; ``None`` for one that is cut."""
+        kept: list[bool | None] = [None] * len(ids)
+        start = self.cut
+        for sample, trained in self.samples:
+            kept[start : start + len(sample)] = trained.tolist()
+            start += len(sample)
+        if self.cut and self.samples[0][0][0] != ids[self.cut]:
+            # The begin token stays where it was.
+            kept[0], kept[self.cut] = False, None
+        return kept
 
 
 def truncate(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | None) -> Truncated:
@@ -117,70 +127,70 @@ def _split(ids: Ids, trained: Flags, limit: int) -> list[tuple[Ids, Flags]]:
 
 
 class Lengths(Struct, frozen=True):
-    """Lengths of the rows counted so far, before anything is cut, in tokens or characters."""
+    """The rows counted so far, before anything is cut, in tokens or characters; an array has one value a row."""
 
-    chats: Counts
-    """Conversations by their length: to the end of the last answer, since what follows it goes first."""
-    texts: Counts
-    """Raw texts by their length."""
+    sizes: Counts
+    """Length: of a conversation to the end of its last answer, since what follows it goes first."""
     losing: Counts
-    """Rows by the largest limit at which their last answer no longer fits; 0: never."""
+    """The largest limit at which the last answer no longer fits; -1 for a raw text, which is split."""
     tails: Counts
-    """Tokens behind the last answer, by the length of their row: they are kept where all of it fits."""
+    """Tokens behind the last answer: they are kept where all of it fits."""
     answers: Counts
-    """Trained tokens of conversations, by the smallest limit at which they are trained."""
+    """Trained tokens of conversations, with the smallest limit at which they are trained: [n, 2], limits first."""
 
     @property
     def rows(self) -> int:
         """Rows that were counted."""
-        return int(self.chats.sum() + self.texts.sum())
+        return len(self.sizes)
 
     @property
     def longest(self) -> int:
         """The length of the longest row."""
-        return max(int(np.flatnonzero(counts)[-1]) if counts.any() else 0 for counts in (self.chats, self.texts))
+        return int(self.sizes.max(initial=0))
+
+    @property
+    def _is_text(self) -> Flags:
+        return self.losing < 0
+
+    def first(self, rows: int) -> Lengths:
+        """The first rows alone, but for the trained tokens."""
+        return structs.replace(self, sizes=self.sizes[:rows], losing=self.losing[:rows], tails=self.tails[:rows])
 
     def percentile(self, share: float) -> int:
         """The length that ``share`` (0 to 1) of the rows do not exceed."""
-        sums = np.cumsum(self._all())
-        return int(np.searchsorted(sums, share * sums[-1])) if sums[-1] else 0
+        return int(np.quantile(self.sizes, share, method="inverted_cdf")) if self.rows else 0
 
     @property
     def answers_fit(self) -> int:
         """The smallest limit at which no answer is lost, at least 1."""
-        return int(np.flatnonzero(self.losing[1:])[-1]) + 2 if self.losing[1:].any() else 1
+        return int(self.losing.max(initial=0)) + 1
 
-    def tokens_within(self, limit: int) -> int:
-        """All tokens, of conversations no more than ``limit`` each."""
-        chats = np.minimum(np.arange(len(self.chats)), limit) * self.chats
-        return int(chats.sum() + (np.arange(len(self.texts)) * self.texts).sum())
+    def samples_at(self, limit: int) -> Counts:
+        """How many samples each row gives at ``limit``: none where its answer is lost, the pieces of a text."""
+        # A last piece of one token is none: nothing of it would be trained.
+        alone = (self.sizes > limit) & (self.sizes % limit == 1)
+        return np.where(self._is_text, -(-self.sizes // limit) - alone, self.losing < limit)
 
     def at(self, limit: int) -> LengthLimit:
         """What ``limit`` costs, at least 1."""
-        whole = int(self.chats[: limit + 1].sum())
-        lost = int(self.losing[limit:].sum())
-        fit = int(self.texts[: limit + 1].sum())
+        long, lost = self.sizes > limit, self.losing >= limit
         return LengthLimit(
             max_length=limit,
-            whole=whole + fit,
-            cut=int(self.chats.sum()) - whole - lost,
-            split=int(self.texts.sum()) - fit,
-            answer_lost=lost,
+            whole=int((~long).sum()),
+            cut=int((long & ~lost & ~self._is_text).sum()),
+            split=int((long & self._is_text).sum()),
+            answer_lost=int(lost.sum()),
         )
 
     def tokens_at(self, limit: int) -> tuple[int, int]:
-        """Tokens that are left at ``limit``, and how many of them are trained (``LengthCounter.add_trained``)."""
-        over = int(self.chats[limit + 1 :].sum() - self.losing[limit:].sum())
-        whole, texts = self.chats[: limit + 1], np.flatnonzero(self.texts)
-        tokens = int(whole @ np.arange(len(whole))) + limit * over + int(self.tails[: limit + 1].sum())
-        # The first token of each piece is not trained; a last piece of one token is none.
-        pieces = -(-texts // limit)
+        """Tokens that are left at ``limit``, and how many of them are trained (where answers were counted)."""
+        texts, chats = self.sizes[self._is_text], ~self._is_text & (self.losing < limit)
+        sizes, tails = self.sizes[chats], self.tails[chats]
+        # The first token of each piece is not trained.
         alone = (texts > limit) & (texts % limit == 1)
-        counts = self.texts[texts]
-        return (
-            tokens + int(counts @ (texts - alone)),
-            int(self.answers[: limit + 1].sum()) + int(counts @ (texts - pieces)),
-        )
+        tokens = np.minimum(sizes, limit).sum() + tails[sizes + tails <= limit].sum() + (texts - alone).sum()
+        trained = self.answers[self.answers[:, 0] <= limit, 1].sum() + (texts - -(-texts // limit)).sum()
+        return int(tokens), int(trained)
 
     def limits(self, chosen: int) -> list[LengthLimit]:
         """What is lost at the chosen limit, at p50, p90, p99, and at the length of the longest row, if any."""
@@ -190,62 +200,53 @@ class Lengths(Struct, frozen=True):
 
     def buckets(self, edges: list[int]) -> list[int]:
         """Rows of each stretch from one edge up to (not including) the next."""
-        sums = np.concatenate(([0], np.cumsum(self._all())))
-        found: list[int] = np.diff(sums[np.minimum(edges, len(sums) - 1)]).tolist()
+        found: list[int] = np.diff(np.searchsorted(np.sort(self.sizes), edges)).tolist()
         return found
-
-    def _all(self) -> Counts:
-        everything = np.zeros(max(len(self.chats), len(self.texts)), dtype=np.int64)
-        everything[: len(self.chats)] += self.chats
-        everything[: len(self.texts)] += self.texts
-        return everything
 
 
 class LengthCounter:
-    """The counts behind ``Lengths`` while they grow."""
+    """The counts behind ``Lengths`` while they grow.
 
-    def __init__(self) -> None:
-        self._chats, self._texts, self._losing, self._tails, self._answers = np.zeros((5, 1), dtype=np.int64)
+    Args:
+        answers: count the trained tokens of answers too.
+    """
+
+    def __init__(self, *, answers: bool = False) -> None:
+        self._count_answers = answers
+        self._sizes, self._losing, self._tails, self._answers = (array("q") for _ in range(4))
 
     def add(self, rows: Iterable[tuple[Rendered, Encoded]], bos_id: int | None) -> None:
         """Count rows in tokens."""
-        texts, chats = [], []
         for rendered, encoded in rows:
             if rendered.raw:
-                texts.append(len(encoded.ids))
-            else:
-                chats.append(chat_size(encoded, bos_id))
-        self.add_texts(texts)
-        if chats:
-            lengths, losing = zip(*chats, strict=True)
-            self._chats = _added(self._chats, lengths)
-            self._losing = _added(self._losing, losing)
-
-    def add_trained(self, rows: Iterable[tuple[Rendered, Encoded]], bos_id: int | None) -> None:
-        """Count at which limits the answers of conversations are trained, as ``truncate`` cuts them."""
-        tails, answers = [(0, 0)], [(0, 0)]
-        for rendered, encoded in rows:
-            if rendered.raw:
+                self.add_text(len(encoded.ids))
                 continue
-            head, (last, losing) = _begin_tokens(encoded.ids, bos_id), chat_size(encoded, bos_id)
-            tails.append((len(encoded.ids), len(encoded.ids) - last))
-            for start, end in encoded.answers:
-                least = min(last, last + head - start)
-                # Where an answer is the first that is left, nothing tells its first token.
-                first = int(losing < least < last and not head)
-                least = max(least, losing + 1)
-                answers += [(least, int(encoded.trained[start:end].sum()) - first), (least + 1, first)]
-        self._tails = _added(self._tails, *zip(*tails, strict=True))
-        self._answers = _added(self._answers, *zip(*answers, strict=True))
+            last, losing = chat_size(encoded, bos_id)
+            self._sizes.append(last)
+            self._losing.append(losing)
+            self._tails.append(len(encoded.ids) - last)
+            if self._count_answers:
+                self._add_answers(encoded, _begin_tokens(encoded.ids, bos_id), last, losing)
 
-    def add_texts(self, lengths: Sequence[int]) -> None:
-        """Count texts, which no limit cuts: a longer one is split."""
-        if lengths:
-            self._texts = _added(self._texts, lengths)
+    def _add_answers(self, encoded: Encoded, head: int, last: int, losing: int) -> None:
+        """At which limits the answers of a conversation are trained, as ``truncate`` cuts them."""
+        for start, end in encoded.answers:
+            least = min(last, last + head - start)
+            # Where an answer is the first that is left, nothing tells its first token.
+            first = int(losing < least < last and not head)
+            least = max(least, losing + 1)
+            self._answers.extend((least, int(encoded.trained[start:end].sum()) - first, least + 1, first))
+
+    def add_text(self, length: int) -> None:
+        """Count a text, which no limit cuts: a longer one is split."""
+        self._sizes.append(length)
+        self._losing.append(-1)
+        self._tails.append(0)
 
     def snapshot(self) -> Lengths:
         """The counts until now, which do not grow any more."""
-        return Lengths(self._chats, self._texts, self._losing, self._tails, self._answers)
+        sizes, losing, tails, answers = map(np.array, (self._sizes, self._losing, self._tails, self._answers))
+        return Lengths(sizes, losing, tails, answers.reshape(-1, 2))
 
 
 class CountedLengths(Struct):
@@ -254,12 +255,19 @@ class CountedLengths(Struct):
     unit: str
     lengths: Lengths
     rows: int = 0
-    unusable: int = 0
-    """Rows that training would skip, whatever the limit."""
-    tokens: int = 0
-    trained: int = 0
     whole: bool = False
     """True when every row was counted."""
+    numbers: Counts = _NONE
+    """Of each usable row: its number in the file, from 0."""
+    places: Places = _NONE.astype(np.uint64)
+    """Of each usable row: what decides whether it is held out (``split.places``)."""
+    bad: Counts = _NONE
+    """Numbers of the rows that training refuses, whatever the limit."""
+
+    @property
+    def unusable(self) -> int:
+        """Rows that training refuses, or skips when told to, whatever the limit."""
+        return len(self.bad)
 
 
 def count_lengths(
@@ -267,94 +275,68 @@ def count_lengths(
     file: FileFormat,
     tokenizer: ChatTokenizer | None,
     *,
+    everything: bool = False,
+    seed: int = SEED,
     progress: Progress,
     cancelled: Cancelled,
     so_far: Callable[[Callable[[], CountedLengths]], object],
 ) -> CountedLengths:
-    """Count the rows of a file with a tokenizer, or their characters without one.
+    """Count the rows of a file as they are made for training, or their characters without a tokenizer.
 
     Args:
+        everything: all tokens are trained, not the answers alone.
+        seed: of the split into trained and held-out rows.
         so_far: called now and then with what makes the counts until then.
     """
-    counter = LengthCounter()
-    known = CountedLengths("tokens" if tokenizer is not None else "characters", counter.snapshot())
-    renderer = Renderer(tokenizer) if tokenizer is not None else None
-    seen = 0
+    counter = LengthCounter(answers=True)
+    numbers, bad, contents, rows, done = array("q"), array("q"), array("Q"), 0, 0
+
+    def snapshot() -> CountedLengths:
+        return CountedLengths(
+            unit="tokens" if tokenizer is not None else "characters",
+            lengths=counter.snapshot(),
+            rows=rows,
+            numbers=np.array(numbers),
+            places=np.array(contents, dtype=np.uint64),
+            bad=np.array(bad),
+        )
+
     with open_source(path) as source:
-        for batch in _batches(source):
+        renderer = Renderer(tokenizer, everything=everything) if tokenizer is not None else None
+        batches = encoded_rows(source, file, renderer) if renderer is not None else _characters(source, file)
+        for batch in batches:
             if cancelled():
                 break
-            if renderer is None:
-                used = _count_characters(batch, file, counter)
+            for item in batch:
+                if item.error is None:
+                    numbers.append(rows)
+                    if renderer is None:
+                        counter.add_text(len(item.rendered.text))
+                elif item.error.code != "label_false":
+                    bad.append(rows)
+                rows += 1
+                done += len(item.row.raw) + 1
+            usable = [item for item in batch if item.error is None]
+            contents.extend(places([item.content.to_bytes(8, "little", signed=True) for item in usable], seed).tolist())
+            if tokenizer is not None:
+                counter.add([(item.rendered, item.encoded) for item in usable], tokenizer.bos_id)
+            progress(min(done, source.size), source.size)
+            so_far(snapshot)
+    return structs.replace(snapshot(), whole=not cancelled())
+
+
+def _characters(source: Source, file: FileFormat) -> Iterator[list[EncodedRow]]:
+    """Every row with its text, unrendered."""
+    rows = iter(Reader(source, file.mapping))
+    while batch := list(islice(rows, BATCH_ROWS)):
+        made = []
+        for read in batch:
+            item = EncodedRow(read.row)
+            if isinstance(read.became, RowError):
+                item.error = read.became
             else:
-                used = _count_tokens(batch, file, renderer, counter, known)
-            known.rows += len(batch)
-            known.unusable += len(batch) - used
-            seen += sum(len(row.raw) + 1 for row in batch)
-            progress(min(seen, source.size), source.size)
-            so_far(lambda: structs.replace(known, lengths=counter.snapshot()))
-    return structs.replace(known, lengths=counter.snapshot(), whole=not cancelled())
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += len(row.raw)
-        if len(batch) >= _BATCH_ROWS or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _read(batch: list[Row], file: FileFormat, read: Callable[[Any, Format], Read]) -> list[Read]:
-    """What ``read`` makes of the rows; those that cannot be used are left out."""
-    found = []
-    for row in batch:
-        format = None if row.error is not None else read_as(row.value, file.format, Fields(file.mapping))
-        if format is not None:
-            with contextlib.suppress(RowError):
-                found.append(read(row.value, format))
-    return found
-
-
-def _count_characters(batch: list[Row], file: FileFormat, counter: LengthCounter) -> int:
-    """Count a batch; how many of its rows can be used."""
-    examples = _read(batch, file, lambda value, format: convert(value, format, file.mapping))
-    lengths = []
-    for example in examples:
-        turns = (*example.turns, *example.chosen, *example.rejected, *example.completion)
-        lengths.append(len(example.text or "") + sum(len(turn.content) for turn in turns))
-    counter.add_texts(lengths)
-    return len(lengths)
-
-
-def _count_tokens(
-    batch: list[Row], file: FileFormat, renderer: Renderer, counter: LengthCounter, known: CountedLengths
-) -> int:
-    """Count a batch; how many of its rows can be used."""
-    tokenizer, names, counted = renderer.tokenizer, Fields(file.mapping), []
-    rendered = _read(batch, file, lambda value, format: renderer.render(value, format, names))
-    for raw in (False, True):
-        items = [item for item in rendered if item.raw == raw]
-        encodings = tokenizer.encode([item.text for item in items], special=raw) if items else []
-        for item, encoding in zip(items, encodings, strict=True):
-            encoded = encode_row(item, encoding, tokenizer)
-            trained = int(encoded.trained.sum())
-            if trained:
-                known.trained += trained
-                known.tokens += len(encoded.ids)
-                counted.append((item, encoded))
-    counter.add(counted, tokenizer.bos_id)
-    counter.add_trained(counted, tokenizer.bos_id)
-    return len(counted)
-
-
-def _added(counts: Counts, values: Sequence[int], weights: Sequence[int] | None = None) -> Counts:
-    """``counts`` with one (or its weight) more at each of ``values``; a new array, because somebody may be reading the
-    old one."""
-    more: Counts = np.bincount(np.minimum(values, _LONGEST), weights, len(counts)).astype(np.int64)
-    more[: len(counts)] += counts
-    return more
+                example = read.became
+                turns = (*example.turns, *example.chosen, *example.rejected, *example.completion)
+                item.rendered = Rendered((example.text or "") + "".join(turn.content for turn in turns), [])
+            made.append(item)
+        yield made

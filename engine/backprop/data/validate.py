@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import accumulate, chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
-from backprop.data.convert import MISSING, convert
+from backprop.data.convert import MISSING, is_missing
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
@@ -33,13 +33,13 @@ from backprop.data.example import (
     RowError,
     Turn,
 )
-from backprop.data.formats import detect_fields, file_format, mixed_format, read_as, unknown_format
+from backprop.data.examples import read_row
+from backprop.data.formats import file_format, read_as
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
-from backprop.data.messages import check_turns
+from backprop.data.messages import TRANSCRIPT_HINTS, check_turns
 from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
-from backprop.data.text_turns import TRANSCRIPT_HINTS
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
@@ -117,10 +117,9 @@ def _contents(path: str | Path, mapping: Mapping[str, str] | None) -> Numbers:
     """The hash of the content of every row that can be read, for comparison within this process."""
     with open_source(path) as source:
         file = file_format(source, mapping)
-        names = Fields(file.mapping)
         values = (row.value for row in source if row.error is None)
         return np.fromiter(
-            (content_hash(value, read_as(value, file.format, names), names) for value in values), np.int64
+            (content_hash(value, read_as(value, file.format, file.names), file.names) for value in values), np.int64
         )
 
 
@@ -131,8 +130,8 @@ class _Checking:
         self.source = source
         self._listed = listed
         file = file_format(source, mapping)
-        self.format = file.format
-        self.names = Fields(file.mapping)
+        self._file, self.format = file, file.format
+        self.names = file.names
         self.findings = Findings(listed)
         self.answer = Validation(
             path=str(source.path),
@@ -142,7 +141,8 @@ class _Checking:
             problems=self.findings.problems,
         )
         self.answer.notes += file.notes()
-        self._quick = QuickLook(file.format, self.names, file.columns) if file.format in _TYPES else None
+        quick = file.format if file.format in _TYPES and "row" not in file.mapping else None
+        self._quick = QuickLook(quick, self.names, file.columns, file.without_effect) if quick is not None else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
         self._formats: Counter[str] = Counter()
@@ -175,34 +175,25 @@ class _Checking:
     def _examine(self, row: Row) -> int:
         """Note what is wrong with one row. Returns the hash of its content; of one that cannot be read, of its
         place."""
+        read = read_row(row, self._file)
+        self._formats["unreadable" if row.error is not None else (read.known and read.format) or "unknown"] += 1
+        findings = read.warnings
+        if isinstance(read.became, RowError):
+            findings.append(read.became)
+        else:
+            findings += read.became.warnings
+            if not read.became.teaches():
+                findings.append(RowError("nothing_to_train", "", NO_ANSWER))
+            if read.became.label is not None:
+                self._labels.add(read.became.label)
+        if read.format is not None:
+            findings += odd_texts(row.value, read.format, self.names)
+        for finding in findings:
+            self.findings.add(row.line, row.raw, finding)
+        self.answer.invalid += any(finding.severity == "error" for finding in findings)
         if row.error is not None:
-            self._formats["unreadable"] += 1
-            self.answer.invalid += 1
-            self.findings.add(row.line, row.raw, row.error)
             return hash((row.line, row.error.code))
-        read = read_as(row.value, self.format, self.names)
-        self._formats[(detect_fields(row.value, self.names) and read) or "unknown"] += 1
-        errors = [row.warning] if row.warning is not None else []
-        errors += self._explain(row.value, read)
-        for error in errors:
-            self.findings.add(row.line, row.raw, error)
-        self.answer.invalid += any(error.severity == "error" for error in errors)
-        return content_hash(row.value, read, self.names)
-
-    def _explain(self, value: object, read: Format | None) -> list[RowError]:
-        if read is None:
-            return [unknown_format(value)]
-        errors = [mixed_format(read, self.format)] if read != self.format else []
-        try:
-            example = convert(value, read, self.names)
-            errors += example.warnings
-            if not example.teaches():
-                errors.append(RowError("nothing_to_train", "", NO_ANSWER))
-            if example.label is not None:
-                self._labels.add(example.label)
-        except RowError as error:
-            errors.append(error)
-        return [*errors, *odd_texts(value, read, self.names)]
+        return content_hash(row.value, read.format, self.names)
 
     def finish(self, held_out: Numbers | None) -> Validation:
         """The answer, with what only all rows together tell."""
@@ -250,7 +241,7 @@ class _Checking:
 
 def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
     """What is odd inside the texts that are read from a row; ChatML's own tags are none in a ChatML row."""
-    parts = content_parts(value, format, names)
+    value, parts = names.held(value), content_parts(value, format, names)
     if isinstance(value, dict) and parts is not None:
         used = {id(part) for part in parts if part is not None}
         value = {key: part for key, part in value.items() if id(part) in used}
@@ -312,6 +303,8 @@ _OTHERS: dict[Format, tuple[str, ...]] = {
     "text": ("chosen", "completion", "messages", "conversations", "instruction", "prompt"),
 }
 """Parts that may make another format of a row: one that has them needs another look."""
+_PRAISE = (b"", b"t", *(b"%d" % digit for digit in range(1, 10)))
+"""What a value begins with that calls no answer bad: none, true, a number of one and more."""
 _COLUMNS = 64
 """Columns beside the parts that are passed over quickly; of rows with more of them each is looked at."""
 _CHATS = {"openai": "messages", "sharegpt": "conversations"}
@@ -328,9 +321,10 @@ class QuickLook:
         format: what the rows are.
         names: the field names in use.
         columns: what the file's rows have; a row with another one needs another look.
+        doubted: those of them that may call an answer bad.
     """
 
-    def __init__(self, format: Format, names: Fields, columns: Iterable[str]) -> None:
+    def __init__(self, format: Format, names: Fields, columns: Iterable[str], doubted: Collection[str] = ()) -> None:
         self.format = format
         self.labels: set[bool] = set()
         """Labels seen, of feedback rows."""
@@ -343,12 +337,13 @@ class QuickLook:
         fields += [("input", types["input"], None)] if "input" in types else []
         renamed = {part: getattr(names, part) for part in types}
         read = {getattr(names, part) for part in (*types, *_OTHERS[format], *PARTS_READ[format], "loss_mask")}
-        for i, column in enumerate(column for column in columns if column not in read and _passes(column)):
+        for i, column in enumerate(column for column in columns if column not in read and _passes(column, doubted)):
             if i < _COLUMNS:
                 fields.append((f"_{i}", msgspec.Raw, b""))
                 renamed[f"_{i}"] = column
         row = msgspec.defstruct("QuickRow", fields, rename=renamed, gc=False, forbid_unknown_fields=True)
         self._decoder = msgspec.json.Decoder(row)
+        self._doubted = [part for part, column in renamed.items() if column in doubted]
         self._texts = [part for part, kind in types.items() if kind is str]
         self._columns = [part if part in types else None for part in PARTS_READ[format]]
 
@@ -390,6 +385,12 @@ class QuickLook:
 
     def _check(self, rows: Sequence[Any]) -> tuple[list[int], set[int]]:
         """The hash of each row's content, and the positions of odd rows."""
+        hashes, odd = self._hashes(rows)
+        for part in self._doubted:
+            odd.update(i for i, row in enumerate(rows) if bytes(getattr(row, part))[:1] not in _PRAISE)
+        return hashes, odd
+
+    def _hashes(self, rows: Sequence[Any]) -> tuple[list[int], set[int]]:
         if self.format in _CHATS:
             return self._check_chats([getattr(row, _CHATS[self.format]) for row in rows])
         columns = {part: [getattr(row, part) for row in rows] for part in self._columns if part is not None}
@@ -401,6 +402,7 @@ class QuickLook:
             columns["input"] = [text or None for text in columns["input"]]
             given = [i for i, text in enumerate(columns["input"]) if text]
             odd.update(given[i] for i in _odd([columns["input"][i] for i in given]))
+            odd.update(i for i in given if is_missing(columns["input"][i]))
         if self.format == "preference":
             odd.update(i for i, row in enumerate(rows) if row.chosen == row.rejected)
         if self.format == "kto":
@@ -427,9 +429,10 @@ class QuickLook:
         return hashes, odd
 
 
-def _passes(column: str) -> bool:
+def _passes(column: str, doubted: Collection[str]) -> bool:
     """True for a column that nothing is read from, whatever it holds."""
-    return column not in MEDIA and not like_mask(column) and not {*column} & {'"', "\\"} and column.isprintable()
+    harmless = column in doubted or (column not in MEDIA and not like_mask(column))
+    return harmless and not {*column} & {'"', "\\"} and column.isprintable()
 
 
 def _may_hold_blank_lines(data: memoryview, starts: Numbers) -> bool:

@@ -12,8 +12,6 @@ from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.runs.describe import number
 from backprop.runs.state import RunState
 
-LIBRARIES = {"adapter": "peft", "finetune": "transformers", "quantized": "gguf"}
-"""What the hub calls the program that reads it, by the relation to the base model."""
 _LICENCES = {"Llama Community": "llama3.2"}
 """The hub's words for licences, where they are not the licence's own in small letters."""
 _KNOWN_LICENCES = ("apache-2.0", "mit", "llama3.2", "llama3.1", "llama3", "gemma", "cc-by-4.0", "cc-by-nc-4.0")
@@ -30,7 +28,9 @@ class About(Struct, kw_only=True):
 
     repo: str
     relation: str
-    """A word of ``LIBRARIES``."""
+    """What it is to its base model: ``adapter``, ``finetune`` or ``quantized``, as the hub calls it."""
+    library: str
+    """What reads it, in the hub's word."""
     base: str
     """The base model's name on the hub."""
     licence: str
@@ -47,7 +47,7 @@ def licence_word(licence: str) -> str:
 
 def card(about: About) -> str:
     """The text of ``README.md``: a head of YAML, then the run in words and numbers."""
-    head: dict[str, Any] = {"library_name": LIBRARIES[about.relation], "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {"library_name": about.library, "pipeline_tag": "text-generation"}
     if about.base:
         head |= {"base_model": about.base, "base_model_relation": about.relation}
     if about.licence:

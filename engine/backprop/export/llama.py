@@ -74,6 +74,7 @@ class Llama:
     def __init__(self, path: Path, length: int, ends: Sequence[int], seconds: float = SECONDS) -> None:
         self._seconds = seconds
         self._path = path
+        self._late = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "backprop.export.llama"],
@@ -115,10 +116,14 @@ class Llama:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _end_late(self) -> None:
+        self._late = True
+        self._process.kill()
+
     def _say(self, request: Struct) -> bytes:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        late = threading.Timer(self._seconds, self._process.kill)
+        late = threading.Timer(self._seconds, self._end_late)
         late.daemon = True
         late.start()
         try:
@@ -128,11 +133,10 @@ class Llama:
         except BrokenPipeError:
             reply = b""
         finally:
-            in_time = late.is_alive()
             late.cancel()
         if reply:
             return reply
-        if not in_time:
+        if self._late:
             raise GGUFError(f"llama.cpp needs more than {self._seconds:g} s for {self._path.name}")
         self._log.seek(0)
         words = self._log.read().decode("utf-8", "replace").strip().splitlines()

@@ -39,6 +39,9 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     """
     name, path = require_name(request.name), Path(request.path)
     served = read_served(path)
+    if served.kind != "model":
+        hint = "`backprop export RUN --format gguf` writes a whole model"
+        raise InputError(f"{path} holds an {served.kind} alone, no model that answers", hint=hint)
     server = OllamaServer()
     version = server.version()
     if version_numbers(version) < OLDEST:
@@ -58,8 +61,9 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     shown = server.show(name)
     if wrong := differences(body, shown):
         server.remove(name)
+        gone = " (the one that it replaced is gone)" if _full(name) in before else ""
         raise OllamaError(
-            f"Ollama would not answer as trained, so {name} was removed again: {'; '.join(wrong)}",
+            f"Ollama would not answer as trained, so {name} was removed again{gone}: {'; '.join(wrong)}",
             hint="update Ollama; a file of `backprop export` keeps its template from being replaced",
         )
     done = Registered(
@@ -166,10 +170,14 @@ def _ask(
 ) -> None:
     """Ask the model what the run was asked at its end, and note whether it says the same."""
     done.prompt, done.expected = request.prompt, request.expected
-    samples = [each for each in run.samples if each.tuned and each.step == run.step] if run else []
+    named = re.search(r"-step-(\d+)", Path(request.path).stem)
+    step = request.step if request.step is not None or named is None else int(named[1])
+    step = run.step if run and step is None else step
+    samples = [each for each in run.samples if each.tuned and each.step == step] if run else []
     known = next((each for each in samples if done.prompt in ("", each.prompt)), None)
     if known is not None:
-        done.prompt, done.expected = known.prompt, done.expected or known.text
+        # The run asked without a system turn: its answer can be compared only where Ollama adds none.
+        done.prompt, done.expected = known.prompt, done.expected or ("" if done.system else known.text)
     if not done.prompt:
         return
     try:

@@ -143,10 +143,12 @@ def pack(path: Path, repo: str) -> Parcel:
         path = Path(result)
     skipped: list[str] = []
     if path.suffix == ".gguf":
-        licence = read_served(path).licence
-        found, relation = {path.name: path}, "quantized"
+        served = read_served(path)
+        found, licence = {path.name: path}, served.licence
+        relation, library = "adapter" if served.kind == "adapter" else "quantized", "gguf"
     else:
-        relation = "adapter" if (path / _ADAPTER_CONFIG).is_file() else "finetune"
+        is_adapter = (path / _ADAPTER_CONFIG).is_file()
+        relation, library = ("adapter", "peft") if is_adapter else ("finetune", "transformers")
         if relation == "finetune" and not (path / "config.json").is_file():
             raise InputError(f"{path} is no run, no folder with an adapter or a model, and no GGUF file")
         inside = [each for each in sorted(path.iterdir()) if each.name != CARD]
@@ -161,6 +163,7 @@ def pack(path: Path, repo: str) -> Parcel:
     about = About(
         repo=repo,
         relation=relation,
+        library=library,
         base=base,
         licence=licence or known,
         data_hash=str(identity.get("data", "") or (_data_hash(run) if run else "")),

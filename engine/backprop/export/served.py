@@ -8,11 +8,11 @@ from typing import Any
 from gguf import GGUFReader
 from msgspec import Struct
 
+from backprop.core.datasets import find_fetched, hub_name
 from backprop.core.errors import BackpropError, InputError
 from backprop.data.example import Example
 from backprop.data.examples import Reader
 from backprop.data.reader import open_source
-from backprop.fetch import datasets
 from backprop.runs.directory import is_run
 from backprop.runs.state import RunState, read_run
 
@@ -49,6 +49,8 @@ _GO_TEMPLATES: tuple[tuple[str, str], ...] = (
 class Served(Struct, kw_only=True):
     """What a GGUF file says of itself."""
 
+    kind: str
+    """``model``, or ``adapter`` where it is no whole one."""
     template: str
     """Its chat template; empty where it continues texts."""
     stop: list[str]
@@ -73,7 +75,7 @@ def read_served(path: Path) -> Served:
     """Read it from the file.
 
     Raises:
-        InputError: there is no such file, it is no GGUF file that can be read, or no whole model.
+        InputError: there is no such file, or it is no GGUF file that can be read.
     """
     hint = "`backprop export RUN --format gguf` writes one"
     if not path.is_file():
@@ -90,10 +92,9 @@ def read_served(path: Path) -> Served:
         raise InputError(
             f"{path} is no GGUF file that can be read: {error}", hint=hint, details={"path": str(path)}
         ) from error
-    if kind != "model":
-        raise InputError(f"{path} holds an {kind} alone, no model that answers", hint=hint)
     sampling = {ours: values.get(f"general.sampling.{theirs}") for ours, theirs in _SAMPLING.items()}
     return Served(
+        kind=str(kind),
         template=str(values.get("tokenizer.chat_template") or ""),
         stop=list(dict.fromkeys(stop)),
         sampling={name: round(value, 6) for name, value in sampling.items() if value is not None},
@@ -116,9 +117,10 @@ def run_of(path: Path, named: str) -> RunState | None:
 def system_turn(run: RunState) -> tuple[str, str]:
     """The system turn that all rows of a run's data share, empty where they share none; and why it is not known."""
     found: set[str] = set()
+    name = str(run.config.get("data") or "")
+    fetched = find_fetched(name) if hub_name(name) else None  # nothing is fetched for it
     try:
-        name = str(run.config.get("data") or "")
-        with open_source(datasets.find(name, lambda event: None, lambda: None)) as source:
+        with open_source(fetched.path if fetched else name) as source:
             for read in Reader(source, run.config.get("mapping") or None):
                 if isinstance(read.became, Example) and read.became.label is not False:  # those are left out
                     turns = read.became.supervised()

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from backprop.core.errors import ExportError, ModelLoadError
 
 _WIDTHS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_PIECE = 4 << 20
+"""Weights that are read at once, so that a large tensor is in memory once."""
 
 
 class Weights(Protocol):
@@ -63,15 +65,23 @@ class StoredWeights:
         return self._at[name][3]
 
     def read(self, name: str) -> NDArray[np.float32]:
-        path, begin, size, dtype, shape = self._at[name]
+        path, begin, _, dtype, shape = self._at[name]
         if dtype not in _WIDTHS:
             raise ModelLoadError(f"{path}: {name} is stored as {dtype}, not as F32, F16 or BF16")
+        values = np.empty(shape, np.float32)
+        flat, width = values.reshape(-1), np.dtype(_WIDTHS[dtype]).itemsize
         with path.open("rb") as file:
-            content = os.pread(file.fileno(), size, begin)
-        stored = np.frombuffer(content, _WIDTHS[dtype]).reshape(shape)
-        if dtype == "BF16":
-            return (stored.astype("<u4") << 16).view("<f4")
-        return stored.astype(np.float32)
+            for start in range(0, flat.size, _PIECE):
+                piece = flat[start : start + _PIECE]
+                content = os.pread(file.fileno(), piece.size * width, begin + start * width)
+                if len(content) != piece.size * width:
+                    raise ModelLoadError(f"{path} ends within {name}", hint="fetch or copy it again")
+                stored = np.frombuffer(content, _WIDTHS[dtype])
+                if dtype == "BF16":
+                    np.left_shift(stored, 16, out=piece.view("<u4"), dtype="<u4")
+                else:
+                    piece[:] = stored
+        return values
 
 
 def as_stored(name: str, values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

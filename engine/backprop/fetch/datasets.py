@@ -25,8 +25,8 @@ from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetForm
 from backprop.core.events import Event, PhaseChanged
 from backprop.core.files import exclusive, new_file, write_file
 from backprop.core.jobs import Fetched, FetchRequest, JobProgress
+from backprop.data.examples import line_of
 from backprop.data.reader import KINDS, PACKED, open_source
-from backprop.data.writing import line_of
 from backprop.fetch import hub
 from backprop.worker.job import Send, run_job
 

@@ -50,7 +50,8 @@ class EngineClient:
         self._follower = Follower(directory.journal, run_id=run_id)
         self._rest = b""
         self._last_seq = 0
-        self._ended = False
+        self.over = False
+        """Whether no event can follow: the end was read, or the engine is gone and everything it wrote was read."""
 
     @property
     def run_id(self) -> str:
@@ -62,11 +63,6 @@ class EngineClient:
         if self._process is not None:
             return self._process.poll() is None
         return self.directory.is_alive()
-
-    @property
-    def over(self) -> bool:
-        """Whether no event can follow: the end was read, or the engine is gone and everything it wrote was read."""
-        return self._ended
 
     def read(self, timeout: float) -> list[AnyEvent]:
         """New events, waiting up to ``timeout`` seconds for the first. Empty when none came or the run is over.
@@ -84,10 +80,10 @@ class EngineClient:
                 self._follower.skip_to(self._last_seq)
                 # An end may be followed by another stretch of the same run: only a dead engine makes it final.
                 if isinstance(found[-1], RunFinished | RunFailed) and not self.alive():
-                    self._ended = True
+                    self.over = True
                 return found
             if self._pipe is None and not was_alive:
-                self._ended = True
+                self.over = True
                 return []
             if time.monotonic() >= deadline:
                 return []
@@ -107,7 +103,7 @@ class EngineClient:
         for event in events:
             if event.seq == 0 and isinstance(event, RunFailed):
                 self.detach()
-                self._ended = True
+                self.over = True
                 raise event.error()
         found = [event for event in events if event.seq > self._last_seq]
         if found and found[-1].seq - self._last_seq != len(found):
@@ -146,8 +142,8 @@ class EngineClient:
 
     def kill(self) -> None:
         """End the engine at once, losing what came after its last checkpoint."""
-        with suppress(ProcessLookupError):  # it ended just now
-            if (pid := self._pid()) > 0:
+        if (pid := self._pid()) > 0:
+            with suppress(ProcessLookupError):  # it ended just now
                 os.killpg(pid, signal.SIGKILL)
 
     def interrupt(self) -> None:

@@ -114,8 +114,6 @@ class RunState(Struct, kw_only=True):
     damage: list[str] = field(default_factory=list)
     """What is wrong with the run's directory, in words."""
     resumes: int = 0
-    version: int = 0
-    """Grows with each event, so that a screen knows whether to look again."""
 
     @property
     def status(self) -> Status:
@@ -199,10 +197,13 @@ class RunState(Struct, kw_only=True):
             # A new engine speaks: the one before worked up to its last event, however it ended.
             self.seconds_before, self.stretch_started_at = self.duration_seconds, 0.0
         self.last_event_at = event.time
-        self.version += 1
         match event:
             case ev.Step():
-                self._step(event)
+                self.journal_status, self.phase = "running", "training"
+                self.step, self.total_steps = event.step, event.total_steps
+                self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen
+                self.last_step = event
+                self.curves.append(event)
             case ev.Gpu():
                 self.gpus[event.index] = event
             case ev.Heartbeat() | ev.Unknown():
@@ -216,15 +217,6 @@ class RunState(Struct, kw_only=True):
         self.alive, self.journal_status = True, "starting"
         self.finished = self.failed = None
         self.phase = self.phase_detail = ""
-        self.version += 1
-
-    def _step(self, event: ev.Step) -> None:
-        self.journal_status = "running"
-        self.phase = "training"
-        self.step, self.total_steps = event.step, event.total_steps
-        self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen
-        self.last_step = event
-        self.curves.append(event)
 
     def _notable(self, event: ev.AnyEvent) -> None:
         match event:

@@ -7,7 +7,6 @@ estimate began with is doubled while it fits, and halved until it does.
 from __future__ import annotations
 
 import gc
-from typing import Protocol
 
 import torch
 
@@ -20,42 +19,29 @@ ROOM = 0.95
 """Share of the card that may be used: what is left is for gaps between tensors."""
 
 
-class Card(Protocol):
-    """The memory of a device, in bytes."""
-
-    def usable(self) -> int:
-        """What this process may have: its own, and what is free."""
-        ...
-
-    def reset(self) -> None:
-        """Begin to look for a peak, with nothing kept in reserve."""
-        ...
-
-    def peak(self) -> int:
-        """The most that was allocated since."""
-        ...
-
-
-class CudaCard:
-    """The card that torch works on."""
+class Card:
+    """The memory of the card that torch works on, in bytes."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def usable(self) -> int:
+        """What this process may have: its own, and what is free."""
         return torch.cuda.mem_get_info(self._device)[0] + torch.cuda.memory_reserved(self._device)
 
     def reset(self) -> None:
+        """Begin to look for a peak, with nothing kept in reserve."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak(self) -> int:
+        """The most that was allocated since."""
         return torch.cuda.max_memory_allocated(self._device)
 
 
 def card_of(device: torch.device) -> Card | None:
     """The card to measure on; ``None`` on a CPU."""
-    return CudaCard(device) if device.type == "cuda" else None
+    return Card(device) if device.type == "cuda" else None
 
 
 def settle(loop: StepLoop, card: Card) -> None:

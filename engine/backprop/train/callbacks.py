@@ -195,13 +195,9 @@ class Callbacks:
         if self._out_of_patience:
             self.stopped_early = True
             best = self.evaluator.best
-            self.emit(
-                events.Warning(
-                    code="EARLY_STOPPING",
-                    message=f"no better held-out loss in {self.patience} evaluations: training ends at step {step}",
-                    hint="" if best is None else f"the best was {best:.4f}",
-                )
-            )
+            message = f"no better held-out loss in {self.patience} evaluations: training ends at step {step}"
+            hint = "" if best is None else f"the best was {best:.4f}"
+            self.emit(events.Warning(code="EARLY_STOPPING", message=message, hint=hint))
         self.emit(PhaseChanged(phase="training"))
 
     @property

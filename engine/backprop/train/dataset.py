@@ -15,12 +15,13 @@ from msgspec import structs
 
 from backprop.core import events
 from backprop.core.datasets import data_files
-from backprop.core.errors import DatasetNotFoundError, DatasetValidationError, InvalidSettingError
+from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
-from backprop.data.split import Split, held_out_rows
+from backprop.data import split as split_rows
+from backprop.data.split import Split
 from backprop.fetch import datasets
 from backprop.train.model import longest_rows
 from backprop.train.packing import Row
@@ -69,7 +70,7 @@ def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"line {problem.line}: {problem.message}" for problem in shown),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
         hint=_way_out(summary),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
@@ -191,23 +192,13 @@ def divide(
         others = _held_out_rows_of(file, config, read, emit)
         both = set(_token_keys(rows)) & set(_token_keys(others))
         if both:
-            emit(
-                events.Warning(
-                    code="HELD_OUT_OVERLAP",
-                    message=f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that",
-                    hint="`backprop validate --held-out` lists them",
-                )
-            )
+            message = f"{len(both)} rows of {held_out} are trained on as well: its loss is too good by that"
+            hint = "`backprop validate --held-out` lists them"
+            emit(events.Warning(code="HELD_OUT_OVERLAP", message=message, hint=hint))
         return Subset(rows, range(len(rows))), Subset(others, range(len(others)))
     keys = _token_keys(rows) if split.by_tokens else [content.tobytes() for content in rows.contents]
-    if held_out == "none":
-        chosen: list[int] = []
-    elif held_out == "auto":
-        chosen = held_out_rows(keys, seed=split.seed)
-    else:
-        chosen = held_out_rows(keys, fraction=_share(held_out), least=1, most=len(rows) - 1, seed=split.seed)
-    out = set(chosen)
-    return Subset(rows, [i for i in range(len(rows)) if i not in out]), Subset(rows, chosen)
+    chosen = split_rows.held_out(split_rows.places(keys, split.seed), held_out)
+    return Subset(rows, np.flatnonzero(~chosen)), Subset(rows, np.flatnonzero(chosen))
 
 
 def _held_out_rows_of(
@@ -232,14 +223,3 @@ def _held_out_rows_of(
 
 def _token_keys(rows: preprocess.Prepared) -> list[bytes]:
     return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
-
-
-def _share(text: str) -> float:
-    share = float(text)
-    if not 0 < share < 1:
-        raise InvalidSettingError(
-            f"held_out: {text!r} is no share between 0 and 1, and no file",
-            hint="auto, none, a share such as 0.05, or a dataset file",
-            details={"field": "held_out"},
-        )
-    return share

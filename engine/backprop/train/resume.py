@@ -269,14 +269,10 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
     before = identity.get("held_out")
     if before == now["held_out"] or not now["held_out"]:
         return []
-    return [
-        events.Warning(
-            code="HELD_OUT_OVERLAP",
-            message="the held-out rows are not those of the run it was forked from, which may have been trained on "
-            "them: their loss can be too good by that",
-            hint="keep the data and --held-out of that run, or name a file of rows that neither trains on",
-        )
-    ]
+    message = "the held-out rows are not those of the run it was forked from, which may have been trained on them: "
+    message += "their loss can be too good by that"
+    hint = "keep the data and --held-out of that run, or name a file of rows that neither trains on"
+    return [events.Warning(code="HELD_OUT_OVERLAP", message=message, hint=hint)]
 
 
 def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[events.Warning]:

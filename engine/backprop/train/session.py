@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -118,14 +119,12 @@ class Session:
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
         if unlearned := models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat):
-            emit(
-                events.Warning(
-                    code="TOKENS_UNTRAINED",
-                    message=f"the model never learned {', '.join(unlearned)}, which the rows are written with: the "
-                    "embeddings are empty, and adapters do not change them",
-                    hint="use the instruct version of the model, or a chat template without these tokens",
-                )
+            message = (
+                f"the model never learned {', '.join(unlearned)}, which the rows are written with: the embeddings "
             )
+            message += "are empty, and adapters do not change them"
+            hint = "use the instruct version of the model, or a chat template without these tokens"
+            emit(events.Warning(code="TOKENS_UNTRAINED", message=message, hint=hint))
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if start.checkpoint:
             notes = require_same_identity(
@@ -144,13 +143,9 @@ class Session:
             for note in rules.without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
                 emit(note)
             if len(self.evaluated) < len(self.held_out):
-                emit(
-                    events.Warning(
-                        code="HELD_OUT_IN_PART",
-                        message=f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: "
-                        f"all of them are more than the run's {self.schedule.steps} steps train",
-                    )
-                )
+                message = f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: all of them are "
+                message += f"more than the run's {self.schedule.steps} steps train"
+                emit(events.Warning(code="HELD_OUT_IN_PART", message=message))
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
@@ -161,13 +156,9 @@ class Session:
             reasons: of what the rows' lengths have decided about in ``config``.
         """
         schedule = self.schedule
+        rows, held_out, rows_per_step = len(self.trained), len(self.evaluated), schedule.rows_per_step
         chosen = rules.for_rows(
-            config,
-            path,
-            rows=len(self.trained),
-            held_out=len(self.evaluated),
-            rows_per_step=schedule.rows_per_step,
-            steps=schedule.steps,
+            config, path, rows=rows, held_out=held_out, rows_per_step=rows_per_step, steps=schedule.steps
         )
         if reasons := reasons | chosen.reasons:
             values = msgspec.to_builtins(chosen.config)
@@ -224,10 +215,7 @@ class Session:
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
             callbacks.require_place(steps)
-
-            def finish() -> None:
-                saver.finish(steps, "final" if steering.stop is None else "stopped")
-
+            finish = partial(saver.finish, steps, "final" if steering.stop is None else "stopped")
             finish()
             shutil.rmtree(self.directory.origin, ignore_errors=True)
             result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
@@ -305,14 +293,10 @@ class Session:
             return last
         load_weights(best.path, self.loaded.model)
         self._save_adapter(self.directory.adapter, best.step)
-        self.emit(
-            events.Warning(
-                code="RESULT_IS_BEST",
-                message=f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
-                f"({best.val_loss:.4f}): {self.directory.adapter}",
-                hint=f"that of the last step, {last}, is kept in {self.directory.last_adapter}",
-            )
-        )
+        message = f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
+        message += f"({best.val_loss:.4f}): {self.directory.adapter}"
+        hint = f"that of the last step, {last}, is kept in {self.directory.last_adapter}"
+        self.emit(events.Warning(code="RESULT_IS_BEST", message=message, hint=hint))
         return best.step
 
     def _save_adapter(self, target: Path, step: int) -> bool:
@@ -355,14 +339,8 @@ class Session:
         """
         for prompt in self.config.sample_prompts:
             ended = self.steering.look if self.control.stepping or not tuned else None
-            text = generate(
-                self.loaded.model,
-                self.loaded.chat,
-                prompt,
-                self.config.sample_tokens,
-                stop_when=ended,
-                as_text=self.as_text,
-            )
+            model, chat, most = self.loaded.model, self.loaded.chat, self.config.sample_tokens
+            text = generate(model, chat, prompt, most, stop_when=ended, as_text=self.as_text)
             if ended and ended():
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
@@ -406,9 +384,6 @@ def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> 
     """What a new end does to the learning rate."""
     old = checkpoint.manifest.identity["config"]["steps"]
     rate = (config.learning_rate or 0.0) * schedule.factor(checkpoint.step)
-    return events.Warning(
-        code="SCHEDULE_CHANGED",
-        message=f"new end: {schedule.steps} steps"
-        + (f" instead of {old}" if old else "")
-        + f"; the learning rate goes on at {rate:.2e} on a {config.scheduler} curve to there",
-    )
+    message = f"new end: {schedule.steps} steps" + (f" instead of {old}" if old else "")
+    message += f"; the learning rate goes on at {rate:.2e} on a {config.scheduler} curve to there"
+    return events.Warning(code="SCHEDULE_CHANGED", message=message)

@@ -84,6 +84,9 @@ def _qwen_hybrid(writer: GGUFWriter, model: Model) -> None:
     writer.add_ssm_group_count(state.key_heads)
     writer.add_ssm_time_step_rank(state.value_heads)
     writer.add_ssm_inner_size(state.values)
+    kinds = model.text.get("layer_types")
+    if kinds:
+        writer.add_array(f"{writer.arch}.attention.recurrent_layers", [kind != "full_attention" for kind in kinds])
     writer.add_full_attention_interval(int(model.text.get("full_attention_interval") or 4))
     writer.add_rope_dimension_count(model.positions.turning)
     sections = [int(size) for size in model.positions.scaling.get("mrope_section") or (11, 11, 10)]
@@ -91,9 +94,7 @@ def _qwen_hybrid(writer: GGUFWriter, model: Model) -> None:
 
 
 _LLAMA = Family(MODEL_ARCH.LLAMA, _llama, permuted=True)
-_QWEN_HYBRID = Family(
-    MODEL_ARCH.QWEN35, _qwen_hybrid, shifted=True, window=4, defaults=(("partial_rotary_factor", 0.25),)
-)
+_QWEN_HYBRID = Family(MODEL_ARCH.QWEN35, _qwen_hybrid, shifted=True, defaults=(("partial_rotary_factor", 0.25),))
 _GEMMA_3 = Family(
     MODEL_ARCH.GEMMA3,
     _gemma,

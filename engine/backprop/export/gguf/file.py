@@ -5,6 +5,7 @@ One tensor is in memory at a time, and of its converted form a piece.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from backprop.export.weights import Weights
 _PIECE = 4 << 20
 """Weights that are converted at once."""
 
+_PHI, _PHI_TOKENS = re.compile("phi-?3", re.IGNORECASE), {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _SAMPLING = {
     "top_k": "add_sampling_top_k",
     "top_p": "add_sampling_top_p",
@@ -85,10 +87,8 @@ def write_gguf(
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     writer.add_type(GGUFType.MODEL)
     writer.add_size_label(size_label(count, count, 0, 0))
-    name = provenance.get("name") or folder.name
-    # llama.cpp looks into the name to know that Phi-3's control tokens swallow the whitespace behind them.
-    is_phi = bool(vocabulary.strips) and "phi-3" not in name.lower()
-    write_origin(writer, {**provenance, "name": f"{name} (phi-3)" if is_phi else name})
+    name = _known_as(provenance.get("name") or folder.name, vocabulary)
+    write_origin(writer, {**provenance, "name": name})
     _write_sampling(writer, folder)
     write_numbers(writer, model)
     writer.add_file_type(FILE_TYPES[precision])
@@ -125,6 +125,18 @@ def _changed(array: NDArray[np.float32], change: Change) -> Iterator[NDArray[np.
         yield change.apply(array[chosen])
 
 
+def _known_as(name: str, vocabulary: Vocabulary) -> str:
+    """The model's name as it does no harm.
+
+    llama.cpp looks for ``phi-3`` in it to know that control tokens swallow the whitespace behind them, and does not
+    load a file of that name without Phi-3's tokens.
+    """
+    is_phi = bool(vocabulary.strips) and set(vocabulary.tokens) >= _PHI_TOKENS
+    if is_phi and not _PHI.search(name):
+        return f"{name} (phi-3)"
+    return name if is_phi else _PHI.sub("phi 3", name)
+
+
 def _write_sampling(writer: GGUFWriter, folder: Path) -> None:
     """How the model's makers want it to be sampled, which llama.cpp takes as its defaults."""
     if (folder / "generation_config.json").is_file():
@@ -152,4 +164,6 @@ def _remarks(model: Model, vocabulary: Vocabulary) -> list[str]:
     used = model.text.get("use_sliding_window", True) and model.family.window == 0
     if used and isinstance(window, int) and window < context:
         notes.append(f"llama.cpp ignores the model's sliding window: beyond {window} tokens answers may differ")
+    if vocabulary.strips and not set(vocabulary.tokens) >= _PHI_TOKENS:
+        notes.append(f"llama.cpp keeps whitespace behind {vocabulary.strips[0]}, which training swallowed")
     return notes
