@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -52,6 +52,11 @@ class ChatView(TextView):
     base = True
     words = ""
     """Shown while nothing was said."""
+    warnings: Sequence[str] = ()
+    """What has to be known of the model: they stay above the conversation."""
+
+    def head(self) -> list[Row]:
+        return [row for text in self.warnings for row in paragraph(f"! {text}", self.text_width, "warn")]
 
     def content(self, width: int) -> list[Row]:
         turns = self.conversation.turns
@@ -115,6 +120,8 @@ class ChatScreen(BaseScreen):
         """The directory of the run that is talked to."""
         self.conversation = Conversation()
         self.base = True
+        self.waiting = ""
+        """A question that is asked when the model is loaded."""
         self.notice = ""
         self.tasks = Tasks(self)
         self._title, self._status = Bar(id="title"), Bar(id="status")
@@ -166,7 +173,7 @@ class ChatScreen(BaseScreen):
     def _load(self) -> None:
         request, conversation = ChatRequest(source=self.source), self.conversation
 
-        def work(task: Task[str]) -> None:
+        def work(task: Task[Warning | ChatReady]) -> None:
             with engine_job(CHAT, request, stays=True) as job:
                 task.when_stopped(job.stop)
                 for message in conversation.attach(job):
@@ -175,16 +182,22 @@ class ChatScreen(BaseScreen):
                             task.name = describe(message)
                             task.progress(message.done, message.total)
                         case Warning():
-                            task.deliver(describe(message))
+                            task.deliver(message)
                         case ChatReady():
                             task.name = ""
+                            task.deliver(message)
 
-        self.notice = ""
-        self.tasks.begin("chat", "starting", work, self._say)
+        self.notice, self.view.warnings = "", []
+        self.tasks.begin("chat", "starting", work, self._take_news)
         self.flush()
 
-    def _say(self, notice: str) -> None:
-        self.notice = notice
+    def _take_news(self, message: Warning | ChatReady) -> None:
+        if isinstance(message, Warning):
+            hint = f"; {message.hint}" if message.hint else ""
+            self.view.warnings = [*self.view.warnings, f"{message.message}{hint}"]
+        elif self.waiting:
+            words, self.waiting, self.notice = self.waiting, "", ""
+            self.conversation.ask(words, base=self.compares)
 
     @on(Delivered)
     def _delivered(self, event: Delivered) -> None:
@@ -206,7 +219,8 @@ class ChatScreen(BaseScreen):
         self._title.show(title, self.chip())
         self.view.conversation, self.view.base = talk, self.compares
         self.view.words = self._empty()
-        self.view.redraw_for((id(talk), talk.version, self.view.words, self.compares))
+        seen = (id(talk), talk.version, self.view.words, self.compares, *self.view.warnings)
+        self.view.redraw_for(seen)
         same, compared = talk.identical()
         tally = f"identical on {same} of {compared}" if compared else ""
         settings = sampling_text(talk.sampling) if talk.sampling.temperature else "greedy"
@@ -251,13 +265,13 @@ class ChatScreen(BaseScreen):
         words = event.value.strip()
         if not self.loaded:
             self.action_write()
-        elif self.conversation.ready is None:
-            self.notice = "the model is not loaded yet: enter asks when it is"
+        if self.conversation.ready is None and words and self.loaded:
+            self.waiting, self.entry.value = words, ""
+            self.notice = f"asked when the model is loaded: {words}"
         elif self.conversation.waits_for is not None:
             self.notice = "a reply is coming: esc stops it"
-        elif words:
-            self.entry.value = ""
-            self.notice = ""
+        elif words and self.loaded:
+            self.entry.value = self.notice = ""
             self.view.follows = True
             self.conversation.ask(words, base=self.compares)
         self.flush()
@@ -279,6 +293,7 @@ class ChatScreen(BaseScreen):
 
     def action_unload(self) -> None:
         self.tasks.forget("chat")
+        self.waiting = ""
         self.conversation.ready = self.conversation.waits_for = None
         self.flush()
 

@@ -231,6 +231,9 @@ class ExportScreen(BaseScreen):
         self._title.show([(" export ", "strong+bold"), (safe(name), "text")], self.chip())
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
         self._status.show([(f" {safe(words)}", "text")], [])
+        if self.has_class("-result") == (self.done is None and self.failed is None):
+            self.toggle_class("-result")
+            self.call_after_refresh(lambda: self.list.bring_into_view(self.list.cursor))
         going = [(task.name, task.done, task.total) for task in self.tasks.running()]
         self.detail.redraw_for(
             (

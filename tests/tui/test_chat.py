@@ -108,6 +108,32 @@ async def test_t_on_a_run_talks_to_it_and_runs_without_a_result_have_no_such_key
         await until(lambda: chat.conversation.ready is not None, "the model")
 
 
+async def test_a_question_before_the_model_is_loaded_is_asked_when_it_is(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("escape", "u")
+        await until(lambda: not screen.loaded, "its end")
+        await pilot.press("enter")
+        screen.entry.value = "Hello?"
+        await pilot.press("enter")
+        await until(lambda: bool(screen.conversation.turns), "the question")
+        await until(lambda: screen.conversation.waits_for is None, "the reply")
+        screen.flush()
+        await pilot.pause()
+        assert "Fair winds!" in shown(pilot)
+
+
+async def test_what_must_be_known_of_the_model_stays_above_the_conversation(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TALKING_MODEL_WARNS", "1")
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        await opened(pilot)
+        for number in range(6):
+            await ask(pilot, f"warned {number}?")
+        assert shown(pilot).splitlines()[1].strip() == "! the base was changed; these are not the run's answers"
+
+
 async def test_a_reply_is_stopped_and_the_next_one_comes(run: recorded.Recorder) -> None:
     async with BackpropApp().run_test(size=SMALL) as pilot:
         screen = await opened(pilot)
