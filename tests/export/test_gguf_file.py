@@ -390,7 +390,7 @@ def test_pieces_of_a_large_tensor_are_changed_as_the_whole(
 ) -> None:
     for name in ("llama", "qwen-3.5"):
         write(family(name), tmp_path / "whole.gguf", "f16")
-        monkeypatch.setattr("backprop.export.gguf.file._PIECE", 300)
+        monkeypatch.setattr("backprop.export.weights._PIECE", 300)
         write(family(name), tmp_path / "pieces.gguf", "f16")
         monkeypatch.undo()
         assert (tmp_path / "pieces.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from backprop.core.architecture import Architecture
-from backprop.core.errors import GGUFError
+from backprop.core.errors import ExportError
 from backprop.core.exports import PRECISIONS
 from backprop.export.gguf.quantize import MIXTURES, fallback_notes, predicted_bytes, quantize, tensor_bytes, tensor_type
 from gguf import GGMLQuantizationType as T
@@ -126,9 +126,8 @@ def test_rows_are_of_the_predicted_size_and_near_the_weights(precision: str) -> 
     array = np.random.default_rng(0).standard_normal((4, 512), np.float32)
     kind = MIXTURES[precision].most
     rows = quantize(array, kind, "w")
-    assert rows.dtype == np.uint8
     assert rows.nbytes == tensor_bytes(array.shape, kind)
-    error = np.abs(dequantize(rows, kind) - array).max()
+    error = np.abs(dequantize(rows.view(np.uint8), kind) - array).max()
     assert error <= {"f32": 0, "f16": 2e-3, "bf16": 2e-2, "q8_0": 2e-2, "q6_k": 0.1}.get(precision, 0.9)
 
 
@@ -144,12 +143,12 @@ def test_bf16_rounds_to_the_nearest_and_to_even_in_the_middle() -> None:
 def test_a_weight_that_is_no_number_is_refused_by_name(wrong: float, kind: T) -> None:
     array = np.zeros((2, 256), np.float32)
     array[1, 7] = wrong
-    with pytest.raises(GGUFError, match=r"blk\.0\.attn_q\.weight holds 1 weights that are not numbers"):
+    with pytest.raises(ExportError, match=r"blk\.0\.attn_q\.weight holds values that are not finite"):
         quantize(array, kind, "blk.0.attn_q.weight")
 
 
 def test_a_weight_too_large_for_float16_is_refused_by_name() -> None:
-    with pytest.raises(GGUFError, match=r"output\.weight holds a weight of 70000, which float16 cannot hold"):
+    with pytest.raises(ExportError, match=r"output\.weight holds 7e\+04, which is more than F16 holds"):
         quantize(np.full((1, 256), -70000.0, np.float32), T.F16, "output.weight")
 
 

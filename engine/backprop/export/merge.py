@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from backprop.core.errors import MergeError
 from backprop.core.models import settings_of
-from backprop.export.weights import StoredWeights, Weights
+from backprop.export.weights import ALL, StoredWeights, Weights
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 HEAD = "lm_head.weight"
@@ -33,8 +33,6 @@ _OTHER_SUMS = (
     *("use_qalora", "use_bdlora", "alora_invocation_tokens", "trainable_token_indices", "ensure_weight_tying"),
     *("layer_replication", "arrow_config", "kasa_config", "monteclora_config"),
 )
-_ROWS = 1024
-"""Rows of a tensor that are changed at once, so that the change needs no second copy of a large one."""
 """What makes an adapter more than what is added here."""
 
 
@@ -87,9 +85,9 @@ class Adapter:
                 return float(value)
         return usual
 
-    def read(self, module: str, part: str) -> NDArray[np.float32]:
+    def read(self, module: str, part: str, rows: slice = ALL) -> NDArray[np.float32]:
         """One part of the adapter of ``module``, as ``lora_A``."""
-        return self.weights.read(self.parts[module][part])
+        return self.weights.read(self.parts[module][part], rows)
 
     @property
     def is_trained(self) -> bool:
@@ -149,6 +147,8 @@ class MergedWeights:
             )
         touched = {*self._modules, *self._replaced}
         self.is_untied = bool(self._head) and bool(touched & {self._head, self._embedding})
+        self._whole: tuple[str, NDArray[np.float32]] | None = None
+        """The last tensor whose rows cannot be changed one without the others."""
 
     def _place(self, name: str) -> str:
         """The base's tensor that is ``name`` in memory, by its name in the file; empty where there is none."""
@@ -184,27 +184,42 @@ class MergedWeights:
     def dtype(self, name: str) -> str:
         return self._base.dtype(self._source(name))
 
-    def read(self, name: str) -> NDArray[np.float32]:
+    def stored(self, name: str, rows: slice = ALL) -> NDArray[Any] | None:
+        changed = name in self._replaced or name in self._modules or self._bias_change(name)
+        return None if changed else self._base.stored(self._source(name), rows)
+
+    def read(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         if key := self._replaced.get(name):
-            return self._adapter.weights.read(key)
-        weight = self._base.read(self._source(name))
-        if module := self._modules.get(name):
-            return self._with_change(weight, module)
-        module = self._modules.get(f"{name.removesuffix('bias')}weight", "") if name.endswith(".bias") else ""
-        if module and "lora_B.bias" in self._adapter.parts[module]:
-            weight = weight + np.float32(self._adapter.scale(module)) * self._adapter.read(module, "lora_B.bias")
+            return self._adapter.weights.read(key, rows)
+        module = self._modules.get(name, "")
+        across = bool(module) and self._is_across(module, self.shape(name))
+        if across and "lora_magnitude_vector" in self._adapter.parts[module] and rows != ALL:
+            if self._whole is None or self._whole[0] != name:
+                self._whole = name, self.read(name)
+            return self._whole[1][rows]
+        weight = self._base.read(self._source(name), rows)
+        if module:
+            self._change(weight, module, rows, across)
+        elif changed := self._bias_change(name):
+            weight += np.float32(self._adapter.scale(changed)) * self._adapter.read(changed, "lora_B.bias", rows)
         return weight
 
-    def _with_change(self, weight: NDArray[np.float32], module: str) -> NDArray[np.float32]:
-        kind, scale = self._kind(module), np.float32(self._adapter.scale(module))
-        a, b = self._adapter.read(module, f"{kind}A"), self._adapter.read(module, f"{kind}B")
-        rows = weight.T if self._is_across(module, weight.shape) else weight
-        for start in range(0, len(rows), _ROWS):
-            rows[start : start + _ROWS] += scale * (b[start : start + _ROWS] @ a)
+    def _bias_change(self, name: str) -> str:
+        """The module whose adapter changes the bias ``name``; empty where there is none."""
+        module = self._modules.get(f"{name.removesuffix('bias')}weight", "") if name.endswith(".bias") else ""
+        return module if module and "lora_B.bias" in self._adapter.parts[module] else ""
+
+    def _change(self, weight: NDArray[np.float32], module: str, rows: slice, across: bool) -> None:
+        """Add to ``weight``, the given rows as they are stored, what ``module`` learned."""
+        read, kind, scale = self._adapter.read, self._kind(module), np.float32(self._adapter.scale(module))
+        if across:
+            weight += scale * (read(module, f"{kind}A")[:, rows].T @ read(module, f"{kind}B").T)
+        else:
+            weight += scale * (read(module, f"{kind}B", rows) @ read(module, f"{kind}A"))
         if "lora_magnitude_vector" in self._adapter.parts[module]:  # DoRA: directions from the sum, lengths from here
-            magnitude = self._adapter.read(module, "lora_magnitude_vector").reshape(-1)
-            rows *= (magnitude / np.linalg.norm(rows, axis=1))[:, None]
-        return weight
+            lengths = read(module, "lora_magnitude_vector").reshape(-1)
+            sums = weight.T if across else weight
+            sums *= ((lengths if across else lengths[rows]) / np.linalg.norm(sums, axis=1))[:, None]
 
     def _kind(self, module: str) -> str:
         return "lora_embedding_" if "lora_embedding_A" in self._adapter.parts[module] else "lora_"

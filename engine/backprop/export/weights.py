@@ -1,9 +1,10 @@
-"""Weights of a model on disk, one tensor at a time: what is in memory is never more than the largest of them."""
+"""Weights of a model on disk, read in pieces: what is in memory is never more than the largest tensor."""
 
 from __future__ import annotations
 
 import json
-import os
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,17 @@ from numpy.typing import NDArray
 from backprop.core.errors import ExportError, ModelLoadError
 
 _WIDTHS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_PIECE = 4 << 20
-"""Weights that are read at once, so that a large tensor is in memory once."""
+_INFINITE = {"F32": (0x7FFFFFFF, 0x7F800000), "F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80)}
+"""All bits but the sign, and the least of their values that is no finite number."""
+_PIECE = 1 << 19
+"""Weights of a piece: it stays in the processor's cache, and its memory serves the next one without being asked for."""
+ALL = slice(None)
+
+
+def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """The rows of a tensor (elements of a vector) in pieces of bounded size."""
+    step = max(_PIECE // max(math.prod(shape[1:]), 1), 1)
+    yield from (slice(start, start + step) for start in range(0, shape[0] if shape else 1, step))
 
 
 class Weights(Protocol):
@@ -28,8 +38,12 @@ class Weights(Protocol):
         """How the base model stores it: ``F32``, ``F16`` or ``BF16``."""
         ...
 
-    def read(self, name: str) -> NDArray[np.float32]:
-        """The tensor in float32, which holds every value of the narrower types exactly."""
+    def read(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """Rows of the tensor in float32, which holds every value of the narrower types exactly."""
+        ...
+
+    def stored(self, name: str, rows: slice = ALL) -> NDArray[Any] | None:
+        """The same rows as the base model's file holds them, BF16 as integers; None where they are changed."""
         ...
 
 
@@ -64,48 +78,67 @@ class StoredWeights:
     def dtype(self, name: str) -> str:
         return self._at[name][3]
 
-    def read(self, name: str) -> NDArray[np.float32]:
+    def stored(self, name: str, rows: slice = ALL) -> NDArray[Any]:
         path, begin, _, dtype, shape = self._at[name]
         if dtype not in _WIDTHS:
             raise ModelLoadError(f"{path}: {name} is stored as {dtype}, not as F32, F16 or BF16")
-        values = np.empty(shape, np.float32)
-        flat, width = values.reshape(-1), np.dtype(_WIDTHS[dtype]).itemsize
-        with path.open("rb") as file:
-            for start in range(0, flat.size, _PIECE):
-                piece = flat[start : start + _PIECE]
-                content = os.pread(file.fileno(), piece.size * width, begin + start * width)
-                if len(content) != piece.size * width:
-                    raise ModelLoadError(f"{path} ends within {name}", hint="fetch or copy it again")
-                stored = np.frombuffer(content, _WIDTHS[dtype])
-                if dtype == "BF16":
-                    np.left_shift(stored, 16, out=piece.view("<u4"), dtype="<u4")
-                else:
-                    piece[:] = stored
-        return values
+        kind, row = np.dtype(_WIDTHS[dtype]), math.prod(shape[1:])
+        start, stop, _ = rows.indices(shape[0] if shape else 1)
+        found = np.fromfile(path, kind, (stop - start) * row, offset=begin + start * row * kind.itemsize)
+        if found.size != (stop - start) * row:
+            raise ModelLoadError(f"{path} ends within {name}", hint="fetch or copy it again")
+        return found.reshape(stop - start, *shape[1:]) if shape else found.reshape(())
+
+    def read(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        return widened(self.stored(name, rows))
 
 
-def as_stored(name: str, values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+def widened(stored: NDArray[Any]) -> NDArray[np.float32]:
+    """What a file holds, in float32."""
+    if stored.dtype == _WIDTHS["BF16"]:
+        shifted: NDArray[np.float32] = np.left_shift(stored, 16, dtype="<u4").view("<f4")
+        return shifted
+    if stored.dtype == _WIDTHS["F16"]:
+        if stored.ndim < 2:  # not worth what follows
+            return stored.astype("<f4")
+        import torch  # converts many halves at once, numpy one by one
+
+        wide: NDArray[np.float32] = torch.from_numpy(stored).float().numpy()
+        return wide
+    return stored
+
+
+def taken(weights: Weights, name: str, dtype: str, rows: slice = ALL) -> NDArray[Any]:
+    """Rows of a tensor for a file of ``dtype``: as they are stored if that is all there is to do, else in float32."""
+    stored = weights.stored(name, rows) if weights.dtype(name) == dtype else None
+    return weights.read(name, rows) if stored is None else stored
+
+
+def as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """``values`` as a file holds them in ``dtype`` (``F32``, ``F16`` or ``BF16``), rounded to nearest even.
+
+    Args:
+        values: float32, or what is stored so already.
 
     Raises:
         ExportError: a value is not finite, or beyond what the type holds; the tensor ``name`` is named.
     """
-    if not np.isfinite(values).all():
-        raise ExportError(
-            f"{name} holds values that are not finite", hint="the training diverged: export an earlier checkpoint"
-        )
-    if dtype == "F32":
-        return values.astype("<f4", copy=False)
-    if dtype == "F16":
-        with np.errstate(over="ignore"):
-            half = values.astype("<f2")
-        finite = np.isfinite(half).all()
-    else:
-        bits = np.ascontiguousarray(values, "<f4").view("<u4")
-        half = ((bits + ((bits >> 16) & 1) + 0x7FFF) >> 16).astype("<u2")
-        finite = not ((half & 0x7F80) == 0x7F80).any()
-    if not finite:
-        raise ExportError(
-            f"{name} holds {np.abs(values).max():.3g}, which is more than {dtype} holds", hint="choose bf16 or f32"
-        )
-    return half
+    stored = np.ascontiguousarray(values)
+    if stored.dtype != _WIDTHS[dtype]:
+        import torch
+
+        kind = torch.float16 if dtype == "F16" else torch.bfloat16
+        stored = torch.from_numpy(stored).to(kind).view(torch.int16).numpy().view(_WIDTHS[dtype])
+    most, infinite = _INFINITE[dtype]
+    if stored.size and (stored.view(f"<u{stored.itemsize}") & most).max() >= infinite:
+        require_finite(name, values)
+        largest = f"{name} holds {np.abs(values).max():.3g}, which is more than {dtype} holds"
+        raise ExportError(largest, hint="choose bf16 or f32", details={"tensor": name})
+    return stored
+
+
+def require_finite(name: str, values: NDArray[Any]) -> None:
+    """Raise an ``ExportError`` that names the tensor if a value is not a number."""
+    if values.dtype != np.float32 or not np.isfinite(values).all():
+        hint = "the training diverged: export an earlier checkpoint with --step"
+        raise ExportError(f"{name} holds values that are not finite", hint=hint, details={"tensor": name})

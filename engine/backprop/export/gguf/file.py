@@ -1,13 +1,15 @@
 """Writes a whole model as one GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-One tensor is in memory at a time, and of its converted form a piece.
+A piece is in memory at a time; of a tensor whose rows get another order, the whole.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import (
@@ -23,14 +25,11 @@ from backprop.core.errors import GGUFError
 from backprop.core.models import settings_of
 from backprop.export.gguf.families import EMBEDDING, HEAD, Model, plain_name, read_model, write_numbers
 from backprop.export.gguf.positions import position_tensors
-from backprop.export.gguf.quantize import fallback_notes, tensor_type
-from backprop.export.gguf.tensors import Change, plan_tensors
+from backprop.export.gguf.quantize import fallback_notes, quantize, tensor_type
+from backprop.export.gguf.tensors import Tensor, plan_tensors
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
 from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
-from backprop.export.weights import Weights
-
-_PIECE = 4 << 20
-"""Weights that are converted at once."""
+from backprop.export.weights import Weights, row_pieces, taken
 
 _PHI, _PHI_TOKENS = re.compile("phi-?3", re.IGNORECASE), {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _SAMPLING = {
@@ -98,13 +97,14 @@ def write_gguf(
         writer.add_chat_template(guarded_template(template))
     total = add_tensor_infos(writer, shapes, types)
 
-    def pieces() -> Iterator[tuple[str, NDArray[np.float32]]]:
-        yield from extra.items()
+    def pieces() -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, array in extra.items():
+            yield name, quantize(array, types[name], name)
         for tensor in tensors:
-            for piece in _changed(weights.read(tensor.source).reshape(tensor.shape), tensor.change):
-                yield tensor.name, piece
+            for piece in _changed(weights, tensor, types[tensor.name].name):
+                yield tensor.name, quantize(piece, types[tensor.name], tensor.name)
 
-    write_tensors(writer, target, pieces(), types, total=total, progress=progress)
+    write_tensors(writer, target, pieces(), total=total, progress=progress)
     notes += fallback_notes(shapes, precision, model.numbers)
     if not template:
         notes.append("the model has no chat template: programs that serve the file guess how turns are written")
@@ -116,13 +116,14 @@ def guarded_template(template: str) -> str:
     return _COMMENT + template if template else ""
 
 
-def _changed(array: NDArray[np.float32], change: Change) -> Iterator[NDArray[np.float32]]:
-    """The tensor in pieces of whole rows, each changed on its own."""
-    rows = len(array) if array.ndim > 1 else 1
-    step = max(1, _PIECE * rows // max(array.size, 1)) if array.ndim > 1 else len(array)
-    for start in range(0, len(array), step):
-        chosen = slice(start, start + step) if change.rows is None else change.rows[start : start + step]
-        yield change.apply(array[chosen])
+def _changed(weights: Weights, tensor: Tensor, dtype: str) -> Iterator[NDArray[Any]]:
+    """The tensor in pieces of whole rows: as ``dtype`` where it is stored so and keeps its values, else in float32."""
+    change = tensor.change
+    read = partial(taken, weights, tensor.source, dtype if change.keeps_values else "")
+    whole = None if change.rows is None else read()
+    for rows in row_pieces(tensor.shape):
+        array = read(rows) if whole is None or change.rows is None else whole[change.rows[rows]]
+        yield change.apply(array.reshape(-1, *tensor.shape[1:]))
 
 
 def _known_as(name: str, vocabulary: Vocabulary) -> str:
@@ -151,7 +152,9 @@ def _require_one_head(model: Model, weights: Weights) -> None:
     names = {plain_name(name): name for name in weights.names()}
     if not model.family.tied_head or HEAD not in names:
         return
-    if not np.array_equal(weights.read(names[HEAD]), weights.read(names[EMBEDDING])):
+    head, embedding = names[HEAD], names[EMBEDDING]
+    pieces = row_pieces(weights.shape(head))
+    if not all(np.array_equal(weights.read(head, rows), weights.read(embedding, rows)) for rows in pieces):
         raise GGUFError(
             f"{names[HEAD]} is another matrix than the embedding, which llama.cpp uses for both",
             hint="export it with --format merged",

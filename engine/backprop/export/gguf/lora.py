@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from backprop.core.errors import GGUFError
 from backprop.export.gguf.families import Model, plain_name, read_model
+from backprop.export.gguf.quantize import quantize
 from backprop.export.gguf.tensors import change
 from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
 from backprop.export.merge import Adapter
@@ -69,7 +70,9 @@ def write_lora_gguf(
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     total = add_tensor_infos(writer, shapes, types)
-    write_tensors(writer, target, _matrices(adapter, model, modules), types, total=total, progress=progress)
+    matrices = _matrices(adapter, model, modules)
+    pieces = ((name, quantize(matrix, types[name], name)) for name, matrix in matrices)
+    write_tensors(writer, target, pieces, total=total, progress=progress)
     return []
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import libgguf
 import numpy as np
@@ -19,7 +19,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from backprop.core.architecture import Architecture
-from backprop.core.errors import GGUFError
+from backprop.export.weights import as_stored, require_finite
 
 _T = GGMLQuantizationType
 Shape = tuple[int, ...]
@@ -131,40 +131,20 @@ def tensor_bytes(shape: Shape, kind: GGMLQuantizationType) -> int:
     return int(np.prod(shape, dtype=np.int64)) // block * size
 
 
-def quantize(array: NDArray[np.float32], kind: GGMLQuantizationType, name: str) -> NDArray[np.uint8]:
-    """The tensor's bytes as ``kind``: rows of ``uint8``, with every other axis as it was.
+def quantize(array: NDArray[Any], kind: GGMLQuantizationType, name: str) -> NDArray[Any]:
+    """The tensor as ``kind``: quantised rows of ``uint8``, with every other axis as it was.
 
     Args:
+        array: float32, or what is stored as ``kind`` already.
         name: the tensor's, for errors.
 
     Raises:
-        GGUFError: a weight is not finite, or too large for 16 bits; ``name`` is in the message.
+        ExportError: a weight is not finite, or too large for 16 bits; ``name`` is in the message.
     """
-    if not np.isfinite(array).all():
-        wrong = int(array.size - np.isfinite(array).sum())
-        raise GGUFError(
-            f"{name} holds {wrong} weights that are not numbers",
-            hint="the training went wrong: export an earlier checkpoint with --step",
-            details={"tensor": name},
-        )
-    if kind == _T.F16:
-        with np.errstate(over="ignore"):
-            half = array.astype("<f2")
-        if np.isinf(half).any():
-            raise GGUFError(
-                f"{name} holds a weight of {float(np.abs(array).max()):g}, which float16 cannot hold",
-                hint="choose -q bf16",
-                details={"tensor": name},
-            )
-        return half.view(np.uint8)
-    if kind == _T.F32:
-        return np.ascontiguousarray(array, "<f4").view(np.uint8)
-    if kind == _T.BF16:
-        bits = np.ascontiguousarray(array, "<f4").view("<u4")
-        # To the nearest of the two neighbours, to the even one from the middle; finite values do not wrap around.
-        nearest = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
-        return cast(NDArray[np.uint8], nearest.astype("<u2").view(np.uint8))
-    return cast(NDArray[np.uint8], libgguf.quantize_rows(array, kind))
+    if kind in (_T.F32, _T.F16, _T.BF16):
+        return as_stored(name, array, kind.name)
+    require_finite(name, array)
+    return cast(NDArray[Any], libgguf.quantize_rows(array, kind))
 
 
 def _stays_exact(name: str, shape: Shape) -> bool:

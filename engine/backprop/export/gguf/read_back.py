@@ -8,6 +8,7 @@ values, so that a mistake of the writer is not made twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from backprop.core.errors import GGUFError
 from backprop.export.gguf.tokenization import value
-from backprop.export.weights import Weights
+from backprop.export.weights import Weights, row_pieces, taken, widened
 
 Array = NDArray[np.float32]
 ERRORS: dict[Kind, float] = {
@@ -32,7 +33,6 @@ _A_ROW, _ANY_ROW = 2.0, 0.95
 """A single row may be off by twice as much, but never as far as one that is missing."""
 _SMALLEST = {Kind.F32: 0.0, Kind.BF16: 0.0, Kind.F16: 1e-7}
 """Values below which a type holds nothing; quantised types keep their scales in 16 bits."""
-_BLOCK = 1 << 22
 _NOT_LANGUAGE = ("vision", "visual", "multi_modal_projector", "mtp.", "rotary_emb.", "audio")
 _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that the writer makes from the configuration."""
@@ -60,15 +60,18 @@ def compare_tensors(file: GGUFReader, weights: Weights, config: dict[str, Any]) 
         if place not in stored:
             wrong.append(f"{place} is missing")
             continue
-        tensor, array = stored[place], weights.read(name)
-        for ends, change in made:
-            if name.endswith(ends):
-                array = change(array)
+        tensor, expected = stored[place], weights.shape(name)
+        read: Callable[..., NDArray[Any]] = partial(taken, weights, name, tensor.tensor_type.name)
+        if changes := [change for ends, change in made if name.endswith(ends)]:
+            whole = read()
+            for change in changes:
+                whole = change(whole)
+            expected, read = whole.shape, whole.__getitem__
         shape = tuple(int(size) for size in reversed(tensor.shape))
-        if shape != array.shape:
-            wrong.append(f"{place} has the shape {shape}, not {array.shape}")
+        if shape != expected:
+            wrong.append(f"{place} has the shape {shape}, not {expected}")
             continue
-        error, row = _error(tensor, array)
+        error, row = _error(tensor, shape, read)
         worst = max(worst, (error, place, tensor.tensor_type))
         limit = ERRORS[tensor.tensor_type]
         if not error <= limit or not row <= min(limit * _A_ROW, _ANY_ROW):
@@ -144,16 +147,25 @@ def _recurrent(text: dict[str, Any]) -> Iterator[tuple[str | tuple[str, ...], Ca
     yield "linear_attn.out_proj.weight", lambda array: array[:, order(wide)]
 
 
-def _error(tensor: ReaderTensor, wanted: Array) -> tuple[float, float]:
-    """The error of the whole tensor and of its worst row, each as a part of its size; infinite if it is no number."""
-    kind, array = tensor.tensor_type, wanted.reshape(-1, wanted.shape[-1])
-    data = tensor.data.reshape(len(array), -1)
-    smallest = _SMALLEST.get(kind, 1e-5) * array.shape[1] ** 0.5
-    step = max(_BLOCK // array.shape[1], 1)
+def _error(
+    tensor: ReaderTensor, shape: tuple[int, ...], expected: Callable[[slice], NDArray[Any]]
+) -> tuple[float, float]:
+    """The error of the whole tensor and of its worst row, each as a part of its size; infinite if it is no number.
+
+    Args:
+        expected: gives rows in float32, or in the tensor's type where the model's own are copied.
+    """
+    kind, data = tensor.tensor_type, tensor.data.reshape(shape[0], -1)
+    smallest = _SMALLEST.get(kind, 1e-5) * shape[-1] ** 0.5
     off = size = worst = 0.0
-    for start in range(0, len(array), step):
-        part = array[start : start + step].astype(np.float64)
-        read = np.asarray(dequantize(data[start : start + step], kind), np.float64)
+    for rows in row_pieces(shape):
+        array, written = expected(rows), data[rows]
+        if array.dtype != np.float32 and array.tobytes() == written.tobytes():
+            continue
+        if len(shape) == 1:
+            written = written.reshape(1, -1)
+        part = widened(array).reshape(len(written), -1).astype(np.float64)
+        read = np.asarray(dequantize(written, kind), np.float64)
         # What the type cannot hold at all is not counted.
         row = np.maximum(np.sqrt(((read - part) ** 2).sum(1)) - smallest, 0)
         whole = np.sqrt((part**2).sum(1))

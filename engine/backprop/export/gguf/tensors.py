@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
@@ -38,7 +39,11 @@ class Change(Struct, frozen=True):
     negative_exponent: bool = False
     """x becomes -exp(x)."""
 
-    def apply(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    @property
+    def keeps_values(self) -> bool:
+        return not self.add and not self.negative_exponent
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """The changed tensor, or rows of one whose ``rows`` were taken already."""
         if self.columns is not None:
             array = np.ascontiguousarray(array[..., self.columns])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType
 from numpy.typing import NDArray
 
-from backprop.export.gguf.quantize import quantize, tensor_bytes
+from backprop.export.gguf.quantize import tensor_bytes
 
 Progress = Callable[[str, int, int], None]
 """Told the tensor, the bytes that are written and all that will be; may raise to stop the work."""
@@ -38,13 +39,16 @@ def add_tensor_infos(
 def write_tensors(
     writer: GGUFWriter,
     target: Path,
-    pieces: Iterator[tuple[str, NDArray[np.float32]]],
-    types: Mapping[str, GGMLQuantizationType],
+    pieces: Iterator[tuple[str, NDArray[Any]]],
     *,
     total: int,
     progress: Progress,
 ) -> None:
-    """Write the file: what was given to ``writer``, then the tensors in the order in which they were announced."""
+    """Write the file: what was given to ``writer``, then the tensors in the order in which they were announced.
+
+    Args:
+        pieces: each tensor's name and its next rows, in its type.
+    """
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -53,12 +57,11 @@ def write_tensors(
         writer.close()
     done, current = 0, ""
     with target.open("ab") as file:
-        for name, piece in pieces:
+        for name, data in pieces:
             if name != current:
                 file.write(bytes(-file.tell() % writer.data_alignment))
                 current = name
             progress(name, done, total)
-            data = quantize(piece, types[name], name)
             file.write(data.data)
             done += data.nbytes
         file.write(bytes(-file.tell() % writer.data_alignment))
