@@ -215,6 +215,19 @@ def test_llama_cpp_refuses_a_broken_file_and_the_check_says_so(model: Path, tmp_
 
 
 @installed
+def test_the_answer_is_the_greedy_one_whatever_is_given(model: Path, tmp_path: Path) -> None:
+    with llama.Llama(written(model, tmp_path / "a.gguf", "f32"), 64, [2]) as file:
+        _, answer = file.ask(PROMPTS[1], [], 12)
+        assert len(answer) > 4
+        for given in ([3, 4], answer, [*answer[:3], 7, 9], answer[:2]):
+            logits, ids = file.ask(PROMPTS[1], given, 12)
+            assert ids == answer
+            assert logits.shape[0] == len(given)
+        logits, _ = file.ask(PROMPTS[1], answer, 12)
+        assert logits.argmax(1).tolist() == answer
+
+
+@installed
 def test_no_process_is_left(model: Path, tmp_path: Path) -> None:
     with llama.Llama(written(model, tmp_path / "a.gguf", "f16"), 64, [2]) as file:
         process = file._process.pid

@@ -151,29 +151,47 @@ def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     load = msgspec.json.decode(requests.readline(), type=Load)
     threads = max((os.cpu_count() or 2) - 1, 1)
     sizes: dict[str, Any] = {"n_ctx": load.length, "n_threads": threads, "n_threads_batch": threads}
-    model = llama_cpp.Llama(load.path, n_gpu_layers=0, verbose=False, **sizes)
+    model = llama_cpp.Llama(load.path, n_gpu_layers=0, verbose=False, n_batch=load.length, **sizes)
 
-    def next_logits() -> NDArray[np.float32]:
-        pointer = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+    def logits_at(place: int) -> NDArray[np.float32]:
+        pointer = llama_cpp.llama_get_logits_ith(model.ctx, place)
         return np.ctypeslib.as_array(pointer, (model.n_vocab(),)).copy()
+
+    def last_logits(tokens: list[int], count: int) -> NDArray[np.float32]:
+        """Of the last ``count`` positions: all tokens at once, and no room for the others' logits."""
+        batch, first = llama_cpp.llama_batch_init(len(tokens), 0, 1), len(tokens) - count
+        try:
+            batch.n_tokens = len(tokens)
+            for place, token in enumerate(tokens):
+                batch.token[place], batch.pos[place], batch.logits[place] = token, place, place >= first
+                batch.seq_id[place][0], batch.n_seq_id[place] = 0, 1
+            if llama_cpp.llama_decode(model.ctx, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+            return np.stack([logits_at(place) for place in range(first, len(tokens))])
+        finally:
+            llama_cpp.llama_batch_free(batch)
+
+    def next_best(prompt: list[int], ids: list[int]) -> int:
+        if model.n_tokens != len(prompt) + len(ids) - 1:
+            model.reset()
+            model.eval([*prompt, *ids[:-1]])
+        model.eval(ids[-1:])
+        return int(logits_at(-1).argmax())
 
     try:
         _reply(replies, Answer(ids=[]))
         while line := requests.readline():
             ask = msgspec.json.decode(line, type=Ask)
             model.reset()
-            model.eval(ask.prompt)
-            rows = [next_logits()]
-            for token in ask.given[:-1]:
-                model.eval([token])
-                rows.append(next_logits())
-            np.save(ask.logits, np.stack(rows[: len(ask.given)]) if ask.given else np.empty((0, model.n_vocab())))
-            model.reset()
-            model.eval(ask.prompt)
+            llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(model.ctx), True)
+            rows = last_logits([*ask.prompt, *ask.given[:-1]], max(len(ask.given), 1))
+            np.save(ask.logits, rows[: len(ask.given)])
             ids: list[int] = []
-            while len(ids) < ask.most and (token := int(next_logits().argmax())) not in load.ends:
-                ids.append(token)
-                model.eval([token])
+            best = int(rows[0].argmax())
+            while len(ids) < ask.most and best not in load.ends:
+                ids.append(best)
+                known = len(ids) < len(rows) and ids == ask.given[: len(ids)]
+                best = int(rows[len(ids)].argmax()) if known else next_best(ask.prompt, ids)
             _reply(replies, Answer(ids=ids))
     finally:
         model.close()
