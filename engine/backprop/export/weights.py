@@ -98,14 +98,7 @@ def widened(stored: NDArray[Any]) -> NDArray[np.float32]:
     if stored.dtype == _WIDTHS["BF16"]:
         shifted: NDArray[np.float32] = np.left_shift(stored, 16, dtype="<u4").view("<f4")
         return shifted
-    if stored.dtype == _WIDTHS["F16"]:
-        if stored.ndim < 2:  # not worth what follows
-            return stored.astype("<f4")
-        import torch  # converts many halves at once, numpy one by one
-
-        wide: NDArray[np.float32] = torch.from_numpy(stored).float().numpy()
-        return wide
-    return stored
+    return stored.astype("<f4", copy=False)
 
 
 def taken(weights: Weights, name: str, dtype: str, rows: slice = ALL) -> NDArray[Any]:
@@ -125,10 +118,14 @@ def as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """
     stored = np.ascontiguousarray(values)
     if stored.dtype != _WIDTHS[dtype]:
-        import torch
-
-        kind = torch.float16 if dtype == "F16" else torch.bfloat16
-        stored = torch.from_numpy(stored).to(kind).view(torch.int16).numpy().view(_WIDTHS[dtype])
+        if dtype == "F16":
+            with np.errstate(over="ignore"):
+                stored = stored.astype("<f2")
+        else:
+            require_finite(name, values)
+            bits = stored.view("<u4")
+            # To the nearest of the two neighbours, to the even one from the middle; finite values do not wrap around.
+            stored = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype("<u2")
     most, infinite = _INFINITE[dtype]
     if stored.size and (stored.view(f"<u{stored.itemsize}") & most).max() >= infinite:
         require_finite(name, values)
