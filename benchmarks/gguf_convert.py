@@ -115,7 +115,7 @@ def logits(model: Path, file: Path) -> str:
 
 
 def write_large(folder: Path, tokenizer: Path) -> None:
-    """A Llama of 1.07 billion weights in bfloat16, with the embedded model's tokenizer."""
+    """A Llama of 1.07 billion weights in float16, with the embedded model's tokenizer."""
     hidden, inner, layers, rows, keys = 2048, 5632, 22, 49152, 256
     folder.mkdir()
     settings = {
