@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
 from backprop.core.files import read_json, sha256
 from backprop.core.jobs import ExportRequest
-from backprop.core.models import repository_of, require_weights, settings_of
+from backprop.core.models import repository_of, require_weights, settings_of, weight_files
 from backprop.core.presets import MODEL_PRESETS
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, MergedWeights
@@ -87,13 +87,13 @@ class Source:
         Raises:
             MergeError: the adapter is not for this base.
         """
-        base = StoredWeights(sorted(self.base.glob("*.safetensors")))
+        base = StoredWeights(weight_files(self.base))
         return base if self.adapter is None else MergedWeights(base, self.adapter, self.config)
 
     @property
     def dtype(self) -> str:
         """The precision that the base model is published in: ``bf16``, ``f16`` or ``f32``."""
-        base = StoredWeights(sorted(self.base.glob("*.safetensors")))
+        base = StoredWeights(weight_files(self.base))
         return base.dtype(base.names()[0]).lower()
 
 
