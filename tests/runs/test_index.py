@@ -79,6 +79,16 @@ def test_a_prefix_finds_one_run_and_an_ambiguous_one_names_them(tmp_path: Path) 
         assert index.find("d").name == "def333"
         with pytest.raises(RunError, match=r"fits 2 runs: .*abc111"):
             index.find("abc")
+        copy = RunDirectory(
+            shutil.copytree(run.path, tmp_path / "copy" / "def333", ignore=shutil.ignore_patterns("control"))
+        )
+        index.add(copy.path)
+        with pytest.raises(RunError, match=rf"def333 is in 2 places: .*{copy.path}") as caught:
+            index.find("def333")
+        assert "directory" in caught.value.hint
+        for path, said in ((tmp_path / "no", "there is no directory"), (tmp_path / "copy", "is no directory of a run")):
+            with pytest.raises(RunError, match=said):
+                index.find(str(path))
         for unknown in ("", "x", "%", "abc_"):
             with pytest.raises(RunError):
                 index.find(unknown)

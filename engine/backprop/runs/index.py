@@ -248,6 +248,12 @@ class RunIndex:
         exact = [path for path in found if path.name == prefix]
         if len(exact) == 1 or len(found) == 1:
             return (exact or found)[0]
+        if not found and "/" in prefix:
+            is_there = Path(prefix).expanduser().is_dir()
+            raise RunError(
+                f"{prefix} is no directory of a run" if is_there else f"there is no directory {prefix}",
+                hint="name a run by its id or its directory; `backprop list-runs` shows the runs",
+            )
         if not found:
             gone = f" (one was in {rows[0][0]}, which is gone)" if rows and prefix else ""
             raise RunError(
@@ -255,6 +261,9 @@ class RunIndex:
                 hint="`backprop list-runs` shows the runs; name one that was moved by its directory, "
                 "or have it found with `backprop list-runs --output FOLDER`",
             )
+        if len({path.name for path in found}) == 1:
+            places = ", ".join(map(str, found[:5]))
+            raise RunError(f"run {found[0].name} is in {len(found)} places: {places}", hint="name one by its directory")
         names = ", ".join(path.name for path in found[:5])
         raise RunError(f"{prefix!r} fits {len(found)} runs: {names}", hint="give more of the run id")
 
