@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from backprop.core.errors import ExportError, InputError
+from backprop.core.errors import BackpropError, ExportError, InputError
 from backprop.core.events import ModelLoading
 from backprop.core.exports import FORMATS
 from backprop.core.files import new_output
@@ -57,8 +57,8 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> None:
             sent[0] = time.monotonic()
             send(JobProgress(doing=doing, done=done, total=total))
 
-    needed = writer.predicted_bytes(source, precision)
     try:
+        needed = writer.predicted_bytes(source, precision)
         with new_output(target, folder=writer.FOLDER) as aside:
             require_space(aside.parent, needed)
             notes = writer.write(source, aside, precision, progress)
@@ -72,6 +72,9 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> None:
         ) from error
     except OSError as error:
         raise _refused(error, target) from error
+    except BackpropError as error:  # the person's folder, not the copy of its small files that was read
+        error.message = error.message.replace(str(scratch / "model"), str(source.base))
+        raise
     files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]
     size = sum(path.stat().st_size for path in files)
     send(

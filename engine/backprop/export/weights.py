@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from backprop.core.errors import ExportError, ModelLoadError
+from backprop.core.files import open_regular
 
 _WIDTHS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _INFINITE = {"F32": (0x7FFFFFFF, 0x7F800000), "F16": (0x7FFF, 0x7C00), "BF16": (0x7FFF, 0x7F80)}
@@ -58,7 +61,8 @@ class StoredWeights:
         self._at: dict[str, tuple[Path, int, int, str, tuple[int, ...]]] = {}
         for path in files:
             try:
-                with path.open("rb") as file:
+                os.close(open_regular(path))
+                with safe_open(path, "np"), path.open("rb") as file:  # which checks every size and place
                     length = int.from_bytes(file.read(8), "little")
                     header = json.loads(file.read(length))
                 for name, entry in header.items():
@@ -66,7 +70,7 @@ class StoredWeights:
                         begin, end = entry["data_offsets"]
                         place = (path, 8 + length + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
                         self._at[name] = place
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 raise ModelLoadError(f"{path} cannot be read: {error}", hint="fetch or copy it again") from error
 
     def names(self) -> list[str]:
@@ -85,7 +89,7 @@ class StoredWeights:
         kind, row = np.dtype(_WIDTHS[dtype]), math.prod(shape[1:])
         start, stop, _ = rows.indices(shape[0] if shape else 1)
         found = np.fromfile(path, kind, (stop - start) * row, offset=begin + start * row * kind.itemsize)
-        if found.size != (stop - start) * row:
+        if found.size != (stop - start) * row:  # cut since it was opened
             raise ModelLoadError(f"{path} ends within {name}", hint="fetch or copy it again")
         return found.reshape(stop - start, *shape[1:]) if shape else found.reshape(())
 
