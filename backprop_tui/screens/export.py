@@ -5,21 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from backprop.cli.export import ollama_name_of, show_export
 from backprop.cli.ollama import show_registered
+from backprop.cli.push import show_pushed
 from backprop.core.architecture import Architecture
 from backprop.core.errors import BackpropError
 from backprop.core.events import Warning  # noqa: A004
 from backprop.core.exports import FORMATS, PRECISIONS
-from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, PushRequest, Registered
+from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Pushed, PushRequest, Registered
 from backprop.core.models import find_architecture
 from backprop.hardware.estimate import parameters
 from backprop.runs.describe import bytes_text, describe
-from backprop.runs.engine_jobs import EngineJob, export_model
-from backprop.runs.shipping import Report, Started, ask_ollama, push
+from backprop.runs.engine_jobs import OLLAMA, PUSH, ask_engine, export_model
 from backprop.runs.state import read_run
+from msgspec import Struct
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
@@ -47,6 +48,7 @@ NO_RUN = "no run with a result yet: w on the Runs screen exports one when it is 
 _BLOCK = 256
 """Weights in a block of a K-quant: rows of another width are kept in a wider type."""
 Say = Callable[[str, str], None]
+T = TypeVar("T")
 _INK = {"head": "strong+bold", "error": "bad", "warning": "warn", "quiet": "muted"}
 
 
@@ -107,6 +109,10 @@ class ChoiceList(ListView):
     """Every format in each of its precisions."""
 
     source: Source | None = None
+
+    def on_resize(self) -> None:
+        """The proof takes room from the list: what it is of stays in sight."""
+        self.bring_into_view(self.cursor)
 
     def row_at(self, index: int, width: int) -> Row:
         choice = CHOICES[index]
@@ -233,7 +239,6 @@ class ExportScreen(BaseScreen):
         self._status.show([(f" {safe(words)}", "text")], [])
         if self.has_class("-result") == (self.done is None and self.failed is None):
             self.toggle_class("-result")
-            self.call_after_refresh(lambda: self.list.bring_into_view(self.list.cursor))
         going = [(task.name, task.done, task.total) for task in self.tasks.running()]
         self.detail.redraw_for(
             (
@@ -332,17 +337,13 @@ class ExportScreen(BaseScreen):
         self.warnings, self.handed, self.notice = [], [], ""
 
         def work(task: Task[Exported | str]) -> Exported:
-            def report(message: JobProgress | Warning) -> None:
+            def report(message: Message) -> None:
                 if isinstance(message, Warning):
                     task.deliver(describe(message))
                 else:
-                    task.name = message.doing
-                    task.progress(message.done, message.total)
+                    task.report(message)
 
-            def started(job: EngineJob) -> None:
-                task.when_stopped(job.stop)
-
-            return export_model(request, report, started)
+            return export_model(request, report, task.when_started)
 
         self.tasks.begin("export", "starting", work, self._take_news)
         self.flush()
@@ -369,12 +370,7 @@ class ExportScreen(BaseScreen):
         assert self.done is not None
         request = OllamaRequest(path=self.done.path, name=name, run=self.source.path if self.source else "")
 
-        def work(report: Report, started: Started, say: Say) -> None:
-            done = ask_ollama(request, report, started)
-            assert isinstance(done, Registered)
-            show_registered(done, say)
-
-        self._hand_on(name, work)
+        self._hand_on(name, OLLAMA, request, Registered, show_registered)
 
     def action_push(self) -> None:
         if self.done is not None and self.done.format != "lora-gguf" and not self.tasks.running():
@@ -382,29 +378,19 @@ class ExportScreen(BaseScreen):
 
     def _push(self, repo: str) -> None:
         assert self.done is not None
-        request = PushRequest(path=self.done.path, repo=repo)
+        self._hand_on(repo, PUSH, PushRequest(path=self.done.path, repo=repo), Pushed, show_pushed)
 
-        def work(report: Report, started: Started, say: Say) -> None:
-            done = push(request, report, started)
-            say(f"{done.url}  {bytes_text(done.bytes)}, {'private' if done.private else 'public'}", "head")
-            for note in done.notes:
-                say(f"note: {note}", "warning")
-
-        self._hand_on(repo, work)
-
-    def _hand_on(self, name: str, work: Callable[[Report, Started, Say], None]) -> None:
+    def _hand_on(
+        self, name: str, module: str, request: Struct, answer: type[T], show: Callable[[T, Say], None]
+    ) -> None:
         """Do a step after the export, in an engine process too."""
         if not name:
             return
 
         def hand(task: Task[list[tuple[str, str]]]) -> list[tuple[str, str]]:
             said: list[tuple[str, str]] = []
-
-            def report(message: JobProgress) -> None:
-                task.name = message.doing or task.name
-                task.progress(message.done, message.total)
-
-            work(report, lambda job: task.when_stopped(job.stop), lambda text, kind: said.append((text, kind)))
+            done = ask_engine(module, request, answer, task.report, task.when_started)
+            show(done, lambda text, kind: said.append((text, kind)))
             return said
 
         self.handed = []

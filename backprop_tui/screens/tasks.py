@@ -8,7 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from backprop.core import jobs
 from backprop.core.errors import BackpropError
+from backprop.core.events import ModelLoading
+from backprop.runs.describe import describe
+from backprop.runs.engine_jobs import EngineJob
 from textual.message import Message
 from textual.screen import Screen
 
@@ -80,6 +84,20 @@ class Task(Generic[Value]):
 
     def progress(self, done: int, total: int) -> None:
         self.done, self.total = done, total
+
+    def report(self, message: jobs.Message) -> None:
+        """Show how far an engine process is that does the work."""
+        match message:
+            case jobs.JobProgress():
+                self.name = message.doing or self.name
+                self.progress(message.done, message.total)
+            case ModelLoading():
+                self.name = describe(message)
+                self.progress(message.done, message.total)
+
+    def when_started(self, engine: EngineJob) -> None:
+        """The work is done by ``engine``, and ends with it."""
+        self.when_stopped(engine.stop)
 
     def so_far(self, value: Callable[[], Value]) -> None:
         """Deliver what has been found by now, at most twice a second."""

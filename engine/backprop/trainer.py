@@ -23,7 +23,7 @@ from backprop.core import events as ev
 from backprop.core import log
 from backprop.core.errors import BackpropError, DatasetFormatError, InputError
 from backprop.core.files import new_folder
-from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, Registered
+from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
@@ -34,9 +34,8 @@ from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
-from backprop.runs.engine_jobs import export_model
+from backprop.runs.engine_jobs import OLLAMA, ask_engine, export_model
 from backprop.runs.index import RunIndex
-from backprop.runs.shipping import ask_ollama
 from backprop.runs.state import RunState
 
 _LOOK = 0.5
@@ -188,7 +187,7 @@ class Trainer:
             answers=answers,
         )
 
-        def report(message: JobProgress | ev.Warning) -> None:
+        def report(message: Message) -> None:
             if isinstance(message, ev.Warning):
                 print(describe(message), file=sys.stderr)
 
@@ -212,9 +211,7 @@ def register_with_ollama(
     """
     file = str(expand(path).absolute())
     request = OllamaRequest(path=file, name=name, replace=replace, prompt=prompt, expected=expected)
-    done = ask_ollama(request)
-    assert isinstance(done, Registered)
-    return done
+    return ask_engine(OLLAMA, request, Registered)
 
 
 def _with_default_model(config: RunConfig) -> RunConfig:

@@ -135,7 +135,7 @@ def test_an_export_that_ollama_does_not_take_stands_and_is_exit_code_3(
     run = str(RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path))).path)
     asked: list[OllamaRequest] = []
 
-    def register(request: OllamaRequest) -> Registered:
+    def register(request: OllamaRequest, answer: type[Registered]) -> Registered:
         asked.append(request)
         if fails:
             raise OllamaError("nothing answers at http://o", hint="start it: ollama serve")

@@ -18,7 +18,7 @@ from backprop.core.errors import (
     DatasetNotFoundError,
     EngineCrashedError,
 )
-from backprop.core.jobs import Fetched
+from backprop.core.jobs import Fetched, JobProgress, Message
 from backprop.data.reader import open_source
 from backprop.runs.engine_jobs import fetch_dataset
 from pyarrow import parquet
@@ -53,11 +53,11 @@ def holds(found: Fetched) -> list[str]:
 
 def test_one_file_is_fetched_as_it_is_and_never_asked_for_again(hub: Hub) -> None:
     hub.datasets[NAME] = {"README.md": b"# charts", "data/rows.jsonl": lines(0, 3), "LICENSE.txt": b"free"}
-    seen: list[tuple[int, int]] = []
-    found = fetch_dataset(NAME, lambda done, total: seen.append((done, total)))
+    seen: list[Message] = []
+    found = fetch_dataset(NAME, seen.append)
     assert Path(found.path).read_bytes() == lines(0, 3)
     assert (found.split, found.files, found.revision, found.bytes) == ("train", 1, COMMIT, len(lines(0, 3)))
-    assert seen[0] == (0, 0)
+    assert seen[0] == JobProgress(doing=f"fetching {NAME}")
     asked = len(hub.asked)
     assert fetch_dataset(NAME) == found == find_fetched(NAME)
     assert len(hub.asked) == asked
@@ -181,7 +181,7 @@ def test_a_stopped_download_leaves_nothing_that_looks_whole(hub: Hub) -> None:
 
     def stop_in_the_middle() -> None:
         jobs = []
-        fetch_dataset(NAME, lambda done, total: jobs[0].stop() if total else None, jobs.append)
+        fetch_dataset(NAME, lambda message: jobs[0].stop() if getattr(message, "total", 0) else None, jobs.append)
 
     with pytest.raises(EngineCrashedError):
         stop_in_the_middle()

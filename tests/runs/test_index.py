@@ -139,6 +139,23 @@ def another_program(path: Path) -> None:
     alter("create table bookmarks (url text)")(path)
 
 
+@pytest.mark.parametrize("opened_anew", [False, True])
+def test_what_was_listed_is_not_forgotten_when_the_damage_shows(
+    opened_anew: bool, tmp_path: Path, directory: RunDirectory
+) -> None:
+    path = tmp_path / "index" / "runs.db"
+    elsewhere = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path / "elsewhere")))
+    with RunIndex(path) as first, RunIndex(path) as second:
+        first.add(elsewhere.path)
+        first.add(directory.path)
+        listing = (second if opened_anew else first).each()
+        seen = {next(listing).run_id}
+        path.write_bytes(b"no database" * 1000)
+        seen |= {summary.run_id for summary in listing}
+    with RunIndex(path) as index:
+        assert {summary.run_id for summary in index.summaries()} == seen == {elsewhere.run_id, directory.run_id}
+
+
 @pytest.mark.parametrize(
     ("damage", "keeps"),
     [

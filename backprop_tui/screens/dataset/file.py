@@ -11,6 +11,7 @@ from backprop.data.example import RowError, describe_mapping
 from backprop.data.formats import FileFormat, file_format
 from backprop.data.reader import KINDS, PACKED, Source, open_source
 from backprop.data.reader import Row as DataRow
+from backprop.runs.engine_jobs import fetch_dataset
 from msgspec import Struct, field
 
 from backprop_tui.screens.tasks import Task
@@ -68,18 +69,7 @@ def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
     """
     path = unquoted(path)
     name = path if is_hub_name(path) else ""
-    path = _fetched(name, task) if name else str(expand(path))
+    path = fetch_dataset(name, task.report, task.when_started).path if name else str(expand(path))
     source = open_source(path, progress=task.progress, cancelled=task.stopped)
     remember_dataset(name or path)
     return OpenFile(path, source, file_format(source), name)
-
-
-def _fetched(name: str, task: Task[OpenFile]) -> str:
-    """The file of a dataset that is on the hub, from the cache or fetched by an engine process."""
-    from backprop.runs.engine_jobs import EngineJob, fetch_dataset
-
-    def started(engine: EngineJob) -> None:
-        task.name = f"fetching {name}"
-        task.when_stopped(engine.stop)
-
-    return fetch_dataset(name, task.progress, started).path

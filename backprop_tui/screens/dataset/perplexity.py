@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backprop.core import jobs
-from backprop.core.events import ModelLoading
 from backprop.core.settings import RunConfig
-from backprop.runs.describe import describe
+from backprop.runs.engine_jobs import ask_engine
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.tokens import Chosen
@@ -100,24 +99,16 @@ class ScoresPane(ListView):
 
 def _listen(task: Task[_Scores], request: RunConfig) -> None:
     """Follow the engine, in a thread."""
-    from backprop.runs.engine_jobs import engine_job
-
     rows: list[jobs.RowScore] = []
-    with engine_job(ENGINE, request) as engine:
-        task.when_stopped(engine.stop)
-        for message in engine.messages():
-            match message:
-                case ModelLoading():
-                    task.name = describe(message)
-                    task.progress(message.done, message.total)
-                case jobs.JobProgress():
-                    task.name = message.doing
-                    task.progress(message.done, message.total)
-                case jobs.RowScores():
-                    rows.extend(message.rows)
-                    task.so_far(lambda: (list(rows), None))
-                case jobs.Scored():
-                    task.deliver((rows, message))
+
+    def report(message: jobs.Message) -> None:
+        if isinstance(message, jobs.RowScores):
+            rows.extend(message.rows)
+            task.so_far(lambda: (list(rows), None))
+        else:
+            task.report(message)
+
+    task.deliver((rows, ask_engine(ENGINE, request, jobs.Scored, report, task.when_started)))
 
 
 def percentiles(report: PerplexityReport) -> str:

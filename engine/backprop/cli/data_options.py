@@ -14,7 +14,8 @@ import msgspec
 
 from backprop.cli import options, output
 from backprop.core.errors import InputError
-from backprop.core.jobs import Scored
+from backprop.core.events import ModelLoading, Warning  # noqa: A004
+from backprop.core.jobs import JobProgress, Message, RowScore, RowScores, Scored
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.runs.describe import bytes_text, describe
@@ -46,6 +47,17 @@ class ProgressLine:
             sys.stderr.write(f"\r\x1b[K{self.doing} {done / total:4.0%}{size}")
             sys.stderr.flush()
 
+    def report(self, message: Message) -> None:
+        """Show a message of a job: how far it is; what has to be said is said beside."""
+        match message:
+            case JobProgress():
+                self.doing = message.doing
+                self(message.done, message.total)
+            case ModelLoading():
+                output.narrate(describe(message))
+            case Warning():
+                output.narrate(describe(message), "warning")
+
     def __enter__(self) -> ProgressLine:
         return self
 
@@ -64,7 +76,9 @@ def dataset_file(path: str) -> str:
     from backprop.runs.engine_jobs import fetch_dataset
 
     with ProgressLine("fetching") as progress:
-        found = fetch_dataset(path, progress, lambda job: output.narrate(f"fetching {path} from the Hugging Face Hub"))
+        found = fetch_dataset(
+            path, progress.report, lambda job: output.narrate(f"fetching {path} from the Hugging Face Hub")
+        )
     files = f", {found.files} files" if found.files > 1 else ""
     output.narrate(f"{path}: split {found.split}{files}, commit {found.revision[:8]}, in {found.path}")
     return found.path
@@ -123,26 +137,19 @@ def find_scores(config: RunConfig, model: str | None, scores_file: Path | None) 
 
 def ask(config: RunConfig) -> tuple[Scores, Scored]:
     """Have an engine process score the rows by the model; its progress is shown where somebody watches."""
-    from backprop.core import jobs
-    from backprop.core.events import ModelLoading
     from backprop.data.quality import Scores
-    from backprop.runs.engine_jobs import engine_job
+    from backprop.runs.engine_jobs import ask_engine
 
-    rows: list[jobs.RowScore] = []
-    summary: Scored | None = None
-    with ProgressLine("scoring", in_bytes=False) as progress, engine_job(JOB, config) as job:
-        for message in job.messages():
-            match message:
-                case ModelLoading():
-                    output.narrate(describe(message))
-                case jobs.JobProgress():
-                    progress.doing = message.doing
-                    progress(message.done, message.total)
-                case jobs.RowScores():
-                    rows += message.rows
-                case Scored():
-                    summary = message
-    assert summary is not None  # a job that ends without its last message has raised
+    rows: list[RowScore] = []
+    with ProgressLine("scoring", in_bytes=False) as progress:
+
+        def report(message: Message) -> None:
+            if isinstance(message, RowScores):
+                rows.extend(message.rows)
+            else:
+                progress.report(message)
+
+        summary = ask_engine(JOB, config, Scored, report)
     return Scores(rows), summary
 
 

@@ -17,12 +17,11 @@ from backprop.cli.ollama import run_ollama, show_registered
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, BackpropError, InputError
-from backprop.core.events import Warning  # noqa: A004
 from backprop.core.exports import FORMATS, PRECISIONS, TUNING_KEPT_LEAST
-from backprop.core.jobs import Exported, ExportRequest, JobProgress, OllamaRequest, Registered
+from backprop.core.jobs import Exported, ExportRequest, OllamaRequest, Registered
 from backprop.core.locate import locate_model
 from backprop.core.paths import expand
-from backprop.runs.describe import bytes_text, describe
+from backprop.runs.describe import bytes_text
 from backprop.runs.directory import is_run
 from backprop.runs.engine_jobs import export_model
 
@@ -89,11 +88,9 @@ def _hand_to_ollama(done: Exported, request: ExportRequest, name: str) -> Regist
     run = request.source if is_run(Path(request.source)) else ""
     try:
         name = name or ollama_name_of(done.path)
-        found = run_ollama(OllamaRequest(path=done.path, name=name, run=run, step=request.step))
+        return run_ollama(OllamaRequest(path=done.path, name=name, run=run, step=request.step), Registered)
     except BackpropError as error:
         return error
-    assert isinstance(found, Registered)
-    return found
 
 
 def ollama_name_of(path: str) -> str:
@@ -121,15 +118,7 @@ def find_source(named: str) -> Path:
 def run_export(request: ExportRequest) -> Exported:
     """Have it written; what goes on is shown where somebody watches."""
     with ProgressLine("exporting", in_bytes=False) as line:
-
-        def report(message: JobProgress | Warning) -> None:
-            if isinstance(message, Warning):
-                output.narrate(describe(message), "warning")
-            else:
-                line.doing = message.doing
-                line(message.done, message.total)
-
-        return export_model(request, report)
+        return export_model(request, line.report)
 
 
 def is_lost(done: Exported) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -12,10 +12,12 @@ from backprop.cli.complete import files_and
 from backprop.cli.data_options import ProgressLine
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import json_and_verbose
-from backprop.core.jobs import JobProgress, OllamaModels, OllamaRequest, Registered
+from backprop.core.jobs import OllamaModels, OllamaRequest, Registered
 from backprop.core.paths import expand
 from backprop.runs.describe import bytes_text
-from backprop.runs.shipping import ask_ollama
+from backprop.runs.engine_jobs import OLLAMA, ask_engine
+
+T = TypeVar("T")
 
 
 @click.group(cls=CommandGroup)
@@ -36,8 +38,7 @@ def register(path: str, as_json: bool, verbose: bool, **asked: Any) -> None:
 
     Example: backprop ollama register model-q4_k_m.gguf --name captain
     """
-    done = run_ollama(OllamaRequest(path=str(expand(path).absolute()), **asked))
-    assert isinstance(done, Registered)
+    done = run_ollama(OllamaRequest(path=str(expand(path).absolute()), **asked), Registered)
     output.answer(done, as_json, show_registered)
 
 
@@ -45,8 +46,7 @@ def register(path: str, as_json: bool, verbose: bool, **asked: Any) -> None:
 @json_and_verbose
 def list_models(as_json: bool, verbose: bool) -> None:
     """What Ollama has."""
-    done = run_ollama(OllamaRequest(action="list"))
-    assert isinstance(done, OllamaModels)
+    done = run_ollama(OllamaRequest(action="list"), OllamaModels)
     if as_json:
         output.document(done)
         return
@@ -62,20 +62,14 @@ def list_models(as_json: bool, verbose: bool) -> None:
 @json_and_verbose
 def remove(name: str, as_json: bool, verbose: bool) -> None:
     """Delete the model NAME from Ollama; the file it was registered from stays."""
-    done = run_ollama(OllamaRequest(action="remove", name=name))
-    assert isinstance(done, OllamaModels)
+    done = run_ollama(OllamaRequest(action="remove", name=name), OllamaModels)
     output.answer(done, as_json, lambda gone: output.line(f"removed {gone.models[0].name}"))
 
 
-def run_ollama(request: OllamaRequest) -> Registered | OllamaModels:
+def run_ollama(request: OllamaRequest, answer: type[T]) -> T:
     """Have it done; what goes on is shown where somebody watches."""
     with ProgressLine("") as line:
-
-        def report(message: JobProgress) -> None:
-            line.doing = message.doing
-            line(message.done, message.total)
-
-        return ask_ollama(request, report)
+        return ask_engine(OLLAMA, request, answer, line.report)
 
 
 def show_registered(done: Registered, say: Callable[[str, str], None] = output.line) -> None:

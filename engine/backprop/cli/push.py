@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -10,9 +11,9 @@ from backprop.cli import output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
-from backprop.core.jobs import Pushed, PushRequest
-from backprop.runs import shipping
+from backprop.core.jobs import JobProgress, Message, Pushed, PushRequest
 from backprop.runs.describe import bytes_text
+from backprop.runs.engine_jobs import PUSH, ask_engine
 
 
 @click.command
@@ -30,13 +31,19 @@ def push(path: str, repo: str, public: bool, as_json: bool, verbose: bool) -> No
     place = Path(path).expanduser()
     source = place.absolute() if place.exists() else find_run(path)
     request = PushRequest(path=str(source), repo=repo, public=public)
-    done = shipping.push(request, lambda message: output.narrate(message.doing))
-    output.answer(done, as_json, _show)
+
+    def report(message: Message) -> None:
+        if isinstance(message, JobProgress):
+            output.narrate(message.doing)
+
+    done = ask_engine(PUSH, request, Pushed, report)
+    output.answer(done, as_json, show_pushed)
 
 
-def _show(done: Pushed) -> None:
-    output.line(f"{done.url}  {len(done.files)} files, {bytes_text(done.bytes)}, commit {done.commit[:8]}", "head")
+def show_pushed(done: Pushed, say: Callable[[str, str], None] = output.line) -> None:
+    """What the hub has now, and what has to be said of it."""
+    say(f"{done.url}  {len(done.files)} files, {bytes_text(done.bytes)}, commit {done.commit[:8]}", "head")
     seen = "private" if done.private else "public"
-    output.line(f"{seen}; {'it existed before' if done.existed else 'made now'}")
+    say(f"{seen}; {'it existed before' if done.existed else 'made now'}", "info")
     for note in done.notes:
-        output.line(f"note: {note}", "warning")
+        say(f"note: {note}", "warning")

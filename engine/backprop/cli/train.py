@@ -13,7 +13,7 @@ from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import settings
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, ModelLoadError
-from backprop.core.jobs import JobProgress, RunPlan
+from backprop.core.jobs import RunPlan
 from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
 from backprop.demo import SHIPPED, demo_config
@@ -42,7 +42,8 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
         plan |= _preflight(config)
-        plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(config)}
+        counted = msgspec.convert(plan["plan"]["config"], RunConfig) if plan["plan"] else config
+        plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(counted)}
         output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
@@ -102,7 +103,7 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
     from backprop.cli.data_options import ProgressLine
     from backprop.core.datasets import find_fetched, is_hub_name
     from backprop.core.models import find_tokenizer
-    from backprop.runs.engine_jobs import engine_job
+    from backprop.runs.engine_jobs import ask_engine
 
     try:
         find_tokenizer(config.model)
@@ -110,13 +111,8 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
         return {"plan": None, "why": error.message}
     if is_hub_name(config.data) and find_fetched(config.data) is None:
         return {"plan": None, "why": f"{config.data} is not on this machine yet"}
-    found = None
-    with ProgressLine("counting", in_bytes=False) as progress, engine_job("backprop.train.preflight", config) as job:
-        for message in job.messages():
-            if isinstance(message, JobProgress):
-                progress(message.done, message.total)
-            elif isinstance(message, RunPlan):
-                found = message
+    with ProgressLine("counting", in_bytes=False) as progress:
+        found = ask_engine("backprop.train.preflight", config, RunPlan, progress.report)
     return {"plan": msgspec.to_builtins(found), "why": ""}
 
 

@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from backprop.core.datasets import find_fetched
 from backprop.core.errors import BackpropError, EngineCrashedError
-from backprop.core.events import RunFailed, Warning  # noqa: A004
+from backprop.core.events import RunFailed
 from backprop.core.files import sweep_outputs
-from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, JobProgress, Message, decode_message
+from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
 FETCH, EXPORT = "backprop.fetch.datasets", "backprop.export"
+OLLAMA, PUSH = "backprop.export.ollama", "backprop.export.push"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
+T = TypeVar("T")
 
 
 class EngineJob:
@@ -127,69 +130,77 @@ def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> 
             shutil.rmtree(directory.path, ignore_errors=True)
 
 
+def ask_engine(
+    module: str,
+    request: msgspec.Struct,
+    answer: type[T],
+    report: Callable[[Message], object] = lambda message: None,
+    started: Callable[[EngineJob], object] = lambda job: None,
+) -> T:
+    """Have an engine process do what is asked for; its last message.
+
+    Args:
+        module: what it runs: ``OLLAMA``, ``PUSH`` …
+        answer: the kind of the last message.
+        report: called with every other: how far it is, and what has to be said on the way.
+        started: called with the job, for whoever may want to stop it.
+
+    Raises:
+        BackpropError: as the engine's.
+        EngineCrashedError: it was stopped, or went without a word.
+    """
+    found: T | None = None
+    with engine_job(module, request) as job:
+        started(job)
+        for message in job.messages():
+            if isinstance(message, answer):
+                found = message
+            else:
+                report(message)
+    assert found is not None  # a job that ends without its last message has raised
+    return found
+
+
 def fetch_dataset(
     name: str,
-    progress: Callable[[int, int], object] | None = None,
-    started: Callable[[EngineJob], object] | None = None,
+    report: Callable[[Message], object] = lambda message: None,
+    started: Callable[[EngineJob], object] = lambda job: None,
 ) -> Fetched:
     """The dataset ``name`` of the Hugging Face Hub as a file on this machine, fetched by an engine process if need be.
 
     The faces never speak to the hub themselves.
 
     Args:
-        progress: called with bytes fetched and their total (0 while it is not known).
-        started: called with the job, for whoever may want to stop it; not called where the file is here already.
+        report, started: as of ``ask_engine``; neither is called where the file is here already.
 
     Raises:
         DatasetError: as the engine's: unknown, private, gated, offline, several configurations …
         EngineCrashedError: it was stopped, or went without a word.
     """
-    found = find_fetched(name)
-    if found is not None:
-        return found
-    with engine_job(FETCH, FetchRequest(name=name)) as job:
-        if started is not None:
-            started(job)
-        for message in job.messages():
-            if isinstance(message, JobProgress) and progress is not None:
-                progress(message.done, message.total)
-            elif isinstance(message, Fetched):
-                found = message
-    assert found is not None  # a job that ends without its last message has raised
-    return found
+    return find_fetched(name) or ask_engine(FETCH, FetchRequest(name=name), Fetched, report, started)
 
 
 def export_model(
     request: ExportRequest,
-    report: Callable[[JobProgress | Warning], object],
+    report: Callable[[Message], object],
     started: Callable[[EngineJob], object] = lambda job: None,
 ) -> Exported:
     """Have an engine process write a trained model in another format, and prove it.
 
     Args:
-        report: called with how far it is, and with what has to be said on the way.
-        started: called with the job, for whoever may want to stop it; nothing of the export is left then.
+        report, started: as of ``ask_engine``; nothing of an export that is stopped is left.
 
     Raises:
         BackpropError: as the engine's: InputError, ExportError, CheckpointError, ModelLoadError …
         EngineCrashedError: it was stopped, or went without a word.
     """
-    done = None
     try:
-        with engine_job(EXPORT, request) as job:
-            started(job)
-            for message in job.messages():
-                if isinstance(message, Exported):
-                    done = message
-                elif isinstance(message, JobProgress | Warning):
-                    report(message)
+        return ask_engine(EXPORT, request, Exported, report, started)
     finally:
         source = Path(request.source)
         places = [Path(request.output).absolute().parent] if request.output else [source / "exports", source.parent]
         for place in places:
             sweep_outputs(place)
-    assert done is not None  # a job that ends without its last message has raised
-    return done
 
 
 def _sweep(root: Path) -> None:

@@ -97,8 +97,8 @@ class RunIndex:
         """What a person should know of the index, in one line; empty where all is well."""
         self._path = path
         self._inode = 0
-        self._added: dict[Path, None] = {}
-        """Runs that were named since it was opened: an index that takes its place is told of them."""
+        self._added: dict[str, None] = {}
+        """Runs that were named or listed since it was opened: an index that takes its place is told of them."""
         self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -106,7 +106,9 @@ class RunIndex:
             self._path = self._path or data_dir() / "runs.db"
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._inode = _inode(self._path)
-            return _connect(self._path)
+            db = _connect(self._path)
+            self._inode = self._inode or _inode(self._path)  # it is made only now where there was none
+            return db
         except (sqlite3.Error, OSError, RuntimeError) as error:
             return self._instead(error)
 
@@ -155,7 +157,7 @@ class RunIndex:
                     self._db = self._instead(error, old)
                 with contextlib.suppress(sqlite3.Error):
                     for path in self._added:
-                        self._db.execute(*_row(path))
+                        self._db.execute(*_row(Path(path)))
         return self._db.execute(statement, values).fetchall()
 
     def __enter__(self) -> RunIndex:
@@ -168,7 +170,7 @@ class RunIndex:
         """Remember the run in ``path``; it is read when it is asked for. One whose name is not UTF-8 is left out."""
         with contextlib.suppress(UnicodeEncodeError):
             self._execute(*_row(path))
-            self._added[path] = None
+            self._added[str(path)] = None
 
     def scan(self, output_dir: Path) -> None:
         """Remember every run directly under ``output_dir``."""
@@ -203,6 +205,7 @@ class RunIndex:
             rows = self._execute(f"{select} order by started desc, rowid desc")
         else:
             rows = [row for path in paths for row in self._execute(f"{select} where path = ?", (path,))]
+        self._added |= {str(row[0]): None for row in rows}
         for path_text, stamp, blob in rows:
             path = Path(str(path_text))
             if not is_run(path):

@@ -18,6 +18,7 @@ from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data import split as split_rows
@@ -80,7 +81,10 @@ def _way_out(summary: DatasetPrepared) -> str:
     others = "train on the others with --skip-bad"
     if not summary.answer_lost:
         return f"{others}, or repair them: `backprop validate` lists them all"
-    hint = f"every answer fits with --max-seq-length {summary.answers_fit} (more memory); or {others}"
+    hint = (
+        f"every answer fits with --max-seq-length {summary.answers_fit} (more memory, and a model that reads as many)"
+    )
+    hint += f"; or {others}"
     return hint + "; `backprop validate` lists them all" if summary.dropped else hint
 
 
@@ -166,6 +170,17 @@ class Subset:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
         return self.rows.lengths[self._places]
+
+
+def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
+    """Held-out rows, from the first, that have no more tokens than the whole run trains.
+
+    Going through a row once takes a third of what training it does, so a run never evaluates for longer than it trains.
+    """
+    if not len(held_out):
+        return held_out
+    tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
+    return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
 
 
 def divide(
