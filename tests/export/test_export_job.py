@@ -127,6 +127,8 @@ def test_what_other_readers_look_for_is_in_the_merged_folder(trained: RunDirecto
     changed(other / "config.json", rope_parameters=rope, eos_token_id=0)
     changed(other / "tokenizer_config.json", eos_token="<pad>", chat_template=None)
 
+    changed(trained.adapter / "backprop.json", base=None)
+
     done = export(tmp_path, trained.adapter, model=str(other), output=str(tmp_path / "out"), precision="f16")
 
     written = json.loads((Path(done.path) / "config.json").read_text())
@@ -215,10 +217,10 @@ def test_another_base_than_the_one_that_was_trained_on_is_refused(
     file = other / "model.safetensors"
     save_file({name: value * 2 for name, value in load_file(file).items()}, file, {"format": "pt"})
 
-    with pytest.raises(BackpropError, match=r"model\.safetensors was changed") as refused:
-        export(tmp_path, trained.path, model=str(other))
-
-    assert refused.value.code == "STATE_IDENTITY_MISMATCH"
+    for source in (trained.path, trained.adapter):
+        with pytest.raises(BackpropError, match=r"model\.safetensors was changed") as refused:
+            export(tmp_path, source, model=str(other))
+        assert refused.value.code == "STATE_IDENTITY_MISMATCH"
 
 
 def test_nothing_that_exists_is_replaced(trained: RunDirectory, tmp_path: Path) -> None:

@@ -253,6 +253,12 @@ def test_the_host_is_read_as_ollama_reads_it(host: str, url: str) -> None:
     assert server_url(host) == url
 
 
+@pytest.mark.parametrize("host", ["a box", "bo\tx", "http://box/a b", "ftp://box"])
+def test_a_host_that_is_none_is_named(host: str) -> None:
+    with pytest.raises(OllamaError, match="OLLAMA_HOST does not name a server"):
+        OllamaServer(server_url(host))
+
+
 @pytest.mark.parametrize(
     ("version", "numbers"),
     [("0.33.0-rc2", (0, 33, 0)), ("v0.5", (0, 5, 0)), ("0.0.0", (9999, 0, 0)), ("head", (9999, 0, 0))],

@@ -60,7 +60,7 @@ class OllamaServer:
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or server_url()
-        match = re.fullmatch(r"(https?)://(\[[^]]+\]|[^:/]+):(\d+)(/.*)?", self.url)
+        match = re.fullmatch(r"(https?)://(\[[^]\0- ]+\]|[^:/\0- ]+):(\d+)(/[!-~]*)?", self.url)
         if match is None:
             raise OllamaError(f"OLLAMA_HOST does not name a server: {self.url}", hint="as in 127.0.0.1:11434")
         self._secure, self._host, self._port = match[1] == "https", match[2].strip("[]"), int(match[3])

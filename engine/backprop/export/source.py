@@ -29,7 +29,7 @@ from backprop.runs.state import RunState, read_run
 from backprop.train.adapter import TOKENIZER_FILES, write_what_was_learned
 from backprop.train.checkpoint import WEIGHTS
 from backprop.train.generate import on_texts
-from backprop.train.resume import result_notes
+from backprop.train.resume import base_differences, result_notes
 from backprop.worker.job import Send
 
 _TRANSPOSED = ("gpt2", "openai-gpt")
@@ -143,8 +143,7 @@ def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path
         )
     for note in result_notes(run, base, request.step):
         if note.code == "BASE_CHANGED":
-            hint = "put its files back, or say with --model where they are"
-            raise CheckpointError(note.message, code="STATE_IDENTITY_MISMATCH", hint=hint)
+            raise _another_base(note.message)
         raise _stale(note.message)
     folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch / "adapter")
     hub = repository_of(str(config.get("model") or "")) if not request.model else ""
@@ -175,6 +174,11 @@ def _data_hash(run: RunDirectory) -> str:
         return str(read_json(run.adapter / IDENTITY, dict[str, Any]).get("data", ""))
     except (OSError, ValueError):
         return ""
+
+
+def _another_base(what: str) -> CheckpointError:
+    hint = "put its files back, or say with --model where they are"
+    return CheckpointError(what, code="STATE_IDENTITY_MISMATCH", hint=hint)
 
 
 def _stale(what: str) -> CheckpointError:
@@ -224,6 +228,8 @@ def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
     except ModelLoadError as error:
         error.hint = f"say with --model where the base model is; {error.hint}"
         raise
+    if "base" in identity and (found := base_differences(identity["base"], base)):
+        raise _another_base(f"{base} is not the model that {folder} was trained on: {'; '.join(found)}")
     base_chat = ChatTokenizer.load(base)
     return Source(
         name=folder.resolve().name,

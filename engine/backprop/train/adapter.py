@@ -21,10 +21,15 @@ from backprop.train.model import Loaded
 TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
+def save_adapter(
+    loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, base: dict[str, str], steps: int
+) -> None:
     """Write what was trained into the folder ``target``, replacing what is there.
 
     ``backprop.json`` says which run, base model, data and configuration it is from, and has the hash of every file.
+
+    Args:
+        base: the hash of each file of the base model, by its name.
 
     Raises:
         TrainingError: ``RUNTIME_IO_FAILED``, or ``RUNTIME_DISK_FULL``; what was in ``target`` is still there.
@@ -41,6 +46,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
                 "run_id": run_id,
                 "model": config.model,
                 "model_path": str(loaded.path),
+                "base": base,
                 "data": fingerprint,
                 "config": hashlib.sha256(settings.encode()).hexdigest(),
                 "steps": steps,

@@ -279,7 +279,7 @@ def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[
     """What to say before a run's result (or the checkpoint of ``step``) answers on the base model in ``model_path``."""
     notes = []
     kept = CheckpointStore(run.checkpoints, run.find_record().run_id).checkpoints()
-    if kept and (found := model_differences(kept[-1].manifest.identity, model_hashes(model_path), _BASE_FILES)):
+    if kept and (found := base_differences(kept[-1].manifest.identity.get("model", {}), model_path)):
         message = "the base model is not the one that the run was trained on: " + "; ".join(found)
         notes.append(events.Warning(code="BASE_CHANGED", message=message, hint="these are not the run's answers"))
     if step is None and (found := run.changed_result()):
@@ -351,6 +351,11 @@ def model_differences(saved: dict[str, Any], now: dict[str, str], files: re.Patt
         word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
         found += [f"the model's file {name} {word}"] if files.fullmatch(name) else []
     return found
+
+
+def base_differences(saved: dict[str, str], folder: Path) -> list[str]:
+    """What of the base model in ``folder`` has another hash than in ``saved``, its tokenizer apart."""
+    return model_differences({"model": saved}, model_hashes(folder), _BASE_FILES)
 
 
 def library_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -308,6 +308,7 @@ class Session:
                     run_id=self.directory.run_id,
                     config=self.config,
                     fingerprint=self.identity["tokens"],
+                    base=self.identity["model"],
                     steps=step,
                 )
             except TrainingError as error:
