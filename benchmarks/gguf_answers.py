@@ -13,7 +13,6 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-
 from backprop.core.jobs import ExportRequest
 from backprop.export.llama import Llama
 from backprop.runs.engine_jobs import export_model

@@ -4,8 +4,8 @@ Sources: the sweeps behind tinker-cookbook's ``hyperparam_utils`` and "LoRA With
 the learning rate by family, hidden size and batch, ten times that of full fine-tuning, higher for short runs; rank 32
 with alpha as the rank; batches of at most 32. All linear layers and no dropout: Biderman 2024 (arXiv:2405.09673).
 
-What is chosen is a pure function of the configuration, the model's ``config.json`` and the number of rows: a run that
-is continued chooses the same again.
+What is chosen depends on nothing but what the functions are given: the configuration, the model's ``config.json``, the
+rows, and of the machine what it takes. A run that is continued takes what reached its weights from its checkpoint.
 """
 
 from __future__ import annotations

@@ -111,9 +111,20 @@ class Session:
         recorded = self.directory.read_record().config
         config, reasons = models.for_lengths(config, recorded, rows.summary)
 
-        self.schedule = Schedule.of(config, len(self.trained))
-        self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
-        config = self.config = self.choose(config, path, reasons)
+        schedule = self.schedule = Schedule.of(config, len(self.trained))
+        self.evaluated = in_proportion(self.held_out, self.trained, schedule)
+        config, others = rules.for_rows(
+            config,
+            path,
+            rows=len(self.trained),
+            held_out=len(self.held_out),
+            rows_per_step=schedule.rows_per_step,
+            steps=schedule.steps,
+        )
+        self.config = config
+        if reasons := reasons | others:
+            values = msgspec.to_builtins(config)
+            emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
 
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit, start.now)
@@ -146,22 +157,6 @@ class Session:
                 emit(note)
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
-
-    def choose(self, config: RunConfig, path: Path, reasons: dict[str, str]) -> RunConfig:
-        """``config`` with what is chosen by the model in ``path`` and the rows, which is emitted with its reasons.
-
-        Args:
-            reasons: of what the rows' lengths have decided about in ``config``.
-        """
-        schedule = self.schedule
-        rows, held_out, rows_per_step = len(self.trained), len(self.held_out), schedule.rows_per_step
-        chosen = rules.for_rows(
-            config, path, rows=rows, held_out=held_out, rows_per_step=rows_per_step, steps=schedule.steps
-        )
-        if reasons := reasons | chosen.reasons:
-            values = msgspec.to_builtins(chosen.config)
-            self.emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
-        return chosen.config
 
     def train(self, guard: Guard) -> tuple[int, int]:
         """Take the steps, then save the last checkpoint and the adapter.
