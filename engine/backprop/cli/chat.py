@@ -13,7 +13,7 @@ import click
 from backprop.cli import output
 from backprop.cli.complete import run_ids
 from backprop.cli.export import find_source
-from backprop.cli.generate import require_result
+from backprop.cli.generate import require_answers
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_checkpoint
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, BackpropError
@@ -70,7 +70,7 @@ def chat(
     if is_run(source):
         directory = RunDirectory(source)
         if step is None:
-            require_result(directory)
+            require_answers(directory)
         else:
             find_checkpoint(directory, step)
     request = ChatRequest(source=str(source), step=step, model=locate_model(model) if model else None)

@@ -10,14 +10,13 @@ import click
 from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_checkpoint, find_run
-from backprop.core.errors import InputError
 from backprop.core.events import ModelLoading, Sample, Warning  # noqa: A004
 from backprop.core.jobs import Delta, GenerateRequest
 from backprop.core.locate import locate_model
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, start_job
-from backprop.runs.state import read_run
+from backprop.runs.state import read_run, require_result
 
 JOB = "backprop.train.generate"
 
@@ -38,7 +37,7 @@ def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
     asked["model"] = asked["model"] and locate_model(asked["model"])
     request = GenerateRequest(run=str(directory.path), **asked)
     if request.step is None:
-        require_result(directory)
+        require_answers(directory)
     else:
         find_checkpoint(directory, request.step)
     job = start_job(JOB, directory, request)
@@ -54,20 +53,13 @@ def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
             output.line(text)
 
 
-def require_result(directory: RunDirectory) -> None:
+def require_answers(directory: RunDirectory) -> None:
     """A run without a result is noticed before an engine starts, and one whose model nothing names any more."""
-    if directory.result:
-        if not isinstance(read_run(directory.path).config.get("model"), str):
-            directory.find_record()  # says what is missing
-        directory.require_files(directory.adapter)
-        return
-    status = read_run(directory.path).status
-    going = status in ("starting", "running", "paused")
-    raise InputError(
-        f"run {directory.run_id} ({status}) has no trained adapter",
-        hint="wait for its end" if going else "`backprop list-runs --status done` shows runs that have one",
-        details={"run_id": directory.run_id, "status": status},
-    )
+    state = read_run(directory.path)
+    adapter = require_result(state)
+    if not isinstance(state.config.get("model"), str):
+        directory.find_record()  # says what is missing
+    directory.require_files(adapter)
 
 
 def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sample]:

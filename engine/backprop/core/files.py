@@ -114,6 +114,11 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     flush_folder(path.parent)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether there is no room for what was to be written: on the disk, in the quota, or in one file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replace ``path`` with ``content``."""
     with new_file(path) as file:

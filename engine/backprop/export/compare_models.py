@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from backprop.core.errors import CheckpointError
 from backprop.core.jobs import Check, Comparison
 from backprop.export.sharded import Progress
 from backprop.export.source import Source
+from backprop.train.generate import with_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -66,16 +66,8 @@ def load_trained(source: Source) -> Any:
         CheckpointError: the adapter cannot be read.
         ModelLoadError: the base model cannot be loaded.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
     model = _load(source, source.base)
-    if source.adapter is None:
-        return model
-    try:
-        return PeftModel.from_pretrained(model, source.adapter.folder)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter in {source.adapter.folder} cannot be read: {error}") from error
+    return model if source.adapter is None else with_adapter(model, source.adapter.folder)
 
 
 def _load(source: Source, folder: Path) -> Any:

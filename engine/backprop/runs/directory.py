@@ -131,6 +131,14 @@ class RunDirectory:
         """The folder of the trained adapter where it is there, else empty."""
         return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
 
+    @property
+    def data_hash(self) -> str:
+        """The fingerprint of the rows that the result was trained on; empty where it is not known."""
+        try:
+            return str(read_json(self.adapter / IDENTITY, dict[str, Any]).get("data", ""))
+        except (OSError, ValueError):
+            return ""
+
     def changed_result(self) -> list[str]:
         """What of the result's weights is not as the run saved it, in words."""
         identity = self.adapter / IDENTITY
