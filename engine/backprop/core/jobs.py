@@ -7,32 +7,16 @@ journal: when nobody reads any more it ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Sample, Warning  # noqa: A004
-
-
-class GenerateRequest(Struct, kw_only=True):
-    """Ask a run's model. Answers are greedy."""
-
-    run: str
-    """The run's directory."""
-    prompts: Sequence[str]
-    step: int | None = None
-    """The checkpoint to ask; the result where none is named."""
-    model: str | None = None
-    """Where the base model is now, if it is no longer where the run found it."""
-    base: bool = False
-    """Whether the model without the adapter is asked too."""
-    max_tokens: int = 256
+from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Warning  # noqa: A004
 
 
 class Delta(Struct, kw_only=True, tag_field="type", tag="delta"):
-    """A piece of the answer to prompt number ``index``, as it comes; the whole follows as ``sample`` or ``reply``."""
+    """A piece of a reply to turn ``index``, as it comes; the whole follows as ``reply``."""
 
     index: int
     tuned: bool
@@ -341,7 +325,6 @@ Message: TypeAlias = (
     | ChatReady
     | Reply
     | TurnEnded
-    | Sample
     | ModelLoading
     | Warning
     | RunFailed

@@ -1,23 +1,16 @@
-"""Answers of a model: through its own chat template or as plain text, piece by piece, greedy or sampled.
-
-``python -P -m backprop.train.generate RUN_DIRECTORY``, with the request as JSON on standard input, asks a run's model:
-pieces of the answers and then each whole answer go to the private stream, what libraries print goes to the run's log.
-The journal is not touched.
-"""
+"""Answers of a model: through its own chat template or as plain text, piece by piece, greedy or sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from backprop.core.errors import CheckpointError, InputError
-from backprop.core.events import DatasetPrepared, ModelLoading, Sample
-from backprop.core.jobs import Delta, GenerateRequest, Sampling
+from backprop.core.events import DatasetPrepared
+from backprop.core.jobs import Sampling
 from backprop.runs.directory import RunDirectory
-from backprop.runs.state import read_run
-from backprop.worker.job import Send, run_job
+from backprop.worker.job import Send
 
 # Heavy libraries are imported where they are used: the job first sees to its log.
 if TYPE_CHECKING:
@@ -156,30 +149,6 @@ def context_of(model: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def answer(request: GenerateRequest, send: Send) -> None:
-    """Load the run's model and answer every prompt.
-
-    Raises:
-        ModelLoadError: the base model cannot be loaded.
-        CheckpointError: the adapter cannot be read.
-    """
-    path = Path(request.run)
-    state = read_run(path)
-    config = {**state.config, "model": request.model or state.config["model"]}
-    send(ModelLoading(model=str(config["model"]), stage="load"))
-    step = state.step if request.step is None else request.step
-    model, chat = load(path, config, send, request.step)
-    for index, prompt in enumerate(request.prompts):
-        for tuned in (False, True) if request.base else (True,):
-
-            def on_text(text: str, index: int = index, tuned: bool = tuned) -> None:
-                send(Delta(index=index, tuned=tuned, text=text))
-
-            with nullcontext() if tuned else model.disable_adapter():
-                text = generate(model, chat, prompt, request.max_tokens, on_text, as_text=on_texts(state.dataset))
-            send(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
-
-
 def on_texts(rows: DatasetPrepared | None) -> bool:
     """Whether a run is trained on plain texts, so that its model is to continue one."""
     return rows is not None and rows.format == "text"
@@ -238,7 +207,3 @@ def with_adapter(base: Any, adapter: Path) -> Any:
             f"the adapter in {adapter} cannot be read: {error}",
             hint="train again, or restore the file from a backup",
         ) from error
-
-
-if __name__ == "__main__":
-    run_job(GenerateRequest, answer)
