@@ -110,6 +110,10 @@ class ChoiceList(ListView):
 
     source: Source | None = None
 
+    def on_resize(self) -> None:
+        """The proof takes room from the list: what it is of stays in sight."""
+        self.bring_into_view(self.cursor)
+
     def row_at(self, index: int, width: int) -> Row:
         choice = CHOICES[index]
         row: Row = [(f"  {choice.format:<10}", "text"), (f"{choice.precision:<8}", "strong")]
@@ -235,7 +239,6 @@ class ExportScreen(BaseScreen):
         self._status.show([(f" {safe(words)}", "text")], [])
         if self.has_class("-result") == (self.done is None and self.failed is None):
             self.toggle_class("-result")
-            self.call_after_refresh(lambda: self.list.bring_into_view(self.list.cursor))
         going = [(task.name, task.done, task.total) for task in self.tasks.running()]
         self.detail.redraw_for(
             (

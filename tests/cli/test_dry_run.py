@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from backprop.cli import estimate, train
+from backprop.cli.main import main
 from backprop.core import events as ev
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
@@ -91,3 +95,22 @@ def test_it_warns_as_the_run_does(words: list[str], backprop: Callable[..., Any]
     notes = " ".join(backprop(*words, *flags, "--dry-run", "--json").json["plan"]["notes"])
     assert "warm-up of 5 steps in a run of 3" in notes
     assert "the run will not stop early" in notes
+
+
+def test_the_memory_is_that_of_rows_as_long_as_they_are(
+    words: list[str],
+    backprop: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the rows decide about their limit, it is counted before the memory is."""
+    card = estimate.Memory(6 * 2**30, "free on Test Card")
+    counted = backprop(*words, "--dry-run", "--json").json["plan"]
+    assert counted["config"]["max_seq_length"] < 1024
+    counted["config"]["backend"] = "cuda"
+    monkeypatch.setattr(estimate, "card_memory", lambda: card)
+    monkeypatch.setattr(train, "_preflight", lambda config: {"plan": counted, "why": ""})
+    assert main([*words[:5], "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    expected = estimate.find_answer(words[4], msgspec.convert(counted["config"], RunConfig), card)
+    assert told["memory"]["bytes"] == expected["parts"].total

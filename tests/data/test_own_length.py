@@ -56,3 +56,19 @@ def test_the_limit_keeps_answers_and_most_rows_whole(
     assert planned is not None
     assert planned.chosen.max_seq_length == summary.max_length
     assert str(summary.p99) in planned.reasons["max_seq_length"]
+
+
+def test_a_line_end_behind_the_last_answer_is_within_the_limit(
+    model_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """A run that goes on gives the limit that it was begun at, and must find the same tokens."""
+    model = model_dir("chatml")
+    for words in range(40, 110):
+        path = rows(tmp_path / f"{words}.jsonl", 2, words)
+        found = prepare(path, model, max_length="auto")
+        if found.summary.longest == found.summary.max_length:
+            break
+    assert found.summary.longest == found.summary.max_length
+    assert int(found.lengths.max()) <= found.summary.max_length
+    given = prepare(path, model, max_length=found.summary.max_length)
+    assert given.fingerprint == found.fingerprint

@@ -116,13 +116,15 @@ def codes(events: list[Event]) -> list[str]:
 
 
 def test_a_run_begins_with_what_is_estimated_to_fit(tiny_config: RunConfig) -> None:
-    config = replace(tiny_config, model="qwen2.5-7b", batch_size="auto", max_seq_length=2048)
+    config = replace(
+        tiny_config, model="qwen2.5-7b", batch_size="auto", gradient_accumulation=None, max_seq_length=2048
+    )
     model = find_architecture("qwen2.5-7b")
     two = estimate(model, replace(Shape.of(config), batch_size=2)).total
     assert first_batch_size(config, two) == 2
     assert first_batch_size(config, two - 1) == 1
     assert first_batch_size(config, 35 * 2**30) == 16
-    assert first_batch_size(config, 35 * 2**30, 12) == 4
+    assert first_batch_size(replace(config, gradient_accumulation=3), 35 * 2**30) == 4
     # On a CPU a packed pass of 512 tokens is filled.
     assert [first_batch_size(replace(config, max_seq_length=each), 0) for each in (2048, 320, 64, 16)] == [1, 2, 8, 16]
     # Of a model that is not here yet nothing is known but the card.

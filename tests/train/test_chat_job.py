@@ -220,16 +220,12 @@ messages = talk.attach(job)
 for _ in messages:
     if talk.ready:
         break
-turn = talk.ask("One?", base=True)
-for _ in messages:
-    if turn.text:
-        break
 print(job._process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
 
-def test_it_ends_when_its_asker_is_killed(trained: RunDirectory) -> None:
+def test_it_ends_when_its_asker_is_killed_though_it_only_waits(trained: RunDirectory) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ASKER, str(trained.path)], stdout=subprocess.PIPE, text=True, check=False, timeout=120
     )

@@ -16,9 +16,9 @@ from backprop.core.events import DatasetPrepared, Evaluated, Event, RunFinished,
 from backprop.core.settings import RunConfig
 from backprop.data.split import Split
 from backprop.runs.checkpoints import CheckpointStore
-from backprop.train import evaluate, session
+from backprop.train import evaluate
 from backprop.train.checkpointing import Saver
-from backprop.train.dataset import Subset, prepare
+from backprop.train.dataset import Subset, in_proportion, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import summed_loss
 from backprop.train.methods import sft
@@ -105,7 +105,7 @@ def test_evaluations_take_no_more_rows_than_training_did_between_them(steps: int
 def test_no_more_is_evaluated_than_the_run_trains(steps: int, lengths: list[int], expected: int, ragged: Any) -> None:
     rows = Subset(ragged([20] * 30 + lengths), range(30))
     held_out = Subset(rows.rows, range(30, 30 + len(lengths)))
-    found = session.in_proportion(held_out, rows, Schedule(30, 4, steps, 0, "constant"))
+    found = in_proportion(held_out, rows, Schedule(30, 4, steps, 0, "constant"))
     assert [found.row(i) for i in range(len(found))] == [held_out.row(i) for i in range(expected)]
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from backprop.core.events import SettingsChosen
+from backprop.core.events import Warning as Said
 from backprop.core.jobs import RunPlan
 from backprop.core.settings import RunConfig
 from backprop.data.formats import file_format
@@ -14,8 +18,12 @@ from backprop.data.plan import plan
 from backprop.data.reader import open_source
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.truncate import CountedLengths, count_lengths
+from backprop.hardware.estimate import first_batch_size
 from backprop.train import preflight
 from msgspec.structs import replace
+from runs_in_process import of, train
+
+_OF_THE_MACHINE = dict.fromkeys(("mode", "backend", "gradient_checkpointing"))
 
 
 def rows_of_every_kind(path: Path) -> Path:
@@ -56,23 +64,47 @@ def counted(config: RunConfig) -> CountedLengths:
         {"max_seq_length": "auto"},
         {"max_seq_length": "auto", "samples": 120},
         {"max_seq_length": 4096, "train_on_responses": False},
+        {"max_seq_length": "auto", "batch_size": "auto"},
+        {"samples": 20, "max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": 4},
+        {"max_seq_length": 64, "batch_size": "auto", "gradient_accumulation": 4},
+        {"steps": 2, "held_out": "0.5", "eval_steps": "auto"},
     ],
 )
 def test_the_screen_and_the_dry_run_count_what_the_run_counts(
     chosen: dict[str, Any], tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     data = str(rows_of_every_kind(tmp_path / "rows.jsonl"))
-    config = replace(tiny_config, data=data, batch_size=2, skip_bad=True, packing=False, **chosen)
+    config = replace(tiny_config, data=data, **{"batch_size": 2, "skip_bad": True, "packing": False, **chosen})
     sent: list[Any] = []
     preflight.plan(config, sent.append)
     run = next(each for each in sent if isinstance(each, RunPlan))
-    known = plan(config, counted(config), Path(config.model), lambda _: 2, 2048)
+    known = plan(config, counted(config), Path(config.model), partial(first_batch_size, free=0), 2048)
     assert known is not None
     assert (known.rows, known.held_out) == (run.rows, run.held_out)
     assert (known.schedule.steps, known.schedule.rows_per_step) == (run.steps, run.rows_per_step)
+    assert {**msgspec.to_builtins(known.chosen), **_OF_THE_MACHINE} == {**run.config, **_OF_THE_MACHINE}
+    assert run.config["gradient_accumulation"] == (config.gradient_accumulation or 16 // run.config["batch_size"])
+    if "steps" in chosen:
+        assert any("held-out rows: all of them are more than the run's 2 steps train" in note for note in run.notes)
     assert known.unusable + known.limit.answer_lost == run.data.unusable
     assert known.limit == run.data.limits[0]
     seen = known.schedule.steps * known.schedule.rows_per_step / (run.rows + run.held_out)
     if "samples" not in chosen:
         assert known.tokens == round(seen * run.data.tokens)
         assert known.trained_tokens == round(seen * run.data.trained_tokens)
+
+
+def test_a_run_evaluates_when_the_dry_run_says_so(tiny_config: RunConfig, tmp_path: Path) -> None:
+    data, others = tmp_path / "rows.jsonl", tmp_path / "others.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"{i}?", "output": "so"}) + "\n" for i in range(40)))
+    others.write_text("".join(json.dumps({"instruction": f"{i} " * 100, "output": "so"}) + "\n" for i in range(10)))
+    config = replace(tiny_config, data=str(data), held_out=str(others), steps=12, eval_steps="auto", max_seq_length=512)
+    sent: list[Any] = []
+    preflight.plan(config, sent.append)
+    (planned,) = [each for each in sent if isinstance(each, RunPlan)]
+    happened, _ = train(config, [])
+    (chosen,) = of(happened, SettingsChosen)
+    (said,) = [each.message for each in of(happened, Said) if each.code == "HELD_OUT_IN_PART"]
+    assert chosen.values == {name: planned.config[name] for name in chosen.values}
+    assert "eval_steps" in chosen.values
+    assert said in planned.notes

@@ -58,7 +58,7 @@ async def test_a_finding_is_filtered_by_from_the_list_of_findings(cargo: Path) -
         assert entry.value == "finding:broken_json"  # line 20, the last
         await pilot.press("enter")
         await until_text(pilot, "1 of 1", "only 'finding:broken_json'")
-        assert pilot.app.focused is pilot.app.data.table
+        await until(pilot, lambda: pilot.app.focused is pilot.app.data.table, "the list of rows to have the keys")
 
 
 async def test_a_filter_that_nothing_is_known_of_yet_says_what_to_press(cargo: Path) -> None:

@@ -107,6 +107,7 @@ class Talk:
             return
         import readline  # noqa: F401  (input() then has a history and the usual keys)
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's job in the background begins without
         warned = False
         while True:
             try:

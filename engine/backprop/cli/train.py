@@ -42,7 +42,8 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     if dry_run:
         plan = {"config": msgspec.to_builtins(config), "origins": origins, "command": options.command_line(config)}
         plan |= _preflight(config)
-        plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(config)}
+        counted = msgspec.convert(plan["plan"]["config"], RunConfig) if plan["plan"] else config
+        plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(counted)}
         output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above

@@ -180,8 +180,6 @@ class RunPlan(Struct, kw_only=True, tag_field="type", tag="run_plan"):
     tokens: int
     """Those of the whole run, trained or not."""
     notes: list[str] = []
-    memory: int | None = None
-    """Bytes at the peak, where they were estimated."""
 
 
 class ExportRequest(Struct, kw_only=True):

@@ -155,13 +155,17 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
     )
 
 
-def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -> list[events.Warning]:
+def without_effect(
+    config: RunConfig, steps: int, trained: int, held_out: int, evaluated: int | None = None
+) -> list[events.Warning]:
     """One warning for each setting that a run of ``steps`` steps, on so many rows, cannot carry out.
 
     Args:
         trained, held_out: rows.
+        evaluated: of those held out; all where that is not known.
     """
     warmup, share = config.warmup_steps, config.held_out
+    evaluated = held_out if evaluated is None else evaluated
     found = {
         "WARMUP_TOO_LONG": (
             isinstance(warmup, int) and warmup >= steps,
@@ -172,6 +176,12 @@ def without_effect(config: RunConfig, steps: int, trained: int, held_out: int) -
             not held_out and share not in ("auto", "none"),
             f"no row is held out: {share} of {trained} row{'s' if trained > 1 else ''} is none",
             "add rows, or name a file of others",
+        ),
+        "HELD_OUT_IN_PART": (
+            evaluated < held_out,
+            f"evaluated on {evaluated} of {held_out} held-out rows: all of them are more than the run's {steps} steps "
+            "train",
+            "",
         ),
         "EARLY_STOPPING_OFF": (
             not held_out and config.early_stopping is not None,

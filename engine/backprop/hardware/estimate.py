@@ -184,16 +184,17 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     return list(found.values())
 
 
-def first_batch_size(config: RunConfig, free: int, rows_per_step: int = rules.ROWS_PER_STEP) -> int:
-    """Rows of a forward pass that a run begins with: a power of two that divides ``rows_per_step``, 16 at most.
+def first_batch_size(config: RunConfig, free: int) -> int:
+    """Rows of a forward pass that a run begins with: a power of two that divides ``rules.ROWS_PER_STEP``.
 
     On a card the most that are estimated to fit, and for a model that is not on this machine yet what its size says; on
-    a CPU as many as fill a packed pass.
+    a CPU as many as fill a packed pass. Where the passes of a step are given, its rows follow from this: they stay few.
 
     Args:
         free: bytes of the card; 0 on a CPU.
     """
-    sizes = [size for size in (1, 2, 4, 8, 16) if rows_per_step % size == 0]
+    most = rules.ROWS_PER_STEP if config.gradient_accumulation is None else 4 if free else 1
+    sizes = [size for size in (1, 2, 4, 8, 16) if size <= most]
     shape = Shape.of(config, memory=free)
     if not free:
         return next((size for size in sizes if size * shape.max_seq_length >= CPU_TOKEN_BUDGET), sizes[-1])

@@ -18,6 +18,7 @@ from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data import split as split_rows
@@ -166,6 +167,17 @@ class Subset:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
         return self.rows.lengths[self._places]
+
+
+def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
+    """Held-out rows, from the first, that have no more tokens than the whole run trains.
+
+    Going through a row once takes a third of what training it does, so a run never evaluates for longer than it trains.
+    """
+    if not len(held_out):
+        return held_out
+    tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
+    return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
 
 
 def divide(

@@ -77,11 +77,7 @@ def resolved(config: RunConfig) -> RunConfig:
     Open afterwards is what depends on the rows (``core.rules.for_rows``).
     """
     device, free = _device_and_memory(config)
-    batch = config.batch_size
-    if batch == "auto":
-        # Where the passes of a step are given, its rows follow from the batch: they stay as few as they were.
-        usual = 4 if free else 1
-        batch = first_batch_size(config, free, usual if config.gradient_accumulation else rules.ROWS_PER_STEP)
+    batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
     return msgspec.structs.replace(
         config,
@@ -105,28 +101,20 @@ def longest_rows(config: RunConfig) -> int:
     return estimate.longest_rows(config, _device_and_memory(config)[1])
 
 
-def for_lengths(config: RunConfig, data: DatasetPrepared, *, open_batch: bool) -> rules.Chosen:
+def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> rules.Chosen:
     """``config`` with what the lengths of its rows decide about: their limit, and how many of them a pass takes.
 
     Args:
-        config: a ``resolved`` one. A step keeps its rows.
-        open_batch: nobody has said how many rows a pass takes.
+        config: a ``resolved`` one.
+        asked: the same with what nobody has said still open.
     """
     if config.max_seq_length != "auto":
         return rules.Chosen(config, {})
     reasons = {"max_seq_length": rules.length_reason(data.p99, data.answers_fit, data.max_length)}
-    config = msgspec.structs.replace(config, max_seq_length=data.max_length)
-    if open_batch:
-        assert config.batch_size != "auto"
-        assert config.gradient_accumulation is not None
-        rows = config.batch_size * config.gradient_accumulation
-        batch = first_batch_size(config, _device_and_memory(config)[1], rows)
-        if batch != config.batch_size:
-            config = msgspec.structs.replace(config, batch_size=batch, gradient_accumulation=rows // batch)
-            reasons |= dict.fromkeys(
-                ("batch_size", "gradient_accumulation"), f"rows of up to {data.max_length:,} tokens"
-            )
-    return rules.Chosen(config, reasons)
+    batch = {name: getattr(asked, name) for name in ("batch_size", "gradient_accumulation")}
+    known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **batch))
+    changed = [name for name in batch if getattr(known, name) != getattr(config, name)]
+    return rules.Chosen(known, reasons | dict.fromkeys(changed, f"rows of up to {data.max_length:,} tokens"))
 
 
 def load_base(

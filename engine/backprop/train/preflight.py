@@ -16,7 +16,7 @@ from backprop.worker.job import Send, run_job
 
 def plan(config: RunConfig, send: Send) -> None:
     """Prepare the rows and send the plan; rows that would train nothing end it as they would end the run."""
-    from backprop.train.dataset import prepare
+    from backprop.train.dataset import in_proportion, prepare
     from backprop.train.model import for_lengths, resolved
 
     path = find_tokenizer(config.model)
@@ -30,7 +30,7 @@ def plan(config: RunConfig, send: Send) -> None:
             send(JobProgress(doing="counting the rows"))
 
     rows, trained, held_out = prepare(chosen, path, emit, lambda: False)
-    chosen, by_length = for_lengths(chosen, rows.summary, open_batch=config.batch_size == "auto")
+    chosen, by_length = for_lengths(chosen, config, rows.summary)
     schedule = Schedule.of(chosen, len(trained))
     final, reasons = rules.for_rows(
         chosen,
@@ -57,7 +57,16 @@ def plan(config: RunConfig, send: Send) -> None:
             tokens=round(schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())),
             notes=[
                 *(*rows.summary.notes, *notes),
-                *(each.message for each in rules.without_effect(final, schedule.steps, len(trained), len(held_out))),
+                *(
+                    each.message
+                    for each in rules.without_effect(
+                        final,
+                        schedule.steps,
+                        len(trained),
+                        len(held_out),
+                        len(in_proportion(held_out, trained, schedule)),
+                    )
+                ),
             ],
         )
     )

@@ -29,7 +29,7 @@ from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
-from backprop.train.dataset import Subset, prepare
+from backprop.train.dataset import in_proportion, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import generate, on_texts
 from backprop.train.gpu_guard import Guard
@@ -108,7 +108,8 @@ class Session:
             config, path, emit, self.steering.look, split=start.split, now=start.now
         )
         self.as_text = on_texts(rows.summary)
-        config, reasons = models.for_lengths(config, rows.summary, open_batch=start.open_batch)
+        recorded = self.directory.read_record().config
+        config, reasons = models.for_lengths(config, recorded, rows.summary)
 
         self.schedule = Schedule.of(config, len(self.trained))
         self.evaluated = in_proportion(self.held_out, self.trained, self.schedule)
@@ -136,16 +137,13 @@ class Session:
             load_weights(start.weights, self.loaded.model)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
-        recorded = self.directory.read_record().config
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
-            for note in rules.without_effect(config, self.schedule.steps, len(self.trained), len(self.held_out)):
+            for note in rules.without_effect(
+                config, self.schedule.steps, len(self.trained), len(self.held_out), len(self.evaluated)
+            ):
                 emit(note)
-            if len(self.evaluated) < len(self.held_out):
-                message = f"evaluated on {len(self.evaluated)} of {len(self.held_out)} held-out rows: all of them are "
-                message += f"more than the run's {self.schedule.steps} steps train"
-                emit(events.Warning(code="HELD_OUT_IN_PART", message=message))
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
@@ -156,7 +154,7 @@ class Session:
             reasons: of what the rows' lengths have decided about in ``config``.
         """
         schedule = self.schedule
-        rows, held_out, rows_per_step = len(self.trained), len(self.evaluated), schedule.rows_per_step
+        rows, held_out, rows_per_step = len(self.trained), len(self.held_out), schedule.rows_per_step
         chosen = rules.for_rows(
             config, path, rows=rows, held_out=held_out, rows_per_step=rows_per_step, steps=schedule.steps
         )
@@ -367,17 +365,6 @@ def halved(step: int, batching: Batching, error: BaseException, rows_per_step: i
 def steps_between_evaluations(steps: int, rows_per_step: int, held_out: int) -> int:
     """What earlier versions chose: ten over the run, none with more rows than were trained since the one before."""
     return max(1, steps // EVALUATIONS, -(-held_out // rows_per_step))
-
-
-def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
-    """Held-out rows, from the first, that have no more tokens than the whole run trains.
-
-    Going through a row once takes a third of what training it does, so a run never evaluates for longer than it trains.
-    """
-    if not len(held_out):
-        return held_out
-    tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
-    return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
 
 
 def new_curve(checkpoint: Checkpoint, config: RunConfig, schedule: Schedule) -> events.Warning:
