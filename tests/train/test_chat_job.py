@@ -211,10 +211,9 @@ ASKER = """
 import os, sys
 from backprop.core.jobs import ChatRequest, Sampling
 from backprop.runs.conversation import CHAT, Conversation
-from backprop.runs.engine_jobs import start_job
-from backprop.runs.directory import RunDirectory
-from pathlib import Path
-job = start_job(CHAT, RunDirectory(Path(sys.argv[1])), ChatRequest(source=sys.argv[1]), stays=True)
+from backprop.runs.engine_jobs import engine_job
+started = engine_job(CHAT, ChatRequest(source=sys.argv[1]), stays=True)
+job = started.__enter__()
 talk = Conversation(sampling=Sampling(max_tokens=400))
 messages = talk.attach(job)
 for _ in messages:

@@ -14,7 +14,7 @@ from backprop.core.jobs import ChatReady, ChatRequest, Message
 from backprop.core.settings import RunConfig
 from backprop.runs.conversation import CHAT
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_jobs import engine_job, start_job
+from backprop.runs.engine_jobs import ask_engine, engine_job
 from backprop.runs.state import read_run
 from backprop.trainer import Trainer
 from safetensors.numpy import load_file, save_file
@@ -87,11 +87,9 @@ def test_a_base_model_that_is_gone_is_an_error_that_names_it(trained: RunDirecto
         loaded(directory)
 
 
-def test_a_job_that_dies_is_a_crash_with_its_last_words(tmp_path: Path) -> None:
-    directory = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path)))
-
+def test_a_job_that_dies_is_a_crash_with_its_last_words() -> None:
     class Nothing(msgspec.Struct):
         pass
 
     with pytest.raises(EngineCrashedError, match="No module named"):
-        list(start_job("backprop.nothing", directory, Nothing()).messages())
+        ask_engine("backprop.nothing", Nothing(), ChatReady)

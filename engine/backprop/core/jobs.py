@@ -213,7 +213,7 @@ class Comparison(Struct, kw_only=True):
 class Check(Struct, kw_only=True):
     """The proof of an export. Numbers are ``None`` where they could not be measured; ``skipped`` says why."""
 
-    passed: bool
+    passed: bool = True
     compared: list[Comparison] = []
     kl: float | None = None
     """Mean Kullback-Leibler divergence of the next token's distribution from the trained model's, in nats."""
@@ -222,6 +222,12 @@ class Check(Struct, kw_only=True):
     tuning_kept: float | None = None
     """Of the prompts that tuned and base model answer differently, the share still answered as tuned, not as base."""
     skipped: str = ""
+
+    def add(self, name: str, passed: bool, detail: str) -> Check:
+        """The same with one comparison more; one that failed fails the whole."""
+        self.compared.append(Comparison(name=name, passed=passed, detail=detail))
+        self.passed = self.passed and passed
+        return self
 
 
 class Exported(Struct, kw_only=True, tag_field="type", tag="exported"):

@@ -138,7 +138,6 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.fetch.models import fetch_model
     from backprop.train import generate
-    from backprop.train import model as models
     from backprop.train.adapter import base_of
 
     path = Path(request.source)
@@ -153,11 +152,8 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
     adapter = (path / "adapter_config.json").is_file()
     name = (request.model or base_of(path)) if adapter else str(path)
     send(ModelLoading(model=name, stage="load"))
-    models.use_all_cores()
     folder = fetch_model(name, send) if adapter else require_weights(path)
-    device = models.choose_device("auto")
-    model = models.load_base(folder, device, models.choose_dtype(device))
-    return Speaker(generate.with_adapter(model, path) if adapter else model, ChatTokenizer.load(folder), adapter)
+    return Speaker(generate.load_model(folder, path if adapter else None), ChatTokenizer.load(folder), adapter)
 
 
 if __name__ == "__main__":

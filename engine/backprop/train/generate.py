@@ -170,7 +170,6 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from backprop.train.checkpoint import load_weights
     from backprop.train.resume import result_notes
 
-    models.use_all_cores()
     run = RunDirectory(path)
     base_path = fetch_model(str(config["model"]), send)
     for note in result_notes(run, base_path, step):
@@ -181,27 +180,34 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
         checkpoint = CheckpointStore(run.checkpoints, run.read_record().run_id).of_step(step)
         if checkpoint is None:
             raise CheckpointError(f"{path} has no good checkpoint of step {step}")
+        models.use_all_cores()
         settings = msgspec.convert({**config, "backend": backend}, RunConfig)
         loaded = models.load(models.resolved(settings), base_path, lambda event: None)
         load_weights(checkpoint.path, loaded.model)
         return loaded.model, loaded.chat
-    device = models.choose_device(backend)
-    trusted = bool(config.get("trust_remote_code"))
-    base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
-    return with_adapter(base, run.adapter), ChatTokenizer.load(base_path)
+    model = load_model(base_path, run.adapter, backend, bool(config.get("trust_remote_code")))
+    return model, ChatTokenizer.load(base_path)
 
 
-def with_adapter(base: Any, adapter: Path) -> Any:
-    """``base`` with the adapter in a folder.
+def load_model(base: Path, adapter: Path | None = None, backend: str = "auto", trust_remote_code: bool = False) -> Any:
+    """The model in the folder ``base``, with the adapter in another one on it.
 
     Raises:
-        CheckpointError: it cannot be read, or is for another model.
+        ModelLoadError: the base model cannot be loaded.
+        CheckpointError: the adapter cannot be read, or is for another model.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    from backprop.train import model as models
+
+    models.use_all_cores()
+    device = models.choose_device(backend)
+    model = models.load_base(base, device, models.choose_dtype(device), trust_remote_code)
+    if adapter is None:
+        return model
     try:
-        return PeftModel.from_pretrained(base, adapter)
+        return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"the adapter in {adapter} cannot be read: {error}",

@@ -36,7 +36,7 @@ def write_lora_gguf(
     *,
     provenance: Mapping[str, str],
     progress: Progress = lambda name, done, total: None,
-) -> list[str]:
+) -> None:
     """Write an adapter to ``target``.
 
     llama.cpp multiplies the change of every module by alpha / rank, with one alpha for the whole file. Where training
@@ -70,7 +70,6 @@ def write_lora_gguf(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     total = add_tensor_infos(writer, shapes, types)
     write_tensors(writer, target, _matrices(adapter, model, modules), types, total=total, progress=progress)
-    return []
 
 
 def is_written(adapter: Adapter, base: Path, path: Path, precision: str) -> bool:
