@@ -19,7 +19,7 @@ from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sa
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, engine_job
 from backprop.runs.state import read_run
-from backprop.train.generate import generate, load
+from backprop.train.generate import load, reply
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 
@@ -88,9 +88,9 @@ def ask(talk: Talk, prompt: str, *, base: bool = True) -> Turn:
 
 def test_both_models_answer_as_generate_does(talk: Talk, trained: RunDirectory) -> None:
     model, chat = load(trained.path, read_run(trained.path).config, lambda message: None)
-    expected = {True: generate(model, chat, "One?", 8)}
+    expected = {True: reply(model, chat, "One?", SHORT).text}
     with model.disable_adapter():
-        expected[False] = generate(model, chat, "One?", 8)
+        expected[False] = reply(model, chat, "One?", SHORT).text
     turn = ask(talk, "One?")
     assert {tuned: reply.text for tuned, reply in turn.replies.items()} == expected
     assert turn.identical == (expected[True] == expected[False])

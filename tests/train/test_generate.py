@@ -8,16 +8,21 @@ from typing import Any
 import pytest
 import torch
 from backprop.core.events import DatasetPrepared, RunStarted, Sample, encode
-from backprop.core.jobs import ChatRequest
+from backprop.core.jobs import ChatRequest, Sampling
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.train.chat import open_speaker
-from backprop.train.generate import generate, load
+from backprop.train.generate import load, reply
 from backprop.train.model import Loaded, load_base
 from msgspec import to_builtins
 from msgspec.structs import replace
 from runs_in_process import of, train
 from transformers import LogitsProcessorList
+
+
+def generate(model: Any, chat: ChatTokenizer, prompt: str, most: int, *on_text: Any, **how: Any) -> str:
+    """The greedy answer."""
+    return reply(model, chat, prompt, Sampling(max_tokens=most), *on_text, **how).text
 
 
 def test_the_pieces_are_the_answer(loaded_tiny: Loaded) -> None:

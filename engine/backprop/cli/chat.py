@@ -207,8 +207,7 @@ class Talk:
                     sys.stdout.flush()
                 case Reply() if not self._as_json:
                     output.line("" if message.tuned in begun else "(an empty answer)")
-                    if message.ended != "end":
-                        why = f"cut after {message.tokens} tokens" if message.ended == "length" else "stopped"
+                    if why := turn.note(message.tuned):
                         output.narrate(f"({why})", "quiet")
                 case TurnEnded():
                     if turn.failed is not None:

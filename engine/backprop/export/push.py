@@ -52,7 +52,6 @@ class Parcel(Struct, kw_only=True):
     """What is uploaded: by its name in the repository a file, or the bytes that stand for it."""
 
     files: dict[str, Path | bytes]
-    relation: str
     card: str
     notes: list[str]
 
@@ -177,7 +176,7 @@ def pack(path: Path, repo: str) -> Parcel:
         kept = {name: value for name, value in identity.items() if name != "model_path"}
         files[IDENTITY] = _as_file(kept | {"model": base})
     text = card(about)
-    return Parcel(files=files | {CARD: text.encode()}, relation=relation, card=text, notes=notes)
+    return Parcel(files=files | {CARD: text.encode()}, card=text, notes=notes)
 
 
 def base_model(run: RunState | None, identity: dict[str, Any], settings: dict[str, Any]) -> tuple[str, str]:

@@ -59,21 +59,6 @@ class Answer(NamedTuple):
     """As in ``core.jobs.Reply``."""
 
 
-def generate(
-    model: Any,
-    chat: ChatTokenizer,
-    prompt: str | list[dict[str, Any]],
-    max_new_tokens: int,
-    on_text: Callable[[str], None] | None = None,
-    *,
-    stop_when: Callable[[], bool] | None = None,
-    as_text: bool = False,
-) -> str:
-    """The text of the greedy ``reply`` to a prompt."""
-    sampling = Sampling(max_tokens=max_new_tokens)
-    return reply(model, chat, prompt, sampling, on_text, stop_when=stop_when, as_text=as_text).text
-
-
 def reply(
     model: Any,
     chat: ChatTokenizer,
