@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from backprop.core import paths
 from backprop.core.errors import ModelLoadError
-from backprop.core.models import find_model, find_tokenizer, repository_of
+from backprop.core.models import find_model, find_tokenizer, repository_of, weight_files
 from huggingface_hub import constants
 
 NAME = "somebody/a-model"
@@ -77,6 +78,26 @@ def two_sets(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}))
 
 
+def half_of_them(folder: Path) -> None:
+    two_sets(folder)
+    for name in ("b.safetensors", "model.safetensors"):
+        (folder / name).unlink()
+
+
+def index_of(places: Any) -> Any:
+    def make(folder: Path) -> None:
+        write(folder, "config.json", "a.safetensors")
+        (folder.parent / "outside.safetensors").write_text("{}")
+        (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+    return make
+
+
+def a_pipe(folder: Path) -> None:
+    write(folder, *MODEL)
+    os.mkfifo(folder / "tokenizer_config.json")
+
+
 def an_adapter(folder: Path) -> None:
     write(folder, "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/base"}))
@@ -96,10 +117,29 @@ def a_runs_adapter(folder: Path) -> None:
         (lambda folder: write(folder, "run.json"), "the directory of a run", "`backprop fork "),
         (pointer, "model.safetensors is a Git LFS pointer", "lfs pull"),
         (two_sets, "two sets of weights: model.safetensors, and 2 others", "keep the one"),
+        (half_of_them, "lacks 1 of its files of weights, the first of them 'b.safetensors'", "copy the model again"),
+        (index_of({"x": "../outside.safetensors"}), "lacks 1 of its files .* '../outside.safetensors'", ""),
+        (index_of({"x": ["a.safetensors"]}), "index.json does not say where", "copy it again"),
+        (index_of([]), "index.json does not say where", "copy it again"),
+        (a_pipe, "tokenizer_config.json cannot be read: it is a named pipe", ""),
         (lambda folder: (write(folder, *MODEL), (folder / "config.json").write_text('{"a')), "config.json cannot", ""),
         (lambda folder: (folder.parent / "model").write_bytes(b"GGUF"), "is a file", "name the folder"),
     ],
-    ids=["stray adapter", "adapter", "adapter of a run", "run", "LFS", "two sets", "torn", "file"],
+    ids=[
+        "stray adapter",
+        "adapter",
+        "adapter of a run",
+        "run",
+        "LFS",
+        "two sets",
+        "half",
+        "outside",
+        "list",
+        "no map",
+        "pipe",
+        "torn",
+        "file",
+    ],
 )
 def test_what_is_no_model_is_refused_as_what_it_is(make: Any, said: str, hint: str, tmp_path: Path) -> None:
     make(tmp_path / "model")
@@ -112,6 +152,13 @@ def test_an_index_of_files_that_are_not_there_is_no_second_set(tmp_path: Path) -
     two_sets(tmp_path)
     (tmp_path / "b.safetensors").unlink()
     assert find_model(str(tmp_path)) == tmp_path
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+def test_other_weights_beside_those_of_the_index_are_not_the_models(tmp_path: Path) -> None:
+    two_sets(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "consolidated.safetensors")
+    assert weight_files(find_model(str(tmp_path)) or tmp_path) == [tmp_path / f"{name}.safetensors" for name in "ab"]
 
 
 def test_a_directory_that_is_gone_and_the_address_of_a_model_are_understood() -> None:

@@ -26,8 +26,14 @@ def rows(path: Path, question: int, answer: int) -> Path:
 
 @pytest.mark.parametrize(
     ("words", "most", "cut_and_lost"),
-    [((2, 2), 2048, (0, 0)), ((400, 2), 2048, (1, 0)), ((2, 400), 2048, (1, 0)), ((2, 400), 128, (0, 1))],
-    ids=["short", "a long question is cut", "a long answer is kept", "beyond what fits"],
+    [
+        ((2, 2), 2048, (0, 0)),
+        ((400, 2), 2048, (1, 0)),
+        ((2, 400), 2048, (1, 0)),
+        ((2, 400), 128, (0, 1)),
+        ((2, 4000), 128, (0, 1)),
+    ],
+    ids=["short", "a long question is cut", "a long answer is kept", "beyond what fits", "beyond what the model reads"],
 )
 def test_the_limit_keeps_answers_and_most_rows_whole(
     words: tuple[int, int],
@@ -40,6 +46,8 @@ def test_the_limit_keeps_answers_and_most_rows_whole(
     found = prepare(path, model, max_length="auto", most=most)
     summary = found.summary
     assert (summary.cut, summary.answer_lost) == cut_and_lost
+    lost = [each.message for each in summary.problems if each.code == "answer_lost"]
+    assert [f"into {summary.max_length} with" in message for message in lost] == [True] * summary.answer_lost
     assert summary.max_length == summary.limits[0].max_length <= most
     assert int(found.lengths.max()) <= summary.max_length
     given = prepare(path, model, max_length=summary.max_length)
@@ -69,6 +77,5 @@ def test_a_line_end_behind_the_last_answer_is_within_the_limit(
         if found.summary.longest == found.summary.max_length:
             break
     assert found.summary.longest == found.summary.max_length
-    assert int(found.lengths.max()) <= found.summary.max_length
     given = prepare(path, model, max_length=found.summary.max_length)
     assert given.fingerprint == found.fingerprint

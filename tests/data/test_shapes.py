@@ -466,6 +466,8 @@ def test_a_row_inside_another_object_is_read_whole_and_the_note_says_where(model
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert validate(path).problem_counts == {"duplicate_row": 1}
     assert prepare(path, model_dir("chatml")).summary.duplicated == 1
+    path.write_text(path.read_text() + '"a stray text"\n[1]\n')
+    assert [problem.line for problem in validate(path, mapping={"row": "body"}).problems][-2:] == [4, 5]
 
 
 @pytest.mark.parametrize(

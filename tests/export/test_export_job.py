@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import filecmp
 import json
+import re
 import shutil
 import tempfile
 import threading
@@ -138,13 +139,21 @@ def test_what_other_readers_look_for_is_in_the_merged_folder(trained: RunDirecto
 def zeroed(trained: RunDirectory) -> None:
     file = trained.adapter / "adapter_model.safetensors"
     save_file({name: value * (0 if "lora_B" in name else 1) for name, value in load_file(file).items()}, file)
-    weights = {file.name: files.sha256(file)}
-    changed(trained.adapter / "backprop.json", weights=weights)
+    changed(trained.adapter / "backprop.json", files={file.name: files.sha256(file)})
 
 
 def stale(trained: RunDirectory) -> None:
     file = trained.adapter / "adapter_model.safetensors"
     save_file({name: value * 2 for name, value in load_file(file).items()}, file)
+
+
+def halved(trained: RunDirectory) -> None:
+    config = trained.adapter / "adapter_config.json"
+    changed(config, lora_alpha=json.loads(config.read_bytes())["lora_alpha"] / 2)
+
+
+def retemplated(trained: RunDirectory) -> None:
+    (trained.adapter / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
 
 
 def no_adapter(trained: RunDirectory) -> None:
@@ -160,6 +169,8 @@ def no_adapter(trained: RunDirectory) -> None:
             {},
             "[STATE_CHECKPOINT_INVALID] the adapter is not the one that was trained: {run}/adapter/adapter_model",
         ),
+        (halved, {}, "[STATE_CHECKPOINT_INVALID] the adapter is not the one that was trained: {run}/adapter/adapter_c"),
+        (retemplated, {}, "[STATE_CHECKPOINT_INVALID] the adapter is not the one that was trained: {run}/adapter/tok"),
         (no_adapter, {}, "[INPUT_VALIDATION_FAILED] run {id} (done) has no trained adapter"),
         (None, {"step": 77}, "[INPUT_VALIDATION_FAILED] run {id} has no good checkpoint of step 77"),
         (None, {"precision": "q4_k_m"}, "[INPUT_VALIDATION_FAILED] merged is not written in 'q4_k_m'"),
@@ -180,10 +191,11 @@ def test_what_is_not_the_trained_model_is_refused(
     assert message.startswith(said.format(run=trained.path, id=trained.run_id))
     assert (refused.value.exit_code == 1) == message.startswith("[INPUT")
     assert refused.value.hint
+    assert "wait" not in refused.value.hint
     assert not (trained.path / "exports").exists()
 
 
-@pytest.mark.parametrize("spoil", [zeroed, stale])
+@pytest.mark.parametrize("spoil", [zeroed, stale, halved, retemplated])
 def test_an_adapters_folder_is_no_way_around_that(
     trained: RunDirectory, tmp_path: Path, spoil: Callable[[RunDirectory], None]
 ) -> None:
@@ -361,6 +373,27 @@ def test_a_run_becomes_one_gguf_file_that_was_proved(trained: RunDirectory, tmp_
     assert file.fields["general.run_id"].contents() == trained.run_id
     assert len(file.fields["general.data_hash"].contents()) == 64
     assert any((now.data != then.data).any() for now, then in zip(file.tensors, before.tensors, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"rms_norm_eps": "x"}, "config.json: a setting .* 'x'"),
+        ({"rms_norm_eps": None}, "config.json: a setting .*rms_norm_eps"),
+        ({"architectures": ["OPTForCausalLM"]}, "{base}/config.json: OPTForCausalLM cannot be written as GGUF"),
+    ],
+)
+def test_settings_that_cannot_be_written_are_named_in_the_persons_file(
+    base: Path, tmp_path: Path, settings: Any, said: str
+) -> None:
+    model = shutil.copytree(base, tmp_path / "mine")
+    changed(model / "config.json", **settings)
+
+    with pytest.raises(BackpropError) as refused:
+        export(tmp_path, model, "gguf")
+
+    assert re.match(said.format(base=model), refused.value.message)
+    assert refused.value.hint
 
 
 def test_a_gguf_that_is_not_the_model_leaves_nothing(

@@ -31,9 +31,19 @@ def test_a_tensor_that_is_read_in_pieces_is_the_whole_one(
     assert found.dtype == np.float32
 
 
-def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "w.safetensors", "F32", [4, 4], bytes(64))
-    path.write_bytes(path.read_bytes()[:-8])
+@pytest.mark.parametrize(
+    "header", [b"", b"\xff" * 7 + b"\x7f{}", b"\xff\xff\xff\xff\x07\0\0\0{}", b"\2\0\0\0\0\0\0\0[]"]
+)
+def test_a_header_that_lies_is_no_reason_to_read_what_it_says(header: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(header)
+    with pytest.raises(ModelLoadError, match=r"w\.safetensors cannot be read"):
+        StoredWeights([tmp_path / "w.safetensors"])
 
-    with pytest.raises(ModelLoadError, match=r"w\.safetensors ends within w"):
-        StoredWeights([path]).read("w")
+
+@pytest.mark.parametrize("kept", [-8, -40])
+def test_a_file_that_ends_too_early_is_named_before_anything_is_written(kept: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "w.safetensors", "F32", [4, 4], bytes(64))
+    path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(ModelLoadError, match=r"w\.safetensors cannot be read"):
+        StoredWeights([path])

@@ -260,6 +260,7 @@ def test_an_engine_started_ahead_can_be_killed_like_any_other(tmp_path: Path) ->
 def test_an_engine_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None:
     warm = WarmEngine()
     os.kill(warm.pid, 9)
+    os.waitid(os.P_PID, warm.pid, os.WEXITED | os.WNOWAIT)
     watched = engine_client.start(RunConfig(data="d", run_name="3", output_dir=str(tmp_path)), warm=warm)
     assert len(read_to_end(watched)) == 4
 

@@ -79,6 +79,16 @@ def test_a_prefix_finds_one_run_and_an_ambiguous_one_names_them(tmp_path: Path) 
         assert index.find("d").name == "def333"
         with pytest.raises(RunError, match=r"fits 2 runs: .*abc111"):
             index.find("abc")
+        copy = RunDirectory(
+            shutil.copytree(run.path, tmp_path / "copy" / "def333", ignore=shutil.ignore_patterns("control"))
+        )
+        index.add(copy.path)
+        with pytest.raises(RunError, match=rf"def333 is in 2 places: .*{copy.path}") as caught:
+            index.find("def333")
+        assert "directory" in caught.value.hint
+        for path, said in ((tmp_path / "no", "there is no directory"), (tmp_path / "copy", "is no directory of a run")):
+            with pytest.raises(RunError, match=said):
+                index.find(str(path))
         for unknown in ("", "x", "%", "abc_"):
             with pytest.raises(RunError):
                 index.find(unknown)
@@ -127,6 +137,23 @@ def alter(statement: str) -> Callable[[Path], None]:
 def another_program(path: Path) -> None:
     path.unlink()
     alter("create table bookmarks (url text)")(path)
+
+
+@pytest.mark.parametrize("opened_anew", [False, True])
+def test_what_was_listed_is_not_forgotten_when_the_damage_shows(
+    opened_anew: bool, tmp_path: Path, directory: RunDirectory
+) -> None:
+    path = tmp_path / "index" / "runs.db"
+    elsewhere = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path / "elsewhere")))
+    with RunIndex(path) as first, RunIndex(path) as second:
+        first.add(elsewhere.path)
+        first.add(directory.path)
+        listing = (second if opened_anew else first).each()
+        seen = {next(listing).run_id}
+        path.write_bytes(b"no database" * 1000)
+        seen |= {summary.run_id for summary in listing}
+    with RunIndex(path) as index:
+        assert {summary.run_id for summary in index.summaries()} == seen == {elsewhere.run_id, directory.run_id}
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from tiny_tokenizer import write_model
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chooser import Chooser
+from backprop_tui.screens.configure import screen as configure
 from backprop_tui.screens.configure.about import memory_of, memory_rows
 from backprop_tui.screens.configure.screen import ConfigureScreen
 from backprop_tui.screens.dialogs import Question
@@ -117,6 +118,18 @@ async def test_the_run_is_known_before_it_starts(rows: Path, model: Path) -> Non
         assert "4 of 8 rows: 0.8 passes" in screen.about.text
         assert "only 80 % of the rows are seen in 4 steps" in " ".join(screen.about.text.split())
         assert screen.found.values["epochs"] == settings()["epochs"].default
+
+
+async def test_moving_about_plans_nothing_anew(rows: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan of a million rows takes longer than a key may."""
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot, data=rows, model=model)
+        made: list[object] = []
+        monkeypatch.setattr(configure, "plan", lambda *given, **named: made.append(given))
+        await pilot.press("down", "down", "up")
+        assert not made
+        await change(pilot, screen, "epochs", "1")
+        assert len(made) == 1
 
 
 async def test_a_wrong_value_is_said_as_it_is_typed_and_not_taken(rows: Path) -> None:

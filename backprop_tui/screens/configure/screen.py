@@ -17,6 +17,7 @@ from backprop.core.presets import MODEL_PRESETS, TRAINING_PRESETS, default_model
 from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan, plan, warnings
+from backprop.data.truncate import CountedLengths
 from backprop.hardware.devices import Info, info
 from backprop.hardware.estimate import first_batch_size, longest_rows
 from backprop.runs import engine_client
@@ -72,6 +73,8 @@ class ConfigureScreen(BaseScreen):
         self.notice = ""
         self.warm: WarmEngine | None = None
         self.machine: Info | None = None
+        self._planned: tuple[RunConfig, CountedLengths, int, Plan | None] | None = None
+        """What the last plan was made of, and the plan."""
         self.tasks = Tasks(self)
         self.counting = Counting(self.tasks, self._draw)
         self._title, self._status = Bar(id="title"), Bar(id="status")
@@ -164,13 +167,13 @@ class ConfigureScreen(BaseScreen):
         if config is None or counted is None or counted.unit != "tokens":
             return None
         free = self._free()
-        return plan(
-            config,
-            counted,
-            find_tokenizer(config.model),
-            batch_size=partial(first_batch_size, free=free),
-            most=longest_rows(config, free),
-        )
+        last = self._planned
+        if last is None or last[0] is not config or last[1] is not counted or last[2] != free:
+            most = longest_rows(config, free)
+            batch_size = partial(first_batch_size, free=free)
+            planned = plan(config, counted, find_tokenizer(config.model), batch_size=batch_size, most=most)
+            self._planned = last = (config, counted, free, planned)
+        return last[3]
 
     def _outlook(self) -> Outlook:
         setting, config, counted, planned = self.form.chosen, self.config, self.counting.counted, self._plan()

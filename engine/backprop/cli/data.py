@@ -153,7 +153,7 @@ def _show_validation(answer: dict[str, Any]) -> None:
             head = ["at a limit of", "", "whole", "cut", "split", "answer lost"]
             output.table(head, rows, frozenset({0, 2, 3, 4, 5}))
         if tokens["answer_lost"]:
-            output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}")
+            output.line(f"every answer fits with --max-seq-length {tokens['answers_fit']}, if the model reads as many")
 
 
 @click.group(cls=CommandGroup)

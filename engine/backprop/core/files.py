@@ -115,8 +115,8 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether there is no room for what was to be written: on the disk, in the quota, or in one file."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    """Whether the disk or the quota has no room for what was to be written: where it is freed it can be tried again."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ Everybody who needs a model or its tokenizer asks here: training (which fetches 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from backprop.core import architecture, paths
 from backprop.core.architecture import Architecture
 from backprop.core.errors import ModelLoadError
-from backprop.core.files import read_json
+from backprop.core.files import open_regular, read_json
 from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
 
 MANIFEST = "manifest.json"
@@ -148,17 +149,33 @@ def require_weights(folder: Path) -> Path:
             hint="weights in pickle files (.bin) can run code and are not read; convert the model to safetensors first",
         )
     for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            if file.read(len(_POINTER)) == _POINTER:
-                raise ModelLoadError(f"{path} is a Git LFS pointer, not the file", hint=f"`git -C {folder} lfs pull`")
+        try:
+            with os.fdopen(open_regular(path), "rb") as file:
+                pointer = file.read(len(_POINTER)) == _POINTER
+        except OSError as error:
+            raise ModelLoadError(f"{path} cannot be read: {error.strerror}", hint="fetch or copy it again") from error
+        if pointer:
+            raise ModelLoadError(f"{path} is a Git LFS pointer, not the file", hint=f"`git -C {folder} lfs pull`")
     settings_of(folder)
     listed = _listed_weights(folder)
-    if SINGLE in weights - listed and listed and listed <= weights:
+    missing = sorted(listed - weights)
+    if missing and SINGLE not in weights:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} of its files of weights, the first of them {missing[0]!r}",
+            hint="fetch or copy the model again",
+        )
+    if not missing and SINGLE in weights - listed:
         raise ModelLoadError(
             f"{folder} holds two sets of weights: {SINGLE}, and {len(listed)} others that {INDEX} lists",
             hint="keep the one that is meant, and move the other away",
         )
     return folder
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights of the model in ``folder``, which is whole, without others beside them: some bring a second set."""
+    single, listed = folder / SINGLE, sorted(_listed_weights(folder))
+    return [single] if single.is_file() else [folder / name for name in listed]
 
 
 _POINTER = b"version https://git-lfs"
@@ -180,7 +197,10 @@ def _listed_weights(folder: Path) -> set[str]:
     """The files of weights that the index lists, or the single one where there is no index."""
     if not (folder / INDEX).is_file():
         return {SINGLE}
-    return set(settings_of(folder, INDEX).get("weight_map", {}).values())
+    places = settings_of(folder, INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ModelLoadError(f"{folder / INDEX} does not say where which tensor is", hint="fetch or copy it again")
+    return set(places.values())
 
 
 def is_complete(folder: Path) -> bool:

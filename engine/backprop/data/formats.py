@@ -192,7 +192,7 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
                 if name not in read and value not in _EMPTY:
                     unused[str(name)].append(value)
     for row in whole if holder.row != ABSENT else ():
-        for name, value in row.items():
+        for name, value in row.items() if isinstance(row, dict) else ():
             if name != holder.row:
                 unused[str(name)].append(value)
     format = max((name for name in FORMATS if counts[name]), key=counts.__getitem__, default=None)

@@ -135,7 +135,8 @@ def _at_its_own_length(prepare: Callable[..., Prepared], most: int) -> Prepared:
     whole = prepare(max_length=_WHOLE)
     summary = whole.summary
     limit = min(sequence_length(summary.p99, summary.answers_fit, most), summary.max_length)
-    if limit < int(whole.lengths.max()):  # what follows the last answer counts here too
+    # A sample has what follows its last answer too; of a row whose answer is lost there is none.
+    if limit < max(summary.longest, int(whole.lengths.max())):
         return prepare(max_length=limit)
     summary.max_length = limit
     summary.limits = [msgspec.structs.replace(each, max_length=min(each.max_length, limit)) for each in summary.limits]

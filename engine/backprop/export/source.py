@@ -15,16 +15,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
-from backprop.core.files import sha256
 from backprop.core.jobs import ExportRequest
-from backprop.core.models import repository_of, require_weights, settings_of
+from backprop.core.models import repository_of, require_weights, settings_of, weight_files
 from backprop.core.presets import licence_of
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, MergedWeights
 from backprop.export.weights import StoredWeights, Weights
 from backprop.fetch.models import fetch_model
 from backprop.runs.checkpoints import CheckpointStore
-from backprop.runs.directory import IDENTITY, RunDirectory, is_run
+from backprop.runs.directory import IDENTITY, RunDirectory, changed_files, is_run
 from backprop.runs.state import RunState, read_run, require_result
 from backprop.train.adapter import base_of, copy_tokenizer, write_what_was_learned
 from backprop.train.checkpoint import WEIGHTS
@@ -87,13 +86,13 @@ class Source:
         Raises:
             MergeError: the adapter is not for this base.
         """
-        base = StoredWeights(sorted(self.base.glob("*.safetensors")))
+        base = StoredWeights(weight_files(self.base))
         return base if self.adapter is None else MergedWeights(base, self.adapter, self.config)
 
     @property
     def dtype(self) -> str:
         """The precision that the base model is published in: ``bf16``, ``f16`` or ``f32``."""
-        base = StoredWeights(sorted(self.base.glob("*.safetensors")))
+        base = StoredWeights(weight_files(self.base))
         return base.dtype(base.names()[0]).lower()
 
 
@@ -202,9 +201,8 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
 def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
     adapter = Adapter(folder)
     identity = settings_of(folder, IDENTITY) if (folder / IDENTITY).is_file() else {}
-    for name, digest in identity.get("weights", {}).items():
-        if not (folder / name).is_file() or sha256(folder / name) != digest:
-            raise _stale(f"{folder / name} is not the file that the run saved")
+    for changed in changed_files(folder) if identity else ():
+        raise _stale(changed)
     hub = str(adapter.config.get("base_model_name_or_path") or "")
     try:
         base = fetch_model(request.model or base_of(folder), send)

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from backprop.core.errors import ExportError, ModelLoadError
+from backprop.core.files import open_regular
 
 _WIDTHS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _PIECE = 4 << 20
@@ -44,7 +46,8 @@ class StoredWeights:
         self._at: dict[str, tuple[Path, int, int, str, tuple[int, ...]]] = {}
         for path in files:
             try:
-                with path.open("rb") as file:
+                os.close(open_regular(path))
+                with safe_open(path, "np"), path.open("rb") as file:  # which checks every size and place
                     length = int.from_bytes(file.read(8), "little")
                     header = json.loads(file.read(length))
                 for name, entry in header.items():
@@ -52,7 +55,7 @@ class StoredWeights:
                         begin, end = entry["data_offsets"]
                         place = (path, 8 + length + begin, end - begin, entry["dtype"], tuple(entry["shape"]))
                         self._at[name] = place
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, SafetensorError) as error:
                 raise ModelLoadError(f"{path} cannot be read: {error}", hint="fetch or copy it again") from error
 
     def names(self) -> list[str]:
@@ -74,7 +77,7 @@ class StoredWeights:
             for start in range(0, flat.size, _PIECE):
                 piece = flat[start : start + _PIECE]
                 content = os.pread(file.fileno(), piece.size * width, begin + start * width)
-                if len(content) != piece.size * width:
+                if len(content) != piece.size * width:  # cut since it was opened
                     raise ModelLoadError(f"{path} ends within {name}", hint="fetch or copy it again")
                 stored = np.frombuffer(content, _WIDTHS[dtype])
                 if dtype == "BF16":

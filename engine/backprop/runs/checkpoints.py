@@ -17,6 +17,7 @@ One process works on a run's checkpoints: the holder of the run's lock. Reading 
 
 from __future__ import annotations
 
+import errno
 import math
 import re
 import shutil
@@ -315,7 +316,7 @@ class CheckpointStore:
         return usual + (f".{attempt}" if attempt > 1 else ""), attempt
 
     def _failed(self, error: OSError) -> CheckpointError:
-        full = is_full(error)
+        full = is_full(error) or error.errno == errno.EFBIG
         hint = "free some space" if full else "check that the directory exists and can be written"
         return CheckpointError(
             f"the checkpoint directory {self.directory} could not be changed: {error.strerror or error}",

@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -140,14 +142,8 @@ class RunDirectory:
             return ""
 
     def changed_result(self) -> list[str]:
-        """What of the result's weights is not as the run saved it, in words."""
-        identity = self.adapter / IDENTITY
-        try:
-            saved: dict[str, str] = read_json(identity, dict[str, Any]).get("weights", {}) if self.result else {}
-            changed = [name for name, digest in saved.items() if sha256(self.adapter / name) != digest]
-        except (OSError, ValueError) as error:
-            return [f"{self.adapter}: it cannot be told whether it is as it was saved: {error}"]
-        return [f"{self.adapter / name} is not the file that the run saved" for name in changed]
+        """What of the result is not as the run saved it, in words."""
+        return changed_files(self.adapter) if self.result else []
 
     def whereabouts(self, folder: int) -> Path | None:
         """Where the directory is that the descriptor ``folder`` was opened on; ``None`` where it was deleted."""
@@ -411,3 +407,23 @@ def _is_held(path: Path, flags: int = 0) -> bool:
 def is_run(path: Path) -> bool:
     """Whether ``path`` looks like a run's directory, damaged ones included."""
     return os.path.lexists(path / "run.json") or os.path.lexists(path / "events.jsonl")
+
+
+def changed_files(adapter: Path) -> list[str]:
+    """What of an adapter is not as a run saved it, in words: weights, scale, tokenizer and template."""
+    try:
+        identity = read_json(adapter / IDENTITY, dict[str, Any])
+        saved: dict[str, str] = identity.get("files") or identity.get("weights") or {}  # earlier runs kept only these
+        changed = [name for name, digest in saved.items() if result_digest(adapter / name) != digest]
+    except (OSError, ValueError) as error:
+        return [f"{adapter}: it cannot be told whether it is as it was saved: {error}"]
+    return [f"{adapter / name} is not the file that the run saved" for name in changed]
+
+
+def result_digest(path: Path) -> str:
+    """SHA-256 of a file of an adapter; of its settings without the base model's name, which says where that is now."""
+    if path.name != "adapter_config.json":
+        return sha256(path)
+    settings = read_json(path, dict[str, Any])
+    settings.pop("base_model_name_or_path", None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

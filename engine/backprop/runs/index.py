@@ -97,8 +97,8 @@ class RunIndex:
         """What a person should know of the index, in one line; empty where all is well."""
         self._path = path
         self._inode = 0
-        self._added: dict[Path, None] = {}
-        """Runs that were named since it was opened: an index that takes its place is told of them."""
+        self._added: dict[str, None] = {}
+        """Runs that were named or listed since it was opened: an index that takes its place is told of them."""
         self._db = self._open()
 
     def _open(self) -> sqlite3.Connection:
@@ -106,7 +106,9 @@ class RunIndex:
             self._path = self._path or data_dir() / "runs.db"
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._inode = _inode(self._path)
-            return _connect(self._path)
+            db = _connect(self._path)
+            self._inode = self._inode or _inode(self._path)  # it is made only now where there was none
+            return db
         except (sqlite3.Error, OSError, RuntimeError) as error:
             return self._instead(error)
 
@@ -155,7 +157,7 @@ class RunIndex:
                     self._db = self._instead(error, old)
                 with contextlib.suppress(sqlite3.Error):
                     for path in self._added:
-                        self._db.execute(*_row(path))
+                        self._db.execute(*_row(Path(path)))
         return self._db.execute(statement, values).fetchall()
 
     def __enter__(self) -> RunIndex:
@@ -168,7 +170,7 @@ class RunIndex:
         """Remember the run in ``path``; it is read when it is asked for. One whose name is not UTF-8 is left out."""
         with contextlib.suppress(UnicodeEncodeError):
             self._execute(*_row(path))
-            self._added[path] = None
+            self._added[str(path)] = None
 
     def scan(self, output_dir: Path) -> None:
         """Remember every run directly under ``output_dir``."""
@@ -203,6 +205,7 @@ class RunIndex:
             rows = self._execute(f"{select} order by started desc, rowid desc")
         else:
             rows = [row for path in paths for row in self._execute(f"{select} where path = ?", (path,))]
+        self._added |= {str(row[0]): None for row in rows}
         for path_text, stamp, blob in rows:
             path = Path(str(path_text))
             if not is_run(path):
@@ -248,6 +251,12 @@ class RunIndex:
         exact = [path for path in found if path.name == prefix]
         if len(exact) == 1 or len(found) == 1:
             return (exact or found)[0]
+        if not found and "/" in prefix:
+            is_there = Path(prefix).expanduser().is_dir()
+            raise RunError(
+                f"{prefix} is no directory of a run" if is_there else f"there is no directory {prefix}",
+                hint="name a run by its id or its directory; `backprop list-runs` shows the runs",
+            )
         if not found:
             gone = f" (one was in {rows[0][0]}, which is gone)" if rows and prefix else ""
             raise RunError(
@@ -255,6 +264,9 @@ class RunIndex:
                 hint="`backprop list-runs` shows the runs; name one that was moved by its directory, "
                 "or have it found with `backprop list-runs --output FOLDER`",
             )
+        if len({path.name for path in found}) == 1:
+            places = ", ".join(map(str, found[:5]))
+            raise RunError(f"run {found[0].name} is in {len(found)} places: {places}", hint="name one by its directory")
         names = ", ".join(path.name for path in found[:5])
         raise RunError(f"{prefix!r} fits {len(found)} runs: {names}", hint="give more of the run id")
 

@@ -14,7 +14,7 @@ from backprop.core import files
 from backprop.core.errors import CheckpointError, TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES, ChatTokenizer
-from backprop.runs.directory import IDENTITY
+from backprop.runs.directory import IDENTITY, result_digest
 from backprop.train.checkpoint import system_error
 from backprop.train.model import Loaded
 
@@ -24,8 +24,7 @@ TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added
 def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, steps: int) -> None:
     """Write what was trained into the folder ``target``, replacing what is there.
 
-    ``backprop.json`` says which run, base model, data and configuration it is from, and has the hash of each file of
-    weights.
+    ``backprop.json`` says which run, base model, data and configuration it is from, and has the hash of every file.
 
     Raises:
         TrainingError: ``RUNTIME_IO_FAILED``, or ``RUNTIME_DISK_FULL``; what was in ``target`` is still there.
@@ -43,7 +42,7 @@ def save_adapter(loaded: Loaded, target: Path, *, run_id: str, config: RunConfig
                 "data": fingerprint,
                 "config": hashlib.sha256(settings.encode()).hexdigest(),
                 "steps": steps,
-                "weights": {path.name: files.sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+                "files": {path.name: result_digest(path) for path in sorted(folder.iterdir())},
             }
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as failed:

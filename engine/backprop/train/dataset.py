@@ -81,7 +81,10 @@ def _way_out(summary: DatasetPrepared) -> str:
     others = "train on the others with --skip-bad"
     if not summary.answer_lost:
         return f"{others}, or repair them: `backprop validate` lists them all"
-    hint = f"every answer fits with --max-seq-length {summary.answers_fit} (more memory); or {others}"
+    hint = (
+        f"every answer fits with --max-seq-length {summary.answers_fit} (more memory, and a model that reads as many)"
+    )
+    hint += f"; or {others}"
     return hint + "; `backprop validate` lists them all" if summary.dropped else hint
 
 

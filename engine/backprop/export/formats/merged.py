@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backprop.core.jobs import Check
+from backprop.core.models import weight_files
 from backprop.export import sharded
 from backprop.export.compare_models import compare_models
 from backprop.export.sharded import Progress
@@ -33,7 +34,7 @@ def write(source: Source, target: Path, precision: str, progress: Progress) -> l
 
 
 def check(source: Source, target: Path, precision: str, answers: bool, progress: Progress) -> Check:
-    written = StoredWeights(sorted(target.glob("*.safetensors")))
+    written = StoredWeights(weight_files(target))
     worst, where = sharded.largest_deviation(written, source.weights, precision, progress)
     found = Check(skipped="" if answers else "answers are not compared: not asked for").add(
         "tensors",

@@ -6,7 +6,8 @@ They are those that its own converter writes (``conversion/`` in the source of l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from backprop.core.architecture import Architecture, read_architecture
-from backprop.core.errors import GGUFError
+from backprop.core.errors import GGUFError, ModelLoadError
 from backprop.core.models import settings_of
 from backprop.export.gguf.positions import Positions, Settings, read_positions, write_positions
 
@@ -136,6 +137,18 @@ FAMILIES: dict[str, Family] = {
 """By the architecture that ``config.json`` names."""
 
 
+@contextmanager
+def _settings_that_count() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelLoadError(
+            f"config.json: a setting is missing or is no number ({type(error).__name__}: {error})",
+            hint="fetch or copy the model again",
+        ) from error
+
+
+@_settings_that_count()
 def read_model(folder: Path, names: Collection[str] = ()) -> Model:
     """What the model in ``folder`` is in llama.cpp's terms.
 
@@ -170,6 +183,7 @@ def read_model(folder: Path, names: Collection[str] = ()) -> Model:
     return model
 
 
+@_settings_that_count()
 def write_numbers(writer: GGUFWriter, model: Model) -> None:
     """Write the settings by which llama.cpp builds the network."""
     numbers, text = model.numbers, model.text
