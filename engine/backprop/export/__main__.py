@@ -47,7 +47,7 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
     try:
         needed = writer.predicted_bytes(source, precision)
         with new_output(target, folder=writer.FOLDER) as aside:
-            require_space(aside.parent, needed, "an export", "or name another disk with --output", ExportError)
+            require_space(aside.parent, needed, "an export", "--output can name another disk", ExportError)
             notes = writer.write(source, aside, precision, progress)
             check = writer.check(source, aside, precision, request.answers, progress)
             require_passed(check, target)
