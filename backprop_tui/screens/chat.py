@@ -10,7 +10,6 @@ from backprop.core.errors import BackpropError, InputError
 from backprop.core.events import ModelLoading, Warning  # noqa: A004
 from backprop.core.jobs import ChatReady, ChatRequest
 from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
-from backprop.runs.describe import describe
 from backprop.runs.engine_jobs import engine_job
 from rich.cells import cell_len
 from textual import on
@@ -76,17 +75,15 @@ class ChatView(TextView):
             left = (width - _GAP) // 2
             right = width - _GAP - left
             gap = (" " * _GAP, "text")
-            rows.append(
-                [*heading("tuned", left, self._note(turn, True)), gap, *heading("base", right, self._note(turn, False))]
-            )
+            rows.append([*heading("tuned", left, turn.note(True)), gap, *heading("base", right, turn.note(False))])
             for a, b in zip_longest(self._lines(turn, True, left), self._lines(turn, False, right), fillvalue=""):
                 rows.append([(a, "trained"), (" " * (left - cell_len(a) + _GAP), "text"), (b, "text")])
         elif turn.text or turn.failed is None:
             for tuned in (True, False) if both else (True,):
                 if both:
-                    rows.append(heading("tuned" if tuned else "base", width, self._note(turn, tuned)))
+                    rows.append(heading("tuned" if tuned else "base", width, turn.note(tuned)))
                 rows += [[(line, "trained" if tuned else "text")] for line in self._lines(turn, tuned, width)]
-            if not both and (note := self._note(turn, True)):
+            if not both and (note := turn.note(True)):
                 rows.append([(note, "muted")])
         if turn.identical:
             rows.append([("= both say the same", "muted")])
@@ -100,12 +97,6 @@ class ChatView(TextView):
             waiting = "…" if turn is self.conversation.waits_for else "–"
             return wrap_text(text or waiting, width)
         return ["(an empty answer)"]
-
-    def _note(self, turn: Turn, tuned: bool) -> str:
-        reply = turn.replies.get(tuned)
-        if reply is None or reply.ended == "end":
-            return ""
-        return f"cut after {reply.tokens} tokens" if reply.ended == "length" else "stopped"
 
 
 class ChatScreen(BaseScreen):
@@ -175,12 +166,11 @@ class ChatScreen(BaseScreen):
 
         def work(task: Task[Warning | ChatReady]) -> None:
             with engine_job(CHAT, request, stays=True) as job:
-                task.when_stopped(job.stop)
+                task.when_started(job)
                 for message in conversation.attach(job):
                     match message:
                         case ModelLoading():
-                            task.name = describe(message)
-                            task.progress(message.done, message.total)
+                            task.report(message)
                         case Warning():
                             task.deliver(message)
                         case ChatReady():

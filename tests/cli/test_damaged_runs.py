@@ -23,6 +23,7 @@ from backprop.cli import generate as generate_command
 from backprop.cli.main import main
 from backprop.core import events as ev
 from backprop.core.errors import BackpropError
+from backprop.core.jobs import ChatRequest
 from backprop.core.redaction import CONTROLS
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, index
@@ -193,8 +194,8 @@ def begin_in_process(directory: RunDirectory, *how: str, warm: None = None) -> E
     raise LaunchedError("launched")
 
 
-def answer_in_process(module: str, directory: RunDirectory, request: msgspec.Struct) -> Any:
-    directory.open_log().close()
+def answer_in_process(module: str, request: ChatRequest, *, stays: bool) -> Any:
+    directory = RunDirectory(Path(request.source))
     read_run(directory.path)
     for path in directory.adapter.iterdir():
         path.read_bytes()  # as the libraries do
@@ -220,7 +221,7 @@ COMMANDS = (
 def engines_in_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where a fork goes whose parent's output directory is no absolute path any more
     monkeypatch.setattr(engine_client, "launch", begin_in_process)
-    monkeypatch.setattr(generate_command, "start_job", answer_in_process)
+    monkeypatch.setattr(generate_command, "engine_job", answer_in_process)
 
 
 @pytest.mark.usefixtures("engines_in_process")

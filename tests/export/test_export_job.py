@@ -35,10 +35,7 @@ from transformers import AutoModelForCausalLM
 def export(tmp_path: Path, source: Path, form: str = "merged", **asked: Any) -> Exported:
     """The job's work in the test's own process."""
     scratch = Path(tempfile.mkdtemp(dir=tmp_path))
-    messages: list[Any] = []
-    job.export(ExportRequest(source=str(source), format=form, **asked), messages.append, scratch)
-    assert isinstance(messages[-1], Exported)
-    return messages[-1]
+    return job.export(ExportRequest(source=str(source), format=form, **asked), lambda message: None, scratch)
 
 
 def listed(folder: Path) -> list[str]:
@@ -238,9 +235,9 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
     trained: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=20_000_000)
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     export(tmp_path, trained.path, output=str(tmp_path / "small"))
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: free._replace(free=16_800_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free._replace(free=16_800_000))
 
     with pytest.raises(BackpropError, match=r"needs .* kB and 16\.8 MB to spare, 16\.8 MB are free") as refused:
         export(tmp_path, trained.path)

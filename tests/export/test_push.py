@@ -98,9 +98,9 @@ def test_a_gguf_file_and_a_merged_folder_say_what_they_are(loopback: Hub, tmp_pa
     assert 'library_name: "gguf"\n' in pushed(file).card
     assert loopback.models[REPO][file.name] == file.read_bytes()
     lora = pack(write_gguf(tmp_path / "lora.gguf", kind="adapter"), REPO)
-    assert ('library_name: "gguf"\n' in lora.card, lora.relation) == (True, "adapter")
+    assert ('library_name: "gguf"\n' in lora.card, "A LoRA adapter for" in lora.card) == (True, True)
     folder = pack(tiny_model, REPO)
-    assert folder.relation == "finetune"
+    assert "base and adapter merged" in folder.card
     assert "model.safetensors" in folder.files
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from backprop.core.errors import CheckpointError, InputError
-from backprop.core.events import Sample
-from backprop.core.jobs import ChatRequest, GenerateRequest, Sampling
+from backprop.core.jobs import ChatRequest, Sampling
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_jobs import EngineJob, engine_job, start_job
+from backprop.runs.engine_jobs import EngineJob, engine_job
+from backprop.runs.state import read_run
+from backprop.train.generate import load, reply
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 
@@ -86,9 +87,10 @@ def ask(talk: Talk, prompt: str, *, base: bool = True) -> Turn:
 
 
 def test_both_models_answer_as_generate_does(talk: Talk, trained: RunDirectory) -> None:
-    request = GenerateRequest(run=str(trained.path), prompts=["One?"], base=True, max_tokens=8)
-    told = start_job("backprop.train.generate", trained, request).messages()
-    expected = {sample.tuned: sample.text for sample in told if isinstance(sample, Sample)}
+    model, chat = load(trained.path, read_run(trained.path).config, lambda message: None)
+    expected = {True: reply(model, chat, "One?", SHORT).text}
+    with model.disable_adapter():
+        expected[False] = reply(model, chat, "One?", SHORT).text
     turn = ask(talk, "One?")
     assert {tuned: reply.text for tuned, reply in turn.replies.items()} == expected
     assert turn.identical == (expected[True] == expected[False])
@@ -209,10 +211,9 @@ ASKER = """
 import os, sys
 from backprop.core.jobs import ChatRequest, Sampling
 from backprop.runs.conversation import CHAT, Conversation
-from backprop.runs.engine_jobs import start_job
-from backprop.runs.directory import RunDirectory
-from pathlib import Path
-job = start_job(CHAT, RunDirectory(Path(sys.argv[1])), ChatRequest(source=sys.argv[1]), stays=True)
+from backprop.runs.engine_jobs import engine_job
+started = engine_job(CHAT, ChatRequest(source=sys.argv[1]), stays=True)
+job = started.__enter__()
 talk = Conversation(sampling=Sampling(max_tokens=400))
 messages = talk.attach(job)
 for _ in messages:

@@ -8,15 +8,21 @@ from typing import Any
 import pytest
 import torch
 from backprop.core.events import DatasetPrepared, RunStarted, Sample, encode
-from backprop.core.jobs import GenerateRequest
+from backprop.core.jobs import ChatRequest, Sampling
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.train.generate import answer, generate, load
+from backprop.train.chat import open_speaker
+from backprop.train.generate import load, reply
 from backprop.train.model import Loaded, load_base
 from msgspec import to_builtins
 from msgspec.structs import replace
 from runs_in_process import of, train
 from transformers import LogitsProcessorList
+
+
+def generate(model: Any, chat: ChatTokenizer, prompt: str, most: int, *on_text: Any, **how: Any) -> str:
+    """The greedy answer."""
+    return reply(model, chat, prompt, Sampling(max_tokens=most), *on_text, **how).text
 
 
 def test_the_pieces_are_the_answer(loaded_tiny: Loaded) -> None:
@@ -168,7 +174,6 @@ def test_a_model_that_learned_plain_texts_is_asked_to_continue_one(tiny_config: 
     stamped = (replace(each, run_id=directory.run_id, seq=seq) for seq, each in enumerate([started, *events], 1))
     directory.journal.write_bytes(b"".join(map(encode, stamped)))
     said: list[Any] = []
-    request = GenerateRequest(run=str(directory.path), prompts=["harbour lantern"], max_tokens=8)
-    answer(request, said.append)
-    assert [each.text for each in said if isinstance(each, Sample)] == [plain]
+    speaker = open_speaker(ChatRequest(source=str(directory.path)), said.append)
+    assert generate(speaker.model, speaker.chat, "harbour lantern", 8, as_text=speaker.on_texts) == plain
     assert any("plain texts" in note for note in of(events, DatasetPrepared)[0].notes)

@@ -13,16 +13,11 @@ import click
 from backprop.cli import output
 from backprop.cli.complete import run_ids
 from backprop.cli.export import find_source
-from backprop.cli.generate import require_result
+from backprop.cli.generate import chat_request, wait_until_ready
 from backprop.cli.options import json_and_verbose
-from backprop.cli.runs import find_checkpoint
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, BackpropError
-from backprop.core.events import ModelLoading, Warning  # noqa: A004
-from backprop.core.jobs import ChatReady, ChatRequest, Delta, Reply, Sampling, TurnEnded
-from backprop.core.locate import locate_model
+from backprop.core.jobs import Delta, Reply, Sampling, TurnEnded
 from backprop.runs.conversation import CHAT, Conversation, Turn
-from backprop.runs.describe import describe
-from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.engine_jobs import EngineJob, engine_job
 
 COMMANDS = {
@@ -67,14 +62,7 @@ def chat(
     Example: backprop chat 3fa2 --base
     """
     source = find_source(run)
-    if is_run(source):
-        directory = RunDirectory(source)
-        if step is None:
-            require_result(directory)
-        else:
-            find_checkpoint(directory, step)
-    request = ChatRequest(source=str(source), step=step, model=locate_model(model) if model else None)
-    with engine_job(CHAT, request, stays=True) as job:
+    with engine_job(CHAT, chat_request(source, step, model), stays=True) as job:
         talk = Talk(Conversation(system, Sampling(**sampling)), job, base=base, as_json=as_json)
         talk.wait_until_ready()
         for words in talk.questions():
@@ -99,23 +87,14 @@ class Talk:
 
     def wait_until_ready(self) -> None:
         """Load the model, and say what it is."""
-        for message in self._messages:
-            match message:
-                case ModelLoading():
-                    output.narrate(describe(message))
-                case Warning():
-                    output.narrate(describe(message), "warning")
-                case ChatReady():
-                    if self.base and not message.has_base:
-                        output.narrate("this is a whole model without an adapter: it answers alone", "warning")
-                        self.base = False
-                    kind = (
-                        "goes on with what you write: it was trained on plain texts" if message.on_texts else "answers"
-                    )
-                    output.narrate(f"{message.model} on {message.device} {kind}")
-                    if self.on_terminal:
-                        output.narrate("/help lists the commands, Ctrl+C stops a reply, Ctrl+D leaves")
-                    return
+        ready = wait_until_ready(self._messages)
+        if self.base and not ready.has_base:
+            output.narrate("this is a whole model without an adapter: it answers alone", "warning")
+            self.base = False
+        kind = "goes on with what you write: it was trained on plain texts" if ready.on_texts else "answers"
+        output.narrate(f"{ready.model} on {ready.device} {kind}")
+        if self.on_terminal:
+            output.narrate("/help lists the commands, Ctrl+C stops a reply, Ctrl+D leaves")
 
     def questions(self) -> Iterator[str]:
         """What is typed, line by line, without empty lines. Ctrl+C at the prompt warns once and then leaves."""
@@ -228,8 +207,7 @@ class Talk:
                     sys.stdout.flush()
                 case Reply() if not self._as_json:
                     output.line("" if message.tuned in begun else "(an empty answer)")
-                    if message.ended != "end":
-                        why = f"cut after {message.tokens} tokens" if message.ended == "length" else "stopped"
+                    if why := turn.note(message.tuned):
                         output.narrate(f"({why})", "quiet")
                 case TurnEnded():
                     if turn.failed is not None:

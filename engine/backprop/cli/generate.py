@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
 from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_checkpoint, find_run
-from backprop.core.errors import InputError
+from backprop.core.errors import EngineCrashedError
 from backprop.core.events import ModelLoading, Sample, Warning  # noqa: A004
-from backprop.core.jobs import Delta, GenerateRequest
+from backprop.core.jobs import ChatReady, ChatRequest, Delta, Message, Sampling, TurnEnded
 from backprop.core.locate import locate_model
+from backprop.runs.conversation import CHAT, Conversation, Turn
 from backprop.runs.describe import describe
-from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_jobs import EngineJob, start_job
-from backprop.runs.state import read_run
-
-JOB = "backprop.train.generate"
+from backprop.runs.directory import RunDirectory, is_run
+from backprop.runs.engine_jobs import engine_job
+from backprop.runs.state import read_run, require_result
 
 
 @click.command
@@ -32,64 +32,77 @@ JOB = "backprop.train.generate"
     "--max-tokens", type=click.IntRange(1), default=256, metavar="N", show_default=True, help="longest answer"
 )
 @json_and_verbose
-def generate(run: str, as_json: bool, verbose: bool, **asked: Any) -> None:
+def generate(
+    run: str,
+    as_json: bool,
+    verbose: bool,
+    *,
+    prompts: tuple[str, ...],
+    step: int | None,
+    model: str | None,
+    base: bool,
+    max_tokens: int,
+) -> None:
     """Ask the model of a run: RUN is its id, the beginning of its id, or its directory."""
     directory = RunDirectory(find_run(run))
-    asked["model"] = asked["model"] and locate_model(asked["model"])
-    request = GenerateRequest(run=str(directory.path), **asked)
-    if request.step is None:
-        require_result(directory)
-    else:
-        find_checkpoint(directory, request.step)
-    job = start_job(JOB, directory, request)
-    try:
-        samples = _listen(job, request, as_json)
-    finally:
-        job.end()
+    conversation = Conversation(sampling=Sampling(max_tokens=max_tokens))
+    samples: list[Sample] = []
+    with engine_job(CHAT, chat_request(directory.path, step, model), stays=True) as job:
+        messages = conversation.attach(job)
+        wait_until_ready(messages)
+        for prompt in prompts:
+            if len(prompts) > 1 and not as_json and not base:
+                output.line(f"> {prompt}", "head")
+            conversation.begin_anew()
+            turn = conversation.ask(prompt, base=base)
+            _listen(messages, turn, stream=not as_json and not base)
+            for tuned in sorted(turn.replies):
+                samples.append(Sample(step=0, prompt=prompt, text=turn.replies[tuned].text, tuned=tuned))
     if as_json:
         answers = [{"prompt": s.prompt, "text": s.text, "tuned": s.tuned} for s in samples]
         output.document({"run_id": directory.run_id, "answers": answers})
-    elif request.base:
+    elif base:
         for text in views.before_and_after(samples, output.width()):
             output.line(text)
 
 
-def require_result(directory: RunDirectory) -> None:
-    """A run without a result is noticed before an engine starts, and one whose model nothing names any more."""
-    if directory.result:
-        if not isinstance(read_run(directory.path).config.get("model"), str):
-            directory.find_record()  # says what is missing
-        directory.require_files(directory.adapter)
-        return
-    status = read_run(directory.path).status
-    going = status in ("starting", "running", "paused")
-    raise InputError(
-        f"run {directory.run_id} ({status}) has no trained adapter",
-        hint="wait for its end" if going else "`backprop list-runs --status done` shows runs that have one",
-        details={"run_id": directory.run_id, "status": status},
-    )
+def chat_request(source: Path, step: int | None, model: str | None) -> ChatRequest:
+    """What an engine is to load. A run without a result is noticed before, and one whose model nothing names."""
+    if is_run(source):
+        directory = RunDirectory(source)
+        if step is not None:
+            find_checkpoint(directory, step)
+        else:
+            state = read_run(source)
+            adapter = require_result(state)
+            if not isinstance(state.config.get("model"), str):
+                directory.find_record()  # says what is missing
+            directory.require_files(adapter)
+    return ChatRequest(source=str(source), step=step, model=locate_model(model) if model else None)
 
 
-def _listen(job: EngineJob, request: GenerateRequest, as_json: bool) -> list[Sample]:
-    """Take in the answers; for people the text appears as it comes, unless it is compared afterwards."""
-    stream = not as_json and not request.base
-    samples: list[Sample] = []
-    begun = -1
-    for message in job.messages():
+def wait_until_ready(messages: Iterator[Message]) -> ChatReady:
+    """Show how the model is loaded; what it is."""
+    for message in messages:
         match message:
             case ModelLoading():
                 output.narrate(describe(message))
             case Warning():
                 output.narrate(describe(message), "warning")
-            case Delta() if stream:
-                if message.index != begun:
-                    begun = message.index
-                    if len(request.prompts) > 1:
-                        output.line(f"> {request.prompts[begun]}", "head")
-                sys.stdout.write(output.clean(message.text))
-                sys.stdout.flush()
-            case Sample():
-                samples.append(message)
-                if stream:
-                    output.line()
-    return samples
+            case ChatReady():
+                return message
+    raise EngineCrashedError("the engine process ended before the model was loaded", retryable=True)
+
+
+def _listen(messages: Iterator[Message], turn: Turn, *, stream: bool) -> None:
+    """Take in the answers; for people the text appears as it comes, unless it is compared afterwards."""
+    for message in messages:
+        if isinstance(message, Delta) and stream:
+            sys.stdout.write(output.clean(message.text))
+            sys.stdout.flush()
+        elif isinstance(message, TurnEnded):
+            break
+    if stream:
+        output.line()
+    if turn.failed is not None:
+        raise turn.failed

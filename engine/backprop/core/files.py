@@ -114,6 +114,11 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     flush_folder(path.parent)
 
 
+def is_full(error: OSError) -> bool:
+    """Whether the disk or the quota has no room for what was to be written: where it is freed it can be tried again."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replace ``path`` with ``content``."""
     with new_file(path) as file:

@@ -7,32 +7,16 @@ journal: when nobody reads any more it ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct
 
-from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Sample, Warning  # noqa: A004
-
-
-class GenerateRequest(Struct, kw_only=True):
-    """Ask a run's model. Answers are greedy."""
-
-    run: str
-    """The run's directory."""
-    prompts: Sequence[str]
-    step: int | None = None
-    """The checkpoint to ask; the result where none is named."""
-    model: str | None = None
-    """Where the base model is now, if it is no longer where the run found it."""
-    base: bool = False
-    """Whether the model without the adapter is asked too."""
-    max_tokens: int = 256
+from backprop.core.events import DatasetPrepared, ModelLoading, Problem, RunFailed, Warning  # noqa: A004
 
 
 class Delta(Struct, kw_only=True, tag_field="type", tag="delta"):
-    """A piece of the answer to prompt number ``index``, as it comes; the whole follows as ``sample`` or ``reply``."""
+    """A piece of a reply to turn ``index``, as it comes; the whole follows as ``reply``."""
 
     index: int
     tuned: bool
@@ -229,7 +213,7 @@ class Comparison(Struct, kw_only=True):
 class Check(Struct, kw_only=True):
     """The proof of an export. Numbers are ``None`` where they could not be measured; ``skipped`` says why."""
 
-    passed: bool
+    passed: bool = True
     compared: list[Comparison] = []
     kl: float | None = None
     """Mean Kullback-Leibler divergence of the next token's distribution from the trained model's, in nats."""
@@ -238,6 +222,12 @@ class Check(Struct, kw_only=True):
     tuning_kept: float | None = None
     """Of the prompts that tuned and base model answer differently, the share still answered as tuned, not as base."""
     skipped: str = ""
+
+    def add(self, name: str, passed: bool, detail: str) -> Check:
+        """The same with one comparison more; one that failed fails the whole."""
+        self.compared.append(Comparison(name=name, passed=passed, detail=detail))
+        self.passed = self.passed and passed
+        return self
 
 
 class Exported(Struct, kw_only=True, tag_field="type", tag="exported"):
@@ -339,7 +329,6 @@ Message: TypeAlias = (
     | ChatReady
     | Reply
     | TurnEnded
-    | Sample
     | ModelLoading
     | Warning
     | RunFailed

@@ -127,3 +127,8 @@ def default_model(backend: str, gpu: bool) -> tuple[str, str]:
     if gpu and backend != "cpu":
         return DEFAULT_MODEL, "the default on a GPU"
     return EMBEDDED_MODEL, "no GPU can be used here" if backend != "cpu" else "the CPU was asked for"
+
+
+def licence_of(model: str) -> str:
+    """The licence of a model that is a preset, or a preset's repository; empty for any other."""
+    return next((preset.licence for name, preset in MODEL_PRESETS.items() if model in (name, preset.repo)), "")

@@ -6,28 +6,21 @@ and compared: a proof that fails, an error or a kill leave nothing at its place.
 
 from __future__ import annotations
 
-import errno
-import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from backprop.core.errors import BackpropError, ExportError, InputError
 from backprop.core.events import ModelLoading
 from backprop.core.exports import FORMATS
-from backprop.core.files import new_output
+from backprop.core.files import is_full, new_output
 from backprop.core.jobs import Check, Exported, ExportRequest, JobProgress
-from backprop.runs.checkpoints import SPARE_BYTES
-from backprop.runs.describe import bytes_text
-from backprop.worker.job import Send, run_job
-
-_EVERY = 0.1
-"""Seconds between two messages of progress."""
+from backprop.runs.checkpoints import require_space
+from backprop.worker.job import Send, paced, run_job
 
 
-def export(request: ExportRequest, send: Send, scratch: Path) -> None:
-    """Write what is asked for and prove it; the last message is ``Exported``.
+def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
+    """Write what is asked for and prove it.
 
     Args:
         scratch: an empty folder, for what is needed on the way.
@@ -50,17 +43,11 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> None:
     if writer.FOLDER and source.state is None:
         name = f"{source.name}-{name}"
     target = Path(request.output).absolute() if request.output else source.folder / name
-    sent = [0.0]
-
-    def progress(doing: str, done: int, total: int) -> None:
-        if time.monotonic() - sent[0] >= _EVERY:
-            sent[0] = time.monotonic()
-            send(JobProgress(doing=doing, done=done, total=total))
-
+    progress = paced(send)
     try:
         needed = writer.predicted_bytes(source, precision)
         with new_output(target, folder=writer.FOLDER) as aside:
-            require_space(aside.parent, needed)
+            require_space(aside.parent, needed, "an export", "--output can name another disk", ExportError)
             notes = writer.write(source, aside, precision, progress)
             check = writer.check(source, aside, precision, request.answers, progress)
             require_passed(check, target)
@@ -77,8 +64,8 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> None:
         raise
     files = [path for path in target.rglob("*") if path.is_file()] if target.is_dir() else [target]
     size = sum(path.stat().st_size for path in files)
-    send(
-        Exported(path=str(target), format=request.format, quantization=precision, bytes=size, check=check, notes=notes)
+    return Exported(
+        path=str(target), format=request.format, quantization=precision, bytes=size, check=check, notes=notes
     )
 
 
@@ -98,23 +85,6 @@ def chosen_precision(request: ExportRequest) -> str:
     return request.precision or known[0]
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Check that ``needed`` bytes fit on the disk of ``folder``.
-
-    Raises:
-        ExportError: ``RUNTIME_DISK_FULL``, with the numbers.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE_BYTES:
-        raise ExportError(
-            f"no room in {folder}: the export needs {bytes_text(needed)} and {bytes_text(SPARE_BYTES)} to spare, "
-            f"{bytes_text(free)} are free",
-            hint="free some space, or name another disk with --output",
-            code="RUNTIME_DISK_FULL",
-            details={"path": str(folder), "needed": needed, "free": free},
-        )
-
-
 def require_passed(check: Check, target: Path) -> None:
     """Check that the proof holds.
 
@@ -132,7 +102,7 @@ def require_passed(check: Check, target: Path) -> None:
 
 
 def _refused(error: OSError, target: Path) -> ExportError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = is_full(error)
     return ExportError(
         f"{target} could not be written: {error.strerror or error}",
         hint="free some space, or name another disk with --output" if full else "look at the permissions of the path",
@@ -141,7 +111,7 @@ def _refused(error: OSError, target: Path) -> ExportError:
     )
 
 
-def answer(request: ExportRequest, send: Send) -> None:
+def answer(request: ExportRequest, send: Send) -> Exported:
     """Do what is asked for; a checkpoint's adapter is put together in the job's own folder."""
 
     def told(message: object) -> None:
@@ -151,7 +121,7 @@ def answer(request: ExportRequest, send: Send) -> None:
             send(message)  # type: ignore[arg-type]
 
     with tempfile.TemporaryDirectory(dir=sys.argv[1]) as scratch:
-        export(request, told, Path(scratch))
+        return export(request, told, Path(scratch))
 
 
 if __name__ == "__main__":

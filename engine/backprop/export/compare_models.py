@@ -6,12 +6,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from backprop.core.errors import CheckpointError
-from backprop.core.jobs import Check, Comparison
+from backprop.core.jobs import Check
 from backprop.export.sharded import Progress
 from backprop.export.source import Source
+from backprop.train.generate import load_model
 
 if TYPE_CHECKING:
     import torch
@@ -35,19 +33,17 @@ def compare_models(source: Source, folder: Path, found: Check, progress: Progres
         base = _distributions(model, prompts)
     del model
     progress("asking what was written", 1, 3)
-    written = _distributions(_load(source, folder), prompts)
+    written = _distributions(load_model(folder, None, source.backend, source.trust_remote_code), prompts)
     progress("comparing", 2, 3)
     kl, top1, most = _difference(trained, written)
     apart, _, _ = _difference(trained, base)
-    passed = kl <= KL_MOST
-    detail = (
+    found.kl, found.top1 = kl, top1
+    return found.add(
+        "logits",
+        kl <= KL_MOST,
         f"{sum(len(each) for each in trained)} positions of {len(prompts)} prompts: divergence {kl:.2g} nats "
         f"(base and trained model are {apart:.2g} apart), same most likely token at {top1:.1%}, largest difference "
-        f"of a logit {most:.2g}"
-    )
-    comparison = Comparison(name="logits", passed=passed, detail=detail)
-    return msgspec.structs.replace(
-        found, passed=found.passed and passed, compared=[*found.compared, comparison], kl=kl, top1=top1
+        f"of a logit {most:.2g}",
     )
 
 
@@ -66,24 +62,8 @@ def load_trained(source: Source) -> Any:
         CheckpointError: the adapter cannot be read.
         ModelLoadError: the base model cannot be loaded.
     """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    model = _load(source, source.base)
-    if source.adapter is None:
-        return model
-    try:
-        return PeftModel.from_pretrained(model, source.adapter.folder)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"the adapter in {source.adapter.folder} cannot be read: {error}") from error
-
-
-def _load(source: Source, folder: Path) -> Any:
-    from backprop.train import model as models
-
-    models.use_all_cores()
-    device = models.choose_device(source.backend)
-    return models.load_base(folder, device, models.choose_dtype(device), source.trust_remote_code)
+    adapter = source.adapter.folder if source.adapter else None
+    return load_model(source.base, adapter, source.backend, source.trust_remote_code)
 
 
 def _distributions(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:

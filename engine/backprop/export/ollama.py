@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from backprop.core.jobs import JobProgress, OllamaModel, OllamaModels, OllamaReq
 from backprop.export.ollama_api import OLDEST, OllamaServer, version_numbers
 from backprop.export.served import Served, go_template, read_served, run_of, system_turn
 from backprop.runs.state import RunState
-from backprop.worker.job import Send, run_job
+from backprop.worker.job import Send, paced, run_job
 
 LONGEST_NAME = 128
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,79})?")
@@ -25,8 +24,6 @@ _JINJA = (0, 30, 0)
 """The version from which Ollama renders the template that the file has."""
 _NO_TEMPLATE = ("", "{{ .Prompt }}")
 """What Ollama shows where it has no template of its own for a model."""
-_EVERY = 0.2
-"""Seconds between two messages on how far it is."""
 _ANSWER_TOKENS = 96
 
 
@@ -146,14 +143,7 @@ def _wanted(served: Served, version: str, run: RunState | None) -> tuple[dict[st
 
 def _send_file(server: OllamaServer, path: Path, send: Send) -> str:
     """Send a file if Ollama has not got it; its SHA-256."""
-    last = 0.0
-
-    def progress(doing: str, done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last >= _EVERY:
-            last = time.monotonic()
-            send(JobProgress(doing=doing, done=done, total=total))
-
+    progress = paced(send)
     total, done, digest = path.stat().st_size, 0, hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -214,11 +204,10 @@ def _equal(wanted: Any, shown: Any) -> bool:
     return bool(wanted == shown)
 
 
-def answer(request: OllamaRequest, send: Send) -> None:
-    """Do what is asked for."""
+def answer(request: OllamaRequest, send: Send) -> Registered | OllamaModels:
+    """Register a model, list what there is, or remove one: what is gone then."""
     if request.action == "register":
-        send(register(request, send))
-        return
+        return register(request, send)
     server = OllamaServer()
     server.version()
     models = [
@@ -230,7 +219,7 @@ def answer(request: OllamaRequest, send: Send) -> None:
         if not models:
             raise InputError(f"Ollama has no model {request.name!r}", hint="`backprop ollama list` shows them")
         server.remove(models[0].name)
-    send(OllamaModels(url=server.url, models=models))
+    return OllamaModels(url=server.url, models=models)
 
 
 if __name__ == "__main__":

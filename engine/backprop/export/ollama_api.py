@@ -58,8 +58,8 @@ class OllamaServer:
     Every method raises ``OllamaError``: it is not there, it refuses, or the connection breaks off.
     """
 
-    def __init__(self, url: str | None = None) -> None:
-        self.url = url or server_url()
+    def __init__(self) -> None:
+        self.url = server_url()
         match = re.fullmatch(r"(https?)://(\[[^]\0- ]+\]|[^:/\0- ]+):(\d+)(/[!-~]*)?", self.url)
         if match is None:
             raise OllamaError(f"OLLAMA_HOST does not name a server: {self.url}", hint="as in 127.0.0.1:11434")
@@ -79,9 +79,7 @@ class OllamaServer:
 
     def has_blob(self, digest: str) -> bool:
         """Whether it has a file of this SHA-256."""
-        with self._asked("HEAD", _blob(digest)) as answer:
-            if answer.status not in (200, 404):
-                raise _refusal(answer.status, answer.read())
+        with self._asked("HEAD", _blob(digest), good=(200, 404)) as answer:
             return answer.status == 200
 
     def send_blob(self, path: Path, digest: str, progress: Progress) -> None:
@@ -96,9 +94,8 @@ class OllamaServer:
                     done += len(piece)
                     progress(done, total)
 
-        with self._asked("POST", _blob(digest), pieces(), {"Content-Length": str(total)}) as answer:
-            if answer.status not in (200, 201):
-                raise _refusal(answer.status, answer.read())
+        with self._asked("POST", _blob(digest), pieces(), {"Content-Length": str(total)}, good=(200, 201)):
+            pass
 
     def create(self, wanted: dict[str, Any], told: Callable[[str], object]) -> None:
         """Make a model of what was sent; done only when the last line of the answer says so.
@@ -109,8 +106,6 @@ class OllamaServer:
         """
         last, errors = "", []
         with self._asked("POST", "/api/create", *_body(wanted | {"stream": True})) as answer:
-            if answer.status != 200:
-                raise _refusal(answer.status, answer.read())
             for line in answer:
                 said = _decoded(line) if line.strip() else {}
                 if "error" in said:
@@ -147,8 +142,6 @@ class OllamaServer:
         content, headers = _body(body) if body is not None else (None, {})
         with self._asked(method, path, content, headers, seconds) as answer:
             said = answer.read()
-            if answer.status != 200:
-                raise _refusal(answer.status, said)
             return _decoded(said) if said.strip() else {}
 
     @contextmanager
@@ -159,6 +152,8 @@ class OllamaServer:
         body: bytes | Iterator[bytes] | None = None,
         headers: dict[str, str] | None = None,
         seconds: float = _ANSWER_SECONDS,
+        *,
+        good: tuple[int, ...] = (200,),
     ) -> Iterator[http.client.HTTPResponse]:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         connection = kind(self._host, self._port, timeout=_CONNECT_SECONDS)
@@ -177,7 +172,10 @@ class OllamaServer:
                     connection.request(method, quote(self._prefix) + path, body, headers or {})
                 except (BrokenPipeError, ConnectionResetError):
                     pass  # it answers before it has everything: a refusal, which is read below
-                yield connection.getresponse()
+                response = connection.getresponse()
+                if response.status not in good:
+                    raise _refusal(response.status, response.read())
+                yield response
             except (http.client.HTTPException, OSError) as error:
                 raise _broken_off(str(error) or type(error).__name__) from error
         finally:

@@ -26,13 +26,13 @@ from backprop.core.errors import ExportError, InputError, ModelLoadError
 from backprop.core.files import read_json
 from backprop.core.jobs import JobProgress, Pushed, PushRequest
 from backprop.core.models import repository_of
-from backprop.core.presets import EMBEDDED_MODEL, MODEL_PRESETS
+from backprop.core.presets import EMBEDDED_MODEL, licence_of
 from backprop.core.redaction import redact
 from backprop.export.card import About, card
 from backprop.export.served import read_served
 from backprop.runs.describe import bytes_text
 from backprop.runs.directory import IDENTITY, RunDirectory, is_run
-from backprop.runs.state import RunState, read_run
+from backprop.runs.state import RunState, read_run, require_result
 from backprop.worker.job import Send, run_job
 
 CARD = "README.md"
@@ -52,7 +52,6 @@ class Parcel(Struct, kw_only=True):
     """What is uploaded: by its name in the repository a file, or the bytes that stand for it."""
 
     files: dict[str, Path | bytes]
-    relation: str
     card: str
     notes: list[str]
 
@@ -137,10 +136,8 @@ def pack(path: Path, repo: str) -> Parcel:
     """
     path = path.absolute()
     run = next((read_run(folder) for folder in (path, path.parent, path.parent.parent) if is_run(folder)), None)
-    if is_run(path):
-        if not (result := RunDirectory(path).result):
-            raise InputError(f"run {path.name} has no trained adapter", hint="wait for its end, or name a folder")
-        path = Path(result)
+    if run is not None and is_run(path):
+        path = require_result(run)
     skipped: list[str] = []
     if path.suffix == ".gguf":
         served = read_served(path)
@@ -166,7 +163,7 @@ def pack(path: Path, repo: str) -> Parcel:
         library=library,
         base=base,
         licence=licence or known,
-        data_hash=str(identity.get("data", "") or (_data_hash(run) if run else "")),
+        data_hash=str(identity.get("data", "") or (RunDirectory(Path(run.path)).data_hash if run else "")),
         run=run,
     )
     if not about.licence:
@@ -179,19 +176,18 @@ def pack(path: Path, repo: str) -> Parcel:
         kept = {name: value for name, value in identity.items() if name != "model_path"}
         files[IDENTITY] = _as_file(kept | {"model": base})
     text = card(about)
-    return Parcel(files=files | {CARD: text.encode()}, relation=relation, card=text, notes=notes)
+    return Parcel(files=files | {CARD: text.encode()}, card=text, notes=notes)
 
 
 def base_model(run: RunState | None, identity: dict[str, Any], settings: dict[str, Any]) -> tuple[str, str]:
     """The base model's name on the hub and its licence; empty where they are not known."""
     named = [run.config.get("model") if run else "", identity.get("model"), settings.get("base_model_name_or_path")]
     for name in (str(each) for each in named if each):
-        licence = next((p.licence for n, p in MODEL_PRESETS.items() if name in (n, p.repo)), "")
         if name == EMBEDDED_MODEL:
-            return _EMBEDDED_REPOSITORY, licence
+            return _EMBEDDED_REPOSITORY, licence_of(name)
         with suppress(ModelLoadError):
             if repository := repository_of(name):
-                return repository, licence
+                return repository, licence_of(name)
     return "", ""
 
 
@@ -234,12 +230,6 @@ def _is_part(name: str) -> bool:
     return not name.startswith(".") and (name.endswith(_ENDINGS) or name.upper().startswith(("LICENSE", "NOTICE")))
 
 
-def _data_hash(run: RunState) -> str:
-    with suppress(OSError, ValueError):
-        return str(read_json(RunDirectory(Path(run.path)).adapter / IDENTITY, dict[str, Any]).get("data", ""))
-    return ""
-
-
 def _as_file(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=2).encode() + b"\n"
 
@@ -248,10 +238,5 @@ def _failed(repo: str, why: str, hint: str) -> ExportError:
     return ExportError(f"{repo} could not be uploaded: {why}", hint=hint, retryable=True)
 
 
-def answer(request: PushRequest, send: Send) -> None:
-    """Do what is asked for."""
-    send(push(request, send))
-
-
 if __name__ == "__main__":
-    run_job(PushRequest, answer)
+    run_job(PushRequest, push)

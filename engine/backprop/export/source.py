@@ -15,18 +15,17 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
-from backprop.core.files import read_json
 from backprop.core.jobs import ExportRequest
 from backprop.core.models import repository_of, require_weights, settings_of, weight_files
-from backprop.core.presets import MODEL_PRESETS
+from backprop.core.presets import licence_of
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, MergedWeights
 from backprop.export.weights import StoredWeights, Weights
 from backprop.fetch.models import fetch_model
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import IDENTITY, RunDirectory, changed_files, is_run
-from backprop.runs.state import RunState, read_run
-from backprop.train.adapter import TOKENIZER_FILES, write_what_was_learned
+from backprop.runs.state import RunState, read_run, require_result
+from backprop.train.adapter import base_of, copy_tokenizer, write_what_was_learned
 from backprop.train.checkpoint import WEIGHTS
 from backprop.train.generate import on_texts
 from backprop.train.resume import base_differences, result_notes
@@ -136,18 +135,14 @@ def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path
     config = state.config
     name = request.model or config.get("model") or run.find_record().config.model
     base = fetch_model(str(name), send)
-    if request.step is None and not run.result:
-        raise InputError(
-            f"run {run.run_id} ({state.status}) has no trained adapter",
-            hint=("wait for its end, or " if state.alive else "") + "name one of its checkpoints with --step",
-        )
+    if request.step is None:
+        require_result(state)
     for note in result_notes(run, base, request.step):
         if note.code == "BASE_CHANGED":
             raise _another_base(note.message)
         raise _stale(note.message)
     folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch / "adapter")
     hub = repository_of(str(config.get("model") or "")) if not request.model else ""
-    licence = next((p.licence for n, p in MODEL_PRESETS.items() if config.get("model") in (n, p.repo)), "")
     return Source(
         name=(hub or base.name).rpartition("/")[2],
         folder=run.path / "exports",
@@ -160,20 +155,13 @@ def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path
         step=request.step,
         provenance={
             "base_model": hub or base.name,
-            "license": licence,
+            "license": licence_of(str(config.get("model"))),
             "run_id": run.run_id,
-            "data_hash": _data_hash(run),
+            "data_hash": run.data_hash,
         },
         prompts=list(config.get("sample_prompts") or ()),
         state=state,
     )
-
-
-def _data_hash(run: RunDirectory) -> str:
-    try:
-        return str(read_json(run.adapter / IDENTITY, dict[str, Any]).get("data", ""))
-    except (OSError, ValueError):
-        return ""
 
 
 def _another_base(what: str) -> CheckpointError:
@@ -219,12 +207,9 @@ def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
     identity = settings_of(folder, IDENTITY) if (folder / IDENTITY).is_file() else {}
     for changed in changed_files(folder) if identity else ():
         raise _stale(changed)
-    named = request.model or identity.get("model_path") or adapter.config.get("base_model_name_or_path")
-    if not named:
-        raise InputError(f"{folder} does not name its base model", hint="say where it is with --model")
     hub = str(adapter.config.get("base_model_name_or_path") or "")
     try:
-        base = fetch_model(str(named), send)
+        base = fetch_model(request.model or base_of(folder), send)
     except ModelLoadError as error:
         error.hint = f"say with --model where the base model is; {error.hint}"
         raise
@@ -244,13 +229,6 @@ def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
             "data_hash": str(identity.get("data", "")),
         },
     )
-
-
-def copy_tokenizer(base: Path, folder: Path) -> None:
-    """The tokenizer's files of the model in ``base``, as they are."""
-    for name in TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, folder / name)
 
 
 def write_model_files(source: Source, folder: Path, dtype: str) -> None:

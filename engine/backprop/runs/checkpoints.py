@@ -29,9 +29,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from backprop.core.errors import CheckpointError, InputError
+from backprop.core.errors import BackpropError, CheckpointError, InputError
 from backprop.core.events import Count
-from backprop.core.files import flush_folder, new_folder, read_json, remove, sha256, write_file
+from backprop.core.files import flush_folder, is_full, new_folder, read_json, remove, sha256, write_file
 from backprop.runs.describe import bytes_text
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
@@ -123,18 +123,9 @@ class CheckpointStore:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.directory).free
+            require_space(self.directory, needed, "a checkpoint", "the next save tries again", CheckpointError)
         except OSError as error:
             raise self._failed(error) from error
-        if free < needed + SPARE_BYTES:
-            raise CheckpointError(
-                f"no room for a checkpoint in {self.directory}: it needs {bytes_text(needed)} and "
-                f"{bytes_text(SPARE_BYTES)} to spare, {bytes_text(free)} are free",
-                hint="free some space; the next save tries again",
-                code="RUNTIME_DISK_FULL",
-                retryable=True,
-                details={"path": str(self.directory), "needed": needed, "free": free},
-            )
 
     def save(
         self,
@@ -325,7 +316,7 @@ class CheckpointStore:
         return usual + (f".{attempt}" if attempt > 1 else ""), attempt
 
     def _failed(self, error: OSError) -> CheckpointError:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = is_full(error) or error.errno == errno.EFBIG
         hint = "free some space" if full else "check that the directory exists and can be written"
         return CheckpointError(
             f"the checkpoint directory {self.directory} could not be changed: {error.strerror or error}",
@@ -333,6 +324,28 @@ class CheckpointStore:
             code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
             retryable=True,
             details={"path": str(self.directory)},
+        )
+
+
+def require_space(folder: Path, needed: int, what: str, otherwise: str, kind: type[BackpropError]) -> None:
+    """Check that ``needed`` bytes fit on the disk of ``folder``.
+
+    Args:
+        what: what they are for, and ``otherwise`` what can be done but to free space, in words.
+
+    Raises:
+        BackpropError: of ``kind``: ``RUNTIME_DISK_FULL``, with the numbers.
+        OSError: the disk cannot be asked.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE_BYTES:
+        raise kind(
+            f"no room for {what} in {folder}: it needs {bytes_text(needed)} and {bytes_text(SPARE_BYTES)} to spare, "
+            f"{bytes_text(free)} are free",
+            hint=f"free some space; {otherwise}",
+            code="RUNTIME_DISK_FULL",
+            retryable=True,
+            details={"path": str(folder), "needed": needed, "free": free},
         )
 
 

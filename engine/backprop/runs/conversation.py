@@ -6,10 +6,9 @@ The job's messages are folded here; what was said can be kept as a row to train 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
@@ -33,7 +32,9 @@ def sampling_of(text: str) -> Sampling:
         name, _, values[name] = word.partition("=")
     limits = {"max_tokens": (1, 1_000_000), "temperature": (0, 5), "top_p": (0.01, 1), "seed": (0, 2**63 - 1)}
     for name, value in values.items():
-        least, most = limits.get(name) or _unknown(name, limits)
+        if name not in limits:
+            raise InputError(f"there is no {name!r} here", hint=f"write name=value of {', '.join(limits)}")
+        least, most = limits[name]
         try:
             good = least <= (float(value) if name in ("temperature", "top_p") else int(value)) <= most
         except ValueError:
@@ -48,10 +49,6 @@ def sampling_of(text: str) -> Sampling:
 def sampling_text(sampling: Sampling) -> str:
     """As ``sampling_of`` reads it."""
     return " ".join(f"{name}={value:g}" for name, value in msgspec.to_builtins(sampling).items())
-
-
-def _unknown(name: str, known: Collection[str]) -> NoReturn:
-    raise InputError(f"there is no {name!r} here", hint=f"write name=value of {', '.join(known)}")
 
 
 @dataclass
@@ -72,6 +69,13 @@ class Turn:
         if len(self.replies) < 2 or any(reply.ended == "stopped" for reply in self.replies.values()):
             return None
         return self.replies[True].text == self.replies[False].text
+
+    def note(self, tuned: bool) -> str:
+        """Why the answer of a side is not whole, in words; empty where it is, or is still to come."""
+        reply = self.replies.get(tuned)
+        if reply is None or reply.ended == "end":
+            return ""
+        return f"cut after {reply.tokens} tokens" if reply.ended == "length" else "stopped"
 
     def said(self, tuned: bool) -> str:
         """The answer of a side; the other's where this one was not asked, so that it can go on with it."""

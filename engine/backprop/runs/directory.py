@@ -133,6 +133,14 @@ class RunDirectory:
         """The folder of the trained adapter where it is there, else empty."""
         return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
 
+    @property
+    def data_hash(self) -> str:
+        """The fingerprint of the rows that the result was trained on; empty where it is not known."""
+        try:
+            return str(read_json(self.adapter / IDENTITY, dict[str, Any]).get("data", ""))
+        except (OSError, ValueError):
+            return ""
+
     def changed_result(self) -> list[str]:
         """What of the result is not as the run saved it, in words."""
         return changed_files(self.adapter) if self.result else []

@@ -82,8 +82,11 @@ class EngineJob:
                     stream.close()
 
 
-def start_job(module: str, directory: RunDirectory, request: msgspec.Struct, *, stays: bool = False) -> EngineJob:
-    """Start ``module`` as an engine process on ``request``; what it prints goes to the run's log.
+@contextmanager
+def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> Iterator[EngineJob]:
+    """Start ``module`` as an engine process on ``request``; it ends with the block.
+
+    Its log lies in the cache, and stays there for some days where the job failed.
 
     Args:
         stays: it can be told more (``EngineJob.tell``), and the Ctrl+C of a terminal is not for it.
@@ -91,6 +94,10 @@ def start_job(module: str, directory: RunDirectory, request: msgspec.Struct, *, 
     Raises:
         RunError: the log cannot be written.
     """
+    root = cache_dir() / "jobs"
+    directory = RunDirectory(root / f"{os.getpid()}-{secrets.token_hex(4)}")
+    directory.path.mkdir(parents=True)
+    _sweep(root)
     with directory.open_log() as log:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(directory.path)],
@@ -100,26 +107,12 @@ def start_job(module: str, directory: RunDirectory, request: msgspec.Struct, *, 
             process_group=0 if stays else None,
         )
     job = EngineJob(process, directory)
-    job.tell(request)
-    if not stays:
-        assert process.stdin is not None
-        process.stdin.close()
-    return job
-
-
-@contextmanager
-def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> Iterator[EngineJob]:
-    """Start ``module`` as an engine process on ``request``; it ends with the block. ``stays`` as in ``start_job``.
-
-    Its log lies in the cache, and stays there for some days where the job failed.
-    """
-    root = cache_dir() / "jobs"
-    directory = RunDirectory(root / f"{os.getpid()}-{secrets.token_hex(4)}")
-    directory.path.mkdir(parents=True)
-    _sweep(root)
-    job = start_job(module, directory, request, stays=stays)
     failed = False
     try:
+        job.tell(request)
+        if not stays:
+            assert process.stdin is not None
+            process.stdin.close()
         yield job
     except BackpropError:
         failed = not job.stopped

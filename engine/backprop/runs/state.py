@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct, field
 
 from backprop.core import events as ev
-from backprop.core.errors import RunError
+from backprop.core.errors import InputError, RunError
 from backprop.runs import journal
 from backprop.runs.describe import duration
 from backprop.runs.directory import RunDirectory, RunRecord
@@ -309,6 +309,23 @@ def read_run(path: Path) -> RunState:
     elif not recorded.events:
         state.journal_status = "damaged"
     return state
+
+
+def require_result(run: RunState) -> Path:
+    """The folder of the run's trained adapter.
+
+    Raises:
+        InputError: there is none.
+    """
+    if result := RunDirectory(Path(run.path)).result:
+        return Path(result)
+    going = run.status in ("starting", "running", "paused")
+    raise InputError(
+        f"run {run.run_id} ({run.status}) has no trained adapter",
+        hint=("wait for its end" if going else "`backprop list-runs --status done` shows runs that have one")
+        + "; `backprop export RUN --step N` writes a checkpoint",
+        details={"run_id": run.run_id, "status": run.status},
+    )
 
 
 def _damage(directory: RunDirectory, recorded: journal.Journal, state: RunState) -> list[str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from backprop.core import files
-from backprop.core.errors import TrainingError
+from backprop.core.errors import CheckpointError, TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES, ChatTokenizer
 from backprop.runs.directory import IDENTITY, result_digest
@@ -38,9 +38,7 @@ def save_adapter(
     try:
         with files.new_folder(target) as folder:
             loaded.mode.save(loaded.model, folder)
-            for name in TOKENIZER_FILES:
-                if (loaded.path / name).is_file():
-                    shutil.copyfile(loaded.path / name, folder / name)
+            copy_tokenizer(loaded.path, folder)
             write_what_was_learned(loaded.chat, folder)
             identity = {
                 "run_id": run_id,
@@ -55,13 +53,40 @@ def save_adapter(
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as failed:
         error = failed if isinstance(failed, OSError) else system_error(failed, target)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = files.is_full(error)
         raise TrainingError(
             f"the adapter could not be saved in {target}: {error.strerror or error}",
             hint="make room or choose another --output; the run's checkpoints are untouched",
             code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
             retryable=full,
         ) from error
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """The tokenizer's files of the model in ``base``, as they are."""
+    for name in TOKENIZER_FILES:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
+def base_of(adapter: Path) -> str:
+    """The base model that an adapter's folder names: by the run that saved it, or by PEFT.
+
+    Raises:
+        CheckpointError: neither does.
+    """
+    for file, key in (
+        (IDENTITY, "model_path"),
+        (IDENTITY, "model"),
+        ("adapter_config.json", "base_model_name_or_path"),
+    ):
+        try:
+            name = files.read_json(adapter / file, dict[str, Any]).get(key)
+        except (OSError, ValueError):
+            continue
+        if isinstance(name, str) and name and (key != "model_path" or Path(name).is_dir()):
+            return name
+    raise CheckpointError(f"{adapter} does not say which model it is for", hint="name it with --model")
 
 
 def write_what_was_learned(chat: ChatTokenizer, folder: Path) -> None:

@@ -11,13 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backprop.core.errors import CheckpointError, GPUMemoryError, InputError
+from backprop.core.errors import GPUMemoryError, InputError
 from backprop.core.events import ModelLoading
-from backprop.core.files import read_json
 from backprop.core.jobs import ChatLine, ChatReady, ChatRequest, ChatTurn, Delta, Reply, StopReply, TurnEnded
 from backprop.core.models import require_weights
 from backprop.core.redaction import redact
-from backprop.runs.directory import IDENTITY, is_run
+from backprop.runs.directory import is_run
 from backprop.runs.state import read_run
 from backprop.worker.job import Send, listen, run_job
 from backprop.worker.setup import failure
@@ -139,7 +138,7 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.fetch.models import fetch_model
     from backprop.train import generate
-    from backprop.train import model as models
+    from backprop.train.adapter import base_of
 
     path = Path(request.source)
     if is_run(path):
@@ -151,33 +150,10 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
     if request.step is not None:
         raise InputError(f"{path} is no run, so it has no checkpoint of step {request.step}", hint="leave --step out")
     adapter = (path / "adapter_config.json").is_file()
-    name = (request.model or _base_of(path)) if adapter else str(path)
+    name = (request.model or base_of(path)) if adapter else str(path)
     send(ModelLoading(model=name, stage="load"))
-    models.use_all_cores()
     folder = fetch_model(name, send) if adapter else require_weights(path)
-    device = models.choose_device("auto")
-    model = models.load_base(folder, device, models.choose_dtype(device))
-    return Speaker(generate.with_adapter(model, path) if adapter else model, ChatTokenizer.load(folder), adapter)
-
-
-def _base_of(adapter: Path) -> str:
-    """The base model that an adapter's folder names: by the run that saved it, or by PEFT.
-
-    Raises:
-        CheckpointError: neither does.
-    """
-    for file, key in (
-        (IDENTITY, "model_path"),
-        (IDENTITY, "model"),
-        ("adapter_config.json", "base_model_name_or_path"),
-    ):
-        try:
-            name = read_json(adapter / file, dict[str, Any]).get(key)
-        except (OSError, ValueError):
-            continue
-        if isinstance(name, str) and name and (key != "model_path" or Path(name).is_dir()):
-            return name
-    raise CheckpointError(f"{adapter} does not say which model it is for", hint="name it with --model")
+    return Speaker(generate.load_model(folder, path if adapter else None), ChatTokenizer.load(folder), adapter)
 
 
 if __name__ == "__main__":

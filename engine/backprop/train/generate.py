@@ -1,23 +1,16 @@
-"""Answers of a model: through its own chat template or as plain text, piece by piece, greedy or sampled.
-
-``python -P -m backprop.train.generate RUN_DIRECTORY``, with the request as JSON on standard input, asks a run's model:
-pieces of the answers and then each whole answer go to the private stream, what libraries print goes to the run's log.
-The journal is not touched.
-"""
+"""Answers of a model: through its own chat template or as plain text, piece by piece, greedy or sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from backprop.core.errors import CheckpointError, InputError
-from backprop.core.events import DatasetPrepared, ModelLoading, Sample
-from backprop.core.jobs import Delta, GenerateRequest, Sampling
+from backprop.core.events import DatasetPrepared
+from backprop.core.jobs import Sampling
 from backprop.runs.directory import RunDirectory
-from backprop.runs.state import read_run
-from backprop.worker.job import Send, run_job
+from backprop.worker.job import Send
 
 # Heavy libraries are imported where they are used: the job first sees to its log.
 if TYPE_CHECKING:
@@ -64,21 +57,6 @@ class Answer(NamedTuple):
     tokens: int
     ended: Literal["end", "length", "stopped"]
     """As in ``core.jobs.Reply``."""
-
-
-def generate(
-    model: Any,
-    chat: ChatTokenizer,
-    prompt: str | list[dict[str, Any]],
-    max_new_tokens: int,
-    on_text: Callable[[str], None] | None = None,
-    *,
-    stop_when: Callable[[], bool] | None = None,
-    as_text: bool = False,
-) -> str:
-    """The text of the greedy ``reply`` to a prompt."""
-    sampling = Sampling(max_tokens=max_new_tokens)
-    return reply(model, chat, prompt, sampling, on_text, stop_when=stop_when, as_text=as_text).text
 
 
 def reply(
@@ -156,30 +134,6 @@ def context_of(model: Any) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
-def answer(request: GenerateRequest, send: Send) -> None:
-    """Load the run's model and answer every prompt.
-
-    Raises:
-        ModelLoadError: the base model cannot be loaded.
-        CheckpointError: the adapter cannot be read.
-    """
-    path = Path(request.run)
-    state = read_run(path)
-    config = {**state.config, "model": request.model or state.config["model"]}
-    send(ModelLoading(model=str(config["model"]), stage="load"))
-    step = state.step if request.step is None else request.step
-    model, chat = load(path, config, send, request.step)
-    for index, prompt in enumerate(request.prompts):
-        for tuned in (False, True) if request.base else (True,):
-
-            def on_text(text: str, index: int = index, tuned: bool = tuned) -> None:
-                send(Delta(index=index, tuned=tuned, text=text))
-
-            with nullcontext() if tuned else model.disable_adapter():
-                text = generate(model, chat, prompt, request.max_tokens, on_text, as_text=on_texts(state.dataset))
-            send(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
-
-
 def on_texts(rows: DatasetPrepared | None) -> bool:
     """Whether a run is trained on plain texts, so that its model is to continue one."""
     return rows is not None and rows.format == "text"
@@ -201,7 +155,6 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from backprop.train.checkpoint import load_weights
     from backprop.train.resume import result_notes
 
-    models.use_all_cores()
     run = RunDirectory(path)
     base_path = fetch_model(str(config["model"]), send)
     for note in result_notes(run, base_path, step):
@@ -212,33 +165,36 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
         checkpoint = CheckpointStore(run.checkpoints, run.read_record().run_id).of_step(step)
         if checkpoint is None:
             raise CheckpointError(f"{path} has no good checkpoint of step {step}")
+        models.use_all_cores()
         settings = msgspec.convert({**config, "backend": backend}, RunConfig)
         loaded = models.load(models.resolved(settings), base_path, lambda event: None)
         load_weights(checkpoint.path, loaded.model)
         return loaded.model, loaded.chat
-    device = models.choose_device(backend)
-    trusted = bool(config.get("trust_remote_code"))
-    base = models.load_base(base_path, device, models.choose_dtype(device), trusted)
-    return with_adapter(base, run.adapter), ChatTokenizer.load(base_path)
+    model = load_model(base_path, run.adapter, backend, bool(config.get("trust_remote_code")))
+    return model, ChatTokenizer.load(base_path)
 
 
-def with_adapter(base: Any, adapter: Path) -> Any:
-    """``base`` with the adapter in a folder.
+def load_model(base: Path, adapter: Path | None = None, backend: str = "auto", trust_remote_code: bool = False) -> Any:
+    """The model in the folder ``base``, with the adapter in another one on it.
 
     Raises:
-        CheckpointError: it cannot be read, or is for another model.
+        ModelLoadError: the base model cannot be loaded.
+        CheckpointError: the adapter cannot be read, or is for another model.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    from backprop.train import model as models
+
+    models.use_all_cores()
+    device = models.choose_device(backend)
+    model = models.load_base(base, device, models.choose_dtype(device), trust_remote_code)
+    if adapter is None:
+        return model
     try:
-        return PeftModel.from_pretrained(base, adapter)
+        return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
             f"the adapter in {adapter} cannot be read: {error}",
             hint="train again, or restore the file from a backup",
         ) from error
-
-
-if __name__ == "__main__":
-    run_job(GenerateRequest, answer)

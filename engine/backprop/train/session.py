@@ -16,6 +16,7 @@ import torch
 from backprop.core import events, rules
 from backprop.core.errors import RunError, TrainingError
 from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
+from backprop.core.jobs import Sampling
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
@@ -31,7 +32,7 @@ from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver
 from backprop.train.dataset import in_proportion, prepare
 from backprop.train.evaluate import Evaluator
-from backprop.train.generate import generate, on_texts
+from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
@@ -333,8 +334,9 @@ class Session:
         """
         for prompt in self.config.sample_prompts:
             ended = self.steering.look if self.control.stepping or not tuned else None
-            model, chat, most = self.loaded.model, self.loaded.chat, self.config.sample_tokens
-            text = generate(model, chat, prompt, most, stop_when=ended, as_text=self.as_text)
+            greedy = Sampling(max_tokens=self.config.sample_tokens)
+            model, chat = self.loaded.model, self.loaded.chat
+            text = reply(model, chat, prompt, greedy, stop_when=ended, as_text=self.as_text).text
             if ended and ended():
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))

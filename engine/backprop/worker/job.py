@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,33 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import msgspec
 
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK
-from backprop.core.jobs import Message, encode_message
+from backprop.core.jobs import JobProgress, Message, encode_message
 from backprop.runs.directory import RunDirectory
 from backprop.worker.event_stream import take_stdout
 from backprop.worker.setup import end_process, failure, quiet_libraries
 
 Request = TypeVar("Request", bound=msgspec.Struct)
 Send: TypeAlias = Callable[[Message], None]
+_EVERY = 0.1
+"""Seconds between two messages of progress."""
 
 
-def run_job(request: type[Request], work: Callable[[Request, Send], None]) -> NoReturn:
-    """Do ``work`` on the request that comes in, and end the process. What it raises is sent as the last message."""
+def run_job(request: type[Request], work: Callable[[Request, Send], Message | None]) -> NoReturn:
+    """Do ``work`` on the request that comes in, and end the process: the last message is what it returns or raises."""
     end_process(_answer(request, work))
+
+
+def paced(send: Send) -> Callable[[str, int, int], None]:
+    """Sends what is done, how much of it and of how much: ten times a second at most, and the end of it always."""
+    last = 0.0
+
+    def progress(doing: str, done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            send(JobProgress(doing=doing, done=done, total=total))
+
+    return progress
 
 
 def listen(kind: Any, take: Callable[[Any], object]) -> None:
@@ -47,7 +63,7 @@ def listen(kind: Any, take: Callable[[Any], object]) -> None:
     threading.Thread(target=read, name="listen", daemon=True).start()
 
 
-def _answer(request: type[Request], work: Callable[[Request, Send], None]) -> int:
+def _answer(request: type[Request], work: Callable[[Request, Send], Message | None]) -> int:
     private = take_stdout(RunDirectory(Path(sys.argv[1])).log)
     os.set_blocking(private, True)
     quiet_libraries()
@@ -57,7 +73,9 @@ def _answer(request: type[Request], work: Callable[[Request, Send], None]) -> in
             stream.write(encode_message(message))
 
         try:
-            work(msgspec.json.decode(sys.stdin.buffer.readline(), type=request), send)
+            last = work(msgspec.json.decode(sys.stdin.buffer.readline(), type=request), send)
+            if last is not None:
+                send(last)
         except (KeyboardInterrupt, BrokenPipeError):
             return EXIT_INTERRUPTED
         except Exception as error:  # whatever it is, whoever asked is told

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from backprop.core.errors import InputError
-from backprop.core.jobs import Check, Comparison
+from backprop.core.jobs import Check
 from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 from backprop.export.sharded import Progress
 from backprop.export.source import Source
@@ -50,11 +50,7 @@ def check(source: Source, target: Path, precision: str, answers: bool, progress:
         (expected.read(name) == written.read(name)).all() for name in expected.names()
     )
     detail = f"{len(expected.names())} tensors, " + ("bit by bit those that were trained" if same else "not the same")
-    return Check(
-        passed=same,
-        compared=[Comparison(name="tensors", passed=same, detail=detail)],
-        skipped="answers are not compared: the files are the trained ones",
-    )
+    return Check(skipped="answers are not compared: the files are the trained ones").add("tensors", same, detail)
 
 
 def require_adapter(source: Source) -> Adapter:

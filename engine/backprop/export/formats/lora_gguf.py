@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backprop.core.jobs import Check, Comparison
+from backprop.core.jobs import Check
 from backprop.export.formats.lora import require_adapter
 from backprop.export.gguf.lora import is_written, write_lora_gguf
 from backprop.export.merge import ADAPTER_WEIGHTS
@@ -25,17 +25,15 @@ def predicted_bytes(source: Source, precision: str) -> int:
 
 
 def write(source: Source, target: Path, precision: str, progress: Progress) -> list[str]:
-    return write_lora_gguf(
+    write_lora_gguf(
         require_adapter(source), source.base, target, precision, provenance=source.provenance, progress=progress
     )
+    return []
 
 
 def check(source: Source, target: Path, precision: str, answers: bool, progress: Progress) -> Check:
     adapter = require_adapter(source)
     same = is_written(adapter, source.base, target, precision)
     detail = f"{2 * len(adapter.parts)} matrices, " + ("those that were trained" if same else "not those trained")
-    return Check(
-        passed=same,
-        compared=[Comparison(name="tensors", passed=same, detail=detail)],
-        skipped="answers are not compared: the adapter is nothing without a GGUF of its base model",
-    )
+    why = "answers are not compared: the adapter is nothing without a GGUF of its base model"
+    return Check(skipped=why).add("tensors", same, detail)

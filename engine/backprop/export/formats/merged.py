@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backprop.core.jobs import Check, Comparison
+from backprop.core.jobs import Check
 from backprop.core.models import weight_files
 from backprop.export import sharded
 from backprop.export.compare_models import compare_models
@@ -36,13 +36,10 @@ def write(source: Source, target: Path, precision: str, progress: Progress) -> l
 def check(source: Source, target: Path, precision: str, answers: bool, progress: Progress) -> Check:
     written = StoredWeights(weight_files(target))
     worst, where = sharded.largest_deviation(written, source.weights, precision, progress)
-    tensors = Comparison(
-        name="tensors",
-        passed=worst <= 1.0,
-        detail=f"{len(written.names())} tensors opened again; the largest deviation from base and adapter added is "
+    found = Check(skipped="" if answers else "answers are not compared: not asked for").add(
+        "tensors",
+        worst <= 1.0,
+        f"{len(written.names())} tensors opened again; the largest deviation from base and adapter added is "
         f"{worst:.2f} of what rounding to {precision} may do" + (f" ({where})" if worst else ""),
     )
-    found = Check(
-        passed=tensors.passed, compared=[tensors], skipped="" if answers else "answers are not compared: not asked for"
-    )
-    return compare_models(source, target, found, progress) if answers and tensors.passed else found
+    return compare_models(source, target, found, progress) if answers and found.passed else found

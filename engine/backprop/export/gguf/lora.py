@@ -37,7 +37,7 @@ def write_lora_gguf(
     *,
     provenance: Mapping[str, str],
     progress: Progress = lambda name, done, total: None,
-) -> list[str]:
+) -> None:
     """Write an adapter to ``target``.
 
     llama.cpp multiplies the change of every module by alpha / rank, with one alpha for the whole file. Where training
@@ -73,7 +73,6 @@ def write_lora_gguf(
     matrices = _matrices(adapter, model, modules)
     pieces = ((name, quantize(matrix, types[name], name)) for name, matrix in matrices)
     write_tensors(writer, target, pieces, total=total, progress=progress)
-    return []
 
 
 def is_written(adapter: Adapter, base: Path, path: Path, precision: str) -> bool:
