@@ -29,7 +29,7 @@ from backprop_tui import themes
 from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import HEIGHT, LEAVING, WIDTH, Help, Question, TooSmall
+from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Question, TooSmall
 from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
@@ -258,13 +258,14 @@ class BackpropApp(KeysInOrder):
         self.notify(f"drawing at most {CADENCES[self._cadence]:g} times a second", timeout=2)
 
     def action_leave(self) -> None:
-        """Leave; with living runs, ask what becomes of them."""
+        """Leave; with living runs, ask what becomes of them, and say what ends with the application."""
         living = self.living()
-        if not living or self.leaving:
+        lines = [*map(_how_far, living), *filter(None, (screen.losing() for screen in self._made))]
+        if not lines or self.leaving:
             self.exit()
         elif not isinstance(self.screen, Question):
-            self._asking = True
-            self.push_screen(Question("leave", "\n".join(map(_how_far, living)), LEAVING), self._left)
+            self._asking = len(lines) == len(living)
+            self.push_screen(Question("leave", "\n".join(lines), LEAVING if living else LOSING), self._left)
 
     def _left(self, value: str | None) -> None:
         self._asking = False

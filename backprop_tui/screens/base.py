@@ -79,6 +79,10 @@ class BaseScreen(Screen[None]):
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
         raise NotImplementedError
 
+    def losing(self) -> str:
+        """Work of the screen that ends with the application, in words; empty where there is none."""
+        return ""
+
     def own_keys(self) -> list[Key]:
         """Those of the screen's keys that do something now."""
         return list(self.KEYS)

@@ -37,7 +37,9 @@ KEYS = (
     Key("n", "n", "anew", "new", "begin a new conversation", 4),
     Key("u", "u", "unload", "unload", "let the model go, to have its memory back", 5),
 )
-TYPING = [Key("enter", "enter", "", "ask", "", 1), Key("escape", "esc", "", "keys; stops a reply", "", 1)]
+_ASK = Key("enter", "enter", "", "ask", "", 1)
+_LEAVE = Key("escape", "esc", "", "other keys and screens", "", 1)
+_STOP = Key("escape", "esc", "", "stop the reply", "", 1)
 NO_RUN = "no run with a result yet: t on the Runs screen talks to one when it is finished"
 _GAP = 3
 """Cells between the two answers."""
@@ -241,7 +243,7 @@ class ChatScreen(BaseScreen):
 
     def own_keys(self) -> list[Key]:
         if self.focused is self.entry:
-            return TYPING
+            return [_STOP] if self.conversation.waits_for else [_ASK, _LEAVE]
         hidden = set() if self.source else {"write", "again", "unload"}
         hidden |= set() if self.conversation.turns else {"again", "save", "anew"}
         hidden |= set() if self.loaded else {"unload"}
@@ -255,7 +257,9 @@ class ChatScreen(BaseScreen):
         words = event.value.strip()
         if not self.loaded:
             self.action_write()
-        if self.conversation.ready is None and words and self.loaded:
+        if self.conversation.ready is None and self.waiting:
+            self.notice = f"one question waits for the model already: {self.waiting}"
+        elif self.conversation.ready is None and words and self.loaded:
             self.waiting, self.entry.value = words, ""
             self.notice = f"asked when the model is loaded: {words}"
         elif self.conversation.waits_for is not None:

@@ -48,6 +48,10 @@ LEAVING = (
     Answer("stop", "s", "Stop after a checkpoint", "finish this step, save, end the run, then leave"),
     Answer("kill", "k", "Kill it now", "what came after the last checkpoint is lost"),
 )
+LOSING = (
+    Answer("", "s", "Stay", ""),
+    Answer("leave", "l", "Leave", "it ends now, and nothing of it is left"),
+)
 ABORTING = (
     Answer("no", "n", "Go on training", ""),
     Answer("abort", "a", "Abort the run", "end now; nothing more is saved"),

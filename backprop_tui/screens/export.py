@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, 
 from backprop.core.models import find_architecture
 from backprop.hardware.estimate import parameters
 from backprop.runs.describe import bytes_text, describe
+from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import OLLAMA, PUSH, ask_engine, export_model
 from backprop.runs.state import read_run
 from msgspec import Struct
@@ -94,14 +96,14 @@ def look_at(path: str) -> Source:
     Raises:
         BackpropError: the run is damaged.
     """
-    state = read_run(Path(path))
+    directory = RunDirectory(Path(path))
+    state = read_run(directory.path)
     model = str(state.config.get("model", ""))
     try:
         architecture = find_architecture(model)
     except BackpropError:
         architecture = None
-    adapter = Path(state.output_path or path)
-    weights = sum(file.stat().st_size for file in adapter.glob("*.safetensors"))
+    weights = sum(file.stat().st_size for file in directory.adapter.glob("*.safetensors"))
     return Source(path, model, architecture, weights, shutil.disk_usage(path).free)
 
 
@@ -147,7 +149,8 @@ class ExportScreen(BaseScreen):
         self.source: Source | None = None
         self.output = ""
         """Where it is written; open: in the run's directory."""
-        self.done: Exported | None = None
+        self.written: dict[Choice, Exported] = {}
+        """What was written of the run here; each stays to be looked at and handed on."""
         self.failed: BackpropError | None = None
         self.warnings: list[str] = []
         self.handed: list[tuple[str, str]] = []
@@ -190,8 +193,9 @@ class ExportScreen(BaseScreen):
 
     def _offer(self, path: str) -> None:
         if path:
-            self.done, self.failed, self.warnings, self.handed = None, None, [], []
-            self.output, self.notice = "", ""
+            self.source = self.list.source = self.failed = None
+            self.warnings, self.handed, self.output, self.notice = [], [], "", ""
+            self.written.clear()
             self.tasks.begin("look", "", lambda _: look_at(path), self._take_source)
         self.flush()
 
@@ -199,9 +203,18 @@ class ExportScreen(BaseScreen):
         self.source = self.list.source = source
         self.list.redraw()
 
+    def losing(self) -> str:
+        going = [task.words() for task in self.tasks.running()]
+        return f"An export goes on: {', '.join(going)}" if going else ""
+
     @property
     def exporting(self) -> bool:
         return self.tasks.goes_on("export")
+
+    @property
+    def done(self) -> Exported | None:
+        """What was written in the format under the cursor."""
+        return self.written.get(self.choice)
 
     @property
     def choice(self) -> Choice:
@@ -226,7 +239,7 @@ class ExportScreen(BaseScreen):
     @on(ListView.Moved, "#choices-of-format")
     def _moved(self) -> None:
         if not self.tasks.running():
-            self.done, self.failed, self.handed = None, None, []
+            self.failed, self.handed = None, []
         self.notice = ""
         self.flush()
 
@@ -255,7 +268,7 @@ class ExportScreen(BaseScreen):
         self.show_keys()
 
     def _detail(self, width: int) -> list[Row]:
-        if self.source is None:
+        if self.source is None and self.failed is None:
             return [] if self.tasks.goes_on("find") or self.tasks.goes_on("look") else paragraph(NO_RUN, width, "muted")
         rows: list[Row] = []
         for text in self.warnings:
@@ -268,7 +281,12 @@ class ExportScreen(BaseScreen):
         if self.failed is not None:
             rows += [heading("nothing was written", width), *paragraph(f"✗ [{self.failed.code}]", width, "bad+bold")]
             rows += paragraph(f"{self.failed.message}.", width, "bad")
-            return [*rows, *paragraph(self.failed.hint, width, "strong")]
+            hint = self.failed.hint.replace("with --output", "(o)")
+            rows += paragraph(hint, width, "strong")
+            return [
+                *rows,
+                *(paragraph("y copies the command, which takes these options", width) if "--" in hint else []),
+            ]
         if self.done is not None:
             found: list[tuple[str, str]] = []
             show_export(self.done, lambda text, kind: found.append((text, kind)), follows=not self.handed)
@@ -278,7 +296,7 @@ class ExportScreen(BaseScreen):
                 proof = "trained" if text.startswith("same") else "text"
                 rows += paragraph(from_home(text), width, _INK.get(kind, proof))
             return rows
-        return [*rows, *self._outlook(self.source, width)]
+        return [*rows, *self._outlook(self.source, width)] if self.source else rows
 
     def _outlook(self, source: Source, width: int) -> list[Row]:
         """What would be written."""
@@ -304,7 +322,7 @@ class ExportScreen(BaseScreen):
             show_export(self.done, lambda text, kind: found.append(text))
             following = [text.removeprefix("next: ") for text in found if text.startswith("next: ")]
             return following[0] if following else self.done.path
-        where = f" --output {self.output}" if self.output else ""
+        where = f" --output {shlex.quote(self.output)}" if self.output else ""
         name = short_path(self.source.path) if self.source else "RUN"
         return f"backprop export {name} --format {self.choice.format} -q {self.choice.precision}{where}"
 
@@ -333,7 +351,7 @@ class ExportScreen(BaseScreen):
         request = ExportRequest(
             source=self.source.path, format=choice.format, precision=choice.precision, output=self.output
         )
-        self.done = self.failed = None
+        self.failed = None
         self.warnings, self.handed, self.notice = [], [], ""
 
         def work(task: Task[Exported | str]) -> Exported:
@@ -345,14 +363,15 @@ class ExportScreen(BaseScreen):
 
             return export_model(request, report, task.when_started)
 
-        self.tasks.begin("export", "starting", work, self._take_news)
-        self.flush()
+        def take(news: Exported | str) -> None:
+            if isinstance(news, str):
+                self.warnings.append(news)
+            else:
+                self.written[choice] = news
+                self.list.cursor = CHOICES.index(choice)
 
-    def _take_news(self, news: Exported | str) -> None:
-        if isinstance(news, str):
-            self.warnings.append(news)
-        else:
-            self.done = news
+        self.tasks.begin("export", "starting", work, take)
+        self.flush()
 
     def action_cancel(self) -> None:
         self.tasks.forget("hand")

@@ -17,7 +17,7 @@ from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens import number_of
-from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.base import BaseScreen, ShowOn
 from backprop_tui.screens.dialogs import ABORTING
 from backprop_tui.text import Row
 from backprop_tui.watch import Watch
@@ -35,6 +35,8 @@ KEYS = (
     Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", 4),
     Key("a", "a", "abort", "abort", "end at once without saving (asks first)", 6),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 6),
+    Key("t", "t", "show_on('chat')", "talk", "talk to the finished run's model on the Chat screen", 1),
+    Key("w", "w", "show_on('export')", "export", "write its model in another format on the Export screen", 1),
     Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 2),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
@@ -153,6 +155,8 @@ class LiveScreen(BaseScreen):
         if state is not None and not state.config.get("sample_prompts"):
             hidden.add("sample")
         labels = {"pause": "go on"} if state is not None and state.status == "paused" else {}
+        if self._watch is None or not self._watch.state.output_path:
+            hidden.add("show_on")
         if self._watch is None:
             hidden.add("copy")
         elif self._watch.state.can_resume:
@@ -195,6 +199,10 @@ class LiveScreen(BaseScreen):
     def action_copy(self) -> None:
         if self._watch is not None:
             self.copy(self._watch.state)
+
+    def action_show_on(self, screen: str) -> None:
+        if self._watch is not None and self._watch.state.output_path:
+            self.post_message(ShowOn(screen, str(self._watch.path)))
 
     def action_checkpoint(self) -> None:
         if self._watch is not None and self._watch.state.can_resume:

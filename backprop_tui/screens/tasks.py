@@ -154,6 +154,7 @@ class Tasks:
                 if (value := function(task)) is not None:
                     self._owner.post_message(Delivered(task, value, last=True))
             except Exception as error:
+                task.ended = True  # before the screen hears of it: it draws what goes on
                 if not task.stopped():
                     known = error if isinstance(error, BackpropError) else defect_in(words or "reading a row", error)
                     self._owner.post_message(Failed(work, known))

@@ -150,6 +150,31 @@ async def test_a_reply_is_stopped_and_the_next_one_comes(run: recorded.Recorder)
         assert "Fair winds!" in shown(pilot)
 
 
+async def test_a_new_conversation_begun_during_a_reply_can_be_talked_in(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        screen.entry.value = "please wait"
+        await pilot.press("enter")
+        await until(lambda: bool(screen.conversation.turns and screen.conversation.turns[0].text), "its beginning")
+        screen.view.focus()
+        await pilot.press("n")
+        await until(lambda: screen.conversation.waits_for is None, "the end of the reply")
+        await pilot.press("i")
+        await ask(pilot, "Go on")
+        assert [turn.prompt for turn in screen.conversation.turns] == ["Go on"]
+
+
+async def test_a_second_question_before_the_model_is_loaded_replaces_none(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        screen.conversation.ready = None  # as while it is loaded
+        for words in ("first", "second"):
+            screen.entry.value = words
+            await pilot.press("enter")
+        assert (screen.waiting, screen.entry.value) == ("first", "second")
+        assert "one question waits for the model already: first" in shown(pilot)
+
+
 async def test_settings_reach_the_next_question_and_a_wrong_one_is_not_taken(run: recorded.Recorder) -> None:
     async with BackpropApp().run_test(size=SMALL) as pilot:
         screen = await opened(pilot)

@@ -109,6 +109,48 @@ async def test_an_export_can_be_cancelled(run: recorded.Recorder) -> None:
         assert "cancelled: nothing was written" in await drawn(pilot, screen)
 
 
+async def test_leaving_during_an_export_asks_first(run: recorded.Recorder) -> None:
+    app = BackpropApp()
+    async with app.run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await choose(pilot, screen, "gguf", "f32")
+        await pilot.press("enter")
+        await until(lambda: any(task.total for task in screen.tasks.running()), "progress")
+        await pilot.press("4", "q")
+        await until(lambda: "An export goes on: writing tensors" in text_of(app), "the question")
+        app.flush()
+        await pilot.press("s")
+        assert screen.exporting
+        await pilot.press("q", "l")
+        await until(lambda: app._exit, "the end")
+    await until(lambda: not screen.exporting, "the end of its process")
+
+
+async def test_what_was_written_can_be_handed_on_after_looking_at_another_format(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("enter")
+        await until(lambda: screen.done is not None, "the result")
+        await pilot.press("down")
+        await pilot.pause()
+        assert "register" not in [key.name for key in screen.own_keys()]
+        await pilot.press("up")
+        assert "same  tensors: 272 of 272" in await drawn(pilot, screen)
+        assert "register" in [key.name for key in screen.own_keys()]
+
+
+async def test_a_run_that_cannot_be_read_is_said_and_no_other_is_exported_instead(
+    run: recorded.Recorder, tmp_path: Path
+) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        screen.take({"source": str(tmp_path / "gone")})
+        await until(lambda: screen.failed is not None, "the error")
+        assert "RUN" in await drawn(pilot, screen)
+        await pilot.press("enter")
+        assert not screen.exporting
+
+
 async def test_an_export_that_fails_says_why_and_what_to_do(run: recorded.Recorder) -> None:
     async with BackpropApp().run_test(size=SMALL) as pilot:
         screen = await opened(pilot)

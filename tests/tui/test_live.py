@@ -15,7 +15,7 @@ from backprop.runs.index import RunIndex
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
-from backprop_tui.screens.base import OpenRun
+from backprop_tui.screens.base import OpenRun, ShowOn
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
 from backprop_tui.watch import Watch
@@ -212,6 +212,21 @@ async def test_a_finished_run_takes_no_commands(output: Path, commands: list[ev.
         await pilot.press("p", "s", "c", "g", "a")
         assert commands == []
         assert "pause" not in text_of(app).split("\n")[-1]
+
+
+@pytest.mark.parametrize(("key", "screen"), [("t", "chat"), ("w", "export")])
+async def test_a_finished_run_is_talked_to_and_exported_from_here(
+    output: Path, monkeypatch: pytest.MonkeyPatch, key: str, screen: str
+) -> None:
+    run = recorded.finished_demo(output)
+    asked: list[ShowOn] = []
+    monkeypatch.setattr(BackpropApp, "on_show_on", lambda self, message: asked.append(message))
+    async with app_on(run).run_test(size=(80, 24)) as pilot:
+        await seen(pilot, run.seq)
+        assert "t talk  w export" in text_of(pilot.app)
+        await pilot.press(key)
+        await until(lambda: bool(asked), "the other screen")
+    assert asked == [ShowOn(screen, str(run.directory.path))]
 
 
 async def test_the_end_of_a_watched_run_shows_the_answers_before_and_after(output: Path) -> None:

@@ -119,9 +119,11 @@ class Conversation:
             case Reply() if (turn := self._turn(message.index)) is not None:
                 turn.text[message.tuned] = message.text
                 turn.replies[message.tuned] = message
-            case TurnEnded() if (turn := self._turn(message.index)) is not None:
-                turn.failed = message.failed.error() if message.failed else None
-                self.waits_for = None
+            case TurnEnded():
+                if (turn := self._turn(message.index)) is not None:
+                    turn.failed = message.failed.error() if message.failed else None
+                if self.waits_for is not None and self.waits_for.number == message.index:
+                    self.waits_for = None  # also where it was forgotten meanwhile
         self.version += 1
 
     def _turn(self, number: int) -> Turn | None:

@@ -63,7 +63,7 @@ class EngineJob:
     def tell(self, line: msgspec.Struct) -> None:
         """Tell a job that stays one thing more. One that is gone does not hear it: ``messages`` says why."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ValueError):  # closed at its end, or here
             self._process.stdin.write(msgspec.json.encode(line) + b"\n")
             self._process.stdin.flush()
 
