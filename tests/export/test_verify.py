@@ -63,6 +63,7 @@ def vocabulary(model: Path) -> dict[str, Any]:
     tokens = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     padding = [f"[PAD{n}]" for n in range(len(tokens), VOCABULARY)]
     return {
+        "model_folder": model,
         "model": "gpt2",
         "pre": "gpt-2",
         "tokens": tokens + padding,
@@ -77,7 +78,15 @@ def vocabulary(model: Path) -> dict[str, Any]:
 
 def write(path: Path, made: Tensors, said: dict[str, Any], kind: GGMLQuantizationType | None = None) -> Path:
     file = GGUFWriter(path, "llama")
-    file.add_block_count(2)
+    config = json.loads((said["model_folder"] / "config.json").read_text())
+    file.add_block_count(config["num_hidden_layers"])
+    file.add_context_length(config["max_position_embeddings"])
+    file.add_embedding_length(config["hidden_size"])
+    file.add_feed_forward_length(config["intermediate_size"])
+    file.add_head_count(config["num_attention_heads"])
+    file.add_head_count_kv(config["num_key_value_heads"])
+    file.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    file.add_rope_freq_base(10000.0)
     file.add_tokenizer_model(said["model"])
     file.add_tokenizer_pre(said["pre"])
     file.add_token_list(said["tokens"])
@@ -111,7 +120,7 @@ def test_a_right_file_passes_with_its_numbers(model: Path, tmp_path: Path, kind:
     check = verify(path, model, stored(model), prompts=["Where is the harbour?", [{"role": "user", "content": "x"}]])
     assert failed(check) == {}
     words = {each.name: each.detail for each in check.compared}
-    assert list(words) == ["tensors", "vocabulary", "tokenization", "end tokens", "chat template"]
+    assert list(words) == ["tensors", "numbers", "vocabulary", "tokenization", "end tokens", "chat template"]
     assert "20 tensors, the largest error" in words["tensors"]
     assert words["vocabulary"] == "320 tokens, as many as the embedding has rows, 24 of them padding"
     assert words["tokenization"] == "201 awkward texts become the same tokens"
@@ -258,6 +267,25 @@ def test_a_truncated_file_is_caught(model: Path, tmp_path: Path, keep: int) -> N
 
 def test_another_file_than_gguf_is_caught(model: Path) -> None:
     assert failed(verify(model / "model.safetensors", model, stored(model)))["file"].startswith("model.safetensors is")
+
+
+@pytest.mark.parametrize(
+    ("key", "another"),
+    [
+        ("llama.attention.head_count", 2),
+        ("llama.attention.head_count_kv", 1),
+        ("llama.attention.layer_norm_rms_epsilon", 1e-3),
+        ("llama.rope.freq_base", 500000.0),
+        ("llama.block_count", 3),
+        ("llama.context_length", 7),
+    ],
+)
+def test_a_wrong_number_of_the_network_is_named(model: Path, tmp_path: Path, key: str, another: float) -> None:
+    write_gguf(model, stored(model), path := tmp_path / "a.gguf", "f32", template=CHATML, provenance={"name": "Tiny"})
+    assert failed(verify(path, model, stored(model), CHATML)) == {}
+    field = GGUFReader(path, "r+").fields[key]
+    field.parts[field.data[0]][0] = another
+    assert key in failed(verify(path, model, stored(model), CHATML))["numbers"]
 
 
 def test_awkward_texts_are_two_hundred_different_ones() -> None:

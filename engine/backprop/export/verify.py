@@ -7,6 +7,8 @@ chat template. How a finished model answers is ``export.llama``'s to compare.
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,17 @@ _SYSTEM = {"role": "system", "content": "You answer in one word, in  plain Engli
 _ASKED = {"role": "user", "content": "What is 17 + 4?\n\n  Say it — in digits: naïve café, 你好 🙂"}
 _TALK = (_ASKED, {"role": "assistant", "content": "21"}, {"role": "user", "content": "And  one more?"})
 _BY_TOKEN = ("token_embd.weight", "output.weight")
+_NUMBERS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+"""What llama.cpp builds the network by, with the word of ``config.json`` for it."""
 _UNREADABLE = (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError, MemoryError, ArithmeticError)
 """What reading a broken file can raise: the package that reads it checks next to nothing."""
 
@@ -59,10 +72,10 @@ def verify(
     compared: list[Comparison] = []
     try:
         file = _opened(path)
-        wrong, words = compare_tensors(file, weights, config)
+        wrong, words = compare_tensors(file, weights, config, file.forget)
         right = f"every tensor read again is the trained one within its type's rounding: {words}"
         compared.append(_comparison("tensors", wrong, right))
-        compared.append(_vocabulary(file, chat))
+        compared += [_numbers(file, config), _vocabulary(file, chat)]
         server = read_tokenizer(file)
         compared += [_tokenization(server, chat, template != ""), _terminators(file, chat, trained)]
         if template != "":
@@ -81,10 +94,14 @@ class _Reader(GGUFReader):
 
     @data.setter
     def data(self, mapped: Any) -> None:
-        self._plain = np.asarray(mapped)
+        self._map, self._plain = mapped._mmap, np.asarray(mapped)
+
+    def forget(self) -> None:
+        """Give back the memory of what was read: pages of the map count as the process's until then."""
+        self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _opened(path: Path) -> GGUFReader:
+def _opened(path: Path) -> _Reader:
     try:
         return _Reader(path)
     except _UNREADABLE as error:
@@ -95,6 +112,23 @@ def _comparison(name: str, wrong: Sequence[str], right: str) -> Comparison:
     """Passed with ``right``, or failed with the first of what is ``wrong``."""
     more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return Comparison(name=name, passed=not wrong, detail="; ".join(wrong[:3]) + more if wrong else right)
+
+
+def _numbers(file: GGUFReader, config: dict[str, Any]) -> Comparison:
+    text = config.get("text_config") or config
+    rope = text.get("rope_parameters") or {}
+    usual = {"num_key_value_heads": text.get("num_attention_heads"), "rope_theta": 10000.0}
+    known = {**usual, **rope, **rope.get("full_attention", {}), **text}
+    arch = value(file, "general.architecture")
+    wrong, told = [], []
+    for key, word in _NUMBERS.items():
+        if (wanted := known.get(word)) is None:
+            continue
+        told.append(word)
+        found = value(file, f"{arch}.{key}")
+        if not isinstance(found, int | float) or not math.isclose(found, wanted, rel_tol=1e-6):
+            wrong.append(f"{arch}.{key} is {found}, and {word} is {wanted}")
+    return _comparison("numbers", wrong, f"layers, widths, heads and positions are the model's: {len(told)} settings")
 
 
 def _vocabulary(file: GGUFReader, chat: ChatTokenizer) -> Comparison:

@@ -38,11 +38,14 @@ _COMPUTED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_shor
 """Tensors that the writer makes from the configuration."""
 
 
-def compare_tensors(file: GGUFReader, weights: Weights, config: dict[str, Any]) -> tuple[list[str], str]:
+def compare_tensors(
+    file: GGUFReader, weights: Weights, config: dict[str, Any], read_one: Callable[[], object]
+) -> tuple[list[str], str]:
     """What is wrong, in words, and what was compared.
 
     Args:
         config: the model's ``config.json``.
+        read_one: called after each tensor.
 
     Raises:
         GGUFError: the file is of an architecture that ``gguf`` does not know.
@@ -72,6 +75,7 @@ def compare_tensors(file: GGUFReader, weights: Weights, config: dict[str, Any]) 
             wrong.append(f"{place} has the shape {shape}, not {expected}")
             continue
         error, row = _error(tensor, shape, read)
+        read_one()
         worst = max(worst, (error, place, tensor.tensor_type))
         limit = ERRORS[tensor.tensor_type]
         if not error <= limit or not row <= min(limit * _A_ROW, _ANY_ROW):
