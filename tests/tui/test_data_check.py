@@ -334,9 +334,11 @@ async def test_lengths_are_drawn_with_the_limit_which_keys_move(tmp_path: Path, 
     async with DataApp(path).run_test(size=WIDE) as pilot:
         await at_rest(pilot)
         await pilot.press("l")
-        await until_text(pilot, "limit 2,048", "100 rows ·", "──── limit 2,048 ──", "2,048 chosen 100 0 0")
-        for _ in range(4):
-            await pilot.press("minus")
+        # what a run by rule would train at: every answer fits
+        await until_text(
+            pilot, "limit 576 (a run's, by these rows", "100 rows ·", "──── limit 576 ──", "576 chosen 100 0 0"
+        )
+        await pilot.press("minus", "minus", "minus")
         await until_text(pilot, "──── limit 128 ──", "128 chosen", "answer lost")
         await pilot.press("equals_sign")
         entry = pilot.app.screen.query_one(Input)

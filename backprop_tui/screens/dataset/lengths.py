@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from backprop.core.models import find_tokenizer
+from backprop.core.resolve import resolve
 from backprop.data.truncate import CountedLengths, Lengths, count_lengths
 
 from backprop_tui.screens.dataset.file import OpenFile
@@ -15,6 +17,7 @@ from backprop_tui.widgets.text_view import TextView
 
 LIMITS = [2**power for power in range(4, 21)]
 """Limits that keys go through."""
+_CHANGES = "  (+ and - change it, = asks)"
 LIMIT_RANGE = range(LIMITS[0], LIMITS[-1] + 1)
 """Limits that can be typed."""
 
@@ -34,11 +37,11 @@ class LengthsPane(TextView):
         self.redraw()
 
     def count(self, opened: OpenFile) -> None:
-        """Count with the chosen tokenizer, or characters where there is none."""
-        tokenizer = self._chosen.tokenizer
+        """Count with the chosen tokenizer, or characters where there is none; then look at the limit of a run."""
+        tokenizer, model = self._chosen.tokenizer, self._chosen.model
 
-        def count(task: Task[CountedLengths]) -> CountedLengths:
-            return count_lengths(
+        def count(task: Task[CountedLengths | int]) -> CountedLengths:
+            counted = count_lengths(
                 opened.path,
                 opened.file,
                 tokenizer,
@@ -46,14 +49,21 @@ class LengthsPane(TextView):
                 cancelled=task.stopped,
                 so_far=task.so_far,
             )
+            if tokenizer is not None and counted.whole and counted.lengths.rows and self._chosen.by_rows:
+                task.deliver(limit_of_run(opened.path, model, counted))
+            return counted
 
         unit = "tokens" if tokenizer is not None else "characters"
         self._tasks.begin("lengths", f"counting {unit}", count, self._take)
 
-    def _take(self, counted: CountedLengths) -> None:
-        self.counted = counted
-        self.redraw()
-        self.post_message(Notice())
+    def _take(self, found: CountedLengths | int) -> None:
+        if not isinstance(found, int):
+            self.counted = found
+            self.redraw()
+            self.post_message(Notice())
+        elif self._chosen.by_rows:
+            self._chosen.limit = found
+            self.post_message(RowsChanged())
 
     def next_limit(self, by: int) -> int:
         """The next longer or shorter power of two."""
@@ -73,10 +83,23 @@ class LengthsPane(TextView):
         if self.counted is None:
             return [[("counting …", "muted")]]
         limit = self._chosen.limit
-        head: list[Row] = [[(f"limit {limit:,}", "strong+bold"), ("  (+ and - change it, = asks)", "muted")]]
+        words = "  (a run's, by these rows; + and - change it, = asks)" if self._chosen.by_rows else _CHANGES
+        head: list[Row] = [[(f"limit {limit:,}", "strong+bold"), (words, "muted")]]
         if (why := self._chosen.why_none) is not None:
             head = [part for line in error_lines(why) for part in wrap(line, width)] + [[]]
         return [*head, *histogram_lines(self.counted, limit, width, self.size.height - len(head))]
+
+
+def limit_of_run(data: str, model: str, counted: CountedLengths) -> int:
+    """The limit that a run on these rows would choose, on this machine."""
+    from backprop.data.plan import length_by_rows
+    from backprop.data.tokenizer import context_length
+    from backprop.hardware.devices import info
+    from backprop.hardware.estimate import longest_rows
+
+    config = resolve({"data": data, "model": model}, kind="screen").config()
+    free = 0 if config.backend == "cpu" else max((card.vram_free or 0 for card in info().gpus), default=0)
+    return length_by_rows(config, counted, context_length(find_tokenizer(model)), longest_rows(config, free))[0]
 
 
 def edges(longest: int, usual: int, limit: int, most: int) -> list[int]:

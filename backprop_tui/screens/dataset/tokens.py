@@ -49,6 +49,11 @@ class Chosen:
         self.why_none: ModelLoadError | None = None
         """Why there is no tokenizer, once it was looked for."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether a run would take its limit from the rows' lengths."""
+        return self._usual["max_seq_length"] == "auto" and not self.limit_chosen
+
     def changes(self) -> dict[str, Any]:
         """The settings of a run that were chosen here."""
         chosen: dict[str, Any] = {"model": self.model}

@@ -65,10 +65,7 @@ def plan(
     context = context_length(model_dir)
     by_length: dict[str, str] = {}
     if config.max_seq_length == "auto":
-        whole, _ = _read(counted, config.samples, context or max(1, counted.lengths.longest))
-        p99, answers_fit = whole.percentile(0.99), whole.answers_fit
-        length = rules.sequence_length(p99, answers_fit, min(most, context or most))
-        by_length["max_seq_length"] = rules.length_reason(p99, answers_fit, length)
+        length, by_length["max_seq_length"] = length_by_rows(config, counted, context, most)
         config = replace(config, max_seq_length=length)
     assert config.max_seq_length != "auto"
     longest = min(config.max_seq_length, context or config.max_seq_length)
@@ -103,6 +100,19 @@ def plan(
         tokens=round(share * tokens),
         trained_tokens=round(share * trained),
     )
+
+
+def length_by_rows(config: RunConfig, counted: CountedLengths, context: int | None, most: int) -> tuple[int, str]:
+    """Tokens of the longest row of a run whose ``max_seq_length`` is ``auto``, and why.
+
+    Args:
+        context: positions that the model was made for, where it says.
+        most: as in ``plan``.
+    """
+    whole, _ = _read(counted, config.samples, context or max(1, counted.lengths.longest))
+    p99, answers_fit = whole.percentile(0.99), whole.answers_fit
+    length = rules.sequence_length(p99, answers_fit, min(most, context or most))
+    return length, rules.length_reason(p99, answers_fit, length)
 
 
 def _read(counted: CountedLengths, samples: int | None, longest: int) -> tuple[Lengths, Counts]:
