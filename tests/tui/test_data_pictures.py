@@ -71,7 +71,7 @@ class TestPictures:
 
     def test_lengths(self, cargo: Path, size: tuple[int, int], snap_compare: Callable[..., bool]) -> None:
         write_model(paths.model_cache("smollm2-135m"))
-        before = after("l", *["minus"] * 4, words="limit 128")
+        before = after("l", "minus", words="limit 128")
         assert snap_compare(DataApp(cargo), terminal_size=size, run_before=before)
 
     def test_welcome(self, cargo: Path, size: tuple[int, int], snap_compare: Callable[..., bool]) -> None:
