@@ -1,7 +1,7 @@
 """Draw the pictures of the application: ``python screenshots/make.py [FOLDER]``.
 
-``demo``, ``samples``, ``data`` and ``configure`` show a real run: the demo is trained first (a few minutes on two
-cores, its model in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers
+``demo``, ``samples``, ``data``, ``configure``, ``export`` and ``chat`` show a real run: the demo is trained first (some
+minutes on two cores, its model in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers
 (``tests/tui/recorded.py``), with the panels of a graphics card. Textual exports SVG; every word is set at its own
 place, so that no renderer has to know the font's width, and ``rsvg-convert`` makes the PNG (librsvg2-bin,
 fonts-dejavu).
@@ -15,6 +15,7 @@ import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,19 @@ def bundled(path: Path, *keys: str) -> Callable[[Pilot], Awaitable[None]]:
     return act
 
 
+def until(words: str, *keys: str, typed: str = "") -> Callable[[Pilot], Awaitable[None]]:
+    """Press keys, write ``typed`` and wait until the screen shows ``words``."""
+
+    async def act(pilot: Pilot) -> None:
+        await shown(*keys)(pilot)
+        if typed:
+            await pilot.press(*("space" if sign == " " else sign for sign in typed), "enter")
+        while words not in html.unescape(pilot.app.export_screenshot()).replace("\xa0", " "):
+            await pilot.pause(0.5)
+
+    return act
+
+
 def trained_demo(output: Path) -> Path:
     """Train the demo; the directory of its run."""
     command = [str(Path(sys.executable).parent / "backprop"), "demo", "--json", "--output", str(output)]
@@ -124,6 +138,11 @@ async def make(folder: Path) -> None:
                 await draw(folder, f"data-{end}", size, BackpropApp(), row_as_tokens)
                 configured = bundled(Path("captain.jsonl"), "t")
                 await draw(folder, f"configure-{end}", size, BackpropApp(), configured)
+                exported = until("next:", "w", "enter")
+                await draw(folder, f"export-{end}", size, BackpropApp(attach=demo), exported)
+                shutil.rmtree(demo / "exports")
+                talked = until("identical on", "t", typed="Where are you going?")
+                await draw(folder, f"chat-{end}", size, BackpropApp(attach=demo), talked)
                 await draw(folder, f"live-{end}", size, BackpropApp(attach=live), shown())
                 await draw(folder, f"runs-{end}", size, BackpropApp(), shown())
 
