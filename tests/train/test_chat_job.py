@@ -20,6 +20,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, engine_job
 from backprop.runs.state import read_run
 from backprop.train.generate import load, reply
+from backprop.train.resume import adapter_notes
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 
@@ -196,6 +197,15 @@ def test_adapter_folders_checkpoints_and_whole_models_talk_too(
     assert first_answer(ChatRequest(source=str(trained.path), step=step)) == (True, both)
     base = json.loads((moved / "backprop.json").read_text())["model_path"]
     assert first_answer(ChatRequest(source=base)) == (False, {True: both[False]})
+
+
+def test_an_adapter_folder_on_another_base_says_so(trained: RunDirectory, tmp_path: Path) -> None:
+    moved = shutil.copytree(trained.adapter, tmp_path / "adapter")
+    base = shutil.copytree(json.loads((moved / "backprop.json").read_text())["model_path"], tmp_path / "base")
+    assert adapter_notes(moved, base) == []
+    (base / "config.json").write_text((base / "config.json").read_text() + " ")
+    (moved / "adapter_config.json").write_text("{}")
+    assert [note.code for note in adapter_notes(moved, base)] == ["BASE_CHANGED", "ADAPTER_CHANGED"]
 
 
 def test_an_adapter_of_nobody_knows_what_is_refused(trained: RunDirectory, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
     from backprop.fetch.models import fetch_model
     from backprop.train import generate
     from backprop.train.adapter import base_of
+    from backprop.train.resume import adapter_notes
 
     path = Path(request.source)
     if is_run(path):
@@ -153,7 +154,12 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
     name = (request.model or base_of(path)) if adapter else str(path)
     send(ModelLoading(model=name, stage="load"))
     folder = fetch_model(name, send) if adapter else require_weights(path)
-    return Speaker(generate.load_model(folder, path if adapter else None), ChatTokenizer.load(folder), adapter)
+    if adapter:
+        for note in adapter_notes(path, folder):
+            send(note)
+    learned = adapter and (path / "chat_template.jinja").is_file()
+    tokenizer = ChatTokenizer.load(path if learned else folder)
+    return Speaker(generate.load_model(folder, path if adapter else None), tokenizer, adapter)
 
 
 if __name__ == "__main__":

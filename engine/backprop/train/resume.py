@@ -25,13 +25,14 @@ from backprop.core import events
 from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
+from backprop.core.models import settings_of
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import IDENTITY, RunDirectory, RunRecord, changed_files
 from backprop.worker.setup import environment
 
 LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
@@ -279,12 +280,27 @@ def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[
     """What to say before a run's result (or the checkpoint of ``step``) answers on the base model in ``model_path``."""
     notes = []
     kept = CheckpointStore(run.checkpoints, run.find_record().run_id).checkpoints()
-    if kept and (found := base_differences(kept[-1].manifest.identity.get("model", {}), model_path)):
-        message = "the base model is not the one that the run was trained on: " + "; ".join(found)
-        notes.append(events.Warning(code="BASE_CHANGED", message=message, hint="these are not the run's answers"))
+    if kept:
+        notes += _another_base(kept[-1].manifest.identity.get("model", {}), model_path)
     if step is None and (found := run.changed_result()):
         notes.append(events.Warning(code="ADAPTER_CHANGED", message="; ".join(found)))
     return notes
+
+
+def adapter_notes(folder: Path, model_path: Path) -> list[events.Warning]:
+    """The same of an adapter's ``folder`` without its run."""
+    if not (folder / IDENTITY).is_file():
+        return []
+    saved = settings_of(folder, IDENTITY).get("base")
+    notes = [] if saved is None else _another_base(saved, model_path)
+    return notes + [events.Warning(code="ADAPTER_CHANGED", message=each) for each in changed_files(folder)]
+
+
+def _another_base(saved: dict[str, str], model_path: Path) -> list[events.Warning]:
+    if not (found := base_differences(saved, model_path)):
+        return []
+    message = "the base model is not the one that the run was trained on: " + "; ".join(found)
+    return [events.Warning(code="BASE_CHANGED", message=message, hint="these are not the run's answers")]
 
 
 def compare_unhashed(key: str, rows: Prepared, directory: RunDirectory) -> events.Warning | str | None:
