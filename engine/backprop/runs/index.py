@@ -252,7 +252,7 @@ class RunIndex:
         if len(exact) == 1 or len(found) == 1:
             return (exact or found)[0]
         if not found and "/" in prefix:
-            is_there = Path(prefix).expanduser().is_dir()
+            is_there = os.path.isdir(os.path.expanduser(prefix))  # noqa: PTH111, PTH112 - no error for any name
             raise RunError(
                 f"{prefix} is no directory of a run" if is_there else f"there is no directory {prefix}",
                 hint="name a run by its id or its directory; `backprop list-runs` shows the runs",
