@@ -138,9 +138,9 @@ async def make(folder: Path) -> None:
                 await draw(folder, f"data-{end}", size, BackpropApp(), row_as_tokens)
                 configured = bundled(Path("captain.jsonl"), "t")
                 await draw(folder, f"configure-{end}", size, BackpropApp(), configured)
-                exported = until("next:", "w", "enter")
+                shutil.rmtree(demo / "exports")  # nothing is replaced
+                exported = until("written, opened again", "w", "enter")
                 await draw(folder, f"export-{end}", size, BackpropApp(attach=demo), exported)
-                shutil.rmtree(demo / "exports")
                 talked = until("identical on", "t", typed="Where are you going?")
                 await draw(folder, f"chat-{end}", size, BackpropApp(attach=demo), talked)
                 await draw(folder, f"live-{end}", size, BackpropApp(attach=live), shown())

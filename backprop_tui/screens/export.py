@@ -245,6 +245,11 @@ class ExportScreen(BaseScreen):
 
     # What is shown
 
+    @property
+    def looking(self) -> bool:
+        """Whether a run is still looked for, or at."""
+        return self.tasks.goes_on("find") or self.tasks.goes_on("look")
+
     def flush(self) -> None:
         name = short_path(self.source.path) if self.source else ""
         self._title.show([(" export ", "strong+bold"), (safe(name), "text")], self.chip())
@@ -256,6 +261,7 @@ class ExportScreen(BaseScreen):
         self.detail.redraw_for(
             (
                 self.source,
+                self.looking,
                 self.output,
                 id(self.done),
                 id(self.failed),
@@ -269,7 +275,7 @@ class ExportScreen(BaseScreen):
 
     def _detail(self, width: int) -> list[Row]:
         if self.source is None and self.failed is None:
-            return [] if self.tasks.goes_on("find") or self.tasks.goes_on("look") else paragraph(NO_RUN, width, "muted")
+            return [] if self.looking else paragraph(NO_RUN, width, "muted")
         rows: list[Row] = []
         for text in self.warnings:
             rows += paragraph(f"! {text}", width, "warn")
