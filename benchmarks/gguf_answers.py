@@ -13,11 +13,11 @@ from importlib import resources
 from pathlib import Path
 
 import torch
-from backprop.core.jobs import ExportRequest
+from backprop.core.jobs import ExportRequest, Sampling
 from backprop.export.llama import Llama
 from backprop.runs.engine_jobs import export_model
 from backprop.runs.state import read_run
-from backprop.train.generate import generate, load
+from backprop.train.generate import load, reply
 
 PRECISIONS = ("f32", "f16", "bf16", "q8_0", "q6_k", "q4_k_m", "q2_k")
 MOST = 60
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(2)
     model.float()
     asked = [chat.encode([chat.template.render([{"role": "user", "content": p}], prompt=True)])[0].ids for p in prompts]
-    expected = [generate(model, chat, prompt, MOST) for prompt in prompts]
+    expected = [reply(model, chat, prompt, Sampling(max_tokens=MOST)).text for prompt in prompts]
     print(f"{'precision':10} {'MB':>8} {'same answers':>14}   KL, top-1, changed answers kept")
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory() as folder:
