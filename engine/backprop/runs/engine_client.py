@@ -172,7 +172,8 @@ class EngineClient:
         last = self.directory.last_lines()
         return EngineCrashedError(
             f"the engine of run {self.run_id} is gone{how}" + (f"; its last lines:\n{last}" if last else ""),
-            hint=f"`backprop resume {self.run_id}` goes on from its last checkpoint; the log is {self.directory.log}",
+            hint=f"`backprop resume {self.run_id}` goes on from its last checkpoint, or from step 0 where it has none; "
+            f"the log is {self.directory.log}",
             retryable=True,
             details={"run_id": self.run_id, "path": str(self.directory.path)},
         )
