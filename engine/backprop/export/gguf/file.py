@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import (
-    GGML_QUANT_VERSION,
-    MODEL_ARCH_NAMES,
-    GGUFType,
-    GGUFWriter,
-    size_label,
-)
+from gguf import GGUFType, GGUFWriter, size_label
 from numpy.typing import NDArray
 
 from backprop.core.errors import GGUFError
@@ -28,7 +22,7 @@ from backprop.export.gguf.positions import position_tensors
 from backprop.export.gguf.quantize import fallback_notes, quantize, tensor_type
 from backprop.export.gguf.tensors import Tensor, plan_tensors
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
-from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
+from backprop.export.gguf.writing import Progress, add_tensor_infos, begin_file, write_tensors
 from backprop.export.weights import Weights, row_pieces, taken
 
 _PHI, _PHI_TOKENS = re.compile("phi-?3", re.IGNORECASE), {"<unk>", "<s>", "</s>", "<|endoftext|>"}
@@ -82,16 +76,12 @@ def write_gguf(
     extra = position_tensors(model.positions)
     shapes = {name: array.shape for name, array in extra.items()} | {tensor.name: tensor.shape for tensor in tensors}
     types = {name: tensor_type(name, shape, precision, model.numbers) for name, shape in shapes.items()}
-    writer = GGUFWriter(target, MODEL_ARCH_NAMES[model.family.arch])
     count = sum(int(np.prod(shape)) for shape in shapes.values())
-    writer.add_type(GGUFType.MODEL)
-    writer.add_size_label(size_label(count, count, 0, 0))
     name = _known_as(provenance.get("name") or folder.name, vocabulary)
-    write_origin(writer, {**provenance, "name": name})
+    writer = begin_file(model.family.arch, GGUFType.MODEL, precision, {**provenance, "name": name})
+    writer.add_size_label(size_label(count, count, 0, 0))
     _write_sampling(writer, folder)
     write_numbers(writer, model)
-    writer.add_file_type(FILE_TYPES[precision])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
     vocabulary.write(writer)
     if template:
         writer.add_chat_template(guarded_template(template))
