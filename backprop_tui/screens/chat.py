@@ -138,7 +138,7 @@ class ChatScreen(BaseScreen):
         self.flush()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
 
     # The model
 

@@ -180,7 +180,7 @@ class ExportScreen(BaseScreen):
         self.flush()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Export the run whose directory is ``source``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -272,3 +273,11 @@ def talked(*prompts: str) -> Callable[[Pilot[None]], Awaitable[None]]:
 def test_picture(run: recorded.Recorder, snap_compare: Callable[..., bool], size: tuple[int, int]) -> None:
     act = talked("What do you do on a calm day?", "Please say the same", "fail")
     assert snap_compare(BackpropApp(), run_before=act, terminal_size=size)
+
+
+async def test_the_models_process_ends_with_the_screen_though_somebody_still_holds_it(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+    for thread in [each for each in threading.enumerate() if each.name == "chat"]:
+        thread.join(20)
+        assert not thread.is_alive(), screen

@@ -89,7 +89,7 @@ def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> 
     Its log lies in the cache, and stays there for some days where the job failed.
 
     Args:
-        stays: it can be told more (``EngineJob.tell``), and the Ctrl+C of a terminal is not for it.
+        stays: for a conversation: the Ctrl+C of a terminal is not for it.
 
     Raises:
         RunError: the log cannot be written.
@@ -110,9 +110,6 @@ def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> 
     failed = False
     try:
         job.tell(request)
-        if not stays:
-            assert process.stdin is not None
-            process.stdin.close()
         yield job
     except BackpropError:
         failed = not job.stopped

@@ -163,4 +163,4 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
 
 
 if __name__ == "__main__":
-    run_job(ChatRequest, chat)
+    run_job(ChatRequest, chat, listens=True)
