@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from backprop.core.errors import BackpropError, InputError
 from backprop.core.events import ModelLoading, Warning  # noqa: A004
 from backprop.core.jobs import ChatReady, ChatRequest
-from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
+from backprop.runs.conversation import Conversation, Turn, chat_module, sampling_of, sampling_text
 from backprop.runs.engine_jobs import engine_job
 from rich.cells import cell_len
 from textual import on
@@ -167,7 +167,7 @@ class ChatScreen(BaseScreen):
         request, conversation = ChatRequest(source=self.source), self.conversation
 
         def work(task: Task[Warning | ChatReady]) -> None:
-            with engine_job(CHAT, request, stays=True) as job:
+            with engine_job(chat_module(request.source), request, stays=True) as job:
                 task.when_started(job)
                 for message in conversation.attach(job):
                     match message:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import key_of, text_of, until
+from backprop.runs import conversation
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens import chat as chat_screen
 from backprop_tui.screens.chat import ChatScreen
 from backprop_tui.screens.runs import RunsScreen
 
@@ -22,7 +22,7 @@ SMALL, LARGE = (80, 24), (140, 45)
 
 @pytest.fixture(autouse=True)
 def talking_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_screen, "CHAT", "talking_model")
+    monkeypatch.setattr(conversation, "CHAT", "talking_model")
     monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
 
 
