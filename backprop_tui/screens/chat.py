@@ -154,7 +154,8 @@ class ChatScreen(BaseScreen):
 
     def offer(self, source: str) -> None:
         self.tasks.forget("find")
-        if source != self.source and not self.conversation.turns and not self.waiting:
+        idle = not self.conversation.turns and not self.waiting
+        if idle and not self.source.startswith(source):  # nor is one of its own files given up for the run
             self.action_unload()
             self._offer(source)
 

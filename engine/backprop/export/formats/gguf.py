@@ -11,19 +11,15 @@ from backprop.core.jobs import Check
 from backprop.export import llama
 from backprop.export.answers import compare_answers, held_out_prompts
 from backprop.export.compare_models import load_trained, rendered_prompts
-from backprop.export.gguf import quantize
-from backprop.export.gguf.families import read_model
-from backprop.export.gguf.file import write_gguf
-from backprop.export.gguf.positions import position_tensors
-from backprop.export.gguf.tensors import plan_tensors
+from backprop.export.gguf.file import file_bytes, write_gguf
 from backprop.export.sharded import Progress
 from backprop.export.source import Source
 from backprop.export.verify import verify
 from backprop.runs.directory import RunDirectory
 
 FOLDER = False
-_HEADER = 2**20
-"""Bytes for settings and the table of tensors; the vocabulary takes no more than ``tokenizer.json``."""
+_ORIGIN = 2**16
+"""Bytes for what a file says of where it comes from: more than any has."""
 
 
 def file_name(source: Source, precision: str) -> str:
@@ -31,13 +27,7 @@ def file_name(source: Source, precision: str) -> str:
 
 
 def predicted_bytes(source: Source, precision: str) -> int:
-    weights, folder = source.weights, source.model_folder
-    model = read_model(folder, weights.names())
-    tensors, _ = plan_tensors(model, {name: weights.shape(name) for name in weights.names()})
-    shapes = {name: array.shape for name, array in position_tensors(model.positions).items()}
-    shapes |= {tensor.name: tensor.shape for tensor in tensors}
-    beside = _HEADER + (folder / "tokenizer.json").stat().st_size
-    return quantize.predicted_bytes(shapes, precision, model.numbers) + beside
+    return file_bytes(source.model_folder, source.weights, source.template)[precision] + _ORIGIN
 
 
 def write(source: Source, target: Path, precision: str, progress: Progress) -> list[str]:
