@@ -132,6 +132,13 @@ class InvalidSettingError(ConfigurationError):
     code = "CONFIG_INVALID_SETTING"
 
 
+class MissingDependencyError(BackpropError):
+    """An optional package is needed for this, and is not installed or does not work."""
+
+    code = "DEP_MISSING"
+    exit_code = EXIT_USER
+
+
 class DatasetError(BackpropError):
     """A dataset cannot be used as asked."""
 

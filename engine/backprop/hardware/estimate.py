@@ -18,7 +18,7 @@ from backprop.core.architecture import Architecture, Linear, blocks
 from backprop.core.definition import settings
 from backprop.core.errors import InvalidSettingError, ModelLoadError, TrainingError
 from backprop.core.models import find_architecture
-from backprop.core.presets import ALL_LINEAR
+from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
 from backprop.core.rules import RANK
 from backprop.core.settings import RunConfig
 
@@ -80,7 +80,7 @@ class Shape(Struct, frozen=True, kw_only=True):
             max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
-            lora_r=adapter["lora_r"],
+            lora_r=rules.held_size({**adapter, "init_lora_weights": config.init_lora_weights})[0],
             lora_dropout=adapter["lora_dropout"],
             target_modules=tuple(adapter["target_modules"]),
         )
@@ -203,6 +203,48 @@ def first_batch_size(config: RunConfig, free: int) -> int:
     except ModelLoadError:
         return min(sizes[-1], 4 if free >= 23 * _GIB else 2 if free >= 15 * _GIB else 1)
     return max((each for each in sizes if estimate(model, replace(shape, batch_size=each)).total <= free), default=1)
+
+
+def fitted(config: RunConfig, free: int) -> rules.Chosen:
+    """``config`` with what the free memory decides: the mode, and which LoRA preset ``auto`` is.
+
+    LoRA where the model fits in 16 bits, its micro-batches of one row; else QLoRA. A preset may fill three quarters of
+    the memory: the rest is for longer rows and larger micro-batches.
+
+    Args:
+        free: bytes of the card; 0 on a CPU.
+    """
+    values: dict[str, tuple[str, str]] = {}
+    try:
+        model = find_architecture(config.model) if free else None
+        why = "on a CPU"
+    except ModelLoadError:
+        model, why = None, "how much memory the model needs is not known"
+
+    def needs(known: RunConfig) -> int:
+        assert model is not None
+        return estimate(model, replace(Shape.of(known, memory=free), batch_size=1)).total
+
+    if config.mode == "auto":
+        values["mode"] = "lora", why
+        if model is not None:
+            needed = needs(replace(config, mode="lora"))
+            values["mode"] = (
+                "lora" if needed <= free else "qlora",
+                f"with its weights in 16 bits the run takes {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} are free",
+            )
+        config = replace(config, mode=values["mode"][0])
+    if config.lora_preset == "auto" and config.lora_r is not None:
+        values["lora_preset"] = "balanced", "the rank was given"
+    elif config.lora_preset == "auto":
+        values["lora_preset"] = "fast", f"{why}: the smallest"
+        for name in LORA_PRESETS if model is not None else ():
+            needed = needs(replace(config, lora_preset=name))
+            values["lora_preset"] = name, f"takes {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} are free"
+            if needed <= 0.75 * free:
+                break
+    config = replace(config, **{name: value for name, (value, _) in values.items()})
+    return rules.Chosen(config, {name: why for name, (_, why) in values.items()} if free else {})
 
 
 def longest_rows(config: RunConfig, free: int) -> int:
