@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -49,6 +51,7 @@ class Spans:
     def finish(self, status: str) -> None:
         """End the spans and send what is left."""
         if self._run is not None:
+            self._last = time.time_ns()
             self._end_phase()
             self._run.set_attribute("backprop.status", status)
             if status == "failed":
@@ -60,7 +63,7 @@ class Spans:
         sdk = import_module("opentelemetry.sdk.trace")
         export = import_module("opentelemetry.sdk.trace.export")
         otlp = import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
-        # Beside it are what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say.
+        os.environ.setdefault("OTEL_SERVICE_NAME", "backprop")
         self._trace: Any = import_module("opentelemetry.trace")
         self._provider = sdk.TracerProvider()
         self._provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
