@@ -218,6 +218,13 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         list[_Text], _evaluation("answered before the first step and after the last", flags=("--sample-prompt",))
     ] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096), _evaluation("longest sample, in tokens", unit="tokens")] = 96
+    report_to: Annotated[
+        list[Literal["none", "wandb", "tensorboard", "mlflow", "trackio"]] | None,
+        _run(
+            "trackers that get the curves: none, wandb, tensorboard, mlflow, trackio",
+            rule="those that are installed and configured",
+        ),
+    ] = None
     trust_remote_code: Annotated[bool, _model("run code that the model brings along", per_run=True)] = False
 
     def __post_init__(self) -> None:
@@ -247,7 +254,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
         *("data", "model", "mapping", "skip_bad", "samples"),
         *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
     }
