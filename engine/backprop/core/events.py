@@ -37,6 +37,7 @@ Moment: TypeAlias = Annotated[float, Meta(ge=0, le=253402300799)]
 Phase = Literal[
     "loading_model",
     "preparing_data",
+    "reference",
     "sampling",
     "training",
     "evaluating",
@@ -201,7 +202,7 @@ class DatasetPrepared(Event):
 
 
 class Step(Event):
-    """One optimizer step. ``loss`` is the mean over the supervised tokens of the whole step."""
+    """One optimizer step. ``loss`` is the mean over what the whole step weighs, for sft its supervised tokens."""
 
     step: Count
     total_steps: Count
@@ -223,7 +224,7 @@ class Step(Event):
 
 
 class Evaluated(Event):
-    """Loss on held-out rows, weighted by supervised tokens."""
+    """Loss on held-out rows: the mean over what the training method weighs, for sft supervised tokens."""
 
     step: Count
     loss: float | None
@@ -231,6 +232,8 @@ class Evaluated(Event):
     rows: Count
     seconds: float
     best: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    """As in ``Step``, over the held-out rows."""
 
 
 class Sample(Event):

@@ -13,6 +13,7 @@ from backprop.core.log import LOGGER
 PHASES = {
     "loading_model": "loading the model",
     "preparing_data": "preparing the data",
+    "reference": "asking the untouched model about the rows",
     "sampling": "answering the sample prompts",
     "training": "training",
     "evaluating": "evaluating",
