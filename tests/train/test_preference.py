@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from backprop.core.errors import TrainingError
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train import loss as losses
 from backprop.train import model as models
+from backprop.train.callbacks import Liveness
 from backprop.train.methods import method_named
 from backprop.train.methods.kto import class_weights
 from backprop.train.packing import Batching
-from backprop.train.trainer import StepLoop
+from backprop.train.trainer import StepLoop, StepMetrics
 from compared_rows import ALL, ComparedRows, method_on, trained_model
 from msgspec.structs import replace
 from pinned_machine import within
@@ -101,9 +102,8 @@ def test_a_sequence_has_the_log_probability_that_it_has_alone(
 
     assert found.tolist() == pytest.approx(by_sequence(loaded, sequences), rel=within(1e-5, bf16=2e-2))
     # The model's own logits, which it may scale or cap, are the same of this one.
-    assert losses.sequence_logps(loaded.model, batch, plain_head=False).tolist() == pytest.approx(
-        found.tolist(), rel=1e-5
-    )
+    own = losses.sequence_logps(loaded.model, batch, plain_head=False)
+    assert own.tolist() == pytest.approx(found.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -129,3 +129,20 @@ def test_loss_gradient_and_metrics_do_not_depend_on_how_rows_share_passes(
         assert metrics.loss == pytest.approx(first.loss, rel=tolerance)
         assert metrics.by_name == pytest.approx(first.by_name, rel=10 * tolerance, abs=10 * tolerance)
         assert float((other - gradient).abs().max()) < tolerance * max(1.0, float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize(("later", "ends"), [(0.0, 12), (1e-9, None)], ids=["stays 0", "moves"])
+def test_a_margin_that_stays_exactly_zero_after_warm_up_ends_the_run(later: float, ends: int | None) -> None:
+    model = torch.nn.Linear(2, 2)
+    liveness, stopped = Liveness(model, warmup=2), None
+    model.weight.data += 1
+    for step in range(1, 30):
+        margin = 0.0 if step < 12 else later
+        metrics = StepMetrics(loss=0.69, grad_norm=1.0, learning_rate=1e-3, by_name={"rewards/margins": margin})
+        try:
+            liveness.check(step, metrics)
+        except TrainingError as error:
+            assert error.code == "RUNTIME_NOTHING_IS_TRAINING"
+            stopped = step
+            break
+    assert stopped == ends

@@ -148,9 +148,10 @@ def test_loss_and_gradient_are_those_of_trl(name: str, config: RunConfig, tmp_pa
     loss.backward()
 
     tolerance = within(1e-5, bf16=2e-2)
-    assert loop.metrics.loss == pytest.approx(float(loss), rel=tolerance)
+    assert loop.metrics.loss == pytest.approx(float(loss.detach()), rel=tolerance)
     theirs = gradient(trainer.model)
     assert float(theirs.abs().max()) > 1e-3
     assert float((gradient(loaded.model) - theirs).abs().max()) < tolerance * float(theirs.abs().max())
     if name == "kto":
+        assert loop.metrics.by_name["kl"] > 0.01
         assert loop.metrics.by_name["kl"] == pytest.approx(trainer._metrics["train"]["kl"][0], rel=1e-4)

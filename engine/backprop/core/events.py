@@ -222,6 +222,11 @@ class Step(Event):
     metrics: dict[str, float] = field(default_factory=dict)
     """What the training method measures beside the loss, by name, as means over the step; those that are finite."""
 
+    @property
+    def margin(self) -> float | None:
+        """Reward of chosen answers above that of rejected ones; ``None`` where the method has none."""
+        return self.metrics.get("rewards/margins")
+
 
 class Evaluated(Event):
     """Loss on held-out rows: the mean over what the training method weighs, for sft supervised tokens."""

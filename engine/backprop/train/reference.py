@@ -174,9 +174,9 @@ def fingerprint(rows: Subset, order: Order) -> str:
 def _read(file: Path, rows: int) -> Logps:
     """What is known already ([rows, 2]), NaN elsewhere."""
     with suppress(OSError):
-        known = np.frombuffer(file.read_bytes(), dtype=np.float64)
-        if len(known) == 2 * rows:
-            return known.reshape(rows, 2).copy()
+        known = file.read_bytes()
+        if len(known) == 2 * rows * np.dtype(np.float64).itemsize:
+            return np.frombuffer(known, dtype=np.float64).reshape(rows, 2).copy()
     return np.full((rows, 2), np.nan)
 
 
