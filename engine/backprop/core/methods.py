@@ -19,6 +19,11 @@ class MethodFacts(Struct, frozen=True):
     """Whether it compares with the untouched model."""
     meaning: str
 
+    @property
+    def width(self) -> int:
+        """Sequences of a row."""
+        return 2 if self.rows == "pairs" else 1
+
 
 METHODS: dict[str, MethodFacts] = {
     "sft": MethodFacts("conversation", False, "to answer as the rows do"),

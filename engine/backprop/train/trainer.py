@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
+from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random, trained_parameters
@@ -65,8 +66,13 @@ def first_batching(loaded: Loaded, config: RunConfig, rows: Subset) -> Batching:
     assert config.batch_size != "auto"
     with evaluating(loaded.model):
         packing = config.packing and keeps_rows_apart(loaded.model)
-    budget = token_budget(loaded.device, int(rows.lengths.max()), config.batch_size, config.max_seq_length)
-    return Batching(packing=packing, batch_size=config.batch_size, token_budget=budget)
+    return Batching(packing, config.batch_size, budget_for(loaded, config, rows, config.batch_size))
+
+
+def budget_for(loaded: Loaded, config: RunConfig, rows: Subset, batch_size: int) -> int:
+    """Tokens of a packed micro-batch of ``batch_size`` rows, of which a pair is two sequences."""
+    sequences = METHODS[config.method].width * batch_size
+    return token_budget(loaded.device, int(rows.lengths.max()), sequences, config.max_seq_length)
 
 
 def batch_loss(loaded: Loaded, method: Method, batch: MicroBatch) -> Loss:
