@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -32,6 +32,23 @@ _ARRAYS: dict[str, type[np.generic]] = {
     "lines": np.int64,
     "contents": np.int64,
 }
+
+
+Sequence: TypeAlias = tuple[Ids, Flags]
+
+
+class Pair(NamedTuple):
+    """A row of preferences: its two sides."""
+
+    chosen: Sequence
+    rejected: Sequence
+
+
+class Judged(NamedTuple):
+    """A row of feedback and its label."""
+
+    row: Sequence
+    good: bool
 
 
 class Prepared:

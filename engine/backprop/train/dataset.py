@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -140,22 +141,40 @@ def now_and_then(report: Callable[[int, int], object], seconds: float = PROGRESS
     return progress
 
 
+class Referenced(NamedTuple):
+    """A row with what the untouched model makes of it (``train.reference``)."""
+
+    row: Any
+    """A ``Pair``, or a ``Judged`` row."""
+    reference: npt.NDArray[np.float64]
+    """Log-probabilities, each summed over supervised tokens ([2]): of both sides, or of the row and ``other``."""
+    other: Row | None = None
+    """Of a judged row: its prompt with the answer of another row."""
+
+
 class Subset:
-    """Some rows of a prepared dataset, renumbered from 0."""
+    """Some rows of a prepared dataset, renumbered from 0; ``places`` are their numbers there."""
 
     def __init__(self, rows: preprocess.Prepared, places: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self.rows = rows
-        self._places = np.asarray(places, dtype=np.int64)
+        self.places = np.asarray(places, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
-    def row(self, index: int) -> Row:
-        return self.rows.row(int(self._places[index]))
+    def row(self, index: int) -> Any:
+        """As ``Prepared.row``; of a run that compares with the untouched model it is ``Referenced``."""
+        return self.rows.row(int(self.places[index]))
 
     def first(self, count: int) -> Subset:
         """The first ``count`` of these rows."""
-        return Subset(self.rows, self._places[:count])
+        return Subset(self.rows, self.places[:count])
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Which of these judged rows are good."""
+        labels: npt.NDArray[np.bool_] = self.rows.labels[self.places]
+        return labels
 
     @property
     def fingerprint(self) -> str:
@@ -169,7 +188,7 @@ class Subset:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
-        return self.rows.lengths[self._places]
+        return self.rows.lengths[self.places]
 
 
 def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
