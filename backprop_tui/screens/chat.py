@@ -152,8 +152,18 @@ class ChatScreen(BaseScreen):
             self._load()
         self.entry.focus()
 
+    def offer(self, source: str) -> None:
+        self.tasks.forget("find")
+        if source != self.source and not self.conversation.turns and not self.waiting:
+            self.action_unload()
+            self._offer(source)
+
+    @property
+    def looked_at(self) -> str:
+        return "" if self.source.endswith(".gguf") else self.source
+
     def _offer(self, source: str) -> None:
-        """By its number the screen shows the last run. Beside one that is being trained nothing is loaded unasked."""
+        """By its number the screen shows a run. Beside one that is being trained nothing is loaded unasked."""
         self.source = source
         if source and not self.living:
             self._load()

@@ -333,7 +333,7 @@ from backprop.runs.engine_jobs import engine_job
 request = ExportRequest(source=sys.argv[1], format="gguf", precision="f32")
 with engine_job("talking_export", request) as job:
     for message in job.messages():
-        if getattr(message, "done", 0) == 41:
+        if getattr(message, "done", 0) == 40:
             print(job._process.pid, flush=True)
             os.kill(os.getpid(), 9)
 """

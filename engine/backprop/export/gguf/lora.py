@@ -13,7 +13,7 @@ from backprop.core.errors import GGUFError
 from backprop.export.gguf.families import Model, plain_name, read_model
 from backprop.export.gguf.quantize import quantize
 from backprop.export.gguf.tensors import change
-from backprop.export.gguf.writing import Progress, add_tensor_infos, begin_file, write_tensors
+from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, begin_file, write_tensors
 from backprop.export.merge import Adapter
 
 _ENDS = {"token_embd.weight": "the embedding", "output.weight": "the head"}
@@ -53,9 +53,10 @@ def write_lora_gguf(
         for side in "AB"
     }
     types = dict.fromkeys(shapes, kind)
-    writer = begin_file(model.family.arch, GGUFType.ADAPTER, precision, provenance)
+    writer = begin_file(model.family.arch, GGUFType.ADAPTER, provenance)
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, _alpha(adapter))
+    writer.add_file_type(FILE_TYPES[precision])
     total = add_tensor_infos(writer, shapes, types)
     matrices = _matrices(adapter, model, modules)
     pieces = ((name, quantize(matrix, types[name], name)) for name, matrix in matrices)

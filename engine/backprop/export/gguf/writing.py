@@ -42,7 +42,7 @@ _NUMBERS = {
 }
 
 
-def begin_file(arch: MODEL_ARCH, kind: str, precision: str, provenance: Mapping[str, str]) -> GGUFWriter:
+def begin_file(arch: MODEL_ARCH, kind: str, provenance: Mapping[str, str]) -> GGUFWriter:
     """A file's first values: what it is, what it is called and where it comes from.
 
     Args:
@@ -50,7 +50,6 @@ def begin_file(arch: MODEL_ARCH, kind: str, precision: str, provenance: Mapping[
     """
     writer = GGUFWriter(None, MODEL_ARCH_NAMES[arch])
     writer.add_type(kind)
-    writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     for key, value in provenance.items():
         if key != "base_model":
@@ -88,7 +87,7 @@ def write_tensors(
     """
     done, current = 0, ""
     with target.open("wb") as file:
-        file.write(_head(writer))
+        file.write(packed_head(writer))
         for name, data in pieces:
             if name != current:
                 file.write(bytes(-file.tell() % writer.data_alignment))
@@ -100,7 +99,7 @@ def write_tensors(
     progress(current, done, total)
 
 
-def _head(writer: GGUFWriter) -> bytes:
+def packed_head(writer: GGUFWriter) -> bytes:
     """All that stands before the tensors. The package would pack it too, at two calls for each token and merge."""
     values, tensors = writer.kv_data[0], writer.tensors[0]
     parts = [struct.pack("<IIQQ", GGUF_MAGIC, GGUF_VERSION, len(tensors), len(values))]
