@@ -117,8 +117,9 @@ def dequantised(layer: Any) -> torch.Tensor:
 
 
 def layers(model: torch.nn.Module) -> dict[str, Any]:
-    """The layers in 4 bits, by name."""
-    return {name: each for name, each in model.named_modules() if hasattr(getattr(each, "weight", None), "quant_state")}
+    """The layers in 4 bits, by name; not what PEFT puts around them, whose weight is theirs too."""
+    modules = model.named_modules()
+    return {name: each for name, each in modules if hasattr(each._parameters.get("weight"), "quant_state")}
 
 
 def size(weight: torch.nn.Parameter) -> int:
@@ -157,8 +158,8 @@ def require_in_force(model: torch.nn.Module, path: Path) -> None:
     if whole - sum(wide.values()) < PROMISED * whole:
         largest = max(wide, key=lambda name: wide[name])
         raise InvalidSettingError(
-            f"QLoRA would leave {sum(wide.values()) / whole:.0%} of the weights of {path} in 16 bits, for they are in no "
-            f"linear layers: {largest} [{', '.join(map(str, model.get_parameter(largest).shape))}] for instance",
+            f"QLoRA would leave {sum(wide.values()) / whole:.0%} of the weights of {path} in 16 bits, for they are in "
+            f"no linear layers: {largest} [{', '.join(map(str, model.get_parameter(largest).shape))}] for instance",
             hint="train it with --mode lora, or a model without experts that are one tensor",
             details={"field": "mode"},
         )
