@@ -69,7 +69,7 @@ class Shape(Struct, frozen=True, kw_only=True):
     @property
     def rank(self) -> int:
         """Of the adapters in memory."""
-        return rules.held_size({"lora_r": self.lora_r, "lora_alpha": 1.0, "init_lora_weights": self.init_lora_weights})[0]
+        return rules.held_size({**to_builtins(self), "lora_alpha": 1.0})[0]
 
     @classmethod
     def of(cls, config: RunConfig, *, memory: int | None = None, mode: Mode | None = None) -> Shape:
@@ -337,7 +337,9 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
         at_layer = stored + max(kept) + tokens * max(2 * model.mlp + 8 * hidden, (6 - gone) * model.mlp + 4 * hidden)
         at_layer += 8 * model.heads * tokens * seen if family.capped else 0
         if shape.use_dora:  # PEFT makes the product of the factors with an identity matrix
-            at_layer += max(6 * each.inputs**2 + 8 * each.parameters for each in _targeted(*blocks(model)[0][1:], shape))
+            at_layer += max(
+                6 * each.inputs**2 + 8 * each.parameters for each in _targeted(*blocks(model)[0][1:], shape)
+            )
         if shape.mode == "qlora":  # the largest layer in bf16 while it is multiplied with, and its result twice more
             largest = max(_linears(model), key=lambda each: each.parameters)
             at_layer += 2 * largest.parameters + 4 * tokens * max(largest.inputs, largest.outputs)

@@ -50,16 +50,11 @@ def require_installed() -> None:
         MissingDependencyError: with the command that installs it.
     """
     extra = installed_extras().get("qlora")
-    if installed_version(LIBRARY) is None or (extra is not None and extra.missing):
+    if extra is not None and extra.missing:
         raise MissingDependencyError(
-            f"QLoRA needs {', '.join(extra.missing) if extra else LIBRARY}, which is not installed",
-            hint=f"{_command()}, or --mode lora: the weights in 16 bits",
+            f"QLoRA needs {', '.join(extra.missing)}, which is not installed",
+            hint=f"{extra.install}, or --mode lora: the weights in 16 bits",
         )
-
-
-def _command() -> str:
-    extra = installed_extras().get("qlora")
-    return extra.install if extra else f"pip install {LIBRARY}"
 
 
 def require_usable(device: torch.device) -> None:
@@ -70,10 +65,10 @@ def require_usable(device: torch.device) -> None:
     """
     require_installed()
     from peft import import_utils
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     for known in (import_utils.is_bnb_available, import_utils.is_bnb_4bit_available, is_bitsandbytes_available):
-        known.cache_clear()  # type: ignore[attr-defined]
+        known.cache_clear()
     try:
         sample = torch.linspace(-1, 1, 64 * 64, device=device).reshape(64, 64)
         lost = float((there_and_back(sample) - sample).abs().max())
