@@ -63,6 +63,13 @@ class Shape(Struct, frozen=True, kw_only=True):
     lora_r: int = RANK
     lora_dropout: float = 0.0
     target_modules: tuple[str, ...] = ALL_LINEAR
+    use_dora: bool = False
+    init_lora_weights: str = "default"
+
+    @property
+    def rank(self) -> int:
+        """Of the adapters in memory."""
+        return rules.held_size({**to_builtins(self), "lora_alpha": 1.0})[0]
 
     @classmethod
     def of(cls, config: RunConfig, *, memory: int | None = None, mode: Mode | None = None) -> Shape:
@@ -80,9 +87,11 @@ class Shape(Struct, frozen=True, kw_only=True):
             max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
-            lora_r=rules.held_size({**adapter, "init_lora_weights": config.init_lora_weights})[0],
+            lora_r=adapter["lora_r"],
             lora_dropout=adapter["lora_dropout"],
             target_modules=tuple(adapter["target_modules"]),
+            use_dora=config.use_dora,
+            init_lora_weights=config.init_lora_weights,
         )
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
@@ -290,7 +299,8 @@ def _others(model: Architecture) -> int:
 
 
 def _adapters(targeted: list[Linear], shape: Shape) -> int:
-    return sum(shape.lora_r * (each.inputs + each.outputs) for each in targeted)
+    lengths = sum(each.outputs for each in targeted) if shape.use_dora else 0
+    return sum(shape.rank * (each.inputs + each.outputs) for each in targeted) + lengths
 
 
 def _targeted(attention: list[Linear], mlp: list[Linear], shape: Shape) -> list[Linear]:
@@ -326,6 +336,10 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
         gone = (3 if shape.lora_dropout and not full else 2) if adapted else 0
         at_layer = stored + max(kept) + tokens * max(2 * model.mlp + 8 * hidden, (6 - gone) * model.mlp + 4 * hidden)
         at_layer += 8 * model.heads * tokens * seen if family.capped else 0
+        if shape.use_dora:  # PEFT makes the product of the factors with an identity matrix
+            at_layer += max(
+                6 * each.inputs**2 + 8 * each.parameters for each in _targeted(*blocks(model)[0][1:], shape)
+            )
         if shape.mode == "qlora":  # the largest layer in bf16 while it is multiplied with, and its result twice more
             largest = max(_linears(model), key=lambda each: each.parameters)
             at_layer += 2 * largest.parameters + 4 * tokens * max(largest.inputs, largest.outputs)
@@ -364,7 +378,9 @@ def _kept(model: Architecture, attention: list[Linear], mlp: list[Linear], shape
         weights = 2 * sum(each.parameters for each in attention + mlp)
     else:
         weights = 2 * _adapters(targeted, shape)
-        width += 2 * shape.lora_r * len(targeted)
+        width += 2 * shape.rank * len(targeted)
+        # Both parts of a DoRA layer's result are kept, and it is in float32: measured.
+        width += sum(5 * each.outputs for each in targeted) if shape.use_dora else 0
         if shape.lora_dropout:  # each layer drops its own: a bf16 copy and a byte for the mask
             width += sum(3 * each.inputs for each in targeted)
         else:

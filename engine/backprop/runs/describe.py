@@ -96,9 +96,9 @@ def describe(event: ev.AnyEvent) -> str:
             amount = f" {bytes_text(event.done)}" if event.done else ""
             return f"{verb} {event.model}{amount}" + (f" of {bytes_text(event.total)}" if event.total else "")
         case ev.ModelLoaded():
-            nf4 = f" and {event.share_4bit:.0%} of its bytes in 4 bits" if event.share_4bit else ""
+            kind = event.dtype + (f", {event.share_4bit:.0%} of the bytes in 4 bits," if event.share_4bit else "")
             return (
-                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {event.dtype}{nf4} on {event.device}, "
+                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {kind} on {event.device}, "
                 f"{event.trainable_parameters / 1e6:.2f}M trained ({event.mode}: {', '.join(event.targets)})"
             )
         case ev.SettingsChosen():

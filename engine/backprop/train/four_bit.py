@@ -50,16 +50,11 @@ def require_installed() -> None:
         MissingDependencyError: with the command that installs it.
     """
     extra = installed_extras().get("qlora")
-    if installed_version(LIBRARY) is None or (extra is not None and extra.missing):
+    if extra is not None and extra.missing:
         raise MissingDependencyError(
-            f"QLoRA needs {', '.join(extra.missing) if extra else LIBRARY}, which is not installed",
-            hint=f"{_command()}, or --mode lora: the weights in 16 bits",
+            f"QLoRA needs {', '.join(extra.missing)}, which is not installed",
+            hint=f"{extra.install}, or --mode lora: the weights in 16 bits",
         )
-
-
-def _command() -> str:
-    extra = installed_extras().get("qlora")
-    return extra.install if extra else f"pip install {LIBRARY}"
 
 
 def require_usable(device: torch.device) -> None:
@@ -70,10 +65,10 @@ def require_usable(device: torch.device) -> None:
     """
     require_installed()
     from peft import import_utils
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     for known in (import_utils.is_bnb_available, import_utils.is_bnb_4bit_available, is_bitsandbytes_available):
-        known.cache_clear()  # type: ignore[attr-defined]
+        known.cache_clear()
     try:
         sample = torch.linspace(-1, 1, 64 * 64, device=device).reshape(64, 64)
         lost = float((there_and_back(sample) - sample).abs().max())
@@ -117,8 +112,9 @@ def dequantised(layer: Any) -> torch.Tensor:
 
 
 def layers(model: torch.nn.Module) -> dict[str, Any]:
-    """The layers in 4 bits, by name."""
-    return {name: each for name, each in model.named_modules() if hasattr(getattr(each, "weight", None), "quant_state")}
+    """The layers in 4 bits, by name; not what PEFT puts around them, whose weight is theirs too."""
+    modules = model.named_modules()
+    return {name: each for name, each in modules if hasattr(each._parameters.get("weight"), "quant_state")}
 
 
 def size(weight: torch.nn.Parameter) -> int:
@@ -157,8 +153,8 @@ def require_in_force(model: torch.nn.Module, path: Path) -> None:
     if whole - sum(wide.values()) < PROMISED * whole:
         largest = max(wide, key=lambda name: wide[name])
         raise InvalidSettingError(
-            f"QLoRA would leave {sum(wide.values()) / whole:.0%} of the weights of {path} in 16 bits, for they are in no "
-            f"linear layers: {largest} [{', '.join(map(str, model.get_parameter(largest).shape))}] for instance",
+            f"QLoRA would leave {sum(wide.values()) / whole:.0%} of the weights of {path} in 16 bits, for they are in "
+            f"no linear layers: {largest} [{', '.join(map(str, model.get_parameter(largest).shape))}] for instance",
             hint="train it with --mode lora, or a model without experts that are one tensor",
             details={"field": "mode"},
         )

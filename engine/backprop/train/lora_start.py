@@ -47,7 +47,7 @@ def begin(model: Any, start: str) -> list[str]:
 
 
 def main_directions(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors [r, in] and [out, r] of the product of rank r that is nearest to ``weight`` [out, in]; r as far as it goes."""
+    """Factors [r, in] and [out, r] of the product of rank r nearest to ``weight`` [out, in], r as far as it goes."""
     most = min(rank + _OVERSAMPLED, *weight.shape)
     left, values, right = torch.svd_lowrank(weight, q=most, niter=_ROUNDS)
     root = values[:rank].sqrt()
