@@ -71,7 +71,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         _Text,
         _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
     ] = EMBEDDED_MODEL
-    method: Annotated[Literal["sft"], _training("what is learned; sft: to answer as the rows do")] = "sft"
+    method: Annotated[
+        Literal["sft", "dpo", "orpo", "simpo", "kto"],
+        _training("what is learned; sft: to answer as the rows do; dpo, orpo, simpo: from pairs; kto: from labels"),
+    ] = "sft"
     mode: Annotated[Literal["auto", "lora"], _model("which weights are trained", rule="LoRA")] = "auto"
     backend: Annotated[
         Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
