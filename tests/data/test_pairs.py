@@ -228,7 +228,7 @@ words = st.text("abc é.\n", max_size=60)
     of=st.sampled_from(["pairs", "feedback"]),
 )
 def test_a_limit_cuts_the_same_of_both_prompts_and_nothing_of_an_answer(
-    rows: list[Any], family: str, limit: int, of: Rows, model_dir: ModelDir, tmp_path: Path
+    *, rows: list[Any], family: str, limit: int, of: Rows, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     made = [
         {"prompt": asked, "chosen": one, "rejected": two}
