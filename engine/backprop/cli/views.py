@@ -162,6 +162,8 @@ def dataset_lines(event: ev.DatasetPrepared) -> list[str]:
     lines += [words for _, words in findings_by_kind(event.problems, event.problem_counts, event.unit)]
     if event.first_row:
         lines.append("first row, [trained]: " + first_row(event.first_row))
+    if event.first_rejected:
+        lines.append("its rejected side: " + first_row(event.first_rejected))
     return lines
 
 

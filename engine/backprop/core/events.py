@@ -190,7 +190,9 @@ class DatasetPrepared(Event):
     problems: list[Problem] = field(default_factory=list)
     """The first findings; ``backprop validate`` lists all."""
     first_row: list[TokenSpan] = field(default_factory=list)
-    """As it is trained: without what ``max_length`` cuts."""
+    """As it is trained: without what ``max_length`` cuts; of a pair, the chosen side."""
+    first_rejected: list[TokenSpan] = field(default_factory=list)
+    """The other side of a pair."""
     cached: bool = False
     notes: list[str] = field(default_factory=list)
     """Choices made for the person, each with its reason: a field mapping that was found, for instance."""

@@ -32,3 +32,8 @@ METHODS: dict[str, MethodFacts] = {
     "simpo": MethodFacts("pairs", False, "to prefer chosen answers by their mean log-probability"),
     "kto": MethodFacts("feedback", True, "to prefer answers labelled good over those labelled bad"),
 }
+
+
+def methods_for(rows: Rows) -> list[str]:
+    """The methods that learn from such rows."""
+    return [name for name, facts in METHODS.items() if facts.rows == rows]

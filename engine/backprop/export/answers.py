@@ -104,7 +104,7 @@ def held_out_prompts(run: RunDirectory, model_path: Path) -> list[list[int]]:
         return []
     found = []
     for index in range(min(len(rows), 4 * PROMPTS)):
-        ids, trained = rows.row(index)
+        ids, trained = rows.sequences(index)[0]
         begin = int(trained.argmax())
         found.append([int(id) for id in ids[: begin or ANSWER // 2]])
     return found
