@@ -182,6 +182,10 @@ class Subset:
         """The first ``count`` of these rows."""
         return Subset(self.rows, self.places[:count])
 
+    def sequences(self, index: int) -> list[Row]:
+        """As ``Prepared.sequences``."""
+        return self.rows.sequences(int(self.places[index]))
+
     @property
     def labels(self) -> npt.NDArray[np.bool_]:
         """Which of these judged rows are good."""
