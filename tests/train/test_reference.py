@@ -57,7 +57,7 @@ def test_the_values_are_those_of_the_model_without_what_was_trained(
 
     for i in range(12):
         found = []
-        for ids, mask in rows.sequences(i):
+        for ids, mask in rows.scored(i):
             tokens = torch.from_numpy(ids).long()
             with torch.no_grad():
                 logits = untouched(input_ids=tokens[None]).logits[0].double().log_softmax(-1)

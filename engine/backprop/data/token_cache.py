@@ -57,23 +57,6 @@ def _arrays(rows: Rows) -> dict[str, type[np.generic]]:
     return _ARRAYS | _LABELS if rows == "feedback" else _ARRAYS
 
 
-Sequence: TypeAlias = tuple[Ids, Flags]
-
-
-class Pair(NamedTuple):
-    """A row of preferences: its two sides."""
-
-    chosen: Sequence
-    rejected: Sequence
-
-
-class Judged(NamedTuple):
-    """A row of feedback and its label."""
-
-    row: Sequence
-    good: bool
-
-
 class Prepared:
     """Tokenised rows, as they are trained.
 

@@ -73,12 +73,18 @@ def prepare(
     return rows, trained, held_out
 
 
+_LEARNS_FROM = {"pairs": "pairs of a chosen and a rejected answer", "feedback": "answers with a label, good or bad"}
+
+
 def _bad_rows(summary: DatasetPrepared, method: str) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
+    rows = METHODS[method].rows
+    learns = _LEARNS_FROM.get(rows, "") if {"no_pair", "no_label"} & {*summary.problem_counts} else ""
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
-        hint="; or ".join(filter(None, [other_method(summary.format, METHODS[method].rows), _way_out(summary)])),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown)
+        + (f"; {method} learns from {learns}" if learns else ""),
+        hint="; or ".join(filter(None, [other_method(summary.format, rows), _way_out(summary)])),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
 
@@ -176,15 +182,15 @@ class Subset:
         """The first ``count`` of these rows."""
         return Subset(self.rows, self.places[:count])
 
+    def sequences(self, index: int) -> list[Row]:
+        """As ``Prepared.sequences``."""
+        return self.rows.sequences(int(self.places[index]))
+
     @property
     def labels(self) -> npt.NDArray[np.bool_]:
         """Which of these judged rows are good."""
         labels: npt.NDArray[np.bool_] = self.rows.labels[self.places]
         return labels
-
-    def sequences(self, index: int) -> list[Row]:
-        """As ``Prepared.sequences``."""
-        return self.rows.sequences(int(self.places[index]))
 
     @property
     def fingerprint(self) -> str:

@@ -54,8 +54,8 @@ class ReferencedRows(Subset):
         places = self.places[np.asarray(indices, dtype=np.int64)]
         return [int(i) for i, row in zip(indices, self.values[places], strict=True) if np.isnan(row).any()]
 
-    def sequences(self, index: int) -> list[Row]:
-        """The two that ``values`` speaks of."""
+    def scored(self, index: int) -> list[Row]:
+        """The two sequences that ``values`` speaks of."""
         item, _, other = self.row(index)
         return [item.chosen, item.rejected] if other is None else [item.row, other]
 
@@ -126,7 +126,7 @@ class Scorer:
             with torch.no_grad(), evaluating(model), self._loaded.mode.base_answers(model), self._loaded.autocast():
                 for start in range(0, len(order), PIECE):
                     some = rows.unknown(order[start : start + PIECE])
-                    found, batching = self._score([each for i in some for each in rows.sequences(i)], batching)
+                    found, batching = self._score([each for i in some for each in rows.scored(i)], batching)
                     if found is None:
                         return None
                     rows.values[subset.places[some]] = found.reshape(-1, 2)
