@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from backprop.core.errors import GPUMemoryError, InputError
 from backprop.core.events import ModelLoading
 from backprop.core.jobs import ChatLine, ChatReady, ChatRequest, ChatTurn, Delta, Reply, Sampling, StopReply, TurnEnded
-from backprop.core.models import require_weights
+from backprop.core.models import require_weights, settings_of
 from backprop.core.redaction import redact
-from backprop.runs.directory import is_run
+from backprop.runs.directory import IDENTITY, is_run
 from backprop.runs.state import read_run
 from backprop.worker.job import Send, listen, run_job
 from backprop.worker.setup import failure
@@ -185,7 +185,8 @@ def open_speaker(request: ChatRequest, send: Send) -> ModelSpeaker:
             send(note)
     learned = adapter and (path / "chat_template.jinja").is_file()
     tokenizer = ChatTokenizer.load(path if learned else folder)
-    return ModelSpeaker(generate.load_model(folder, path if adapter else None), tokenizer, adapter)
+    nf4 = (path / IDENTITY).is_file() and settings_of(path, IDENTITY).get("mode") == "qlora"
+    return ModelSpeaker(generate.load_model(folder, path if adapter else None, nf4=nf4), tokenizer, adapter)
 
 
 if __name__ == "__main__":
