@@ -10,7 +10,7 @@ import codecs
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backprop.core.errors import BackpropError, GGUFError, InputError
 from backprop.core.events import ModelLoading
@@ -97,16 +97,27 @@ class FileSpeaker:
             )
         self._model.set_seed(sampling.seed)
         decoder, text, made = codecs.getincrementaldecoder("utf-8")("replace"), "", 0
-        for token in self._model.generate(prompt, top_k=0, top_p=sampling.top_p, min_p=0.0, temp=sampling.temperature):
-            if self._is_end(self._vocab, token):
-                return Answer((text + decoder.decode(b"", True)).strip(), made + 1, "end")
-            made += 1
-            if piece := decoder.decode(self._model.detokenize([token], prev_tokens=prompt)):
+        ended: Literal["end", "length", "stopped"] = "length"
+
+        def give(piece: str) -> None:
+            nonlocal text
+            if piece:
                 text += piece
                 on_text(piece)
-            if stop_when() or made >= room:
+
+        for token in self._model.generate(prompt, top_k=0, top_p=sampling.top_p, min_p=0.0, temp=sampling.temperature):
+            made += 1
+            if self._is_end(self._vocab, token):
+                ended = "end"
                 break
-        return Answer((text + decoder.decode(b"", True)).strip(), made, "length" if made >= room else "stopped")
+            give(decoder.decode(self._model.detokenize([token], prev_tokens=prompt)))
+            if made >= room:
+                break
+            if stop_when():
+                ended = "stopped"
+                break
+        give(decoder.decode(b"", True))
+        return Answer(text.strip(), made, ended)
 
 
 def open_file(request: ChatRequest, send: Send) -> FileSpeaker:
