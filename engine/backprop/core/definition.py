@@ -54,6 +54,7 @@ _OTHERS = {
     "seed": "random_seed",
     "mode": "finetuning_type adapter",
     "backend": "device",
+    "processes": "num_processes nproc_per_node",
 }
 """What transformers, TRL, axolotl, LLaMA-Factory, mlx-lm and Unsloth call a setting, by its name here."""
 OTHERS = {other: ours for ours, names in _OTHERS.items() for other in names.split()}
