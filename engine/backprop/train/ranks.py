@@ -134,18 +134,25 @@ class Ranks:
         Raises:
             RuntimeError: one of the ranks ran out of memory; all of them raise.
         """
+        weights = list(trained_parameters(model).values())
         failed: RuntimeError | None = None
         found: dict[str, float] | None = None
+        have: list[int] = []
         try:
             found = work()
+            have = [place for place, weight in enumerate(weights) if weight.grad is not None]
+            # All memory is taken before the ranks agree: from there on none may fail alone.
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            largest = max(weight.numel() for weight in weights)
+            size = max(largest, min(BUCKET, sum(weight.numel() for weight in weights)))
+            flat = torch.empty(size, dtype=torch.float32, device=weights[0].device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             failed = error
-        weights = list(trained_parameters(model).values())
-        mine = (found, [place for place, weight in enumerate(weights) if weight.grad is not None])
         told: list[Any] = [None] * self.size
-        self._together(lambda: distributed.all_gather_object(told, mine))
+        self._together(lambda: distributed.all_gather_object(told, (found, have)))
         if failed is not None:
             raise failed
         sums: dict[str, float] = {}
@@ -154,21 +161,29 @@ class Ranks:
                 raise torch.OutOfMemoryError(f"rank {rank} ran out of memory")
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
-        self._add_gradients([weights[place] for place in sorted({place for _, have in told for place in have})])
+        with_gradient = {place for _, places in told for place in places}
+        for place, weight in enumerate(weights):
+            if place not in with_gradient:
+                weight.grad = None
+        self._add_gradients([weight for weight in weights if weight.grad is not None], flat)
         return sums
 
-    def _add_gradients(self, weights: list[torch.nn.Parameter]) -> None:
-        while weights:
-            count = size = 0
-            while count < len(weights) and (not count or size + weights[count].numel() <= BUCKET):
-                size += weights[count].numel()
-                count += 1
-            bucket, weights = weights[:count], weights[count:]
-            gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in bucket]
-            flat = torch.cat([each.float().flatten() for each in gradients])
-            self._together(lambda flat=flat: distributed.all_reduce(flat))  # type: ignore[misc]
-            for weight, part in zip(bucket, flat.split([each.numel() for each in bucket]), strict=True):
-                weight.grad = part.view_as(weight).to(weight.dtype)
+    def _add_gradients(self, weights: list[torch.nn.Parameter], flat: torch.Tensor) -> None:
+        """Add up the gradients through ``flat``, as many at once as it holds."""
+        begin = 0
+        while begin < len(weights):
+            end, size = begin, 0
+            while end < len(weights) and size + weights[end].numel() <= len(flat):
+                size += weights[end].numel()
+                end += 1
+            gradients = [weight.grad for weight in weights[begin:end] if weight.grad is not None]
+            parts = flat[:size].split([each.numel() for each in gradients])
+            for part, gradient in zip(parts, gradients, strict=True):
+                part.copy_(gradient.flatten())
+            self._together(lambda size=size: distributed.all_reduce(flat[:size]))  # type: ignore[misc]
+            for part, gradient in zip(parts, gradients, strict=True):
+                gradient.copy_(part.view_as(gradient))
+            begin = end
 
     def _together(self, work: Callable[[], Result]) -> Result:
         try:
