@@ -45,8 +45,8 @@ GRACE = 3.0
 """Seconds after a rank's death until the run is ended wherever it is: in a kernel that waits for it, for instance."""
 NOTICE = 5.0
 """Seconds that a broken connection may be older than the death that explains it."""
-EVEN = 1.15
-"""The fullest rank has at most this share of the mean, or a rank has several micro-batches already."""
+EVEN = 1.25
+"""The fullest rank has at most this share of the mean, or each has two micro-batches already: more would be slower."""
 BUCKET = 2**26
 """Numbers of a gradient that are added up at once: 256 MB in float32."""
 _FOREVER = timedelta(days=365)
@@ -115,7 +115,7 @@ class Ranks:
         Args:
             smaller: the same rows in about twice as many; ``None`` where each has one row.
         """
-        while len(batches) < 4 * self.size:
+        while len(batches) < 2 * self.size:
             loads = [sum(batch.tokens for batch in self.share(batches, rank)) for rank in range(self.size)]
             if max(loads) * self.size <= EVEN * sum(loads) or (found := smaller(batches)) is None:
                 break
