@@ -123,6 +123,7 @@ def test_a_rank_that_dies_ends_the_run_by_name_and_the_run_goes_on_exactly(
         go_on(directory)
     record["config"]["processes"] = 2
     (directory.path / "run.json").write_text(json.dumps(record))
+    faults()
     again = go_on(directory)
     assert [each.step for each in of(again, Step)] == [3, 4]
     assert numbers(events)[:2] + numbers(again) == numbers(expected)

@@ -262,7 +262,7 @@ class Leader(Ranks):
             return
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         self._death = TrainingError(
-            f"rank {rank} of {self.size} is gone ({how})" + (f"; its last line: {last}" if last else ""),
+            f"rank {rank} of {self.size} is gone ({how})" + (f"; its last line: {last}" if last and code > 0 else ""),
             hint="`backprop resume` goes on from the last checkpoint; lines of the run's engine.log that begin with "
             f"[rank {rank}] have the rest",
             retryable=True,
