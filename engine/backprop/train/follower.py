@@ -10,7 +10,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from backprop.core.errors import EXIT_OK, BackpropError
+from backprop.core.errors import BackpropError
 from backprop.core.events import Event
 from backprop.runs.directory import RunDirectory
 from backprop.worker.commands import Control
@@ -54,7 +54,7 @@ def main() -> None:
     except BackpropError as error:
         print(f"[{error.code}] {error.message}", file=sys.stderr)
         end_process(error.exit_code)
-    end_process(EXIT_OK)
+    told.get()  # nothing comes: rank 0 may still read what was sent last, and ends this process
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ class Ranks:
                 backend, store=store, rank=self.rank, world_size=self.size, timeout=_FOREVER
             )
         )
-        self._joined = True
+        # Where the others were killed, NCCL would wait for them; it ends with this process.
+        self._joined = device.type == "cpu"
         with torch.no_grad():
             for weight in trained_parameters(model).values():
                 self._together(lambda weight=weight: distributed.broadcast(weight, 0))  # type: ignore[misc]
