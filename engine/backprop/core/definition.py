@@ -56,6 +56,7 @@ _OTHERS = {
     "use_dora": "dora",
     "use_rslora": "rslora",
     "backend": "device",
+    "processes": "num_processes nproc_per_node",
 }
 """What transformers, TRL, axolotl, LLaMA-Factory, mlx-lm and Unsloth call a setting, by its name here."""
 OTHERS = {other: ours for ours, names in _OTHERS.items() for other in names.split()}

@@ -83,6 +83,9 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     backend: Annotated[
         Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
     ] = "auto"
+    processes: Annotated[
+        _Positive, _model("processes that share each step's rows; on GPUs each has a card of its own")
+    ] = 1
 
     steps: Annotated[
         _Positive | None, _training("optimizer steps", common=True, unit="steps", rule="as the epochs say")

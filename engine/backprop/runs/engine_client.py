@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from backprop.core.errors import EngineCrashedError, RunError
+from backprop.core.errors import ConfigurationError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
 from backprop.core.resolve import config_from
 from backprop.core.settings import RunConfig
@@ -210,6 +210,7 @@ def start(
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
+    _require_one_start()
     return launch(RunDirectory.create(config, kind, forked_from, origins), "start", warm=warm)
 
 
@@ -251,8 +252,23 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
     return launch(RunDirectory(path), "extend", str(steps), model)
 
 
+def _require_one_start() -> None:
+    """Refuse to be one of several copies that torchrun, or accelerate by it, started: each would train a run.
+
+    Raises:
+        ConfigurationError: it is.
+    """
+    copies = os.environ.get("WORLD_SIZE", "")
+    if "TORCHELASTIC_RUN_ID" in os.environ and copies.isdigit() and int(copies) > 1:
+        raise ConfigurationError(
+            f"a launcher started this {copies} times, and each would train a run of its own",
+            hint=f"start it once, without the launcher, with --processes {copies}",
+        )
+
+
 def _require_usable(path: Path) -> RunRecord:
     """What the run is, where nobody works on it and an engine could."""
+    _require_one_start()
     directory = RunDirectory(path)
     if directory.is_alive():
         raise RunError(

@@ -27,9 +27,16 @@ class Guard:
     """
 
     def __init__(
-        self, emit: Callable[[Event], None], device: torch.device, thresholds: Thresholds, interval: float = INTERVAL
+        self,
+        emit: Callable[[Event], None],
+        device: torch.device,
+        thresholds: Thresholds,
+        interval: float = INTERVAL,
+        cards: int = 1,
     ) -> None:
-        uuids = [str(torch.cuda.get_device_properties(device).uuid)] if device.type == "cuda" else None
+        # Of several processes each has the card of its number.
+        used = [device] if cards == 1 else list(range(cards))
+        uuids = [str(torch.cuda.get_device_properties(each).uuid) for each in used] if device.type == "cuda" else None
         self._emit = emit
         self._monitor = GPUMonitor(interval, self._take, thresholds=thresholds, uuids=uuids)
         self._thermal = ThermalGuard(thresholds)

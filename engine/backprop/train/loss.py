@@ -34,14 +34,28 @@ class Metrics:
     """Means of the metrics of several micro-batches, each over all that it was summed over."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[str, torch.Tensor | float] = {}
+        self._counts: dict[str, float] = {}
 
     def add(self, found: Loss, weight: int) -> None:
         """Take in those of a micro-batch of this weight."""
         for name, value in found.metrics.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
             self._counts[name] = self._counts.get(name, 0) + found.counts.get(name, weight)
+
+    def numbers(self) -> dict[str, float]:
+        """Sums and counts, which add up over processes; ``of`` makes metrics of them again."""
+        sums = {f"sum {name}": float(value) for name, value in self._sums.items()}
+        return sums | {f"count {name}": float(value) for name, value in self._counts.items()}
+
+    @classmethod
+    def of(cls, numbers: dict[str, float]) -> Metrics:
+        """Metrics of what ``numbers`` gave, or of the sums of several."""
+        made = cls()
+        for key, value in numbers.items():
+            kind, _, name = key.partition(" ")
+            (made._sums if kind == "sum" else made._counts)[name] = value
+        return made
 
     def means(self) -> dict[str, float]:
         """By name; of rewards on both sides also the margin between them."""

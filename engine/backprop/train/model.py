@@ -83,6 +83,11 @@ def resolved(config: RunConfig) -> RunConfig:
     Open afterwards is what depends on the rows (``core.rules.for_rows``).
     """
     device, free = _device_and_memory(config)
+    if device.type == "cuda" and config.processes > (cards := torch.cuda.device_count()):
+        raise GPUNotAvailableError(
+            f"the run has {config.processes} processes, which need a card each, and {cards} can be used",
+            hint=f"--processes {cards}, or --backend cpu; a run goes on with as many as it was begun with",
+        )
     config = estimate.fitted(config, free).config
     if config.mode == "qlora":
         four_bit.require_installed()
@@ -301,7 +306,10 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def use_all_cores() -> None:
-    """One thread per core that this process may run on; ``OMP_NUM_THREADS`` overrides it."""
+def use_all_cores(processes: int = 1) -> None:
+    """One thread per core that this process may run on and does not leave to the run's other ``processes``.
+
+    ``OMP_NUM_THREADS`` overrides it.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))

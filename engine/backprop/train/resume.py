@@ -63,6 +63,8 @@ class Beginning:
     """When the run was begun: the date that a chat template with a date in it writes, also after a resume."""
     split: Split | None = None
     """How the held-out rows are chosen where it is settled: a fork keeps the split of the run it came from."""
+    prepared: RunConfig | None = None
+    """What the rows were prepared with, where rank 0 did that (``ranks``)."""
     open_batch: bool = False
     """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
     notes: list[events.Event] = field(default_factory=list)

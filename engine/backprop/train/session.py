@@ -38,6 +38,7 @@ from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, epoch_order
+from backprop.train.ranks import Leader, Ranks
 from backprop.train.reference import Scorer, fingerprint, key_of
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
@@ -59,6 +60,7 @@ class Session:
         self.emit = emit
         self.control = control
         self.steering = Steering(control, emit)
+        self.ranks: Ranks | None = None
         self._folder = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def run(self) -> EndStatus:
@@ -66,16 +68,24 @@ class Session:
 
         ``run_started`` before it, and ``run_failed`` for whatever it raises, are the caller's.
         """
+        if self.config.processes == 1:
+            return self._run()
+        with Leader(self.config.processes, self.control.give_up) as self.ranks:
+            return self._run()
+
+    def _run(self) -> EndStatus:
         began = time.monotonic()
         torch.set_grad_enabled(True)
-        models.use_all_cores()
+        models.use_all_cores(self.config.processes)
         self.load()
+        if isinstance(self.ranks, Leader):
+            self.assign(self.ranks)
         if not self.start.checkpoint:
             self.sample(0, "the untouched model", tuned=False)
 
         steps, tuned = self.start.resumed_from or 0, 0
         self.control.stepping = True
-        with Guard(self.emit, self.loaded.device, thresholds(self.config)) as guard:
+        with Guard(self.emit, self.loaded.device, thresholds(self.config), cards=self.config.processes) as guard:
             self.steering.guard = guard
             if not self.steering.settle(steps):
                 steps, tuned = self.train(guard)
@@ -100,6 +110,26 @@ class Session:
         )
         return status
 
+    def assign(self, ranks: Leader) -> None:
+        """Have the other ranks load what was loaded here."""
+        checkpoint, now = self.start.checkpoint, self.start.now
+        ranks.assign(
+            directory=str(self.directory.path),
+            config=self.config,
+            prepared=self.start.config,
+            checkpoint=str(checkpoint.path) if checkpoint else None,
+            extended=self.start.extended,
+            now=now.timestamp() if now else None,
+            split=self.start.split,
+        )
+
+    def follow(self, ranks: Ranks) -> None:
+        """Be a rank other than 0: load, then take the steps that rank 0 begins."""
+        self.ranks = ranks
+        models.use_all_cores(self.config.processes)
+        self.load()
+        self.train(Guard(self.emit, self.loaded.device, thresholds(self.config)))
+
     def load(self) -> None:
         """Find the model, prepare the rows, load. A continued run is refused here if something is not as it was."""
         config, start, emit = self.config, self.start, self.emit
@@ -108,7 +138,7 @@ class Session:
 
         emit(PhaseChanged(phase="preparing_data"))
         rows, self.trained, self.held_out = prepare(
-            config, path, emit, self.steering.look, split=start.split, now=start.now
+            start.prepared or config, path, emit, self.steering.look, split=start.split, now=start.now
         )
         self.as_text = on_texts(rows.summary)
         recorded = self.directory.read_record().config
@@ -206,6 +236,7 @@ class Session:
             self.schedule,
             between=steering.look,
             on_halved=lambda error: emit(halved(loop.step + 1, loop.batching, error, self.schedule.rows_per_step)),
+            ranks=self.ranks,
         )
         for text in loop.notes:
             emit(events.Warning(code="SLOWER_PATH", message=text))
@@ -220,6 +251,10 @@ class Session:
             callbacks.restore(progress, new_end=self.start.extended)
             if self.start.extended:
                 emit(new_curve(checkpoint, config, self.schedule))
+        if self.ranks is not None:
+            self.ranks.join(self.loaded.device, self.loaded.model)
+            if self.ranks.rank:
+                return loop.run(lambda step: False), loop.step
         store = CheckpointStore(self.directory.checkpoints, self.directory.run_id)
         saver = callbacks.saver = Saver(
             store,

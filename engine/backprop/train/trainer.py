@@ -27,6 +27,7 @@ from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, MicroBatch, Row, step_rows, token_budget
+from backprop.train.ranks import Ranks
 
 MIXES_ROWS = "this model would mix rows that share a sequence: they are padded instead of packed, which is slower"
 
@@ -94,6 +95,7 @@ class StepLoop:
         config: as resolved.
         between: called before each micro-batch.
         on_halved: called with the error when micro-batches became smaller.
+        ranks: the processes that share the micro-batches of each step; ``None`` for one.
 
     Attributes:
         step: optimizer steps taken.
@@ -112,6 +114,7 @@ class StepLoop:
         *,
         between: Callable[[], object] = lambda: None,
         on_halved: Callable[[BaseException], object] = lambda error: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.loaded = loaded
         self.method = method
@@ -123,6 +126,7 @@ class StepLoop:
         self.recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
         self._between = between
         self._on_halved = on_halved
+        self._ranks = ranks
         self.batching = first_batching(loaded, config, rows)
         self.notes = [MIXES_ROWS] if config.packing and not self.batching.packing else []
         fuse(loaded.model)
@@ -151,11 +155,20 @@ class StepLoop:
                 # The one number that a ``DataLoader`` draws when an epoch begins. Earlier versions used one, so runs
                 # that they began, and runs with their seed, see the same dropout.
                 torch.empty((), dtype=torch.int64).random_()
+            if self._ranks is not None:
+                self._begin_with_all(self._ranks)
             chosen = step_rows(len(self.rows), self.schedule.rows_per_step, self.config.seed, self.step)
             self.take([self.rows.row(index) for index in chosen])
             if after_step(self.step):
                 break
         return self.step
+
+    def _begin_with_all(self, ranks: Ranks) -> None:
+        """Begin a step when rank 0 does, and as it does."""
+        batching, recovery = self.batching, self.recovery
+        facts = (self.step, batching.batch_size, batching.token_budget, recovery.halvings)
+        self.step, size, budget, recovery.halvings = ranks.begin_step(self.config.seed, facts)
+        self.batching = batching.resized(size, budget)
 
     def take(self, rows: list[Row]) -> None:
         """One optimizer step on ``rows``: forward and backward passes, clipping, new weights, next learning rate."""
@@ -177,9 +190,9 @@ class StepLoop:
         """Gradients of the mean loss over ``rows``, added to the weights' own; counted in ``metrics``."""
         batches: list[MicroBatch] = []
 
-        def work() -> torch.Tensor:
+        def work() -> dict[str, float]:
             batches[:] = self.method.collate(rows, self.batching)
-            return self._backward(batches)
+            return self._backward(batches, batches) if self._ranks is None else self._shared(self._ranks, rows, batches)
 
         def halve(error: BaseException) -> bool:
             smaller = self.batching.halved(batches)
@@ -189,25 +202,40 @@ class StepLoop:
             self._on_halved(error)
             return True
 
-        self.metrics.loss = float(self.recovery.attempt(work, self.optimizer.zero_grad, halve))
+        sums = self.recovery.attempt(work, self.optimizer.zero_grad, halve)
+        self.metrics.loss = sums.pop("")
+        self.metrics.by_name = Metrics.of(sums).means()
         self.metrics.tokens = sum(batch.tokens for batch in batches)
         self.metrics.supervised = sum(batch.supervised for batch in batches)
         self.metrics.micro_batches = len(batches)
 
-    def _backward(self, batches: list[MicroBatch]) -> torch.Tensor:
-        """The mean loss of ``batches``, whose gradients are added up."""
+    def _shared(self, ranks: Ranks, rows: list[Row], batches: list[MicroBatch]) -> dict[str, float]:
+        """The same as ``_backward``, shared with the other ranks: each has the sums of all afterwards."""
+        batching = self.batching
+
+        def smaller(batches: list[MicroBatch]) -> list[MicroBatch] | None:
+            nonlocal batching
+            if (halved := batching.halved(batches)) is None:
+                return None
+            batching = halved
+            return self.method.collate(rows, batching)
+
+        ranks.deal(batches, smaller)
+        return ranks.add_up(self.loaded.model, lambda: self._backward(ranks.share(batches), batches))
+
+    def _backward(self, mine: list[MicroBatch], batches: list[MicroBatch]) -> dict[str, float]:
+        """What ``mine`` are of the mean loss of ``batches`` (``""``), and their metrics; gradients are added up."""
         weight = max(1, sum(batch.weight for batch in batches))
         total = torch.zeros((), device=self.loaded.device)
         metrics = Metrics()
-        for batch in batches:
+        for batch in mine:
             self._between()
             found = batch_loss(self.loaded, self.method, batch)
             loss = found.sum / weight
             loss.backward()
             total += loss.detach()
             metrics.add(found, batch.weight)
-        self.metrics.by_name = metrics.means()
-        return total
+        return {"": float(total), **metrics.numbers()}
 
     def snapshot(self, progress: dict[str, Any]) -> Snapshot:
         """The complete state between two steps.

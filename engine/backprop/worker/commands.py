@@ -6,6 +6,7 @@ import os
 import queue
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from backprop.core.events import AnyCommand, Stop, decode_command
@@ -20,6 +21,8 @@ class Control:
         self._queue: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         self._signals = 0
         self._stepping = False
+        self.give_up: Callable[[BaseException], object] = lambda error: None
+        """Ends the engine at once with an error, from any thread; set by the engine."""
         self._interrupted = False
         """A signal came outside the training loop. Whatever was at work may have swallowed the exception."""
 

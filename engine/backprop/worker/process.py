@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -117,6 +118,7 @@ def _run(directory: RunDirectory, work: Work) -> int:
             writer = EventWriter(journal, pipe, run_id)
             reporter = _Reporter(writer, control, directory, notes, earlier)
             log.open_log(log.from_variables(), run_id)
+            control.give_up = partial(_give_up, reporter, writer)
             status = _report(directory, control, reporter, work)
             writer.close()
     except RunError as error:
@@ -125,6 +127,13 @@ def _run(directory: RunDirectory, work: Work) -> int:
         pipe.offer(encode(failure(error)))
         return error.exit_code
     return status
+
+
+def _give_up(reporter: _Reporter, writer: EventWriter, error: BaseException) -> NoReturn:
+    """End the engine from another thread than the one that works, which may never come back."""
+    reporter.emit(failure(error))
+    writer.close()
+    end_process(error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME)
 
 
 def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work: Work) -> int:
