@@ -76,14 +76,14 @@ class Source(NamedTuple):
     architecture: Architecture | None
     """``None`` where the base model's configuration is not on this machine."""
     adapter: int
-    """Bytes of the adapter's weights."""
+    """Bytes of the adapter's weights; 0 of a run that trained every weight."""
     free: int
     """Bytes of the disk that the run is on."""
 
     def size(self, choice: Choice) -> tuple[int, bool] | None:
         """About how many bytes an export has, and whether it may well be more; ``None`` where it is not known."""
         if choice.format.startswith("lora"):
-            return self.adapter * int(PRECISIONS[choice.precision].bits) // 32, False
+            return (self.adapter * int(PRECISIONS[choice.precision].bits) // 32, False) if self.adapter else None
         if self.architecture is None:
             return None
         odd = "_k" in choice.precision and self.architecture.hidden % _BLOCK != 0

@@ -43,6 +43,9 @@ _FORWARD = 1 / 3
 """Time of a row that is only evaluated, as a share of one that is trained."""
 
 
+_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
+
+
 class Chosen(NamedTuple):
     """A configuration with less left open, and the reason for each value that was chosen."""
 
@@ -105,8 +108,8 @@ def evaluation_steps(steps: int, rows_per_step: int, held_out: int) -> int:
     return math.ceil(steps / max(1, min(_EVALUATIONS, affordable)))
 
 
-def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[float, str]:
-    """The peak learning rate of LoRA for a model, and why."""
+def learning_rate(model_dir: Path, rows_per_step: int, steps: int, *, full: bool = False) -> tuple[float, str]:
+    """The peak learning rate of LoRA for a model, or of full fine-tuning, which takes a tenth of it; and why."""
     family, hidden = _family(model_dir)
     power = next((power for name, power in _EXPONENTS.items() if family.startswith(name)), None)
     if power is None or not hidden:
@@ -116,6 +119,8 @@ def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[floa
         why = f"{family}, hidden size {hidden}, {rows_per_step} rows per step"
     if steps < _SHORT_RUN:
         rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
+    if full:
+        return float(f"{min(_HIGHEST, rate) / 10:.2g}"), f"{why}: a tenth of LoRA's for all weights"
     usual = TRAINING_PRESETS["balanced"].learning_rate
     return min(_HIGHEST, float(f"{rate:.2g}")), f"{why}; the preset balanced has {usual:g}"
 
@@ -144,7 +149,7 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
     if config.warmup_steps == "auto":
         values["warmup_steps"] = warmup(steps), f"5 % of {steps} steps, 10 to 100, at most a fifth of them"
     if config.learning_rate is None:
-        values["learning_rate"] = learning_rate(model_dir, rows_per_step, steps)
+        values["learning_rate"] = learning_rate(model_dir, rows_per_step, steps, full=config.mode == "full")
     if config.eval_steps == "auto":
         every = evaluation_steps(steps, rows_per_step, held_out)
         why = f"{-(-steps // every)} over {steps} steps: {held_out} held-out rows take at most a tenth of the time"
@@ -166,7 +171,15 @@ def without_effect(
     """
     warmup, share = config.warmup_steps, config.held_out
     evaluated = held_out if evaluated is None else evaluated
+    full = config.mode == "full"
+    idle = [name for name in ("lora_preset", *_ADAPTER) if full and getattr(config, name) is not None]
+    idle += ["weights_dtype"] if config.weights_dtype is not None and config.mode not in ("full", "auto") else []
     found = {
+        "SETTING_WITHOUT_EFFECT": (
+            bool(idle),
+            f"{', '.join(idle)}: without effect in mode {config.mode}",
+            "leave it out" if full else "--mode full keeps its weights in the type that is asked for",
+        ),
         "WARMUP_TOO_LONG": (
             isinstance(warmup, int) and warmup >= steps,
             f"warm-up of {warmup} steps in a run of {steps}: the full rate comes at its end",

@@ -72,7 +72,14 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
     ] = EMBEDDED_MODEL
     method: Annotated[Literal["sft"], _training("what is learned; sft: to answer as the rows do")] = "sft"
-    mode: Annotated[Literal["auto", "lora"], _model("which weights are trained", rule="LoRA")] = "auto"
+    mode: Annotated[Literal["auto", "lora", "full"], _model("which weights are trained", rule="LoRA")] = "auto"
+    weights_dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        _model(
+            "what full fine-tuning keeps weights in; bfloat16 rounds updates by chance",
+            rule="float32; bfloat16 on a GPU that has it, where float32 does not fit",
+        ),
+    ] = None
     backend: Annotated[
         Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
     ] = "auto"
@@ -120,6 +127,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "steps of linear warm-up", unit="steps", rule="5 % of the steps, 10 to 100, at most a fifth of the run"
         ),
     ] = "auto"
+    optim: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw_8bit"],
+        _training("the optimizer; with 8 bits (bitsandbytes) its state takes a quarter, paged may leave the GPU"),
+    ] = "adamw"
     weight_decay: Annotated[float, Meta(ge=0, le=1), _training("AdamW weight decay")] = 0.0
     max_grad_norm: Annotated[_AboveZero, _training("gradients are clipped to this norm")] = 1.0
     max_seq_length: Annotated[
