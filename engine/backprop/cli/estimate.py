@@ -22,7 +22,7 @@ from backprop.runs.measured import measured_peaks, of_shape
 
 BATCHES = (1, 2, 4, 8, 16)
 SETTINGS = (
-    *("model", "batch_size", "max_seq_length", "packing", "gradient_checkpointing"),
+    *("model", "weights_dtype", "optim", "batch_size", "max_seq_length", "packing", "gradient_checkpointing"),
     *("lora_preset", "lora_r", "lora_dropout", "target_modules"),
 )
 
@@ -79,7 +79,7 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
         TrainingError: every weight of a model that is too large would be trained.
     """
     known = find_architecture(model)
-    shape = Shape.of(config, memory=memory.bytes, mode=mode)
+    shape = Shape.of(msgspec.structs.replace(config, model=model), memory=memory.bytes, mode=mode)
     if shape.mode == "full":
         estimate.require_trainable_in_full(known, model)
     asked = None if config.batch_size == "auto" else shape.batch_size
@@ -127,7 +127,7 @@ def gib(count: float) -> str:
 def _show(answer: dict[str, Any]) -> None:
     shape, parts, memory = answer["shape"], answer["parts"], answer["memory"]
     trained = answer["trained_parameters"]
-    how = f"{shape.mode}, rank {shape.lora_r}" if shape.mode != "full" else "full"
+    how = f"{shape.mode}, rank {shape.lora_r}" if shape.mode != "full" else f"full, weights in {shape.weights_dtype}"
     output.line(
         f"{answer['model']}: {answer['parameters'] / 1e9:.2f}B parameters, {trained / 1e6:.0f}M trained ({how})"
     )

@@ -55,18 +55,13 @@ def card(about: About) -> str:
         word = licence_word(about.licence)
         head |= {"license": word} if word != "other" else {"license": word, "license_name": about.licence.lower()}
     full = about.run is not None and about.run.config.get("mode") == "full"
-    head["tags"] = [
-        "backprop-tui",
-        *([] if full else ["lora"]),
-        *([about.run.config.get("method", "sft")] if about.run else []),
-    ]
+    method = [about.run.config.get("method", "sft")] if about.run else []
+    head["tags"] = ["backprop-tui", "full" if full else "lora", *method]
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", ""]
-    lines += [
-        f"# {about.repo.rpartition('/')[2]}",
-        "",
-        _WHAT["full" if full and about.relation == "finetune" else about.relation].format(base=about.base or "A model"),
-        "",
-    ]
+    what = _WHAT["full" if full and about.relation == "finetune" else about.relation].format(
+        base=about.base or "A model"
+    )
+    lines += [f"# {about.repo.rpartition('/')[2]}", "", what, ""]
     for title, facts in _sections(about):
         if facts:
             lines += [f"## {title}", "", "| | |", "|---|---|"]

@@ -100,8 +100,8 @@ class Shape(Struct, frozen=True, kw_only=True):
         found = {**to_builtins(self), "target_modules": list(self.target_modules)}
         if config.max_seq_length == "auto":
             del found["max_seq_length"]
-        if self.mode != "full":
-            del found["weights_dtype"]
+        for name in _ADAPTER if self.mode == "full" else ("weights_dtype",):
+            del found[name]
         return found
 
 

@@ -70,7 +70,8 @@ class Session:
         models.use_all_cores()
         self.load()
         if not self.start.checkpoint:
-            self.sample(0, "the untouched model", tuned=False)
+            forked = self.start.weights and self.config.mode == "full"  # whose base is not in memory any more
+            self.sample(0, "the weights it was forked from" if forked else "the untouched model", tuned=False)
 
         steps, tuned = self.start.resumed_from or 0, 0
         self.control.stepping = True
