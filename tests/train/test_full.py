@@ -62,6 +62,7 @@ def test_every_weight_is_trained_and_the_result_is_the_model_that_was_trained(
     plain = AutoModelForCausalLM.from_pretrained(run.model).eval()
     assert plain.lm_head.weight is plain.model.embed_tokens.weight
     assert str(plain.dtype) == f"torch.{dtype}"
+    assert plain.generation_config.eos_token_id == [2]  # where a turn ends
     ids = torch.tensor([AutoTokenizer.from_pretrained(run.model)("A heron stood in the river").input_ids])
     with models.evaluating(kept[0].model), torch.no_grad():
         assert torch.equal(plain(ids).logits, kept[0].model(ids).logits)

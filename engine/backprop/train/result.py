@@ -49,6 +49,9 @@ def save_result(
             loaded.mode.save(loaded.model, folder)
             copy_tokenizer(loaded.path, folder)
             if whole := (folder / "config.json").is_file():
+                if not (loaded.path / "generation_config.json").is_file():  # the one in memory knows no end
+                    ends = {"eos_token_id": sorted(loaded.chat.end_ids)}
+                    (folder / "generation_config.json").write_text(json.dumps(ends) + "\n", encoding="utf-8")
                 copy_beside(loaded.path, folder)
                 config_of_any_reader = for_older_readers(files.read_json(folder / "config.json", dict[str, Any]))
                 (folder / "config.json").write_text(json.dumps(config_of_any_reader, indent=2) + "\n", encoding="utf-8")
