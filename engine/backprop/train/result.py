@@ -58,6 +58,7 @@ def save_result(
             write_what_was_learned(loaded.chat, folder, template=not (whole and on_texts))
             identity = {
                 "run_id": run_id,
+                "mode": config.mode,
                 "model": config.model,
                 "model_path": str(loaded.path),
                 "base": base,
