@@ -66,6 +66,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SmolLM3 3B", {"batch_size": 4, **FAST}),
     ("SmolLM3 3B", {"batch_size": 2, "max_seq_length": 1024, "gradient_checkpointing": False}),
     ("SmolLM3 3B", {"mode": "full"}),
+    ("SmolLM3 3B", {"mode": "full", "weights_dtype": "bfloat16"}),
     ("Phi-4 mini 3.8B", {"batch_size": 4, "max_seq_length": 1024, "packing": False}),
     ("Qwen3.5 4B", {"max_seq_length": 512}),
     ("Qwen2.5 7B", {"max_seq_length": 2048}),

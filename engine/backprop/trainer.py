@@ -32,7 +32,7 @@ from backprop.core.settings import RunConfig, override
 from backprop.data.parse import json_line, plain
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
-from backprop.runs.directory import RunDirectory
+from backprop.runs.directory import IDENTITY, RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_jobs import OLLAMA, ask_engine, export_model
 from backprop.runs.index import RunIndex
@@ -60,7 +60,7 @@ class TrainingRun:
     loss_history: list[float | None]
     """One a step: the mean over the supervised tokens of the whole step."""
     output_path: str
-    """The adapter's directory; empty where nothing was saved."""
+    """The directory of the adapter or the whole model; empty where nothing was saved."""
     duration_seconds: float
     samples_seen: int
     status: str = "done"
@@ -144,16 +144,17 @@ class Trainer:
         self.last_run = run
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Copy the adapter of the last run to ``path``; an adapter that is there is replaced.
+        """Copy the result of the last run, an adapter or a whole model, to ``path``; a result there is replaced.
 
         Raises:
-            InputError: nothing was trained yet, or ``path`` holds something that is no adapter.
+            InputError: nothing was trained yet, or ``path`` holds something that no run saved.
         """
         if self.last_run is None or not self.last_run.output_path:
-            raise InputError("there is no adapter to save yet", hint="call train() first")
+            raise InputError("there is no result to save yet", hint="call train() first")
         target = expand(path)
-        if target.exists() and not (target / "adapter_config.json").is_file() and any(target.iterdir()):
-            raise InputError(f"{target} holds something that is no adapter", hint="save into a new folder")
+        theirs = not any((target / name).is_file() for name in (IDENTITY, "adapter_config.json"))
+        if target.exists() and theirs and any(target.iterdir()):
+            raise InputError(f"{target} holds something that is no run's result", hint="save into a new folder")
         with new_folder(target) as folder:
             shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
         return target

@@ -10,6 +10,7 @@ import pytest
 from backprop.core import rules
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
+from msgspec.structs import replace
 
 
 def model(folder: Path, **facts: Any) -> Path:
@@ -138,3 +139,20 @@ def test_the_record_of_an_earlier_version_keeps_its_rules(tmp_path: Path) -> Non
     assert (schedule.steps, schedule.warmup_steps) == (100, 5)
     assert rules.for_rows(config, tmp_path, rows=400, held_out=20, rows_per_step=4, steps=100) == (config, {})
     assert rules.adapter(config)["lora_alpha"] == 128
+
+
+def test_full_fine_tuning_learns_at_a_tenth_of_the_rate_and_leaves_the_adapter_settings_alone(tmp_path: Path) -> None:
+    folder = model(tmp_path, model_type="llama", hidden_size=2048)
+    config = RunConfig(data="d", mode="lora")
+    rows = {"rows": 500, "held_out": 0, "rows_per_step": 16, "steps": 500}
+    lora = rules.for_rows(config, folder, **rows)
+    full = rules.for_rows(replace(config, mode="full"), folder, **rows)
+    assert lora.config.learning_rate is not None
+    assert full.config.learning_rate == pytest.approx(lora.config.learning_rate / 10, rel=0.02)
+    assert "a tenth of LoRA's" in full.reasons["learning_rate"]
+
+    given = replace(config, mode="full", lora_r=8, weights_dtype="float32", warmup_steps=0)
+    (told,) = rules.without_effect(given, 10, 20, 0)
+    assert (told.code, told.message) == ("SETTING_WITHOUT_EFFECT", "lora_r: without effect in mode full")
+    (told,) = rules.without_effect(replace(given, mode="lora"), 10, 20, 0)
+    assert told.message == "weights_dtype: without effect in mode lora"

@@ -39,6 +39,8 @@ KINDS: dict[str, list[str]] = {
     "train": [*TWELVE, "--held-out", "none"],
     "held-out file": [*TWELVE, "--held-out", "dev.jsonl", "--eval-steps", "4", *SAMPLES[:2]],
     "held-out share": [*TWELVE, "--held-out", "0.2", "--eval-steps", "4", *SAMPLES],
+    "full": [*TWELVE, "--held-out", "0.2", "--eval-steps", "4", "--mode", "full"],
+    "full in bf16": [*TWELVE, "--held-out", "none", "--mode", "full", "--weights-dtype", "bfloat16"],
     "epochs": ["--epochs", "1.4", "--save-steps", "7", "--held-out", "none"],
     "early stop": [
         *("--steps", "40", "--save-steps", "5", "--held-out", "0.2", "--eval-steps", "2", "--early-stopping", "2"),
@@ -163,6 +165,9 @@ class Case:
 
 CASES = [
     Case("train", "train", (after("step", 7),)),
+    Case("full", "full", (after("step", 7),)),
+    Case("full, inside the last save", "full", (file(".model", 2),)),
+    Case("full in bf16", "full in bf16", (after("step", 7),)),
     Case("fork", "fork", (after("step", 7),)),
     Case("fork, before its first save", "fork", (after("step", 3),)),
     Case("extend", "extend", (after("step", 5),)),
@@ -353,7 +358,6 @@ def require_ended(way: str, answer: Answer, directory: RunDirectory) -> None:
         assert state.status == "crashed"
         return
     assert (answer.status, state.status) in [(EXIT_INTERRUPTED, "interrupted"), (EXIT_OK, "done")]
-    has_result = (directory.adapter / "adapter_config.json").is_file()
-    assert state.output_path == (str(directory.adapter) if has_result else "")
+    assert state.output_path == directory.result
     assert state.finished is not None
     assert state.finished.steps == state.step

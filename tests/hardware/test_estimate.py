@@ -15,6 +15,7 @@ from backprop.hardware.estimate import (
     parameters,
     require_trainable_in_full,
     trained_parameters,
+    weights_dtype,
 )
 from msgspec.structs import replace
 
@@ -146,6 +147,23 @@ def test_full_fine_tuning_is_for_models_of_up_to_4b() -> None:
     assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
     assert "lora" in caught.value.hint
     assert trained_parameters(PRESETS["smollm2-135m"], Shape(mode="full")) == parameters(PRESETS["smollm2-135m"])
+
+
+def test_full_fine_tuning_keeps_float32_weights_where_they_fit_and_bf16_ones_elsewhere() -> None:
+    config = RunConfig(data="d", model="llama-3.2-1b", mode="full", max_seq_length=1024, gradient_checkpointing=True)
+    needed = {}
+    for dtype in ("float32", "bfloat16"):
+        shape = Shape.of(replace(config, weights_dtype=dtype), memory=2**40)
+        needed[dtype] = estimate(PRESETS["llama-3.2-1b"], shape).total
+    assert needed["bfloat16"] < 0.8 * needed["float32"]
+    assert weights_dtype(config, needed["float32"]) == "float32"
+    assert weights_dtype(config, needed["float32"] - 1) == "bfloat16"
+    assert weights_dtype(config, 0) == "float32"  # a CPU, or a card without bf16
+    assert weights_dtype(replace(config, weights_dtype="float32"), 1) == "float32"
+    # 3B in bf16 with an 8-bit optimizer: 2 + 2 + 2 bytes a weight, and 1/32 for the scales.
+    count = parameters(PRESETS["smollm3-3b"])
+    parts = estimate(PRESETS["smollm3-3b"], Shape(mode="full", weights_dtype="bfloat16", optim="paged_adamw_8bit"))
+    assert parts.weights + parts.gradients + parts.optimizer == round((6 + 1 / 32) * count)
 
 
 @pytest.mark.parametrize("packing", [True, False])

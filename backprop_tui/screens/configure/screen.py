@@ -19,7 +19,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan, plan, warnings
 from backprop.data.truncate import CountedLengths
 from backprop.hardware.devices import Info, info
-from backprop.hardware.estimate import first_batch_size, fitted, longest_rows
+from backprop.hardware.estimate import first_batch_size, fitted, longest_rows, require_size
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
 from textual import on
@@ -143,6 +143,7 @@ class ConfigureScreen(BaseScreen):
             try:
                 config = locate(self.found.config())
                 repository_of(config.model)
+                require_size(config)
                 self.config = config
             except BackpropError as error:
                 self._blame(error)

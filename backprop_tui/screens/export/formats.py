@@ -46,7 +46,7 @@ class Source(NamedTuple):
     architecture: Architecture | None
     """``None`` where the base model's configuration is not on this machine."""
     adapter: int
-    """Bytes of the adapter's weights."""
+    """Bytes of the adapter's weights; 0 of a run that trained every weight."""
     free: int
     """Bytes of the disk that the run is on."""
     here: bool = False
@@ -59,7 +59,7 @@ class Source(NamedTuple):
         if choice.format == "gguf" and choice.precision in self.gguf:
             return self.gguf[choice.precision], False
         if choice.format.startswith("lora"):
-            return self.adapter * int(PRECISIONS[choice.precision].bits) // 32, False
+            return (self.adapter * int(PRECISIONS[choice.precision].bits) // 32, False) if self.adapter else None
         if self.architecture is None:
             return None
         odd = "_k" in choice.precision and self.architecture.hidden % _BLOCK != 0

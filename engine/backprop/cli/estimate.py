@@ -22,7 +22,7 @@ from backprop.runs.measured import measured_peaks, of_shape
 
 BATCHES = (1, 2, 4, 8, 16)
 SETTINGS = (
-    *("model", "batch_size", "max_seq_length", "packing", "gradient_checkpointing"),
+    *("model", "weights_dtype", "optim", "batch_size", "max_seq_length", "packing", "gradient_checkpointing"),
     *("lora_preset", "lora_r", "lora_dropout", "target_modules", "use_dora", "init_lora_weights"),
 )
 
@@ -129,7 +129,7 @@ def gib(count: float) -> str:
 def _show(answer: dict[str, Any]) -> None:
     shape, parts, memory = answer["shape"], answer["parts"], answer["memory"]
     trained = answer["trained_parameters"]
-    how = f"{shape.mode}, rank {shape.lora_r}" if shape.mode != "full" else "full"
+    how = f"{shape.mode}, rank {shape.lora_r}" if shape.mode != "full" else f"full, weights in {shape.weights_dtype}"
     output.line(
         f"{answer['model']}: {answer['parameters'] / 1e9:.2f}B parameters, {trained / 1e6:.0f}M trained ({how})"
     )

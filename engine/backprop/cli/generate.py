@@ -74,10 +74,10 @@ def chat_request(source: Path, step: int | None, model: str | None) -> ChatReque
             find_checkpoint(directory, step)
         else:
             state = read_run(source)
-            adapter = require_result(state)
+            result = require_result(state)
             if not isinstance(state.config.get("model"), str):
                 directory.find_record()  # says what is missing
-            directory.require_files(adapter)
+            directory.require_files(result)
     return ChatRequest(source=str(source), step=step, model=locate_model(model) if model else None)
 
 

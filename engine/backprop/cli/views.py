@@ -9,6 +9,7 @@ import textwrap
 import time
 from itertools import zip_longest
 from math import isnan
+from pathlib import Path
 from typing import TypeAlias
 
 from backprop.cli import output
@@ -210,7 +211,7 @@ def ending_lines(state: RunState) -> list[str]:
     if state.dataset is not None:
         lines.append(describe_dataset(state.dataset))
     if state.output_path:
-        lines.append(f"adapter:     {state.output_path}")
+        lines.append(f"{Path(state.output_path).name + ':':<13}{state.output_path}")
         lines.append(f'talk to it:  backprop generate {state.run_id} --prompt "…"')
     lines.append(f"on screen:   backprop-tui --attach {state.run_id}")
     lines.append(f"as text:     backprop show-run {state.run_id}")

@@ -52,6 +52,7 @@ _FORWARD = 1 / 3
 """Time of a row that is only evaluated, as a share of one that is trained."""
 
 
+_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 _METHOD_SETTINGS = {
     name: getattr(RunConfig(data=" "), name)
     for name in RunConfig.__struct_fields__
@@ -134,8 +135,10 @@ def evaluation_steps(steps: int, rows_per_step: int, held_out: int) -> int:
     return math.ceil(steps / max(1, min(_EVALUATIONS, affordable)))
 
 
-def learning_rate(model_dir: Path, rows_per_step: int, steps: int, method: str = "sft") -> tuple[float, str]:
-    """The peak learning rate of LoRA for a model and a method, and why."""
+def learning_rate(
+    model_dir: Path, rows_per_step: int, steps: int, method: str = "sft", *, full: bool = False
+) -> tuple[float, str]:
+    """The peak learning rate of LoRA for a model and a method, or of full fine-tuning, a tenth of it; and why."""
     family, hidden = _family(model_dir)
     power = next((power for name, power in _EXPONENTS.items() if family.startswith(name)), None)
     if power is None or not hidden:
@@ -146,9 +149,13 @@ def learning_rate(model_dir: Path, rows_per_step: int, steps: int, method: str =
     if steps < _SHORT_RUN:
         rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
     rate = min(_HIGHEST, rate)
+    if full:
+        rate, why = rate / 10, f"{why}: a tenth of LoRA's for all weights"
     if method in _METHOD_SHARES:
         share, source = _METHOD_SHARES[method]
         return float(f"{share * rate:.2g}"), f"{method}: {share:g} of sft's {rate:.2g} ({why}), as {source}"
+    if full:
+        return float(f"{rate:.2g}"), why
     usual = TRAINING_PRESETS["balanced"].learning_rate
     return float(f"{rate:.2g}"), f"{why}; the preset balanced has {usual:g}"
 
@@ -177,7 +184,9 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
     if config.warmup_steps == "auto":
         values["warmup_steps"] = warmup(steps), f"5 % of {steps} steps, 10 to 100, at most a fifth of them"
     if config.learning_rate is None:
-        values["learning_rate"] = learning_rate(model_dir, rows_per_step, steps, config.method)
+        values["learning_rate"] = learning_rate(
+            model_dir, rows_per_step, steps, config.method, full=config.mode == "full"
+        )
     if config.eval_steps == "auto":
         every = evaluation_steps(steps, rows_per_step, held_out)
         why = f"{-(-steps // every)} over {steps} steps: {held_out} held-out rows take at most a tenth of the time"
@@ -204,7 +213,15 @@ def without_effect(
         if getattr(config, name) != default and not name.startswith(f"{config.method}_")
     ]
     evaluated = held_out if evaluated is None else evaluated
+    full = config.mode == "full"
+    unused = [name for name in ("lora_preset", *_ADAPTER) if full and getattr(config, name) is not None]
+    unused += ["weights_dtype"] if config.weights_dtype is not None and config.mode not in ("full", "auto") else []
     found = {
+        "SETTING_WITHOUT_EFFECT": (
+            bool(unused),
+            f"{', '.join(unused)}: without effect in mode {config.mode}",
+            "leave it out" if full else "--mode full keeps its weights in the type that is asked for",
+        ),
         "WARMUP_TOO_LONG": (
             isinstance(warmup, int) and warmup >= steps,
             f"warm-up of {warmup} steps in a run of {steps}: the full rate comes at its end",

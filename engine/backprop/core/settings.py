@@ -77,9 +77,16 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         _training("what is learned; sft: to answer as the rows do; dpo, orpo, simpo: from pairs; kto: from labels"),
     ] = "sft"
     mode: Annotated[
-        Literal["auto", "lora", "qlora"],
+        Literal["auto", "lora", "qlora", "full"],
         _model("which weights are trained", rule="LoRA; on a GPU that the 16-bit model does not fit, QLoRA"),
     ] = "auto"
+    weights_dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        _model(
+            "what full fine-tuning keeps weights in; bfloat16 rounds updates by chance",
+            rule="float32; bfloat16 on a GPU that has it, where float32 does not fit",
+        ),
+    ] = None
     backend: Annotated[
         Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
     ] = "auto"
@@ -137,6 +144,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "steps of linear warm-up", unit="steps", rule="5 % of the steps, 10 to 100, at most a fifth of the run"
         ),
     ] = "auto"
+    optim: Annotated[
+        Literal["adamw", "adamw_8bit", "paged_adamw_8bit"],
+        _training("the optimizer; with 8 bits (bitsandbytes) its state takes a quarter, paged may leave the GPU"),
+    ] = "adamw"
     weight_decay: Annotated[float, Meta(ge=0, le=1), _training("AdamW weight decay")] = 0.0
     max_grad_norm: Annotated[_AboveZero, _training("gradients are clipped to this norm")] = 1.0
     max_seq_length: Annotated[

@@ -83,7 +83,9 @@ def plan(
     rows = total - int(out.sum())
     batch = batch_size(config) if config.batch_size == "auto" else config.batch_size
     accumulation = config.gradient_accumulation or rules.accumulation(batch)
-    known = replace(config, batch_size=batch, gradient_accumulation=accumulation, **rules.adapter(config))
+    known = replace(config, batch_size=batch, gradient_accumulation=accumulation)
+    if config.mode != "full":
+        known = replace(known, **rules.adapter(config))
     schedule = Schedule.of(known, rows)
     chosen, reasons = rules.for_rows(
         known, model_dir, rows=rows, held_out=total - rows, rows_per_step=schedule.rows_per_step, steps=schedule.steps
@@ -156,7 +158,7 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
         found.append(f"{limit.answer_lost:,} rows lose their answer at {limit.max_length:,} tokens")
     if limit.cut:
         found.append(f"{limit.cut:,} rows are cut at their beginning to {limit.max_length:,} tokens")
-    if schedule.rows_per_step > LARGEST_STEP:
+    if schedule.rows_per_step > LARGEST_STEP and config.mode != "full":
         found.append(f"{schedule.rows_per_step} rows a step: LoRA learns worse from more than {LARGEST_STEP}")
     once = planned.trained_tokens / max(1.0, planned.passes)
     if 0 < BITS * trained_parameters < once:

@@ -18,6 +18,7 @@ _KNOWN_LICENCES = ("apache-2.0", "mit", "llama3.2", "llama3.1", "llama3", "gemma
 _WHAT = {
     "adapter": "A LoRA adapter for {base}.",
     "finetune": "{base}, fine-tuned: base and adapter merged into one model.",
+    "full": "{base}, fine-tuned: every weight was trained.",
     "quantized": "{base}, fine-tuned, as a GGUF file for Ollama, llama.cpp and LM Studio.",
 }
 _PRIVATE = ("host", "platform")
@@ -53,9 +54,14 @@ def card(about: About) -> str:
     if about.licence:
         word = licence_word(about.licence)
         head |= {"license": word} if word != "other" else {"license": word, "license_name": about.licence.lower()}
-    head["tags"] = ["backprop-tui", "lora", *([about.run.config.get("method", "sft")] if about.run else [])]
+    full = about.run is not None and about.run.config.get("mode") == "full"
+    method = [about.run.config.get("method", "sft")] if about.run else []
+    head["tags"] = ["backprop-tui", "full" if full else "lora", *method]
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", ""]
-    lines += [f"# {about.repo.rpartition('/')[2]}", "", _WHAT[about.relation].format(base=about.base or "A model"), ""]
+    what = _WHAT["full" if full and about.relation == "finetune" else about.relation].format(
+        base=about.base or "A model"
+    )
+    lines += [f"# {about.repo.rpartition('/')[2]}", "", what, ""]
     for title, facts in _sections(about):
         if facts:
             lines += [f"## {title}", "", "| | |", "|---|---|"]

@@ -36,13 +36,13 @@ def compare_models(source: Source, folder: Path, found: Check, progress: Progres
     written = distributions(load_model(folder, None, source.backend, source.trust_remote_code), prompts)
     progress("comparing", 2, 3)
     kl, top1, most = difference(trained, written)
-    apart, _, _ = difference(trained, base)
+    apart = f"(base and trained model are {difference(trained, base)[0]:.2g} apart), " if source.adapter else ""
     found.kl, found.top1 = kl, top1
     return found.add(
         "logits",
         kl <= KL_MOST,
-        f"{sum(len(each) for each in trained)} positions of {len(prompts)} prompts: divergence {kl:.2g} nats "
-        f"(base and trained model are {apart:.2g} apart), same most likely token at {top1:.1%}, largest difference "
+        f"{sum(len(each) for each in trained)} positions of {len(prompts)} prompts: divergence {kl:.2g} nats"
+        f"{' ' + apart if apart else ', '}same most likely token at {top1:.1%}, largest difference "
         f"of a logit {most:.2g}",
     )
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors.torch import load_file, save_file
 
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
@@ -19,6 +21,7 @@ from backprop.core.jobs import ExportRequest
 from backprop.core.models import repository_of, require_weights, settings_of, weight_files
 from backprop.core.presets import licence_of
 from backprop.core.rules import held_size
+from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, MergedWeights
 from backprop.export.weights import StoredWeights, Weights
@@ -26,9 +29,17 @@ from backprop.fetch.models import fetch_model
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import IDENTITY, RunDirectory, changed_files, is_run
 from backprop.runs.state import RunState, read_run, require_result
-from backprop.train.adapter import base_of, copy_tokenizer, write_what_was_learned
-from backprop.train.checkpoint import WEIGHTS
+from backprop.train import model as models
+from backprop.train.checkpoint import WEIGHTS, load_weights
 from backprop.train.generate import on_texts
+from backprop.train.result import (
+    base_of,
+    copy_beside,
+    copy_tokenizer,
+    for_older_readers,
+    save_result,
+    write_what_was_learned,
+)
 from backprop.train.resume import base_differences, result_notes
 from backprop.worker.job import Send
 
@@ -131,9 +142,13 @@ def open_source(request: ExportRequest, send: Send, scratch: Path) -> Source:
         source = _of_adapter(request, path, send)
     else:
         base = require_weights(path)
+        identity = settings_of(path, IDENTITY) if (path / IDENTITY).is_file() else {}
+        for changed in changed_files(path) if identity else ():
+            raise _stale(changed)
         source = Source(
             path.resolve().name, path.resolve().parent, base, None, ChatTokenizer.load(base), settings_of(base)
         )
+        source.provenance = {"run_id": str(identity.get("run_id", "")), "data_hash": str(identity.get("data", ""))}
     source.scratch = scratch
     if source.adapter is not None and not source.adapter.is_trained:
         raise ExportError(
@@ -148,27 +163,37 @@ def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path
     state = read_run(run.path)
     config = state.config
     name = request.model or config.get("model") or run.find_record().config.model
-    base = fetch_model(str(name), send)
+    full = config.get("mode") == "full"
+    base = run.model if full and request.step is None else fetch_model(str(name), send)
     if request.step is None:
         require_result(state)
     for note in result_notes(run, base, request.step):
         if note.code == "BASE_CHANGED":
             raise _another_base(note.message)
         raise _stale(note.message)
-    folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch / "adapter")
-    hub = repository_of(str(config.get("model") or "")) if not request.model else ""
+    hub = ""
+    if not request.model:
+        with suppress(ModelLoadError):  # the folder of a base that a whole model needs no more
+            hub = repository_of(str(config.get("model") or ""))
+    known_as = hub or (Path(str(name)).name if full else base.name)
+    adapter = None
+    if not full:
+        folder = run.adapter if request.step is None else _of_checkpoint(run, request.step, base, scratch / "adapter")
+        adapter = Adapter(folder)
+    elif request.step is not None:
+        base = _whole_of_checkpoint(run, state, request.step, base, scratch / "trained")
     return Source(
-        name=(hub or base.name).rpartition("/")[2],
+        name=known_as.rpartition("/")[2],
         folder=run.path / "exports",
         base=base,
-        adapter=Adapter(folder),
+        adapter=adapter,
         chat=ChatTokenizer.load(base),
         config=settings_of(base),
         trust_remote_code=bool(config.get("trust_remote_code")),
         backend="cpu" if config.get("backend") == "cpu" else "auto",
         step=request.step,
         provenance={
-            "base_model": hub or base.name,
+            "base_model": known_as,
             "license": licence_of(str(config.get("model"))),
             "run_id": run.run_id,
             "data_hash": run.data_hash,
@@ -186,7 +211,7 @@ def _another_base(what: str) -> CheckpointError:
 
 def _stale(what: str) -> CheckpointError:
     return CheckpointError(
-        f"the adapter is not the one that was trained: {what}",
+        f"the result is not the one that was trained: {what}",
         hint="restore the file from a backup, or export a checkpoint of the run with --step",
     )
 
@@ -216,6 +241,18 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
     copy_tokenizer(base, scratch)
     write_what_was_learned(ChatTokenizer.load(base), scratch)
     return scratch
+
+
+def _whole_of_checkpoint(run: RunDirectory, state: RunState, step: int, base: Path, folder: Path) -> Path:
+    """The whole model of a checkpoint of full fine-tuning, saved in ``folder`` as a run saves its result."""
+    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).require_step(step)
+    settings = msgspec.convert({**state.config, "backend": "cpu"}, RunConfig)
+    loaded = models.load(settings, base, lambda event: None)
+    load_weights(checkpoint.path, loaded.model)
+    hashes, rows = checkpoint.manifest.identity.get("model", {}), checkpoint.manifest.identity.get("tokens", "")
+    of_run = {"run_id": run.run_id, "config": settings, "fingerprint": rows, "base": hashes}
+    save_result(loaded, folder, steps=step, on_texts=on_texts(state.dataset), **of_run)
+    return folder
 
 
 def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
@@ -251,26 +288,13 @@ def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
 def write_model_files(source: Source, folder: Path, dtype: str) -> None:
     """All files of the trained model but its weights: the base's own, with what training added, for any reader."""
     copy_tokenizer(source.base, folder)
-    for path in source.base.iterdir():
-        if path.name.upper().startswith("LICENSE") or path.suffix == ".py":
-            shutil.copyfile(path, folder / path.name)
-    write_what_was_learned(source.chat, folder)
+    copy_beside(source.base, folder)
+    write_what_was_learned(source.chat, folder, template=bool(source.template))
     if source.adapter is not None and (source.adapter.folder / "chat_template.jinja").is_file():
         shutil.copyfile(source.adapter.folder / "chat_template.jinja", folder / "chat_template.jinja")
-    config = _for_older_readers(dict(source.config))
+    config = for_older_readers(dict(source.config))
     config["dtype"] = config["torch_dtype"] = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[dtype]
     weights = source.weights
     if isinstance(weights, MergedWeights) and weights.is_untied:
         config["tie_word_embeddings"] = False
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
-    """``rope_parameters``, as transformers 5 writes it, also as ``rope_theta`` and ``rope_scaling``."""
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
-        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-        if rope.get("rope_type", "default") != "default":
-            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-            config.setdefault("rope_scaling", scaling)
-    return config

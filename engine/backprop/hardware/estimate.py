@@ -8,6 +8,7 @@ Two bytes are a number in bf16, four one in float32.
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import suppress
 from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
@@ -44,6 +45,10 @@ CUDA_TOKEN_BUDGET = 8192
 """Tokens of a packed micro-batch on a card."""
 CPU_TOKEN_BUDGET = 512
 """The same on a CPU, where the dense mask is paid for in full: short rows gain little beyond."""
+STATE_BYTES = {"adamw": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256}
+"""Bytes of an optimizer's state for a weight: two moments, in float32 or with 8 bits and a scale for 256 of them."""
+ROUNDED_AT_ONCE = 2**22
+"""bf16 weights that are widened at once while they are updated."""
 _ADAPTER = ("lora_r", "lora_dropout", "target_modules")
 _LENGTHS = range(64, 2**15 + 1, 64)
 """Limits on the length of rows that are looked at, in tokens."""
@@ -57,6 +62,9 @@ class Shape(Struct, frozen=True, kw_only=True):
     """What of a run's settings decides about its memory. Rows are as long as they may be."""
 
     mode: Mode = "lora"
+    weights_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of mode ``full``."""
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     batch_size: int = 1
     sequences: int = 1
     """Of a row: two where pairs are learned from."""
@@ -86,6 +94,8 @@ class Shape(Struct, frozen=True, kw_only=True):
         adapter = rules.adapter(config)
         return cls(
             mode=mode or ("lora" if config.mode == "auto" else config.mode),
+            weights_dtype=weights_dtype(config, memory or 0) if (mode or config.mode) == "full" else "float32",
+            optim=config.optim,
             batch_size=1 if config.batch_size == "auto" else config.batch_size,
             sequences=METHODS[config.method].width,
             max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
@@ -104,6 +114,8 @@ class Shape(Struct, frozen=True, kw_only=True):
         del found["sequences"]
         if config.max_seq_length == "auto":
             del found["max_seq_length"]
+        for name in _ADAPTER if self.mode == "full" else ("weights_dtype",):
+            del found[name]
         return found
 
 
@@ -150,14 +162,42 @@ def estimate(model: Architecture, shape: Shape) -> Parts:
     An evaluation takes less: its micro-batches are as large, and nothing is kept for a backward pass.
     """
     trained = trained_parameters(model, shape)
-    if shape.mode == "full":  # in float32: in bf16 the updates would be rounded away
-        weights = 4 * trained
+    gradients = 4 * trained
+    if shape.mode == "full":
+        weights = gradients = trained * (2 if _is_narrow(shape) else 4)
     else:
         linear = sum(each.parameters for each in _linears(model))
         frozen = NF4 * linear + NF4_TABLES * len(_linears(model)) if shape.mode == "qlora" else 2 * linear
         weights = round(frozen) + 2 * _others(model) + 4 * trained
     activations, logits = max(_moments(model, shape), key=sum)
-    return Parts(weights, 4 * trained, 8 * trained, round(SLACK * activations), round(SLACK * logits))
+    state = round(STATE_BYTES[shape.optim] * trained)
+    return Parts(weights, gradients, state, round(SLACK * activations), round(SLACK * logits))
+
+
+def weights_dtype(config: RunConfig, memory: int) -> Literal["float32", "bfloat16"]:
+    """What full fine-tuning keeps its weights in: float32 unless it does not fit, or the person has chosen.
+
+    Args:
+        memory: bytes of a card that computes in bf16; 0 where there is none.
+    """
+    if config.weights_dtype is not None or not memory:
+        return config.weights_dtype or "float32"
+    wide = replace(Shape.of(replace(config, weights_dtype="float32"), memory=memory, mode="full"), batch_size=1)
+    with suppress(ModelLoadError):
+        if estimate(find_architecture(config.model), wide).total > memory:
+            return "bfloat16"
+    return "float32"
+
+
+def require_size(config: RunConfig) -> None:
+    """Refuse full fine-tuning of a model that is known to be too large; one that has to be fetched first is not yet.
+
+    Raises:
+        TrainingError: as ``require_trainable_in_full``.
+    """
+    if config.mode == "full":
+        with suppress(ModelLoadError):
+            require_trainable_in_full(find_architecture(config.model), config.model)
 
 
 def require_trainable_in_full(model: Architecture, name: str) -> None:
@@ -184,6 +224,7 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     halved, fast = max(1, shape.batch_size // 2), rules.adapter(RunConfig(data="", lora_preset="fast"))
     smaller: list[tuple[str, int | str | bool]] = [
         *(("gradient_checkpointing", True), ("batch_size", halved), ("batch_size", 1), ("lora_dropout", 0)),
+        *(("weights_dtype", "bfloat16"), ("optim", "adamw_8bit")) * (shape.mode == "full"),
         *(("mode", "lora"), ("mode", "qlora"), ("lora_r", 16), ("lora_preset", "fast")),
         *(("max_seq_length", 1024), ("max_seq_length", 512)),
     ]
@@ -288,6 +329,10 @@ def _is_setting(name: str, value: object) -> bool:
     return True
 
 
+def _is_narrow(shape: Shape) -> bool:
+    return shape.mode == "full" and shape.weights_dtype == "bfloat16"
+
+
 def _linears(model: Architecture) -> list[Linear]:
     """All linear layers below the head."""
     return [each for count, attention, mlp in blocks(model) for each in (attention + mlp) * count]
@@ -333,10 +378,11 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
     """Bytes of activations and of logits at each moment of a step that may be its fullest."""
     tokens, seen = _tokens(model, shape)
     hidden, family, full = model.hidden, model.traits, shape.mode == "full"
+    wide = full and not _is_narrow(shape)
     kept = [_kept(model, attention, mlp, shape) for _, attention, mlp in blocks(model)]
     masks = (2 if family.four_norms else 1) * tokens * seen
     if shape.gradient_checkpointing:  # the input of each layer, and what the last one makes anew
-        stored = masks + model.layers * (4 if full else 2) * hidden * tokens
+        stored = masks + model.layers * (4 if wide else 2) * hidden * tokens
         # Made anew to its end; or the gradients of gate and up, when what the down projection kept is gone.
         adapted = full or any(each.reads == "inner" for each in _targeted(*blocks(model)[0][1:], shape))
         gone = (3 if shape.lora_dropout and not full else 2) if adapted else 0
@@ -354,13 +400,21 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
         at_layer = stored + 24 * hidden * tokens
 
     # The head's input and its gradient; logits in float32, their logarithm of softmax, and the gradient of it.
-    at_loss = stored + (18 if full else 8) * hidden * tokens
+    at_loss = stored + (18 if wide else 8) * hidden * tokens
     scored = (tokens if family.capped else min(tokens, PIECE_BYTES // (4 * model.vocabulary))) * model.vocabulary
     whole = 2 * tokens * model.vocabulary if family.capped else 0
     if not full:
         return [(at_loss, whole + 12 * scored), (at_layer, 0)]
-    # Autocast's copies in bf16: of all layers until the forward pass ends, of the head until its gradient is added.
     head = model.vocabulary * hidden
+    if not wide:  # gradients of the head, piece by piece, and their sum; weights that are being updated
+        pieces = 2 * head if scored < tokens * model.vocabulary else 0
+        return [
+            (at_loss + 2 * head + pieces, whole + 12 * scored),
+            (at_layer + (2 * head if model.tied else 0), 0),
+            ((6 if model.tied else 2) * head, 0),
+            (24 * min(ROUNDED_AT_ONCE, head), 0),
+        ]
+    # Autocast's copies in bf16: of all layers until the forward pass ends, of the head until its gradient is added.
     copies = 2 * sum(each.parameters for each in _linears(model)) if shape.gradient_checkpointing else 0
     return [
         (at_loss + copies + 2 * head, whole + 10 * scored),
@@ -375,19 +429,21 @@ def _kept(model: Architecture, attention: list[Linear], mlp: list[Linear], shape
     """Bytes that one block keeps for its backward pass."""
     tokens, seen = _tokens(model, shape)
     family, targeted, full = model.traits, _targeted(attention, mlp, shape), shape.mode == "full"
+    wide = full and not _is_narrow(shape)
     # What a norm reads is kept in float32, and what it makes where its own weight is trained.
-    norm = 8 if full else 4
+    norm = 8 if wide else 6 if full else 4
     width = norm * (4 if family.four_norms else 2) * model.hidden
     width += 6 * model.mlp  # gate, up, and the activated gate
-    if full:  # autocast gives each layer a copy of its own, except of what is in bf16 already
+    if wide:  # autocast gives each layer a copy of its own, except of what is in bf16 already
         width += sum(2 * each.inputs for each in attention + mlp if each.reads != "attended")
         weights = 2 * sum(each.parameters for each in attention + mlp)
     else:
-        weights = 2 * _adapters(targeted, shape)
-        width += 2 * shape.rank * len(targeted)
+        weights = 0 if full else 2 * _adapters(targeted, shape)
+        width += 0 if full else 2 * shape.rank * len(targeted)
         # Both parts of a DoRA layer's result are kept, and it is in float32: measured.
-        width += sum(5 * each.outputs for each in targeted) if shape.use_dora else 0
-        if shape.lora_dropout:  # each layer drops its own: a bf16 copy and a byte for the mask
+        width += sum(5 * each.outputs for each in targeted) if shape.use_dora and not full else 0
+        targeted = attention + mlp if full else targeted
+        if shape.lora_dropout and not full:  # each layer drops its own: a bf16 copy and a byte for the mask
             width += sum(3 * each.inputs for each in targeted)
         else:
             inputs = {(each.reads, each in mlp): 2 * each.inputs for each in targeted if each.reads != "attended"}

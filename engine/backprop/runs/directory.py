@@ -10,8 +10,8 @@
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
         origin/        of a fork: the weights that it starts from, until it has saved its own
-        adapter/       the result; of a run that stopped early that of its best evaluation, with the last
-                       step's beside it in adapter-last/
+        adapter/       the result, in full fine-tuning model/; of a run that stopped early that of its best
+                       evaluation, with the last step's beside it in adapter-last/ or model-last/
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.last_adapter = self.path / "adapter-last"
+        self.model = self.path / "model"
         self.origin = self.path / "origin"
 
     @classmethod
@@ -130,20 +131,21 @@ class RunDirectory:
 
     @property
     def result(self) -> str:
-        """The folder of the trained adapter where it is there, else empty."""
-        return str(self.adapter) if (self.adapter / "adapter_config.json").is_file() else ""
+        """The folder of the trained adapter, or of the whole model, where it is there, else empty."""
+        kinds = ((self.adapter, "adapter_config.json"), (self.model, "config.json"))
+        return next((str(folder) for folder, sign in kinds if (folder / sign).is_file()), "")
 
     @property
     def data_hash(self) -> str:
         """The fingerprint of the rows that the result was trained on; empty where it is not known."""
         try:
-            return str(read_json(self.adapter / IDENTITY, dict[str, Any]).get("data", ""))
+            return str(read_json(Path(self.result or self.adapter) / IDENTITY, dict[str, Any]).get("data", ""))
         except (OSError, ValueError):
             return ""
 
     def changed_result(self) -> list[str]:
         """What of the result is not as the run saved it, in words."""
-        return changed_files(self.adapter) if self.result else []
+        return changed_files(Path(self.result)) if self.result else []
 
     def whereabouts(self, folder: int) -> Path | None:
         """Where the directory is that the descriptor ``folder`` was opened on; ``None`` where it was deleted."""
@@ -409,19 +411,19 @@ def is_run(path: Path) -> bool:
     return os.path.lexists(path / "run.json") or os.path.lexists(path / "events.jsonl")
 
 
-def changed_files(adapter: Path) -> list[str]:
-    """What of an adapter is not as a run saved it, in words: weights, scale, tokenizer and template."""
+def changed_files(result: Path) -> list[str]:
+    """What of a result is not as a run saved it, in words: weights, scale, tokenizer and template."""
     try:
-        identity = read_json(adapter / IDENTITY, dict[str, Any])
+        identity = read_json(result / IDENTITY, dict[str, Any])
         saved: dict[str, str] = identity.get("files") or identity.get("weights") or {}  # earlier runs kept only these
-        changed = [name for name, digest in saved.items() if result_digest(adapter / name) != digest]
+        changed = [name for name, digest in saved.items() if result_digest(result / name) != digest]
     except (OSError, ValueError) as error:
-        return [f"{adapter}: it cannot be told whether it is as it was saved: {error}"]
-    return [f"{adapter / name} is not the file that the run saved" for name in changed]
+        return [f"{result}: it cannot be told whether it is as it was saved: {error}"]
+    return [f"{result / name} is not the file that the run saved" for name in changed]
 
 
 def result_digest(path: Path) -> str:
-    """SHA-256 of a file of an adapter; of its settings without the base model's name, which says where that is now."""
+    """SHA-256 of a file of a result; of an adapter's settings without the base's name, which says where that is now."""
     if path.name != "adapter_config.json":
         return sha256(path)
     settings = read_json(path, dict[str, Any])

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from backprop.core.events import BATCH_SETTLED, BatchHalved
+from backprop.core.settings import RunConfig
 from backprop.runs.describe import moment
 from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState, read_run
@@ -48,7 +49,8 @@ def measured_peaks(model: str) -> Peaks:
 
 def of_shape(peaks: Peaks, shape: Mapping[str, Any]) -> Measured | None:
     """The first of the peaks that a run with all these settings had."""
-    return next((peak for config, peak in peaks if shape.items() <= config.items()), None)
+    usual = to_builtins(RunConfig(data=""))  # what earlier versions did where they had no such setting
+    return next((peak for config, peak in peaks if shape.items() <= {**usual, **config}.items()), None)
 
 
 def peak_of(state: RunState) -> Measured | None:

@@ -173,7 +173,7 @@ class RunState(Struct, kw_only=True):
 
     @property
     def output_path(self) -> str:
-        """The trained adapter's directory; empty before the end."""
+        """The directory of the trained adapter or whole model; empty before the end."""
         return self.finished.output_path if self.finished else ""
 
     def silence(self, now: float) -> str:
@@ -313,7 +313,7 @@ def read_run(path: Path) -> RunState:
 
 
 def require_result(run: RunState) -> Path:
-    """The folder of the run's trained adapter.
+    """The folder of the run's trained adapter or whole model.
 
     Raises:
         InputError: there is none.
@@ -321,8 +321,9 @@ def require_result(run: RunState) -> Path:
     if result := RunDirectory(Path(run.path)).result:
         return Path(result)
     going = run.status in ("starting", "running", "paused")
+    kind = "model" if run.config.get("mode") == "full" else "adapter"
     raise InputError(
-        f"run {run.run_id} ({run.status}) has no trained adapter",
+        f"run {run.run_id} ({run.status}) has no trained {kind}",
         hint=("wait for its end" if going else "`backprop list-runs --status done` shows runs that have one")
         + "; `backprop export RUN --step N` writes a checkpoint",
         details={"run_id": run.run_id, "status": run.status},

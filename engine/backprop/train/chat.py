@@ -164,7 +164,7 @@ def open_speaker(request: ChatRequest, send: Send) -> ModelSpeaker:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.fetch.models import fetch_model
     from backprop.train import generate
-    from backprop.train.adapter import base_of
+    from backprop.train.result import base_of
     from backprop.train.resume import adapter_notes
 
     path = Path(request.source)
@@ -173,7 +173,7 @@ def open_speaker(request: ChatRequest, send: Send) -> ModelSpeaker:
         config = {**state.config, "model": request.model or state.config["model"]}
         send(ModelLoading(model=str(config["model"]), stage="load"))
         model, tokenizer = generate.load(path, config, send, request.step)
-        return ModelSpeaker(model, tokenizer, True, generate.on_texts(state.dataset))
+        return ModelSpeaker(model, tokenizer, hasattr(model, "disable_adapter"), generate.on_texts(state.dataset))
     if request.step is not None:
         raise InputError(f"{path} is no run, so it has no checkpoint of step {request.step}", hint="leave --step out")
     adapter = (path / "adapter_config.json").is_file()

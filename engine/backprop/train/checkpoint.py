@@ -126,14 +126,19 @@ def restore(
     return {name: state[name] for name in ("step", "progress", "random")}
 
 
-def load_weights(path: Path, model: torch.nn.Module) -> None:
+def load_weights(path: Path, model: torch.nn.Module, *, any_dtype: bool = False) -> None:
     """Put the trained weights of the checkpoint at ``path`` into ``model``.
+
+    Args:
+        any_dtype: whether they may be of another type, and are converted.
 
     Raises:
         CheckpointError: names, shapes or types of the parameters differ.
     """
     saved = _load_tensors(path / WEIGHTS)
     parameters = trained_parameters(model)
+    if any_dtype:
+        saved = {name: each.to(parameters[name].dtype) if name in parameters else each for name, each in saved.items()}
     theirs = {name: _describe(tensor) for name, tensor in saved.items()}
     ours = {name: _describe(parameter) for name, parameter in parameters.items()}
     differing = [

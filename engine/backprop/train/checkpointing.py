@@ -19,6 +19,8 @@ from backprop.core.errors import BackpropError, CheckpointError
 from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointSaved, Event, SettingsChosen
 from backprop.core.events import Warning as WarningEvent
 from backprop.core.rules import SAVE_MINUTES, SAVING_SHARE
+from backprop.core.settings import RunConfig
+from backprop.hardware.estimate import STATE_BYTES
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import Candidate, CheckpointPolicy, chosen
 from backprop.train.checkpoint import Snapshot, trained_parameters
@@ -75,14 +77,17 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._unreported: Exception | None = None
 
-    def require_space(self, model: torch.nn.Module) -> None:
-        """Before the first step: check that the disk has room for a checkpoint of ``model``.
+    def require_space(self, expected: int) -> None:
+        """Before the first step: check that the disk has room for a checkpoint, and the result.
+
+        Args:
+            expected: bytes, where no earlier checkpoint tells (``expected_bytes``).
 
         Raises:
             CheckpointError: it has not (``RUNTIME_DISK_FULL``), or the directory cannot be written.
         """
         earlier = self._store.checkpoints()
-        self._store.require_space(earlier[-1].bytes if earlier else expected_bytes(model))
+        self._store.require_space(earlier[-1].bytes if earlier else expected)
 
     def after_step(self, step: int) -> None:
         """Save if time or steps say so and nothing is being written."""
@@ -220,6 +225,13 @@ class Saver:
         self._emit(CheckpointFailed(step=step, code=error.code, message=error.message, hint=error.hint))
 
 
-def expected_bytes(model: torch.nn.Module) -> int:
-    """Size of a checkpoint before there is one: the trained weights, and two moments of float32 each."""
-    return sum(each.numel() * (each.element_size() + 8) for each in trained_parameters(model).values())
+def expected_bytes(model: torch.nn.Module, config: RunConfig) -> int:
+    """What a run needs of the disk before it has saved: the trained weights with the optimizer's state for each.
+
+    In full fine-tuning the result is as large as the weights once more.
+    """
+    copies = 2 if config.mode == "full" else 1
+    each_state = STATE_BYTES[config.optim]
+    return round(
+        sum(each.numel() * (copies * each.element_size() + each_state) for each in trained_parameters(model).values())
+    )

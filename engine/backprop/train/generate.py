@@ -140,7 +140,7 @@ def on_texts(rows: DatasetPrepared | None) -> bool:
 
 
 def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None) -> tuple[Any, ChatTokenizer]:
-    """The run's base model with its adapter, or that of the checkpoint of ``step``, and its tokenizer.
+    """The run's trained model, its result or that of the checkpoint of ``step``, and its tokenizer.
 
     Raises:
         ModelLoadError, CheckpointError
@@ -156,7 +156,8 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from backprop.train.resume import result_notes
 
     run = RunDirectory(path)
-    base_path = fetch_model(str(config["model"]), send)
+    whole = step is None and config.get("mode") == "full"
+    base_path = run.model if whole else fetch_model(str(config["model"]), send)
     for note in result_notes(run, base_path, step):
         send(note)
     # As it was trained where that can be had, else wherever it runs: asking needs no GPU.
@@ -171,7 +172,8 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
         load_weights(checkpoint.path, loaded.model)
         return loaded.model, loaded.chat
     nf4 = config.get("mode") == "qlora"
-    model = load_model(base_path, run.adapter, backend, bool(config.get("trust_remote_code")), nf4=nf4)
+    adapter = None if whole else run.adapter
+    model = load_model(base_path, adapter, backend, bool(config.get("trust_remote_code")), nf4=nf4)
     return model, ChatTokenizer.load(base_path)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from backprop.core import rules
 from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
 from backprop.core.events import DatasetPrepared, Event, ModelLoaded, ModelLoading
-from backprop.core.models import repository_of, settings_of
+from backprop.core.models import find_architecture, repository_of, settings_of
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.hardware import estimate
@@ -39,7 +38,7 @@ Emit = Callable[[Event], None]
 
 @dataclass
 class Loaded:
-    """A model ready to be trained, and its tokenizer. ``dtype`` is that of the frozen weights."""
+    """A model ready to be trained, and its tokenizer. ``dtype`` is what it computes in, and that of frozen weights."""
 
     model: Any
     mode: Mode
@@ -93,13 +92,16 @@ def resolved(config: RunConfig) -> RunConfig:
         four_bit.require_installed()
     batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
+    estimate.require_size(config)
+    full = config.mode == "full"
+    bf16 = choose_dtype(device) == torch.bfloat16
     return msgspec.structs.replace(
         config,
         backend="cuda" if device.type == "cuda" else "cpu",
         batch_size=batch,
         gradient_accumulation=config.gradient_accumulation or rules.accumulation(batch),
         gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
-        **rules.adapter(config),
+        **{"weights_dtype": estimate.weights_dtype(config, free if bf16 else 0)} if full else rules.adapter(config),
     )
 
 
@@ -129,7 +131,7 @@ def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> r
     if config.max_seq_length != "auto":
         return rules.Chosen(config, {})
     reasons = {"max_seq_length": rules.length_reason(data.p99, data.answers_fit, data.max_length)}
-    batch = {name: getattr(asked, name) for name in ("batch_size", "gradient_accumulation")}
+    batch = {name: getattr(asked, name) for name in ("batch_size", "gradient_accumulation", "weights_dtype")}
     known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **batch))
     changed = [name for name in batch if getattr(known, name) != getattr(config, name)]
     return rules.Chosen(known, reasons | dict.fromkeys(changed, f"rows of up to {data.max_length:,} tokens"))
@@ -251,13 +253,19 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
         TrainingError: what is in memory is not what was asked for.
     """
     emit(ModelLoading(model=config.model, stage="load"))
+    if config.mode == "full":
+        estimate.require_trainable_in_full(find_architecture(str(path)), config.model)
     device = choose_device(config.backend)
     dtype = choose_dtype(device)
     chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
     if config.mode == "qlora":
         four_bit.require_usable(device)
-    model = mode.load(partial(load_base, path, device, dtype, config.trust_remote_code))
+
+    def base(*, dtype: torch.dtype = dtype, **options: Any) -> Any:
+        return load_base(path, device, dtype, config.trust_remote_code, **options)
+
+    model = mode.load(base)
     with evaluating(model):
         if sees_what_follows(model):
             raise ModelLoadError(
@@ -286,8 +294,10 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
         path=str(loaded.path),
         device=device,
         mode=config.mode,
-        dtype=str(loaded.dtype).removeprefix("torch."),
-        parameters=sum(four_bit.size(weight) for weight in frozen),
+        dtype=config.weights_dtype or str(loaded.dtype).removeprefix("torch."),
+        parameters=sum(
+            four_bit.size(weight) for weight in (loaded.model.parameters() if config.mode == "full" else frozen)
+        ),
         trainable_parameters=sum(weight.numel() for weight in trainable.values()),
         targets=loaded.mode.targets,
         notes=loaded.mode.notes,

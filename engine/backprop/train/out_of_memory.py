@@ -69,8 +69,8 @@ class Recovery:
                 tried = f" even after the batch was halved {self.halvings} times" if self.halvings else ""
                 raise GPUMemoryError(
                     f"out of memory{tried}: {str(failed).splitlines()[0]}",
-                    hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast) "
-                    "or a smaller model",
+                    hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast), "
+                    "in full fine-tuning bf16 weights (--weights-dtype bfloat16), or a smaller model",
                 ) from failed
             self.halvings += 1
             restore_random(before)

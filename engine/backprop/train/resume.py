@@ -283,7 +283,7 @@ def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[
     """What to say before a run's result (or the checkpoint of ``step``) answers on the base model in ``model_path``."""
     notes = []
     kept = CheckpointStore(run.checkpoints, run.find_record().run_id).checkpoints()
-    if kept:
+    if kept and model_path != run.model:
         notes += _another_base(kept[-1].manifest.identity.get("model", {}), model_path)
     if step is None and (found := run.changed_result()):
         notes.append(events.Warning(code="ADAPTER_CHANGED", message="; ".join(found)))

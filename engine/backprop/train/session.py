@@ -26,20 +26,21 @@ from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
-from backprop.train.adapter import save_adapter
 from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
-from backprop.train.checkpointing import Saver
+from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.dataset import in_proportion, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
+from backprop.train.optimizers import require_optimizer
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, epoch_order
 from backprop.train.ranks import Leader, Ranks
 from backprop.train.reference import Scorer, fingerprint, key_of
+from backprop.train.result import save_result
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop
@@ -81,7 +82,8 @@ class Session:
         if isinstance(self.ranks, Leader):
             self.assign(self.ranks)
         if not self.start.checkpoint:
-            self.sample(0, "the untouched model", tuned=False)
+            forked = self.start.weights and self.config.mode == "full"  # whose base is not in memory any more
+            self.sample(0, "the weights it was forked from" if forked else "the untouched model", tuned=False)
 
         steps, tuned = self.start.resumed_from or 0, 0
         self.control.stepping = True
@@ -133,6 +135,7 @@ class Session:
     def load(self) -> None:
         """Find the model, prepare the rows, load. A continued run is refused here if something is not as it was."""
         config, start, emit = self.config, self.start, self.emit
+        require_optimizer(config, models.choose_device(config.backend))
         emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
         path = fetch_model(config.model, emit)
 
@@ -163,7 +166,8 @@ class Session:
         self.loaded = models.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
-        if unlearned := models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat):
+        unlearned = models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat)
+        if unlearned and config.mode != "full":
             message = (
                 f"the model never learned {', '.join(unlearned)}, which the rows are written with: the embeddings "
             )
@@ -180,7 +184,7 @@ class Session:
             for note in notes:
                 emit(note)
         if start.weights:
-            load_weights(start.weights, self.loaded.model)
+            load_weights(start.weights, self.loaded.model, any_dtype=True)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
         if recorded.model != config.model:
@@ -219,7 +223,7 @@ class Session:
         self.trained, self.evaluated = trained, held_out
 
     def train(self, guard: Guard) -> tuple[int, int]:
-        """Take the steps, then save the last checkpoint and the adapter.
+        """Take the steps, then save the last checkpoint and the result.
 
         Returns:
             The number of steps taken, and the step whose weights are the result, which the model then has: the last,
@@ -268,7 +272,7 @@ class Session:
         )
         self.saver = saver
         with closing(saver):
-            saver.require_space(self.loaded.model)
+            saver.require_space(expected_bytes(self.loaded.model, config))
             steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
             goes_on = callbacks.begin()
             self.reporter.start_clock()
@@ -337,7 +341,7 @@ class Session:
         raise RunError(f"while the run was working its directory {what}", code="RUN_DAMAGED", hint=hint)
 
     def save_result(self, last: int, best: Checkpoint | None, finish: Callable[[], None]) -> int:
-        """Save the adapter of step ``last``, or that of ``best`` with the last one beside it; the result's step.
+        """Save the result of step ``last``, or that of ``best`` with the last one beside it; its step.
 
         Args:
             finish: saves the last checkpoint, if it is not on the disk; for where there was no room at first.
@@ -346,25 +350,27 @@ class Session:
             TrainingError: it cannot be written.
         """
         best = None if best and best.step == last else best
-        if self._save_adapter(self.directory.adapter if best is None else self.directory.last_adapter, last):
+        kind = "model" if self.config.mode == "full" else "adapter"
+        target, beside = self.directory.path / kind, self.directory.path / f"{kind}-last"
+        if self._save_result(target if best is None else beside, last):
             finish()
         if best is None:
-            shutil.rmtree(self.directory.last_adapter, ignore_errors=True)
+            shutil.rmtree(beside, ignore_errors=True)
             return last
         load_weights(best.path, self.loaded.model)
-        self._save_adapter(self.directory.adapter, best.step)
-        message = f"the result is the adapter of step {best.step}, the checkpoint with the lowest held-out loss "
-        message += f"({best.val_loss:.4f}): {self.directory.adapter}"
-        hint = f"that of the last step, {last}, is kept in {self.directory.last_adapter}"
+        self._save_result(target, best.step)
+        message = f"the result is the {kind} of step {best.step}, the checkpoint with the lowest held-out loss "
+        message += f"({best.val_loss:.4f}): {target}"
+        hint = f"that of the last step, {last}, is kept in {beside}"
         self.emit(events.Warning(code="RESULT_IS_BEST", message=message, hint=hint))
         return best.step
 
-    def _save_adapter(self, target: Path, step: int) -> bool:
-        """Save the adapter; on a full disk the run is paused until there is room. Whether it had to wait."""
+    def _save_result(self, target: Path, step: int) -> bool:
+        """Save the result; on a full disk the run is paused until there is room. Whether it had to wait."""
         waited = False
         while True:
             try:
-                save_adapter(
+                save_result(
                     self.loaded,
                     target,
                     run_id=self.directory.run_id,
@@ -372,6 +378,7 @@ class Session:
                     fingerprint=self.identity["tokens"],
                     base=self.identity["model"],
                     steps=step,
+                    on_texts=self.as_text,
                 )
             except TrainingError as error:
                 if error.code != "RUNTIME_DISK_FULL":

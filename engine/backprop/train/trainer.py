@@ -19,12 +19,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
-from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random, trained_parameters
+from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random
 from backprop.train.dataset import Subset
 from backprop.train.lora_kernel import fuse
 from backprop.train.loss import Loss, Metrics, keeps_rows_apart
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
+from backprop.train.optimizers import optimizer_for
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, MicroBatch, Row, step_rows, token_budget
 from backprop.train.ranks import Ranks
@@ -49,19 +50,6 @@ class StepMetrics:
     """The method's own, as means over the step."""
 
 
-def optimizer_for(model: torch.nn.Module, config: RunConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over the trainable weights; vectors (biases, norms) are in a group of their own and not decayed."""
-    weights = trained_parameters(model).values()
-    groups = [
-        {"params": [each for each in weights if each.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [each for each in weights if each.ndim < 2], "weight_decay": 0.0},
-    ]
-    rate = config.learning_rate
-    assert rate is not None  # the rule has chosen one
-    fused = True if device.type == "cuda" else None
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
-
-
 def first_batching(loaded: Loaded, config: RunConfig, rows: Subset) -> Batching:
     """How ``rows`` become micro-batches at first: packed, where that was asked for and the model keeps them apart."""
     assert config.batch_size != "auto"
@@ -77,7 +65,7 @@ def budget_for(loaded: Loaded, config: RunConfig, rows: Subset, batch_size: int)
 
 
 def batch_loss(loaded: Loaded, method: Method, batch: MicroBatch) -> Loss:
-    """A micro-batch's loss in the precision of the frozen weights, on the model's device."""
+    """A micro-batch's loss in the precision that the model computes in, on its device."""
     with loaded.autocast():
         return method.loss(loaded.model, batch.to(loaded.device))
 

@@ -1,4 +1,4 @@
-"""Base and adapter as one model, as transformers reads it."""
+"""Base and adapter, or a model that was trained whole, as transformers reads it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def write(source: Source, target: Path, precision: str, progress: Progress) -> l
     sharded.write_shards(source.weights, target, precision, progress)
     stored = source.dtype
     if sharded.WIDTHS[precision] < sharded.WIDTHS[stored] or {stored, precision} == {"f16", "bf16"}:
+        if source.adapter is None:
+            return [f"the model is stored in {stored}: its weights were rounded to {precision}"]
         return [f"the base model is stored in {stored}: its weights were rounded to {precision} with the adapter's"]
     return []
 
@@ -39,7 +41,7 @@ def check(source: Source, target: Path, precision: str, answers: bool, progress:
     found = Check(skipped="" if answers else "answers are not compared: not asked for").add(
         "tensors",
         worst <= 1.0,
-        f"{len(written.names())} tensors opened again; the largest deviation from base and adapter added is "
+        f"{len(written.names())} tensors opened again; the largest deviation from what was trained is "
         f"{worst:.2f} of what rounding to {precision} may do" + (f" ({where})" if worst else ""),
     )
     return compare_models(source, target, found, progress) if answers and found.passed else found

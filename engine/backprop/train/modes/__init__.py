@@ -44,7 +44,7 @@ class Mode(Protocol):
         ...
 
     def base_answers(self, model: Any) -> AbstractContextManager[Any]:
-        """Inside, the model answers as it did before training."""
+        """Inside, the model answers as it did before training; where every weight is trained, before the first step."""
         ...
 
 

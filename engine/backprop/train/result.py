@@ -21,8 +21,16 @@ from backprop.train.model import Loaded
 TOKENIZER_FILES = (*FILES, "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def save_adapter(
-    loaded: Loaded, target: Path, *, run_id: str, config: RunConfig, fingerprint: str, base: dict[str, str], steps: int
+def save_result(
+    loaded: Loaded,
+    target: Path,
+    *,
+    run_id: str,
+    config: RunConfig,
+    fingerprint: str,
+    base: dict[str, str],
+    steps: int,
+    on_texts: bool = False,
 ) -> None:
     """Write what was trained into the folder ``target``, replacing what is there.
 
@@ -30,6 +38,7 @@ def save_adapter(
 
     Args:
         base: the hash of each file of the base model, by its name.
+        on_texts: whether it was trained on plain texts, so that a whole model gets no chat template it did not have.
 
     Raises:
         TrainingError: ``RUNTIME_IO_FAILED``, or ``RUNTIME_DISK_FULL``; what was in ``target`` is still there.
@@ -39,7 +48,14 @@ def save_adapter(
         with files.new_folder(target) as folder:
             loaded.mode.save(loaded.model, folder)
             copy_tokenizer(loaded.path, folder)
-            write_what_was_learned(loaded.chat, folder)
+            if whole := (folder / "config.json").is_file():
+                if not (loaded.path / "generation_config.json").is_file():  # the one in memory knows no end
+                    ends = {"eos_token_id": sorted(loaded.chat.end_ids)}
+                    (folder / "generation_config.json").write_text(json.dumps(ends) + "\n", encoding="utf-8")
+                copy_beside(loaded.path, folder)
+                config_of_any_reader = for_older_readers(files.read_json(folder / "config.json", dict[str, Any]))
+                (folder / "config.json").write_text(json.dumps(config_of_any_reader, indent=2) + "\n", encoding="utf-8")
+            write_what_was_learned(loaded.chat, folder, template=not (whole and on_texts))
             identity = {
                 "run_id": run_id,
                 "mode": config.mode,
@@ -49,6 +65,7 @@ def save_adapter(
                 "data": fingerprint,
                 "config": hashlib.sha256(settings.encode()).hexdigest(),
                 "steps": steps,
+                "dtype": config.weights_dtype or "float32",
                 "files": {path.name: result_digest(path) for path in sorted(folder.iterdir())},
             }
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
@@ -56,7 +73,7 @@ def save_adapter(
         error = failed if isinstance(failed, OSError) else system_error(failed, target)
         full = files.is_full(error)
         raise TrainingError(
-            f"the adapter could not be saved in {target}: {error.strerror or error}",
+            f"the result could not be saved in {target}: {error.strerror or error}",
             hint="make room or choose another --output; the run's checkpoints are untouched",
             code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
             retryable=full,
@@ -90,9 +107,29 @@ def base_of(adapter: Path) -> str:
     raise CheckpointError(f"{adapter} does not say which model it is for", hint="name it with --model")
 
 
-def write_what_was_learned(chat: ChatTokenizer, folder: Path) -> None:
+def copy_beside(base: Path, folder: Path) -> None:
+    """What a whole model has beside weights, settings and tokenizer: its licence, and code of its own."""
+    for path in base.iterdir():
+        if path.name.upper().startswith("LICENSE") or path.suffix == ".py":
+            shutil.copyfile(path, folder / path.name)
+
+
+def for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings with ``rope_parameters``, as transformers 5 writes it, also as earlier versions read it."""
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
+        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+            config.setdefault("rope_scaling", scaling)
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
+    return config
+
+
+def write_what_was_learned(chat: ChatTokenizer, folder: Path, *, template: bool = True) -> None:
     """What the model's files do not say and whoever loads the result needs: the template, and what ends an answer."""
-    if not chat.brings_template:
+    if template and not chat.brings_template:
         (folder / "chat_template.jinja").write_text(chat.template.source, encoding="utf-8")
     if chat.new_end is not None:
         file = folder / "generation_config.json"
