@@ -68,6 +68,8 @@ class DataPane(StateView):
             rows += [heading("dataset", width, safe(short_path(data.path))), *data_rows(data, width), []]
             note = "[in brackets: what is trained]"
             rows += [heading("first row", width, note), *row_rows(data.first_row, width), []]
+            if data.first_rejected:
+                rows += [heading("its rejected side", width), *row_rows(data.first_rejected, width), []]
             if data.problems:
                 total = sum(data.problem_counts.values())
                 rows.append(heading("findings", width, f"{count(total)} in all"))

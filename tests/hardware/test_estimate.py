@@ -146,3 +146,14 @@ def test_full_fine_tuning_is_for_models_of_up_to_4b() -> None:
     assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
     assert "lora" in caught.value.hint
     assert trained_parameters(PRESETS["smollm2-135m"], Shape(mode="full")) == parameters(PRESETS["smollm2-135m"])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_pair_is_two_sequences_of_a_pass(packing: bool) -> None:
+    config = RunConfig(data="rows", packing=packing, max_seq_length=1024, batch_size=4)
+    twice = Shape.of(replace(config, batch_size=8))
+    for method in ("dpo", "orpo", "simpo"):
+        assert estimate(LLAMA_8B, Shape.of(replace(config, method=method))) == estimate(LLAMA_8B, twice)
+    assert Shape.of(replace(config, method="kto")) == Shape.of(config)
+    one = replace(config, batch_size=1, max_seq_length=16_384)  # more than a packed pass holds otherwise
+    assert estimate(LLAMA_8B, Shape.of(replace(one, method="dpo"))).total > estimate(LLAMA_8B, Shape.of(one)).total

@@ -100,7 +100,7 @@ class ConfigureScreen(BaseScreen):
         self._resolve()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
         if self.warm is not None:
             self.warm.end()
 

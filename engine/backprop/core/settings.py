@@ -72,7 +72,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         _Text,
         _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
     ] = EMBEDDED_MODEL
-    method: Annotated[Literal["sft"], _training("what is learned; sft: to answer as the rows do")] = "sft"
+    method: Annotated[
+        Literal["sft", "dpo", "orpo", "simpo", "kto"],
+        _training("what is learned; sft: to answer as the rows do; dpo, orpo, simpo: from pairs; kto: from labels"),
+    ] = "sft"
     mode: Annotated[
         Literal["auto", "lora", "qlora"],
         _model("which weights are trained", rule="LoRA; on a GPU that the 16-bit model does not fit, QLoRA"),
@@ -112,9 +115,16 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "peak learning rate",
             common=True,
             flags=("--lr",),
-            rule="by the model's family and hidden size, rows per step, and whether the run is short",
+            rule="by the model's family and hidden size, rows per step, whether the run is short, and the method",
         ),
     ] = None
+    dpo_beta: Annotated[_AboveZero, _training("dpo: worth of a reward; less lets the model move further")] = 0.1
+    orpo_beta: Annotated[_AboveZero, _training("orpo: weight of the odds ratio beside the likelihood")] = 0.1
+    simpo_beta: Annotated[_AboveZero, _training("simpo: worth of a token's log-probability")] = 2.0
+    simpo_gamma: Annotated[
+        Annotated[float, Meta(ge=0)], _training("simpo: the margin by which the chosen side is to win")
+    ] = 1.0
+    kto_beta: Annotated[_AboveZero, _training("kto: worth of a reward; less lets the model move further")] = 0.1
     scheduler: Annotated[Literal["cosine", "linear", "constant"], _training("learning-rate curve after warm-up")] = (
         "cosine"
     )
@@ -218,6 +228,13 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         list[_Text], _evaluation("answered before the first step and after the last", flags=("--sample-prompt",))
     ] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096), _evaluation("longest sample, in tokens", unit="tokens")] = 96
+    report_to: Annotated[
+        list[Literal["none", "wandb", "tensorboard", "mlflow", "trackio"]] | None,
+        _run(
+            "trackers that get the curves: none, wandb, tensorboard, mlflow, trackio",
+            rule="those that are installed and configured",
+        ),
+    ] = None
     trust_remote_code: Annotated[bool, _model("run code that the model brings along", per_run=True)] = False
 
     def __post_init__(self) -> None:
@@ -247,7 +264,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
         *("data", "model", "mapping", "skip_bad", "samples"),
         *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
     }

@@ -108,7 +108,7 @@ def held_out_rows(run: RunDirectory, model_path: Path) -> list[tuple[list[int], 
         _, _, rows = prepare(record.config, model_path, lambda event: None, lambda: False, split=split)
     except BackpropError:
         return []
-    found = (rows.row(index) for index in range(min(len(rows), 4 * PROMPTS)))
+    found = (rows.sequences(index)[0] for index in range(min(len(rows), 4 * PROMPTS)))
     return [([int(id) for id in ids], [bool(each) for each in trained]) for ids, trained in found]
 
 

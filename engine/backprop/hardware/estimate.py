@@ -17,6 +17,7 @@ from backprop.core import rules
 from backprop.core.architecture import Architecture, Linear, blocks
 from backprop.core.definition import settings
 from backprop.core.errors import InvalidSettingError, ModelLoadError, TrainingError
+from backprop.core.methods import METHODS
 from backprop.core.models import find_architecture
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
 from backprop.core.rules import RANK
@@ -57,6 +58,8 @@ class Shape(Struct, frozen=True, kw_only=True):
 
     mode: Mode = "lora"
     batch_size: int = 1
+    sequences: int = 1
+    """Of a row: two where pairs are learned from."""
     max_seq_length: int = 2048
     packing: bool = True
     gradient_checkpointing: bool = True
@@ -84,6 +87,7 @@ class Shape(Struct, frozen=True, kw_only=True):
         return cls(
             mode=mode or ("lora" if config.mode == "auto" else config.mode),
             batch_size=1 if config.batch_size == "auto" else config.batch_size,
+            sequences=METHODS[config.method].width,
             max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
@@ -96,7 +100,8 @@ class Shape(Struct, frozen=True, kw_only=True):
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """The same as plain settings of a run, to be found again; a length that is left to the data is none of them."""
-        found = {**to_builtins(self), "target_modules": list(self.target_modules)}
+        found = {**to_builtins(self), "target_modules": list(self.target_modules), "method": config.method}
+        del found["sequences"]
         if config.max_seq_length == "auto":
             del found["max_seq_length"]
         return found
@@ -206,7 +211,8 @@ def first_batch_size(config: RunConfig, free: int) -> int:
     sizes = [size for size in (1, 2, 4, 8, 16) if size <= most]
     shape = Shape.of(config, memory=free)
     if not free:
-        return next((size for size in sizes if size * shape.max_seq_length >= CPU_TOKEN_BUDGET), sizes[-1])
+        tokens = shape.sequences * shape.max_seq_length
+        return next((size for size in sizes if size * tokens >= CPU_TOKEN_BUDGET), sizes[-1])
     try:
         model = find_architecture(config.model)
     except ModelLoadError:
@@ -316,10 +322,10 @@ def _tokens(model: Architecture, shape: Shape) -> tuple[int, int]:
 
     Rows are packed, unless layers that carry a state along the sequence would mix them.
     """
-    padded = shape.batch_size * shape.max_seq_length
+    padded = shape.batch_size * shape.sequences * shape.max_seq_length
     if not shape.packing or model.recurrent is not None:
         return padded, shape.max_seq_length
-    packed = max(shape.max_seq_length, min(padded, CUDA_TOKEN_BUDGET))
+    packed = max(shape.sequences * shape.max_seq_length, min(padded, CUDA_TOKEN_BUDGET))
     return packed, packed
 
 

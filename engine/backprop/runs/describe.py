@@ -13,6 +13,7 @@ from backprop.core.log import LOGGER
 PHASES = {
     "loading_model": "loading the model",
     "preparing_data": "preparing the data",
+    "reference": "asking the untouched model about the rows",
     "sampling": "answering the sample prompts",
     "training": "training",
     "evaluating": "evaluating",
@@ -61,6 +62,22 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def metrics_text(metrics: Mapping[str, float], *names: str) -> str:
+    """`` margin 0.031 accuracy 0.75``: those of ``names``, or all, in words; empty where there are none."""
+    known = {name: metrics[name] for name in names or _METRICS if name in metrics}
+    return "".join(f" {_METRICS[name]} {number(value, 3)}" for name, value in known.items())
+
+
+_METRICS = {
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "nll": "nll",
+    "kl": "kl",
+}
+
+
 def share(part: int, whole: int) -> str:
     """``share(1, 8)`` as ``12.5 %``; of nothing it is ``none``."""
     return f"{100 * part / whole:.1f} %" if whole else "none"
@@ -93,11 +110,12 @@ def describe(event: ev.AnyEvent) -> str:
         case ev.Step():
             return (
                 f"step {event.step}/{event.total_steps} loss {number(event.loss)} lr {event.learning_rate:.2e} "
-                f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s"
+                f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s{metrics_text(event.metrics)}"
             )
         case ev.Evaluated():
             best = ", the best so far" if event.best else ""
-            return f"step {event.step}: held-out loss {number(event.loss)} over {event.rows} rows{best}"
+            told = f"held-out loss {number(event.loss)}{metrics_text(event.metrics)} over {event.rows} rows{best}"
+            return f"step {event.step}: {told}"
         case ev.Sample():
             who = "tuned" if event.tuned else "base"
             return f"[{who}] {event.prompt} -> {' '.join(event.text.split())}"

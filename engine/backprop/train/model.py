@@ -48,6 +48,10 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
 
+    def autocast(self) -> torch.autocast:
+        """Inside, layers work in the precision of the frozen weights."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
 
 def choose_device(backend: str) -> torch.device:
     """The device that ``backend`` (auto, cuda or cpu) means on this machine.
