@@ -18,6 +18,7 @@ from backprop.core.errors import (
     InvalidSettingError,
     ModelLoadError,
 )
+from backprop.core.resolve import config_from
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -33,6 +34,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trainer(model: Path, tmp_path: Path) -> Trainer:
     return Trainer(str(model), lora_r=4, batch_size=2, backend="cpu", output_dir=str(tmp_path / "out"))
+
+
+def test_no_lora_preset_is_not_the_preset_auto() -> None:
+    assert config_from({"data": "d", "lora_preset": None}).lora_preset is None
+    assert config_from({"data": "d", "epochs": None}).epochs == "auto"
 
 
 def test_load_in_4bit_is_the_mode_qlora() -> None:

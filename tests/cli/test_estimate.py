@@ -139,7 +139,7 @@ def test_a_run_of_the_same_shape_says_what_it_took(
 def test_a_dry_run_says_whether_it_fits_the_card(
     rows_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "--data", str(rows_file), "--model", "llama-3.2-3b", "--dry-run"]
+    words = ["train", "--data", str(rows_file), "--model", "mistral-7b", "--dry-run"]
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["memory"] is None
 

@@ -80,7 +80,7 @@ def test_where_the_original_weights_are_nearer_the_adapter_goes_there(
         return model
 
     monkeypatch.setattr(nearest, "load_trained", load_with_both)
-    done = export(tmp_path, trained, "gguf", "f32")
+    done = export(tmp_path, trained, "gguf", "q4_k_m")
 
     assert done.check.compared[0].detail.endswith("Merged into the original weights")
     assert done.check.compared[1].passed

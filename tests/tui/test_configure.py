@@ -240,8 +240,10 @@ async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows
         screen = await opened(pilot, data=rows)
         screen.form.go_to("lora_preset")
         await pilot.press("right")
+        assert screen.found.values["lora_preset"] == "auto"
+        await pilot.press("right")
         assert screen.found.values["lora_preset"] == "balanced"
-        await pilot.press("left")
+        await pilot.press("left", "left")
         assert screen.found.values["lora_preset"] is None
         await pilot.press("left")
         assert screen.found.values["lora_preset"] == "quality"

@@ -155,7 +155,7 @@ class Setting(Struct, frozen=True, kw_only=True):
             InvalidSettingError: it is none of the setting's choices, no number where one is needed, or out of range.
         """
         label = label or self.name
-        if given is None and self.nullable and "auto" in self.choices:
+        if given is None and self.nullable and self.default == "auto":
             return "auto"
         value = self._read(_plain(given), label)
         problem = unwritable(value)

@@ -154,12 +154,13 @@ def load_base(
             path,
             dtype=dtype,
             device_map={"": device} if nf4 or device.type == "cuda" else None,
-            quantization_config=four_bit.quantization(dtype) if nf4 else None,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # listed below, with their names
+            # None would let a model that is quantised already pass for one that is not.
+            **({"quantization_config": four_bit.quantization(dtype)} if nf4 else {}),
         )
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{path} does not fit the GPU's memory", code="RUNTIME_GPU_OOM") from error
