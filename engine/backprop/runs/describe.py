@@ -94,7 +94,7 @@ def describe(event: ev.AnyEvent) -> str:
                 f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s"
             )
         case ev.Evaluated():
-            best = ", the best so far" if event.best else ""
+            best = ", the best so far" if event.best else " (the untouched model)" if event.base else ""
             return f"step {event.step}: held-out loss {number(event.loss)} over {event.rows} rows{best}"
         case ev.Sample():
             who = "tuned" if event.tuned else "base"
@@ -127,13 +127,34 @@ def describe(event: ev.AnyEvent) -> str:
         case ev.RunFinished():
             loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
             used = "" if event.energy is None else f", {event.energy:.1f} Wh"
-            return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}{used}"
+            helped = f"; {short_verdict(event.verdict)}" if event.verdict else ""
+            took = duration(event.duration_seconds)
+            return f"run {event.status} after {event.steps} steps in {took}{loss}{used}{helped}"
         case ev.RunFailed():
             return f"run failed: [{event.code}] {event.message}"
         case ev.Gpu() | ev.Heartbeat() | ev.Unknown():
             return ""
         case _:
             assert_never(event)
+
+
+def short_verdict(verdict: ev.Verdict) -> str:
+    """``better −0.42 (n 50)``."""
+    return f"{verdict.word} {signed(verdict.difference)} (n {verdict.rows})"
+
+
+def verdict_words(verdict: ev.Verdict) -> str:
+    """Whether it helped, by how much, how sure that is, and what so many rows could have shown."""
+    words = f"{verdict.word}: held-out loss {signed(verdict.difference)}"
+    if verdict.low is None or verdict.high is None or verdict.smallest is None:
+        return f"{words} on {verdict.rows} row: too few"
+    words += f", with 95 % between {signed(verdict.low)} and {signed(verdict.high)}, on {verdict.rows} rows"
+    return words + (f", which show {verdict.smallest:.3f} or more" if verdict.word == "cannot tell" else "")
+
+
+def signed(value: float) -> str:
+    """A difference of losses."""
+    return f"{value:+.3f}".replace("-", "\u2212")
 
 
 def describe_dataset(event: ev.DatasetPrepared) -> str:

@@ -88,6 +88,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         self.last_adapter = self.path / "adapter-last"
         self.origin = self.path / "origin"
+        self.evaluations = self.path / "evaluations"
 
     @classmethod
     def create(

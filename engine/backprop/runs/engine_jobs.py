@@ -23,7 +23,7 @@ from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, M
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
-FETCH, EXPORT = "backprop.fetch.datasets", "backprop.export"
+FETCH, EXPORT, EVAL = "backprop.fetch.datasets", "backprop.export", "backprop.train.eval"
 OLLAMA, PUSH = "backprop.export.ollama", "backprop.export.push"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""

@@ -167,13 +167,18 @@ class RunState(Struct, kw_only=True):
         recent = self.curves.seconds[-_RECENT:]
         if left <= 0 or not recent or self.status in ENDED:
             return None
-        evaluating = sum(each.seconds for each in self.evaluations) / max(1, self.step)
+        evaluating = sum(each.seconds for each in self.evaluations if not each.base) / max(1, self.step)
         return (sum(recent) / len(recent) + self.pacing_rest + evaluating) * left
 
     @property
     def output_path(self) -> str:
         """The trained adapter's directory; empty before the end."""
         return self.finished.output_path if self.finished else ""
+
+    @property
+    def verdict(self) -> ev.Verdict | None:
+        """Whether the result is better than the base model; ``None`` before the end, and where it is not known."""
+        return self.finished.verdict if self.finished else None
 
     def silence(self, now: float) -> str:
         """What to say of an engine that lives and has said nothing for long; empty where all is well."""

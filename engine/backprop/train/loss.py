@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -22,11 +23,13 @@ from backprop.train.packing import MicroBatch, pack
 class Loss(NamedTuple):
     """The loss of one micro-batch, summed over what its weight counts (a float32 scalar).
 
-    ``metrics`` are further values by name, each summed over the same; the means over a step are reported.
+    ``metrics`` are further values by name, each summed over the same; the means over a step are reported. ``rows`` is
+    the part of each row ([rows]), where no gradient is asked for.
     """
 
     sum: torch.Tensor
     metrics: dict[str, torch.Tensor] = {}
+    rows: npt.NDArray[np.float64] | None = None
 
 
 def summed_loss(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
@@ -61,6 +64,14 @@ def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> to
         return functional.cross_entropy(_own_logits(base, batch).float(), batch.targets, reduction="none")
     head, parts = _pieces(base, batch)
     return torch.cat([functional.cross_entropy(head(some).float(), then, reduction="none") for some, then in parts])
+
+
+def row_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> npt.NDArray[np.float64]:
+    """Cross-entropy summed over the supervised tokens of each row of a micro-batch ([rows]); as ``token_losses``."""
+    if not batch.supervised:
+        return np.zeros(batch.rows)
+    losses = token_losses(model, batch, plain_head=plain_head).double().cpu()
+    return np.array([float(part.sum()) for part in losses.split(batch.counts)])
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:

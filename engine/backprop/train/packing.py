@@ -32,7 +32,7 @@ class MicroBatch:
 
     ``input_ids`` and ``position_ids`` are [batch, length]; ``attention_mask`` is of the same shape, or ``None`` where
     the rows are packed (batch 1). ``predict_at`` are positions in the flattened input whose next token is supervised,
-    and ``targets`` those next tokens (both [supervised]).
+    and ``targets`` those next tokens (both [supervised]), sequence after sequence: ``counts`` of each.
     """
 
     input_ids: torch.Tensor
@@ -40,8 +40,11 @@ class MicroBatch:
     attention_mask: torch.Tensor | None
     predict_at: torch.Tensor
     targets: torch.Tensor
+    counts: list[int]
     tokens: int
     rows: int
+    places: Sequence[int] = ()
+    """Which of the rows that were collated it holds."""
 
     @property
     def supervised(self) -> int:
@@ -52,6 +55,11 @@ class MicroBatch:
     def weight(self) -> int:
         """What the loss is summed over, and the sum of a step is divided by: supervised tokens."""
         return self.supervised
+
+    @property
+    def row_weights(self) -> npt.NDArray[np.int64]:
+        """What of the weight each row has."""
+        return np.array(self.counts)
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -121,9 +129,10 @@ class Batching:
         places = range(len(lengths))
         return [list(places[start : start + self.batch_size]) for start in range(0, len(lengths), self.batch_size)]
 
-    def join(self, rows: Sequence[Row]) -> MicroBatch:
-        """``rows`` as one micro-batch."""
-        return pack(rows) if self.packing else pad(rows)
+    def join(self, rows: Sequence[Row], places: Sequence[int]) -> MicroBatch:
+        """Those of ``rows`` that have these places, as one micro-batch."""
+        chosen = [rows[place] for place in places]
+        return replace(pack(chosen) if self.packing else pad(chosen), places=places)
 
     def resized(self, batch_size: int, token_budget: int) -> Batching:
         return replace(self, batch_size=batch_size, token_budget=token_budget)
@@ -146,7 +155,8 @@ def pack(rows: Sequence[Row]) -> MicroBatch:
     """All ``rows`` in one sequence."""
     starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     flat = np.concatenate([ids for ids, _ in rows]).astype(np.int64)
-    at = np.concatenate([start + predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)])
+    places = [start + predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)]
+    at = np.concatenate(places)
     positions = np.concatenate([np.arange(len(ids)) for ids, _ in rows])
     return MicroBatch(
         input_ids=torch.from_numpy(flat)[None],
@@ -154,6 +164,7 @@ def pack(rows: Sequence[Row]) -> MicroBatch:
         attention_mask=None,
         predict_at=torch.from_numpy(at),
         targets=torch.from_numpy(flat[at + 1]),
+        counts=[len(each) for each in places],
         tokens=len(flat),
         rows=len(rows),
     )
@@ -180,6 +191,7 @@ def pad(rows: Sequence[Row]) -> MicroBatch:
         attention_mask=torch.from_numpy(attended),
         predict_at=torch.from_numpy(predict_at),
         targets=torch.from_numpy(ids.reshape(-1)[predict_at + 1]),
+        counts=[len(each) for each in at],
         tokens=sum(lengths),
         rows=len(rows),
     )
