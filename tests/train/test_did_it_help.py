@@ -134,7 +134,8 @@ def test_a_fork_is_compared_with_the_untouched_base_and_not_with_what_it_started
     start = begin(fork, fork.read_record(), "start", None, resolved)
     session.Session(start, fork, told.append, Asking(told)).run()
 
-    assert losses(kept(fork, 0)) == losses(kept(parent, 0))
+    assert len(kept(fork, 0).rows) > 5  # fewer than the parent's, as its run is shorter
+    assert losses(kept(fork, 0)).items() <= losses(kept(parent, 0)).items()
     assert told[-1].verdict.word == "better"
     assert of(told, Evaluated)[-1].loss < of(events, Evaluated)[1].loss
 

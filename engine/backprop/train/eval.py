@@ -109,7 +109,7 @@ def _scored(speaker: Speaker, rows: Subset, request: EvalRequest, send: Send, by
     scored: dict[int, EvaluatedRow] = {}
     prompts: list[Any] = []
     for index, (line, content) in enumerate(rows.names()):
-        before, answer, text = _parts(rows.row(index), speaker.chat)
+        before, answer, text = _parts(rows.row(index), speaker.chat, on_texts=rows.rows.summary.format == "text")
         score = found.get(line)
         if line not in scored:
             tokens = score.tokens if score else int(rows.row(index)[1][1:].sum())
@@ -128,14 +128,14 @@ def _scored(speaker: Speaker, rows: Subset, request: EvalRequest, send: Send, by
     return list(scored.values())
 
 
-def _parts(row: Row, chat: ChatTokenizer) -> tuple[list[int], str, str]:
-    """The tokens before a row's last answer, that answer, and the text of all that is supervised."""
+def _parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int], str, str]:
+    """The tokens before a row's last answer, that answer, and the text of all that is supervised. A text is one."""
     import numpy as np
 
     ids, trained = row
     at = np.flatnonzero(trained)
     gaps = np.flatnonzero(np.diff(at) > 1)
-    start = int(at[gaps[-1] + 1] if len(gaps) else at[0])
+    start = 0 if on_texts else int(at[gaps[-1] + 1] if len(gaps) else at[0])
 
     def text(some: Any) -> str:
         return str(chat.tokenizer.decode(some.tolist(), skip_special_tokens=True)).strip()
