@@ -108,7 +108,7 @@ def test_a_run_that_was_stopped_and_resumed_comes_to_the_same_and_scores_the_bas
     )
 
 
-def test_a_run_killed_before_its_first_checkpoint_does_not_score_the_base_again(config: RunConfig) -> None:
+def test_a_run_killed_before_its_first_checkpoint_begins_again_with_the_base(config: RunConfig) -> None:
     class Killed(BaseException):
         pass
 
@@ -122,7 +122,8 @@ def test_a_run_killed_before_its_first_checkpoint_does_not_score_the_base_again(
         train(config, events, kill)
     (directory,) = (RunDirectory(path) for path in Path(config.output_dir).iterdir())
     rest = go_on(directory)
-    assert [each.step for each in of(rest, Evaluated)] == [6, 12]
+    assert [each.step for each in of(rest, Evaluated)] == [0, 6, 12]
+    assert of(rest, Evaluated)[0].loss == of(events, Evaluated)[0].loss
     assert rest[-1].verdict.word == "better"
 
 

@@ -167,7 +167,7 @@ def test_with_recovery_off_the_first_failure_is_the_error(config: RunConfig, mon
 def test_an_evaluation_that_does_not_fit_is_halved_and_training_is_not(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, held_out="0.2", eval_steps=3)
+    config = replace(config, held_out="0.2", eval_steps=3, eval_base=False)
     plain, _ = train(config, [])
     training = Device("training", monkeypatch, float("inf"), rows)
     Device("evaluation", monkeypatch, 2, rows)
@@ -200,7 +200,7 @@ def test_the_halved_size_is_kept_over_a_resume(config: RunConfig, monkeypatch: p
 
 def test_the_halved_evaluation_is_kept_over_a_resume(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     Device("evaluation", monkeypatch, 2, rows)
-    config = replace(config, held_out="0.2", eval_steps=1)
+    config = replace(config, held_out="0.2", eval_steps=1, eval_base=False)
     events: list[Event] = []
     _, directory = train(config, events, lambda seen: [Stop()] if len(of(seen, Evaluated)) == 1 else [])
     assert [each.where for each in of(events, BatchHalved)] == ["evaluation"]

@@ -237,7 +237,8 @@ class RunState(Struct, kw_only=True):
             case ev.DatasetPrepared():
                 self.dataset = event
             case ev.Evaluated():
-                self.evaluations.append(event)
+                # A run that begins again scores its base again.
+                self.evaluations = [e for e in self.evaluations if e.step != event.step] + [event]
             case ev.Sample():
                 # A resumed run answers again what it was ended at.
                 self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]

@@ -225,13 +225,19 @@ class Session:
 
     def score_base(self, evaluator: Evaluator) -> None:
         """Before the first step: the untouched model's loss on the held-out rows, which is then kept for the end."""
-        known = evaluations.read(self.directory, 0) is not None
-        if self.start.checkpoint or known or not self.config.eval_base or not len(evaluator):
+        if self.start.checkpoint or not self.config.eval_base or not len(evaluator):
+            return
+        if self.start.weights and self.config.mode not in ("lora", "qlora"):
+            # No adapter to leave out: the base is not in memory any more, but the run that it comes from scored it.
+            parent = Path(self.directory.read_record().forked_from).parents[1]
+            if (known := evaluations.read(RunDirectory(parent), 0)) is not None:
+                self.keep(0, known.rows)
             return
         self.emit(PhaseChanged(phase="evaluating", detail="the untouched model"))
         with self.loaded.mode.base_answers(self.loaded.model):
-            self.emit(evaluator.evaluate(0, self.steering.look, base=True))
+            result = evaluator.evaluate(0, self.steering.look, base=True)
         self.keep(0, self._scored.pop(0))
+        self.emit(result)
         self.emit(PhaseChanged(phase="training"))
 
     def judge(self, step: int, evaluator: Evaluator) -> None:
