@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.cli import eval as eval_command
 from backprop.cli.eval import comparison, gate_of, summary
 from backprop.cli.main import main
 from backprop.core.errors import InputError
-from backprop.core.jobs import EvaluatedRow, Evaluation
+from backprop.core.jobs import EvaluatedRow, Evaluation, Evaluations
 
 
 def made(losses: list[float | None], right: str = "", fingerprint: str = "same", size: int = 20) -> Evaluation:
@@ -87,25 +88,32 @@ def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(
     assert said in capsys.readouterr().err
 
 
-def test_a_run_is_scored_beside_its_base_and_the_base_does_not_pass_for_it(
-    nosy_run: Any, tiny_model: Path, backprop: Callable[..., Any]
-) -> None:
-    def ask(*arguments: str) -> tuple[int, Any]:
-        done = backprop("eval", *arguments, "--json", **nosy_run.environment)
-        return done.code, done.json
+def test_a_run_is_scored_beside_its_base_and_each_row_is_kept(nosy_run: Any, backprop: Callable[..., Any]) -> None:
+    words = ("--vs", "base", "--gate", "loss", "--metrics", "--max-tokens", "6", "--hardest", "2", "--json")
+    done = backprop("eval", str(nosy_run.run), *words, **nosy_run.environment)
 
-    code, found = ask(str(nosy_run.run), "--vs", "base", "--gate", "loss", "--metrics", "--max-tokens", "6")
-    ended = nosy_run.answer.events[-1]["verdict"]
-    assert (code, found["gate"]["passed"]) == (0, True)
+    found, ended = done.json, nosy_run.answer.events[-1]["verdict"]
+    assert (done.code, found["gate"]["passed"]) == (0, True)
     assert found["verdict"]["difference"] == pytest.approx(ended["difference"], rel=1e-3)
     assert found["verdict"]["rows"] == ended["rows"] == len(found["per_row"]) == 4
     assert set(found["metrics"]) == {"exact_match", "f1", "contains"}
     kept = json.loads(Path(found["path"]).read_text())
     assert [row["line"] for row in kept["rows"]] == [row["line"] for row in found["per_row"]]
-
-    code, found = ask(str(tiny_model), "--vs", str(nosy_run.run), "--gate", "loss", "--hardest", "2")
-    assert (code, found["gate"]["passed"], found["path"]) == (1, False, "")
-    assert [row["loss"] for row in found["hardest"]] == sorted((row["loss"] for row in found["per_row"]), reverse=True)[
-        :2
-    ]
+    losses = sorted((row["loss"] for row in found["per_row"]), reverse=True)
+    assert [row["loss"] for row in found["hardest"]] == losses[:2]
     assert all(row["prompt"] and row["expected"] for row in found["hardest"])
+
+
+def test_what_the_gate_rejects_ends_with_exit_code_1_and_is_told(
+    tiny_model: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [made([2.0 + i / 10 for i in range(9)], "1" * 9), made([1.0 + i / 10 for i in range(9)], "0" * 9)]
+    monkeypatch.setattr(eval_command, "ask_engine", lambda *asked: Evaluations(sides=sides))
+    words = ["eval", str(tiny_model), "--vs", "base", "--data", str(rows_file)]
+    assert main([*words, "--gate", "loss"]) == 1
+    told = capsys.readouterr().out
+    for said in ("the gate rejects it", "worse: held-out loss +1.000", "9 gained, 0 lost; McNemar p 0.004"):
+        assert said in told
+    assert "gained line 1: p0" in told
+    assert main([*words, "--gate", "loss", "--allow", "1.1"]) == 0
+    assert main([*words, "--gate", "f1"]) == 0

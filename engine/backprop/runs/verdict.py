@@ -95,9 +95,10 @@ def _known(value: float) -> float | None:
 
 def _student(freedom: int) -> float:
     """The upper 2.5 % point of Student's t (Abramowitz and Stegun 26.7.5); from 5 degrees on to three digits."""
-    z, n = _NORMAL.inv_cdf(0.5 + _CONFIDENCE / 2), freedom
-    terms = (z**3 + z, 5 * z**5 + 16 * z**3 + 3 * z, 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z)
-    return float(z + terms[0] / (4 * n) + terms[1] / (96 * n**2) + terms[2] / (384 * n**3))
+    z, n = _NORMAL.inv_cdf(0.5 + _CONFIDENCE / 2), float(freedom)
+    first, second = z**3.0 + z, 5 * z**5.0 + 16 * z**3.0 + 3 * z
+    third = 3 * z**7.0 + 19 * z**5.0 + 17 * z**3.0 - 15 * z
+    return float(z + first / (4 * n) + second / (96 * n * n) + third / (384 * n * n * n))
 
 
 def detectable(error: float) -> float:
