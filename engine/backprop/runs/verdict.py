@@ -95,7 +95,7 @@ def _known(value: float) -> float | None:
 
 def _student(freedom: int) -> float:
     """The upper 2.5 % point of Student's t (Abramowitz and Stegun 26.7.5); from 5 degrees on to three digits."""
-    z, n = _NORMAL.inv_cdf(0.5 + _CONFIDENCE / 2), float(freedom)
+    z, n = float(_NORMAL.inv_cdf(0.5 + _CONFIDENCE / 2)), float(freedom)
     first, second = z**3.0 + z, 5 * z**5.0 + 16 * z**3.0 + 3 * z
     third = 3 * z**7.0 + 19 * z**5.0 + 17 * z**3.0 - 15 * z
     return float(z + first / (4 * n) + second / (96 * n * n) + third / (384 * n * n * n))
@@ -111,7 +111,7 @@ def mcnemar(gained: int, lost: int) -> float:
     sides; McNemar 1947)."""
     n = gained + lost
     tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / float(2**n))
 
 
 def gate(worsening: float | None, margin: float = 0.0, allowed: float = 0.0) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import GPUMemoryError, InputError
 from backprop.core.events import DatasetPrepared, Event, ModelLoading, Warning  # noqa: A004
-from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress
+from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress, RowScore
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.train.chat import Speaker, open_speaker
@@ -102,7 +102,7 @@ def _scored(speaker: Speaker, rows: Subset, request: EvalRequest, send: Send, by
         return lambda done, total: send(JobProgress(doing=doing + by, done=done, total=total))
 
     weight = speaker.model.get_input_embeddings().weight
-    found = {}
+    found: dict[int, RowScore] = {}
     with torch.no_grad():
         for some in perplexity.scores(speaker.model, rows, weight.device, weight.dtype, progress("scoring")):
             found |= {score.line: score for score in some}

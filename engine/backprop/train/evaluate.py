@@ -13,6 +13,7 @@ import torch
 
 from backprop.core.events import Evaluated
 from backprop.train.dataset import Subset, now_and_then
+from backprop.train.loss import Metrics
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import Recovery
@@ -28,7 +29,7 @@ PIECE = 64
 
 @dataclass
 class Evaluator:
-    """Loss on held-out rows, weighted by supervised tokens, in micro-batches as large as the training ones.
+    """Loss on held-out rows, weighted as in training, in micro-batches as large as the training ones.
 
     Logits are never kept: only their loss is. An evaluation that runs out of memory begins again in smaller
     micro-batches; training's are not changed.
@@ -71,7 +72,7 @@ class Evaluator:
             self.on_halved(step, smaller, error)
             return True
 
-        sums, weights, tokens = self.recovery.attempt(lambda: self._sums(between), lambda: None, halve)
+        sums, weights, tokens, metrics = self.recovery.attempt(lambda: self._sums(between), lambda: None, halve)
         total, weight = float(sums.sum()), int(weights.sum())
         mean = total / weight if weight and math.isfinite(total) else math.nan
         result = Evaluated(
@@ -82,28 +83,30 @@ class Evaluator:
             seconds=time.perf_counter() - began,
             best=not base and self.record(mean),
             base=base,
+            metrics={name: value for name, value in metrics.means().items() if math.isfinite(value)},
         )
         self.on_scored(result, sums, weights)
         return result
 
     @torch.no_grad()
-    def _sums(self, between: Callable[[], object]) -> tuple[Sums, Weights, int]:
-        """Each row's summed loss, what it weighs, and the number of supervised tokens of all."""
+    def _sums(self, between: Callable[[], object]) -> tuple[Sums, Weights, int, Metrics]:
+        """Each row's summed loss, what it weighs, the number of supervised tokens of all, and the metrics."""
         sums, weights = np.zeros(len(self.rows)), np.zeros(len(self.rows), dtype=np.int64)
-        tokens, done = 0, 0
+        tokens, done, metrics = 0, 0, Metrics()
         show = now_and_then(self.on_progress, PROGRESS_SECONDS)
         with evaluating(self.loaded.model):
             # A piece at a time, so that only its rows are read from disk.
             for start in range(0, len(self.rows), PIECE):
                 for batch in self._micro_batches(start):
                     between()
+                    found = batch_loss(self.loaded, self.method, batch)
+                    metrics.add(found, batch.weight)
                     places = start + np.array(batch.places)
-                    sums[places] = batch_loss(self.loaded, self.method, batch).rows
-                    weights[places] = batch.row_weights
+                    sums[places], weights[places] = found.rows, batch.row_weights
                     tokens += batch.supervised
                     done += batch.rows
                     show(done, len(self.rows))
-        return sums, weights, tokens
+        return sums, weights, tokens, metrics
 
     def _micro_batches(self, start: int) -> list[MicroBatch]:
         """Those of the piece of rows that begins at ``start``."""

@@ -12,7 +12,7 @@ That mask is dense in torch's attention, so its cost grows with the square of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -43,7 +43,7 @@ class MicroBatch:
     counts: list[int]
     tokens: int
     rows: int
-    places: Sequence[int] = ()
+    places: Sequence[int] = field(default=(), kw_only=True)
     """Which of the rows that were collated it holds."""
 
     @property
@@ -129,10 +129,9 @@ class Batching:
         places = range(len(lengths))
         return [list(places[start : start + self.batch_size]) for start in range(0, len(lengths), self.batch_size)]
 
-    def join(self, rows: Sequence[Row], places: Sequence[int]) -> MicroBatch:
-        """Those of ``rows`` that have these places, as one micro-batch."""
-        chosen = [rows[place] for place in places]
-        return replace(pack(chosen) if self.packing else pad(chosen), places=places)
+    def join(self, rows: Sequence[Row], places: Sequence[int] = ()) -> MicroBatch:
+        """``rows``, which have these places among those that are collated, as one micro-batch."""
+        return replace(pack(rows) if self.packing else pad(rows), places=places)
 
     def resized(self, batch_size: int, token_budget: int) -> Batching:
         return replace(self, batch_size=batch_size, token_budget=token_budget)

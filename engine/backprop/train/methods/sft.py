@@ -14,15 +14,15 @@ from backprop.train.packing import Batching, MicroBatch, Row
 class SFT:
     """Rows are conversations or texts with a loss mask; the weight of a micro-batch is its supervised tokens."""
 
-    columns: tuple[str, ...] = ("conversation",)
+    notes: Sequence[str] = ()
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *_: object) -> None:
         with evaluating(model):
             self._plain_head = has_plain_head(model)
 
     def collate(self, rows: Sequence[Row], batching: Batching) -> list[MicroBatch]:
         groups = batching.groups([len(ids) for ids, _ in rows])
-        return [batching.join(rows, group) for group in groups]
+        return [batching.join([rows[place] for place in group], group) for group in groups]
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
         if torch.is_grad_enabled():
