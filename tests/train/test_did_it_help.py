@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from backprop.train.model import resolved
 from backprop.train.resume import begin
 from msgspec.structs import replace
 from runs_in_process import Asking, go_on, of, train
+from tiny_language_model import rows as tiny_rows
 from tiny_language_model import write_rows
 
 
@@ -166,3 +168,24 @@ def test_scores_that_cannot_be_kept_are_told_and_end_no_run(config: RunConfig, m
     events, _ = train(config, [])
     assert (events[-1].status, events[-1].verdict) == ("done", None)
     assert [each.code for each in of(events, ev.Warning) if "row by row" in each.message] == ["SCORES_NOT_KEPT"]
+
+
+@pytest.mark.parametrize("method", ["orpo", "kto"])
+def test_a_preference_method_is_judged_by_its_own_loss_row_by_row(
+    method: str, config: RunConfig, tmp_path: Path
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    with data.open("w") as file:
+        for number, row in enumerate(tiny_rows(60)):
+            sides = {"chosen": row["output"], "rejected": "A winter letter."}
+            judged = {"completion": sides["rejected" if number % 2 else "chosen"], "label": number % 2 == 0}
+            file.write(json.dumps({"prompt": row["instruction"], **(judged if method == "kto" else sides)}) + "\n")
+
+    events, directory = train(replace(config, data=str(data), method=method), [])
+
+    base, last = of(events, Evaluated)[0], of(events, Evaluated)[-1]
+    assert {row.tokens for row in kept(directory, 0).rows} == {1}
+    for event in (base, last):
+        assert kept(directory, event.step).loss == pytest.approx(event.loss, rel=1e-6)
+    assert events[-1].verdict.difference == pytest.approx(last.loss - base.loss, rel=1e-6)
+    assert events[-1].verdict.rows == base.rows
