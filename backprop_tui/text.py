@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
+from backprop.core.events import Verdict
+from backprop.runs.describe import signed
 from rich.cells import cell_len, set_cell_size
 
 Piece: TypeAlias = tuple[str, str]
@@ -38,6 +40,12 @@ _VISIBLE = {code: chr(0x2400 + code) for code in range(0x20)} | {
 }
 _ONE_LINE = _VISIBLE | {0x0A: "↵", 0x09: " ", 0x0D: "␍"}
 _MANY_LINES = {code: sign for code, sign in _VISIBLE.items() if code not in (0x0A, 0x09)} | {0x09: "    "}
+
+
+def verdict_piece(verdict: Verdict, *, short: bool = False) -> Piece:
+    """``better −0.420 (n 50)``, green where it helped."""
+    ink = {"better": "good", "worse": "bad"}.get(verdict.word, "muted")
+    return f"{verdict.word} {signed(verdict.difference)}" + ("" if short else f" (n {verdict.rows})"), ink
 
 
 def safe(text: str) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 from backprop.core.settings import RunConfig
-from backprop.runs.describe import bytes_text, moment, number
+from backprop.runs.describe import bytes_text, moment, number, verdict_words
 from backprop.runs.state import RunState
 
-from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path
+from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path, verdict_piece
 from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
 from backprop_tui.widgets.text_view import StateView
@@ -65,6 +65,8 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     if state.evaluations:
         last = state.evaluations[-1]
         rows.append(fact("held-out", f"{number(last.loss)} at step {count(last.step)}"))
+    if state.verdict is not None:
+        rows += facts("did it help", verdict_words(state.verdict), width, verdict_piece(state.verdict)[1])
     if state.finished is not None and state.finished.energy is not None:
         rows.append(fact("energy", f"{state.finished.energy:.1f} Wh"))
     if again := resume_words(state):

@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.events import Click
 from textual.message import Message
 
-from backprop_tui.text import STATUS, Row, ago, clock, count, safe, short_number, short_path
+from backprop_tui.text import STATUS, Row, ago, clock, count, safe, short_number, short_path, verdict_piece
 from backprop_tui.widgets.cells import cut, row_width
 from backprop_tui.widgets.list_view import ListView
 
@@ -64,6 +64,10 @@ def _started(run: RunSummary, width: int) -> Row:
     return [(ago(max(0.0, time.time() - run.started_at)) if run.started_at else "–", "muted")]
 
 
+def _helped(run: RunSummary, width: int) -> Row:
+    return [verdict_piece(run.verdict, short=True)] if run.verdict else [("–", "muted")]
+
+
 COLUMNS = (
     Column("status", 13, _status, lambda run: run.status, 13),
     Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], None, 9),
@@ -72,6 +76,7 @@ COLUMNS = (
     Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
     Column("steps", 12, _steps, lambda run: -run.steps, 11, right=True),
     Column("loss", 8, _loss, lambda run: (run.smoothed_loss is None, run.smoothed_loss or 0.0), 8, right=True),
+    Column("helped", 19, _helped, lambda run: run.verdict.difference if run.verdict else 1e9, 0),
     Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 10),
     Column("started", 11, _started, lambda run: -run.started_at, 11),
     Column(
@@ -79,7 +84,7 @@ COLUMNS = (
     ),
 )
 SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"))
-_WIDENED = ("dataset", "took", "steps", "run", "model", "name", "curve", "status", "loss", "started")
+_WIDENED = ("dataset", "helped", "took", "steps", "run", "model", "name", "curve", "status", "loss", "started")
 """The order in which columns get their full width where there is room."""
 
 

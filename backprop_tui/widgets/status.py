@@ -7,7 +7,7 @@ import time
 from backprop.runs.describe import PHASES, bytes_text
 from backprop.runs.state import RunState
 
-from backprop_tui.text import STATUS, Row, clock, count, safe, short_path
+from backprop_tui.text import STATUS, Row, clock, count, safe, short_path, verdict_piece
 from backprop_tui.widgets.cells import Cells, StateCells, bar, cut, row_width, spread
 
 _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
@@ -70,6 +70,8 @@ class Progress(StateCells):
             if not state.ended:
                 right += [("  elapsed ", "muted"), (clock(state.duration_seconds), "text")]
                 right += [("  left ", "muted"), (clock(state.eta_seconds), "strong")]
+            if state.verdict is not None:
+                right += [("  ", "text"), verdict_piece(state.verdict)]
             return left, share, right
         if state.phase == "loading_model" and state.loading is not None:
             loading = state.loading

@@ -178,7 +178,7 @@ CASES = [
     Case("early stop, in the last samples", "early stop", (phase("sampling", 2),)),
     Case("held-out file", "held-out file", (after("step", 7),)),
     Case("held-out share", "held-out share", (after("step", 7),)),
-    Case("held-out share, between an evaluation and its samples", "held-out share", (after("evaluated", 2),)),
+    Case("held-out share, between an evaluation and its samples", "held-out share", (after("evaluated", 3),)),
     Case("held-out share, between two samples", "held-out share", (after("sample", 5),)),
     Case("epochs", "epochs", (after("step", 16),)),
     Case("epochs, at the end of one", "epochs", (after("step", 20),)),

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from backprop.core import events as ev
@@ -20,7 +21,7 @@ from backprop.train import evaluate
 from backprop.train.checkpointing import Saver
 from backprop.train.dataset import Subset, in_proportion, prepare
 from backprop.train.evaluate import Evaluator
-from backprop.train.loss import summed_loss
+from backprop.train.loss import row_losses
 from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching
@@ -69,9 +70,9 @@ def test_dropout_is_off_while_evaluating_and_the_mode_comes_back_even_after_an_e
         modes.append(model.training)
         if len(modes) > 1:
             raise ZeroDivisionError
-        return summed_loss(model, one, plain_head=plain_head)
+        return row_losses(model, one, plain_head=plain_head)
 
-    monkeypatch.setattr(sft, "summed_loss", looked_at)
+    monkeypatch.setattr(sft, "row_losses", looked_at)
     loaded_tiny.model.train()
     evaluator(loaded_tiny, ragged([9])).evaluate(1, lambda: None)
     assert loaded_tiny.model.training
@@ -85,7 +86,7 @@ def test_a_loss_that_is_not_a_number_is_told_as_none_and_never_the_best(
     loaded_tiny: Any, ragged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factor = [math.nan, 1.0, math.nan, math.inf, 0.5]
-    monkeypatch.setattr(sft, "summed_loss", lambda model, one, *, plain_head: torch.tensor(factor.pop(0)))
+    monkeypatch.setattr(sft, "row_losses", lambda model, one, *, plain_head: np.array([factor.pop(0)]))
     one = evaluator(loaded_tiny, ragged([9]))
 
     found = [one.evaluate(step, lambda: None) for step in range(1, 6)]
@@ -112,7 +113,8 @@ def test_no_more_is_evaluated_than_the_run_trains(steps: int, lengths: list[int]
 def test_a_short_run_with_many_held_out_rows_says_that_it_evaluates_a_part(tiny_config: RunConfig) -> None:
     events, _ = train(replace(tiny_config, steps=1, held_out="0.5"), [])
     (prepared,) = of(events, DatasetPrepared)
-    (evaluated,) = of(events, Evaluated)
+    base, evaluated = of(events, Evaluated)
+    assert (base.base, base.rows) == (True, evaluated.rows)
     (said,) = [each for each in of(events, ev.Warning) if each.code == "HELD_OUT_IN_PART"]
     assert 0 < evaluated.rows < 8 < prepared.held_out
     assert f"{evaluated.rows} of {prepared.held_out} held-out rows" in said.message
@@ -132,12 +134,18 @@ def seen_rows(monkeypatch: pytest.MonkeyPatch) -> tuple[set[tuple[int, ...]], se
     trained: set[tuple[int, ...]] = set()
     evaluated: set[tuple[int, ...]] = set()
 
-    def looked_at(model: Any, one: Any, *, plain_head: bool) -> Any:
-        assert one.rows == 1
-        (trained if torch.is_grad_enabled() else evaluated).add(tuple(one.input_ids.flatten().tolist()))
-        return summed_loss(model, one, plain_head=plain_head)
+    def watch(name: str, seen: set[tuple[int, ...]]) -> None:
+        real = getattr(sft, name)
 
-    monkeypatch.setattr(sft, "summed_loss", looked_at)
+        def looked_at(model: Any, one: Any, *, plain_head: bool) -> Any:
+            assert one.rows == 1
+            seen.add(tuple(one.input_ids.flatten().tolist()))
+            return real(model, one, plain_head=plain_head)
+
+        monkeypatch.setattr(sft, name, looked_at)
+
+    watch("summed_loss", trained)
+    watch("row_losses", evaluated)
     return trained, evaluated
 
 
@@ -295,7 +303,7 @@ class Losses:
 
 @pytest.fixture
 def evaluated_config(tiny_config: RunConfig) -> RunConfig:
-    return replace(tiny_config, held_out="0.2", steps=10, eval_steps=1, early_stopping=2)
+    return replace(tiny_config, held_out="0.2", steps=10, eval_steps=1, early_stopping=2, eval_base=False)
 
 
 def test_a_run_ends_early_when_the_best_is_not_beaten_for_as_long_as_asked(

@@ -27,13 +27,11 @@ class Device:
     def __init__(self, what: str, monkeypatch: pytest.MonkeyPatch, room: float, size: Any, begin: int = 1) -> None:
         self.room, self.size, self.begin = room, size, begin
         self.taken: list[Any] = []
-        self._training = what == "training"
-        self._plain = sft.summed_loss
-        monkeypatch.setattr(sft, "summed_loss", self)
+        name = "summed_loss" if what == "training" else "row_losses"
+        self._plain = getattr(sft, name)
+        monkeypatch.setattr(sft, name, self)
 
-    def __call__(self, model: Any, one: Any, *, plain_head: bool) -> torch.Tensor:
-        if torch.is_grad_enabled() is not self._training:
-            return self._plain(model, one, plain_head=plain_head)
+    def __call__(self, model: Any, one: Any, *, plain_head: bool) -> Any:
         self.taken.append(self.size(one))
         if len(self.taken) >= self.begin and self.size(one) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 1 GiB free.")
@@ -167,7 +165,7 @@ def test_with_recovery_off_the_first_failure_is_the_error(config: RunConfig, mon
 def test_an_evaluation_that_does_not_fit_is_halved_and_training_is_not(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = replace(config, held_out="0.2", eval_steps=3)
+    config = replace(config, held_out="0.2", eval_steps=3, eval_base=False)
     plain, _ = train(config, [])
     training = Device("training", monkeypatch, float("inf"), rows)
     Device("evaluation", monkeypatch, 2, rows)
@@ -200,7 +198,7 @@ def test_the_halved_size_is_kept_over_a_resume(config: RunConfig, monkeypatch: p
 
 def test_the_halved_evaluation_is_kept_over_a_resume(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     Device("evaluation", monkeypatch, 2, rows)
-    config = replace(config, held_out="0.2", eval_steps=1)
+    config = replace(config, held_out="0.2", eval_steps=1, eval_base=False)
     events: list[Event] = []
     _, directory = train(config, events, lambda seen: [Stop()] if len(of(seen, Evaluated)) == 1 else [])
     assert [each.where for each in of(events, BatchHalved)] == ["evaluation"]

@@ -309,7 +309,7 @@ def test_a_disk_that_is_full_at_the_end_is_waited_for_and_nothing_is_lost(
 ) -> None:
     config = tiny_config
     if stopped_early:
-        config = replace(config, steps=9, held_out="0.2", eval_steps=1, early_stopping=2)
+        config = replace(config, steps=9, held_out="0.2", eval_steps=1, early_stopping=2, eval_base=False)
 
         def evaluate(one: Evaluator, step: int, look: Any) -> Evaluated:
             loss = (1.0, 0.9, 0.95, 0.92)[step - 1]

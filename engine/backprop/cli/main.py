@@ -33,6 +33,7 @@ COMMANDS = {
     "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
+    "eval": Lazy("backprop.cli.eval", "evaluate", "score a run's model row by row, beside another; a gate for scripts"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "chat": Lazy("backprop.cli.chat", "chat", "a conversation with a run's model, beside its base where wanted"),
     "export": Lazy("backprop.cli.export", "export", "a trained model as adapter, merged model or GGUF, proved"),

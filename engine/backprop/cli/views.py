@@ -14,7 +14,16 @@ from typing import TypeAlias
 
 from backprop.cli import output
 from backprop.core import events as ev
-from backprop.runs.describe import describe, describe_dataset, duration, findings_by_kind, level, metrics_text, number
+from backprop.runs.describe import (
+    describe,
+    describe_dataset,
+    duration,
+    findings_by_kind,
+    level,
+    metrics_text,
+    number,
+    verdict_words,
+)
 from backprop.runs.state import RunState
 
 _BAR = 24
@@ -208,6 +217,8 @@ def ending_lines(state: RunState) -> list[str]:
             f"loss {number(first)} -> {number(last)} over {len(curves)} steps, "
             f"{state.samples_seen} rows and {state.tokens_seen} tokens seen in {duration(state.duration_seconds)}"
         )
+    if state.verdict is not None:
+        lines.append(f"did it help? {verdict_words(state.verdict)}")
     if state.dataset is not None:
         lines.append(describe_dataset(state.dataset))
     if state.output_path:

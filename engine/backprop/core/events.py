@@ -241,6 +241,8 @@ class Evaluated(Event):
     rows: Count
     seconds: float
     best: bool = False
+    base: bool = False
+    """The untouched base model's, before the first step."""
     metrics: dict[str, float] = field(default_factory=dict)
     """As in ``Step``, over the held-out rows."""
 
@@ -367,6 +369,23 @@ class Heartbeat(Event):
     step: Count = 0
 
 
+class Verdict(Struct, kw_only=True):
+    """Whether a model is better than another on the same rows, and how sure that is (``runs.verdict``).
+
+    Losses are nats per token; ``low`` and ``high`` are the bounds of the difference with 95 %.
+    """
+
+    word: Literal["better", "worse", "cannot tell"]
+    difference: float
+    """The loss after less the loss before: negative where it helped."""
+    low: float | None
+    high: float | None
+    rows: Count
+    smallest: float | None
+    """The smallest difference that so many rows could have shown, in four of five cases. ``None``: of one row nothing
+    is known."""
+
+
 class RunFinished(Event):
     """Last event of a stretch that ended in order."""
 
@@ -379,6 +398,8 @@ class RunFinished(Event):
     tokens_seen: Count = 0
     energy: float | None = None
     """Watt-hours, where the card reports power."""
+    verdict: Verdict | None = None
+    """The result beside the base model on the held-out rows; ``None`` where one of them was not evaluated on them."""
 
 
 class RunFailed(Event):

@@ -142,6 +142,72 @@ class Scored(Struct, kw_only=True, tag_field="type", tag="scored"):
     cached: bool = False
 
 
+class EvaluatedRow(Struct, kw_only=True, omit_defaults=True):
+    """What a model scored on one row."""
+
+    line: int
+    content: int
+    """Hash of what the row says, the same under each model and length (``data.token_cache``)."""
+    loss: float | None
+    """Mean over its supervised tokens, in nats; ``None`` where it is not finite."""
+    tokens: int
+    """Supervised tokens; where a method weighs rows by something else, that."""
+    bytes: int = 0
+    """UTF-8 bytes of what these tokens say."""
+    prompt: str = ""
+    expected: str = ""
+    """The row's last answer."""
+    answer: str | None = None
+    """What the model said to the prompt instead."""
+    metrics: dict[str, float] = {}
+
+
+class Evaluation(Struct, kw_only=True):
+    """What a model scored on some rows: the answer of an evaluation, and a file of a run's ``evaluations``."""
+
+    schema: int = 1
+    source: str
+    """The run's id, or the folder of the model."""
+    step: int | None = None
+    """0: the base model; ``None``: what is in the folder."""
+    fingerprint: str = ""
+    """Names the rows as tokens: losses per token compare under the same alone."""
+    rows: list[EvaluatedRow]
+
+    @property
+    def loss(self) -> float | None:
+        """Weighted by supervised tokens; ``None`` where it is not finite."""
+        if not self.rows or any(row.loss is None for row in self.rows):
+            return None
+        return sum((row.loss or 0.0) * row.tokens for row in self.rows) / max(1, sum(row.tokens for row in self.rows))
+
+
+class EvalRequest(Struct, kw_only=True):
+    """Score a model on rows."""
+
+    model: ChatRequest
+    """Which model."""
+    base: bool = False
+    """Whether it is scored without its adapter too."""
+    run: str = ""
+    """Directory of the run whose rows, length and mask are taken."""
+    data: str = ""
+    """A dataset, all of whose rows are taken instead."""
+    trained: bool = False
+    """The rows that the run trained, not those that it held out."""
+    generate: bool = False
+    """Whether answers are generated and measured."""
+    regex: str = ""
+    max_tokens: int = 128
+    """Longest answer."""
+
+
+class Evaluations(Struct, kw_only=True, tag_field="type", tag="evaluations"):
+    """The answer: the model's scores, and its base model's where these were asked for."""
+
+    sides: list[Evaluation]
+
+
 class FetchRequest(Struct, kw_only=True):
     """Get a dataset from the Hugging Face Hub."""
 
@@ -349,6 +415,7 @@ Message: TypeAlias = (
     | JobProgress
     | RowScores
     | Scored
+    | Evaluations
     | Fetched
     | RunPlan
     | Exported

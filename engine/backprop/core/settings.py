@@ -207,6 +207,9 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             rule="ten over the run, fewer where they would take more than a tenth of its time",
         ),
     ] = "auto"
+    eval_base: Annotated[
+        bool, _evaluation("score the untouched model on the held-out rows first, to say at the end whether it helped")
+    ] = True
     early_stopping: Annotated[
         _Positive | None, _evaluation("stop after so many evaluations in a row without a better one")
     ] = None
@@ -280,7 +283,16 @@ WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
         *("data", "model", "mapping", "skip_bad", "samples"),
-        *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
+        *(
+            "eval_steps",
+            "eval_base",
+            "early_stopping",
+            "save_steps",
+            "save_minutes",
+            "keep_best",
+            "oom_recovery",
+            "gpu_max_temp",
+        ),
     }
 )
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""

@@ -30,7 +30,6 @@ def demo_config(output_dir: str = "./output") -> RunConfig:
         gradient_accumulation=1,
         learning_rate=1e-3,
         max_seq_length=256,
-        held_out="none",
         lora_r=16,
         lora_dropout=0.0,
         output_dir=str(expand(output_dir)),

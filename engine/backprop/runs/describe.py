@@ -113,7 +113,7 @@ def describe(event: ev.AnyEvent) -> str:
                 f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s{metrics_text(event.metrics)}"
             )
         case ev.Evaluated():
-            best = ", the best so far" if event.best else ""
+            best = ", the best so far" if event.best else " (the untouched model)" if event.base else ""
             told = f"held-out loss {number(event.loss)}{metrics_text(event.metrics)} over {event.rows} rows{best}"
             return f"step {event.step}: {told}"
         case ev.Sample():
@@ -147,13 +147,34 @@ def describe(event: ev.AnyEvent) -> str:
         case ev.RunFinished():
             loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
             used = "" if event.energy is None else f", {event.energy:.1f} Wh"
-            return f"run {event.status} after {event.steps} steps in {duration(event.duration_seconds)}{loss}{used}"
+            helped = f"; {short_verdict(event.verdict)}" if event.verdict else ""
+            took = duration(event.duration_seconds)
+            return f"run {event.status} after {event.steps} steps in {took}{loss}{used}{helped}"
         case ev.RunFailed():
             return f"run failed: [{event.code}] {event.message}"
         case ev.Gpu() | ev.Heartbeat() | ev.Unknown():
             return ""
         case _:
             assert_never(event)
+
+
+def short_verdict(verdict: ev.Verdict) -> str:
+    """``better −0.42 (n 50)``."""
+    return f"{verdict.word} {signed(verdict.difference)} (n {verdict.rows})"
+
+
+def verdict_words(verdict: ev.Verdict) -> str:
+    """Whether it helped, by how much, how sure that is, and what so many rows could have shown."""
+    words = f"{verdict.word}: held-out loss {signed(verdict.difference)}"
+    if verdict.low is None or verdict.high is None or verdict.smallest is None:
+        return f"{words} on {verdict.rows} row: too few"
+    words += f", with 95 % between {signed(verdict.low)} and {signed(verdict.high)}, on {verdict.rows} rows"
+    return words + (f", which show {verdict.smallest:.3f} or more" if verdict.word == "cannot tell" else "")
+
+
+def signed(value: float) -> str:
+    """A difference of losses."""
+    return f"{value:+.3f}".replace("-", "\u2212")
 
 
 def describe_dataset(event: ev.DatasetPrepared) -> str:

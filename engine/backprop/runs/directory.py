@@ -89,6 +89,7 @@ class RunDirectory:
         self.last_adapter = self.path / "adapter-last"
         self.model = self.path / "model"
         self.origin = self.path / "origin"
+        self.evaluations = self.path / "evaluations"
 
     @classmethod
     def create(

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core.errors import RunError
+from backprop.core.events import Verdict
 from backprop.core.files import exclusive
 from backprop.core.paths import data_dir, expand
 from backprop.runs.directory import RunDirectory, is_run
@@ -54,6 +55,8 @@ class RunSummary(Struct, kw_only=True):
     name: str = ""
     losses: list[float | None] = []
     """At most 60 values for a sparkline."""
+    verdict: Verdict | None = None
+    """Whether it helped."""
     damage: list[str] = []
 
 
@@ -78,6 +81,7 @@ def summarise(state: RunState) -> RunSummary:
         path=state.path,
         name=str(config.get("run_name") or ""),
         losses=thin(list(state.curves.loss), 60),
+        verdict=state.verdict,
         damage=state.damage,
     )
 

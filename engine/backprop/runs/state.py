@@ -168,13 +168,18 @@ class RunState(Struct, kw_only=True):
         recent = self.curves.seconds[-_RECENT:]
         if left <= 0 or not recent or self.status in ENDED:
             return None
-        evaluating = sum(each.seconds for each in self.evaluations) / max(1, self.step)
+        evaluating = sum(each.seconds for each in self.evaluations if not each.base) / max(1, self.step)
         return (sum(recent) / len(recent) + self.pacing_rest + evaluating) * left
 
     @property
     def output_path(self) -> str:
         """The directory of the trained adapter or whole model; empty before the end."""
         return self.finished.output_path if self.finished else ""
+
+    @property
+    def verdict(self) -> ev.Verdict | None:
+        """Whether the result is better than the base model; ``None`` before the end, and where it is not known."""
+        return self.finished.verdict if self.finished else None
 
     def silence(self, now: float) -> str:
         """What to say of an engine that lives and has said nothing for long; empty where all is well."""
@@ -233,7 +238,8 @@ class RunState(Struct, kw_only=True):
             case ev.DatasetPrepared():
                 self.dataset = event
             case ev.Evaluated():
-                self.evaluations.append(event)
+                # A run that begins again scores its base again.
+                self.evaluations = [e for e in self.evaluations if e.step != event.step] + [event]
             case ev.Sample():
                 # A resumed run answers again what it was ended at.
                 self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]

@@ -193,6 +193,15 @@ class Subset:
         return labels
 
     @property
+    def lines(self) -> npt.NDArray[np.int64]:
+        """The line of the file that each sample is from."""
+        return self.rows.lines[self.places]
+
+    def names(self) -> list[tuple[int, int]]:
+        """Line and hash of the content of the row that each sample is from."""
+        return list(zip(self.lines.tolist(), self.rows.contents[self.places].tolist(), strict=True))
+
+    @property
     def fingerprint(self) -> str:
         """Hash of these rows' tokens, trained flags and labels, in order; empty where there are none."""
         digest = hashlib.sha256()

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from backprop.core.events import Evaluated
@@ -18,6 +20,8 @@ from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching, MicroBatch
 from backprop.train.trainer import batch_loss
 
+Sums = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.int64]
 PROGRESS_SECONDS = 5.0
 PIECE = 64
 """Rows that are read at once."""
@@ -40,6 +44,8 @@ class Evaluator:
     """Called with the step, the batching from now on and the error."""
     on_progress: Callable[[int, int], object] = lambda done, total: None
     """Called now and then with how many of the rows are done, where that takes long."""
+    on_scored: Callable[[Evaluated, Sums, Weights], object] = lambda result, sums, weights: None
+    """Called with each result and, for every row, its summed loss and what that weighs."""
     best: float | None = None
     since_best: int = 0
     """Evaluations since the best one."""
@@ -47,8 +53,11 @@ class Evaluator:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def evaluate(self, step: int, between: Callable[[], object]) -> Evaluated:
+    def evaluate(self, step: int, between: Callable[[], object], *, base: bool = False) -> Evaluated:
         """Evaluate after ``step``; dropout is off during it and the mode is put back, also after an error.
+
+        Args:
+            base: it is the untouched model that answers: what training is compared with, and no result of it.
 
         Raises:
             GPUMemoryError: not even small micro-batches fit.
@@ -63,23 +72,27 @@ class Evaluator:
             self.on_halved(step, smaller, error)
             return True
 
-        total, weight, tokens, metrics = self.recovery.attempt(lambda: self._sum(between), lambda: None, halve)
+        sums, weights, tokens, metrics = self.recovery.attempt(lambda: self._sums(between), lambda: None, halve)
+        total, weight = float(sums.sum()), int(weights.sum())
         mean = total / weight if weight and math.isfinite(total) else math.nan
-        best = self.record(mean)
-        return Evaluated(
+        result = Evaluated(
             step=step,
             loss=mean if math.isfinite(mean) else None,
             tokens=tokens,
             rows=len(self.rows),
             seconds=time.perf_counter() - began,
-            best=best,
+            best=not base and self.record(mean),
+            base=base,
             metrics={name: value for name, value in metrics.means().items() if math.isfinite(value)},
         )
+        self.on_scored(result, sums, weights)
+        return result
 
     @torch.no_grad()
-    def _sum(self, between: Callable[[], object]) -> tuple[float, int, int, Metrics]:
-        """The loss summed over all rows, what it weighs, the number of supervised tokens, and the metrics."""
-        total, weight, tokens, done, metrics = 0.0, 0, 0, 0, Metrics()
+    def _sums(self, between: Callable[[], object]) -> tuple[Sums, Weights, int, Metrics]:
+        """Each row's summed loss, what it weighs, the number of supervised tokens of all, and the metrics."""
+        sums, weights = np.zeros(len(self.rows)), np.zeros(len(self.rows), dtype=np.int64)
+        tokens, done, metrics = 0, 0, Metrics()
         show = now_and_then(self.on_progress, PROGRESS_SECONDS)
         with evaluating(self.loaded.model):
             # A piece at a time, so that only its rows are read from disk.
@@ -88,12 +101,12 @@ class Evaluator:
                     between()
                     found = batch_loss(self.loaded, self.method, batch)
                     metrics.add(found, batch.weight)
-                    total += float(found.sum)
-                    weight += batch.weight
+                    places = start + np.array(batch.places)
+                    sums[places], weights[places] = found.rows, batch.row_weights
                     tokens += batch.supervised
                     done += batch.rows
                     show(done, len(self.rows))
-        return total, weight, tokens, metrics
+        return sums, weights, tokens, metrics
 
     def _micro_batches(self, start: int) -> list[MicroBatch]:
         """Those of the piece of rows that begins at ``start``."""

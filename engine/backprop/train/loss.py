@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -22,12 +23,14 @@ from backprop.train.packing import MicroBatch, pack
 class Loss(NamedTuple):
     """The loss of one micro-batch, summed over what its weight counts (a float32 scalar).
 
-    ``metrics`` are further values by name, each summed over the same, or over as many as ``counts`` says.
+    ``metrics`` are further values by name, each summed over the same, or over as many as ``counts`` says. ``rows`` is
+    the part of each row ([rows]), where no gradient is asked for.
     """
 
     sum: torch.Tensor
     metrics: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
+    rows: npt.NDArray[np.float64] | None = None
 
 
 class Metrics:
@@ -107,6 +110,14 @@ def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: 
         return [_head_and_loss(head, *parts[0], reduction)]
     # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
     return [checkpoint(_head_and_loss, head, *part, reduction, use_reentrant=False) for part in parts]
+
+
+def row_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> npt.NDArray[np.float64]:
+    """Cross-entropy summed over the supervised tokens of each row of a micro-batch ([rows]); as ``token_losses``."""
+    if not batch.supervised:
+        return np.zeros(batch.rows)
+    losses = token_losses(model, batch, plain_head=plain_head).double().cpu()
+    return np.array([float(part.sum()) for part in losses.split(batch.counts)])
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:

@@ -12,7 +12,7 @@ That mask is dense in torch's attention, so its cost grows with the square of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -43,6 +43,8 @@ class MicroBatch:
     counts: list[int]
     tokens: int
     rows: int
+    places: Sequence[int] = field(default=(), kw_only=True)
+    """Which of the rows that were collated it holds."""
 
     @property
     def supervised(self) -> int:
@@ -53,6 +55,11 @@ class MicroBatch:
     def weight(self) -> int:
         """What the loss is summed over, and the sum of a step is divided by: supervised tokens."""
         return self.supervised
+
+    @property
+    def row_weights(self) -> npt.NDArray[np.int64]:
+        """What of the weight each row has."""
+        return np.array(self.counts)
 
     def to(self, device: torch.device) -> MicroBatch:
         if device.type == "cpu":
@@ -122,9 +129,9 @@ class Batching:
         places = range(len(lengths))
         return [list(places[start : start + self.batch_size]) for start in range(0, len(lengths), self.batch_size)]
 
-    def join(self, rows: Sequence[Row]) -> MicroBatch:
-        """``rows`` as one micro-batch."""
-        return pack(rows) if self.packing else pad(rows)
+    def join(self, rows: Sequence[Row], places: Sequence[int] = ()) -> MicroBatch:
+        """``rows``, which have these places among those that are collated, as one micro-batch."""
+        return replace(pack(rows) if self.packing else pad(rows), places=places)
 
     def resized(self, batch_size: int, token_budget: int) -> Batching:
         return replace(self, batch_size=batch_size, token_budget=token_budget)

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,6 +26,9 @@ from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.worker.job import Send, run_job
+
+if TYPE_CHECKING:
+    from backprop.train.dataset import Subset
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Positions in one forward pass, padding included."""
@@ -112,7 +115,7 @@ def _read(place: Path) -> _Kept | None:
 
 def scores(
     model: Any,
-    prepared: preprocess.Prepared,
+    prepared: preprocess.Prepared | Subset,
     device: Any,
     dtype: Any,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -168,12 +171,11 @@ def scores(
 
 def _sums(model: Any, rows: Sequence[Any], device: Any, plain: bool) -> list[tuple[float, int]]:
     """Loss summed over the supervised tokens of each row, and their number."""
-    from backprop.train.loss import token_losses
-    from backprop.train.packing import pad, predictions
+    from backprop.train.loss import row_losses
+    from backprop.train.packing import pad
 
-    losses = token_losses(model, pad(rows).to(device), plain_head=plain).double().cpu()
-    counts = [len(predictions(mask)) for _, mask in rows]
-    return [(float(part.sum()), len(part)) for part in losses.split(counts)]
+    batch = pad(rows).to(device)
+    return list(zip(row_losses(model, batch, plain_head=plain).tolist(), batch.row_weights.tolist(), strict=True))
 
 
 def _smaller(error: RuntimeError, rows: int, longest: int) -> int:

@@ -16,22 +16,24 @@ import torch
 from backprop.core import events, rules
 from backprop.core.errors import RunError, TrainingError
 from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
-from backprop.core.jobs import Sampling
+from backprop.core.jobs import EvaluatedRow, Evaluation, Sampling
 from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
+from backprop.runs import evaluations
 from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
+from backprop.runs.verdict import compare
 from backprop.train import model as models
 from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.dataset import in_proportion, prepare
-from backprop.train.evaluate import Evaluator
+from backprop.train.evaluate import Evaluator, Sums, Weights
 from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
@@ -62,6 +64,9 @@ class Session:
         self.control = control
         self.steering = Steering(control, emit)
         self.ranks: Ranks | None = None
+        self.verdict: events.Verdict | None = None
+        self._scored: dict[int, list[EvaluatedRow]] = {}
+        """Scores of the rows after the last evaluated step, and after the best one of this stretch."""
         self._folder = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def run(self) -> EndStatus:
@@ -108,6 +113,7 @@ class Session:
                 samples_seen=self.reporter.samples_seen,
                 tokens_seen=self.reporter.tokens_seen,
                 energy=energy,
+                verdict=self.verdict,
             )
         )
         return status
@@ -274,6 +280,7 @@ class Session:
         with closing(saver):
             saver.require_space(expected_bytes(self.loaded.model, config))
             steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
+            self.score_base(callbacks.evaluator)
             goes_on = callbacks.begin()
             self.reporter.start_clock()
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
@@ -283,7 +290,56 @@ class Session:
             finish()
             shutil.rmtree(self.directory.origin, ignore_errors=True)
             result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
+            self.judge(result, callbacks.evaluator)
         return steps, result
+
+    def score_base(self, evaluator: Evaluator) -> None:
+        """Before the first step: the untouched model's loss on the held-out rows, which is then kept for the end."""
+        if self.start.checkpoint or not self.config.eval_base or not len(evaluator):
+            return
+        if self.start.weights and self.config.mode not in ("lora", "qlora"):
+            # No adapter to leave out: the base is not in memory any more, but the run that it comes from scored it.
+            parent = Path(self.directory.read_record().forked_from).parents[1]
+            if (known := evaluations.read(RunDirectory(parent), 0)) is not None:
+                self.keep(0, known.rows)
+            return
+        self.emit(PhaseChanged(phase="evaluating", detail="the untouched model"))
+        with self.loaded.mode.base_answers(self.loaded.model):
+            result = evaluator.evaluate(0, self.steering.look, base=True)
+        self.keep(0, self._scored.pop(0))
+        self.emit(result)
+        self.emit(PhaseChanged(phase="training"))
+
+    def judge(self, step: int, evaluator: Evaluator) -> None:
+        """Compare the result, which is that of ``step``, with the base model, where both were evaluated."""
+        base = evaluations.read(self.directory, 0)
+        if base is None or not len(evaluator):
+            return
+        if step not in self._scored:
+            if self.steering.stop is not None:
+                return  # who ends a run early does not want to wait
+            self.emit(PhaseChanged(phase="evaluating", detail="the result"))
+            evaluator.evaluate(step, self.steering.look)
+        self.keep(step, self._scored[step])
+        self.verdict = compare(base.rows, self._scored[step])
+
+    def scored(self, result: events.Evaluated, sums: Sums, weights: Weights) -> None:
+        """Remember what each row scored, until it is known of which step the result is."""
+        samples = zip(self.evaluated.names(), sums.tolist(), weights.tolist(), strict=True)
+        if result.best:
+            self._scored.clear()
+        elif len(self._scored) > 1:
+            self._scored.popitem()
+        self._scored[result.step] = evaluations.by_row((*name, *score) for name, *score in samples)
+
+    def keep(self, step: int, rows: list[EvaluatedRow]) -> None:
+        """Keep the scores of a step in the run's directory; a disk that does not take them ends no run."""
+        found = Evaluation(source=self.directory.run_id, step=step, fingerprint=self.evaluated.fingerprint, rows=rows)
+        try:
+            evaluations.write(evaluations.step_file(self.directory, step), found)
+        except OSError as error:
+            message = f"the scores of step {step} row by row could not be kept: {error.strerror or error}"
+            self.emit(events.Warning(code="SCORES_NOT_KEPT", message=message))
 
     def settle_batch(self, loop: StepLoop) -> None:
         """Have the longest row measured where a card tells its memory; another batch than the estimated one is said."""
@@ -311,6 +367,7 @@ class Session:
                 self.evaluated,
                 loop.batching,
                 recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
+                on_scored=self.scored,
                 on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
                 on_progress=lambda done, total: emit(
                     PhaseChanged(phase="evaluating", detail=f"{100 * done // total} %")

@@ -24,11 +24,14 @@ class Method(Protocol):
     """What has to be said about choices that the rows made."""
 
     def collate(self, rows: Sequence[Any], batching: Batching) -> list[MicroBatch]:
-        """The micro-batches of ``rows``. Their weights are known before the first of them is computed."""
+        """The micro-batches of ``rows``, each with its ``places``. Their weights are known before any is computed."""
         ...
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
-        """The loss of a micro-batch that is on the model's device, summed and not yet divided by its weight."""
+        """The loss of a micro-batch that is on the model's device, summed and not yet divided by its weight.
+
+        Without gradients (an evaluation) each row's part too, in ``Loss.rows``.
+        """
         ...
 
 

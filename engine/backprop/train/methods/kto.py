@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from backprop.core.settings import RunConfig
@@ -71,6 +72,10 @@ class JudgedBatch(MicroBatch):
         """Rows, whatever they count: as in the paper the weights are not divided out."""
         return self.rows
 
+    @property
+    def row_weights(self) -> npt.NDArray[np.int64]:
+        return np.ones(self.rows, np.int64)
+
 
 class KTO:
     """Rows are ``Judged`` within ``Referenced``."""
@@ -95,7 +100,7 @@ class KTO:
             divergence.others.append((batching.join([both[place][1] for place in group]), known[:, 1]))
             batches.append(
                 JudgedBatch(
-                    **vars(batching.join([both[place][0] for place in group])),
+                    **vars(batching.join([both[place][0] for place in group], group)),
                     reference=known[:, 0],
                     good=torch.tensor([good[place] for place in group]),
                     divergence=divergence,
@@ -116,7 +121,8 @@ class KTO:
             "kl": batch.rows * divergence,
         }
         good = int(batch.good.sum())
-        return Loss(losses.sum().float(), metrics, {"rewards/chosen": good, "rewards/rejected": batch.rows - good})
+        counts = {"rewards/chosen": good, "rewards/rejected": batch.rows - good}
+        return Loss(losses.sum().float(), metrics, counts, losses.detach().double().cpu().numpy())
 
     def judge(
         self, ratios: torch.Tensor, good: torch.Tensor, divergence: torch.Tensor

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -31,6 +32,10 @@ class PairBatch(MicroBatch):
     def weight(self) -> int:
         """Pairs."""
         return self.rows
+
+    @property
+    def row_weights(self) -> npt.NDArray[np.int64]:
+        return np.ones(self.rows, np.int64)
 
 
 class Compared(NamedTuple):
@@ -59,7 +64,7 @@ class Preference:
             sides: list[Row] = [side for place in group for side in (pairs[place].chosen, pairs[place].rejected)]
             known = [row.reference for row in (rows[place] for place in group) if isinstance(row, Referenced)]
             reference = torch.from_numpy(np.stack(known)) if known else None
-            batches.append(PairBatch(**{**vars(batching.join(sides)), "rows": len(group)}, reference=reference))
+            batches.append(PairBatch(**{**vars(batching.join(sides, group)), "rows": len(group)}, reference=reference))
         return batches
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
@@ -74,7 +79,8 @@ class Preference:
             "rewards/rejected": rewards[:, 1],
             **metrics,
         }
-        return Loss(losses.sum().float(), {name: value.detach().sum() for name, value in found.items()})
+        rows = losses.detach().double().cpu().numpy()
+        return Loss(losses.sum().float(), {name: value.detach().sum() for name, value in found.items()}, rows=rows)
 
     def compare(self, logps: torch.Tensor, lengths: torch.Tensor, reference: torch.Tensor | None) -> Compared:
         """What each pair comes to.

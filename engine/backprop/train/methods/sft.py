@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from backprop.train.loss import Loss, has_plain_head, summed_loss
+from backprop.train.loss import Loss, has_plain_head, row_losses, summed_loss
 from backprop.train.model import evaluating
 from backprop.train.packing import Batching, MicroBatch, Row
 
@@ -22,10 +22,13 @@ class SFT:
 
     def collate(self, rows: Sequence[Row], batching: Batching) -> list[MicroBatch]:
         groups = batching.groups([len(ids) for ids, _ in rows])
-        return [batching.join([rows[place] for place in group]) for group in groups]
+        return [batching.join([rows[place] for place in group], group) for group in groups]
 
     def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
-        return Loss(summed_loss(model, batch, plain_head=self._plain_head))
+        if torch.is_grad_enabled():
+            return Loss(summed_loss(model, batch, plain_head=self._plain_head))
+        rows = row_losses(model, batch, plain_head=self._plain_head)
+        return Loss(torch.tensor(rows.sum()), rows=rows)
 
 
 METHOD = SFT

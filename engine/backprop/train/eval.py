@@ -1,0 +1,195 @@
+"""What a model scores on rows, one by one: ``python -P -m backprop.train.eval DIRECTORY``.
+
+The model is loaded once, answers with its adapter and, where that is asked too, without. The rows are tokenised, masked
+and cut as training does it, so that a loss is the one on the run's curve. What the model is to answer is a row's last
+answer, from exactly the tokens that stand before it in training.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backprop.core.errors import GPUMemoryError, InputError
+from backprop.core.events import DatasetPrepared, Event, ModelLoading, Warning  # noqa: A004
+from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress, RowScore
+from backprop.core.settings import RunConfig
+from backprop.runs.directory import RunDirectory, is_run
+from backprop.train.chat import Speaker, open_speaker
+from backprop.worker.job import Send, run_job
+
+# Heavy libraries are imported where they are used: the job first sees to its log.
+if TYPE_CHECKING:
+    from backprop.data.tokenizer import ChatTokenizer
+    from backprop.train.dataset import Subset
+    from backprop.train.packing import Row
+
+AT_ONCE = 8
+"""Prompts that are answered together."""
+
+
+def evaluate(request: EvalRequest, send: Send) -> Evaluations:
+    """Score the rows that the request names.
+
+    Raises:
+        ModelLoadError, CheckpointError, InputError: as ``chat.open_speaker``.
+        DatasetError: the rows cannot be read; InputError: there are none.
+        GPUMemoryError: not even one row fits.
+    """
+    speaker = open_speaker(request.model, send)
+    if request.base and not speaker.has_base:
+        raise InputError("this is a whole model: it has no adapter to leave out", hint="name the base with --vs")
+    rows = rows_of(request, Path(speaker.model.config._name_or_path), send)
+    if request.generate and (speaker.on_texts or rows.rows.summary.format == "text"):
+        hint = "leave --metrics out: loss and perplexity are measured"
+        raise InputError("the rows are plain texts, which have no prompt and no answer", hint=hint)
+    source = Path(request.model.source)
+    name = RunDirectory(source).run_id if is_run(source) else str(source)
+    found = []
+    for tuned in (True, False)[: 1 + request.base]:
+        step = request.model.step if tuned else 0
+        with speaker.side(tuned):
+            scored = _scored(speaker, rows, request, send, "" if tuned else " by the base model")
+        found.append(Evaluation(source=name, step=step, fingerprint=rows.fingerprint, rows=scored))
+    return Evaluations(sides=found)
+
+
+def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
+    """The held-out rows of a run, or the trained ones, or all of a dataset, for the tokenizer in this folder."""
+    import msgspec
+
+    from backprop.runs.checkpoints import CheckpointStore
+    from backprop.runs.state import read_run
+    from backprop.train.dataset import prepare
+    from backprop.train.resume import split_of
+
+    config, split, now = RunConfig(data=request.data, held_out="none", skip_bad=True), None, None
+    if request.run:
+        run = RunDirectory(Path(request.run))
+        record = run.find_record()
+        settings = {**msgspec.to_builtins(record.config), **read_run(run.path).config}
+        config = msgspec.convert({**settings, "method": "sft"}, RunConfig)  # of a pair, the chosen answer
+        kept = CheckpointStore(run.checkpoints, record.run_id).checkpoints()
+        split, now = split_of(kept[-1].path if kept else None), datetime.fromtimestamp(record.created)
+        if request.data:
+            others = {"data": request.data, "held_out": "none", "samples": None, "skip_bad": True}
+            config = msgspec.structs.replace(config, **others)
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Warning | ModelLoading):
+            send(event)
+        elif isinstance(event, DatasetPrepared) and event.unusable:
+            message = f"{event.unusable} of {event.rows} rows of {event.path} cannot be used and are not scored"
+            send(Warning(code="ROWS_LEFT_OUT", message=message, hint="`backprop validate` lists them"))
+
+    _, trained, held_out = prepare(config, tokenizer, tell, lambda: False, split=split, now=now)
+    rows = trained if request.data or request.trained else held_out
+    if not len(rows):
+        hint = "name rows with --data, or take those that were trained with --trained"
+        raise InputError("the run has no held-out rows", hint=hint)
+    return rows
+
+
+def _scored(speaker: Speaker, rows: Subset, request: EvalRequest, send: Send, by: str) -> list[EvaluatedRow]:
+    """The rows with their losses and texts, and answers where these are asked for."""
+    import torch
+
+    from backprop.runs.metrics import measure
+    from backprop.train import perplexity
+
+    def progress(doing: str) -> Any:
+        return lambda done, total: send(JobProgress(doing=doing + by, done=done, total=total))
+
+    weight = speaker.model.get_input_embeddings().weight
+    found: dict[int, RowScore] = {}
+    with torch.no_grad():
+        for some in perplexity.scores(speaker.model, rows, weight.device, weight.dtype, progress("scoring")):
+            found |= {score.line: score for score in some}
+    scored: dict[int, EvaluatedRow] = {}
+    prompts: list[Any] = []
+    for index, (line, content) in enumerate(rows.names()):
+        before, answer, text = _parts(rows.row(index), speaker.chat, on_texts=rows.rows.summary.format == "text")
+        score = found.get(line)
+        if line not in scored:
+            tokens = score.tokens if score else int(rows.row(index)[1][1:].sum())
+            scored[line] = EvaluatedRow(
+                line=line, content=content, loss=score.loss if score else None, tokens=tokens, expected=answer
+            )
+            scored[line].prompt = speaker.chat.tokenizer.decode(before, skip_special_tokens=True).strip()
+            prompts.append(before)
+        else:
+            scored[line].expected += answer
+        scored[line].bytes += len(text.encode())
+    if request.generate:
+        answers = _answers(speaker, prompts, request.max_tokens, progress("answering"))
+        for row, said in zip(scored.values(), answers, strict=True):
+            row.answer, row.metrics = said, measure(said, row.expected, request.regex)
+    return list(scored.values())
+
+
+def _parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int], str, str]:
+    """The tokens before a row's last answer, that answer, and the text of all that is supervised. A text is one."""
+    import numpy as np
+
+    ids, trained = row
+    at = np.flatnonzero(trained)
+    gaps = np.flatnonzero(np.diff(at) > 1)
+    start = 0 if on_texts else int(at[gaps[-1] + 1] if len(gaps) else at[0])
+
+    def text(some: Any) -> str:
+        return str(chat.tokenizer.decode(some.tolist(), skip_special_tokens=True)).strip()
+
+    return ids[:start].tolist(), text(ids[start : at[-1] + 1]), text(ids[at])
+
+
+def _answers(speaker: Speaker, prompts: list[list[int]], most: int, progress: Any) -> list[str]:
+    """Greedy answers, some prompts at a time, the longest first; fewer at a time where memory runs out."""
+    import torch
+
+    from backprop.train.generate import answer_text, context_of
+    from backprop.train.model import evaluating
+    from backprop.train.out_of_memory import is_out_of_memory
+
+    model, chat = speaker.model, speaker.chat
+    device, end = next(model.parameters()).device, sorted(chat.end_ids)
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    answers, at, size = [""] * len(prompts), 0, AT_ONCE
+    while at < len(order):
+        chosen = order[at : at + size]
+        width = len(prompts[chosen[0]])
+        ids = torch.full((len(chosen), width), end[0] if end else 0)
+        attended = torch.zeros_like(ids)
+        for place, number in enumerate(chosen):
+            ids[place, width - len(prompts[number]) :] = torch.tensor(prompts[number])
+            attended[place, width - len(prompts[number]) :] = 1
+        room = min(most, (context_of(model) or width + most) - width)
+        try:
+            with evaluating(model), torch.inference_mode():
+                output = model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=attended.to(device),
+                    max_new_tokens=max(1, room),
+                    do_sample=False,
+                    use_cache=True,
+                    eos_token_id=end or None,
+                    pad_token_id=end[0] if end else 0,
+                )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1:
+                message = f"out of memory at one prompt of {width} tokens"
+                raise GPUMemoryError(message, hint="evaluate shorter rows with --data") from error
+            size = max(1, len(chosen) // 2)
+            torch.cuda.empty_cache()
+            continue
+        for place, number in enumerate(chosen):
+            answers[number] = answer_text(chat, output[place, width:].tolist()).strip()
+        at += len(chosen)
+        progress(at, len(order))
+    return answers
+
+
+if __name__ == "__main__":
+    run_job(EvalRequest, evaluate)
