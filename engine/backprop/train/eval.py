@@ -16,7 +16,7 @@ from backprop.core.events import DatasetPrepared, Event, ModelLoading, Warning  
 from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress, RowScore
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, is_run
-from backprop.train.chat import Speaker, open_speaker
+from backprop.train.chat import ModelSpeaker, open_speaker
 from backprop.worker.job import Send, run_job
 
 # Heavy libraries are imported where they are used: the job first sees to its log.
@@ -91,7 +91,7 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
     return rows
 
 
-def _scored(speaker: Speaker, rows: Subset, request: EvalRequest, send: Send, by: str) -> list[EvaluatedRow]:
+def _scored(speaker: ModelSpeaker, rows: Subset, request: EvalRequest, send: Send, by: str) -> list[EvaluatedRow]:
     """The rows with their losses and texts, and answers where these are asked for."""
     import torch
 
@@ -143,7 +143,7 @@ def _parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int],
     return ids[:start].tolist(), text(ids[start : at[-1] + 1]), text(ids[at])
 
 
-def _answers(speaker: Speaker, prompts: list[list[int]], most: int, progress: Any) -> list[str]:
+def _answers(speaker: ModelSpeaker, prompts: list[list[int]], most: int, progress: Any) -> list[str]:
     """Greedy answers, some prompts at a time, the longest first; fewer at a time where memory runs out."""
     import torch
 
