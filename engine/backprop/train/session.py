@@ -37,6 +37,7 @@ from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching
+from backprop.train.replay import keep_source, require_same_source
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop
@@ -127,6 +128,9 @@ class Session:
             values = msgspec.to_builtins(config)
             emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
 
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
+        for note in require_same_source(start.replays, self.identity, rows) if start.replays else ():
+            emit(note)
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
@@ -138,7 +142,6 @@ class Session:
             message += "are empty, and adapters do not change them"
             hint = "use the instruct version of the model, or a chat template without these tokens"
             emit(events.Warning(code="TOKENS_UNTRAINED", message=message, hint=hint))
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
@@ -149,6 +152,7 @@ class Session:
             load_weights(start.weights, self.loaded.model)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
+        keep_source(self.directory, self.identity, rows)
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
