@@ -404,7 +404,8 @@ class RunsScreen(BaseScreen):
         if len(runs) == 1:
             (run,) = runs
             text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
-            text += f" {bytes_text(sum(sizes(Path(run.path)).values()))} on the disk."
+            if run.path == (self._shown_state.path if self._shown_state else ""):
+                text += f" {bytes_text(sum(self._detail.files.values()))} on the disk."
             if needed := dependents(Path(run.path), self.found or ()):
                 text += f"\n\nNeeds it: {'; '.join(needed)}."
             answers = deleting(f"run {run.run_id}", from_home(run.path))

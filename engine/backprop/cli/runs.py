@@ -39,9 +39,11 @@ def chosen_runs(function: Callable[..., Any]) -> Callable[..., Any]:
         def choose(limit: int | None, sort: str = next(iter(SORTS)), reverse: bool = False) -> list[RunSummary]:
             with open_index() as index:
                 index.scan(expand(output_dir or "./output"))
-                found = (r for r in index.each() if status in (None, r.status) and matches(r, " ".join(words)))
+                found: Iterator[RunSummary] = (
+                    r for r in index.each() if status in (None, r.status) and matches(r, " ".join(words))
+                )
                 if sort == next(iter(SORTS)) and not reverse:  # as they come: no more are read than are shown
-                    return list(itertools.islice(found, limit))
+                    found = itertools.islice(found, limit)
                 return arranged(found, sort, backwards=reverse)[:limit]
 
         return function(choose=choose, **rest)

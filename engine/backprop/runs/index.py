@@ -284,10 +284,10 @@ def _copy_paths(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
 def _row(path: Path) -> tuple[str, tuple[str, str, float]]:
     """The statement that remembers the run in ``path``, and its values."""
     path = Path(os.path.realpath(path))  # a run that is reached under two names is one
-    try:
-        started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
-    except OSError:
-        started = time.time()
+    started = time.time()  # until it is read: runs are listed by their start
+    for name in ("events.jsonl", "run.json"):
+        with contextlib.suppress(OSError):
+            started = (path / name).stat().st_mtime
     return "insert or ignore into runs values (?, ?, ?, '', null)", (str(path), path.name, started)
 
 
