@@ -21,9 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests" / "tui"), str(ROOT / "tests" / "fixtures")]
 
+import msgspec  # noqa: E402
 from backprop.cli.main import main as cli  # noqa: E402
+from backprop.runs.directory import RunRecord  # noqa: E402
 from backprop.runs.index import RunIndex  # noqa: E402
-from recorded import Recorder, demo_like, ev, make_steps  # noqa: E402
+from recorded import demo_like, ev, make_steps  # noqa: E402
 
 from backprop_tui.run_reader import RunReader  # noqa: E402
 
@@ -32,13 +34,21 @@ ROUNDS = 7
 
 def make(output: Path, number: int) -> Path:
     """A finished run of five steps; each started a minute after the one before."""
-    run = Recorder(output, f"{number * 2654435761 % 2**48:012x}", demo_like(output), 1.7e9 + 60 * number)
+    run_id, created = f"{number * 2654435761 % 2**48:012x}", 1.7e9 + 60 * number
+    path = output / run_id
+    path.mkdir(parents=True)
+    record = RunRecord(run_id=run_id, created=created, config=demo_like(output))
+    (path / "run.json").write_bytes(msgspec.json.encode(record))
+    os.utime(path / "run.json", (created, created))
+    start = ev.RunStarted(config=msgspec.to_builtins(record.config), output_dir=str(path), pid=1)
     end = ev.RunFinished(
         status="done", steps=5, final_loss=1.0, output_path="/x", duration_seconds=7.0, samples_seen=20
     )
-    start = ev.RunStarted(config={"model": "m", "data": "/d/rows.jsonl"}, output_dir=str(run.directory.path), pid=1)
-    run.write(start, *make_steps(1, 5, 5), end)
-    return run.directory.path
+    with (path / "events.jsonl").open("wb") as file:
+        for seq, event in enumerate((start, *make_steps(1, 5, 5), end), 1):
+            event.run_id, event.seq, event.time = run_id, seq, created + seq
+            file.write(ev.encode(event))
+    return path
 
 
 def measure(name: str, work: Callable[[], object], rounds: int = ROUNDS, limit: float | None = None) -> None:

@@ -218,6 +218,10 @@ class RunsScreen(BaseScreen):
         keys = [key._replace(rank=1) if key.name == "compare" and ready else key for key in KEYS]
         return [key for key in keys if key.name not in hidden]
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The list's keys do nothing while it is not seen."""
+        return not (self._compared and action in {key.name for key in KEYS})
+
     def on_list_view_moved(self) -> None:
         self.show_keys()
         self._read_chosen()

@@ -73,6 +73,9 @@ async def test_marked_runs_are_overlaid_each_with_its_number_stroke_and_end(
         assert "1:00" in text_of(pilot.app).split("\n")[-2]
         await pilot.press("a", "l", "minus")
         assert "raw, log, by tokens" in text_of(pilot.app).split("\n")[1]
+        await pilot.press("x", "p", "n")  # keys of the list, which is not seen
+        assert isinstance(pilot.app.screen, RunsScreen)
+        assert "by tokens" in text_of(pilot.app).split("\n")[1]
         await pilot.press("escape")
         assert "marked" in text_of(pilot.app).split("\n")[0]
         assert "loss of" not in text_of(pilot.app)
@@ -82,12 +85,13 @@ async def test_of_two_runs_what_differs_is_beside_the_curves_where_there_is_room
     five(output)
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
         screen = await compared(pilot, 2)
+        await until(lambda: "0.0005" in text_of(pilot.app), "the differences")
         for words in ("loss of 2 runs", "what you set", "learning_ra… 0.001", "0.0005"):
             assert words in text_of(pilot.app)
         await pilot.resize_terminal(80, 24)
-        assert "what you set" not in text_of(pilot.app)
+        await until(lambda: "what you set" not in text_of(pilot.app), "the curves alone")
         await pilot.press("tab")
-        assert "learning_rate" in text_of(pilot.app)
+        await until(lambda: "learning_rate" in text_of(pilot.app), "the differences alone")
         assert "loss of" not in text_of(pilot.app)
         assert [each.key for each in screen._comparison.differences.found or () if each.group == "set"] == [
             "learning_rate",
