@@ -19,8 +19,9 @@ def facts(label: str, value: str, width: int, ink: str = "text") -> list[Row]:
 
 def model_rows(model: ModelLoaded, width: int) -> list[Row]:
     part = share(model.trainable_parameters, model.parameters)
+    nf4 = f", {model.share_4bit:.0%} of its bytes in 4 bits," if model.share_4bit else ""
     rows = [
-        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype} on {model.device}"),
+        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype}{nf4} on {model.device}"),
         fact("trained", f"{model.trainable_parameters / 1e6:.2f} M ({part}), {model.mode}"),
         *facts("layers", ", ".join(model.targets), width),
     ]
@@ -67,6 +68,8 @@ class DataPane(StateView):
             rows += [heading("dataset", width, safe(short_path(data.path))), *data_rows(data, width), []]
             note = "[in brackets: what is trained]"
             rows += [heading("first row", width, note), *row_rows(data.first_row, width), []]
+            if data.first_rejected:
+                rows += [heading("its rejected side", width), *row_rows(data.first_rejected, width), []]
             if data.problems:
                 total = sum(data.problem_counts.values())
                 rows.append(heading("findings", width, f"{count(total)} in all"))

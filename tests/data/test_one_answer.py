@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from backprop.core.errors import DatasetError
-from backprop.data.encode import Renderer, encode_row
+from backprop.data.encode import Renderer, Side, encode_row
 from backprop.data.example import PLAIN
 from backprop.data.formats import file_format
 from backprop.data.preprocess import prepare
@@ -108,7 +108,7 @@ def test_a_limit_does_to_rows_what_is_told_of_it(limit: int, model_dir: ModelDir
         format = "text" if "text" in row else "alpaca"
         rendered = Renderer(tokenizer).render(row, format, PLAIN)
         encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]
-        counter.add([(rendered, encode_row(rendered, encoding, tokenizer))], tokenizer.bos_id)
+        counter.add([[Side(rendered, encoded=encode_row(rendered, encoding, tokenizer))]], tokenizer.bos_id)
         fitted = truncate_value(row, tokenizer, limit)
         does = "cut" if fitted.cut else "split" if fitted.split else "whole"
         alone[does if fitted.samples else "answer_lost"] += 1

@@ -442,7 +442,7 @@ def test_answers_alone_are_trained_where_nobody_says_otherwise(model_dir: ModelD
     tokenizer, row = ChatTokenizer.load(model_dir("chatml")), pair("Who?", "Me.")
     shares = [
         prepare(write(tmp_path / "data.jsonl", [row]), model_dir("chatml")).trained.tolist(),
-        encode_value(row, tokenizer)[2].trained.tolist(),
+        encode_value(row, tokenizer)[0].encoded.trained.tolist(),
         [token.trained for token in explain_row(row, tokenizer)],
     ]
     assert shares[0] == shares[1] == shares[2]

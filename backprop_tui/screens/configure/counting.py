@@ -7,9 +7,10 @@ from pathlib import Path
 
 from backprop.core.datasets import find_fetched, is_hub_name
 from backprop.core.errors import BackpropError, ModelLoadError
+from backprop.core.methods import METHODS, Rows
 from backprop.core.models import find_tokenizer
 from backprop.core.settings import RunConfig
-from backprop.data.formats import file_format
+from backprop.data.formats import file_format, other_method
 from backprop.data.reader import open_source
 from backprop.data.truncate import CountedLengths, count_lengths
 from backprop.runs.measured import Peaks, measured_peaks
@@ -17,8 +18,8 @@ from backprop.runs.pace import Pace, pace
 
 from backprop_tui.screens.tasks import Task, Tasks
 
-Named = tuple[str, tuple[tuple[str, str], ...], str, bool, int]
-"""Data, mapping, model, whether answers alone are trained, and seed: what a count depends on."""
+Named = tuple[str, tuple[tuple[str, str], ...], str, Rows, bool, int]
+"""Data, mapping, model, what is learned from, whether answers alone are trained, and seed: what a count depends on."""
 
 
 class Counting:
@@ -44,7 +45,8 @@ class Counting:
         named = None
         if config is not None:
             mapping = tuple(config.mapping.items())
-            named = (config.data, mapping, config.model, config.train_on_responses, config.seed)
+            rows = METHODS[config.method].rows
+            named = (config.data, mapping, config.model, rows, config.train_on_responses, config.seed)
         if named == self._named:
             return
         self.stop()
@@ -71,10 +73,10 @@ class Counting:
     def _count(self, path: str, named: Named, task: Task[object]) -> object:
         from backprop.data.tokenizer import ChatTokenizer
 
-        _, mapping, model, answers_alone, seed = named
+        _, mapping, model, rows, answers_alone, seed = named
         with open_source(path, cancelled=task.stopped) as source:
             file = file_format(source, dict(mapping))
-        words = file.format or "of no known format"
+        words = "; ".join(filter(None, [file.format or "of no known format", other_method(file.format, rows)]))
         try:
             tokenizer = ChatTokenizer.load(find_tokenizer(model))
         except ModelLoadError as error:
@@ -84,6 +86,7 @@ class Counting:
             path,
             file,
             tokenizer,
+            rows=rows,
             everything=not answers_alone,
             seed=seed,
             progress=task.progress,

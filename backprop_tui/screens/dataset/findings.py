@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from backprop.core.errors import InputError
 from backprop.core.events import Problem
+from backprop.core.methods import Rows
 from backprop.data.example import PROBLEM_CODES
 
 from backprop_tui.screens.dataset.file import OpenFile
@@ -19,7 +20,7 @@ from backprop_tui.widgets.list_view import ListView
 if TYPE_CHECKING:
     from backprop.data.validate import Validation
 
-_OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format")
+_OF_THE_FILE = ("duplicate_row", "held_out_overlap", "special_token", "nul_byte", "mixed_format", "no_pair", "no_label")
 """Findings that reading the row alone does not give."""
 _ORDER = list(SEVERITY)
 _Found = tuple[Sequence[Problem], Mapping[str, int], "Validation | None"]
@@ -52,8 +53,8 @@ class FindingsPane(ListView):
         self._bad_lines = array("Q")
         self._say("not checked")
 
-    def check(self, opened: OpenFile) -> None:
-        """Check every row of a file, in a thread."""
+    def check(self, opened: OpenFile, rows: Rows = "conversation") -> None:
+        """Check every row of a file that a run learns from ``rows`` in, in a thread."""
 
         def check(task: Task[_Found]) -> _Found:
             from backprop.data.validate import validate
@@ -61,7 +62,7 @@ class FindingsPane(ListView):
             def so_far(problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
                 task.so_far(lambda: (list(problems), dict(counts), None))
 
-            found = validate(opened.path, progress=task.progress, cancelled=task.stopped, so_far=so_far)
+            found = validate(opened.path, rows=rows, progress=task.progress, cancelled=task.stopped, so_far=so_far)
             return found.problems, found.problem_counts, found
 
         self._unit = opened.source.unit

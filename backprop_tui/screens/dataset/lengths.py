@@ -38,13 +38,14 @@ class LengthsPane(TextView):
 
     def count(self, opened: OpenFile) -> None:
         """Count with the chosen tokenizer, or characters where there is none; then look at the limit of a run."""
-        tokenizer, model = self._chosen.tokenizer, self._chosen.model
+        tokenizer, model, rows = self._chosen.tokenizer, self._chosen.model, self._chosen.rows
 
         def count(task: Task[CountedLengths | int]) -> CountedLengths:
             counted = count_lengths(
                 opened.path,
                 opened.file,
                 tokenizer,
+                rows=rows,
                 progress=task.progress,
                 cancelled=task.stopped,
                 so_far=task.so_far,

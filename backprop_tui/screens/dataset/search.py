@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import InputError
+from backprop.core.methods import Rows
 from backprop.data.example import PROBLEM_CODES, Fields, RowError
 from backprop.data.formats import FORMATS, FileFormat, detect_fields
 from backprop.data.reader import Row as DataRow
@@ -54,8 +55,8 @@ def row_test(words: str, file: FileFormat, lines_of: LinesOf, chosen: Chosen) ->
     if colon and part == "finding":
         code = code_named(name)
         if code in _BY_LENGTH:
-            limit, load = chosen.limit, cache(chosen.load)
-            return partial(_at_limit, file=file, code=code, limit=limit, load=load), ""
+            limit, load, rows = chosen.limit, cache(chosen.load), chosen.rows
+            return partial(_at_limit, file=file, code=code, limit=limit, load=load, rows=rows), ""
         lines, note = lines_of(code)
         return lambda row: row.line in lines, note
     return text_test(words), ""
@@ -73,7 +74,9 @@ def code_named(name: str) -> str:
     return code
 
 
-def _at_limit(row: DataRow, file: FileFormat, code: str, limit: int, load: Callable[[], ChatTokenizer]) -> bool:
+def _at_limit(
+    row: DataRow, *, file: FileFormat, code: str, limit: int, load: Callable[[], ChatTokenizer], rows: Rows
+) -> bool:
     """Whether the limit does to the row what ``code`` says."""
     from backprop.data.truncate import truncate_value
 
@@ -81,7 +84,8 @@ def _at_limit(row: DataRow, file: FileFormat, code: str, limit: int, load: Calla
     if row.error is not None:
         return False
     try:
-        done = truncate_value(row.value, tokenizer, limit, format=format_of(row.value, file), mapping=file.mapping)
+        format = format_of(row.value, file)
+        done = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping, rows=rows)
     except RowError:
         return False
     return done.split and code == "cut" if done.finding is None else done.finding.code == code

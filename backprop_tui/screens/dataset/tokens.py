@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import ModelLoadError
+from backprop.core.methods import METHODS, Rows
 from backprop.core.models import find_tokenizer
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.core.resolve import resolve
@@ -40,6 +41,8 @@ class Chosen:
         self._tasks, self._then = tasks, then
         usual = resolve({}, kind="screen").values
         self.model: str = usual["model"]
+        self.rows: Rows = METHODS[usual["method"]].rows
+        """What a run by the usual settings learns from."""
         limit = usual["max_seq_length"]
         self.limit: int = USUAL_LENGTH if limit == "auto" else limit
         self.limit_chosen = False
@@ -115,29 +118,46 @@ def load_tokenizer(model: str) -> ChatTokenizer:
 
 
 def token_lines(
-    row: DataRow, file: FileFormat, tokenizer: ChatTokenizer, limit: int, *, brackets: bool = False
+    row: DataRow,
+    file: FileFormat,
+    tokenizer: ChatTokenizer,
+    limit: int,
+    *,
+    rows: Rows = "conversation",
+    brackets: bool = False,
 ) -> list[Row]:
     """The row as tokens, in two shades so that their borders show; what is marked is what is trained at the limit.
 
     Args:
         limit: the longest row in tokens; what it would do to this row is said.
+        rows: what is learned from; of a pair both sides are shown, one after the other.
         brackets: put trained tokens in brackets, for a terminal without colour.
     """
-    from backprop.data.encode import explain_row
-    from backprop.data.truncate import truncate_value
+    from backprop.data.encode import encode_value, tokens_of
+    from backprop.data.truncate import truncate_sides
 
     if row.error is not None:
         return problem_lines(row.error)
     try:
         format = format_of(row.value, file)
-        tokens = explain_row(row.value, tokenizer, format=format, mapping=file.mapping)
-        cut = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping)
+        sides = encode_value(row.value, tokenizer, format=format, mapping=file.mapping, rows=rows)
     except RowError as error:
         return problem_lines(error)
+    lines: list[Row] = []
+    headings = ("chosen", "rejected") if len(sides) == 2 else ("",)
+    for side, cut, heading in zip(sides, truncate_sides(sides, limit, tokenizer.bos_id), headings, strict=True):
+        lines += [[(f"── {heading} ──", "strong+bold")]] if heading else []
+        lines += [*_side_lines(tokens_of(side, tokenizer), cut, tokenizer, limit, brackets=brackets), []]
+    return lines[:-1]
+
+
+def _side_lines(
+    tokens: list[Token], cut: Truncated, tokenizer: ChatTokenizer, limit: int, *, brackets: bool
+) -> list[Row]:
     kept = cut.at([token.id for token in tokens])
     tokens = [structs.replace(token, trained=bool(trained)) for token, trained in zip(tokens, kept, strict=True)]
     left = len(tokens) - kept.count(None)
-    lines = [*_summary(tokens, left, tokenizer), *_cut(cut, limit), []]
+    lines: list[Row] = [*_summary(tokens, left, tokenizer), *_cut(cut, limit), []]
     lines += _body(tokens[:MOST_TOKENS], kept, brackets=brackets)
     if len(tokens) > MOST_TOKENS:
         lines.append([(f"… {len(tokens) - MOST_TOKENS:,} more tokens, not shown", "muted")])

@@ -37,20 +37,21 @@ _BY_TOKENS = frozenset(
     {
         *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
         *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
-        *("tools_dropped", "tool_calls_dropped", "label_false"),
+        *("tools_dropped", "tool_calls_dropped", "label_false", "prompt_differs"),
     }
 )
 """Findings that only training on rows gives, with a model's tokenizer and chat template."""
 
 
 @click.command
-@dataset_command("model", "max_seq_length")
+@dataset_command("model", "method", "max_seq_length")
 @click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
 def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_json: bool) -> int:
     """Check every row of a dataset without training. Exit code 1 when training would refuse rows of it.
 
     With --model, tokens are counted too, by the tokenizer of a model that is on this machine.
     """
+    from backprop.core.methods import METHODS
     from backprop.core.models import find_tokenizer
     from backprop.data.validate import validate as check
 
@@ -63,7 +64,8 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     path, mapping = config.data, config.mapping or None
     model_dir = find_tokenizer(model) if model else None
     with ProgressLine("checking") as progress:
-        found = check(path, mapping=mapping, held_out=held_out, progress=progress)
+        rows = METHODS[config.method].rows
+        found = check(path, mapping=mapping, rows=rows, held_out=held_out, progress=progress)
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
         tokens: dict[str, Any] | None = None
@@ -93,6 +95,7 @@ def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[di
     often it does.
     """
     from backprop.cli.estimate import card_memory
+    from backprop.core.methods import METHODS
     from backprop.data.preprocess import prepare
     from backprop.hardware.estimate import longest_rows
 
@@ -101,7 +104,13 @@ def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[di
         most = longest_rows(config, card_memory().bytes or 0)
     with ProgressLine("counting tokens") as progress:
         prepared = prepare(
-            config.data, model_dir, max_length=length, most=most, mapping=config.mapping or None, progress=progress
+            config.data,
+            model_dir,
+            rows=METHODS[config.method].rows,
+            max_length=length,
+            most=most,
+            mapping=config.mapping or None,
+            progress=progress,
         )
     summary = prepared.summary
     tokens = {

@@ -10,6 +10,7 @@ from backprop.data.example import PLAIN, Example, Fields, Format, RowError, Turn
 from backprop.data.messages import (
     apply_mask,
     check_turns,
+    holds_turns,
     read_marked,
     read_turns,
     refuse_unknown_mask,
@@ -201,17 +202,16 @@ class _Row:
 
     def _prompt_and_answer(self, of: str) -> tuple[list[Turn], list[Turn]]:
         """The prompt, and the one answer that is trained or judged, of a row of whichever format with one answer."""
-        name, chat = self.names.completion, self._chat_column()
-        if name in self.row or (chat is None and self.names.output not in self.row):
+        name, chat, text = self.names.completion, self._chat_column(), self.row.get(self.names.text)
+        marked = chat is None and self.names.output not in self.row and isinstance(text, str) and holds_turns(text)
+        if name in self.row or (chat is None and not marked and self.names.output not in self.row):
             prompt, answer = self._prompt(), self._answer(name, of)
             if answer and answer[0].role != "assistant":
                 prompt, answer = _asked_once(prompt, answer)
         else:
-            name = chat or self.names.output
-            turns: list[Turn] = self._conversation(chat, of) if chat else self.alpaca()["turns"]
-            start = len(turns)
-            while start and turns[start - 1].role == "assistant":
-                start -= 1
+            name = chat or (self.names.text if marked else self.names.output)
+            turns = self._conversation(chat, of) if chat else (self.chatml() if marked else self.alpaca())["turns"]
+            start = _last_answer(turns)
             prompt, answer = turns[:start], turns[start:]
         _need_answer(answer, name)
         return prompt, answer
@@ -232,11 +232,12 @@ class _Row:
 
     def preference(self) -> dict[str, Any]:
         names = self.names
-        if names.chosen in self.row or not {names.completion, names.output, self._chat_column()} & {*self.row}:
+        whole = {names.completion, names.output, names.text, self._chat_column()}
+        if names.chosen in self.row or not whole & {*self.row}:
             chosen, prompt = self._answer(names.chosen, "preference"), self._prompt()
         else:
             prompt, chosen = self._prompt_and_answer("preference")
-        rejected = self._answer(names.rejected, "preference")
+        rejected, unpaired = self._rejected()
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
@@ -244,15 +245,31 @@ class _Row:
         if lead:
             prompt, lead = _asked_once(prompt, lead)
             prompt = [*prompt, *lead]
-        elif rejected and rejected[0].role != "assistant":
-            rejected = _asked_once(prompt, rejected)[1]
+        else:
+            if chosen and chosen[0].role != "assistant":
+                prompt, chosen = _asked_once(prompt, chosen)
+            if rejected and rejected[0].role != "assistant":
+                rejected = _asked_once(prompt, rejected)[1]
+            for one, other in ((chosen, rejected), (rejected, chosen)):
+                if one and other and not prompt and one[0].role != "assistant" == other[0].role:
+                    start = _last_answer(one)  # one side has the question, the other the answer alone
+                    prompt = one[:start]
+                    del one[:start]
         if not prompt:
             self.warnings.append(RowError("no_prompt", names.prompt, "the pair has no prompt", "info"))
-        if chosen == rejected:
-            self._warn("same_sides", names.rejected, "chosen and rejected are the same")
         _need_answer(chosen, names.chosen)
-        _need_answer(rejected, names.rejected)
-        return {"turns": prompt, "chosen": chosen, "rejected": rejected}
+        unpaired = unpaired or _unpaired(chosen, rejected, names)
+        if unpaired is not None and not any(_same_place(unpaired, warning) for warning in self.warnings):
+            self._warn(unpaired.code, unpaired.field, unpaired.message)
+        return {"turns": prompt, "chosen": chosen, "rejected": rejected, "unpaired": unpaired}
+
+    def _rejected(self) -> tuple[list[Turn], RowError | None]:
+        """The rejected side, or why it cannot be read: what is learned from the chosen side alone does not need it."""
+        self._need(self.names.rejected, "preference")
+        try:
+            return self._answer(self.names.rejected, "preference"), None
+        except RowError as error:
+            return [], error
 
     def text(self) -> dict[str, Any]:
         name = self.names.text
@@ -274,6 +291,30 @@ class _Row:
 def _need_answer(side: list[Turn], name: str) -> None:
     if not any(turn.role == "assistant" for turn in side):
         raise RowError("no_assistant", name, f"{name} holds no turn of the assistant")
+
+
+def _last_answer(turns: list[Turn]) -> int:
+    """Where the assistant's turns at the end begin."""
+    start = len(turns)
+    while start and turns[start - 1].role == "assistant":
+        start -= 1
+    return start
+
+
+def _unpaired(chosen: list[Turn], rejected: list[Turn], names: Fields) -> RowError | None:
+    """Why two sides are no pair."""
+    for side, name in ((chosen, names.chosen), (rejected, names.rejected)):
+        if side and all(turn.blank() for turn in side):
+            return RowError("empty_content", name, f"{name} is empty")
+        if not any(turn.role == "assistant" for turn in side):
+            return RowError("no_assistant", name, f"{name} holds no turn of the assistant")
+    if chosen == rejected:
+        return RowError("same_sides", names.rejected, f"{names.chosen} and {names.rejected} are the same")
+    return None
+
+
+def _same_place(one: RowError, two: RowError) -> bool:
+    return (one.code, one.field) == (two.code, two.field)
 
 
 def _asked_once(prompt: list[Turn], answer: list[Turn]) -> tuple[list[Turn], list[Turn]]:

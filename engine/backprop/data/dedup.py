@@ -60,7 +60,10 @@ _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
 
 def _also_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[str, ...]:
     answer = names.chosen if format == "preference" else names.completion
-    return () if format in ("preference", "kto") and answer in value else PARTS_ALSO_READ.get(format, ())
+    if format not in ("preference", "kto"):
+        return PARTS_ALSO_READ.get(format, ())
+    whole = {names.completion, names.output, names.messages, names.conversations} & value.keys()
+    return () if answer in value else PARTS_ALSO_READ[format] if whole else ("text",)
 
 
 def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str]:

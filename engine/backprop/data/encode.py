@@ -13,6 +13,7 @@ from msgspec import Struct
 from tokenizers import Encoding
 
 from backprop.core.events import TokenSpan
+from backprop.core.methods import Rows
 from backprop.data.convert import convert
 from backprop.data.dedup import content_key
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
@@ -37,6 +38,8 @@ class Rendered(Struct):
     raw: bool = False
     everything: bool = False
     """All of it is trained, not the answers alone. Raw text always is."""
+    opens: int | None = None
+    """Characters before an answer that is compared or judged as a whole: a limit cuts these, never a part of it."""
     warnings: list[RowError] = []
 
 
@@ -44,32 +47,42 @@ class Renderer:
     """Rows → text, for one tokenizer.
 
     Args:
-        everything: all tokens are trained, not the answers alone, whatever rows say of their turns.
+        rows: what the method learns from.
+        everything: all tokens are trained, not the answers alone, whatever rows say of their turns; of conversations
+            and texts only.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, *, everything: bool = False) -> None:
+    def __init__(self, tokenizer: ChatTokenizer, *, rows: Rows = "conversation", everything: bool = False) -> None:
         self.tokenizer = tokenizer
         self.template = tokenizer.template
-        self.everything = everything
+        self.rows: Rows = rows
+        self.everything = everything and rows == "conversation"
 
     def render(self, row: Any, format: Format, names: Fields) -> Rendered:
-        """A row as the model will see it.
+        """A row as the model will see it; of a pair, the chosen side.
 
         Raises:
             RowError: the row cannot be trained.
         """
-        return self.rendered(convert(row, format, names))
+        return self.sides(convert(row, format, names))[0]
 
-    def rendered(self, example: Example) -> Rendered:
-        """The same of an example."""
-        if example.text is not None:
+    def sides(self, example: Example) -> list[Rendered]:
+        """An example as the model will see it: once, or each side of a pair.
+
+        Raises:
+            RowError: it cannot be trained.
+        """
+        if example.text is not None and self.rows == "conversation":
             _encodable(example.text)
             warnings = [*example.warnings, *self._odd_texts([example.text])]
-            return Rendered(example.text, [], raw=True, warnings=warnings)
-        return self._conversation(example)
+            return [Rendered(example.text, [], raw=True, warnings=warnings)]
+        sides = [self._conversation(turns, example) for turns in example.sides(self.rows)]
+        start = min(side.opens or 0 for side in sides)
+        if any(side.text[:start] != sides[0].text[:start] for side in sides):
+            raise RowError("prompt_differs", "", "the chat template writes the prompt differently for the two sides")
+        return sides
 
-    def _conversation(self, example: Example) -> Rendered:
-        turns = example.supervised()
+    def _conversation(self, turns: list[Turn], example: Example) -> Rendered:
         messages = self.template.messages(turns)
         text = self.template.conversation(messages, example.tools)
         _encodable(text)
@@ -87,7 +100,12 @@ class Renderer:
         if moved:
             words = "the chat template has no place for a system text: it is put before the first question"
             warnings.append(RowError("system_moved", "turns[0]", words, "info"))
-        return Rendered(text, answers, everything=self.everything, warnings=warnings)
+        if self.rows == "conversation":
+            return Rendered(text, answers, everything=self.everything, warnings=warnings)
+        prompt = len(example.turns)
+        prompt -= prompt > 0 and turns[prompt - 1].given > 0  # the answer goes on with its last turn
+        opens = next(span.start for span in spans if span.turn + moved >= prompt)
+        return Rendered(text, answers, opens=opens, warnings=warnings)
 
     def _odd_texts(self, texts: Sequence[str]) -> list[RowError]:
         """Tokens inside the row's own text that this model reads as the end or begin of a turn, and misread letters."""
@@ -221,6 +239,15 @@ def merge_spans(parts: Sequence[tuple[str, int]], trained: Sequence[bool | None]
     return spans
 
 
+class Side(Struct):
+    """A row, or one side of a pair, as text and then as tokens."""
+
+    rendered: Rendered
+    encoding: Encoding | None = None
+    """The tokenizer's own answer, until it is ``encoded``."""
+    encoded: Encoded = msgspec.field(default_factory=lambda: Encoded(np.empty(0, np.int32), np.empty(0, np.bool_), []))
+
+
 class EncodedRow(Struct):
     """A row on its way: read, then as text, then as tokens; ``error`` says why it goes no further."""
 
@@ -229,9 +256,10 @@ class EncodedRow(Struct):
     """The known format that it has."""
     content: int = 0
     """Hash of what it says, the same for equal rows in every process."""
-    rendered: Rendered = msgspec.field(default_factory=lambda: Rendered("", []))
-    encoding: Encoding | None = None
-    encoded: Encoded = msgspec.field(default_factory=lambda: Encoded(np.empty(0, np.int32), np.empty(0, np.bool_), []))
+    sides: list[Side] = []
+    """One; of a pair the chosen side, then the rejected one. None where there is an error."""
+    good: bool | None = None
+    """What a label says of the answer."""
     error: RowError | None = None
     warnings: list[RowError] = []
 
@@ -253,7 +281,7 @@ def encoded_rows(
         for row in rows:
             item = _render(row, file, renderer)
             batch.append(item)
-            characters += len(item.rendered.text)
+            characters += sum(len(side.rendered.text) for side in item.sides)
             open_ += item.error is None
             enough = wanted is not None and open_ >= wanted()
             if len(batch) < BATCH_ROWS and characters < BATCH_CHARACTERS and not enough:
@@ -278,8 +306,10 @@ def _render(row: Row, file: FileFormat, renderer: Renderer) -> EncodedRow:
     try:
         if isinstance(read.became, RowError):
             raise read.became
-        item.rendered = renderer.rendered(read.became)
-        item.warnings += item.rendered.warnings
+        item.sides = [Side(rendered) for rendered in renderer.sides(read.became)]
+        item.good = read.became.label
+        found = [warning for side in item.sides for warning in side.rendered.warnings]
+        item.warnings += {(each.code, each.field, each.message): each for each in found}.values()
         item.content = int.from_bytes(content_key(row.value, read.format, file.names)[:8], "little", signed=True)
     except RowError as error:
         item.error = error
@@ -288,20 +318,30 @@ def _render(row: Row, file: FileFormat, renderer: Renderer) -> EncodedRow:
 
 def _encode(batch: list[EncodedRow], tokenizer: ChatTokenizer) -> None:
     for raw in (False, True):
-        items = [item for item in batch if item.error is None and item.rendered.raw == raw]
-        encodings = tokenizer.encode([item.rendered.text for item in items], special=raw) if items else []
-        for item, encoding in zip(items, encodings, strict=True):
-            item.encoding = encoding
+        sides = [side for item in batch if item.error is None for side in item.sides if side.rendered.raw == raw]
+        encodings = tokenizer.encode([side.rendered.text for side in sides], special=raw) if sides else []
+        for side, encoding in zip(sides, encodings, strict=True):
+            side.encoding = encoding
 
 
 def _encoded(batch: list[EncodedRow], done: Future[None], tokenizer: ChatTokenizer) -> list[EncodedRow]:
     done.result()
     for item in batch:
-        if item.encoding is not None:
-            item.encoded, item.encoding = encode_row(item.rendered, item.encoding, tokenizer), None
-            if not item.encoded.trained.any():
-                item.error = RowError("nothing_to_train", "", "no token of the row would be trained")
+        for side in item.sides if item.error is None else ():
+            assert side.encoding is not None
+            side.encoded, side.encoding = encode_row(side.rendered, side.encoding, tokenizer), None
+        item.error = item.error or _untrainable([side.encoded for side in item.sides])
     return batch
+
+
+def _untrainable(sides: Sequence[Encoded]) -> RowError | None:
+    """What only tokens tell: nothing of a side is trained, or both sides are the same to the model."""
+    if not all(side.trained.any() for side in sides):
+        return RowError("nothing_to_train", "", "no token of the row would be trained")
+    one, *other = (side.ids[: side.answers[-1][1]] for side in sides if side.answers)
+    if other and np.array_equal(one, other[0]):
+        return RowError("same_sides", "", "the two sides are the same as the model reads them")
+    return None
 
 
 class Token(Struct, frozen=True):
@@ -319,9 +359,10 @@ def encode_value(
     *,
     format: Format | None = None,
     mapping: Mapping[str, str] | None = None,
+    rows: Rows = "conversation",
     train_on_responses: bool = True,
-) -> tuple[Rendered, Encoding, Encoded]:
-    """One row alone, as text, as the tokenizer's own answer, and as it is trained.
+) -> list[Side]:
+    """One row alone, as text, as the tokenizer's own answer, and as it is trained; of a pair both sides.
 
     Raises:
         RowError: the row cannot be trained.
@@ -330,30 +371,30 @@ def encode_value(
     known = format or read_as(value, None, names)
     if known is None:
         raise unknown_format(value)
-    rendered = Renderer(tokenizer, everything=not train_on_responses).render(value, known, names)
-    encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]
-    return rendered, encoding, encode_row(rendered, encoding, tokenizer)
+    renderer = Renderer(tokenizer, rows=rows, everything=not train_on_responses)
+    sides = []
+    for rendered in renderer.sides(convert(value, known, names)):
+        encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]
+        sides.append(Side(rendered, encoding, encode_row(rendered, encoding, tokenizer)))
+    if (error := _untrainable([side.encoded for side in sides])) is not None and renderer.rows != "conversation":
+        raise error
+    return sides
 
 
-def explain_row(
-    value: Any,
-    tokenizer: ChatTokenizer,
-    *,
-    format: Format | None = None,
-    mapping: Mapping[str, str] | None = None,
-    train_on_responses: bool = True,
-) -> list[Token]:
-    """Every token of a row, uncut, with whether it is trained.
+def explain_row(value: Any, tokenizer: ChatTokenizer, **options: Any) -> list[Token]:
+    """The tokens of a row alone (``tokens_of``), with options of ``encode_value``; of a pair, those of the chosen side.
 
     Raises:
         RowError: the row cannot be trained.
     """
-    rendered, encoding, encoded = encode_value(
-        value, tokenizer, format=format, mapping=mapping, train_on_responses=train_on_responses
-    )
+    return tokens_of(encode_value(value, tokenizer, **options)[0], tokenizer)
+
+
+def tokens_of(side: Side, tokenizer: ChatTokenizer) -> list[Token]:
+    """Every token of one of ``encode_value``'s sides, uncut, with whether it is trained."""
+    assert side.encoding is not None
+    shown = pieces(side.rendered, side.encoding, side.encoded, tokenizer)
     return [
         Token(text, id, trained, id in tokenizer.special_ids)
-        for (text, id), trained in zip(
-            pieces(rendered, encoding, encoded, tokenizer), encoded.trained.tolist(), strict=True
-        )
+        for (text, id), trained in zip(shown, side.encoded.trained.tolist(), strict=True)
     ]

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct, field
 
 from backprop.core.events import Problem
+from backprop.core.methods import Rows
 
 Format: TypeAlias = Literal["sharegpt", "alpaca", "openai", "chatml", "prompt_completion", "text", "preference", "kto"]
 Severity: TypeAlias = Literal["error", "warning", "info"]
@@ -67,6 +68,9 @@ PROBLEM_CODES: dict[str, str] = {
     "bad_as_good": "a reward or label that nothing reads calls the answer bad: it is trained as a good one",
     "same_sides": "the two sides of a preference pair are the same",
     "no_prompt": "a preference pair without prompt",
+    "no_pair": "the row has no rejected side, and the method learns from pairs",
+    "no_label": "no label judges the answer, and the method learns from judged ones",
+    "prompt_differs": "the chat template writes the prompt of a pair differently for its two sides",
     "one_label": "all labels of a feedback file are the same: there is nothing to tell apart",
     "duplicate_row": "the same content as an earlier row",
     "near_duplicate": "almost the same words as an earlier row",
@@ -107,6 +111,13 @@ class RowError(Exception):
         self.field = field
         self.message = message
         self.severity: Severity = severity
+
+
+def one_label(good: bool, field: str = "label") -> RowError:
+    """The warning about feedback whose answers are all judged alike."""
+    words = f"every label is {str(good).lower()}: kto needs answers of both kinds; "
+    words += "add bad ones, or learn from good ones alone with --method sft" if good else "add good ones"
+    return RowError("one_label", field, words, "warning")
 
 
 class Findings:
@@ -201,19 +212,46 @@ class Example(Struct, kw_only=True):
     rejected: list[Turn] = field(default_factory=list)
     completion: list[Turn] = field(default_factory=list)
     label: bool | None = None
+    unpaired: RowError | None = None
+    """Why the two sides of a preference row are no pair: one is empty or cannot be read, or they are the same."""
     tools: list[dict[str, Any]] | None = None
     warnings: list[RowError] = field(default_factory=list)
     """What was understood but is not trained as it stands, or looks wrong: empty content, odd order of roles …"""
 
-    def teaches(self) -> bool:
-        """Whether training has something to learn: a text, an answer, in a pair one on either side."""
+    def fault(self, rows: Rows = "conversation") -> RowError | None:
+        """Why a method that learns from such rows learns nothing from this one; ``None`` where it does."""
+        if rows == "pairs" and self.format != "preference":
+            return RowError("no_pair", "", "no rejected side: the method learns from pairs")
+        if rows == "feedback" and self.format != "kto":
+            return RowError("no_label", "", "no label: the method learns from answers labelled good or bad")
+        if rows == "pairs" and self.unpaired is not None:
+            return self.unpaired
         if self.text is not None:
-            return True
-        sides = {"preference": (self.chosen, self.rejected), "kto": (self.completion,)}.get(self.format, (self.turns,))
-        return all(
+            return None
+        sides = {"preference": [self.chosen], "kto": [self.completion]}.get(self.format, [self.turns])
+        taught = all(
             any(turn.role == "assistant" and turn.train is not False and not turn.blank() for turn in side)
-            for side in sides
+            for side in (*sides, *([self.rejected] if rows == "pairs" else []))
         )
+        return None if taught else RowError("nothing_to_train", "", NO_ANSWER)
+
+    def sides(self, rows: Rows = "conversation") -> list[list[Turn]]:
+        """The conversations that a method learns from: one, or those of a pair, the chosen side first.
+
+        Of pairs and of feedback no answer in the prompt is trained, whatever the row says.
+
+        Raises:
+            RowError: it learns nothing from the row (``fault``), or leaves it out (``supervised``).
+        """
+        if rows == "conversation":
+            return [self.supervised()]
+        if (fault := self.fault(rows)) is not None:
+            raise fault
+        prompt = [
+            msgspec.structs.replace(turn, train=False) if turn.role == "assistant" else turn for turn in self.turns
+        ]
+        answers = (self.chosen, self.rejected) if rows == "pairs" else (self.completion,)
+        return [followed(prompt, answer) for answer in answers]
 
     def supervised(self) -> list[Turn]:
         """The conversation that supervised fine-tuning learns from.

@@ -19,7 +19,7 @@ from backprop.core.files import new_file
 from backprop.core.paths import cache_dir
 from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
-from backprop.data.example import NO_ANSWER, Example, Format, RowError
+from backprop.data.example import Example, Format, RowError
 from backprop.data.formats import FileFormat, detect_fields, file_format, mixed_format, read_as, unknown_format
 from backprop.data.line_index import Cancelled, Progress, watched
 from backprop.data.reader import Row, Source
@@ -94,10 +94,10 @@ class Reader:
         read.index = index
         if isinstance(read.became, Example):
             read.became.warnings += read.warnings
-            if read.became.teaches():
-                read.key = content_key(row.value, read.format, self.file.names)
+            if (fault := read.became.fault()) is not None:
+                read.became = fault
             else:
-                read.became = RowError("nothing_to_train", "", NO_ANSWER)
+                read.key = content_key(row.value, read.format, self.file.names)
         return read
 
     def text(self, index: int) -> str:

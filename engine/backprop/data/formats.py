@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
+from backprop.core.methods import Rows, methods_for
 from backprop.data.content import kind, shown
 from backprop.data.dedup import fields_read
 from backprop.data.example import ABSENT, PARTS, PLAIN, Fields, Format, RowError, describe_mapping
@@ -20,7 +21,7 @@ from backprop.data.reader import Source
 from backprop.data.spellings import find_names, judgement, like_mask, like_verdict, turn_keys
 
 FORMATS: tuple[Format, ...] = get_args(Format)
-_ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion")
+_ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion", "chatml")
 """Formats whose rows become feedback by a label, and pairs by a rejected answer."""
 NO_FIELD = "-"
 """In a mapping: no field is this part."""
@@ -48,10 +49,7 @@ def detect_fields(row: Any, names: Fields = PLAIN) -> Format | None:
     own = _one_answer(row, names)
     if own is not None:
         return "kto" if judged else "preference" if row.get(names.rejected) else own
-    text = row.get(names.text)
-    if isinstance(text, str):
-        return "chatml" if holds_turns(text) else "text"
-    return None
+    return "text" if isinstance(row.get(names.text), str) else None
 
 
 def _one_answer(row: dict[str, Any], names: Fields) -> Format | None:
@@ -64,7 +62,10 @@ def _one_answer(row: dict[str, Any], names: Fields) -> Format | None:
         return "openai"
     if names.instruction in row and names.output in row:
         return "alpaca"
-    return "prompt_completion" if names.prompt in row and names.completion in row else None
+    if names.prompt in row and names.completion in row:
+        return "prompt_completion"
+    text = row.get(names.text)
+    return "chatml" if isinstance(text, str) and holds_turns(text) else None
 
 
 def read_as(row: Any, file: Format | None, names: Fields = PLAIN) -> Format | None:
@@ -204,18 +205,21 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
         looked_at=len(rows),
         columns=dict(columns),
         unused=dict(Counter({name: len(values) for name, values in unused.items()}).most_common()),
-        without_effect={name: way for name, values in unused.items() if (way := _what_would_use(name, values))},
+        without_effect={name: way for name, values in unused.items() if (way := _what_would_use(name, values, format))},
         counts={name: count for name, count in counts.items() if count},
     )
 
 
-def _what_would_use(name: str, values: list[Any]) -> str:
+def _what_would_use(name: str, values: list[Any], format: Format | None) -> str:
     """What would use a column that looks like a label, a weight or a mask; empty for any other."""
     if like_mask(name) and all(isinstance(value, bool) or value in (0, 1) for value in values):
         return "turns are left out by 'train' in a message, or --map loss_mask=FIELD, a list of one 0 or 1 a turn"
     if not like_verdict(name):
         return ""
-    if all(judgement(value) is not None for value in values):
+    judged = [value for value in values if judgement(value) is not None]
+    if format == "text" and len(judged) == len(values):
+        return "texts have no answer that a label could leave out"
+    if len(judged) == len(values) or any(isinstance(value, bool | str) for value in judged):
         return f"--map label={name} leaves out the answers that it calls bad"
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values) and (min(numbers) < 0 or max(numbers) <= 1):
@@ -245,7 +249,7 @@ def _is_known(row: dict[str, Any], given: dict[str, str]) -> bool:
 
 def _class_label(rows: Iterable[Any]) -> dict[str, str]:
     """The mapping that keeps a class from being a judgement in the rows where it happens to be 0 or 1."""
-    labels = [judgement(row["label"]) for row in rows if isinstance(row, dict) and "label" in row]
+    labels = [judgement(row["label"]) for row in rows if isinstance(row, dict) and row.get("label") not in _EMPTY]
     judged = len(labels) - labels.count(None)
     return {"label": NO_FIELD} if 0 < 2 * judged < len(labels) else {}
 
@@ -304,6 +308,19 @@ def _beside(rows: Iterable[Any], mapping: dict[str, str], columns: Mapping[str, 
             read = fields_read(row, format, names)
             found |= {part: name for part, name in more.items() if part not in columns and name in read}
     return found
+
+
+def rows_of(format: Format | str | None) -> Rows:
+    """What rows of a format are made for."""
+    return "pairs" if format == "preference" else "feedback" if format == "kto" else "conversation"
+
+
+def other_method(format: Format | str | None, rows: Rows) -> str:
+    """What to do with rows of a format where the method learns from others; empty where it learns from these."""
+    own = rows_of(format)
+    if rows in ("conversation", own):
+        return ""
+    return f"rows like these are learned from with --method {' or '.join(methods_for(own))}"
 
 
 def unknown_format(value: Any) -> RowError:

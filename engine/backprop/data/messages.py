@@ -18,7 +18,7 @@ from backprop.data.content import (
     shown,
 )
 from backprop.data.example import PLAIN, ROLES, Fields, RowError, Turn, followed
-from backprop.data.spellings import ROLE_OF, like_mask, listed, pair_keys, parsed
+from backprop.data.spellings import ROLE_OF, judgement, like_mask, like_verdict, listed, pair_keys, parsed, spelled
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TRAIN = ("train", "loss_weight", "weight", "loss", "loss_scale", "training", "trainable", "loss_mask", "train_mask")
@@ -142,7 +142,16 @@ def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[Ro
         if key not in _KNOWN and key not in read and value is not None:
             if like_mask(key) and not isinstance(value, str):
                 raise _unknown_mask(f"{place}.{key}")
-            warnings.append(RowError("ignored_field", f"{place}.{key}", f"{place}.{key} is not used", "info"))
+            if (
+                turn.role == "assistant"
+                and isinstance(value, bool | str)
+                and judgement(value) is False
+                and (like_verdict(key) or spelled("label", {key: value}))
+            ):
+                words = f"{place}.{key} is {shown(value)}: the answer is trained as a good one"
+                warnings.append(RowError("bad_as_good", f"{place}.{key}", words, "warning"))
+            else:
+                warnings.append(RowError("ignored_field", f"{place}.{key}", f"{place}.{key} is not used", "info"))
 
 
 def _unknown_mask(field: str) -> RowError:

@@ -12,9 +12,11 @@ from msgspec.structs import replace
 from backprop.core import rules
 from backprop.core.events import LengthLimit
 from backprop.core.locate import held_out_file
+from backprop.core.methods import METHODS
 from backprop.core.presets import MODEL_PRESETS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
+from backprop.data.example import one_label
 from backprop.data.split import held_out
 from backprop.data.tokenizer import context_length
 from backprop.data.truncate import CountedLengths, Counts, Lengths
@@ -45,6 +47,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     tokens: int
     """Of the whole run, trained or not."""
     trained_tokens: int
+    one_label: bool | None = None
+    """The label of all rows of feedback, where there is only one."""
 
     @property
     def passes(self) -> float:
@@ -87,8 +91,11 @@ def plan(
     tokens, trained = counted.lengths.tokens_at(longest)
     all_samples = int(counted.lengths.samples_at(longest).sum())
     share = schedule.steps * schedule.rows_per_step / all_samples
-    if not config.train_on_responses:
+    if not config.train_on_responses and METHODS[config.method].rows == "conversation":
         trained = tokens - all_samples
+    labels = (
+        {*counted.labels[: lengths.rows][samples > 0].tolist()} if METHODS[config.method].rows == "feedback" else ()
+    )
     return Plan(
         rows=rows,
         held_out=total - rows,
@@ -99,6 +106,7 @@ def plan(
         reasons=by_length | reasons,
         tokens=round(share * tokens),
         trained_tokens=round(share * trained),
+        one_label=bool(*labels) if len(labels) == 1 else None,
     )
 
 
@@ -142,6 +150,8 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
         found.insert(
             0, f"{planned.unusable + limit.answer_lost:,} rows cannot be used: training stops there without skip_bad"
         )
+    if planned.one_label is not None:
+        found.append(one_label(planned.one_label).message)
     if limit.answer_lost:
         found.append(f"{limit.answer_lost:,} rows lose their answer at {limit.max_length:,} tokens")
     if limit.cut:

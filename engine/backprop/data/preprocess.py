@@ -1,7 +1,7 @@
 """A dataset → ids and trained flags, once: counted, cached, used for everything.
 
 prepared = prepare("data.jsonl", model_dir, max_length=2048)
-ids, trained = prepared.row(0)
+ids, trained = prepared.row(0)       # of pairs a Pair of these, of feedback a Judged
 prepared.summary            # what was kept, cut and left out, and why
 """
 
@@ -23,17 +23,18 @@ from msgspec import Struct
 
 from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
-from backprop.core.events import DatasetPrepared
+from backprop.core.events import DatasetPrepared, TokenSpan
+from backprop.core.methods import Rows
 from backprop.core.paths import token_cache
 from backprop.core.rules import USUAL_LENGTH, sequence_length
 from backprop.data import token_cache as cache
-from backprop.data.encode import EncodedRow, Renderer, encoded_rows, merge_spans, pieces
-from backprop.data.example import PARTS, Findings, RowError, unknown_parts
-from backprop.data.formats import FormatCounts, file_format
+from backprop.data.encode import EncodedRow, Renderer, Side, encoded_rows, merge_spans, pieces
+from backprop.data.example import PARTS, Findings, RowError, one_label, unknown_parts
+from backprop.data.formats import FormatCounts, file_format, other_method
 from backprop.data.reader import Source, open_source
 from backprop.data.token_cache import Prepared, Writer
 from backprop.data.tokenizer import ChatTokenizer, context_length
-from backprop.data.truncate import LengthCounter, truncate
+from backprop.data.truncate import LengthCounter, Truncated, truncate_sides
 
 __all__ = ["Prepared", "prepare"]
 
@@ -46,6 +47,7 @@ PROBLEMS_KEPT = 50
 class Options(Struct, frozen=True, kw_only=True):
     """What decides about the samples, beside data and model."""
 
+    rows: Rows = "conversation"
     max_length: int = 2048
     everything: bool = False
     """Train on all tokens, not on answers alone."""
@@ -57,6 +59,7 @@ def prepare(
     path: str | Path,
     model_dir: str | Path,
     *,
+    rows: Rows = "conversation",
     max_length: int | Literal["auto"] = 2048,
     most: int = USUAL_LENGTH,
     train_on_responses: bool = True,
@@ -70,10 +73,12 @@ def prepare(
     """Tokenise a dataset for a model, or find it tokenised already.
 
     Args:
-        max_length: longest sample in tokens; never more than the model has positions. ``auto``: as the rows' own
-            lengths say (``core.rules.sequence_length``); the summary has what it is.
+        rows: what the method learns from (``core.methods``); a row that is none of these is an error.
+        max_length: longest sequence in tokens, of a pair each side; never more than the model has positions. ``auto``:
+            as the rows' own lengths say (``core.rules.sequence_length``); the summary has what it is.
         most: what ``auto`` becomes at most.
         train_on_responses: loss on the assistant's turns alone; otherwise on everything, whatever rows say of turns.
+            Of pairs and feedback it is on the answers alone.
         mapping: part → field, as ``{"instruction": "question"}``; found from the rows where not given.
         samples: stop after this many usable rows.
         now: the time that a chat template with a date in it writes; the present by default.
@@ -97,6 +102,7 @@ def prepare(
             prepare,
             path,
             model_dir,
+            rows=rows,
             train_on_responses=train_on_responses,
             mapping=mapping,
             samples=samples,
@@ -110,8 +116,9 @@ def prepare(
     root = cache_dir or token_cache()
     fits = context_length(model_dir)
     options = Options(
+        rows=rows,
         max_length=min(max_length, fits or max_length),
-        everything=not train_on_responses,
+        everything=not train_on_responses and rows == "conversation",
         samples=samples,
         mapping=mapping or {},
     )
@@ -121,7 +128,7 @@ def prepare(
         if found is not None:
             found.summary.path = str(path)
             return found
-        writer = Writer(root, key)
+        writer = Writer(root, key, rows)
         try:
             summary = _write_rows(source, tokenizer, options, writer, progress=progress, cancelled=cancelled)
             return writer.finish(summary)
@@ -136,7 +143,7 @@ def _at_its_own_length(prepare: Callable[..., Prepared], most: int) -> Prepared:
     summary = whole.summary
     limit = min(sequence_length(summary.p99, summary.answers_fit, most), summary.max_length)
     # A sample has what follows its last answer too; of a row whose answer is lost there is none.
-    if limit < max(summary.longest, int(whole.lengths.max())):
+    if limit < max(summary.longest, int(np.diff(whole.offsets).max())):
         return prepare(max_length=limit)
     summary.max_length = limit
     summary.limits = [msgspec.structs.replace(each, max_length=min(each.max_length, limit)) for each in summary.limits]
@@ -170,6 +177,7 @@ class _Counts(Struct):
     formats: FormatCounts = msgspec.field(default_factory=FormatCounts)
     lengths: LengthCounter = msgspec.field(default_factory=LengthCounter)
     contents: set[int] = msgspec.field(default_factory=set)
+    labels: Counter[bool | None] = msgspec.field(default_factory=Counter)
     split_texts: int = 0
 
 
@@ -201,19 +209,18 @@ def _write_rows(
         notes=[*source.notes, *tokenizer.notes, *file.notes()],
     )
     done = 0
-    renderer = Renderer(tokenizer, everything=options.everything)
+    renderer = Renderer(tokenizer, rows=options.rows, everything=options.everything)
     wanted = None if options.samples is None else lambda: (options.samples or 0) - summary.kept
     for batch in encoded_rows(source, file, renderer, wanted):
         for item in batch:
             done += len(item.row.raw) + 1
             _take(item, summary, counts, tokenizer, writer)
-        usable = [(item.rendered, item.encoded) for item in batch if item.error is None]
-        counts.lengths.add(usable, tokenizer.bos_id)
+        counts.lengths.add([item.sides for item in batch if item.error is None], tokenizer.bos_id)
         if cancelled is not None and cancelled():
             raise TrainingAbortedError("preparing the data was cancelled")
         if progress is not None:
             progress(min(done, source.size), source.size)
-    _finish(summary, counts)
+    _finish(summary, counts, options.rows)
     return summary
 
 
@@ -234,44 +241,59 @@ def _take(
         summary.dropped += 1
         report(item.error)
         return
-    rendered, encoded, bos = item.rendered, item.encoded, tokenizer.bos_id
-    if bos is not None and bool((encoded.ids[:2] == bos).all()):
+    sides, bos = item.sides, tokenizer.bos_id
+    if bos is not None and bool((sides[0].encoded.ids[:2] == bos).all()):
         words = "two begin tokens in a row: the text starts with one, and the template writes one"
         report(RowError("double_bos", "", words, "warning"))
-    fitted = truncate(encoded, rendered, summary.max_length, bos)
-    if fitted.finding is not None:
-        report(fitted.finding)
-    if not fitted.samples:
+    fitted = truncate_sides(sides, summary.max_length, bos)
+    if fitted[0].finding is not None:
+        report(fitted[0].finding)
+    if not fitted[0].samples:
         summary.answer_lost += 1
         return
     if not summary.first_row:
-        parts = pieces(rendered, tokenizer.encode([rendered.text], special=rendered.raw)[0], encoded, tokenizer)
-        summary.first_row = merge_spans(parts, fitted.at(encoded.ids))
+        summary.first_row, *others = map(_shown, sides, fitted, [tokenizer] * len(sides))
+        summary.first_rejected = others[0] if others else []
+        encoded = sides[0].encoded
         last = int(encoded.ids[encoded.answers[-1][1] - 1])
         ends = last in tokenizer.special_ids or last in tokenizer.end_ids
         known = f"{tokenizer.token(last)}, which is trained"
         summary.notes.append(
             f"answers end with {known if ends else 'no special token: the model may not learn to stop'}"
         )
-    summary.cut += fitted.cut > 0
-    counts.split_texts += fitted.split
+    summary.cut += fitted[0].cut > 0
+    counts.split_texts += fitted[0].split
+    counts.labels[item.good] += 1
     if item.content in counts.contents:
         summary.duplicated += 1
         report(RowError("duplicate_row", "", "the same content as an earlier row", "info"))
     counts.contents.add(item.content)
     summary.kept += 1
-    for ids, trained in fitted.samples:
-        writer.add(item.row.line, item.content, ids, trained)
-        summary.tokens += len(ids)
-        summary.trained_tokens += int(np.count_nonzero(trained))
+    # The pieces of a text are rows of their own, the sides of a pair are one.
+    for sequences in zip(*(side.samples for side in fitted), strict=True):
+        writer.add(item.row.line, item.content, list(sequences), item.good)
+        summary.tokens += sum(len(ids) for ids, _ in sequences)
+        summary.trained_tokens += sum(int(np.count_nonzero(trained)) for _, trained in sequences)
 
 
-def _finish(summary: DatasetPrepared, counts: _Counts) -> None:
+def _shown(side: Side, fitted: Truncated, tokenizer: ChatTokenizer) -> list[TokenSpan]:
+    """One side as it is trained, for a person."""
+    rendered, encoded = side.rendered, side.encoded
+    parts = pieces(rendered, tokenizer.encode([rendered.text], special=rendered.raw)[0], encoded, tokenizer)
+    return merge_spans(parts, fitted.at(encoded.ids))
+
+
+def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
+    if rows == "feedback" and summary.kept:
+        good, bad = counts.labels[True], counts.labels[False]
+        summary.notes.append(f"{good} answers are labelled good, {bad} bad")
+        if not good or not bad:
+            counts.findings.add(0, b"", one_label(bool(good)))
     summary.problems.sort(key=lambda problem: problem.line)
     if not summary.rows:
         raise DatasetError(f"{summary.path}: the dataset holds no row", code="DATASET_EMPTY", hint="add rows to it")
     if not summary.kept:
-        raise _nothing(summary, counts.findings.counts)
+        raise _nothing(summary, counts.findings.counts, rows)
     lengths = counts.lengths.snapshot()
     summary.p50, summary.p90, summary.p99 = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
     summary.longest = lengths.longest
@@ -288,7 +310,7 @@ def _finish(summary: DatasetPrepared, counts: _Counts) -> None:
         summary.notes.append(words)
 
 
-def _nothing(summary: DatasetPrepared, counts: Counter[str]) -> DatasetError:
+def _nothing(summary: DatasetPrepared, counts: Counter[str], rows: Rows) -> DatasetError:
     path, first = summary.path, summary.problems[0]
     why = f"line {first.line}: {first.message}"
     if set(counts) == {"unknown_format"}:
@@ -298,9 +320,10 @@ def _nothing(summary: DatasetPrepared, counts: Counter[str]) -> DatasetError:
             details={"path": path, "line": first.line},
         )
     most = ", ".join(f"{count} {code}" for code, count in counts.most_common(4))
+    hint = "`backprop validate` lists every problem; a larger --max-seq-length keeps longer answers"
     return DatasetError(
         f"{path}: none of {summary.rows} rows can be trained ({most}); {why}",
         code="DATASET_NOTHING_TO_TRAIN",
-        hint="`backprop validate` lists every problem; a larger --max-seq-length keeps longer answers",
+        hint=other_method(summary.format, rows) or hint,
         details={"path": path, "problems": dict(counts)},
     )

@@ -1,7 +1,8 @@
 """How long rows are, and what a limit on their length does: the one rule for training, checking, scoring and screens.
 
 A conversation that is too long loses its beginning, so that its last answer stays whole; where that does not fit, the
-row is left out, never trained in part. A raw text is split, so that nothing of it is lost.
+row is left out, never trained in part. A raw text is split, so that nothing of it is lost. Of a pair, and of a judged
+answer, the prompt loses its beginning and nothing else: as much for both sides, so that both answer the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy.typing as npt
 from msgspec import Struct, structs
 
 from backprop.core.events import LengthLimit
-from backprop.data.encode import BATCH_ROWS, Encoded, EncodedRow, Rendered, Renderer, encode_value, encoded_rows
+from backprop.core.methods import Rows
+from backprop.data.encode import BATCH_ROWS, Encoded, EncodedRow, Rendered, Renderer, Side, encode_value, encoded_rows
 from backprop.data.example import Format, RowError
 from backprop.data.examples import Reader
 from backprop.data.formats import FileFormat
@@ -86,6 +88,31 @@ def truncate(encoded: Encoded, rendered: Rendered, limit: int, bos_id: int | Non
     return Truncated([(ids, kept)], cut=first - head, finding=RowError("cut", "", words, "warning"))
 
 
+def truncate_sides(sides: Sequence[Side], limit: int, bos_id: int | None) -> list[Truncated]:
+    """Fit a row into ``limit`` tokens, or each side of a pair: one result a side, none of which has samples where the
+    longer one does not fit."""
+    if sides[0].rendered.opens is None:
+        return [truncate(side.encoded, side.rendered, limit, bos_id) for side in sides]
+    prompt, end, head = _judged(sides, bos_id)
+    first = max(end - limit + head, head)
+    if end > limit and first >= prompt:
+        words = f"the answer is {end - prompt} tokens: it does not fit into {limit} with something before it"
+        return [Truncated([], finding=RowError("answer_lost", "", words)) for _ in sides]
+    found = []
+    for side in sides:
+        encoded = side.encoded
+        # What follows the last answer teaches nothing.
+        ids, trained = encoded.ids[: encoded.answers[-1][1]], encoded.trained[: encoded.answers[-1][1]]
+        if first > head:
+            ids = np.concatenate((ids[:head], ids[first:]))
+            trained = np.concatenate((trained[:head], trained[first:]))
+        found.append(Truncated([(ids, trained)], cut=first - head))
+    if first > head:
+        words = f"{first - head} of {prompt} tokens were cut from the beginning of its prompt"
+        found[0].finding = RowError("cut", "", words, "warning")
+    return found
+
+
 def truncate_value(
     value: Any,
     tokenizer: ChatTokenizer,
@@ -93,21 +120,38 @@ def truncate_value(
     *,
     format: Format | None = None,
     mapping: Mapping[str, str] | None = None,
+    rows: Rows = "conversation",
 ) -> Truncated:
-    """What a limit does to one row alone.
+    """What a limit does to one row alone; of a pair, to its chosen side.
 
     Raises:
         RowError: the row cannot be trained.
     """
-    rendered, _, encoded = encode_value(value, tokenizer, format=format, mapping=mapping)
-    return truncate(encoded, rendered, limit, tokenizer.bos_id)
+    sides = encode_value(value, tokenizer, format=format, mapping=mapping, rows=rows)
+    return truncate_sides(sides, limit, tokenizer.bos_id)[0]
 
 
-def chat_size(encoded: Encoded, bos_id: int | None) -> tuple[int, int]:
-    """The smallest limit into which ``truncate`` takes a conversation whole, and the largest at which its answer is
-    lost."""
-    start, end = encoded.answers[-1]
-    return end, min(end - 1, end - start + _begin_tokens(encoded.ids, bos_id))
+def row_size(sides: Sequence[Side], bos_id: int | None) -> tuple[int, int]:
+    """The smallest limit into which a row fits whole, or each side of a pair, and the largest at which its answer is
+    lost; no text, which has no answer."""
+    if sides[0].rendered.opens is None:
+        encoded = sides[0].encoded
+        (start, end), head = encoded.answers[-1], _begin_tokens(encoded.ids, bos_id)
+    else:
+        start, end, head = _judged(sides, bos_id)
+    return end, min(end - 1, end - start + head)
+
+
+def _judged(sides: Sequence[Side], bos_id: int | None) -> tuple[int, int, int]:
+    """Tokens of the prompt that the sides share, of the longest side to the end of its last answer, and of a begin
+    token that stays where it is."""
+    encoded = [side.encoded for side in sides]
+    prompt, head = (
+        min(each.answers[0][0] for each in encoded),
+        min(_begin_tokens(each.ids, bos_id) for each in encoded),
+    )
+    differ = np.flatnonzero(encoded[0].ids[:prompt] != encoded[-1].ids[:prompt])
+    return int(differ[0]) if len(differ) else prompt, max(each.answers[-1][1] for each in encoded), head
 
 
 def _begin_tokens(ids: Ids, bos_id: int | None) -> int:
@@ -130,11 +174,14 @@ class Lengths(Struct, frozen=True):
     """The rows counted so far, before anything is cut, in tokens or characters; an array has one value a row."""
 
     sizes: Counts
-    """Length: of a conversation to the end of its last answer, since what follows it goes first."""
+    """Length: of a conversation to the end of its last answer, since what follows it goes first; of a pair, that of its
+    longer side."""
     losing: Counts
     """The largest limit at which the last answer no longer fits; -1 for a raw text, which is split."""
     tails: Counts
     """Tokens behind the last answer: they are kept where all of it fits."""
+    others: Counts
+    """Length of the shorter side of a pair; 0 of any other row."""
     answers: Counts
     """Trained tokens of conversations, with the smallest limit at which they are trained: [n, 2], limits first."""
 
@@ -154,7 +201,8 @@ class Lengths(Struct, frozen=True):
 
     def first(self, rows: int) -> Lengths:
         """The first rows alone, but for the trained tokens."""
-        return structs.replace(self, sizes=self.sizes[:rows], losing=self.losing[:rows], tails=self.tails[:rows])
+        kept = {name: getattr(self, name)[:rows] for name in ("sizes", "losing", "tails", "others")}
+        return structs.replace(self, **kept)
 
     def percentile(self, share: float) -> int:
         """The length that ``share`` (0 to 1) of the rows do not exceed."""
@@ -185,10 +233,11 @@ class Lengths(Struct, frozen=True):
     def tokens_at(self, limit: int) -> tuple[int, int]:
         """Tokens that are left at ``limit``, and how many of them are trained (where answers were counted)."""
         texts, chats = self.sizes[self._is_text], ~self._is_text & (self.losing < limit)
-        sizes, tails = self.sizes[chats], self.tails[chats]
+        sizes, tails, others = self.sizes[chats], self.tails[chats], self.others[chats]
         # The first token of each piece is not trained.
         alone = (texts > limit) & (texts % limit == 1)
         tokens = np.minimum(sizes, limit).sum() + tails[sizes + tails <= limit].sum() + (texts - alone).sum()
+        tokens += np.maximum(others - np.maximum(sizes - limit, 0), 0).sum()
         trained = self.answers[self.answers[:, 0] <= limit, 1].sum() + (texts - -(-texts // limit)).sum()
         return int(tokens), int(trained)
 
@@ -213,20 +262,27 @@ class LengthCounter:
 
     def __init__(self, *, answers: bool = False) -> None:
         self._count_answers = answers
-        self._sizes, self._losing, self._tails, self._answers = (array("q") for _ in range(4))
+        self._sizes, self._losing, self._tails, self._others, self._answers = (array("q") for _ in range(5))
 
-    def add(self, rows: Iterable[tuple[Rendered, Encoded]], bos_id: int | None) -> None:
-        """Count rows in tokens."""
-        for rendered, encoded in rows:
+    def add(self, rows: Iterable[Sequence[Side]], bos_id: int | None) -> None:
+        """Count rows in tokens, each by its sides."""
+        for sides in rows:
+            rendered, encoded = sides[0].rendered, sides[0].encoded
             if rendered.raw:
                 self.add_text(len(encoded.ids))
                 continue
-            last, losing = chat_size(encoded, bos_id)
+            last, losing = row_size(sides, bos_id)
             self._sizes.append(last)
             self._losing.append(losing)
-            self._tails.append(len(encoded.ids) - last)
-            if self._count_answers:
+            ends = [side.encoded.answers[-1][1] for side in sides]
+            self._tails.append(len(encoded.ids) - last if rendered.opens is None else 0)
+            self._others.append(min(ends) if len(ends) == 2 else 0)
+            if not self._count_answers:
+                continue
+            if rendered.opens is None:
                 self._add_answers(encoded, _begin_tokens(encoded.ids, bos_id), last, losing)
+            else:
+                self._answers.extend((losing + 1, sum(int(side.encoded.trained.sum()) for side in sides)))
 
     def _add_answers(self, encoded: Encoded, head: int, last: int, losing: int) -> None:
         """At which limits the answers of a conversation are trained, as ``truncate`` cuts them."""
@@ -242,11 +298,13 @@ class LengthCounter:
         self._sizes.append(length)
         self._losing.append(-1)
         self._tails.append(0)
+        self._others.append(0)
 
     def snapshot(self) -> Lengths:
         """The counts until now, which do not grow any more."""
-        sizes, losing, tails, answers = map(np.array, (self._sizes, self._losing, self._tails, self._answers))
-        return Lengths(sizes, losing, tails, answers.reshape(-1, 2))
+        found = map(np.array, (self._sizes, self._losing, self._tails, self._others, self._answers))
+        sizes, losing, tails, others, answers = found
+        return Lengths(sizes, losing, tails, others, answers.reshape(-1, 2))
 
 
 class CountedLengths(Struct):
@@ -263,6 +321,8 @@ class CountedLengths(Struct):
     """Of each usable row: what decides whether it is held out (``split.places``)."""
     bad: Counts = _NONE
     """Numbers of the rows that training refuses, whatever the limit."""
+    labels: npt.NDArray[np.int8] = _NONE.astype(np.int8)
+    """Of each usable row: 1 where a label calls its answer good, 0 where bad, -1 where none does."""
 
     @property
     def unusable(self) -> int:
@@ -275,6 +335,7 @@ def count_lengths(
     file: FileFormat,
     tokenizer: ChatTokenizer | None,
     *,
+    rows: Rows = "conversation",
     everything: bool = False,
     seed: int = SEED,
     progress: Progress,
@@ -284,42 +345,46 @@ def count_lengths(
     """Count the rows of a file as they are made for training, or their characters without a tokenizer.
 
     Args:
+        rows: what the method learns from.
         everything: all tokens are trained, not the answers alone.
         seed: of the split into trained and held-out rows.
         so_far: called now and then with what makes the counts until then.
     """
     counter = LengthCounter(answers=True)
-    numbers, bad, contents, rows, done = array("q"), array("q"), array("Q"), 0, 0
+    numbers, bad, contents, labels = array("q"), array("q"), array("Q"), array("b")
+    read = done = 0
 
     def snapshot() -> CountedLengths:
         return CountedLengths(
             unit="tokens" if tokenizer is not None else "characters",
             lengths=counter.snapshot(),
-            rows=rows,
+            rows=read,
             numbers=np.array(numbers),
             places=np.array(contents, dtype=np.uint64),
             bad=np.array(bad),
+            labels=np.array(labels, dtype=np.int8),
         )
 
     with open_source(path) as source:
-        renderer = Renderer(tokenizer, everything=everything) if tokenizer is not None else None
+        renderer = Renderer(tokenizer, rows=rows, everything=everything) if tokenizer is not None else None
         batches = encoded_rows(source, file, renderer) if renderer is not None else _characters(source, file)
         for batch in batches:
             if cancelled():
                 break
             for item in batch:
                 if item.error is None:
-                    numbers.append(rows)
+                    numbers.append(read)
+                    labels.append(-1 if item.good is None else item.good)
                     if renderer is None:
-                        counter.add_text(len(item.rendered.text))
+                        counter.add_text(len(item.sides[0].rendered.text))
                 elif item.error.code != "label_false":
-                    bad.append(rows)
-                rows += 1
+                    bad.append(read)
+                read += 1
                 done += len(item.row.raw) + 1
             usable = [item for item in batch if item.error is None]
             contents.extend(places([item.content.to_bytes(8, "little", signed=True) for item in usable], seed).tolist())
             if tokenizer is not None:
-                counter.add([(item.rendered, item.encoded) for item in usable], tokenizer.bos_id)
+                counter.add([item.sides for item in usable], tokenizer.bos_id)
             progress(min(done, source.size), source.size)
             so_far(snapshot)
     return structs.replace(snapshot(), whole=not cancelled())
@@ -337,6 +402,6 @@ def _characters(source: Source, file: FileFormat) -> Iterator[list[EncodedRow]]:
             else:
                 example = read.became
                 turns = (*example.turns, *example.chosen, *example.rejected, *example.completion)
-                item.rendered = Rendered((example.text or "") + "".join(turn.content for turn in turns), [])
+                item.sides = [Side(Rendered((example.text or "") + "".join(turn.content for turn in turns), []))]
             made.append(item)
         yield made

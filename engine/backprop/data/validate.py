@@ -21,20 +21,21 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
+from backprop.core.methods import Rows
 from backprop.data.convert import MISSING, is_missing
 from backprop.data.dedup import PARTS_READ, Numbers, chat_hash, content_hash, content_parts, repeated
 from backprop.data.example import (
     CONTROL_TOKEN,
-    NO_ANSWER,
     PROBLEM_CODES,
     Fields,
     Findings,
     Format,
     RowError,
     Turn,
+    one_label,
 )
 from backprop.data.examples import read_row
-from backprop.data.formats import file_format, read_as
+from backprop.data.formats import file_format, other_method, read_as, rows_of
 from backprop.data.line_index import Cancelled, Place, Progress, split_lines
 from backprop.data.messages import TRANSCRIPT_HINTS, check_turns
 from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
@@ -80,6 +81,7 @@ def validate(
     path: str | Path,
     *,
     mapping: Mapping[str, str] | None = None,
+    rows: Rows = "conversation",
     held_out: str | Path | None = None,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
@@ -90,6 +92,7 @@ def validate(
 
     Args:
         mapping: part → field of the rows; found from the rows where not given.
+        rows: what the method learns from that is to be trained with: a row that is none of these is an error.
         held_out: a file that must share no row with this one.
         progress: called with bytes read and their total.
         cancelled: asked often; when true, what was found so far is returned, with ``complete`` false.
@@ -100,7 +103,7 @@ def validate(
         DatasetError: the file as a whole cannot be read (see ``open_source``), or none of its rows can.
     """
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        checking = _Checking(source, mapping, listed)
+        checking = _Checking(source, mapping, rows, listed)
         held_out_contents = _contents(held_out, mapping) if held_out is not None else None
         for done in checking.pieces():
             if cancelled is not None and cancelled():
@@ -126,8 +129,9 @@ def _contents(path: str | Path, mapping: Mapping[str, str] | None) -> Numbers:
 class _Checking:
     """Takes the rows of a source piece by piece and keeps what it finds."""
 
-    def __init__(self, source: Source, mapping: Mapping[str, str] | None, listed: int) -> None:
+    def __init__(self, source: Source, mapping: Mapping[str, str] | None, rows: Rows, listed: int) -> None:
         self.source = source
+        self._rows: Rows = rows
         self._listed = listed
         file = file_format(source, mapping)
         self._file, self.format = file, file.format
@@ -142,6 +146,9 @@ class _Checking:
         )
         self.answer.notes += file.notes()
         quick = file.format if file.format in _TYPES and "row" not in file.mapping else None
+        if rows not in ("conversation", rows_of(quick)):
+            quick = None
+            self.answer.notes += filter(None, [other_method(file.format, rows)])
         self._quick = QuickLook(quick, self.names, file.columns, file.without_effect) if quick is not None else None
         self._contents: list[Numbers] = []
         """Hashes of the contents of all rows, in order."""
@@ -181,9 +188,10 @@ class _Checking:
         if isinstance(read.became, RowError):
             findings.append(read.became)
         else:
-            findings += read.became.warnings
-            if not read.became.teaches():
-                findings.append(RowError("nothing_to_train", "", NO_ANSWER))
+            fault = read.became.fault(self._rows)
+            told = (fault.code, fault.field) if fault is not None else None
+            findings += [each for each in read.became.warnings if (each.code, each.field) != told]
+            findings += [fault] if fault is not None else []
             if read.became.label is not None:
                 self._labels.add(read.became.label)
         if read.format is not None:
@@ -203,9 +211,7 @@ class _Checking:
         if self._quick is not None:
             self._labels |= self._quick.labels
         if answer.format == "kto" and len(self._labels) == 1 and answer.rows - answer.invalid > 1:
-            label = str(next(iter(self._labels))).lower()
-            message = f"every label is {label}: feedback training needs both"
-            self.findings.add(0, b"", RowError("one_label", self.names.label, message, "warning"))
+            self.findings.add(0, b"", one_label(next(iter(self._labels)), self.names.label))
         answer.valid = answer.rows - answer.invalid
         answer.problem_counts = dict(self.findings.counts.most_common())
         answer.formats = {name: count for name, count in self._formats.most_common() if count}
@@ -246,7 +252,8 @@ def odd_texts(value: object, format: Format, names: Fields) -> list[RowError]:
         used = {id(part) for part in parts if part is not None}
         value = {key: part for key, part in value.items() if id(part) in used}
     found = []
-    allowed = _CHATML if format == "chatml" else set()
+    marked = format == "chatml" or (format != "text" and isinstance(value, dict) and names.text in value)
+    allowed = _CHATML if marked else set()
     for place, text in _texts(value):
         tokens = [token for token in dict.fromkeys(CONTROL_TOKEN.findall(text)) if token not in allowed]
         if tokens:

@@ -33,28 +33,33 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     from backprop.train.replay import CurveCheck
     from backprop.train.resume import begin
     from backprop.train.session import Session
+    from backprop.train.spans import wanted
+    from backprop.train.trackers import Trackers, chosen
 
     record = directory.read_record()
     start = begin(directory, record, verb, steps, resolved, model=model)
-    emit(
-        RunStarted(
-            config=msgspec.to_builtins(start.config),
-            output_dir=str(directory.path),
-            pid=os.getpid(),
-            kind=record.kind,
-            resumed_from=start.resumed_from,
-            environment=environment(),
-            forked_from=record.forked_from,
-            origins={**record.origins, **chosen_by_rule(record.config, start.config)},
+    names, notes = chosen(start.config.report_to, os.environ)
+    with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
+        trackers.emit(
+            RunStarted(
+                config=msgspec.to_builtins(start.config),
+                output_dir=str(directory.path),
+                pid=os.getpid(),
+                kind=record.kind,
+                resumed_from=start.resumed_from,
+                environment=environment(),
+                forked_from=record.forked_from,
+                origins={**record.origins, **chosen_by_rule(record.config, start.config)},
+            )
         )
-    )
-    for note in start.notes:
-        emit(note)
-    if record.replays is not None:
-        taken = read_run(directory.path).curves
-        taken.truncate(start.resumed_from or 0)
-        emit = CurveCheck(record.replays, emit, taken).emit
-    return Session(start, directory, emit, control).run()
+        for note in (*start.notes, *notes):
+            emit(note)
+        emit = trackers.emit
+        if record.replays is not None:
+            taken = read_run(directory.path).curves
+            taken.truncate(start.resumed_from or 0)
+            emit = CurveCheck(record.replays, emit, taken).emit
+        return Session(start, directory, emit, control).run()
 
 
 def warm_up() -> None:

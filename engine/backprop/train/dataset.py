@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,12 @@ from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
 from backprop.core.locate import held_out_file
+from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data import split as split_rows
+from backprop.data.formats import other_method
 from backprop.data.split import Split
 from backprop.fetch import datasets
 from backprop.train.model import longest_rows
@@ -58,21 +61,30 @@ def prepare(
     summary = rows.summary
     if summary.unusable and not config.skip_bad:
         emit(summary)
-        raise _bad_rows(summary)
+        raise _bad_rows(summary, config.method)
     if config.max_seq_length == "auto":
         config = structs.replace(config, max_seq_length=summary.max_length)
     trained, held_out = divide(rows, config, read, emit, split or Split(seed=config.seed))
     summary.held_out = len(held_out)
     emit(summary)
+    for problem in summary.problems:
+        if problem.code == "one_label":
+            emit(events.Warning(code="ONE_LABEL", message=problem.message))
     return rows, trained, held_out
 
 
-def _bad_rows(summary: DatasetPrepared) -> DatasetValidationError:
+_LEARNS_FROM = {"pairs": "pairs of a chosen and a rejected answer", "feedback": "answers with a label, good or bad"}
+
+
+def _bad_rows(summary: DatasetPrepared, method: str) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
+    rows = METHODS[method].rows
+    learns = _LEARNS_FROM.get(rows, "") if {"no_pair", "no_label"} & {*summary.problem_counts} else ""
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
-        hint=_way_out(summary),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown)
+        + (f"; {method} learns from {learns}" if learns else ""),
+        hint="; or ".join(filter(None, [other_method(summary.format, rows), _way_out(summary)])),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
 
@@ -113,6 +125,7 @@ def tokenise(
     rows = preprocess.prepare(
         datasets.find(path, emit, look),
         model_path,
+        rows=METHODS[config.method].rows,
         max_length=config.max_seq_length,
         most=longest_rows(config),
         train_on_responses=config.train_on_responses,
@@ -140,36 +153,60 @@ def now_and_then(report: Callable[[int, int], object], seconds: float = PROGRESS
     return progress
 
 
+class Referenced(NamedTuple):
+    """A row with what the untouched model makes of it (``train.reference``)."""
+
+    row: Any
+    """A ``Pair``, or a ``Judged`` row."""
+    reference: npt.NDArray[np.float64]
+    """Log-probabilities, each summed over supervised tokens ([2]): of both sides, or of the row and ``other``."""
+    other: Row | None = None
+    """Of a judged row: its prompt with the answer of another row."""
+
+
 class Subset:
-    """Some rows of a prepared dataset, renumbered from 0."""
+    """Some rows of a prepared dataset, renumbered from 0; ``places`` are their numbers there."""
 
     def __init__(self, rows: preprocess.Prepared, places: Sequence[int] | npt.NDArray[np.int64]) -> None:
         self.rows = rows
-        self._places = np.asarray(places, dtype=np.int64)
+        self.places = np.asarray(places, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
-    def row(self, index: int) -> Row:
-        return self.rows.row(int(self._places[index]))
+    def row(self, index: int) -> Any:
+        """As ``Prepared.row``; of a run that compares with the untouched model it is ``Referenced``."""
+        return self.rows.row(int(self.places[index]))
 
     def first(self, count: int) -> Subset:
         """The first ``count`` of these rows."""
-        return Subset(self.rows, self._places[:count])
+        return Subset(self.rows, self.places[:count])
+
+    def sequences(self, index: int) -> list[Row]:
+        """As ``Prepared.sequences``."""
+        return self.rows.sequences(int(self.places[index]))
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Which of these judged rows are good."""
+        labels: npt.NDArray[np.bool_] = self.rows.labels[self.places]
+        return labels
 
     @property
     def fingerprint(self) -> str:
-        """Hash of these rows' tokens and trained flags, in order; empty where there are none."""
+        """Hash of these rows' tokens, trained flags and labels, in order; empty where there are none."""
         digest = hashlib.sha256()
         for index in range(len(self)):
-            ids, trained = self.row(index)
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + trained.tobytes())
+            for ids, trained in self.sequences(index):
+                digest.update(len(ids).to_bytes(8, "little") + ids.tobytes() + trained.tobytes())
+        if self.rows.rows == "feedback":
+            digest.update(self.rows.labels[self.places].tobytes())
         return digest.hexdigest() if len(self) else ""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
-        return self.rows.lengths[self._places]
+        return self.rows.lengths[self.places]
 
 
 def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subset:
@@ -229,7 +266,7 @@ def _held_out_rows_of(
     rows = read(config, str(file))
     summary = rows.summary
     if summary.unusable:
-        error = _bad_rows(summary)
+        error = _bad_rows(summary, config.method)
         if not config.skip_bad:
             raise error
         emit(events.Warning(code="HELD_OUT_ROWS_LEFT_OUT", message=f"not evaluated: {error.message}"))
@@ -237,4 +274,5 @@ def _held_out_rows_of(
 
 
 def _token_keys(rows: preprocess.Prepared) -> list[bytes]:
-    return [hashlib.blake2b(rows.row(i)[0].tobytes(), digest_size=16).digest() for i in range(len(rows))]
+    keys = (b"".join(ids.tobytes() for ids, _ in rows.sequences(i)) for i in range(len(rows)))
+    return [hashlib.blake2b(key, digest_size=16).digest() for key in keys]
