@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from backprop.runs.index import RunIndex, RunSummary
+from backprop.runs.index import RunIndex
+from backprop.runs.summary import RunSummary
 
 LIVING = ("starting", "running", "paused")
 OUTPUT = Path("output")
@@ -15,6 +16,8 @@ SHARE = 0.001
 """Of a core's time, spent on reading every run again."""
 PORTION = 0.5
 """Seconds after which runs are handed out though more are to be read."""
+PAGE = 60
+"""Runs that fill a screen: so many are handed out at once."""
 
 
 class RunReader:
@@ -72,7 +75,7 @@ class RunReader:
         for run in index.each():
             before = self._found.get(run.path)
             found[run.path] = before if before == run else run
-            if not self._found and time.monotonic() - began > PORTION:
+            if not self._found and (len(found) == PAGE or time.monotonic() - began > PORTION):
                 began = time.monotonic()
                 some(list(found.values()))
         self._found = found

@@ -43,10 +43,13 @@ class Raster:
         self._masks = [[0] * width for _ in range(height)]
         self._inks = [[""] * width for _ in range(height)]
         self._signs: dict[tuple[int, int], Piece] = {}
+        self.stroke = "1"
+        """Which columns of dots are set, over and over: those that are ``1``."""
 
     def column(self, x: int, top: int, bottom: int, ink: str) -> None:
         """Set the dots of one column from ``top`` to ``bottom``."""
-        if not 0 <= x < self.dots_across:
+        gap = self.stroke[x % len(self.stroke)] == "0" and abs(bottom - top) < self.symbols.rows  # a rise is whole
+        if not 0 <= x < self.dots_across or gap:
             return
         cell, dx = divmod(x, self.symbols.columns)
         first, last = max(0, min(top, bottom)), min(self.dots_down - 1, max(top, bottom))

@@ -17,6 +17,7 @@ from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
 from backprop_tui.screens import EVERYWHERE, SCREENS
+from backprop_tui.screens.comparison import COMPARING
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import Cells, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
@@ -60,6 +61,15 @@ ABORTING = (
 RESUMING = (
     Answer("no", "n", "Leave it as it is", ""),
     Answer("resume", "c", "Continue all the same", "where what was wrong is mended by now"),
+)
+
+FORKING = (
+    Answer("no", "n", "Leave it", ""),
+    Answer("fork", "f", "Fork it", "with its settings; `backprop fork RUN` takes others as flags"),
+)
+REPLAYING = (
+    Answer("no", "n", "Leave it", ""),
+    Answer("replay", "r", "Replay it", "`backprop replay RUN` takes other settings as flags"),
 )
 
 
@@ -180,6 +190,8 @@ class KeyList(TextView):
     def __init__(self, first: str) -> None:
         super().__init__(id="keys")
         tables = [(entry.name, entry.title, entry.load_keys()) for entry in SCREENS]
+        place = [name for name, *_ in tables].index("runs") + 1
+        tables.insert(place, ("runs", "runs beside each other", COMPARING))
         tables.append(("everywhere", "everywhere", EVERYWHERE))
         self.tables = sorted(tables, key=lambda table: (table[0] != first, table[0] != "everywhere"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -9,26 +11,33 @@ from threading import Lock
 from backprop.core.definition import settings
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs import engine_client
+from backprop.runs.compare import compare
+from backprop.runs.deletion import delete_run, dependents, sizes
+from backprop.runs.describe import bytes_text
 from backprop.runs.directory import RunDirectory
-from backprop.runs.index import RunSummary, delete_run
+from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
+from backprop.runs.summary import SORTS, RunSummary, matches
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input
 
 from backprop_tui.charts.loss_plot import LossPlot
+from backprop_tui.charts.overlay import MOST, Overlaid
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
-from backprop_tui.screens import number_of
+from backprop_tui.screens import again, number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import deleting
+from backprop_tui.screens.comparison import COMPARING, Comparison
+from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer, deleting
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.run_detail import RunDetail
-from backprop_tui.widgets.run_table import SORTS, RunTable
+from backprop_tui.widgets.run_table import RunTable
 
 KEYS = (
     Key("enter", "enter", "open", "open", "watch the run: live, or as it was", 1),
@@ -36,16 +45,23 @@ KEYS = (
     Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
     Key("o", "o", "sort", "sort", "sort by the next column, or click its title", 5),
     Key("O", "O", "reverse", "reverse", "the other way round; or click the title again", 9),
-    Key("space", "space", "mark", "mark", "mark a run, to delete several at once; esc drops the marks", 6),
+    Key("space", "space", "mark", "mark", "mark a run, to compare or delete several; esc drops the marks", 6),
+    Key("v", "v", "compare", "compare", "the marked runs beside each other: their curves, and of two what differs", 2),
+    Key("n", "n", "extend", "extend", "continue the run to a new end (asks how many steps)", 7),
+    Key("f", "f", "fork", "fork", "a new run from the weights of its newest checkpoint (asks first)", 7),
+    Key("p", "p", "replay", "replay", "the same settings and data as a new run, the curves compared (asks first)", 7),
     Key("d", "d", "demo", "demo", "start the demonstration run", 5),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
-    Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 3),
-    Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 3),
+    Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 2),
+    Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 2),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
 )
-NEED_RUN = ("open", "resume", "filter", "sort", "reverse", "mark", "configure", "show_on", "delete", "copy")
+NEED_RUN = (
+    *("open", "resume", "filter", "sort", "reverse", "mark", "configure", "show_on", "delete", "copy"),
+    *("compare", "extend", "fork", "replay"),
+)
 """Actions that need a run in the list."""
 TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
 
@@ -80,15 +96,20 @@ class RunsScreen(BaseScreen):
     def __init__(self) -> None:
         super().__init__()
         self._header = Bar(id="runs-header")
-        self._filter = Input(id="filter", placeholder="any word of id, name, model, dataset, status", compact=True)
+        self._filter = Input(
+            id="filter", placeholder="any words of id, name, model, dataset, status, tags, note", compact=True
+        )
         self._filter.cursor_blink = False
         self._table = RunTable(id="table")
         self._lower = Horizontal(id="detail")
         self._detail = RunDetail(id="detail-rows")
         self._plot = LossPlot(id="detail-plot")
+        self._comparison, self._prompt = Comparison(id="comparison"), Prompt(id="prompt")
+        self._compared: list[str] = []
+        """Directories of the runs that are beside each other; empty where none are."""
         self.found: list[RunSummary] | None = None
         self.words = ""
-        self.sort, self.backwards = SORTS[0], False
+        self.sort, self.backwards = next(iter(SORTS)), False
         self._shown_state: RunState | None = None
         self._series = RunSeries()
         self._reader, self._reading = RunReader(OUTPUT), Lock()
@@ -102,6 +123,8 @@ class RunsScreen(BaseScreen):
         with self._lower:
             yield self._detail
             yield self._plot
+        yield self._comparison
+        yield self._prompt
         yield self.keybar
 
     def on_mount(self) -> None:
@@ -116,6 +139,8 @@ class RunsScreen(BaseScreen):
     def look(self) -> None:
         """Read the runs again in a thread; nothing is drawn where nothing changed."""
         if self.is_current:
+            if self._compared and any(run.path in self._compared and run.status in LIVING for run in self.found or ()):
+                self._read_compared()
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
     def _read_runs(self, *, wait: bool = False) -> None:
@@ -154,7 +179,7 @@ class RunsScreen(BaseScreen):
         if self.found is None:
             empty = []
         self._table.show(runs, self.sort, empty, backwards=self.backwards)
-        self._lower.display = bool(runs)
+        self._lower.display = bool(runs) and not self._compared
         self._show_header()
         self.show_keys()
 
@@ -179,13 +204,23 @@ class RunsScreen(BaseScreen):
     def own_keys(self) -> list[Key]:
         if self.focused is self._filter:
             return TYPING
+        if self._compared:
+            return [key._replace(action="") for key in COMPARING]
         run = self._table.chosen
         hidden = set() if run else {*NEED_RUN}
         if run and (run.status in LIVING or run.status in ("done", "damaged")):
             hidden.add("resume")
         if run and not run.output_path:
             hidden.add("show_on")
-        return [key for key in KEYS if key.name not in hidden]
+        if run and run.status in LIVING:
+            hidden |= {"extend", "delete"}
+        ready = len(self._table.marked) > 1
+        keys = [key._replace(rank=1) if key.name == "compare" and ready else key for key in KEYS]
+        return [key for key in keys if key.name not in hidden]
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The list's keys do nothing while it is not seen."""
+        return not (self._compared and action in {key.name for key in KEYS})
 
     def on_list_view_moved(self) -> None:
         self.show_keys()
@@ -201,15 +236,16 @@ class RunsScreen(BaseScreen):
 
     def _read_state(self, path: str) -> None:
         try:
-            state = read_run(Path(path))
+            state, files = read_run(Path(path)), sizes(Path(path))
         except (BackpropError, OSError):
             return  # deleted while it was looked at: the next look at the list drops it
-        self.app.call_from_thread(self._take_state, state)
+        self.app.call_from_thread(self._take_state, state, files)
 
-    def _take_state(self, state: RunState | None) -> None:
+    def _take_state(self, state: RunState | None, files: Mapping[str, int] | None = None) -> None:
         if state is not None and state.path != self.chosen_path:
             return
         self._shown_state, self._series = state, RunSeries()
+        self._detail.files = files or {}
         self._detail.show(state)
         if state is not None:
             self._draw_plot(state)
@@ -264,7 +300,8 @@ class RunsScreen(BaseScreen):
             self.post_message(OpenRun(partial(engine_client.start, demo_config())))
 
     def action_sort(self) -> None:
-        self.sort = SORTS[(SORTS.index(self.sort) + 1) % len(SORTS)]
+        words = list(SORTS)
+        self.sort = words[(words.index(self.sort) + 1) % len(words)]
         self.show()
 
     def action_reverse(self) -> None:
@@ -279,6 +316,7 @@ class RunsScreen(BaseScreen):
     def action_mark(self) -> None:
         self._table.mark()
         self._show_header()
+        self.show_keys()
 
     def action_rescan(self) -> None:
         self.found = None
@@ -298,14 +336,72 @@ class RunsScreen(BaseScreen):
         self._table.focus()
 
     def action_back(self) -> None:
-        """Drop the marks, then the filter."""
-        if self._table.marked:
+        """From the comparison to the list; there drop the marks, then the filter."""
+        if self._compared:
+            self._compare([])
+        elif self._table.marked:
             self._table.marked.clear()
             self.show()
         elif self.has_class("-filtering") or self.words:
             self._filter.value = ""
             self.remove_class("-filtering")
             self._table.focus()
+
+    def action_compare(self) -> None:
+        if len(self._table.marked) < 2:
+            self.notify("mark two runs or more with space, then compare them", timeout=4)
+            return
+        runs = self._table.targets
+        if len(runs) > MOST:
+            self.notify(f"the first {MOST} of {len(runs)} marked runs are shown", severity="warning", timeout=4)
+        self._compare([run.path for run in runs[:MOST]])
+
+    def _compare(self, paths: list[str]) -> None:
+        self._compared = paths
+        self.set_class(bool(paths), "-comparing")
+        if paths:
+            self._comparison.open()
+            self._read_compared()
+        else:
+            self._table.focus()
+        self.show()
+
+    def _read_compared(self) -> None:
+        read = partial(self._read_states, list(self._compared))
+        self.run_worker(read, thread=True, exclusive=True, group="compare", exit_on_error=False)
+
+    def _read_states(self, paths: list[str]) -> None:
+        states = []
+        for path in paths:
+            with contextlib.suppress(BackpropError, OSError):  # deleted meanwhile
+                states.append(read_run(Path(path)))
+        found = compare(*states) if len(states) == 2 else None
+        self.app.call_from_thread(self._comparison.show, [Overlaid(state) for state in states], found)
+
+    def action_extend(self) -> None:
+        state = self._shown_state
+        if state is None or not state.ended:
+            return
+        path = Path(state.path)
+
+        def extend(steps: str) -> None:
+            if steps:
+                self.post_message(OpenRun(partial(engine_client.extend, path, int(steps))))
+
+        label = f"run {state.run_id} has taken {count(state.step)} of {count(state.total_steps)} steps; its new end:"
+        self._prompt.ask(label, extend, numbers=range(state.step + 1, 10**9))
+
+    def action_fork(self) -> None:
+        self._begin_again(again.fork, FORKING, "A new run from the weights of its newest checkpoint.")
+
+    def action_replay(self) -> None:
+        words = "A new run from the same model and rows; others are refused. At the end the two curves are compared."
+        self._begin_again(again.replay, REPLAYING, words)
+
+    def _begin_again(self, begin: Callable[[Path], EngineClient], answers: tuple[Answer, ...], words: str) -> None:
+        if self.chosen_path:
+            message = OpenRun(partial(begin, Path(self.chosen_path)))
+            self.confirm(answers[-1].value, words, answers, lambda: self.post_message(message))
 
     def action_delete(self) -> None:
         runs = self._table.targets
@@ -316,6 +412,10 @@ class RunsScreen(BaseScreen):
         if len(runs) == 1:
             (run,) = runs
             text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
+            if run.path == (self._shown_state.path if self._shown_state else ""):
+                text += f" {bytes_text(sum(self._detail.files.values()))} on the disk."
+            if needed := dependents(Path(run.path), self.found or ()):
+                text += f"\n\nNeeds it: {'; '.join(needed)}."
             answers = deleting(f"run {run.run_id}", from_home(run.path))
         else:
             text = ", ".join(f"{run.run_id[:8]} ({run.status})" for run in runs[:_NAMED])
@@ -333,9 +433,3 @@ class RunsScreen(BaseScreen):
             except (RunError, OSError) as error:
                 self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
         self._read_runs(wait=True)
-
-
-def matches(run: RunSummary, words: str) -> bool:
-    """Whether every word is somewhere in what the list shows of the run."""
-    text = " ".join((run.run_id, run.name, run.model, run.dataset, run.status, run.kind, run.method, run.mode)).lower()
-    return all(word in text for word in words.lower().split())

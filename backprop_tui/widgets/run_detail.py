@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isnan
-from typing import Any
 
 import msgspec
 from backprop.core.settings import RunConfig
-from backprop.runs.describe import bytes_text, moment, number, verdict_words
+from backprop.runs.describe import bytes_text, describe, level, moment, number, verdict_words
 from backprop.runs.state import RunState
 
 from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path, verdict_piece
@@ -15,8 +15,14 @@ from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
 from backprop_tui.widgets.text_view import StateView
 
+_EVENTS = 30
+"""The last of them are shown."""
+
 
 class RunDetail(StateView):
+    files: Mapping[str, int] = {}
+    """Bytes of what is in the run's directory, by name."""
+
     def show(self, state: RunState | None) -> None:
         if state is None or self.state is None or state.path != self.state.path:
             self.top = 0
@@ -35,8 +41,10 @@ class RunDetail(StateView):
             ("dataset", "", data_rows(state.dataset, width) if state.dataset else []),
             ("model", "", model_rows(state.model, width) if state.model else []),
             ("checkpoints", "", checkpoints),
-            ("settings", "bright: not the default", config_rows(state.config, width)),
+            ("settings", "bright: not the default", config_rows(state, width)),
+            ("events", "the last ones" if len(state.notable) > _EVENTS else "", event_rows(state, width)),
             ("environment", "", environment),
+            ("files", "", [fact(name, bytes_text(size)) for name, size in self.files.items()]),
         )
         rows = outcome_rows(state, width)
         for title, note, part in parts:
@@ -56,6 +64,10 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows += facts("what to do", state.failed.hint, width, "strong") if state.failed.hint else []
     elif state.status == "crashed":
         rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
+    if state.tags or state.note:
+        rows += facts("note", " ".join([*(f"+{tag}" for tag in state.tags), state.note]).strip(), width, "mark")
+    if state.parent:
+        rows += facts("replays" if state.kind == "replay" else "forked from", from_home(state.parent), width)
     if state.started_at:
         rows.append(fact("started", moment(state.started_at)))
     if len(state.curves):
@@ -83,7 +95,7 @@ def resume_words(state: RunState) -> str:
         return ""
     before = f"; resumed {state.resumes} times so far" if state.resumes > 1 else "; resumed once" * state.resumes
     if state.status == "done":
-        return f"nothing is left to do; `backprop extend {state.run_id} --steps N` gives it a new end{before}"
+        return f"nothing is left to do; n gives it a new end{before}"
     if not state.checkpoints:
         return f"no checkpoint was saved: c starts again at step 1{before}"
     last = max(saved.step for saved in state.checkpoints)
@@ -91,12 +103,25 @@ def resume_words(state: RunState) -> str:
     return f"c goes on exactly after step {count(last)} of {count(state.total_steps)}{again}{before}"
 
 
-def config_rows(config: dict[str, Any], width: int) -> list[Row]:
-    """The settings that differ from their defaults, then the rest faintly."""
+def event_rows(state: RunState, width: int) -> list[Row]:
+    """What happened, the last first."""
+    inks = {"error": "bad", "warning": "warn", "info": "text"}
+    rows: list[Row] = []
+    for event in reversed(state.notable[-_EVENTS:]):
+        if text := describe(event):
+            at = clock(max(0.0, event.time - state.started_at))
+            rows += labelled(f"{at:>9}  ", text, width, inks[level(event)])
+    return rows
+
+
+def config_rows(state: RunState, width: int) -> list[Row]:
+    """Every setting with where its value comes from; those that are as by default faintly."""
     defaults = msgspec.to_builtins(RunConfig(data=""))
     rows: list[Row] = []
-    for name, value in config.items():
+    for name, value in state.config.items():
         plain = name in defaults and (value == defaults[name])
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         rows += labelled(f"{name:<24} ", text or "–", width, "muted" if plain else "strong")
+        if origin := state.origins.get(name):
+            rows += labelled(" " * 25, origin, width, "muted")
     return rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from backprop.runs.describe import number
-from backprop.runs.index import RunSummary
+from backprop.runs.summary import SORTS, RunSummary, arranged
 from textual.binding import Binding, BindingType
 from textual.events import Click
 from textual.message import Message
@@ -24,8 +24,6 @@ class Column(NamedTuple):
     title: str
     width: int
     cell: Callable[[RunSummary, int], Row]
-    key: Callable[[RunSummary], object] | None
-    """What it sorts by; ``None`` where sorting makes no sense."""
     narrow: int
     """Its width where there is no room for that; 0: not shown there."""
     right: bool = False
@@ -69,21 +67,19 @@ def _helped(run: RunSummary, width: int) -> Row:
 
 
 COLUMNS = (
-    Column("status", 13, _status, lambda run: run.status, 13),
-    Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], None, 9),
-    Column("name", 12, lambda run, width: [(safe(run.name), "text")], lambda run: run.name, 0),
-    Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], lambda run: run.model, 13),
-    Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], lambda run: run.dataset, 0),
-    Column("steps", 12, _steps, lambda run: -run.steps, 11, right=True),
-    Column("loss", 8, _loss, lambda run: (run.smoothed_loss is None, run.smoothed_loss or 0.0), 8, right=True),
-    Column("helped", 19, _helped, lambda run: run.verdict.difference if run.verdict else 1e9, 0),
-    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], None, 10),
-    Column("started", 11, _started, lambda run: -run.started_at, 11),
-    Column(
-        "took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], lambda run: -run.duration_seconds, 0
-    ),
+    Column("status", 13, _status, 13),
+    Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], 9),
+    Column("name", 12, lambda run, width: [(safe(run.name), "text")], 0),
+    Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], 13),
+    Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], 0),
+    Column("steps", 12, _steps, 11, right=True),
+    Column("loss", 8, _loss, 8, right=True),
+    Column("helped", 19, _helped, 0),
+    Column("curve", 18, lambda run, width: [(bars(run.losses, width - 2), "info")], 10),
+    Column("started", 11, _started, 11),
+    Column("took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], 0),
 )
-SORTS = ("started", *(c.title for c in COLUMNS if c.key and c.title != "started"))
+"""Those whose titles are in ``SORTS`` can be sorted by."""
 _WIDENED = ("dataset", "helped", "took", "steps", "run", "model", "name", "curve", "status", "loss", "started")
 """The order in which columns get their full width where there is room."""
 
@@ -132,8 +128,7 @@ class RunTable(ListView):
     def show(self, runs: list[RunSummary], sort: str, empty: list[Row], *, backwards: bool = False) -> None:
         """Show ``runs``; ``empty`` where there are none."""
         before = self.chosen.path if self.chosen else None
-        key = next(column.key for column in COLUMNS if column.title == sort)
-        self.runs = sorted(runs, key=key, reverse=backwards)  # type: ignore[type-var,arg-type]
+        self.runs = arranged(runs, sort, backwards=backwards)
         self.sort, self.backwards, self.empty = sort, backwards, empty
         self.marked &= {run.path for run in runs}
         paths = [run.path for run in self.runs]
@@ -172,7 +167,7 @@ class RunTable(ListView):
         for column, size in self.columns(self.size.width) if event.y == 0 else ():
             x += size
             if event.x < x:
-                if column.key:
+                if column.title in SORTS:
                     self.post_message(self.Titled(column.title))
                 return
 

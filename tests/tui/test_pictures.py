@@ -122,3 +122,22 @@ def test_without_colour(output: Path, snap_compare: Compare, monkeypatch: pytest
     monkeypatch.setenv("NO_COLOR", "1")
     recorded.one_of_each(output)
     assert snap_compare(BackpropApp(), run_before=listed, terminal_size=SMALL)
+
+
+@pytest.mark.parametrize(("size", "colour"), [(SMALL, False), ((140, 45), True)])
+def test_runs_beside_each_other(
+    output: Path, snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], colour: bool
+) -> None:
+    if not colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    recorded.one_of_each(output)
+
+    async def compare(pilot: Pilot[None]) -> None:
+        await listed(pilot)
+        await pilot.press(*["space"] * 5, "v")
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: len(screen._comparison.plot.runs) == 5, "the curves")
+        await pilot.pause()
+
+    assert snap_compare(BackpropApp(), run_before=compare, terminal_size=size)

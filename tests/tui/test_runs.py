@@ -12,7 +12,8 @@ from backprop.core import events as ev
 from backprop.core.errors import RunError
 from backprop.core.redaction import CONTROLS
 from backprop.runs import engine_client
-from backprop.runs.index import RunIndex, delete_run
+from backprop.runs.deletion import delete_run
+from backprop.runs.index import RunIndex
 from backprop.runs.state import read_run
 from textual.pilot import Pilot
 
@@ -369,11 +370,11 @@ async def test_the_palette_names_each_command_with_its_key_on_one_line(output: P
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         await listed(pilot, 1)
         await pilot.press("ctrl+p")
-        await until(lambda: "Sort" in text_of(pilot.app) or "Mark" in text_of(pilot.app), "the commands")
+        await until(lambda: "Filter" in text_of(pilot.app), "the commands")
         lines = [line.strip() for line in text_of(pilot.app).split("\n")]
-        found = [line for line in lines if re.match(r"(Copy|Data|Delete|Demo|Filter|Help|Leave|Live) ", line)]
+        found = [line for line in lines if re.match(r"(Chat|Compare|Copy|Data|Delete|Demo|Extend|Filter) ", line)]
         assert len(found) == 8
-        assert found[2].split()[:4] == ["Delete", "x", "delete", "the"]
+        assert found[4].split()[:4] == ["Delete", "x", "delete", "the"]
 
 
 async def test_the_theme_is_remembered(output: Path) -> None:

@@ -14,6 +14,7 @@ from backprop.core.log import LOGGER
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.describe import log_event
+from backprop.runs.directory import Replays
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState
 
@@ -42,14 +43,15 @@ def run(
     *,
     forked_from: str = "",
     origins: dict[str, str] | None = None,
+    replays: Replays | None = None,
     then: Callable[[Path, bool], int] | None = None,
 ) -> int:
-    """Start a run and show it to its end; the exit code. ``origins`` as in ``runs.directory.RunRecord``.
+    """Start a run and show it to its end; the exit code. ``origins``, ``replays`` as in ``runs.directory.RunRecord``.
 
     Args:
         then: what follows a run that ended well; called with its directory and ``as_json``, gives the exit code.
     """
-    engine = engine_client.start(config, kind, forked_from, origins)
+    engine = engine_client.start(config, kind, forked_from, origins, replays=replays)
     # First of all: whatever fails from here on, the person knows what trains. Its first event comes seconds from now.
     output.narrate(f"starting the engine of run {engine.run_id}")
     from backprop.cli.runs import open_index

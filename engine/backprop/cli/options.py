@@ -10,18 +10,23 @@ import functools
 import json
 import shlex
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import msgspec
 
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, require_all, settings
-from backprop.core.errors import InputError, ModelLoadError
+from backprop.core.errors import InputError, InvalidSettingError, ModelLoadError, RunError
 from backprop.core.models import repository_of
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, RunConfig
+
+if TYPE_CHECKING:
+    from backprop.runs.directory import Replays
+    from backprop.runs.state import RunState
 
 
 class Planned(NamedTuple):
@@ -89,6 +94,30 @@ def forked_config(parent: RunConfig, run_id: str, given: dict[str, Any]) -> Plan
     usual = msgspec.to_builtins(RunConfig(data=""))
     before = {name: value for name, value in msgspec.to_builtins(parent).items() if value != usual[name]}
     return plan(merge([direct(before, "run", f"run {run_id}"), direct(given, "flag")]))
+
+
+def replayed_config(state: RunState, given: dict[str, Any]) -> tuple[Planned, Replays]:
+    """What repeats a run: its settings as they came to be, with what is given in their place.
+
+    Raises:
+        InputError, InvalidSettingError, DatasetNotFoundError: as ``run_config``.
+        RunError: its settings cannot be read, or the weights that it was forked from are gone.
+    """
+    from backprop.runs.directory import Replays, RunDirectory
+
+    record = RunDirectory(Path(state.path)).find_record()
+    if record.forked_from and not Path(record.forked_from).is_dir():
+        gone = f"the checkpoint that run {state.run_id} was forked from is gone: {record.forked_from}"
+        raise RunError(gone, hint="put it back, or fork again from another one")
+    try:
+        before = msgspec.convert(state.config, RunConfig)
+    except (ValueError, InvalidSettingError) as error:
+        raise RunError(f"the settings of run {state.run_id} cannot be used: {error}", code="RUN_DAMAGED") from error
+    overrides = [name for name, value in given.items() if value is not None and value != ()]
+    replays = Replays(path=state.path, run_id=state.run_id, created=record.created, overrides=overrides)
+    if record.replays is not None:
+        replays.created = record.replays.created
+    return forked_config(before, state.run_id, given), replays
 
 
 def arguments(config: RunConfig) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import isnan
 from pathlib import Path
 from typing import Any, get_args
@@ -20,30 +21,59 @@ from backprop.core.paths import expand
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
 from backprop.runs.directory import RunDirectory
-from backprop.runs.index import RunIndex, RunSummary, summarise
+from backprop.runs.index import RunIndex
 from backprop.runs.state import RunState, Status, read_run
+from backprop.runs.summary import SORTS, RunSummary, arranged, matches, summarise
 
 _STATUSES = get_args(Status)
 
 
+def chosen_runs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The words and options that choose among all runs, passed on as one ``choose``, which does it."""
+
+    @functools.wraps(function)
+    def choosing(*, words: tuple[str, ...], status: str | None, output_dir: str | None, **rest: Any) -> Any:
+        if status is not None and status not in _STATUSES:
+            raise InputError(f"no run has the status {status!r}", hint="one of " + ", ".join(_STATUSES))
+
+        def choose(limit: int | None, sort: str = next(iter(SORTS)), reverse: bool = False) -> list[RunSummary]:
+            with open_index() as index:
+                index.scan(expand(output_dir or "./output"))
+                found: Iterator[RunSummary] = (
+                    r for r in index.each() if status in (None, r.status) and matches(r, " ".join(words))
+                )
+                if sort == next(iter(SORTS)) and not reverse:  # as they come: no more are read than are shown
+                    found = itertools.islice(found, limit)
+                return arranged(found, sort, backwards=reverse)[:limit]
+
+        return function(choose=choose, **rest)
+
+    for option in (
+        click.option("--output", "-o", "output_dir", metavar="DIR", help="also look for runs in this output directory"),
+        click.option("--status", metavar="STATUS", help="only runs with this status: " + ", ".join(_STATUSES)),
+        click.argument("words", metavar="[WORD]...", nargs=-1),
+    ):
+        choosing = option(choosing)
+    return choosing
+
+
 @click.command
-@click.option("--status", metavar="STATUS", help="only runs with this status: " + ", ".join(_STATUSES))
+@chosen_runs
+@click.option("--sort", type=click.Choice(list(SORTS)), default=next(iter(SORTS)), show_default=True, help="by what")
+@click.option("--reverse", is_flag=True, help="the other way round")
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="at most so many")
-@click.option("--output", "-o", "output_dir", metavar="DIR", help="also look for runs in this output directory")
 @json_and_verbose
-def list_runs(status: str | None, limit: int, output_dir: str | None, as_json: bool, verbose: bool) -> None:
-    """List the runs so far, the newest first."""
-    if status is not None and status not in _STATUSES:
-        raise InputError(f"no run has the status {status!r}", hint="one of " + ", ".join(_STATUSES))
-    with open_index() as index:
-        index.scan(expand(output_dir or "./output"))
-        runs = index.summaries(status, limit)
+def list_runs(
+    choose: Callable[..., list[RunSummary]], *, sort: str, reverse: bool, limit: int, as_json: bool, verbose: bool
+) -> None:
+    """List the runs so far, the newest first: those with every WORD in what is shown of them, tags and note too."""
+    runs = choose(limit, sort, reverse)
     if as_json:
         output.document([answer(run) for run in runs])
     elif runs:
         _show_table(runs)
     else:
-        output.narrate("no runs" + (f" with status {status}" if status else " yet; `backprop demo` makes one"))
+        output.narrate("no run fits; `backprop list-runs` shows all, `backprop demo` makes one")
 
 
 def answer(run: RunSummary) -> dict[str, Any]:
@@ -63,7 +93,7 @@ def _show_table(runs: list[RunSummary]) -> None:
             f"{run.steps}/{run.total_steps}" if run.total_steps else str(run.steps),
             "-" if run.final_loss is None else number(run.final_loss),
             duration(run.duration_seconds),
-            run.name or Path(run.dataset).name,
+            " ".join([run.name or Path(run.dataset).name, *(f"+{tag}" for tag in run.tags)]),
         ]
         for run in runs
     ]
@@ -155,6 +185,10 @@ def _show_run(state: RunState) -> None:
         output.line(silent, "warning")
     if state.status == "crashed":
         output.line("the engine ended without an end event; the last lines of its engine.log may say why", "error")
+    if state.parent:
+        output.line(output.inline(f"from run: {state.parent}"))
+    if state.tags or state.note:
+        output.line(output.inline(" ".join([*(f"+{tag}" for tag in state.tags), state.note]).strip()))
     for setting in ("model", "data"):
         if state.config.get(setting):
             output.line(output.inline(f"{setting}: {state.config[setting]}"))

@@ -1,4 +1,4 @@
-"""``backprop train``, ``demo``, ``resume``, ``extend`` and ``fork``: the ways to start a run, and to go on with one."""
+"""``backprop train``, ``demo``, ``resume``, ``extend``, ``fork``, ``replay``: how a run starts, and goes on."""
 
 from __future__ import annotations
 
@@ -215,3 +215,24 @@ def fork(run: str, step: int | None, as_json: bool, verbose: bool, **given: Any)
     checkpoint = find_checkpoint(directory, step)
     config, origins = options.forked_config(directory.find_record().config, directory.run_id, given)
     return follow.run(config, "train", as_json, verbose, forked_from=str(checkpoint.path), origins=origins)
+
+
+@click.command(cls=options.SettingCommand)
+@click.argument("run", shell_complete=run_ids())
+@options.setting_options()
+@json_and_verbose
+def replay(run: str, as_json: bool, verbose: bool, **given: Any) -> int:
+    """Repeat a run: the same settings and data as a new run, whose curve is compared with the first one's at the end.
+
+    What no flag names must be as it was: another base model or other rows are refused, with the list; other versions
+    are warned about.
+    """
+    from backprop.cli import follow
+    from backprop.cli.runs import find_run
+    from backprop.runs.directory import RunDirectory
+    from backprop.runs.state import read_run
+
+    state = read_run(find_run(run))
+    (config, origins), replays = options.replayed_config(state, given)
+    forked_from = RunDirectory(Path(state.path)).find_record().forked_from
+    return follow.run(config, "replay", as_json, verbose, forked_from=forked_from, origins=origins, replays=replays)

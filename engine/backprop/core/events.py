@@ -363,6 +363,20 @@ class Pacing(Event):
     reason: str
 
 
+class ReplayCompared(Event):
+    """A run that repeats another one is over: how its losses compare with that one's, step by step."""
+
+    replayed: str
+    """The other run."""
+    steps: Count
+    """Steps that both took."""
+    parted_at: Count | None = None
+    """The first of these whose loss was another; ``None`` where all are equal to the last bit."""
+    loss: float | None = None
+    replayed_loss: float | None = None
+    """Both losses there."""
+
+
 class Heartbeat(Event):
     """The engine is alive; sent when nothing else was for ten seconds."""
 
@@ -441,6 +455,7 @@ AnyEvent: TypeAlias = (
     | Paused
     | Resumed
     | Pacing
+    | ReplayCompared
     | Heartbeat
     | RunFinished
     | RunFailed

@@ -144,6 +144,13 @@ def describe(event: ev.AnyEvent) -> str:
             if event.rest == 0:
                 return f"pacing ended: {event.reason}"
             return f"pacing, {event.rest:.1f} s rest after each step: {event.reason}"
+        case ev.ReplayCompared():
+            if not event.steps:
+                return f"no step to compare with run {event.replayed}"
+            if event.parted_at is None:
+                return f"the curve is that of run {event.replayed}: {event.steps} of {event.steps} losses are equal"
+            both = f"{number(event.loss, 6)} instead of {number(event.replayed_loss, 6)}"
+            return f"the curve parted from that of run {event.replayed} at step {event.parted_at}: loss {both}"
         case ev.RunFinished():
             loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
             used = "" if event.energy is None else f", {event.energy:.1f} Wh"
@@ -219,6 +226,8 @@ def level(event: ev.Event) -> str:
         case ev.RunFailed():
             return "error"
         case ev.Warning() | ev.CheckpointFailed() | ev.BatchHalved() | ev.StepSkipped() | ev.Pacing():
+            return "warning"
+        case ev.ReplayCompared() if event.parted_at is not None:
             return "warning"
         case ev.Paused() if event.reason != "requested":
             return "warning"

@@ -10,6 +10,8 @@
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
         origin/        of a fork: the weights that it starts from, until it has saved its own
+        source/        what it was made from: identity.json (``train.resume``), and of each trained sample its line in
+                       the data (lines.bin) and the hash of what that row says (contents.bin), both int64
         adapter/       the result, in full fine-tuning model/; of a run that stopped early that of its best
                        evaluation, with the last step's beside it in adapter-last/ or model-last/
 """
@@ -26,7 +28,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +37,7 @@ from msgspec import Struct
 
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import open_regular, read_json, sha256, write_file
+from backprop.core.files import exclusive, open_regular, read_json, sha256, write_file
 from backprop.core.paths import expand
 from backprop.core.settings import RunConfig
 from backprop.runs import journal
@@ -49,6 +51,17 @@ START_PATIENCE = 30.0
 """Seconds that a new run may take until its engine holds the lock."""
 LOCK_PATIENCE = 2.0
 """Seconds to wait for a lock: somebody who merely looks whether it is held takes it for an instant."""
+
+
+class Replays(Struct, kw_only=True):
+    """Which run a replay repeats, as it was then."""
+
+    path: str
+    run_id: str
+    created: Moment
+    """When that was begun: the date that a chat template with a date in it writes."""
+    overrides: list[str] = []
+    """Settings that are meant to be others."""
 
 
 class RunRecord(Struct, kw_only=True):
@@ -65,6 +78,15 @@ class RunRecord(Struct, kw_only=True):
     """Where the value of each setting that is no default comes from, in words: a flag, a file and its line …"""
     extended: bool = False
     """The run has been given its present end by an extend: checkpoints from before it have another."""
+    replays: Replays | None = None
+    tags: list[str] = []
+    note: str = ""
+
+    @property
+    def parent(self) -> str:
+        """The directory of the run that this one was forked from, or replays; empty where it came from none."""
+        fork = Path(self.forked_from)
+        return self.replays.path if self.replays else str(fork.parent.parent) if fork.name.startswith("step-") else ""
 
 
 class LockHolder(Struct):
@@ -90,10 +112,16 @@ class RunDirectory:
         self.model = self.path / "model"
         self.origin = self.path / "origin"
         self.evaluations = self.path / "evaluations"
+        self.source = self.path / "source"
 
     @classmethod
     def create(
-        cls, config: RunConfig, kind: str = "train", forked_from: str = "", origins: dict[str, str] | None = None
+        cls,
+        config: RunConfig,
+        kind: str = "train",
+        forked_from: str = "",
+        origins: dict[str, str] | None = None,
+        replays: Replays | None = None,
     ) -> RunDirectory:
         """Make the directory of a new run under ``config.output_dir``.
 
@@ -105,7 +133,7 @@ class RunDirectory:
         try:
             directory.path.mkdir(parents=True)
             if forked_from:
-                _keep(Path(forked_from), directory.origin)
+                keep_files(Path(forked_from), directory.origin, ("manifest.json", "weights.safetensors"))
             directory._write_record(
                 RunRecord(
                     run_id=run_id,
@@ -114,6 +142,7 @@ class RunDirectory:
                     config=config,
                     forked_from=forked_from,
                     origins=origins or {},
+                    replays=replays,
                 )
             )
             directory.ensure_control()
@@ -288,8 +317,22 @@ class RunDirectory:
         write_file(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
 
     def update_record(self, **changes: Any) -> None:
-        """Rewrite fields of ``run.json`` atomically."""
-        self._write_record(msgspec.structs.replace(self.read_record(), **changes))
+        """Rewrite fields of ``run.json`` atomically.
+
+        Raises:
+            RunError: it cannot be read, or written.
+        """
+        self.rewrite_record(lambda record: changes)
+
+    def rewrite_record(self, change: Callable[[RunRecord], dict[str, Any]]) -> RunRecord:
+        """As ``update_record`` with what ``change`` makes of the record; of two who do so at once neither is lost."""
+        with _using(self.record), contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):  # a file system that cannot lock
+                held.enter_context(exclusive(self.path / ".run.json.lock"))
+            record = self.read_record()
+            record = msgspec.structs.replace(record, **change(record))
+            self._write_record(record)
+        return record
 
     def last_lines(self) -> str:
         """The last lines that the engine or its libraries printed."""
@@ -379,14 +422,15 @@ def _using(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _keep(checkpoint: Path, folder: Path) -> None:
-    """Have a checkpoint's weights in ``folder`` too, so that whoever prunes or deletes it leaves these alone."""
-    folder.mkdir()
-    for name in ("manifest.json", "weights.safetensors"):
+def keep_files(place: Path, folder: Path, names: tuple[str, ...]) -> None:
+    """Have files of ``place`` in ``folder`` too, so that whoever prunes or deletes them there leaves these alone."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
         try:
-            os.link(checkpoint / name, folder / name)
+            os.link(place / name, folder / name)
         except OSError:  # another disk, or one without links
-            shutil.copyfile(checkpoint / name, folder / name)
+            shutil.copyfile(place / name, folder / name)
 
 
 def _damaged(what: str, hint: str) -> RunError:

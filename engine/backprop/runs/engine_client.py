@@ -22,7 +22,7 @@ from backprop.core.errors import ConfigurationError, EngineCrashedError, RunErro
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
 from backprop.core.resolve import config_from
 from backprop.core.settings import RunConfig
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import Replays, RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
 from backprop.runs.state import read_run
@@ -199,6 +199,8 @@ def start(
     forked_from: str = "",
     origins: dict[str, str] | None = None,
     warm: WarmEngine | None = None,
+    *,
+    replays: Replays | None = None,
 ) -> EngineClient:
     """Make a run directory and start its engine.
 
@@ -206,12 +208,13 @@ def start(
         origins: where each setting's value comes from.
         forked_from: a folder with an adapter to start from, instead of a fresh one.
         warm: an engine that was started ahead, to do it where it is still there.
+        replays: the run that this one is to repeat.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
     _require_one_start()
-    return launch(RunDirectory.create(config, kind, forked_from, origins), "start", warm=warm)
+    return launch(RunDirectory.create(config, kind, forked_from, origins, replays), "start", warm=warm)
 
 
 def resume(path: Path, model: str = "") -> EngineClient:

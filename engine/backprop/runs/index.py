@@ -9,88 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sqlite3
 import time
-from collections.abc import Collection, Iterator
-from math import isnan
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from backprop.core.errors import RunError
-from backprop.core.events import Verdict
 from backprop.core.files import exclusive
 from backprop.core.paths import data_dir, expand
 from backprop.runs.directory import RunDirectory, is_run
-from backprop.runs.state import RunState, read_run
+from backprop.runs.state import read_run
+from backprop.runs.summary import RunSummary, summarise
 
 _VERSION = 1
 _TABLE = "create table runs (path text primary key, run_id text, started real, stamp text, summary blob)"
 PATIENCE = 1.5
 """Seconds to wait for another process that writes the index."""
-
-
-class RunSummary(Struct, kw_only=True):
-    """One line of ``list-runs`` (SPEC section 13). Times are seconds since the epoch."""
-
-    run_id: str
-    status: str
-    kind: str
-    model: str
-    dataset: str
-    method: str
-    mode: str
-    steps: int
-    total_steps: int
-    final_loss: float | None
-    smoothed_loss: float | None
-    started_at: float
-    duration_seconds: float
-    output_path: str
-    path: str
-    """The run's directory."""
-    name: str = ""
-    losses: list[float | None] = []
-    """At most 60 values for a sparkline."""
-    verdict: Verdict | None = None
-    """Whether it helped."""
-    damage: list[str] = []
-
-
-def summarise(state: RunState) -> RunSummary:
-    """The line of ``list-runs`` for a run."""
-    config = state.config
-    return RunSummary(
-        run_id=state.run_id,
-        status=state.status,
-        kind=state.kind,
-        model=str(config.get("model", "")),
-        dataset=str(config.get("data", "")),
-        method=str(config.get("method", "sft")),
-        mode=state.model.mode if state.model else str(config.get("mode", "")),
-        steps=state.step,
-        total_steps=state.total_steps,
-        final_loss=state.final_loss,
-        smoothed_loss=state.smoothed_loss,
-        started_at=state.started_at,
-        duration_seconds=state.duration_seconds,
-        output_path=state.output_path,
-        path=state.path,
-        name=str(config.get("run_name") or ""),
-        losses=thin(list(state.curves.loss), 60),
-        verdict=state.verdict,
-        damage=state.damage,
-    )
-
-
-def thin(values: list[float], most: int) -> list[float | None]:
-    """At most ``most`` values spread evenly, the last always among them; NaN becomes ``None``."""
-    if len(values) > most:
-        values = [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
-    return [None if isnan(v) else v for v in values]
 
 
 class RunIndex:
@@ -153,16 +90,19 @@ class RunIndex:
 
     def _execute(self, statement: str, values: tuple[object, ...] = ()) -> list[Any]:
         """Run one statement, on a new index where this one turns out to be damaged, in memory where it cannot write."""
+        return self._attempt(lambda db: db.execute(statement, values).fetchall())
+
+    def _attempt(self, work: Callable[[sqlite3.Connection], list[Any]]) -> list[Any]:
         for _ in range(2):
             try:
-                return self._db.execute(statement, values).fetchall()
+                return work(self._db)
             except sqlite3.Error as error:
                 with contextlib.closing(self._db) as old:
                     self._db = self._instead(error, old)
                 with contextlib.suppress(sqlite3.Error):
                     for path in self._added:
                         self._db.execute(*_row(Path(path)))
-        return self._db.execute(statement, values).fetchall()
+        return work(self._db)
 
     def __enter__(self) -> RunIndex:
         return self
@@ -178,10 +118,21 @@ class RunIndex:
 
     def scan(self, output_dir: Path) -> None:
         """Remember every run directly under ``output_dir``."""
-        with contextlib.suppress(OSError):
-            for path in output_dir.iterdir():
-                if is_run(path):
-                    self.add(path)
+        home = os.path.join(os.path.realpath(output_dir), "")  # noqa: PTH118 - thousands of names are compared
+        rows = self._execute(
+            "select path from runs where path >= ? and path < ?", (home, home[:-1] + chr(ord("/") + 1))
+        )
+        known = {path for (path,) in rows}
+        self._added |= dict.fromkeys(known)
+        new = []
+        with contextlib.suppress(OSError), os.scandir(home) as entries:
+            for entry in entries:
+                hidden = entry.name.startswith(".")  # what is left of a run whose deletion was killed
+                if entry.path not in known and not hidden and _is_utf8(entry.name) and is_run(Path(entry.path)):
+                    new.append(Path(entry.path))
+        if new:
+            self._attempt(lambda db: _insert(db, new))
+            self._added |= {str(path): None for path in new}
 
     def remove(self, path: Path) -> None:
         """Forget the run in ``path``; its directory stays."""
@@ -204,14 +155,15 @@ class RunIndex:
 
     def each(self, paths: Collection[str] | None = None) -> Iterator[RunSummary]:
         """Every run, or those in the directories ``paths``, the newest first; what changed is read as it comes."""
-        select = "select path, stamp, summary from runs"
         if paths is None:
-            rows = self._execute(f"{select} order by started desc, rowid desc")
-        else:
-            rows = [row for path in paths for row in self._execute(f"{select} where path = ?", (path,))]
-        self._added |= {str(row[0]): None for row in rows}
-        for path_text, stamp, blob in rows:
-            path = Path(str(path_text))
+            paths = [str(path) for (path,) in self._execute("select path from runs order by started desc, rowid desc")]
+            self._added |= dict.fromkeys(paths)
+        for path_text in paths:
+            # One at a time: whoever wants the first page does not wait for thousands of summaries.
+            found = self._execute("select stamp, summary from runs where path = ?", (path_text,))
+            if not found:
+                continue
+            (stamp, blob), path = found[0], Path(path_text)
             if not is_run(path):
                 if path.parent.is_dir():  # else its disk may only be away for now
                     self._execute("delete from runs where path = ?", (path_text,))
@@ -332,11 +284,26 @@ def _copy_paths(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
 def _row(path: Path) -> tuple[str, tuple[str, str, float]]:
     """The statement that remembers the run in ``path``, and its values."""
     path = Path(os.path.realpath(path))  # a run that is reached under two names is one
-    try:
-        started = (path / "run.json").stat().st_mtime  # until it is read: runs are listed by their start
-    except OSError:
-        started = time.time()
+    started = time.time()  # until it is read: runs are listed by their start
+    for name in ("events.jsonl", "run.json"):
+        with contextlib.suppress(OSError):
+            started = (path / name).stat().st_mtime
     return "insert or ignore into runs values (?, ?, ?, '', null)", (str(path), path.name, started)
+
+
+def _insert(db: sqlite3.Connection, paths: Iterable[Path]) -> list[Any]:
+    """Remember the runs in ``paths``, all at once."""
+    db.execute("begin immediate")
+    for path in paths:
+        db.execute(*_row(path))
+    return db.execute("commit").fetchall()
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _kept(blob: object) -> RunSummary | None:
@@ -358,18 +325,3 @@ def _stamp(path: Path) -> str:
         except OSError:
             parts.append("-")
     return " ".join([*parts, "alive" if directory.is_alive() else "gone"])
-
-
-def delete_run(path: Path) -> None:
-    """Remove a run's directory, holding its lock meanwhile, and forget it.
-
-    Raises:
-        RunError: it is no run, or somebody works on it.
-        OSError: it cannot be removed.
-    """
-    if path.is_symlink() or not is_run(path):
-        raise RunError(f"{path} is no run directory", code="RUN_DAMAGED")
-    with RunDirectory(path).hold_lock():
-        shutil.rmtree(path)
-    with RunIndex() as index:
-        index.remove(path)

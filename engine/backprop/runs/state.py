@@ -74,6 +74,10 @@ class RunState(Struct, kw_only=True):
     origins: dict[str, str] = field(default_factory=dict)
     """Where the value of each setting that is no default comes from, in words."""
     environment: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    note: str = ""
+    parent: str = ""
+    """The directory of the run that it was forked from, or that it replays."""
     pid: int = 0
 
     journal_status: Status = "starting"
@@ -354,7 +358,8 @@ def _damage(directory: RunDirectory, recorded: journal.Journal, state: RunState)
 
 
 def fill_from_record(state: RunState, record: RunRecord) -> None:
-    """Take from ``run.json`` what the journal has not said yet."""
+    """Take from ``run.json`` what the journal has not said yet, or never says."""
+    state.tags, state.note, state.parent = record.tags, record.note, record.parent
     if not state.config:
         state.config = msgspec.to_builtins(record.config)
         state.kind = record.kind

@@ -13,6 +13,7 @@ import msgspec
 from backprop.core.definition import chosen_by_rule
 from backprop.core.events import EndStatus, RunStarted
 from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.process import Emit, run_engine
 from backprop.worker.setup import environment
@@ -29,6 +30,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     model = sys.argv[4] if len(sys.argv) > 4 else ""
     # Five seconds of imports. The lock is held and commands are listened to before them.
     from backprop.train.model import resolved
+    from backprop.train.replay import CurveCheck
     from backprop.train.resume import begin
     from backprop.train.session import Session
     from backprop.train.spans import wanted
@@ -52,7 +54,12 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
         )
         for note in (*start.notes, *notes):
             emit(note)
-        return Session(start, directory, trackers.emit, control).run()
+        emit = trackers.emit
+        if record.replays is not None:
+            taken = read_run(directory.path).curves
+            taken.truncate(start.resumed_from or 0)
+            emit = CurveCheck(record.replays, emit, taken).emit
+        return Session(start, directory, emit, control).run()
 
 
 def warm_up() -> None:

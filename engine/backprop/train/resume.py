@@ -5,7 +5,8 @@
 An identity is what a checkpoint depends on, so that a run is never continued with something else, as a nested
 dictionary of plain values: ``model`` (a hash of each file, those of the tokenizer included), ``tokens`` (fingerprint of
 the tokenised rows), ``held_out`` (of those held out), ``reference`` (of what the untouched model makes of them, where
-the method compares with that), ``config`` (settings that have an effect on the weights) and ``libraries`` (versions).
+the method compares with that), ``config`` (settings that have an effect on the weights) and ``libraries`` (versions);
+beside them ``code``, which version of this program it was.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
-from backprop.runs.directory import IDENTITY, RunDirectory, RunRecord, changed_files
+from backprop.runs.directory import IDENTITY, Replays, RunDirectory, RunRecord, changed_files
 from backprop.worker.setup import environment
 
 LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
@@ -61,6 +62,8 @@ class Beginning:
     weights: Path | None = None
     now: datetime | None = None
     """When the run was begun: the date that a chat template with a date in it writes, also after a resume."""
+    replays: Replays | None = None
+    """The run that this one repeats."""
     split: Split | None = None
     """How the held-out rows are chosen where it is settled: a fork keeps the split of the run it came from."""
     prepared: RunConfig | None = None
@@ -99,7 +102,7 @@ def begin(
         CheckpointError: checkpoints exist and none verifies; the message says of each why not.
     """
     config = record.config
-    now = datetime.fromtimestamp(record.created)
+    now = datetime.fromtimestamp(record.replays.created if record.replays else record.created)
     if verb == "extend":
         config = msgspec.structs.replace(config, steps=steps, epochs=None)
         directory.update_record(config=config, extended=True)
@@ -114,6 +117,7 @@ def begin(
             continued=verb != "start",
             now=now,
             weights=weights,
+            replays=record.replays,
             split=split_of(weights),
             open_batch=config.batch_size == "auto",
         )
@@ -196,7 +200,7 @@ def identity(
         held_out: of the rows that are evaluated on; empty where there are none.
         split: how they were chosen, where not by the run's own seed.
     """
-    split = split or Split(seed=config.seed)
+    split, facts = split or Split(seed=config.seed), environment()
     return {
         "model": model_hashes(model_path),
         "tokens": fingerprint,
@@ -204,7 +208,8 @@ def identity(
         "split_seed": split.seed,
         "split_by": "tokens" if split.by_tokens else "content",
         "config": settings_with_effect(config),
-        "libraries": {name: version for name, version in environment().items() if name in LIBRARIES and version},
+        "libraries": {name: version for name, version in facts.items() if name in LIBRARIES and version},
+        "code": facts["code"],
     }
 
 
@@ -361,7 +366,7 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
     elif (before := saved.get("reference")) and now.get("reference", before) != before:
         found.append(REFERENCE_CHANGED)
     defaults = settings_with_effect(RunConfig(data=""))
-    for name, before, after in _changes({**defaults, **saved.get("config", {})}, now["config"]):
+    for name, before, after in changes({**defaults, **saved.get("config", {})}, now["config"]):
         found.append(f"{name} was {_shown(before)} and is {_shown(after)}")
     return found
 
@@ -369,7 +374,7 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
 def model_differences(saved: dict[str, Any], now: dict[str, str], files: re.Pattern[str] = _MODEL_FILES) -> list[str]:
     """Those ``files`` of the model that are not as in the identity ``saved``."""
     found = []
-    for name, before, after in _changes(saved.get("model", {}), now):
+    for name, before, after in changes(saved.get("model", {}), now):
         word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
         found += [f"the model's file {name} {word}"] if files.fullmatch(name) else []
     return found
@@ -383,8 +388,8 @@ def base_differences(saved: dict[str, str], folder: Path) -> list[str]:
 def library_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Libraries of another version than when the checkpoint was made: results may differ in the last bits."""
     before = {name: version for name, version in saved.get("libraries", {}).items() if name in LIBRARIES}
-    changes = _changes(before, now["libraries"])
-    return [f"{name} was {_shown(was)} and is {_shown(is_now)}" for name, was, is_now in changes]
+    found = changes(before, now["libraries"])
+    return [f"{name} was {_shown(was)} and is {_shown(is_now)}" for name, was, is_now in found]
 
 
 def file_hash(path: Path) -> str:
@@ -409,7 +414,7 @@ def file_hash(path: Path) -> str:
 _ABSENT = object()
 
 
-def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Names whose values differ, those of ``before`` first, with both values."""
     for name in [*before, *(name for name in after if name not in before)]:
         was, is_now = before.get(name, _ABSENT), after.get(name, _ABSENT)

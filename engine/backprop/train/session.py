@@ -42,6 +42,7 @@ from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, epoch_order
 from backprop.train.ranks import Leader, Ranks
 from backprop.train.reference import Scorer, fingerprint, key_of
+from backprop.train.replay import keep_source, require_same_source
 from backprop.train.result import save_result
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
@@ -168,6 +169,9 @@ class Session:
             values = msgspec.to_builtins(config)
             emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
 
+        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
+        for note in require_same_source(start.replays, self.identity, rows) if start.replays else ():
+            emit(note)
         emit(PhaseChanged(phase="loading_model"))
         self.loaded = models.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
@@ -180,7 +184,6 @@ class Session:
             message += "are empty, and adapters do not change them"
             hint = "use the instruct version of the model, or a chat template without these tokens"
             emit(events.Warning(code="TOKENS_UNTRAINED", message=message, hint=hint))
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         if METHODS[config.method].reference:
             self.compare_with_untouched()
         if start.checkpoint:
@@ -193,6 +196,7 @@ class Session:
             load_weights(start.weights, self.loaded.model, any_dtype=True)
             for note in fork_notes(start.weights, self.identity):
                 emit(note)
+        keep_source(self.directory, self.identity, rows)
         if recorded.model != config.model:
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import re
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 from backprop.core.errors import BackpropError
@@ -25,7 +28,18 @@ _LAUNCHERS = re.compile(
 def environment() -> dict[str, Any]:
     """What the result depends on beside data and configuration: versions and the machine."""
     facts = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
-    return {**facts, **{name: installed_version(name) for name in (DISTRIBUTION, *LIBRARIES)}}
+    versions = {name: installed_version(name) for name in (DISTRIBUTION, *LIBRARIES)}
+    return {**facts, **versions, "code": code_digest()}
+
+
+@functools.cache
+def code_digest() -> str:
+    """Names this program's own code, whatever its version says: the beginning of a hash over its files."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def quiet_libraries() -> None:

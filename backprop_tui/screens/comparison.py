@@ -1,0 +1,113 @@
+"""Several runs beside each other: their curves in one plot, and of two what is not the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from backprop.runs.compare import GROUPS, Difference, shown_value
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+
+from backprop_tui.charts.overlay import Overlaid, OverlayPlot
+from backprop_tui.keys import Key, bindings
+from backprop_tui.text import Row, fit, from_home, safe
+from backprop_tui.widgets.cells import heading
+from backprop_tui.widgets.text_view import TextView
+
+COMPARING = (
+    Key("escape", "esc", "screen.back", "back", "back to the list of runs", 1),
+    Key("tab", "tab", "pane", "curves, differences", "from the curves to what differs of two runs, and back", 2),
+    Key("a", "a", "axis", "by step, time, tokens", "draw over steps, over time, or over tokens", 2),
+    Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the curves more", 3),
+    Key("minus", "-", "smooth(-1)", "less", "smooth them less; raw at last, with every spike", 3),
+    Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 3),
+    Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", 4),
+)
+"""While runs are beside each other."""
+_KEY = 0.3
+"""Share of the width for what it is that differs."""
+_ROOM_FOR_BOTH = 110
+
+
+class Differences(TextView):
+    """What is not the same of two runs, in three columns."""
+
+    found: Sequence[Difference] | None = None
+    names: Sequence[str] = ()
+
+    def show(self, names: Sequence[str], found: Sequence[Difference] | None) -> None:
+        """``found`` is ``None`` where there are not two runs."""
+        self.names, self.found = names, found
+        self.redraw()
+
+    def content(self, width: int) -> list[Row]:
+        if self.found is None:
+            return [[("mark exactly two runs with space to see what differs", "muted")]]
+        key = int(_KEY * width)
+        each = (width - key) // 2
+        rows: list[Row] = [
+            [(fit("", key), "text"), *((fit(name[:12], each), "strong+bold") for name in self.names)],
+            *([] if self.found else [[("nothing differs", "text")]]),
+        ]
+        for group, those in groupby(self.found, lambda difference: difference.group):
+            rows += [[], heading(GROUPS[group], width)]
+            for one in those:
+                sides = (from_home(safe(shown_value(value))) for value in (one.a, one.b))
+                cells = [(fit(side, each - 1) + " ", "text") for side in sides]
+                rows.append([(fit(safe(one.key), key - 1) + " ", "muted"), *cells])
+        return rows
+
+
+class Comparison(Horizontal):
+    """Curves and differences; where there is no room for both, one of them."""
+
+    BINDINGS = bindings(COMPARING)
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.plot, self.differences = OverlayPlot(id="overlay"), Differences(id="differences")
+        self._two = self._at_differences = False
+
+    def compose(self) -> ComposeResult:
+        yield self.plot
+        yield self.differences
+
+    def open(self) -> None:
+        """Begin with the curves."""
+        self.show((), None)
+        self._at_differences = False
+        self._arrange()
+        self.plot.focus()
+
+    def show(self, runs: Sequence[Overlaid], found: Sequence[Difference] | None) -> None:
+        """Show these runs, and what differs where they are two."""
+        self._two = found is not None
+        self.plot.show(runs)
+        self.differences.show([run.run_id for run in runs], found)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        both = self._two and self.app.size.width >= _ROOM_FOR_BOTH
+        self.plot.display = both or not self._at_differences
+        self.differences.display = both or self._at_differences
+
+    def on_resize(self) -> None:
+        self._arrange()
+
+    def action_pane(self) -> None:
+        self._at_differences = not self._at_differences
+        self._arrange()
+        (self.differences if self._at_differences else self.plot).focus()
+
+    def action_axis(self) -> None:
+        self.plot.next_axis()
+
+    def action_smooth(self, by: int) -> None:
+        self.plot.smooth_more(by)
+
+    def action_log_y(self) -> None:
+        self.plot.toggle_log()
+
+    def action_symbols(self) -> None:
+        self.plot.next_symbols()
