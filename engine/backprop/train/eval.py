@@ -7,6 +7,7 @@ answer, from exactly the tokens that stand before it in training.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def evaluate(request: EvalRequest, send: Send) -> Evaluations:
     found = []
     for tuned in (True, False)[: 1 + request.base]:
         step = request.model.step if tuned else 0
-        with speaker.side(tuned):
+        with nullcontext() if tuned else speaker.model.disable_adapter():
             scored = _scored(speaker, rows, request, send, "" if tuned else " by the base model")
         found.append(Evaluation(source=name, step=step, fingerprint=rows.fingerprint, rows=scored))
     return Evaluations(sides=found)
