@@ -251,9 +251,10 @@ class _Row:
             if rejected and rejected[0].role != "assistant":
                 rejected = _asked_once(prompt, rejected)[1]
             for one, other in ((chosen, rejected), (rejected, chosen)):
-                if one and other and not prompt and one[0].role != "assistant" == other[0].role:
+                asked = any(turn.role != "system" for turn in prompt)
+                if one and other and not asked and one[0].role != "assistant" == other[0].role:
                     start = _last_answer(one)  # one side has the question, the other the answer alone
-                    prompt = one[:start]
+                    prompt = [*prompt, *one[:start]]
                     del one[:start]
         if not prompt:
             self.warnings.append(RowError("no_prompt", names.prompt, "the pair has no prompt", "info"))
