@@ -188,7 +188,7 @@ class _Row:
             turns = self._side(self.row[name], name, "user")
             return self._with_system([turn for turn in turns if not (turn.role == "user" and turn.blank())])
         chat = self._chat_column()
-        return self._with_system(read_turns(self.row[chat], chat, self.warnings, self.names)) if chat else []
+        return self._with_system(read_turns(self.row[chat], chat, self.warnings, self.names) if chat else [])
 
     def _chat_column(self) -> str | None:
         names = (self.names.conversations, self.names.messages)
@@ -238,6 +238,8 @@ class _Row:
         else:
             prompt, chosen = self._prompt_and_answer("preference")
         rejected, unpaired = self._rejected()
+        if prompt and chosen and prompt[0].role == chosen[0].role == "system":
+            prompt = prompt[1:]  # the sides bring their own
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
