@@ -134,7 +134,7 @@ class RunSeries:
 
     def _clear(self) -> None:
         self.loss = Curve()
-        self.learning_rate, self.grad_norm, self.tokens_per_second = (Curve(_COARSE, ()) for _ in range(3))
+        self.learning_rate, self.grad_norm, self.tokens_per_second, self.margin = (Curve(_COARSE, ()) for _ in range(4))
         self.taken = 0
 
     def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:
@@ -146,7 +146,7 @@ class RunSeries:
         end = min(len(columns), self.taken + most)
         for i in range(self.taken, end):
             step = columns.step[i]
-            for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second"):
+            for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "margin"):
                 getattr(self, name).add(step, getattr(columns, name)[i])
         self.taken = end
         return end < len(columns)

@@ -1,4 +1,4 @@
-"""Learning rate, gradient norm and speed: a number each and its course over the run."""
+"""Learning rate, gradient norm, speed, and the margin of preferences: a number each and its course over the run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from backprop_tui.widgets.cells import Cells, cut, heading, pad
 
 _GAP = 3
 """Cells between two series side by side."""
+_FOUR = 12
+"""Rows that four of them take, one under the other."""
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII = " .:-=+*#%"
 
@@ -72,7 +74,7 @@ def _levels(curve: Curve, shown: int, width: int) -> list[float | None]:
 
 
 class Readings(Cells):
-    """Three series side by side in a low place, one under the other in a narrow and high one."""
+    """Three series side by side in a low place, three or four one under the other in a narrow and high one."""
 
     series: RunSeries | None = None
     total = 0
@@ -92,6 +94,8 @@ class Readings(Cells):
             ("gradient norm", self.series.grad_norm, "{:.2f}" if norm < 1000 else "{:.1e}"),
             ("tokens/s", self.series.tokens_per_second, "{:,.0f}"),
         ]
+        if len(self.series.margin.buckets()):  # of a run on preferences it is what matters
+            small = [("reward margin", self.series.margin, "{:.3f}"), *small[0 if height >= _FOUR else 1 :]]
         readings = [
             (title, curve, "–" if isnan(curve.last) else form.format(curve.last)) for title, curve, form in small
         ]
@@ -99,7 +103,7 @@ class Readings(Cells):
         if height < 6:
             return self._beside(readings, shown, width)
         rows: list[Row] = []
-        tall = max(1, (height - 6) // 3)
+        tall = max(1, height // len(readings) - 2)
         for title, curve, value in readings:
             rows += [heading(title, width, value), *course(curve, shown, width, tall, self.symbols), []]
         return rows

@@ -38,6 +38,25 @@ def test_the_learning_rate_follows_family_size_and_batch(
     assert facts.get("text_config", facts)["model_type"] in why
 
 
+@pytest.mark.parametrize(("method", "rate"), [("dpo", 5e-6), ("orpo", 8e-6), ("simpo", 5e-6), ("kto", 5e-6)])
+def test_a_preference_method_has_a_rate_of_its_own_and_says_why(method: str, rate: float, tmp_path: Path) -> None:
+    folder = model(tmp_path, model_type="llama", hidden_size=4096)
+    found, why = rules.learning_rate(folder, 16, 500, method)
+    assert found == pytest.approx(rate, rel=0.03)
+    assert why.startswith(f"{method}: ")
+    assert "hidden size 4096" in why
+
+
+def test_a_setting_of_another_method_is_said_to_have_no_effect() -> None:
+    def codes(**given: Any) -> list[str]:
+        return [each.code for each in rules.without_effect(RunConfig(data="x", **given), 10, 10, 2)]
+
+    assert codes(method="sft", dpo_beta=0.3) == ["SETTING_OF_ANOTHER_METHOD"]
+    assert codes(method="dpo", simpo_gamma=0.3) == ["SETTING_OF_ANOTHER_METHOD"]
+    assert codes(method="dpo", dpo_beta=0.3) == []
+    assert codes(method="simpo", simpo_gamma=0.3, simpo_beta=2.5) == []
+
+
 @pytest.mark.parametrize("content", [None, "[]", "{", '{"hidden_size": "many"}', '{"hidden_size": 0}'])
 def test_a_model_that_does_not_say_what_it_is_is_uncalibrated(content: str | None, tmp_path: Path) -> None:
     if content is not None:

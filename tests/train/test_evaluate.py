@@ -247,7 +247,7 @@ def test_where_a_row_goes_depends_on_what_it_says_and_neither_on_limit_nor_model
     for model, limit in ((tiny_config.model, 512), (tiny_config.model, 16), (str(other), 512)):
         config = replace(tiny_config, data=str(data), held_out="0.2", max_seq_length=limit, model=model)
         _, *both = prepare(config, Path(model), lambda event: None, lambda: False)
-        sides.append([set(side.rows.lines[side._places].tolist()) for side in both])
+        sides.append([set(side.rows.lines[side.places].tolist()) for side in both])
         assert (sum(map(len, both)) > len(texts)) is (limit == 16), "texts are split by the short limit alone"
 
     assert sides[0][0].isdisjoint(sides[0][1])

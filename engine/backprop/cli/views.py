@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from backprop.cli import output
 from backprop.core import events as ev
-from backprop.runs.describe import describe, describe_dataset, duration, findings_by_kind, level, number
+from backprop.runs.describe import describe, describe_dataset, duration, findings_by_kind, level, metrics_text, number
 from backprop.runs.state import RunState
 
 _BAR = 24
@@ -116,6 +116,7 @@ def progress_line(state: RunState, event: ev.AnyEvent) -> str:
     return (
         f"[{'#' * done}{'.' * (_BAR - done)}] {state.step}/{state.total_steps} loss {number(state.last_step.loss)} "
         f"{state.last_step.tokens_per_second:.0f} tokens/s{eta}{held}"
+        + metrics_text(state.last_step.metrics, "rewards/margins", "rewards/accuracies")
     )
 
 

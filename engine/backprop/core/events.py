@@ -37,6 +37,7 @@ Moment: TypeAlias = Annotated[float, Meta(ge=0, le=253402300799)]
 Phase = Literal[
     "loading_model",
     "preparing_data",
+    "reference",
     "sampling",
     "training",
     "evaluating",
@@ -112,6 +113,8 @@ class ModelLoaded(Event):
     targets: list[str] = field(default_factory=list)
     """Kinds of layer that carry an adapter, such as ``q_proj``."""
     notes: list[str] = field(default_factory=list)
+    share_4bit: float = 0.0
+    """How much of the frozen weights' bytes is in 4 bits: of 1."""
 
 
 class SettingsChosen(Event):
@@ -203,7 +206,7 @@ class DatasetPrepared(Event):
 
 
 class Step(Event):
-    """One optimizer step. ``loss`` is the mean over the supervised tokens of the whole step."""
+    """One optimizer step. ``loss`` is the mean over what the whole step weighs, for sft its supervised tokens."""
 
     step: Count
     total_steps: Count
@@ -223,9 +226,14 @@ class Step(Event):
     metrics: dict[str, float] = field(default_factory=dict)
     """What the training method measures beside the loss, by name, as means over the step; those that are finite."""
 
+    @property
+    def margin(self) -> float | None:
+        """Reward of chosen answers above that of rejected ones; ``None`` where the method has none."""
+        return self.metrics.get("rewards/margins")
+
 
 class Evaluated(Event):
-    """Loss on held-out rows, weighted by supervised tokens."""
+    """Loss on held-out rows: the mean over what the training method weighs, for sft supervised tokens."""
 
     step: Count
     loss: float | None
@@ -233,6 +241,8 @@ class Evaluated(Event):
     rows: Count
     seconds: float
     best: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    """As in ``Step``, over the held-out rows."""
 
 
 class Sample(Event):

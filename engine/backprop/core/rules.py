@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from backprop.core import events
+from backprop.core.methods import METHODS
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS, TRAINING_PRESETS
 from backprop.core.settings import RunConfig
 
@@ -33,6 +35,13 @@ _UNCALIBRATED = 1e-4
 _HIGHEST = 1e-3
 """No model of the sweep was small enough to need more."""
 _SHORT_RUN = 100
+_METHOD_SHARES = {
+    "dpo": (0.05, "5e-6 in the handbook's recipe zephyr-7b-dpo-qlora"),
+    "orpo": (0.08, "8e-6 in its paper"),
+    "simpo": (0.05, "5e-7 for all weights in its paper, of which LoRA takes ten times"),
+    "kto": (0.05, "5e-7 for all weights in its paper, of which LoRA takes ten times"),
+}
+"""Rates of preference methods as shares of sft's, which for the 7B and 8B models they are published for is 1e-4."""
 _EVALUATIONS = 10
 _SHARE = 0.1
 """Evaluating takes at most this share of a run's time."""
@@ -41,6 +50,14 @@ SAVING_SHARE = 0.05
 """Checkpoints that come by time take at most this share of it."""
 _FORWARD = 1 / 3
 """Time of a row that is only evaluated, as a share of one that is trained."""
+
+
+_METHOD_SETTINGS = {
+    name: getattr(RunConfig(data=" "), name)
+    for name in RunConfig.__struct_fields__
+    if name.partition("_")[0] in METHODS
+}
+"""Settings of one method, whose name theirs begin with, and their defaults."""
 
 
 class Chosen(NamedTuple):
@@ -57,7 +74,7 @@ def accumulation(batch_size: int) -> int:
 
 def adapter(config: RunConfig) -> dict[str, Any]:
     """Rank, alpha, dropout and layers: those given, else those of the LoRA preset, else the rule's."""
-    preset = LORA_PRESETS[config.lora_preset] if config.lora_preset else None
+    preset = LORA_PRESETS.get(config.lora_preset or "")
     rank = config.lora_r or (preset.r if preset else RANK)
     usual = float(rank) if preset is None else preset.alpha if config.lora_r is None else 2.0 * rank
     dropout = config.lora_dropout
@@ -67,6 +84,18 @@ def adapter(config: RunConfig) -> dict[str, Any]:
         "lora_dropout": (0.05 if preset else 0.0) if dropout is None else dropout,
         "target_modules": config.target_modules or list(preset.target_modules if preset else ALL_LINEAR),
     }
+
+
+def held_size(settings: Mapping[str, Any]) -> tuple[int, float]:
+    """Rank and alpha of the adapters in memory and in files, which scale as those asked for.
+
+    One that begins with the weights' main directions (PiSSA) has that start beside it, with the opposite sign: twice
+    the rank, and the base model's own weights stay what they are.
+    """
+    rank, alpha = settings["lora_r"], settings["lora_alpha"]
+    if settings.get("init_lora_weights") != "pissa":
+        return rank, alpha
+    return 2 * rank, alpha * (math.sqrt(2) if settings.get("use_rslora") else 2)
 
 
 def epochs(rows: int) -> float:
@@ -105,8 +134,8 @@ def evaluation_steps(steps: int, rows_per_step: int, held_out: int) -> int:
     return math.ceil(steps / max(1, min(_EVALUATIONS, affordable)))
 
 
-def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[float, str]:
-    """The peak learning rate of LoRA for a model, and why."""
+def learning_rate(model_dir: Path, rows_per_step: int, steps: int, method: str = "sft") -> tuple[float, str]:
+    """The peak learning rate of LoRA for a model and a method, and why."""
     family, hidden = _family(model_dir)
     power = next((power for name, power in _EXPONENTS.items() if family.startswith(name)), None)
     if power is None or not hidden:
@@ -116,8 +145,12 @@ def learning_rate(model_dir: Path, rows_per_step: int, steps: int) -> tuple[floa
         why = f"{family}, hidden size {hidden}, {rows_per_step} rows per step"
     if steps < _SHORT_RUN:
         rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
+    rate = min(_HIGHEST, rate)
+    if method in _METHOD_SHARES:
+        share, source = _METHOD_SHARES[method]
+        return float(f"{share * rate:.2g}"), f"{method}: {share:g} of sft's {rate:.2g} ({why}), as {source}"
     usual = TRAINING_PRESETS["balanced"].learning_rate
-    return min(_HIGHEST, float(f"{rate:.2g}")), f"{why}; the preset balanced has {usual:g}"
+    return float(f"{rate:.2g}"), f"{why}; the preset balanced has {usual:g}"
 
 
 def _family(model_dir: Path) -> tuple[str, int]:
@@ -144,7 +177,7 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
     if config.warmup_steps == "auto":
         values["warmup_steps"] = warmup(steps), f"5 % of {steps} steps, 10 to 100, at most a fifth of them"
     if config.learning_rate is None:
-        values["learning_rate"] = learning_rate(model_dir, rows_per_step, steps)
+        values["learning_rate"] = learning_rate(model_dir, rows_per_step, steps, config.method)
     if config.eval_steps == "auto":
         every = evaluation_steps(steps, rows_per_step, held_out)
         why = f"{-(-steps // every)} over {steps} steps: {held_out} held-out rows take at most a tenth of the time"
@@ -165,6 +198,11 @@ def without_effect(
         evaluated: of those held out; all where that is not known.
     """
     warmup, share = config.warmup_steps, config.held_out
+    idle = [
+        name
+        for name, default in _METHOD_SETTINGS.items()
+        if getattr(config, name) != default and not name.startswith(f"{config.method}_")
+    ]
     evaluated = held_out if evaluated is None else evaluated
     found = {
         "WARMUP_TOO_LONG": (
@@ -187,6 +225,11 @@ def without_effect(
             not held_out and config.early_stopping is not None,
             "the run will not stop early: no rows are held out to measure it by",
             "hold rows out with --held-out",
+        ),
+        "SETTING_OF_ANOTHER_METHOD": (
+            bool(idle),
+            f"{', '.join(idle)} has no effect: the run learns by {config.method}",
+            f"leave it out, or choose --method {' or '.join(dict.fromkeys(name.partition('_')[0] for name in idle))}",
         ),
     }
     return [events.Warning(code=code, message=told, hint=hint) for code, (holds, told, hint) in found.items() if holds]

@@ -13,6 +13,7 @@ from backprop.core.log import LOGGER
 PHASES = {
     "loading_model": "loading the model",
     "preparing_data": "preparing the data",
+    "reference": "asking the untouched model about the rows",
     "sampling": "answering the sample prompts",
     "training": "training",
     "evaluating": "evaluating",
@@ -61,6 +62,22 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def metrics_text(metrics: Mapping[str, float], *names: str) -> str:
+    """`` margin 0.031 accuracy 0.75``: those of ``names``, or all, in words; empty where there are none."""
+    known = {name: metrics[name] for name in names or _METRICS if name in metrics}
+    return "".join(f" {_METRICS[name]} {number(value, 3)}" for name, value in known.items())
+
+
+_METRICS = {
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "rewards/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "nll": "nll",
+    "kl": "kl",
+}
+
+
 def share(part: int, whole: int) -> str:
     """``share(1, 8)`` as ``12.5 %``; of nothing it is ``none``."""
     return f"{100 * part / whole:.1f} %" if whole else "none"
@@ -79,23 +96,26 @@ def describe(event: ev.AnyEvent) -> str:
             amount = f" {bytes_text(event.done)}" if event.done else ""
             return f"{verb} {event.model}{amount}" + (f" of {bytes_text(event.total)}" if event.total else "")
         case ev.ModelLoaded():
+            kind = event.dtype + (f", {event.share_4bit:.0%} of the bytes in 4 bits," if event.share_4bit else "")
             return (
-                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {event.dtype} on {event.device}, "
+                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {kind} on {event.device}, "
                 f"{event.trainable_parameters / 1e6:.2f}M trained ({event.mode}: {', '.join(event.targets)})"
             )
         case ev.SettingsChosen():
-            chosen = [f"{name} {value:g} ({event.reasons.get(name, '')})" for name, value in event.values.items()]
+            said = {name: value if isinstance(value, str) else f"{value:g}" for name, value in event.values.items()}
+            chosen = [f"{name} {value} ({event.reasons.get(name, '')})" for name, value in said.items()]
             return f"chosen: {'; '.join(chosen)}"
         case ev.DatasetPrepared():
             return describe_dataset(event)
         case ev.Step():
             return (
                 f"step {event.step}/{event.total_steps} loss {number(event.loss)} lr {event.learning_rate:.2e} "
-                f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s"
+                f"norm {number(event.grad_norm, 2)} {event.tokens_per_second:.0f} tokens/s{metrics_text(event.metrics)}"
             )
         case ev.Evaluated():
             best = ", the best so far" if event.best else ""
-            return f"step {event.step}: held-out loss {number(event.loss)} over {event.rows} rows{best}"
+            told = f"held-out loss {number(event.loss)}{metrics_text(event.metrics)} over {event.rows} rows{best}"
+            return f"step {event.step}: {told}"
         case ev.Sample():
             who = "tuned" if event.tuned else "base"
             return f"[{who}] {event.prompt} -> {' '.join(event.text.split())}"

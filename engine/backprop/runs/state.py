@@ -46,6 +46,7 @@ class Curves(Struct):
     grad_norm: array[float] = field(default_factory=lambda: array("d"))
     tokens_per_second: array[float] = field(default_factory=lambda: array("d"))
     seconds: array[float] = field(default_factory=lambda: array("d"))
+    margin: array[float] = field(default_factory=lambda: array("d"))
 
     def append(self, event: ev.Step) -> None:
         """Take in one step."""

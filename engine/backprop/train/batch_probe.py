@@ -12,8 +12,8 @@ import torch
 
 from backprop.train.checkpoint import capture_random, restore_random, trained_parameters
 from backprop.train.out_of_memory import is_out_of_memory
-from backprop.train.packing import Batching, MicroBatch, Row, token_budget
-from backprop.train.trainer import StepLoop, batch_loss
+from backprop.train.packing import Batching, MicroBatch, Row
+from backprop.train.trainer import StepLoop, batch_loss, budget_for
 
 ROOM = 0.95
 """Share of the card that may be used: what is left is for gaps between tensors."""
@@ -74,8 +74,7 @@ def _doubled(loop: StepLoop, batching: Batching) -> Batching | None:
     size = 2 * batching.batch_size
     if size > loop.schedule.rows_per_step:
         return None
-    budget = token_budget(loop.loaded.device, int(loop.rows.lengths.max()), size, loop.config.max_seq_length)
-    return batching.resized(size, budget)
+    return batching.resized(size, budget_for(loop.loaded, loop.config, loop.rows, size))
 
 
 def _largest(loop: StepLoop, batching: Batching, longest: Row) -> MicroBatch:

@@ -27,6 +27,9 @@ from backprop.train.trainer import StepLoop, StepMetrics
 SKIPS_IN_A_ROW = 5
 """Steps without a finite gradient after which a run gives up."""
 
+STEPS_WITHOUT_MARGIN = 10
+"""Steps after warm-up by which a preference must show: adapters begin at nothing, and bf16 rounds small changes off."""
+
 
 def finite(value: float) -> float | None:
     """``value``, or ``None`` where it is no number: events carry ``null`` then."""
@@ -107,13 +110,15 @@ class Reporter:
 
 
 class Liveness:
-    """Is anything being learned? Looked at on the first step, before hours are spent on nothing.
+    """Is anything being learned? Looked at on the first steps, before hours are spent on nothing.
 
-    Compares the trained weights before and after the first step that had a learning rate and a finite gradient.
+    Compares the trained weights before and after the first step that had a learning rate and a finite gradient. And
+    looks at the margins between chosen and rejected answers for some steps after ``warmup`` ones.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, warmup: int = 0) -> None:
         self._model = model
+        self._margins_until = warmup + STEPS_WITHOUT_MARGIN
         self._before: list[torch.Tensor] | None = self._sums()
 
     def _sums(self) -> list[torch.Tensor]:
@@ -126,6 +131,16 @@ class Liveness:
         Raises:
             TrainingError: ``RUNTIME_NOTHING_IS_TRAINING``.
         """
+        margin = metrics.by_name.get("rewards/margins")
+        if margin:
+            self._margins_until = 0
+        elif margin == 0 and step == self._margins_until:
+            raise TrainingError(
+                f"nothing is training: after {step} steps the margin between chosen and rejected answers is still "
+                "exactly 0",
+                hint="look at both sides of a row with `backprop validate`, and at --lr",
+                code="RUNTIME_NOTHING_IS_TRAINING",
+            )
         if self._before is None or metrics.skipped or metrics.learning_rate == 0:
             return
         same = all(torch.equal(old, new) for old, new in zip(self._before, self._sums(), strict=True))
@@ -165,7 +180,7 @@ class Callbacks:
     """Whether a stop left samples of an evaluated step out: they are asked again when the run goes on."""
 
     def __post_init__(self) -> None:
-        self._liveness = Liveness(self.loop.loaded.model)
+        self._liveness = Liveness(self.loop.loaded.model, self.loop.schedule.warmup_steps)
 
     def after_step(self, step: int) -> bool:
         """Everything that follows step ``step``; whether the run is to end.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,12 +73,18 @@ def prepare(
     return rows, trained, held_out
 
 
+_LEARNS_FROM = {"pairs": "pairs of a chosen and a rejected answer", "feedback": "answers with a label, good or bad"}
+
+
 def _bad_rows(summary: DatasetPrepared, method: str) -> DatasetValidationError:
     shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
+    rows = METHODS[method].rows
+    learns = _LEARNS_FROM.get(rows, "") if {"no_pair", "no_label"} & {*summary.problem_counts} else ""
     return DatasetValidationError(
         f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown),
-        hint="; or ".join(filter(None, [other_method(summary.format, METHODS[method].rows), _way_out(summary)])),
+        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown)
+        + (f"; {method} learns from {learns}" if learns else ""),
+        hint="; or ".join(filter(None, [other_method(summary.format, rows), _way_out(summary)])),
         details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
     )
 
@@ -147,6 +153,17 @@ def now_and_then(report: Callable[[int, int], object], seconds: float = PROGRESS
     return progress
 
 
+class Referenced(NamedTuple):
+    """A row with what the untouched model makes of it (``train.reference``)."""
+
+    row: Any
+    """A ``Pair``, or a ``Judged`` row."""
+    reference: npt.NDArray[np.float64]
+    """Log-probabilities, each summed over supervised tokens ([2]): of both sides, or of the row and ``other``."""
+    other: Row | None = None
+    """Of a judged row: its prompt with the answer of another row."""
+
+
 class Subset:
     """Some rows of a prepared dataset, renumbered from 0; ``places`` are their numbers there."""
 
@@ -158,7 +175,7 @@ class Subset:
         return len(self.places)
 
     def row(self, index: int) -> Any:
-        """As ``Prepared.row``."""
+        """As ``Prepared.row``; of a run that compares with the untouched model it is ``Referenced``."""
         return self.rows.row(int(self.places[index]))
 
     def first(self, count: int) -> Subset:
@@ -168,6 +185,12 @@ class Subset:
     def sequences(self, index: int) -> list[Row]:
         """As ``Prepared.sequences``."""
         return self.rows.sequences(int(self.places[index]))
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Which of these judged rows are good."""
+        labels: npt.NDArray[np.bool_] = self.rows.labels[self.places]
+        return labels
 
     @property
     def fingerprint(self) -> str:

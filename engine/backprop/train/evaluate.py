@@ -11,6 +11,7 @@ import torch
 
 from backprop.core.events import Evaluated
 from backprop.train.dataset import Subset, now_and_then
+from backprop.train.loss import Metrics
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import Recovery
@@ -24,7 +25,7 @@ PIECE = 64
 
 @dataclass
 class Evaluator:
-    """Loss on held-out rows, weighted by supervised tokens, in micro-batches as large as the training ones.
+    """Loss on held-out rows, weighted as in training, in micro-batches as large as the training ones.
 
     Logits are never kept: only their loss is. An evaluation that runs out of memory begins again in smaller
     micro-batches; training's are not changed.
@@ -62,7 +63,7 @@ class Evaluator:
             self.on_halved(step, smaller, error)
             return True
 
-        total, weight, tokens = self.recovery.attempt(lambda: self._sum(between), lambda: None, halve)
+        total, weight, tokens, metrics = self.recovery.attempt(lambda: self._sum(between), lambda: None, halve)
         mean = total / weight if weight and math.isfinite(total) else math.nan
         best = self.record(mean)
         return Evaluated(
@@ -72,24 +73,27 @@ class Evaluator:
             rows=len(self.rows),
             seconds=time.perf_counter() - began,
             best=best,
+            metrics={name: value for name, value in metrics.means().items() if math.isfinite(value)},
         )
 
     @torch.no_grad()
-    def _sum(self, between: Callable[[], object]) -> tuple[float, int, int]:
-        """The loss summed over all rows, what it weighs, and the number of supervised tokens."""
-        total, weight, tokens, done = 0.0, 0, 0, 0
+    def _sum(self, between: Callable[[], object]) -> tuple[float, int, int, Metrics]:
+        """The loss summed over all rows, what it weighs, the number of supervised tokens, and the metrics."""
+        total, weight, tokens, done, metrics = 0.0, 0, 0, 0, Metrics()
         show = now_and_then(self.on_progress, PROGRESS_SECONDS)
         with evaluating(self.loaded.model):
             # A piece at a time, so that only its rows are read from disk.
             for start in range(0, len(self.rows), PIECE):
                 for batch in self._micro_batches(start):
                     between()
-                    total += float(batch_loss(self.loaded, self.method, batch).sum)
+                    found = batch_loss(self.loaded, self.method, batch)
+                    metrics.add(found, batch.weight)
+                    total += float(found.sum)
                     weight += batch.weight
                     tokens += batch.supervised
                     done += batch.rows
                     show(done, len(self.rows))
-        return total, weight, tokens
+        return total, weight, tokens, metrics
 
     def _micro_batches(self, start: int) -> list[MicroBatch]:
         """Those of the piece of rows that begins at ``start``."""

@@ -22,11 +22,33 @@ from backprop.train.packing import MicroBatch, pack
 class Loss(NamedTuple):
     """The loss of one micro-batch, summed over what its weight counts (a float32 scalar).
 
-    ``metrics`` are further values by name, each summed over the same; the means over a step are reported.
+    ``metrics`` are further values by name, each summed over the same, or over as many as ``counts`` says.
     """
 
     sum: torch.Tensor
     metrics: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+
+
+class Metrics:
+    """Means of the metrics of several micro-batches, each over all that it was summed over."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, found: Loss, weight: int) -> None:
+        """Take in those of a micro-batch of this weight."""
+        for name, value in found.metrics.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+            self._counts[name] = self._counts.get(name, 0) + found.counts.get(name, weight)
+
+    def means(self) -> dict[str, float]:
+        """By name; of rewards on both sides also the margin between them."""
+        found = {name: float(value) / self._counts[name] for name, value in self._sums.items() if self._counts[name]}
+        if "rewards/chosen" in found and "rewards/rejected" in found:
+            return {"rewards/margins": found["rewards/chosen"] - found["rewards/rejected"], **found}
+        return found
 
 
 def summed_loss(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
@@ -40,14 +62,16 @@ def summed_loss(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> tor
     """
     if not batch.supervised:
         return torch.zeros((), device=batch.input_ids.device, requires_grad=True)
-    base = base_model(model)
-    if not plain_head:
-        return _sum(_own_logits(base, batch), batch.targets)
-    head, parts = _pieces(base, batch)
-    if len(parts) == 1:
-        return _head_and_sum(head, *parts[0])
-    # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
-    return torch.stack([checkpoint(_head_and_sum, head, *part, use_reentrant=False) for part in parts]).sum()
+    return torch.stack(_by_piece(model, batch, plain_head, "sum")).sum()
+
+
+def sequence_logps(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
+    """Log-probability of the supervised tokens of each sequence, summed; differentiable; arguments as ``summed_loss``.
+
+    In float64 ([sequences]): of sums of a thousand numbers differences are taken, which float32 leaves few digits of.
+    """
+    losses = torch.cat(_by_piece(model, batch, plain_head, "none")).double()
+    return -torch.stack([each.sum() for each in losses.split(batch.counts)])
 
 
 @torch.no_grad()
@@ -56,11 +80,19 @@ def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> to
 
     For looking at rows, not for training them; arguments as in ``summed_loss``.
     """
+    return torch.cat(_by_piece(model, batch, plain_head, "none"))
+
+
+def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: str) -> list[torch.Tensor]:
+    """Cross-entropy of the supervised tokens, in pieces of as many as may have logits at once."""
     base = base_model(model)
     if not plain_head:
-        return functional.cross_entropy(_own_logits(base, batch).float(), batch.targets, reduction="none")
+        return [_cross_entropy(_own_logits(base, batch), batch.targets, reduction)]
     head, parts = _pieces(base, batch)
-    return torch.cat([functional.cross_entropy(head(some).float(), then, reduction="none") for some, then in parts])
+    if len(parts) == 1:
+        return [_head_and_loss(head, *parts[0], reduction)]
+    # Recomputed in the backward pass: the logits of all pieces together are what must not exist.
+    return [checkpoint(_head_and_loss, head, *part, reduction, use_reentrant=False) for part in parts]
 
 
 def _inputs(batch: MicroBatch) -> dict[str, Any]:
@@ -87,12 +119,12 @@ def _pieces(base: Any, batch: MicroBatch) -> tuple[nn.Module, list[tuple[torch.T
     return head, list(zip(chosen.split(size), batch.targets.split(size), strict=True))
 
 
-def _head_and_sum(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return _sum(head(hidden), targets)
+def _head_and_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    return _cross_entropy(head(hidden), targets, reduction)
 
 
-def _sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits.float(), targets, reduction="sum")
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction=reduction)
 
 
 def base_model(model: Any) -> Any:

@@ -32,7 +32,7 @@ class MicroBatch:
 
     ``input_ids`` and ``position_ids`` are [batch, length]; ``attention_mask`` is of the same shape, or ``None`` where
     the rows are packed (batch 1). ``predict_at`` are positions in the flattened input whose next token is supervised,
-    and ``targets`` those next tokens (both [supervised]).
+    and ``targets`` those next tokens (both [supervised]), sequence after sequence: ``counts`` of each.
     """
 
     input_ids: torch.Tensor
@@ -40,6 +40,7 @@ class MicroBatch:
     attention_mask: torch.Tensor | None
     predict_at: torch.Tensor
     targets: torch.Tensor
+    counts: list[int]
     tokens: int
     rows: int
 
@@ -146,7 +147,8 @@ def pack(rows: Sequence[Row]) -> MicroBatch:
     """All ``rows`` in one sequence."""
     starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     flat = np.concatenate([ids for ids, _ in rows]).astype(np.int64)
-    at = np.concatenate([start + predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)])
+    places = [start + predictions(mask) for start, (_, mask) in zip(starts, rows, strict=False)]
+    at = np.concatenate(places)
     positions = np.concatenate([np.arange(len(ids)) for ids, _ in rows])
     return MicroBatch(
         input_ids=torch.from_numpy(flat)[None],
@@ -154,6 +156,7 @@ def pack(rows: Sequence[Row]) -> MicroBatch:
         attention_mask=None,
         predict_at=torch.from_numpy(at),
         targets=torch.from_numpy(flat[at + 1]),
+        counts=[len(each) for each in places],
         tokens=len(flat),
         rows=len(rows),
     )
@@ -180,6 +183,7 @@ def pad(rows: Sequence[Row]) -> MicroBatch:
         attention_mask=torch.from_numpy(attended),
         predict_at=torch.from_numpy(predict_at),
         targets=torch.from_numpy(ids.reshape(-1)[predict_at + 1]),
+        counts=[len(each) for each in at],
         tokens=sum(lengths),
         rows=len(rows),
     )

@@ -4,8 +4,8 @@
 
 An identity is what a checkpoint depends on, so that a run is never continued with something else, as a nested
 dictionary of plain values: ``model`` (a hash of each file, those of the tokenizer included), ``tokens`` (fingerprint of
-the tokenised rows), ``held_out`` (of those held out), ``config`` (settings that have an effect on the weights) and
-``libraries`` (versions).
+the tokenised rows), ``held_out`` (of those held out), ``reference`` (of what the untouched model makes of them, where
+the method compares with that), ``config`` (settings that have an effect on the weights) and ``libraries`` (versions).
 """
 
 from __future__ import annotations
@@ -231,6 +231,7 @@ def require_same_identity(
     if extended:
         end = {name: now["config"].get(name) for name in ("steps", "epochs", "warmup_steps")}
         saved = {**saved, "config": {**saved.get("config", {}), **end}}
+        saved.pop("reference", None)  # of another number of rows
     notes = []
     differences = identity_differences(saved, now)
     if "tokens" not in saved:
@@ -334,6 +335,7 @@ def compare_unhashed(key: str, rows: Prepared, directory: RunDirectory) -> event
 
 
 DATA_CHANGED = "the data, or how it becomes tokens, was changed"
+REFERENCE_CHANGED = "the untouched model's log-probabilities of the rows are no longer those of then"
 _COUNTED = {
     "rows": "rows",
     "kept": "kept rows",
@@ -354,6 +356,8 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
         found.append(DATA_CHANGED)
     elif saved.get("held_out", now["held_out"]) != now["held_out"]:
         found.append("the held-out rows were changed")
+    elif (before := saved.get("reference")) and now.get("reference", before) != before:
+        found.append(REFERENCE_CHANGED)
     defaults = settings_with_effect(RunConfig(data=""))
     for name, before, after in _changes({**defaults, **saved.get("config", {})}, now["config"]):
         found.append(f"{name} was {_shown(before)} and is {_shown(after)}")

@@ -17,6 +17,7 @@ from backprop.core import events, rules
 from backprop.core.errors import RunError, TrainingError
 from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
 from backprop.core.jobs import Sampling
+from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
@@ -36,7 +37,8 @@ from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
-from backprop.train.packing import Batching
+from backprop.train.packing import Batching, epoch_order
+from backprop.train.reference import Scorer, fingerprint, key_of
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop
@@ -123,7 +125,7 @@ class Session:
             steps=schedule.steps,
         )
         self.config = config
-        if reasons := reasons | others:
+        if reasons := models.by_memory(recorded) | reasons | others:
             values = msgspec.to_builtins(config)
             emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
 
@@ -139,6 +141,8 @@ class Session:
             hint = "use the instruct version of the model, or a chat template without these tokens"
             emit(events.Warning(code="TOKENS_UNTRAINED", message=message, hint=hint))
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
+        if METHODS[config.method].reference:
+            self.compare_with_untouched()
         if start.checkpoint:
             notes = require_same_identity(
                 start.checkpoint, self.identity, rows, self.directory, extended=start.extended
@@ -159,6 +163,31 @@ class Session:
         self.reporter = Reporter(emit, self.schedule, self.loaded)
         self.steering.on_sample = self.answer
 
+    def compare_with_untouched(self) -> None:
+        """Give the rows that will be taken what the untouched model makes of them, which becomes part of the identity.
+
+        Nothing is changed where somebody asks the run to end meanwhile: it ends before its first step.
+        """
+        emit, schedule = self.emit, self.schedule
+        emit(PhaseChanged(phase="reference"))
+        scorer = Scorer(
+            self.loaded,
+            self.config,
+            key_of(self.loaded, self.config, self.identity["model"]),
+            look=self.steering.look,
+            on_halved=lambda batching, error: emit(halved(0, batching, error)),
+            on_progress=lambda done, total: emit(PhaseChanged(phase="reference", detail=f"{100 * done // total} %")),
+        )
+        # All rows of an epoch, or the first ones of a shorter run: later epochs have the same in another order.
+        taken = epoch_order(len(self.trained), self.config.seed, 0)[: schedule.steps * schedule.rows_per_step]
+        evaluated = range(len(self.evaluated))
+        trained = scorer.attach(self.trained, taken)
+        held_out = scorer.attach(self.evaluated, evaluated) if trained and len(self.evaluated) else self.evaluated
+        if trained is None or held_out is None:
+            return
+        self.identity["reference"] = fingerprint(trained, taken) + fingerprint(held_out, evaluated)
+        self.trained, self.evaluated = trained, held_out
+
     def train(self, guard: Guard) -> tuple[int, int]:
         """Take the steps, then save the last checkpoint and the adapter.
 
@@ -168,7 +197,7 @@ class Session:
         """
         config, emit, steering = self.config, self.emit, self.steering
         emit(PhaseChanged(phase="training"))
-        method = method_named(self.config.method)(self.loaded.model)
+        method = method_named(config.method)(self.loaded.model, config, self.trained)
         loop = StepLoop(
             self.loaded,
             method,
@@ -180,6 +209,8 @@ class Session:
         )
         for text in loop.notes:
             emit(events.Warning(code="SLOWER_PATH", message=text))
+        for text in method.notes:
+            emit(events.Warning(code="ROWS_WEIGHTED", message=text))
         if self.start.open_batch:
             self.settle_batch(loop)
         callbacks = self.callbacks_of(loop, method, guard)

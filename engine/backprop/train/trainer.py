@@ -16,12 +16,13 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
+from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random, trained_parameters
 from backprop.train.dataset import Subset
 from backprop.train.lora_kernel import fuse
-from backprop.train.loss import Loss, keeps_rows_apart
+from backprop.train.loss import Loss, Metrics, keeps_rows_apart
 from backprop.train.methods import Method
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
@@ -60,9 +61,23 @@ def optimizer_for(model: torch.nn.Module, config: RunConfig, device: torch.devic
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
+def first_batching(loaded: Loaded, config: RunConfig, rows: Subset) -> Batching:
+    """How ``rows`` become micro-batches at first: packed, where that was asked for and the model keeps them apart."""
+    assert config.batch_size != "auto"
+    with evaluating(loaded.model):
+        packing = config.packing and keeps_rows_apart(loaded.model)
+    return Batching(packing, config.batch_size, budget_for(loaded, config, rows, config.batch_size))
+
+
+def budget_for(loaded: Loaded, config: RunConfig, rows: Subset, batch_size: int) -> int:
+    """Tokens of a packed micro-batch of ``batch_size`` rows, of which a pair is two sequences."""
+    sequences = METHODS[config.method].width * batch_size
+    return token_budget(loaded.device, int(rows.lengths.max()), sequences, config.max_seq_length)
+
+
 def batch_loss(loaded: Loaded, method: Method, batch: MicroBatch) -> Loss:
     """A micro-batch's loss in the precision of the frozen weights, on the model's device."""
-    with torch.autocast(loaded.device.type, dtype=torch.bfloat16, enabled=loaded.dtype == torch.bfloat16):
+    with loaded.autocast():
         return method.loss(loaded.model, batch.to(loaded.device))
 
 
@@ -98,7 +113,6 @@ class StepLoop:
         between: Callable[[], object] = lambda: None,
         on_halved: Callable[[BaseException], object] = lambda error: None,
     ) -> None:
-        assert config.batch_size != "auto"
         self.loaded = loaded
         self.method = method
         self.config = config
@@ -109,14 +123,8 @@ class StepLoop:
         self.recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
         self._between = between
         self._on_halved = on_halved
-        with evaluating(loaded.model):
-            apart = not config.packing or keeps_rows_apart(loaded.model)
-        self.notes = [] if apart else [MIXES_ROWS]
-        self.batching = Batching(
-            packing=config.packing and apart,
-            batch_size=config.batch_size,
-            token_budget=token_budget(loaded.device, int(rows.lengths.max()), config.batch_size, config.max_seq_length),
-        )
+        self.batching = first_batching(loaded, config, rows)
+        self.notes = [MIXES_ROWS] if config.packing and not self.batching.packing else []
         fuse(loaded.model)
         if config.gradient_checkpointing:
             # Activations are computed again in the backward pass. The second name is that of earlier transformers.
@@ -190,16 +198,15 @@ class StepLoop:
         """The mean loss of ``batches``, whose gradients are added up."""
         weight = max(1, sum(batch.weight for batch in batches))
         total = torch.zeros((), device=self.loaded.device)
-        sums: dict[str, torch.Tensor] = {}
+        metrics = Metrics()
         for batch in batches:
             self._between()
             found = batch_loss(self.loaded, self.method, batch)
             loss = found.sum / weight
             loss.backward()
             total += loss.detach()
-            for name, value in found.metrics.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()
-        self.metrics.by_name = {name: float(value) / weight for name, value in sums.items()}
+            metrics.add(found, batch.weight)
+        self.metrics.by_name = metrics.means()
         return total
 
     def snapshot(self, progress: dict[str, Any]) -> Snapshot:

@@ -1,6 +1,6 @@
 """Training methods: what is computed of a micro-batch. The step loop is the same for all of them.
 
-A method is one file here and one word of ``RunConfig.method``.
+A method is one file here and one line of ``core.methods.METHODS``.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from typing import Any, Protocol
 
 import torch
 
+from backprop.core.settings import RunConfig
+from backprop.train.dataset import Subset
 from backprop.train.loss import Loss
 from backprop.train.packing import Batching, MicroBatch
 
 
 class Method(Protocol):
-    """What one training method knows; ``trainer.StepLoop`` does the rest.
+    """What one training method knows; ``trainer.StepLoop`` does the rest."""
 
-    A method that compares with the untouched model computes its answers in ``loss``, inside ``Mode.base_answers``.
-    """
-
-    columns: tuple[str, ...]
-    """What of a row becomes tokens; a row that ``collate`` gets holds a sequence for each."""
+    notes: Sequence[str]
+    """What has to be said about choices that the rows made."""
 
     def collate(self, rows: Sequence[Any], batching: Batching) -> list[MicroBatch]:
         """The micro-batches of ``rows``. Their weights are known before the first of them is computed."""
@@ -33,7 +32,7 @@ class Method(Protocol):
         ...
 
 
-def method_named(name: str) -> Callable[[torch.nn.Module], Method]:
-    """``METHOD`` of the module called ``name``; called with the loaded model."""
-    found: Callable[[torch.nn.Module], Method] = resolve_name(f"{__name__}.{name}:METHOD")
+def method_named(name: str) -> Callable[[torch.nn.Module, RunConfig, Subset], Method]:
+    """``METHOD`` of the module called ``name``; called with the loaded model, the configuration, the trained rows."""
+    found: Callable[[torch.nn.Module, RunConfig, Subset], Method] = resolve_name(f"{__name__}.{name}:METHOD")
     return found

@@ -14,9 +14,9 @@ from backprop.train.packing import Batching, MicroBatch, Row
 class SFT:
     """Rows are conversations or texts with a loss mask; the weight of a micro-batch is its supervised tokens."""
 
-    columns: tuple[str, ...] = ("conversation",)
+    notes: Sequence[str] = ()
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *_: object) -> None:
         with evaluating(model):
             self._plain_head = has_plain_head(model)
 
