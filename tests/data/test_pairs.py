@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from backprop.core.errors import DatasetError
 from backprop.core.methods import Rows
+from backprop.data.convert import convert
 from backprop.data.formats import file_format
 from backprop.data.preprocess import Prepared, prepare
 from backprop.data.reader import open_source
@@ -143,6 +144,7 @@ def test_an_answer_that_something_calls_bad_is_left_out_or_warned_of(
 ) -> None:
     counts = ready([*rows, {"prompt": Q, "completion": A}]).summary.problem_counts
     assert counts.get("label_false", 0) + counts.get("bad_as_good", 0) == 1
+    assert ("label_false" in counts) is (rows[0].get("label") is False and "messages" in rows[0])
     assert validate(tmp_path / "rows.jsonl").problem_counts.get("bad_as_good") == counts.get("bad_as_good")
 
 
@@ -215,6 +217,26 @@ def test_the_prompts_answers_and_the_common_beginning_of_the_sides_are_not_train
         assert same((ids, trained), (one[0][: len(ids)], one[1][: len(ids)]))
     several = ready([{"prompt": Q, "chosen": [*GOOD, *more, *GOOD], "rejected": B}], "pairs").row(0)
     assert np.count_nonzero(several.chosen[1]) == 2 * np.count_nonzero(pair.chosen[1])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"system": "Be brief.", "chosen": ASKED + GOOD, "rejected": ASKED + BAD},
+        {"system": "Be brief.", "chosen": ASKED + GOOD, "rejected": B},
+        {"chosen": [*said(("system", "Be brief.")), *ASKED, *GOOD], "rejected": B},
+        {"system": "Be brief.", "prompt": Q, "chosen": A, "rejected": B},
+        {
+            "system": "Be kind.",
+            **{k: [*said(("system", "Be brief.")), *ASKED, *s] for k, s in (("chosen", GOOD), ("rejected", BAD))},
+        },
+    ],
+)
+def test_a_system_text_stands_before_both_sides_once(row: dict[str, Any]) -> None:
+    example = convert(row, "preference")
+    turns = [[(turn.role, turn.content) for turn in side] for side in example.sides("pairs")]
+    begin = [("system", "Be brief."), ("user", Q)]
+    assert turns == [[*begin, ("assistant", A)], [*begin, ("assistant", B)]]
 
 
 words = st.text("abc é.\n", max_size=60)

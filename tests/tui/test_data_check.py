@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from backprop.core import paths
 from backprop.core.errors import DatasetError
+from backprop.core.methods import Rows
 from backprop.data.formats import FileFormat
 from backprop.data.parse import parse_json
 from backprop.data.preprocess import prepare
@@ -288,6 +289,24 @@ def test_the_token_view_says_what_the_limit_does_to_the_row(small_model: Path, l
     drawn = _drawn(b'{"instruction": "Depth?", "output": "Nine fathoms and more"}', small_model, limit)
     assert ("!" in drawn) is bool(words)
     assert words in drawn
+
+
+def test_of_a_pair_both_sides_are_shown_as_a_limit_leaves_them(small_model: Path) -> None:
+    value = {"prompt": "How deep is it?", "chosen": "Nine fathoms and more", "rejected": "No"}
+    row, file = Row(1, json.dumps(value).encode(), value, None), FileFormat(format="preference", mapping={})
+    tokenizer = ChatTokenizer.load(small_model)
+
+    def drawn(limit: int, rows: Rows) -> str:
+        lines = token_lines(row, file, tokenizer, limit, rows=rows, brackets=True)
+        return "\n".join("".join(text for text, _ in line) for line in lines)
+
+    chosen, rejected = drawn(2048, "pairs").split("── rejected ──")
+    assert "── chosen ──" in chosen
+    assert "assistant↵\n[Nine fathoms and more<|im_end|>]" in chosen
+    assert "assistant↵\n[No<|im_end|>]" in rejected
+    cut = [part.split(" tokens are cut")[0].split("! ")[-1] for part in drawn(50, "pairs").split("── rejected ──")]
+    assert cut[0] == cut[1] != ""
+    assert "No" not in drawn(2048, "conversation")
 
 
 @pytest.mark.parametrize("begin", ["<s>", ""])

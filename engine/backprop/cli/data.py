@@ -37,7 +37,7 @@ _BY_TOKENS = frozenset(
     {
         *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
         *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
-        *("tools_dropped", "tool_calls_dropped", "label_false", "prompt_differs"),
+        *("tools_dropped", "tool_calls_dropped", "label_false", "prompt_differs", "same_sides"),
     }
 )
 """Findings that only training on rows gives, with a model's tokenizer and chat template."""

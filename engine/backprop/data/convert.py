@@ -188,7 +188,7 @@ class _Row:
             turns = self._side(self.row[name], name, "user")
             return self._with_system([turn for turn in turns if not (turn.role == "user" and turn.blank())])
         chat = self._chat_column()
-        return self._with_system(read_turns(self.row[chat], chat, self.warnings, self.names)) if chat else []
+        return self._with_system(read_turns(self.row[chat], chat, self.warnings, self.names) if chat else [])
 
     def _chat_column(self) -> str | None:
         names = (self.names.conversations, self.names.messages)
@@ -238,6 +238,8 @@ class _Row:
         else:
             prompt, chosen = self._prompt_and_answer("preference")
         rejected, unpaired = self._rejected()
+        if prompt and chosen and prompt[0].role == chosen[0].role == "system":
+            prompt = prompt[1:]  # the sides bring their own
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
@@ -251,9 +253,10 @@ class _Row:
             if rejected and rejected[0].role != "assistant":
                 rejected = _asked_once(prompt, rejected)[1]
             for one, other in ((chosen, rejected), (rejected, chosen)):
-                if one and other and not prompt and one[0].role != "assistant" == other[0].role:
+                asked = any(turn.role != "system" for turn in prompt)
+                if one and other and not asked and one[0].role != "assistant" == other[0].role:
                     start = _last_answer(one)  # one side has the question, the other the answer alone
-                    prompt = one[:start]
+                    prompt = [*prompt, *one[:start]]
                     del one[:start]
         if not prompt:
             self.warnings.append(RowError("no_prompt", names.prompt, "the pair has no prompt", "info"))
