@@ -246,8 +246,11 @@ class BackpropApp(KeysInOrder):
 
     # Keys
 
-    def action_go(self, name: str) -> None:
-        self.switch_mode(name)
+    async def action_go(self, name: str) -> None:
+        source = self.screen.looked_at if isinstance(self.screen, BaseScreen) else ""
+        await self.switch_mode(name)
+        if source and isinstance(self.screen, BaseScreen):
+            self.screen.offer(source)
 
     def action_help(self) -> None:
         self.push_screen(Help(self.current_mode))

@@ -35,6 +35,13 @@ def trainer(model: Path, tmp_path: Path) -> Trainer:
     return Trainer(str(model), lora_r=4, batch_size=2, backend="cpu", output_dir=str(tmp_path / "out"))
 
 
+def test_load_in_4bit_is_the_mode_qlora() -> None:
+    assert Trainer("m", load_in_4bit=True).config.mode == "qlora"
+    assert Trainer("m", load_in_4bit=False).config.mode == "auto"
+    with pytest.raises(InvalidSettingError, match="load_in_4bit=True is the mode qlora, and mode is 'lora'"):
+        Trainer("m", load_in_4bit=True, mode="lora")
+
+
 class Rows:
     """Walks and quacks like ``datasets.Dataset``: rows come one at a time, some values are arrays."""
 

@@ -31,7 +31,7 @@ SCREENS = (
     Entry("configure", "Configure", "configure.keys:KEYS", "configure.screen:ConfigureScreen"),
     Entry("live", "Live", "live:KEYS", "live:LiveScreen"),
     Entry("runs", "Runs", "runs:KEYS", "runs:RunsScreen"),
-    Entry("export", "Export", "export:KEYS", "export:ExportScreen"),
+    Entry("export", "Export", "export.screen:KEYS", "export.screen:ExportScreen"),
     Entry("chat", "Chat", "chat:KEYS", "chat:ChatScreen"),
 )
 """In the order of their numbers."""

@@ -159,6 +159,14 @@ class BaseScreen(Screen[None]):
         """Begin anew with what another screen asks for."""
         raise NotImplementedError
 
+    @property
+    def looked_at(self) -> str:
+        """The directory of the run with a result that the screen shows; empty where it shows none."""
+        return ""
+
+    def offer(self, source: str) -> None:
+        """The run of the screen that a person came from by a number; what goes on here stays."""
+
     def action_back(self) -> Awaitable[None] | None:
         """Escape: one layer out."""
         return None

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from backprop.core.errors import BackpropError, InputError
 from backprop.core.events import ModelLoading, Warning  # noqa: A004
 from backprop.core.jobs import ChatReady, ChatRequest
-from backprop.runs.conversation import CHAT, Conversation, Turn, sampling_of, sampling_text
+from backprop.runs.conversation import Conversation, Turn, chat_module, sampling_of, sampling_text
 from backprop.runs.engine_jobs import engine_job
 from rich.cells import cell_len
 from textual import on
@@ -138,7 +138,7 @@ class ChatScreen(BaseScreen):
         self.flush()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
 
     # The model
 
@@ -152,8 +152,18 @@ class ChatScreen(BaseScreen):
             self._load()
         self.entry.focus()
 
+    def offer(self, source: str) -> None:
+        self.tasks.forget("find")
+        if source != self.source and not self.conversation.turns and not self.waiting:
+            self.action_unload()
+            self._offer(source)
+
+    @property
+    def looked_at(self) -> str:
+        return "" if self.source.endswith(".gguf") else self.source
+
     def _offer(self, source: str) -> None:
-        """By its number the screen shows the last run. Beside one that is being trained nothing is loaded unasked."""
+        """By its number the screen shows a run. Beside one that is being trained nothing is loaded unasked."""
         self.source = source
         if source and not self.living:
             self._load()
@@ -167,7 +177,7 @@ class ChatScreen(BaseScreen):
         request, conversation = ChatRequest(source=self.source), self.conversation
 
         def work(task: Task[Warning | ChatReady]) -> None:
-            with engine_job(CHAT, request, stays=True) as job:
+            with engine_job(chat_module(request.source), request, stays=True) as job:
                 task.when_started(job)
                 for message in conversation.attach(job):
                     match message:

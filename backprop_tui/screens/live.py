@@ -200,9 +200,14 @@ class LiveScreen(BaseScreen):
         if self._watch is not None:
             self.copy(self._watch.state)
 
+    @property
+    def looked_at(self) -> str:
+        watch = self._watch
+        return str(watch.path) if watch is not None and watch.state.output_path else ""
+
     def action_show_on(self, screen: str) -> None:
-        if self._watch is not None and self._watch.state.output_path:
-            self.post_message(ShowOn(screen, str(self._watch.path)))
+        if self.looked_at:
+            self.post_message(ShowOn(screen, self.looked_at))
 
     def action_checkpoint(self) -> None:
         if self._watch is not None and self._watch.state.can_resume:

@@ -245,11 +245,15 @@ class RunsScreen(BaseScreen):
         values = {name: getattr(config, name) for name in settings() if name != "run_name"}
         self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
 
+    @property
+    def looked_at(self) -> str:
+        run = self._table.chosen
+        return run.path if run is not None and run.output_path else ""
+
     def action_show_on(self, screen: str) -> None:
         """Take the chosen run to another screen, where it has a result."""
-        run = self._table.chosen
-        if run is not None and run.output_path:
-            self.post_message(ShowOn(screen, run.path))
+        if self.looked_at:
+            self.post_message(ShowOn(screen, self.looked_at))
 
     def action_demo(self) -> None:
         from backprop.demo import demo_config

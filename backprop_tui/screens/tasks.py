@@ -177,11 +177,16 @@ class Tasks:
         return task is not None and not task.ended
 
     def stop(self) -> bool:
-        """Stop everything, keeping what was found; whether anything was going on."""
+        """Stop what a person sees going on, keeping what was found; whether anything was."""
         going = self.running()
         for task in going:
             task.stop()
         return bool(going)
+
+    def end(self) -> None:
+        """Stop everything, also what waits without a word: the screen goes, and a thread outlives the application."""
+        for task in self._tasks.values():
+            task.stop()
 
     def forget(self, *works: str) -> None:
         """Stop these; what they deliver is not wanted any more."""

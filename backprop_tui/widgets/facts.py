@@ -19,8 +19,9 @@ def facts(label: str, value: str, width: int, ink: str = "text") -> list[Row]:
 
 def model_rows(model: ModelLoaded, width: int) -> list[Row]:
     part = share(model.trainable_parameters, model.parameters)
+    nf4 = f", {model.share_4bit:.0%} of its bytes in 4 bits," if model.share_4bit else ""
     rows = [
-        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype} on {model.device}"),
+        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype}{nf4} on {model.device}"),
         fact("trained", f"{model.trainable_parameters / 1e6:.2f} M ({part}), {model.mode}"),
         *facts("layers", ", ".join(model.targets), width),
     ]

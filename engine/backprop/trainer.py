@@ -21,7 +21,7 @@ import msgspec
 
 from backprop.core import events as ev
 from backprop.core import log
-from backprop.core.errors import BackpropError, DatasetFormatError, InputError
+from backprop.core.errors import BackpropError, DatasetFormatError, InputError, InvalidSettingError
 from backprop.core.files import new_folder
 from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
@@ -90,13 +90,17 @@ class Trainer:
             embedded small one; the choice is printed.
         settings: any setting of ``backprop.core.settings.RunConfig`` by its name: ``lora_r``, ``learning_rate``,
             ``batch_size``, ``gradient_accumulation``, ``max_seq_length``, ``output_dir``, ``seed`` …; ``preset`` for a
-            training preset. What is not named is what the user's settings file, ``.env`` or the environment say.
+            training preset; ``load_in_4bit=True`` for the mode ``qlora``. What is not named is what the user's settings
+            file, ``.env`` or the environment say.
 
     Raises:
         InvalidSettingError: a setting that does not exist (the nearest is named) or is out of its range.
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
+        if settings.pop("load_in_4bit", False) and settings.setdefault("mode", "qlora") != "qlora":
+            what = f"load_in_4bit=True is the mode qlora, and mode is {settings['mode']!r}"
+            raise InvalidSettingError(what, hint="name one of the two", details={"field": "mode"})
         named = settings if model is None else {"model": model, **settings}
         found = resolve({"data": _IN_MEMORY, **named}, kind="argument")
         self.config = found.config()

@@ -67,6 +67,32 @@ def test_each_line_of_a_pipe_is_a_turn_and_commands_are_obeyed(
     assert (checked.json["rows"], found - {"warning"}) == (1, set()), checked.out
 
 
+def test_a_conversation_outlives_a_killed_process_and_the_next_one_says_where_it_is(
+    chat: Callable[..., Any], nosy_run: Any
+) -> None:
+    killed = subprocess.Popen(
+        [sys.executable, "-P", "-m", "backprop.cli.main", "chat", str(nosy_run.run), "--max-tokens", "6"],
+        env={**os.environ, **nosy_run.environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.stdin is not None
+    assert killed.stderr is not None
+    killed.stdin.write("What is kept?\n/new\n")
+    killed.stdin.flush()
+    while "a new conversation" not in (line := killed.stderr.readline()):
+        assert line
+    killed.kill()
+    killed.wait()
+    done = chat("", str(nosy_run.run))
+    path = Path(done.err.partition("is kept for some days: ")[2].partition("\n")[0])
+    row = json.loads(path.read_text())
+    assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
+    assert row["messages"][0]["content"] == "What is kept?"
+
+
 def test_one_document_for_programs(chat: Callable[..., Any], nosy_run: Any) -> None:
     done = chat("One?\n" + "long " * 700 + "\n", str(nosy_run.run), "--json", "--base", "--max-tokens", "6")
     told = json.loads(done.out)

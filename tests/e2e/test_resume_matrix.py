@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ KINDS: dict[str, list[str]] = {
     "early stop": [
         *("--steps", "40", "--save-steps", "5", "--held-out", "0.2", "--eval-steps", "2", "--early-stopping", "2"),
         *("--lr", "0.1", *SAMPLES[:2]),
+    ],
+    "DoRA with rsLoRA": [*TWELVE, "--held-out", "none", "--use-dora", "--use-rslora", *SAMPLES[:2]],
+    "PiSSA": [*TWELVE, "--held-out", "none", "--init-lora-weights", "pissa", *SAMPLES[:2]],
+    "QLoRA with LoftQ": [
+        *(*TWELVE, "--held-out", "none", "--mode", "qlora", "--init-lora-weights", "loftq"),
+        *SAMPLES[:2],
     ],
 }
 """Flags of ``backprop train`` for each kind of run; ``fork`` and ``extend`` start from ``held-out share``."""
@@ -230,6 +237,22 @@ def test_a_run_that_was_ended_and_resumed_equals_the_one_that_was_not(
     assert sequence(directory) == list(range(1, len(sequence(directory)) + 1))
     store = CheckpointStore(directory.checkpoints, directory.run_id)
     assert all(store.verify(each.path) == [] for each in store.checkpoints())
+
+
+@pytest.mark.parametrize("kind", ["DoRA with rsLoRA", "PiSSA", "QLoRA with LoftQ"])
+def test_a_run_of_another_kind_of_adapter_that_was_killed_goes_on_exactly(
+    kind: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    if kind.startswith("QLoRA") and not find_spec("bitsandbytes"):
+        pytest.skip("bitsandbytes is not installed")
+    expected = outcome(workshop.undisturbed(kind))
+    directory, answer = workshop.begin(kind, tmp_path / "out", after("step", 7, signal=int(signal.SIGKILL)))
+    require_ended("kill -9", answer, directory)
+
+    answer = workshop.command("resume", str(directory.path))
+
+    assert answer.status == EXIT_OK, answer.lines[-1]
+    assert differences(directory, expected) == {}
 
 
 def references(workshop: Workshop) -> list[Path]:

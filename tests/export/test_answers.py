@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backprop.core.errors import GGUFError
-from backprop.core.jobs import Check
+from backprop.core.errors import BackpropError, GGUFError, InputError
+from backprop.core.jobs import Check, Sampling
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export import llama
 from backprop.export.answers import NOT_INSTALLED, compare_answers, held_out_prompts
 from backprop.export.gguf.file import write_gguf
 from backprop.export.weights import StoredWeights
 from backprop.runs.directory import RunDirectory
+from bare_gguf import write_gguf as write_bare_gguf
 from safetensors.numpy import load_file, save_file
 from tiny_language_model import CHATML, write_model
 
@@ -236,3 +237,43 @@ def test_no_process_is_left(model: Path, tmp_path: Path) -> None:
     assert len(ids) <= 5
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
+
+
+@installed
+def test_a_file_answers_in_a_conversation_as_its_model_does(model: Path, tmp_path: Path) -> None:
+    from backprop.export.chat import FileSpeaker
+    from backprop.train.generate import reply
+
+    speaker, chat = FileSpeaker(written(model, tmp_path / "model.gguf", "f32")), ChatTokenizer.load(model)
+    messages = [{"role": "user", "content": "What do you do?"}]
+    pieces: list[str] = []
+    greedy = Sampling(max_tokens=12)
+    answered = speaker.reply(True, messages, greedy, pieces.append, lambda: False)
+    assert answered == reply(load(model), chat, messages, greedy)
+    assert "".join(pieces).strip() == answered.text
+    assert speaker.reply(True, messages, greedy, pieces.append, lambda: True).ended == "stopped"
+
+
+def test_without_llama_cpp_a_file_is_refused_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backprop.export.chat import FileSpeaker
+
+    monkeypatch.setattr(llama, "is_installed", lambda: False)
+    with pytest.raises(BackpropError) as refused:
+        FileSpeaker(tmp_path / "model.gguf")
+    assert (refused.value.code, "pip install" in refused.value.hint) == ("DEP_MISSING", True)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("adapter", "adapter alone"), ("damaged", "no GGUF file")])
+def test_a_file_that_is_no_whole_model_is_refused_before_llama_cpp_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, words: str
+) -> None:
+    from backprop.export.chat import FileSpeaker
+
+    monkeypatch.setattr(llama, "is_installed", lambda: True)
+    path = write_bare_gguf(tmp_path / "model.gguf", kind=kind)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(InputError, match=words):
+        FileSpeaker(path)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import filecmp
 import json
+import os
 import re
+import select
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +324,37 @@ def test_a_killed_export_leaves_nothing(trained: RunDirectory) -> None:
 
     assert left
     assert list(exports.iterdir()) == []
+
+
+ASKER = """
+import os, sys
+from backprop.core.jobs import ExportRequest
+from backprop.runs.engine_jobs import engine_job
+request = ExportRequest(source=sys.argv[1], format="gguf", precision="f32")
+with engine_job("talking_export", request) as job:
+    for message in job.messages():
+        if getattr(message, "done", 0) == 40:
+            print(job._process.pid, flush=True)
+            os.kill(os.getpid(), 9)
+"""
+
+
+def test_an_export_whose_asker_is_killed_ends_while_it_says_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    fixtures = str(Path(__file__).parents[1] / "fixtures")
+    asker = subprocess.run(
+        [sys.executable, "-c", ASKER, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": fixtures},
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=60,
+    )
+    assert asker.returncode == -9
+    with suppress(ProcessLookupError):
+        left = os.pidfd_open(int(asker.stdout))
+        ended, _, _ = select.select([left], [], [], 60)
+        os.close(left)
+        assert ended, "the export goes on without anybody"
+    assert list((tmp_path / "exports").iterdir()) == []
 
 
 def test_two_exports_at_once_are_two_exports(trained: RunDirectory) -> None:

@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 import pytest
 from backprop.core.errors import GGUFError
-from backprop.export.gguf.file import guarded_template, write_gguf
+from backprop.export.gguf.file import file_bytes, guarded_template, write_gguf
 from backprop.export.weights import StoredWeights
 from gguf import GGUFReader, GGUFValueType
 from safetensors.numpy import load_file, save_file
@@ -63,6 +63,19 @@ def test_transformers_reads_the_same_model_out_of_the_file(family: Family, tmp_p
         read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=config)(ids).logits
 
     torch.testing.assert_close(read, trained, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-3", "phi-3", "gemma-3"])
+def test_the_size_of_a_file_is_known_to_the_byte_before_it_is_written(
+    family: Family, tmp_path: Path, name: str
+) -> None:
+    model = family(name)
+    weights = StoredWeights(sorted(model.glob("*.safetensors")))
+    said = file_bytes(model, weights, CHATML)
+    for precision in ("f32", "q8_0", "q4_k_m", "q2_k"):
+        target = tmp_path / f"{precision}.gguf"
+        write_gguf(model, weights, target, precision, template=CHATML, provenance={})
+        assert target.stat().st_size == said[precision], precision
 
 
 SHAPE = {"block_count": 4, "embedding_length": 64, "feed_forward_length": 96, "context_length": 2048}

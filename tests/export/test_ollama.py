@@ -16,9 +16,9 @@ from backprop.core.errors import InputError, OllamaError
 from backprop.core.events import RunStarted, Sample
 from backprop.core.jobs import JobProgress, OllamaRequest, Registered
 from backprop.core.settings import RunConfig
-from backprop.export.ollama import register, require_name
-from backprop.export.ollama_api import OllamaServer, server_url, version_numbers
-from backprop.export.served import go_template
+from backprop.export.ollama.api import OllamaServer, server_url, version_numbers
+from backprop.export.ollama.register import register, require_name
+from backprop.export.ollama.served import go_template
 from backprop.runs.directory import RunDirectory
 from bare_gguf import write_gguf
 from msgspec.structs import replace
@@ -100,8 +100,8 @@ def test_what_goes_wrong_is_said_in_its_own_words(
     ollama: Ollama, file: Path, fault: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ollama.fault = fault
-    monkeypatch.setattr("backprop.export.ollama.system_turn", lambda run: ("Be brief.", ""))
-    monkeypatch.setattr("backprop.export.ollama.run_of", lambda path, named: _Run)
+    monkeypatch.setattr("backprop.export.ollama.register.system_turn", lambda run: ("Be brief.", ""))
+    monkeypatch.setattr("backprop.export.ollama.register.run_of", lambda path, named: _Run)
     with pytest.raises(OllamaError, match=words) as error:
         registered(file, prompt="Who?")
     assert error.value.code == "DEP_OLLAMA_REGISTRATION_FAILED"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from backprop.core import rules
 from backprop.core.architecture import PRESETS, Architecture
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig
@@ -10,6 +11,7 @@ from backprop.hardware.estimate import (
     Shape,
     changes,
     estimate,
+    fitted,
     parameters,
     require_trainable_in_full,
     trained_parameters,
@@ -84,6 +86,45 @@ def test_what_is_open_in_a_configuration_is_filled_as_the_engine_would() -> None
     assert not Shape.of(config, memory=80 * GB).gradient_checkpointing
 
 
+@pytest.mark.parametrize(
+    ("free", "preset"),
+    [*((8, "fast"), (10, "fast"), (12, "fast"), (14, "balanced"), (16, "balanced"), (20, "balanced")), (24, "quality")],
+)
+def test_the_lora_preset_auto_is_the_largest_that_fits_with_room_to_spare(free: int, preset: str) -> None:
+    config = RunConfig(data="rows", model="qwen2.5-7b", mode="qlora", lora_preset="auto")
+    chosen, reasons = fitted(config, free * GB)
+    assert chosen.lora_preset == preset
+    assert f"{free}.0 are free" in reasons["lora_preset"]
+    # A rank that is given stands, with the alpha of a preset.
+    with_rank = fitted(replace(config, lora_r=8), free * GB).config
+    assert (rules.adapter(with_rank)["lora_r"], rules.adapter(with_rank)["lora_alpha"]) == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("model", "free", "mode"),
+    [
+        ("qwen2.5-7b", 24, "lora"),
+        ("qwen2.5-7b", 16, "qlora"),
+        ("llama-3.2-1b", 8, "lora"),
+        ("qwen2.5-7b", 0, "lora"),  # a CPU
+        ("somebody/not-here", 16, "lora"),
+    ],
+)
+def test_the_mode_auto_is_lora_where_the_model_fits_in_16_bits(model: str, free: int, mode: str) -> None:
+    chosen, reasons = fitted(RunConfig(data="rows", model=model), free * GB)
+    assert chosen.mode == mode
+    assert bool(reasons) == bool(free)
+    assert fitted(chosen, free * GB) == (chosen, {})
+
+
+def test_a_start_beside_the_adapter_and_lengths_are_counted() -> None:
+    model = PRESETS["llama-3.2-1b"]
+    plain, pissa, dora = Shape(), Shape(init_lora_weights="pissa"), Shape(use_dora=True)
+    assert trained_parameters(model, pissa) == 2 * trained_parameters(model, plain)
+    outputs = model.layers * (2048 + 512 + 512 + 2048 + 8192 + 8192 + 2048)
+    assert trained_parameters(model, dora) == trained_parameters(model, plain) + outputs
+
+
 def test_changes_say_what_they_save_and_which_of_them_is_enough() -> None:
     model, shape = PRESETS["llama-3.2-3b"], Shape(batch_size=4, gradient_checkpointing=False)
     now = estimate(model, shape).total
@@ -94,9 +135,8 @@ def test_changes_say_what_they_save_and_which_of_them_is_enough() -> None:
     assert now - again.saves == estimate(model, replace(shape, gradient_checkpointing=True)).total
     assert not by_name["lora_r", 16].fits
     assert ("batch_size", 1) in by_name
-    # What this version cannot train is not offered, and neither is what changes nothing.
-    assert ("mode", "qlora") not in by_name
-    assert ("mode", "lora") not in by_name
+    assert by_name["mode", "qlora"].saves > 3 * GB
+    assert ("mode", "lora") not in by_name  # what changes nothing is not offered
 
 
 def test_full_fine_tuning_is_for_models_of_up_to_4b() -> None:
@@ -106,3 +146,14 @@ def test_full_fine_tuning_is_for_models_of_up_to_4b() -> None:
     assert caught.value.code == "RUNTIME_FULL_FT_MODEL_TOO_LARGE"
     assert "lora" in caught.value.hint
     assert trained_parameters(PRESETS["smollm2-135m"], Shape(mode="full")) == parameters(PRESETS["smollm2-135m"])
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_pair_is_two_sequences_of_a_pass(packing: bool) -> None:
+    config = RunConfig(data="rows", packing=packing, max_seq_length=1024, batch_size=4)
+    twice = Shape.of(replace(config, batch_size=8))
+    for method in ("dpo", "orpo", "simpo"):
+        assert estimate(LLAMA_8B, Shape.of(replace(config, method=method))) == estimate(LLAMA_8B, twice)
+    assert Shape.of(replace(config, method="kto")) == Shape.of(config)
+    one = replace(config, batch_size=1, max_seq_length=16_384)  # more than a packed pass holds otherwise
+    assert estimate(LLAMA_8B, Shape.of(replace(one, method="dpo"))).total > estimate(LLAMA_8B, Shape.of(one)).total

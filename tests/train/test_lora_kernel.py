@@ -37,6 +37,28 @@ def test_the_shorter_way_gives_the_same_loss_and_gradients(loaded_tiny: models.L
         assert (gradient - plain[name]).norm() <= within(2e-6, bf16=5e-2) * plain[name].norm()
 
 
+@pytest.mark.parametrize("kind", [{"use_rslora": True}, {"init_lora_weights": "pissa"}], ids=["rsLoRA", "PiSSA"])
+def test_it_is_right_for_adapters_that_scale_or_begin_otherwise(
+    kind: dict[str, Any], tiny_config: RunConfig, tiny_model: Path, ragged: Any
+) -> None:
+    config = models.resolved(replace(tiny_config, lora_dropout=0.0, **kind))
+    loaded = models.load(config, tiny_model, lambda event: None)
+    with torch.no_grad():
+        for name, weight in loaded.model.named_parameters():
+            if "lora_B" in name:
+                weight += 0.05
+    one = pack([ragged([31, 12]).row(0)])
+    plain_loss, plain = losses_and_gradients(loaded.model, one)
+
+    assert fuse(loaded.model) == 14
+
+    loss, gradients = losses_and_gradients(loaded.model, one)
+    assert abs(loss / plain_loss - 1) < within(1e-6, bf16=1e-3)
+    assert all(
+        (gradients[name] - plain[name]).norm() <= within(2e-6, bf16=5e-2) * plain[name].norm() + 1e-9 for name in plain
+    )
+
+
 def test_dropout_stays_dropout(tiny_config: RunConfig, tiny_model: Path, ragged: Any) -> None:
     config = models.resolved(replace(tiny_config, lora_dropout=0.4))
     loaded = models.load(config, tiny_model, lambda event: None)

@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from backprop.core.errors import DatasetError
 from backprop.core.events import SettingsChosen
 from backprop.core.events import Warning as Said
 from backprop.core.jobs import RunPlan
+from backprop.core.methods import METHODS
 from backprop.core.settings import RunConfig
 from backprop.data.formats import file_format
-from backprop.data.plan import plan
+from backprop.data.plan import plan, warnings
 from backprop.data.reader import open_source
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.truncate import CountedLengths, count_lengths
@@ -32,6 +34,7 @@ def rows_of_every_kind(path: Path) -> Path:
     rows += [{"text": f"{i} went on " * (5 * i % 80 + 1)} for i in range(60)]
     rows += [{"instruction": f"Say {i % 7}", "output": "the same"} for i in range(40)]
     rows += [{"prompt": f"Judge {i}", "completion": "so", "label": i % 2 == 0} for i in range(30)]
+    rows += [{"prompt": f"Choose {i} " * i, "chosen": "so " * (1 + i % 9), "rejected": "no " * 9} for i in range(40)]
     rows[20:20] = [{"instruction": "no answer"}, {"instruction": "empty", "output": ""}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -44,6 +47,7 @@ def counted(config: RunConfig) -> CountedLengths:
         config.data,
         file,
         ChatTokenizer.load(config.model),
+        rows=METHODS[config.method].rows,
         everything=not config.train_on_responses,
         seed=config.seed,
         progress=lambda done, total: None,
@@ -68,6 +72,9 @@ def counted(config: RunConfig) -> CountedLengths:
         {"samples": 20, "max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": 4},
         {"max_seq_length": 64, "batch_size": "auto", "gradient_accumulation": 4},
         {"steps": 2, "held_out": "0.5", "eval_steps": "auto"},
+        {"method": "dpo", "max_seq_length": 128},
+        {"method": "simpo", "max_seq_length": "auto", "batch_size": "auto"},
+        {"method": "kto", "held_out": "0.3", "train_on_responses": False},
     ],
 )
 def test_the_screen_and_the_dry_run_count_what_the_run_counts(
@@ -108,3 +115,47 @@ def test_a_run_evaluates_when_the_dry_run_says_so(tiny_config: RunConfig, tmp_pa
     assert chosen.values == {name: planned.config[name] for name in chosen.values}
     assert "eval_steps" in chosen.values
     assert said in planned.notes
+
+
+@pytest.mark.parametrize(
+    ("method", "row", "why", "hint"),
+    [
+        (
+            "dpo",
+            {"prompt": "Who?", "completion": "I."},
+            "line 3: no rejected side: the method learns from pairs",
+            "sft",
+        ),
+        ("orpo", {"prompt": "Who?", "completion": "I.", "label": False}, "line 3: no rejected side", "kto"),
+        ("kto", {"prompt": "Who?", "chosen": "I.", "rejected": "You."}, "line 3: no label: the method learns", "dpo"),
+    ],
+)
+@pytest.mark.parametrize("fitting", [0, 2])
+def test_a_method_refuses_rows_it_cannot_learn_from_before_the_model_is_loaded(
+    *, method: str, row: dict[str, Any], why: str, hint: str, fitting: int, tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = {"chosen": "a", "rejected": "b"} if method != "kto" else {"completion": "a", "label": True}
+    rows = [{"prompt": f"{i}?", **good} for i in range(fitting)] + [row] * 3
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with pytest.raises(DatasetError) as refused:
+        preflight.plan(replace(tiny_config, data=str(path), method=method), lambda message: None)
+    assert refused.value.exit_code == 1
+    assert refused.value.code == ("DATASET_ROWS_UNUSABLE" if fitting else "DATASET_NOTHING_TO_TRAIN")
+    assert why.replace("line 3", f"line {fitting + 1}") in refused.value.message
+    assert f"--method {hint}" in refused.value.hint
+
+
+def test_feedback_of_one_kind_is_said_before_the_run_on_the_screen_and_in_it(
+    tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{i}?", "completion": "so", "label": True} for i in range(40)]
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    config = replace(tiny_config, data=str(path), method="kto")
+    sent: list[Any] = []
+    preflight.plan(config, sent.append)
+    known = plan(config, counted(config), Path(config.model), partial(first_batch_size, free=0), 2048)
+    said = {note for note in sent[-1].notes if "every label is true" in note}
+    assert len(said) == 1
+    assert said <= {*warnings(config, known)}

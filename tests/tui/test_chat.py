@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import recorded
 from acting import key_of, text_of, until
+from backprop.runs import conversation
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens import chat as chat_screen
 from backprop_tui.screens.chat import ChatScreen
 from backprop_tui.screens.runs import RunsScreen
 
@@ -21,7 +22,7 @@ SMALL, LARGE = (80, 24), (140, 45)
 
 @pytest.fixture(autouse=True)
 def talking_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_screen, "CHAT", "talking_model")
+    monkeypatch.setattr(conversation, "CHAT", "talking_model")
     monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
 
 
@@ -272,3 +273,11 @@ def talked(*prompts: str) -> Callable[[Pilot[None]], Awaitable[None]]:
 def test_picture(run: recorded.Recorder, snap_compare: Callable[..., bool], size: tuple[int, int]) -> None:
     act = talked("What do you do on a calm day?", "Please say the same", "fail")
     assert snap_compare(BackpropApp(), run_before=act, terminal_size=size)
+
+
+async def test_the_models_process_ends_with_the_screen_though_somebody_still_holds_it(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+    for thread in [each for each in threading.enumerate() if each.name == "chat"]:
+        thread.join(20)
+        assert not thread.is_alive(), screen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from ollama_double import ollama_double
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens.export import CHOICES, Choice, ExportScreen
+from backprop_tui.screens.chat import ChatScreen
+from backprop_tui.screens.export.formats import CHOICES, Choice
+from backprop_tui.screens.export.screen import ExportScreen
 from backprop_tui.screens.runs import RunsScreen
 
 SMALL, LARGE = (80, 24), (140, 45)
@@ -25,7 +28,9 @@ SMALL, LARGE = (80, 24), (140, 45)
 def talking_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_jobs, "EXPORT", "talking_export")
     monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "truecolor")
-    monkeypatch.setattr("backprop_tui.screens.export.shutil.disk_usage", lambda path: type("Usage", (), {"free": 8e9}))
+    monkeypatch.setattr(
+        "backprop_tui.screens.export.formats.shutil.disk_usage", lambda path: type("Usage", (), {"free": 8e9})
+    )
 
 
 @pytest.fixture
@@ -212,6 +217,52 @@ async def test_w_on_a_run_exports_it_and_another_place_is_asked_for(run: recorde
         await pilot.pause()
         assert screen.output == str(tmp_path / "here")
         assert f"--output {tmp_path / 'here'}" in screen.command()
+
+
+async def test_by_its_number_the_screen_shows_the_run_that_was_looked_at(run: recorded.Recorder, output: Path) -> None:
+    older = recorded.finished_demo(output, "0a0a0a0a0a0a", recorded.NOW - 5000)
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        runs = pilot.app.screen
+        assert isinstance(runs, RunsScreen)
+        await until(lambda: runs.found is not None and len(runs.found) == 2, "the runs")
+        for wanted in (older, run, older):
+            while runs.looked_at != str(wanted.directory.path):
+                await pilot.press("down" if wanted is older else "up")
+                await pilot.pause()
+            await pilot.press(key_of("export"))
+            await until(lambda: isinstance(pilot.app.screen, ExportScreen), "the screen")
+            screen = pilot.app.screen
+            assert isinstance(screen, ExportScreen)
+            await until(partial(getattr, screen, "source"), "the run")
+            assert screen.looked_at == str(wanted.directory.path)
+            await pilot.press(key_of("runs"))
+            await until(lambda: pilot.app.screen is runs, "the runs")
+
+
+async def test_where_the_model_is_here_the_engine_says_the_exact_sizes(
+    run: recorded.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backprop_tui.screens.export.formats.find_model", lambda name: Path())
+    monkeypatch.setattr("backprop_tui.screens.export.screen.SIZES", "talking_sizes")
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = await opened(pilot)
+        await until(lambda: screen.source is not None and bool(screen.source.gguf), "the sizes")
+        words = await drawn(pilot, screen)
+        assert "105.5 MB" in words
+        assert "size     105.5 MB" in words
+
+
+async def test_t_talks_to_the_file_that_was_written(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=LARGE) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("enter")
+        await until(lambda: screen.done is not None, "the result")
+        assert screen.done is not None
+        await pilot.press("t")
+        await until(lambda: isinstance(pilot.app.screen, ChatScreen), "the screen")
+        talk = pilot.app.screen
+        assert isinstance(talk, ChatScreen)
+        assert talk.source == screen.done.path
 
 
 async def test_without_a_run_the_way_to_one_is_said() -> None:

@@ -12,7 +12,16 @@ from backprop.core.resolve import Origin
 from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan
 from backprop.hardware.devices import CardFacts
-from backprop.hardware.estimate import Change, Parts, Shape, changes, estimate, parameters, trained_parameters
+from backprop.hardware.estimate import (
+    Change,
+    Parts,
+    Shape,
+    changes,
+    estimate,
+    fitted,
+    parameters,
+    trained_parameters,
+)
 from backprop.runs.measured import Measured, Peaks, of_shape
 from msgspec import Struct
 
@@ -48,6 +57,7 @@ def memory_of(config: RunConfig, card: CardFacts | None, peaks: Peaks) -> Memory
     free = card.vram_free if card else None
     try:
         model = find_architecture(config.model)
+        config = fitted(config, free or 0).config
         shape = Shape.of(config, memory=free)
     except BackpropError as error:
         return MemoryOutlook(unknown=error.message, card=card)

@@ -19,7 +19,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan, plan, warnings
 from backprop.data.truncate import CountedLengths
 from backprop.hardware.devices import Info, info
-from backprop.hardware.estimate import first_batch_size, longest_rows
+from backprop.hardware.estimate import first_batch_size, fitted, longest_rows
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
 from textual import on
@@ -100,7 +100,7 @@ class ConfigureScreen(BaseScreen):
         self._resolve()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
         if self.warm is not None:
             self.warm.end()
 
@@ -169,9 +169,11 @@ class ConfigureScreen(BaseScreen):
         free = self._free()
         last = self._planned
         if last is None or last[0] is not config or last[1] is not counted or last[2] != free:
-            most = longest_rows(config, free)
+            known, reasons = fitted(config, free)
+            most = longest_rows(known, free)
             batch_size = partial(first_batch_size, free=free)
-            planned = plan(config, counted, find_tokenizer(config.model), batch_size=batch_size, most=most)
+            planned = plan(known, counted, find_tokenizer(config.model), batch_size=batch_size, most=most)
+            planned = planned and msgspec.structs.replace(planned, reasons=planned.reasons | reasons)
             self._planned = last = (config, counted, free, planned)
         return last[3]
 

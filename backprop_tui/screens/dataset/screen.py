@@ -84,7 +84,7 @@ class DataScreen(BaseScreen):
         self.flush()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
         self.table.close()
 
     # What is shown

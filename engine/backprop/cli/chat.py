@@ -17,8 +17,8 @@ from backprop.cli.generate import chat_request, wait_until_ready
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, BackpropError
 from backprop.core.jobs import Delta, Reply, Sampling, TurnEnded
-from backprop.runs.conversation import CHAT, Conversation, Turn
-from backprop.runs.engine_jobs import EngineJob, engine_job
+from backprop.runs.conversation import KEPT, Conversation, Turn, chat_module
+from backprop.runs.engine_jobs import EngineJob, engine_job, left_behind
 
 COMMANDS = {
     "base": "ask the model without its adapter too, or no more",
@@ -54,15 +54,15 @@ COMMANDS = {
 def chat(
     run: str, as_json: bool, verbose: bool, *, base: bool, system: str, step: int | None, model: str, **sampling: Any
 ) -> int:
-    """Talk to the model of RUN (an id, its beginning) or of a folder: an adapter or a whole model.
+    """Talk to the model of RUN (an id, its beginning), of a folder (an adapter or a whole model), or to a GGUF file.
 
     On a terminal, Ctrl+C stops a reply. From a pipe, each line is one turn. With --json the answer is one document at
     the end.
 
     Example: backprop chat 3fa2 --base
     """
-    source = find_source(run)
-    with engine_job(CHAT, chat_request(source, step, model), stays=True) as job:
+    source = find_source(run, files=True)
+    with engine_job(chat_module(str(source)), chat_request(source, step, model), stays=True) as job:
         talk = Talk(Conversation(system, Sampling(**sampling)), job, base=base, as_json=as_json)
         talk.wait_until_ready()
         for words in talk.questions():
@@ -93,6 +93,8 @@ class Talk:
             self.base = False
         kind = "goes on with what you write: it was trained on plain texts" if ready.on_texts else "answers"
         output.narrate(f"{ready.model} on {ready.device} {kind}")
+        for cut_off in left_behind(KEPT)[-1:]:
+            output.narrate(f"a conversation that was cut off is kept for some days: {cut_off}")
         if self.on_terminal:
             output.narrate("/help lists the commands, Ctrl+C stops a reply, Ctrl+D leaves")
 

@@ -23,7 +23,7 @@ from backprop.runs.measured import measured_peaks, of_shape
 BATCHES = (1, 2, 4, 8, 16)
 SETTINGS = (
     *("model", "batch_size", "max_seq_length", "packing", "gradient_checkpointing"),
-    *("lora_preset", "lora_r", "lora_dropout", "target_modules"),
+    *("lora_preset", "lora_r", "lora_dropout", "target_modules", "use_dora", "init_lora_weights"),
 )
 
 
@@ -79,7 +79,9 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
         TrainingError: every weight of a model that is too large would be trained.
     """
     known = find_architecture(model)
-    shape = Shape.of(config, memory=memory.bytes, mode=mode)
+    asked_for = msgspec.structs.replace(config, model=model, mode=mode or config.mode)
+    config, reasons = estimate.fitted(asked_for, memory.bytes or 0)
+    shape = Shape.of(config, memory=memory.bytes)
     if shape.mode == "full":
         estimate.require_trainable_in_full(known, model)
     asked = None if config.batch_size == "auto" else shape.batch_size
@@ -103,7 +105,7 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
         "parts": estimate.estimate(known, chosen),
         "memory": {"bytes": memory.bytes, "source": memory.source},
         "changes": estimate.changes(known, chosen, memory.bytes or 0) if short else [],
-        "notes": _notes(known, shape),
+        "notes": [*(f"{name} {getattr(config, name)}: {why}" for name, why in reasons.items()), *_notes(known, shape)],
     }
 
 

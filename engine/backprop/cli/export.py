@@ -99,8 +99,11 @@ def ollama_name_of(path: str) -> str:
     return "".join(allowed).lstrip("-.")[:80] or "model"
 
 
-def find_source(named: str) -> Path:
+def find_source(named: str, *, files: bool = False) -> Path:
     """The directory that is meant: a folder with a model, an adapter or a run, else the run of this id.
+
+    Args:
+        files: a GGUF file is taken too.
 
     Raises:
         RunError: there is none.
@@ -108,6 +111,8 @@ def find_source(named: str) -> Path:
     """
     folder = Path(named).expanduser()
     if is_run(folder) or any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return folder.absolute()
+    if files and folder.suffix == ".gguf" and folder.is_file():
         return folder.absolute()
     if folder.is_file():
         hint = "a GGUF file is an export already" if folder.suffix == ".gguf" else "name the folder that it is in"

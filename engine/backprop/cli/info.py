@@ -21,6 +21,11 @@ OTHER_VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used",
     "OMP_NUM_THREADS": "threads on the CPU; as many as there are cores where it is not set",
     "NO_COLOR": "no colours",
+    "WANDB_API_KEY": "and WANDB_MODE, WANDB_PROJECT …: curves of runs go to Weights & Biases",
+    "TENSORBOARD_LOGGING_DIR": "curves of runs go to event files in there",
+    "MLFLOW_TRACKING_URI": "and MLFLOW_EXPERIMENT_NAME …: curves of runs go to MLflow",
+    "TRACKIO_PROJECT": "or TRACKIO_DIR, TRACKIO_SPACE_ID …: curves of runs go to Trackio",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "and its like: the phases of runs go there as spans, with [observability]",
 }
 
 

@@ -52,7 +52,9 @@ _OTHERS = {
     "train_on_responses": "assistant_only_loss completion_only_loss train_on_inputs",
     "gradient_checkpointing": "use_gradient_checkpointing",
     "seed": "random_seed",
-    "mode": "finetuning_type adapter",
+    "mode": "finetuning_type adapter load_in_4bit",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
     "backend": "device",
 }
 """What transformers, TRL, axolotl, LLaMA-Factory, mlx-lm and Unsloth call a setting, by its name here."""

@@ -53,6 +53,7 @@ ERROR_CODES: dict[str, str] = {
     "RUNTIME_EXPORT_FAILED": "the result could not be exported",
     "RUNTIME_GGUF_EXPORT_FAILED": "the GGUF file could not be written or does not agree with the model",
     "RUNTIME_MERGE_FAILED": "adapters could not be merged",
+    "RUNTIME_SLAO_MERGE_FAILED": "a run's adapter cannot be merged with those of the runs before it",
     "RUNTIME_IO_FAILED": "reading or writing a file failed",
     "RUNTIME_DISK_FULL": "the disk has no room for what is to be written",
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "the web server would not enforce the password",
@@ -130,6 +131,13 @@ class InvalidSettingError(ConfigurationError):
     """One setting is unknown or out of its range; ``details["field"]`` names it."""
 
     code = "CONFIG_INVALID_SETTING"
+
+
+class MissingDependencyError(BackpropError):
+    """An optional package is needed for this, and is not installed or does not work."""
+
+    code = "DEP_MISSING"
+    exit_code = EXIT_USER
 
 
 class DatasetError(BackpropError):
@@ -262,6 +270,12 @@ class OllamaError(ExportError):
     code = "DEP_OLLAMA_REGISTRATION_FAILED"
 
 
+class SLAOMergeError(BackpropError):
+    """An adapter cannot be merged with those of the runs before it; what was merged stays as it is."""
+
+    code = "RUNTIME_SLAO_MERGE_FAILED"
+
+
 _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("INPUT_", InputError),
     ("CONFIG_", ConfigurationError),
@@ -274,6 +288,7 @@ _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("RUNTIME_EXPORT_", ExportError),
     ("RUNTIME_GGUF_", GGUFError),
     ("RUNTIME_MERGE_", MergeError),
+    ("RUNTIME_SLAO_", SLAOMergeError),
     ("RUNTIME_", TrainingError),
 )
 

@@ -113,6 +113,8 @@ class ModelLoaded(Event):
     targets: list[str] = field(default_factory=list)
     """Kinds of layer that carry an adapter, such as ``q_proj``."""
     notes: list[str] = field(default_factory=list)
+    share_4bit: float = 0.0
+    """How much of the frozen weights' bytes is in 4 bits: of 1."""
 
 
 class SettingsChosen(Event):

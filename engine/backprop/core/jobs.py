@@ -243,6 +243,20 @@ class Exported(Struct, kw_only=True, tag_field="type", tag="exported"):
     """What has to be said: tensors kept in a wider type, a template that was set apart, an adapter that changed."""
 
 
+class SizesRequest(Struct, kw_only=True):
+    """Say how large the GGUF files of a model would be."""
+
+    model: str
+    """The base model's name or folder."""
+
+
+class Sizes(Struct, kw_only=True, tag_field="type", tag="sizes"):
+    """The answer."""
+
+    gguf: dict[str, int]
+    """Bytes by precision, but for a few hundred that say where the file comes from."""
+
+
 class OllamaRequest(Struct, kw_only=True):
     """Do something with the models of an Ollama server, that of ``OLLAMA_HOST``."""
 
@@ -338,6 +352,7 @@ Message: TypeAlias = (
     | Fetched
     | RunPlan
     | Exported
+    | Sizes
     | OllamaModels
     | Registered
     | Pushed

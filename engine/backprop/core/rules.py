@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def accumulation(batch_size: int) -> int:
 
 def adapter(config: RunConfig) -> dict[str, Any]:
     """Rank, alpha, dropout and layers: those given, else those of the LoRA preset, else the rule's."""
-    preset = LORA_PRESETS[config.lora_preset] if config.lora_preset else None
+    preset = LORA_PRESETS.get(config.lora_preset or "")
     rank = config.lora_r or (preset.r if preset else RANK)
     usual = float(rank) if preset is None else preset.alpha if config.lora_r is None else 2.0 * rank
     dropout = config.lora_dropout
@@ -83,6 +84,18 @@ def adapter(config: RunConfig) -> dict[str, Any]:
         "lora_dropout": (0.05 if preset else 0.0) if dropout is None else dropout,
         "target_modules": config.target_modules or list(preset.target_modules if preset else ALL_LINEAR),
     }
+
+
+def held_size(settings: Mapping[str, Any]) -> tuple[int, float]:
+    """Rank and alpha of the adapters in memory and in files, which scale as those asked for.
+
+    One that begins with the weights' main directions (PiSSA) has that start beside it, with the opposite sign: twice
+    the rank, and the base model's own weights stay what they are.
+    """
+    rank, alpha = settings["lora_r"], settings["lora_alpha"]
+    if settings.get("init_lora_weights") != "pissa":
+        return rank, alpha
+    return 2 * rank, alpha * (math.sqrt(2) if settings.get("use_rslora") else 2)
 
 
 def epochs(rows: int) -> float:

@@ -55,7 +55,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ``None`` where ``"auto"`` is the default is found in records of earlier versions: their rules go on for their runs.
 
     Raises:
-        InvalidSettingError: a value that no file could hold and give back, wherever it came from.
+        InvalidSettingError: a value that no file could hold and give back, wherever it came from; or a start of the
+            adapters that does not go with the rest.
     """
 
     data: Annotated[
@@ -75,7 +76,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         Literal["sft", "dpo", "orpo", "simpo", "kto"],
         _training("what is learned; sft: to answer as the rows do; dpo, orpo, simpo: from pairs; kto: from labels"),
     ] = "sft"
-    mode: Annotated[Literal["auto", "lora"], _model("which weights are trained", rule="LoRA")] = "auto"
+    mode: Annotated[
+        Literal["auto", "lora", "qlora"],
+        _model("which weights are trained", rule="LoRA; on a GPU that the 16-bit model does not fit, QLoRA"),
+    ] = "auto"
     backend: Annotated[
         Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
     ] = "auto"
@@ -152,8 +156,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
 
     lora_preset: Annotated[
-        Literal["quality", "balanced", "fast"] | None,
-        _lora("rank, alpha, dropout and layers at once: 256, 64 or 16", common=True),
+        Literal["auto", "quality", "balanced", "fast"] | None,
+        _lora("rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits", common=True),
     ] = None
     lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _lora("rank", rule="the preset's, else 32")] = None
     lora_alpha: Annotated[
@@ -168,6 +172,12 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         Annotated[list[_Text], Meta(min_length=1)] | None,
         _lora("layers that get an adapter", rule="the preset's, else all linear ones"),
     ] = None
+    use_dora: Annotated[bool, _lora("DoRA: directions by the adapter, lengths by a vector; slower")] = False
+    use_rslora: Annotated[bool, _lora("rsLoRA: alpha is divided by the root of the rank, for high ranks")] = False
+    init_lora_weights: Annotated[
+        Literal["default", "gaussian", "pissa", "loftq"],
+        _lora("how adapters begin; pissa: main directions of the weights; loftq: what 4 bits lose of them"),
+    ] = "default"
 
     held_out: Annotated[
         _Text,
@@ -218,17 +228,43 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         list[_Text], _evaluation("answered before the first step and after the last", flags=("--sample-prompt",))
     ] = []
     sample_tokens: Annotated[int, Meta(ge=1, le=4096), _evaluation("longest sample, in tokens", unit="tokens")] = 96
+    report_to: Annotated[
+        list[Literal["none", "wandb", "tensorboard", "mlflow", "trackio"]] | None,
+        _run(
+            "trackers that get the curves: none, wandb, tensorboard, mlflow, trackio",
+            rule="those that are installed and configured",
+        ),
+    ] = None
     trust_remote_code: Annotated[bool, _model("run code that the model brings along", per_run=True)] = False
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             if problem := unwritable(getattr(self, name)):
                 raise InvalidSettingError(f"{name}: {problem}", details={"field": name})
+        if problem := self._start_problem():
+            raise InvalidSettingError(
+                f"init_lora_weights {self.init_lora_weights}: {problem}",
+                hint="--init-lora-weights default begins adapters as usual",
+                details={"field": "init_lora_weights"},
+            )
+
+    def _start_problem(self) -> str:
+        """Why adapters cannot begin as asked; empty where they can."""
+        start = self.init_lora_weights
+        if start in ("pissa", "loftq") and self.use_dora:
+            return "DoRA measures the lengths of the weights before this start would be put in"
+        if start == "pissa" and self.mode == "qlora":
+            return "the 4-bit weights stay as they are, so that there is no residual to quantise; loftq is for them"
+        if start == "pissa" and self.weight_decay:
+            return "weight decay would wear the start away that the weights are held against"
+        if start == "loftq" and self.mode not in ("auto", "qlora"):
+            return "it makes up for what 4 bits lose, and the weights are in 16: it needs --mode qlora"
+        return ""
 
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens"),
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
         *("data", "model", "mapping", "skip_bad", "samples"),
         *("eval_steps", "early_stopping", "save_steps", "save_minutes", "keep_best", "oom_recovery", "gpu_max_temp"),
     }

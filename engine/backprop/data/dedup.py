@@ -62,7 +62,7 @@ def _also_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[st
     answer = names.chosen if format == "preference" else names.completion
     if format not in ("preference", "kto"):
         return PARTS_ALSO_READ.get(format, ())
-    whole = {names.output, names.messages, names.conversations} & value.keys()
+    whole = {names.completion, names.output, names.messages, names.conversations} & value.keys()
     return () if answer in value else PARTS_ALSO_READ[format] if whole else ("text",)
 
 

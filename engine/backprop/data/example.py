@@ -221,9 +221,9 @@ class Example(Struct, kw_only=True):
     def fault(self, rows: Rows = "conversation") -> RowError | None:
         """Why a method that learns from such rows learns nothing from this one; ``None`` where it does."""
         if rows == "pairs" and self.format != "preference":
-            return RowError("no_pair", "", "it has no rejected side: it is no pair")
+            return RowError("no_pair", "", "no rejected side: the method learns from pairs")
         if rows == "feedback" and self.format != "kto":
-            return RowError("no_label", "", "it has no label that says whether its answer is good or bad")
+            return RowError("no_label", "", "no label: the method learns from answers labelled good or bad")
         if rows == "pairs" and self.unpaired is not None:
             return self.unpaired
         if self.text is not None:

@@ -18,6 +18,11 @@ from backprop.core.jobs import Check, Exported, ExportRequest, JobProgress
 from backprop.runs.checkpoints import require_space
 from backprop.worker.job import Send, paced, run_job
 
+BESIDE_NF4 = (
+    "the adapter was trained beside its base in 4 bits (NF4): loaded so it answers as it was trained, "
+    "with the base in 16 bits a little otherwise"
+)
+
 
 def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
     """Write what is asked for and prove it.
@@ -44,12 +49,21 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
         name = f"{source.name}-{name}"
     target = Path(request.output).absolute() if request.output else source.folder / name
     progress = paced(send)
+    settled = None
+    if source.nf4 and request.format in ("merged", "gguf"):
+        from backprop.export.nearest import settle
+
+        settled = settle(source, request.answers, progress)
     try:
         needed = writer.predicted_bytes(source, precision)
         with new_output(target, folder=writer.FOLDER) as aside:
             require_space(aside.parent, needed, "an export", "--output can name another disk", ExportError)
             notes = writer.write(source, aside, precision, progress)
             check = writer.check(source, aside, precision, request.answers, progress)
+            if settled is not None:
+                check.compared.insert(0, settled)
+            elif source.nf4:
+                notes.append(BESIDE_NF4)
             require_passed(check, target)
     except FileExistsError as error:
         if error.filename != str(target):

@@ -91,6 +91,12 @@ def held_out_prompts(run: RunDirectory, model_path: Path) -> list[list[int]]:
 
     A row that is trained as a whole gives its first tokens.
     """
+    rows = held_out_rows(run, model_path)
+    return [ids[: (trained.index(True) if True in trained else 0) or ANSWER // 2] for ids, trained in rows]
+
+
+def held_out_rows(run: RunDirectory, model_path: Path) -> list[tuple[list[int], list[bool]]]:
+    """The first held-out rows of a run as it tokenised them, and which tokens are trained; none where that fails."""
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.train.dataset import prepare
     from backprop.train.resume import split_of
@@ -102,12 +108,8 @@ def held_out_prompts(run: RunDirectory, model_path: Path) -> list[list[int]]:
         _, _, rows = prepare(record.config, model_path, lambda event: None, lambda: False, split=split)
     except BackpropError:
         return []
-    found = []
-    for index in range(min(len(rows), 4 * PROMPTS)):
-        ids, trained = rows.sequences(index)[0]
-        begin = int(trained.argmax())
-        found.append([int(id) for id in ids[: begin or ANSWER // 2]])
-    return found
+    found = (rows.sequences(index)[0] for index in range(min(len(rows), 4 * PROMPTS)))
+    return [([int(id) for id in ids], [bool(each) for each in trained]) for ids, trained in found]
 
 
 Asked = tuple[list[int], "Logits", list[int], list[int] | None]

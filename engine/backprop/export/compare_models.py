@@ -28,15 +28,15 @@ def compare_models(source: Source, folder: Path, found: Check, progress: Progres
     prompts = rendered_prompts(source)
     progress("asking the trained model", 0, 3)
     model = load_trained(source)
-    trained = _distributions(model, prompts)
+    trained = distributions(model, prompts)
     with model.disable_adapter() if source.adapter is not None else nullcontext():
-        base = _distributions(model, prompts)
+        base = distributions(model, prompts)
     del model
     progress("asking what was written", 1, 3)
-    written = _distributions(load_model(folder, None, source.backend, source.trust_remote_code), prompts)
+    written = distributions(load_model(folder, None, source.backend, source.trust_remote_code), prompts)
     progress("comparing", 2, 3)
-    kl, top1, most = _difference(trained, written)
-    apart, _, _ = _difference(trained, base)
+    kl, top1, most = difference(trained, written)
+    apart, _, _ = difference(trained, base)
     found.kl, found.top1 = kl, top1
     return found.add(
         "logits",
@@ -56,17 +56,18 @@ def rendered_prompts(source: Source) -> list[list[int]]:
 
 
 def load_trained(source: Source) -> Any:
-    """The base model with the adapter on it, as it was trained.
+    """The base model with the adapter on it, as it was trained: in 4 bits where it was.
 
     Raises:
+        MissingDependencyError: 4 bits need a library.
         CheckpointError: the adapter cannot be read.
         ModelLoadError: the base model cannot be loaded.
     """
     adapter = source.adapter.folder if source.adapter else None
-    return load_model(source.base, adapter, source.backend, source.trust_remote_code)
+    return load_model(source.base, adapter, source.backend, source.trust_remote_code, nf4=source.nf4)
 
 
-def _distributions(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
+def distributions(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
     """The logits at every position of each prompt, in float32 on the CPU."""
     import torch
 
@@ -77,7 +78,7 @@ def _distributions(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
         return [model(torch.tensor([ids], device=device)).logits[0].float().cpu() for ids in prompts]
 
 
-def _difference(trained: list[torch.Tensor], other: list[torch.Tensor]) -> tuple[float, float, float]:
+def difference(trained: list[torch.Tensor], other: list[torch.Tensor]) -> tuple[float, float, float]:
     """Mean divergence from the trained model in nats, share of the same most likely token, largest difference."""
     import torch
 

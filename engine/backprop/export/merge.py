@@ -234,6 +234,12 @@ class MergedWeights:
         return self._kind(module) == "lora_embedding_" or bool(self._adapter.config.get("fan_in_fan_out"))
 
 
+def places(stored: list[str], known: list[str]) -> dict[str, str]:
+    """The tensors of a file that are ``known`` by these names in memory; empty where there is none."""
+    found = {_known_as(name): name for name in stored}
+    return {name: found.get(name) or found.get(name.partition(".")[2], "") for name in known}
+
+
 def _known_as(name: str) -> str:
     """What a tensor of a file is called in memory where a language model is loaded out of one that also sees."""
     return re.sub(r"(^|\.)language_model\.(model\.)?", r"\1", name) if "language_model." in name else name

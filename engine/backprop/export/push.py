@@ -29,7 +29,7 @@ from backprop.core.models import repository_of
 from backprop.core.presets import EMBEDDED_MODEL, licence_of
 from backprop.core.redaction import redact
 from backprop.export.card import About, card
-from backprop.export.served import read_served
+from backprop.export.ollama.served import read_served
 from backprop.runs.describe import bytes_text
 from backprop.runs.directory import IDENTITY, RunDirectory, is_run
 from backprop.runs.state import RunState, read_run, require_result

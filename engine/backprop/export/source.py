@@ -18,6 +18,7 @@ from backprop.core.errors import CheckpointError, ExportError, InputError, Model
 from backprop.core.jobs import ExportRequest
 from backprop.core.models import repository_of, require_weights, settings_of, weight_files
 from backprop.core.presets import licence_of
+from backprop.core.rules import held_size
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, MergedWeights
 from backprop.export.weights import StoredWeights, Weights
@@ -57,6 +58,10 @@ class Source:
     """What the run asked on its way."""
     state: RunState | None = None
     """Of the run, where it is one."""
+    nf4: bool = False
+    """Whether it was trained with its base in 4 bits."""
+    base_weights: Weights | None = None
+    """What the adapter is added to, where that is not the base model's own weights."""
     scratch: Path = field(default_factory=Path)
     """A folder for what is needed on the way, deleted afterwards."""
 
@@ -86,14 +91,23 @@ class Source:
         Raises:
             MergeError: the adapter is not for this base.
         """
-        base = StoredWeights(weight_files(self.base))
+        base = self.base_weights or self.stored
         return base if self.adapter is None else MergedWeights(base, self.adapter, self.config)
+
+    @property
+    def stored(self) -> StoredWeights:
+        """The base model's own weights."""
+        return StoredWeights(weight_files(self.base))
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether layers store their weights as (in, out)."""
+        return self.config.get("model_type") in _TRANSPOSED
 
     @property
     def dtype(self) -> str:
         """The precision that the base model is published in: ``bf16``, ``f16`` or ``f32``."""
-        base = StoredWeights(weight_files(self.base))
-        return base.dtype(base.names()[0]).lower()
+        return self.stored.dtype(self.stored.names()[0]).lower()
 
 
 def open_source(request: ExportRequest, send: Send, scratch: Path) -> Source:
@@ -161,6 +175,7 @@ def _of_run(request: ExportRequest, run: RunDirectory, send: Send, scratch: Path
         },
         prompts=list(config.get("sample_prompts") or ()),
         state=state,
+        nf4=config.get("mode") == "qlora",
     )
 
 
@@ -185,9 +200,10 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
     settings = checkpoint.manifest.identity.get("config", {})
     modules = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
     scratch.mkdir()
+    rank, alpha = held_size(settings)
     LoraConfig(
-        r=settings["lora_r"],
-        lora_alpha=settings["lora_alpha"],
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
         use_rslora=bool(settings.get("use_rslora")),
         use_dora=bool(settings.get("use_dora")),
         target_modules=sorted({module.rpartition(".")[2] for module in modules}),
@@ -228,6 +244,7 @@ def _of_adapter(request: ExportRequest, folder: Path, send: Send) -> Source:
             "run_id": str(identity.get("run_id", "")),
             "data_hash": str(identity.get("data", "")),
         },
+        nf4=identity.get("mode") == "qlora",
     )
 
 

@@ -19,7 +19,7 @@ from backprop.core.definition import settings
 from backprop.core.errors import InvalidSettingError, ModelLoadError, TrainingError
 from backprop.core.methods import METHODS
 from backprop.core.models import find_architecture
-from backprop.core.presets import ALL_LINEAR
+from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
 from backprop.core.rules import RANK
 from backprop.core.settings import RunConfig
 
@@ -66,6 +66,13 @@ class Shape(Struct, frozen=True, kw_only=True):
     lora_r: int = RANK
     lora_dropout: float = 0.0
     target_modules: tuple[str, ...] = ALL_LINEAR
+    use_dora: bool = False
+    init_lora_weights: str = "default"
+
+    @property
+    def rank(self) -> int:
+        """Of the adapters in memory."""
+        return rules.held_size({**to_builtins(self), "lora_alpha": 1.0})[0]
 
     @classmethod
     def of(cls, config: RunConfig, *, memory: int | None = None, mode: Mode | None = None) -> Shape:
@@ -87,6 +94,8 @@ class Shape(Struct, frozen=True, kw_only=True):
             lora_r=adapter["lora_r"],
             lora_dropout=adapter["lora_dropout"],
             target_modules=tuple(adapter["target_modules"]),
+            use_dora=config.use_dora,
+            init_lora_weights=config.init_lora_weights,
         )
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
@@ -211,6 +220,48 @@ def first_batch_size(config: RunConfig, free: int) -> int:
     return max((each for each in sizes if estimate(model, replace(shape, batch_size=each)).total <= free), default=1)
 
 
+def fitted(config: RunConfig, free: int) -> rules.Chosen:
+    """``config`` with what the free memory decides: the mode, and which LoRA preset ``auto`` is.
+
+    LoRA where the model fits in 16 bits, its micro-batches of one row; else QLoRA. A preset may fill three quarters of
+    the memory: the rest is for longer rows and larger micro-batches.
+
+    Args:
+        free: bytes of the card; 0 on a CPU.
+    """
+    values: dict[str, tuple[str, str]] = {}
+    try:
+        model = find_architecture(config.model) if free else None
+        why = "on a CPU"
+    except ModelLoadError:
+        model, why = None, "how much memory the model needs is not known"
+
+    def needs(known: RunConfig) -> int:
+        assert model is not None
+        return estimate(model, replace(Shape.of(known, memory=free), batch_size=1)).total
+
+    if config.mode == "auto":
+        values["mode"] = "lora", why
+        if model is not None:
+            needed = needs(replace(config, mode="lora"))
+            values["mode"] = (
+                "lora" if needed <= free else "qlora",
+                f"with its weights in 16 bits the run takes {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} are free",
+            )
+        config = replace(config, mode=values["mode"][0])
+    if config.lora_preset == "auto" and config.lora_r is not None:
+        values["lora_preset"] = "balanced", "the rank was given"
+    elif config.lora_preset == "auto":
+        values["lora_preset"] = "fast", f"{why}: the smallest"
+        for name in LORA_PRESETS if model is not None else ():
+            needed = needs(replace(config, lora_preset=name))
+            values["lora_preset"] = name, f"takes {needed / _GIB:.1f} GiB, and {free / _GIB:.1f} are free"
+            if needed <= 0.75 * free:
+                break
+    config = replace(config, **{name: value for name, (value, _) in values.items()})
+    return rules.Chosen(config, {name: why for name, (_, why) in values.items()} if free else {})
+
+
 def longest_rows(config: RunConfig, free: int) -> int:
     """Tokens of a row that a card takes, one row at a time; the usual limit where that cannot be told.
 
@@ -254,7 +305,8 @@ def _others(model: Architecture) -> int:
 
 
 def _adapters(targeted: list[Linear], shape: Shape) -> int:
-    return sum(shape.lora_r * (each.inputs + each.outputs) for each in targeted)
+    lengths = sum(each.outputs for each in targeted) if shape.use_dora else 0
+    return sum(shape.rank * (each.inputs + each.outputs) for each in targeted) + lengths
 
 
 def _targeted(attention: list[Linear], mlp: list[Linear], shape: Shape) -> list[Linear]:
@@ -290,6 +342,10 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
         gone = (3 if shape.lora_dropout and not full else 2) if adapted else 0
         at_layer = stored + max(kept) + tokens * max(2 * model.mlp + 8 * hidden, (6 - gone) * model.mlp + 4 * hidden)
         at_layer += 8 * model.heads * tokens * seen if family.capped else 0
+        if shape.use_dora:  # PEFT makes the product of the factors with an identity matrix
+            at_layer += max(
+                6 * each.inputs**2 + 8 * each.parameters for each in _targeted(*blocks(model)[0][1:], shape)
+            )
         if shape.mode == "qlora":  # the largest layer in bf16 while it is multiplied with, and its result twice more
             largest = max(_linears(model), key=lambda each: each.parameters)
             at_layer += 2 * largest.parameters + 4 * tokens * max(largest.inputs, largest.outputs)
@@ -328,7 +384,9 @@ def _kept(model: Architecture, attention: list[Linear], mlp: list[Linear], shape
         weights = 2 * sum(each.parameters for each in attention + mlp)
     else:
         weights = 2 * _adapters(targeted, shape)
-        width += 2 * shape.lora_r * len(targeted)
+        width += 2 * shape.rank * len(targeted)
+        # Both parts of a DoRA layer's result are kept, and it is in float32: measured.
+        width += sum(5 * each.outputs for each in targeted) if shape.use_dora else 0
         if shape.lora_dropout:  # each layer drops its own: a bf16 copy and a byte for the mask
             width += sum(3 * each.inputs for each in targeted)
         else:

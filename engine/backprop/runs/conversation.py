@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 from backprop.core.errors import BackpropError, InputError
-from backprop.core.files import new_output
+from backprop.core.files import new_output, write_file
 from backprop.core.jobs import ChatReady, ChatTurn, Delta, Message, Reply, Sampling, StopReply, TurnEnded
 from backprop.core.paths import expand
 from backprop.runs.engine_jobs import EngineJob
 
-CHAT = "backprop.train.chat"
+CHAT, FILE_CHAT = "backprop.train.chat", "backprop.export.chat"
+KEPT = "conversation.jsonl"
+"""Beside the job's log: what was said so far, which a process that is killed leaves there."""
+
+
+def chat_module(source: str) -> str:
+    """The job that talks: llama.cpp for a GGUF file, else the model as it was trained."""
+    return FILE_CHAT if source.endswith(".gguf") and Path(source).is_file() else CHAT
 
 
 def sampling_of(text: str) -> Sampling:
@@ -102,12 +110,21 @@ class Conversation:
         """Go on with the model that ``job`` loads, and take in its messages as they come.
 
         Raises:
-            BackpropError: as ``EngineJob.messages``.
+            BackpropError: as ``EngineJob.messages``; where something was said, it names the file that keeps it.
         """
         self._job, self.ready, self.waits_for = job, None, None
-        for message in job.messages():
-            self.take(message)
-            yield message
+        kept = job.folder / KEPT
+        try:
+            for message in job.messages():
+                self.take(message)
+                if isinstance(message, TurnEnded):
+                    with suppress(BackpropError, OSError):
+                        write_file(kept, self.row())
+                yield message
+        except BackpropError as error:
+            if kept.is_file() and not job.stopped:
+                error.hint = f"what was said is kept in {kept}; {error.hint}"
+            raise
 
     def take(self, message: Message) -> None:
         """Fold a message of the job into the conversation."""
@@ -178,24 +195,32 @@ class Conversation:
         compared = [turn.identical for turn in self.turns if turn.identical is not None]
         return sum(compared), len(compared)
 
+    def row(self) -> bytes:
+        """The conversation with the tuned model as a line of training data (OpenAI messages).
+
+        Raises:
+            InputError: nothing was answered yet.
+        """
+        said = self.messages(True)
+        if said and said[-1]["role"] == "user":
+            said.pop()
+        if not any(message["role"] == "assistant" for message in said):
+            raise InputError("nothing was answered yet: there is no row to save", hint="ask something first")
+        return json.dumps({"messages": said}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
     def save(self, name: str) -> Path:
-        """Write the conversation with the tuned model as one row (OpenAI messages) into a new file.
+        """Write the conversation with the tuned model as one row into a new file.
 
         Raises:
             InputError: nothing was answered yet, or there is a file of that name.
             OSError: it cannot be written.
         """
-        row = self.messages(True)
-        if row and row[-1]["role"] == "user":
-            row.pop()
-        if not any(message["role"] == "assistant" for message in row):
-            raise InputError("nothing was answered yet: there is no row to save", hint="ask something first")
-        path = expand(name)
+        row, path = self.row(), expand(name)
         if path.suffix != ".jsonl":
             path = path.with_name(f"{path.name}.jsonl")
         try:
             with new_output(path, folder=False) as file:
-                file.write_text(json.dumps({"messages": row}, ensure_ascii=False) + "\n", encoding="utf-8")
+                file.write_bytes(row)
         except FileExistsError:
             raise InputError(f"{path} exists already", hint="choose another name: no file is replaced") from None
         return path

@@ -96,12 +96,14 @@ def describe(event: ev.AnyEvent) -> str:
             amount = f" {bytes_text(event.done)}" if event.done else ""
             return f"{verb} {event.model}{amount}" + (f" of {bytes_text(event.total)}" if event.total else "")
         case ev.ModelLoaded():
+            kind = event.dtype + (f", {event.share_4bit:.0%} of the bytes in 4 bits," if event.share_4bit else "")
             return (
-                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {event.dtype} on {event.device}, "
+                f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {kind} on {event.device}, "
                 f"{event.trainable_parameters / 1e6:.2f}M trained ({event.mode}: {', '.join(event.targets)})"
             )
         case ev.SettingsChosen():
-            chosen = [f"{name} {value:g} ({event.reasons.get(name, '')})" for name, value in event.values.items()]
+            said = {name: value if isinstance(value, str) else f"{value:g}" for name, value in event.values.items()}
+            chosen = [f"{name} {value} ({event.reasons.get(name, '')})" for name, value in said.items()]
             return f"chosen: {'; '.join(chosen)}"
         case ev.DatasetPrepared():
             return describe_dataset(event)

@@ -23,8 +23,8 @@ from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, M
 from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
-FETCH, EXPORT = "backprop.fetch.datasets", "backprop.export"
-OLLAMA, PUSH = "backprop.export.ollama", "backprop.export.push"
+FETCH, EXPORT, SIZES = "backprop.fetch.datasets", "backprop.export", "backprop.export.sizes"
+OLLAMA, PUSH = "backprop.export.ollama.register", "backprop.export.push"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
 T = TypeVar("T")
@@ -38,6 +38,11 @@ class EngineJob:
         self._directory = directory
         self.stopped = False
         """Whether somebody stopped it before its end."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its log lies; deleted when it ends well."""
+        return self._directory.path
 
     def messages(self) -> Iterator[Message]:
         """Its messages as they come; waits for each.
@@ -89,7 +94,7 @@ def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> 
     Its log lies in the cache, and stays there for some days where the job failed.
 
     Args:
-        stays: it can be told more (``EngineJob.tell``), and the Ctrl+C of a terminal is not for it.
+        stays: for a conversation: the Ctrl+C of a terminal is not for it.
 
     Raises:
         RunError: the log cannot be written.
@@ -110,9 +115,6 @@ def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> 
     failed = False
     try:
         job.tell(request)
-        if not stays:
-            assert process.stdin is not None
-            process.stdin.close()
         yield job
     except BackpropError:
         failed = not job.stopped
@@ -194,6 +196,22 @@ def export_model(
         places = [Path(request.output).absolute().parent] if request.output else [source / "exports", source.parent]
         for place in places:
             sweep_outputs(place)
+
+
+def left_behind(name: str) -> list[Path]:
+    """The files of that name of jobs whose asker is gone without an end, the oldest first."""
+    found = [path for path in (cache_dir() / "jobs").glob(f"*/{name}") if not _runs(path.parent.name.partition("-")[0])]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sweep(root: Path) -> None:

@@ -31,24 +31,28 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     from backprop.train.model import resolved
     from backprop.train.resume import begin
     from backprop.train.session import Session
+    from backprop.train.spans import wanted
+    from backprop.train.trackers import Trackers, chosen
 
     record = directory.read_record()
     start = begin(directory, record, verb, steps, resolved, model=model)
-    emit(
-        RunStarted(
-            config=msgspec.to_builtins(start.config),
-            output_dir=str(directory.path),
-            pid=os.getpid(),
-            kind=record.kind,
-            resumed_from=start.resumed_from,
-            environment=environment(),
-            forked_from=record.forked_from,
-            origins={**record.origins, **chosen_by_rule(record.config, start.config)},
+    names, notes = chosen(start.config.report_to, os.environ)
+    with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
+        trackers.emit(
+            RunStarted(
+                config=msgspec.to_builtins(start.config),
+                output_dir=str(directory.path),
+                pid=os.getpid(),
+                kind=record.kind,
+                resumed_from=start.resumed_from,
+                environment=environment(),
+                forked_from=record.forked_from,
+                origins={**record.origins, **chosen_by_rule(record.config, start.config)},
+            )
         )
-    )
-    for note in start.notes:
-        emit(note)
-    return Session(start, directory, emit, control).run()
+        for note in (*start.notes, *notes):
+            emit(note)
+        return Session(start, directory, trackers.emit, control).run()
 
 
 def warm_up() -> None:

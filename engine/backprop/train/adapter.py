@@ -42,6 +42,7 @@ def save_adapter(
             write_what_was_learned(loaded.chat, folder)
             identity = {
                 "run_id": run_id,
+                "mode": config.mode,
                 "model": config.model,
                 "model_path": str(loaded.path),
                 "base": base,

@@ -7,16 +7,17 @@ without its adapter where that is asked too: one base in memory, the adapter on 
 from __future__ import annotations
 
 import queue
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from backprop.core.errors import GPUMemoryError, InputError
 from backprop.core.events import ModelLoading
-from backprop.core.jobs import ChatLine, ChatReady, ChatRequest, ChatTurn, Delta, Reply, StopReply, TurnEnded
-from backprop.core.models import require_weights
+from backprop.core.jobs import ChatLine, ChatReady, ChatRequest, ChatTurn, Delta, Reply, Sampling, StopReply, TurnEnded
+from backprop.core.models import require_weights, settings_of
 from backprop.core.redaction import redact
-from backprop.runs.directory import is_run
+from backprop.runs.directory import IDENTITY, is_run
 from backprop.runs.state import read_run
 from backprop.worker.job import Send, listen, run_job
 from backprop.worker.setup import failure
@@ -24,19 +25,62 @@ from backprop.worker.setup import failure
 # Heavy libraries are imported where they are used: the job first sees to its log.
 if TYPE_CHECKING:
     from backprop.data.tokenizer import ChatTokenizer
+    from backprop.train.generate import Answer
 
 
-class Speaker(NamedTuple):
+class Speaker(Protocol):
     """A model that can be talked to."""
+
+    @property
+    def has_base(self) -> bool: ...
+
+    def ready(self, name: str) -> ChatReady:
+        """What it is, under this name."""
+        ...
+
+    def reply(
+        self,
+        tuned: bool,
+        messages: list[dict[str, str]],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        stop_when: Callable[[], bool],
+    ) -> Answer:
+        """The answer with its adapter or without, as ``train.generate.reply``."""
+        ...
+
+
+class ModelSpeaker(NamedTuple):
+    """A model with its adapter, in this process."""
 
     model: Any
     chat: ChatTokenizer
     has_base: bool
     on_texts: bool = False
 
-    def side(self, tuned: bool) -> AbstractContextManager[Any]:
-        """Inside, the model answers with its adapter or without."""
-        return nullcontext() if tuned else self.model.disable_adapter()
+    def ready(self, name: str) -> ChatReady:
+        from backprop.train.generate import context_of
+
+        return ChatReady(
+            model=name,
+            device=str(next(self.model.parameters()).device),
+            has_base=self.has_base,
+            on_texts=self.on_texts,
+            context=context_of(self.model),
+        )
+
+    def reply(
+        self,
+        tuned: bool,
+        messages: list[dict[str, str]],
+        sampling: Sampling,
+        on_text: Callable[[str], None],
+        stop_when: Callable[[], bool],
+    ) -> Answer:
+        from backprop.train.generate import reply
+
+        with nullcontext() if tuned else self.model.disable_adapter():
+            return reply(self.model, self.chat, messages, sampling, on_text, stop_when=stop_when, as_text=self.on_texts)
 
 
 class _Told:
@@ -53,29 +97,16 @@ class _Told:
             self.turns.put(line)
 
 
-def chat(request: ChatRequest, send: Send) -> None:
+def converse(request: ChatRequest, send: Send, open_model: Callable[[ChatRequest, Send], Speaker]) -> None:
     """Load the model and answer turns until the asker goes.
 
     Raises:
-        ModelLoadError: the base model cannot be loaded.
-        CheckpointError: the adapter cannot be read.
-        InputError: there is no model in the folder.
+        BackpropError: as ``open_model``.
     """
     told = _Told()
     listen(ChatLine, told.take)
-    speaker = open_speaker(request, send)
-    from backprop.train.generate import context_of
-
-    model = speaker.model
-    send(
-        ChatReady(
-            model=Path(request.source).name,
-            device=str(next(model.parameters()).device),
-            has_base=speaker.has_base,
-            on_texts=speaker.on_texts,
-            context=context_of(model),
-        )
-    )
+    speaker = open_model(request, send)
+    send(speaker.ready(Path(request.source).name))
     while True:
         turn = told.turns.get()
         ended = TurnEnded(index=turn.turn)
@@ -87,27 +118,20 @@ def chat(request: ChatRequest, send: Send) -> None:
 
 
 def _answer(speaker: Speaker, turn: ChatTurn, told: _Told, send: Send) -> None:
-    from backprop.train.generate import reply
-
     if turn.base and not speaker.has_base:
         raise InputError("this model has no adapter that could be left out", hint="ask it alone")
+
+    def stopped() -> bool:
+        return told.stopped >= turn.turn
+
     for tuned, messages in ((True, turn.tuned), (False, turn.base)):
-        if not messages or told.stopped >= turn.turn:
+        if not messages or stopped():
             continue
 
         def on_text(text: str, tuned: bool = tuned) -> None:
             send(Delta(index=turn.turn, tuned=tuned, text=text))
 
-        with speaker.side(tuned):
-            text, tokens, ended = reply(
-                speaker.model,
-                speaker.chat,
-                messages,
-                turn.sampling,
-                on_text,
-                stop_when=lambda: told.stopped >= turn.turn,
-                as_text=speaker.on_texts,
-            )
+        text, tokens, ended = speaker.reply(tuned, messages, turn.sampling, on_text, stopped)
         send(Reply(index=turn.turn, tuned=tuned, text=text, tokens=tokens, ended=ended))
 
 
@@ -129,11 +153,13 @@ def _understood(error: Exception) -> Exception:
     )
 
 
-def open_speaker(request: ChatRequest, send: Send) -> Speaker:
+def open_speaker(request: ChatRequest, send: Send) -> ModelSpeaker:
     """Load what the request names.
 
     Raises:
-        ModelLoadError, CheckpointError, InputError: as ``chat``.
+        ModelLoadError: the base model cannot be loaded.
+        CheckpointError: the adapter cannot be read.
+        InputError: there is no model in the folder.
     """
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.fetch.models import fetch_model
@@ -147,7 +173,7 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
         config = {**state.config, "model": request.model or state.config["model"]}
         send(ModelLoading(model=str(config["model"]), stage="load"))
         model, tokenizer = generate.load(path, config, send, request.step)
-        return Speaker(model, tokenizer, True, generate.on_texts(state.dataset))
+        return ModelSpeaker(model, tokenizer, True, generate.on_texts(state.dataset))
     if request.step is not None:
         raise InputError(f"{path} is no run, so it has no checkpoint of step {request.step}", hint="leave --step out")
     adapter = (path / "adapter_config.json").is_file()
@@ -159,8 +185,9 @@ def open_speaker(request: ChatRequest, send: Send) -> Speaker:
             send(note)
     learned = adapter and (path / "chat_template.jinja").is_file()
     tokenizer = ChatTokenizer.load(path if learned else folder)
-    return Speaker(generate.load_model(folder, path if adapter else None), tokenizer, adapter)
+    nf4 = (path / IDENTITY).is_file() and settings_of(path, IDENTITY).get("mode") == "qlora"
+    return ModelSpeaker(generate.load_model(folder, path if adapter else None, nf4=nf4), tokenizer, adapter)
 
 
 if __name__ == "__main__":
-    run_job(ChatRequest, chat)
+    run_job(ChatRequest, lambda request, send: converse(request, send, open_speaker), listens=True)

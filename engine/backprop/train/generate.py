@@ -170,25 +170,39 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
         loaded = models.load(models.resolved(settings), base_path, lambda event: None)
         load_weights(checkpoint.path, loaded.model)
         return loaded.model, loaded.chat
-    model = load_model(base_path, run.adapter, backend, bool(config.get("trust_remote_code")))
+    nf4 = config.get("mode") == "qlora"
+    model = load_model(base_path, run.adapter, backend, bool(config.get("trust_remote_code")), nf4=nf4)
     return model, ChatTokenizer.load(base_path)
 
 
-def load_model(base: Path, adapter: Path | None = None, backend: str = "auto", trust_remote_code: bool = False) -> Any:
-    """The model in the folder ``base``, with the adapter in another one on it.
+def load_model(
+    base: Path,
+    adapter: Path | None = None,
+    backend: str = "auto",
+    trust_remote_code: bool = False,
+    *,
+    nf4: bool = False,
+) -> Any:
+    """The model in the folder ``base``, in 4 bits with ``nf4``, with the adapter in another one on it.
 
     Raises:
+        MissingDependencyError: 4 bits need a library.
         ModelLoadError: the base model cannot be loaded.
         CheckpointError: the adapter cannot be read, or is for another model.
     """
-    from peft import PeftModel
     from safetensors import SafetensorError
 
+    from backprop.train import four_bit
     from backprop.train import model as models
+
+    with four_bit.hidden():
+        from peft import PeftModel
 
     models.use_all_cores()
     device = models.choose_device(backend)
-    model = models.load_base(base, device, models.choose_dtype(device), trust_remote_code)
+    if nf4:
+        four_bit.require_usable(device)
+    model = models.load_base(base, device, models.choose_dtype(device), trust_remote_code, nf4=nf4)
     if adapter is None:
         return model
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from backprop.data.tokenizer import ChatTokenizer
 from backprop.hardware import estimate
 from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
+from backprop.train import four_bit
 from backprop.train.checkpoint import some
 from backprop.train.loss import sees_what_follows
 from backprop.train.modes import Mode, mode_named
@@ -81,11 +83,13 @@ def resolved(config: RunConfig) -> RunConfig:
     Open afterwards is what depends on the rows (``core.rules.for_rows``).
     """
     device, free = _device_and_memory(config)
+    config = estimate.fitted(config, free).config
+    if config.mode == "qlora":
+        four_bit.require_installed()
     batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
     return msgspec.structs.replace(
         config,
-        mode="lora" if config.mode == "auto" else config.mode,
         backend="cuda" if device.type == "cuda" else "cpu",
         batch_size=batch,
         gradient_accumulation=config.gradient_accumulation or rules.accumulation(batch),
@@ -105,6 +109,11 @@ def longest_rows(config: RunConfig) -> int:
     return estimate.longest_rows(config, _device_and_memory(config)[1])
 
 
+def by_memory(asked: RunConfig) -> dict[str, str]:
+    """The reasons for what the free memory of this machine decided, by setting; ``asked`` has what was left open."""
+    return estimate.fitted(asked, _device_and_memory(asked)[1]).reasons
+
+
 def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> rules.Chosen:
     """``config`` with what the lengths of its rows decide about: their limit, and how many of them a pass takes.
 
@@ -122,11 +131,12 @@ def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> r
 
 
 def load_base(
-    path: Path, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False, **options: Any
+    path: Path, device: torch.device, dtype: torch.dtype, trust_remote_code: bool = False, *, nf4: bool = False
 ) -> Any:
     """The model in ``path`` with its weights in ``dtype`` on ``device``, read from safetensors only.
 
-    ``options`` are further ones of transformers' ``from_pretrained``.
+    Args:
+        nf4: its linear layers below the head in 4 bits, multiplied with in ``dtype``.
 
     Raises:
         ModelLoadError: the weights are damaged, of an unknown architecture, not those of the architecture that the
@@ -136,13 +146,13 @@ def load_base(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            device_map={"": device} if device.type == "cuda" else None,
+            device_map={"": device} if nf4 or device.type == "cuda" else None,
+            quantization_config=four_bit.quantization(dtype) if nf4 else None,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # listed below, with their names
-            **options,
         )
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"{path} does not fit the GPU's memory", code="RUNTIME_GPU_OOM") from error
@@ -154,6 +164,8 @@ def load_base(
         ) from error
     model, found = loaded
     _require_every_weight(path, found)
+    if nf4:
+        four_bit.require_in_force(model, path)
     # Greedy means greedy: no penalty, minimum, beam or forbidden token that the model's files suggest for chatting.
     model.generation_config = GenerationConfig()
     return model
@@ -238,7 +250,9 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     dtype = choose_dtype(device)
     chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
-    model = mode.load(lambda **options: load_base(path, device, dtype, config.trust_remote_code, **options))
+    if config.mode == "qlora":
+        four_bit.require_usable(device)
+    model = mode.load(partial(load_base, path, device, dtype, config.trust_remote_code))
     with evaluating(model):
         if sees_what_follows(model):
             raise ModelLoadError(
@@ -268,10 +282,11 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
         device=device,
         mode=config.mode,
         dtype=str(loaded.dtype).removeprefix("torch."),
-        parameters=sum(weight.numel() for weight in frozen),
+        parameters=sum(four_bit.size(weight) for weight in frozen),
         trainable_parameters=sum(weight.numel() for weight in trainable.values()),
         targets=loaded.mode.targets,
         notes=loaded.mode.notes,
+        share_4bit=four_bit.share(loaded.model),
     )
 
 

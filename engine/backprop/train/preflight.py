@@ -17,7 +17,7 @@ from backprop.worker.job import Send, run_job
 def plan(config: RunConfig, send: Send) -> None:
     """Prepare the rows and send the plan; rows that would train nothing end it as they would end the run."""
     from backprop.train.dataset import in_proportion, prepare
-    from backprop.train.model import for_lengths, resolved
+    from backprop.train.model import by_memory, for_lengths, resolved
 
     path = find_tokenizer(config.model)
     chosen = resolved(config)
@@ -45,7 +45,7 @@ def plan(config: RunConfig, send: Send) -> None:
             config=msgspec.to_builtins(final),
             origins={
                 **chosen_by_rule(config, final),
-                **{name: f"rule: {why}" for name, why in (by_length | reasons).items()},
+                **{name: f"rule: {why}" for name, why in (by_memory(config) | by_length | reasons).items()},
             },
             data=rows.summary,
             rows=len(trained),

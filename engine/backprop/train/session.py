@@ -125,7 +125,7 @@ class Session:
             steps=schedule.steps,
         )
         self.config = config
-        if reasons := reasons | others:
+        if reasons := models.by_memory(recorded) | reasons | others:
             values = msgspec.to_builtins(config)
             emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
 

@@ -1,11 +1,13 @@
 """A short job in an engine process: one request on standard input, messages on standard output, then the end.
 
-One that stays for a conversation is told more, a line at a time, and ends with whoever tells it.
+Standard input stays open as long as whoever asked is there: a job ends when it does, also one that says nothing for a
+while. One that stays for a conversation is told more on it, a line at a time.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,11 +28,19 @@ Request = TypeVar("Request", bound=msgspec.Struct)
 Send: TypeAlias = Callable[[Message], None]
 _EVERY = 0.1
 """Seconds between two messages of progress."""
+_GRACE = 5.0
+"""Seconds in which a job that nobody waits for any more puts in order what it has begun."""
 
 
-def run_job(request: type[Request], work: Callable[[Request, Send], Message | None]) -> NoReturn:
-    """Do ``work`` on the request that comes in, and end the process: the last message is what it returns or raises."""
-    end_process(_answer(request, work))
+def run_job(
+    request: type[Request], work: Callable[[Request, Send], Message | None], *, listens: bool = False
+) -> NoReturn:
+    """Do ``work`` on the request that comes in, and end the process: the last message is what it returns or raises.
+
+    Args:
+        listens: ``work`` reads what follows on standard input itself (``listen``).
+    """
+    end_process(_answer(request, work, listens))
 
 
 def paced(send: Send) -> Callable[[str, int, int], None]:
@@ -63,17 +73,29 @@ def listen(kind: Any, take: Callable[[Any], object]) -> None:
     threading.Thread(target=read, name="listen", daemon=True).start()
 
 
-def _answer(request: type[Request], work: Callable[[Request, Send], Message | None]) -> int:
+def _end_with_asker() -> None:
+    """Wait for the end of standard input; then interrupt the work, as Ctrl+C would, so that it leaves nothing."""
+    sys.stdin.buffer.read()
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    time.sleep(_GRACE)
+    end_process(EXIT_INTERRUPTED)
+
+
+def _answer(request: type[Request], work: Callable[[Request, Send], Message | None], listens: bool) -> int:
     private = take_stdout(RunDirectory(Path(sys.argv[1])).log)
     os.set_blocking(private, True)
     quiet_libraries()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's job in the background begins without
     with os.fdopen(private, "wb", buffering=0) as stream:
 
         def send(message: Message) -> None:
             stream.write(encode_message(message))
 
         try:
-            last = work(msgspec.json.decode(sys.stdin.buffer.readline(), type=request), send)
+            asked = msgspec.json.decode(sys.stdin.buffer.readline(), type=request)
+            if not listens:
+                threading.Thread(target=_end_with_asker, name="asker", daemon=True).start()
+            last = work(asked, send)
             if last is not None:
                 send(last)
         except (KeyboardInterrupt, BrokenPipeError):

@@ -36,6 +36,8 @@ def quiet_libraries() -> None:
     """
     for name in [name for name in os.environ if _LAUNCHERS.fullmatch(name)]:
         del os.environ[name]
+    # By this package libraries fetch compiled code from the hub, unasked: bitsandbytes does as it is imported.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")

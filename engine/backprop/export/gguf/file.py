@@ -9,26 +9,20 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import (
-    GGML_QUANT_VERSION,
-    MODEL_ARCH_NAMES,
-    GGUFType,
-    GGUFWriter,
-    size_label,
-)
+from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, size_label
 from numpy.typing import NDArray
 
 from backprop.core.errors import GGUFError
 from backprop.core.models import settings_of
 from backprop.export.gguf.families import EMBEDDING, HEAD, Model, plain_name, read_model, write_numbers
 from backprop.export.gguf.positions import position_tensors
-from backprop.export.gguf.quantize import fallback_notes, quantize, tensor_type
+from backprop.export.gguf.quantize import fallback_notes, predicted_bytes, quantize, tensor_type
 from backprop.export.gguf.tensors import Tensor, plan_tensors
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
-from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
+from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, begin_file, packed_head, write_tensors
 from backprop.export.weights import Weights, row_pieces, taken
 
 _PHI, _PHI_TOKENS = re.compile("phi-?3", re.IGNORECASE), {"<unk>", "<s>", "</s>", "<|endoftext|>"}
@@ -75,40 +69,73 @@ def write_gguf(
         ModelLoadError: a file of the model cannot be read.
         OSError: ``target`` cannot be written.
     """
+    plan = _plan(folder, weights, template, provenance)
+    model, shapes = plan.model, plan.shapes
+    types = {name: tensor_type(name, shape, precision, model.numbers) for name, shape in shapes.items()}
+    plan.writer.add_file_type(FILE_TYPES[precision])
+    total = add_tensor_infos(plan.writer, shapes, types)
+
+    def pieces() -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, array in plan.extra.items():
+            yield name, quantize(array, types[name], name)
+        for tensor in plan.tensors:
+            for piece in _changed(weights, tensor, types[tensor.name].name):
+                yield tensor.name, quantize(piece, types[tensor.name], tensor.name)
+
+    write_tensors(plan.writer, target, pieces(), total=total, progress=progress)
+    notes = plan.notes + fallback_notes(shapes, precision, model.numbers)
+    if not template:
+        notes.append("the model has no chat template: programs that serve the file guess how turns are written")
+    return notes + _remarks(model, plan.vocabulary)
+
+
+def file_bytes(folder: Path, weights: Weights, template: str) -> dict[str, int]:
+    """Bytes of the file in each precision; what it says of its origin is not counted.
+
+    Args:
+        folder, weights, template: as of ``write_gguf``.
+
+    Raises:
+        GGUFError, ModelLoadError: as ``write_gguf``.
+    """
+    plan = _plan(folder, weights, template, {})
+    plan.writer.add_file_type(FILE_TYPES["f32"])
+    add_tensor_infos(plan.writer, plan.shapes, dict.fromkeys(plan.shapes, GGMLQuantizationType.F32))
+    head = len(packed_head(plan.writer))
+    head += -head % plan.writer.data_alignment
+    return {name: head + predicted_bytes(plan.shapes, name, plan.model.numbers) for name in FILE_TYPES}
+
+
+class _Plan(NamedTuple):
+    """A file before its precision is chosen: all that it says, and which tensors it has."""
+
+    model: Model
+    vocabulary: Vocabulary
+    tensors: list[Tensor]
+    extra: dict[str, NDArray[np.float32]]
+    """Tensors that are made from the settings; they come first."""
+    shapes: dict[str, tuple[int, ...]]
+    writer: GGUFWriter
+    notes: list[str]
+
+
+def _plan(folder: Path, weights: Weights, template: str, provenance: Mapping[str, str]) -> _Plan:
     model = read_model(folder, weights.names())
     vocabulary = read_vocabulary(folder, model.numbers.vocabulary, with_template=bool(template))
     tensors, notes = plan_tensors(model, {name: weights.shape(name) for name in weights.names()})
     _require_one_head(model, weights)
     extra = position_tensors(model.positions)
     shapes = {name: array.shape for name, array in extra.items()} | {tensor.name: tensor.shape for tensor in tensors}
-    types = {name: tensor_type(name, shape, precision, model.numbers) for name, shape in shapes.items()}
-    writer = GGUFWriter(target, MODEL_ARCH_NAMES[model.family.arch])
     count = sum(int(np.prod(shape)) for shape in shapes.values())
-    writer.add_type(GGUFType.MODEL)
-    writer.add_size_label(size_label(count, count, 0, 0))
     name = _known_as(provenance.get("name") or folder.name, vocabulary)
-    write_origin(writer, {**provenance, "name": name})
+    writer = begin_file(model.family.arch, GGUFType.MODEL, {**provenance, "name": name})
+    writer.add_size_label(size_label(count, count, 0, 0))
     _write_sampling(writer, folder)
     write_numbers(writer, model)
-    writer.add_file_type(FILE_TYPES[precision])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
     vocabulary.write(writer)
     if template:
         writer.add_chat_template(guarded_template(template))
-    total = add_tensor_infos(writer, shapes, types)
-
-    def pieces() -> Iterator[tuple[str, NDArray[Any]]]:
-        for name, array in extra.items():
-            yield name, quantize(array, types[name], name)
-        for tensor in tensors:
-            for piece in _changed(weights, tensor, types[tensor.name].name):
-                yield tensor.name, quantize(piece, types[tensor.name], tensor.name)
-
-    write_tensors(writer, target, pieces(), total=total, progress=progress)
-    notes += fallback_notes(shapes, precision, model.numbers)
-    if not template:
-        notes.append("the model has no chat template: programs that serve the file guess how turns are written")
-    return notes + _remarks(model, vocabulary)
+    return _Plan(model, vocabulary, tensors, extra, shapes, writer, notes)
 
 
 def guarded_template(template: str) -> str:

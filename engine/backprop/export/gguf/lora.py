@@ -6,23 +6,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from gguf import (
-    GGML_QUANT_VERSION,
-    MODEL_ARCH_NAMES,
-    GGMLQuantizationType,
-    GGUFReader,
-    GGUFType,
-    GGUFWriter,
-    Keys,
-    get_tensor_name_map,
-)
+from gguf import GGMLQuantizationType, GGUFReader, GGUFType, Keys, get_tensor_name_map
 from numpy.typing import NDArray
 
 from backprop.core.errors import GGUFError
 from backprop.export.gguf.families import Model, plain_name, read_model
 from backprop.export.gguf.quantize import quantize
 from backprop.export.gguf.tensors import change
-from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, write_origin, write_tensors
+from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, begin_file, write_tensors
 from backprop.export.merge import Adapter
 
 _ENDS = {"token_embd.weight": "the embedding", "output.weight": "the head"}
@@ -62,13 +53,10 @@ def write_lora_gguf(
         for side in "AB"
     }
     types = dict.fromkeys(shapes, kind)
-    writer = GGUFWriter(target, MODEL_ARCH_NAMES[model.family.arch])
-    writer.add_type(GGUFType.ADAPTER)
+    writer = begin_file(model.family.arch, GGUFType.ADAPTER, provenance)
     writer.add_string(Keys.Adapter.TYPE, "lora")
     writer.add_float32(Keys.Adapter.LORA_ALPHA, _alpha(adapter))
-    write_origin(writer, provenance)
     writer.add_file_type(FILE_TYPES[precision])
-    writer.add_quantization_version(GGML_QUANT_VERSION)
     total = add_tensor_infos(writer, shapes, types)
     matrices = _matrices(adapter, model, modules)
     pieces = ((name, quantize(matrix, types[name], name)) for name, matrix in matrices)

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from transformers.pytorch_utils import Conv1D
 
 from backprop.core.errors import InvalidSettingError, TrainingError
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
-from backprop.core.settings import RunConfig
+from backprop.core.rules import held_size
+from backprop.core.settings import RunConfig, settings_with_effect
+from backprop.train import four_bit
 from backprop.train.checkpoint import seed_random, trained_parameters
+from backprop.train.lora_start import begin
+
+with four_bit.hidden():
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
 KERNELS_PAST_OUT_PROJ = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Architectures whose kernels go past a module, so that PEFT refuses an adapter on it."""
@@ -41,15 +46,27 @@ class LoRA:
         self.targets, self.notes = choose_targets(model, self._config)
         self.notes += experts_note(model)
         seed_random(self._config.seed)
+        start = self._config.init_lora_weights
+        rank, alpha = self.held_size
         adapter = LoraConfig(
-            r=self._config.lora_r,  # type: ignore[arg-type]
-            lora_alpha=self._config.lora_alpha,  # type: ignore[arg-type]
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]
             lora_dropout=self._config.lora_dropout or 0.0,
             target_modules=self.targets,
+            use_dora=self._config.use_dora,
+            use_rslora=self._config.use_rslora,
+            init_lora_weights="gaussian" if start == "gaussian" else True,
             task_type="CAUSAL_LM",
             base_model_name_or_path=self._base_name,
         )
-        return get_peft_model(model, adapter)
+        adapted = get_peft_model(model, adapter)
+        self.notes += begin(adapted, start)
+        return adapted
+
+    @property
+    def held_size(self) -> tuple[int, float]:
+        """Rank and alpha of the adapters in memory (``core.rules.held_size``)."""
+        return held_size(settings_with_effect(self._config))
 
     def trainable(self, model: Any) -> dict[str, torch.nn.Parameter]:
         found = trained_parameters(model)
@@ -57,7 +74,7 @@ class LoRA:
             raise TrainingError("the adapters are not what is trained", code="RUNTIME_NOTHING_IS_TRAINING")
         ranks = {weight.shape[0] for name, weight in found.items() if "lora_A" in name}
         kinds = {weight.dtype for weight in found.values()}
-        if ranks != {self._config.lora_r} or kinds != {torch.float32}:
+        if ranks != {self.held_size[0]} or kinds != {torch.float32}:
             raise TrainingError(
                 f"the adapters in memory are not what was asked for: ranks {ranks}, in {kinds}",
                 hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from backprop.cli.export import ollama_name_of, show_export
 from backprop.cli.ollama import show_registered
 from backprop.cli.push import show_pushed
-from backprop.core.architecture import Architecture
 from backprop.core.errors import BackpropError
 from backprop.core.events import Warning  # noqa: A004
-from backprop.core.exports import FORMATS, PRECISIONS
-from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Pushed, PushRequest, Registered
-from backprop.core.models import find_architecture
-from backprop.hardware.estimate import parameters
-from backprop.runs.describe import bytes_text, describe
-from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_jobs import OLLAMA, PUSH, ask_engine, export_model
-from backprop.runs.state import read_run
+from backprop.core.exports import FORMATS
+from backprop.core.jobs import (
+    Exported,
+    ExportRequest,
+    Message,
+    OllamaRequest,
+    Pushed,
+    PushRequest,
+    Registered,
+    Sizes,
+    SizesRequest,
+)
+from backprop.runs.describe import describe
+from backprop.runs.engine_jobs import OLLAMA, PUSH, SIZES, ask_engine, export_model
 from msgspec import Struct
 from textual import on
 from textual.app import ComposeResult
@@ -29,14 +33,15 @@ from textual.containers import Container
 
 from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import last_result
-from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.base import BaseScreen, ShowOn
+from backprop_tui.screens.export.detail import ExportDetail, failure, outlook, proof
+from backprop_tui.screens.export.formats import CHOICES, Choice, ChoiceList, Source, look_at
 from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
 from backprop_tui.text import Row, from_home, safe, short_path
 from backprop_tui.widgets.bars import Bar
-from backprop_tui.widgets.cells import bar, heading, labelled, paragraph
+from backprop_tui.widgets.cells import bar, heading, paragraph
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
-from backprop_tui.widgets.text_view import TextView
 
 KEYS = (
     Key("enter", "enter", "export", "export", "write the run's model in the chosen format", 1),
@@ -44,98 +49,12 @@ KEYS = (
     Key("o", "o", "place", "where to", "choose another file or folder to write", 3),
     Key("r", "r", "register", "to Ollama", "register the GGUF file with Ollama, under a name", 2),
     Key("p", "p", "push", "to the hub", "upload what was written to the Hugging Face Hub, private, with a card", 3),
+    Key("t", "t", "talk", "talk", "talk to the GGUF file on the Chat screen, through llama.cpp", 3),
     Key("y", "y", "copy", "copy command", "copy the command that does the same, or what comes next", 2),
 )
 NO_RUN = "no run with a result yet: w on the Runs screen exports one when it is finished"
-_BLOCK = 256
-"""Weights in a block of a K-quant: rows of another width are kept in a wider type."""
 Say = Callable[[str, str], None]
 T = TypeVar("T")
-_INK = {"head": "strong+bold", "error": "bad", "warning": "warn", "quiet": "muted"}
-
-
-class Choice(NamedTuple):
-    format: str
-    precision: str
-
-    @property
-    def remark(self) -> str:
-        """What to expect of it."""
-        adapter = self.format.startswith("lora")
-        return FORMATS[self.format].meaning if adapter else PRECISIONS[self.precision].remark
-
-
-CHOICES = [Choice(name, precision) for name, each in FORMATS.items() for precision in each.precisions]
-
-
-class Source(NamedTuple):
-    """The run that is exported, as far as it is known without its weights."""
-
-    path: str
-    model: str
-    architecture: Architecture | None
-    """``None`` where the base model's configuration is not on this machine."""
-    adapter: int
-    """Bytes of the adapter's weights."""
-    free: int
-    """Bytes of the disk that the run is on."""
-
-    def size(self, choice: Choice) -> tuple[int, bool] | None:
-        """About how many bytes an export has, and whether it may well be more; ``None`` where it is not known."""
-        if choice.format.startswith("lora"):
-            return self.adapter * int(PRECISIONS[choice.precision].bits) // 32, False
-        if self.architecture is None:
-            return None
-        odd = "_k" in choice.precision and self.architecture.hidden % _BLOCK != 0
-        return int(parameters(self.architecture) * PRECISIONS[choice.precision].bits / 8), odd
-
-
-def look_at(path: str) -> Source:
-    """Read what is known of a run's model.
-
-    Raises:
-        BackpropError: the run is damaged.
-    """
-    directory = RunDirectory(Path(path))
-    state = read_run(directory.path)
-    model = str(state.config.get("model", ""))
-    try:
-        architecture = find_architecture(model)
-    except BackpropError:
-        architecture = None
-    weights = sum(file.stat().st_size for file in directory.adapter.glob("*.safetensors"))
-    return Source(path, model, architecture, weights, shutil.disk_usage(path).free)
-
-
-class ChoiceList(ListView):
-    """Every format in each of its precisions."""
-
-    source: Source | None = None
-
-    def on_resize(self) -> None:
-        """The proof takes room from the list: what it is of stays in sight."""
-        self.bring_into_view(self.cursor)
-
-    def row_at(self, index: int, width: int) -> Row:
-        choice = CHOICES[index]
-        row: Row = [(f"  {choice.format:<10}", "text"), (f"{choice.precision:<8}", "strong")]
-        size = self.source.size(choice) if self.source else None
-        text = "" if size is None else ("over " if size[1] else "") + bytes_text(size[0])
-        return [*row, (f"{text:>14}  ", "text"), (choice.remark, "muted")]
-
-    def under_cursor(self, row: Row, width: int) -> Row:
-        return super().under_cursor([("▸ ", "info+bold"), (row[0][0][2:], "text"), *row[1:]], width)
-
-
-class ExportDetail(TextView):
-    """What would be written, what is being written, or what was, with its proof."""
-
-    def __init__(self, make: Callable[[int], list[Row]], *, id: str) -> None:
-        super().__init__(id=id)
-        self._make = make
-
-    def content(self, width: int) -> list[Row]:
-        return self._make(width)
 
 
 class ExportScreen(BaseScreen):
@@ -180,28 +99,47 @@ class ExportScreen(BaseScreen):
         self.flush()
 
     def on_unmount(self) -> None:
-        self.tasks.stop()
+        self.tasks.end()
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Export the run whose directory is ``source``."""
         self.tasks.forget("find")
-        if self.tasks.running():
+        if self.source is not None and self.source.path == values["source"]:
+            pass
+        elif self.tasks.running():
             self.notice = "an export goes on: the other run is for later"
         else:
             self._offer(str(values["source"]))
         self.list.focus()
+
+    def offer(self, source: str) -> None:
+        if not self.tasks.running():
+            self.take({"source": source})
+
+    @property
+    def looked_at(self) -> str:
+        return self.source.path if self.source else ""
 
     def _offer(self, path: str) -> None:
         if path:
             self.source = self.list.source = self.failed = None
             self.warnings, self.handed, self.output, self.notice = [], [], "", ""
             self.written.clear()
+            self.tasks.forget("sizes")
             self.tasks.begin("look", "", lambda _: look_at(path), self._take_source)
         self.flush()
 
     def _take_source(self, source: Source) -> None:
         self.source = self.list.source = source
         self.list.redraw()
+        if source.here and not source.gguf:
+            asked = SizesRequest(model=source.model)
+
+            def work(task: Task[Source]) -> Source:
+                found = ask_engine(SIZES, asked, Sizes, started=task.when_started)
+                return source._replace(gguf=found.gguf)
+
+            self.tasks.begin("sizes", "", work, self._take_source)
 
     def losing(self) -> str:
         going = [task.words() for task in self.tasks.running()]
@@ -228,6 +166,8 @@ class ExportScreen(BaseScreen):
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
+        if event.work == "sizes":  # what llama.cpp cannot compute is said by its export
+            return
         if event.work == "hand":
             error = event.error
             self.handed = [(f"✗ [{error.code}] {error.message}. {error.hint}", "error")]
@@ -276,50 +216,17 @@ class ExportScreen(BaseScreen):
     def _detail(self, width: int) -> list[Row]:
         if self.source is None and self.failed is None:
             return [] if self.looking else paragraph(NO_RUN, width, "muted")
-        rows: list[Row] = []
-        for text in self.warnings:
-            rows += paragraph(f"! {text}", width, "warn")
+        rows = [row for text in self.warnings for row in paragraph(f"! {text}", width, "warn")]
         if self.tasks.running():
-            rows += [heading("exporting" if self.exporting else "handing it on", width)]
+            rows.append(heading("exporting" if self.exporting else "handing it on", width))
             for task in self.tasks.running():
                 rows += [[(task.words(), "text")], bar(task.done / task.total if task.total else 0.0, width, "info")]
             return rows
         if self.failed is not None:
-            rows += [heading("nothing was written", width), *paragraph(f"✗ [{self.failed.code}]", width, "bad+bold")]
-            rows += paragraph(f"{self.failed.message}.", width, "bad")
-            hint = self.failed.hint.replace("with --output", "(o)")
-            rows += paragraph(hint, width, "strong")
-            return [
-                *rows,
-                *(paragraph("y copies the command, which takes these options", width) if "--" in hint else []),
-            ]
+            return rows + failure(self.failed, width)
         if self.done is not None:
-            found: list[tuple[str, str]] = []
-            show_export(self.done, lambda text, kind: found.append((text, kind)), follows=not self.handed)
-            found += self.handed
-            rows.append(heading("written, opened again and compared", width))
-            for text, kind in found:
-                proof = "trained" if text.startswith("same") else "text"
-                rows += paragraph(from_home(text), width, _INK.get(kind, proof))
-            return rows
-        return [*rows, *self._outlook(self.source, width)] if self.source else rows
-
-    def _outlook(self, source: Source, width: int) -> list[Row]:
-        """What would be written."""
-        choice = self.choice
-        size = source.size(choice)
-        rows = [heading(f"{choice.format} {choice.precision}", width)]
-        rows += labelled("what     ", FORMATS[choice.format].meaning, width)
-        rows += labelled("quality  ", PRECISIONS[choice.precision].remark, width)
-        if size is None:
-            rows += labelled("size     ", f"not known: the config.json of {source.model} is not on this machine", width)
-        else:
-            more = ", more as its rows fill no blocks of 256" if size[1] else ""
-            words = f"about {bytes_text(size[0])}{more}; {bytes_text(source.free)} free"
-            rows += labelled("size     ", words, width, "bad" if size[0] > source.free else "text")
-        place = from_home(self.output or str(Path(source.path) / "exports"))
-        rows += labelled("where    ", safe(place), width)
-        return [*rows, *labelled("command  ", safe(from_home(self.command())), width, "muted")]
+            return rows + proof(self.done, self.handed, width)
+        return rows + outlook(self.source, self.choice, self.output, self.command(), width) if self.source else rows
 
     def command(self) -> str:
         """The command that does the same; after a GGUF export what comes next."""
@@ -335,7 +242,7 @@ class ExportScreen(BaseScreen):
     def own_keys(self) -> list[Key]:
         hidden = {"export", "place", "register", "push"} if self.tasks.running() else {"cancel"}
         if self.done is None or self.done.format != "gguf":
-            hidden.add("register")
+            hidden |= {"register", "talk"}
         if self.done is None or self.done.format == "lora-gguf":
             hidden.add("push")
         if self.source is None:
@@ -396,6 +303,10 @@ class ExportScreen(BaseScreen):
         request = OllamaRequest(path=self.done.path, name=name, run=self.source.path if self.source else "")
 
         self._hand_on(name, OLLAMA, request, Registered, show_registered)
+
+    def action_talk(self) -> None:
+        if self.done is not None and self.done.format == "gguf":
+            self.post_message(ShowOn("chat", self.done.path))
 
     def action_push(self) -> None:
         if self.done is not None and self.done.format != "lora-gguf" and not self.tasks.running():

@@ -13,8 +13,8 @@ from typing import Any
 
 from backprop.core.errors import InputError, OllamaError
 from backprop.core.jobs import JobProgress, OllamaModel, OllamaModels, OllamaRequest, Registered
-from backprop.export.ollama_api import OLDEST, OllamaServer, version_numbers
-from backprop.export.served import Served, go_template, read_served, run_of, system_turn
+from backprop.export.ollama.api import OLDEST, OllamaServer, version_numbers
+from backprop.export.ollama.served import Served, go_template, read_served, run_of, system_turn
 from backprop.runs.state import RunState
 from backprop.worker.job import Send, paced, run_job
 
