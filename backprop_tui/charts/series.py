@@ -135,6 +135,8 @@ class RunSeries:
     def _clear(self) -> None:
         self.loss = Curve()
         self.learning_rate, self.grad_norm, self.tokens_per_second, self.margin = (Curve(_COARSE, ()) for _ in range(4))
+        self.accuracy: float | None = None
+        """Share of pairs whose chosen side won in the last step, of a run on preferences."""
         self.taken = 0
 
     def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:
@@ -148,6 +150,7 @@ class RunSeries:
             step = columns.step[i]
             for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second", "margin"):
                 getattr(self, name).add(step, getattr(columns, name)[i])
+        self.accuracy = state.last_step.metrics.get("rewards/accuracies") if state.last_step else None
         self.taken = end
         return end < len(columns)
 

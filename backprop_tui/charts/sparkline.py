@@ -95,7 +95,8 @@ class Readings(Cells):
             ("tokens/s", self.series.tokens_per_second, "{:,.0f}"),
         ]
         if len(self.series.margin.buckets()):  # of a run on preferences it is what matters
-            small = [("reward margin", self.series.margin, "{:.3f}"), *small[0 if height >= _FOUR else 1 :]]
+            right = "" if self.series.accuracy is None else f" {self.series.accuracy:.0%} right"
+            small = [("margin", self.series.margin, "{:.3f}" + right), *small[0 if height >= _FOUR else 1 :]]
         readings = [
             (title, curve, "–" if isnan(curve.last) else form.format(curve.last)) for title, curve, form in small
         ]

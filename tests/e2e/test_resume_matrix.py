@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from backprop.cli.main import main
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME
@@ -22,7 +23,7 @@ from backprop.runs.state import read_run
 from commands import leftovers, sequence
 from forked_engines import EngineHost
 from run_outcome import differences, outcome
-from tiny_language_model import write_rows
+from tiny_language_model import write_judged, write_pairs, write_rows
 
 SIGNALS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 STEPS = 12
@@ -54,6 +55,12 @@ KINDS: dict[str, list[str]] = {
     ],
 }
 """Flags of ``backprop train`` for each kind of run; ``fork`` and ``extend`` start from ``held-out share``."""
+METHODS = {"dpo": "pairs.jsonl", "orpo": "pairs.jsonl", "simpo": "pairs.jsonl", "kto": "judged.jsonl"}
+"""Preference methods and the rows that they learn from."""
+for _method, _rows in METHODS.items():
+    _flags = ["--method", _method, "--data", _rows, "--steps", "8", "--save-steps", "3", "--eval-steps", "4"]
+    KINDS[_method] = [*_flags, "--lr", "0.003", "--held-out", "0.2"]
+    KINDS[f"{_method} padded"] = [*KINDS[_method], "--no-packing"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,8 @@ class Workshop:
         if kind == "fork":
             words = ["fork", str(self.parent(output.with_name("parents"))), *FORKED]
         else:
-            words = ["train", "--data", "rows.jsonl", "--model", str(self.model), *COMMON, *KINDS[kind]]
+            words = ["train", "--model", str(self.model), *COMMON, *KINDS[kind]]
+            words += [] if "--data" in KINDS[kind] else ["--data", "rows.jsonl"]
         answer = self.command(*words, "--output", str(output), folder=folder, at=at)
         (path,) = output.iterdir()
         return RunDirectory(path), answer
@@ -126,6 +134,8 @@ class Workshop:
 def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Workshop]:
     folder = tmp_path_factory.mktemp("workshop")
     write_rows(folder / "rows.jsonl")
+    write_pairs(folder / "pairs.jsonl")
+    write_judged(folder / "judged.jsonl")
     write_rows(folder / "dev.jsonl", 50).write_text("".join((folder / "dev.jsonl").open().readlines()[40:]))
     with EngineHost() as host, host.in_use():
         yield Workshop(folder, tiny_model, host)
@@ -248,6 +258,60 @@ def test_a_run_of_another_kind_of_adapter_that_was_killed_goes_on_exactly(
 
     assert answer.status == EXIT_OK, answer.lines[-1]
     assert differences(directory, expected) == {}
+
+
+def references(workshop: Workshop) -> list[Path]:
+    """What is kept of the untouched model's answers."""
+    return list((workshop.folder / "home" / "cache").rglob("reference-*"))
+
+
+@pytest.mark.parametrize("spread", ["", " padded"], ids=["packed", "padded"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preference_method_learns_and_goes_on_exactly_after_a_kill(
+    method: str, spread: str, workshop: Workshop, tmp_path: Path
+) -> None:
+    expected = outcome(workshop.undisturbed(method + spread))
+    (_, first, *_), (_, last, *_) = expected["evaluations"]
+    assert last < first
+    kept = references(workshop)
+    assert (method in ("dpo", "kto")) <= bool(kept)
+
+    killed = after("step", 5, signal=int(signal.SIGKILL))
+    directory, answer = workshop.begin(method + spread, tmp_path / "out", killed)
+    require_ended("kill -9", answer, directory)
+    for file in kept:
+        file.unlink()  # the untouched model is asked again, and answers the same
+    answer = workshop.command("resume", str(directory.path))
+
+    assert answer.status == EXIT_OK, answer.lines[-1]
+    assert differences(directory, expected) == {}
+
+
+def test_a_run_killed_while_the_untouched_model_is_asked_begins_again(workshop: Workshop, tmp_path: Path) -> None:
+    expected = outcome(workshop.undisturbed("dpo"))
+    for file in references(workshop):
+        file.unlink()
+    killed = phase("reference") | {"signal": int(signal.SIGKILL)}
+    directory, _ = workshop.begin("dpo", tmp_path / "out", killed)
+    assert workshop.command("resume", str(directory.path)).status == EXIT_OK
+    assert differences(directory, expected) == {}
+
+
+def test_a_run_that_the_untouched_model_answers_otherwise_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.undisturbed("dpo")
+    killed = after("checkpoint_saved", signal=int(signal.SIGKILL))
+    directory, _ = workshop.begin("dpo", tmp_path / "out", killed)
+    kept = {file: file.read_bytes() for file in references(workshop)}
+    for file, content in kept.items():
+        file.write_bytes((np.frombuffer(content) + 1e-9).tobytes())
+
+    refused = workshop.command("resume", str(directory.path))
+    assert refused.code == "STATE_IDENTITY_MISMATCH"
+    assert "the untouched model's log-probabilities" in refused.lines[-1]["message"]
+    for file, content in kept.items():
+        file.write_bytes(content)
+    assert workshop.command("resume", str(directory.path)).status == EXIT_OK
+    assert differences(directory, outcome(workshop.undisturbed("dpo"))) == {}
 
 
 def edit(path: Path) -> None:

@@ -14,7 +14,7 @@ from backprop.train import model as models
 from backprop.train import reference
 from backprop.train.dataset import Subset
 from backprop.train.packing import Batching
-from backprop.train.reference import ReferencedRows, Scorer, fingerprint, key_of
+from backprop.train.reference import ReferencedRows, Scorer, fingerprint, name_of
 from compared_rows import ComparedRows, trained_model
 from msgspec.structs import replace
 from pinned_machine import within
@@ -52,7 +52,7 @@ def test_the_values_are_those_of_the_model_without_what_was_trained(
     pairs: bool, loaded: models.Loaded, config: RunConfig, tmp_path: Path
 ) -> None:
     untouched = models.load_base(loaded.path, loaded.device, loaded.dtype).eval()
-    rows = Scorer(loaded, config, "key").attach(subset(tmp_path, pairs=pairs), range(12))
+    rows = Scorer(loaded, config, "key").attach(subset(tmp_path, pairs=pairs), range(12), 12)
     assert rows is not None
 
     for i in range(12):
@@ -79,22 +79,26 @@ def test_a_judged_row_is_held_against_another_rows_answer_to_its_own_prompt(tmp_
         assert len(ids) <= judged.lengths.max()
 
 
-def test_it_is_asked_once_for_each_row_and_only_for_those_that_are_taken(
+def test_it_is_asked_once_for_each_piece_and_only_for_those_that_are_taken(
     loaded: models.Loaded, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes = counted(monkeypatch)
+    monkeypatch.setattr(reference, "PIECE", 2)
+    passes, order = counted(monkeypatch), [7, 2, 5, 0, 1, 3, 4, 6, 8, 9, 10, 11]
 
-    first = Scorer(loaded, config, "key").attach(subset(tmp_path), [7, 2])
-    assert sum(passes) == 4
-    again = Scorer(loaded, config, "key").attach(subset(tmp_path), [2, 7])
-    assert sum(passes) == 4
-    assert first is not None
-    assert again is not None
-    assert fingerprint(first, [7, 2]) == fingerprint(again, [7, 2])
-    Scorer(loaded, config, "key").attach(subset(tmp_path), [7, 2, 5])
-    assert sum(passes) == 6
-    Scorer(loaded, config, "another model").attach(subset(tmp_path), [7])
-    assert sum(passes) == 8
+    def asked(model: str, count: int, settings: RunConfig = config) -> tuple[int, ReferencedRows]:
+        passes.clear()
+        rows = Scorer(loaded, settings, model).attach(subset(tmp_path), order, count)
+        assert rows is not None
+        return sum(passes), rows
+
+    first, rows = asked("a model", 3)
+    again, same = asked("a model", 3)
+    assert (first, again) == (8, 0)
+    assert fingerprint(rows, order, 3) == fingerprint(same, order, 3)
+    assert asked("a model", 6)[0] == 4
+    assert asked("another model", 3)[0] == 8
+    # Other rows would share their passes, which reaches the last bits.
+    assert asked("a model", 3, replace(config, packing=False))[0] == 8
 
 
 def test_an_interruption_loses_no_finished_piece_and_changes_no_value(
@@ -102,16 +106,16 @@ def test_an_interruption_loses_no_finished_piece_and_changes_no_value(
 ) -> None:
     monkeypatch.setattr(reference, "PIECE", 4)
     (tmp_path / "whole").mkdir()
-    whole = Scorer(loaded, config, "key").attach(subset(tmp_path / "whole"), range(12))
+    whole = Scorer(loaded, config, "key").attach(subset(tmp_path / "whole"), range(12), 12)
     passes = counted(monkeypatch)
 
-    assert Scorer(loaded, config, "key", look=lambda: len(passes) > 1).attach(subset(tmp_path), range(12)) is None
+    assert Scorer(loaded, config, "key", look=lambda: len(passes) > 1).attach(subset(tmp_path), range(12), 12) is None
     assert 0 < sum(passes) < 24
-    rest = Scorer(loaded, config, "key").attach(subset(tmp_path), range(12))
+    rest = Scorer(loaded, config, "key").attach(subset(tmp_path), range(12), 12)
 
     assert whole is not None
     assert rest is not None
-    assert fingerprint(rest, range(12)) == fingerprint(whole, range(12))
+    assert fingerprint(rest, range(12), 12) == fingerprint(whole, range(12), 12)
 
 
 def test_out_of_memory_makes_passes_smaller_and_says_so(
@@ -127,32 +131,32 @@ def test_out_of_memory_makes_passes_smaller_and_says_so(
     monkeypatch.setattr(reference, "sequence_logps", logps)
     told: list[Batching] = []
     scorer = Scorer(loaded, config, "key", on_halved=lambda batching, error: told.append(batching))
-    rows = scorer.attach(subset(tmp_path), range(12))
+    rows = scorer.attach(subset(tmp_path), range(12), 12)
     assert rows is not None
     assert told
     assert not np.isnan(rows.values).any()
 
     room[0] = 0
     with pytest.raises(GPUMemoryError):
-        Scorer(loaded, config, "another").attach(subset(tmp_path), range(12))
+        Scorer(loaded, config, "another").attach(subset(tmp_path), range(12), 12)
 
 
 def test_model_precision_and_mode_have_values_of_their_own(loaded: models.Loaded, config: RunConfig) -> None:
     weights = {"model.safetensors": "a", "tokenizer.json": "t"}
     keys = {
-        key_of(loaded, config, weights),
-        key_of(loaded, config, {**weights, "model.safetensors": "b"}),
-        key_of(models.Loaded(**{**vars(loaded), "dtype": torch.bfloat16}), config, weights),
+        name_of(loaded, config, weights),
+        name_of(loaded, config, {**weights, "model.safetensors": "b"}),
+        name_of(models.Loaded(**{**vars(loaded), "dtype": torch.bfloat16}), config, weights),
     }
     assert len(keys) == 3
-    assert key_of(loaded, config, {**weights, "tokenizer.json": "other"}) in keys
+    assert name_of(loaded, config, {**weights, "tokenizer.json": "other"}) in keys
 
 
 def test_a_damaged_file_is_asked_for_again(loaded: models.Loaded, config: RunConfig, tmp_path: Path) -> None:
-    rows = Scorer(loaded, config, "key").attach(subset(tmp_path), range(12))
+    rows = Scorer(loaded, config, "key").attach(subset(tmp_path), range(12), 12)
     (file,) = tmp_path.glob("reference-*")
     file.write_bytes(file.read_bytes()[:-3])
-    again = Scorer(loaded, config, "key").attach(subset(tmp_path), range(12))
+    again = Scorer(loaded, config, "key").attach(subset(tmp_path), range(12), 12)
     assert rows is not None
     assert again is not None
-    assert fingerprint(again, range(12)) == fingerprint(rows, range(12))
+    assert fingerprint(again, range(12), 12) == fingerprint(rows, range(12), 12)

@@ -9,11 +9,13 @@ import pytest
 import recorded
 from acting import seen, text_of
 from backprop.core import events as ev
+from backprop.runs.describe import describe
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve, RunSeries
+from backprop_tui.charts.sparkline import Readings
 from backprop_tui.main import farewell
 from backprop_tui.text import Row
 from backprop_tui.widgets.gpu import card_rows
@@ -107,6 +109,20 @@ def test_a_run_that_is_continued_draws_the_steps_that_were_taken_again_once() ->
         state.apply(event)
     series.follow(state)
     assert [bucket.total for _, bucket in series.loss.buckets()] == list(state.curves.loss)
+
+
+@pytest.mark.parametrize("place", [(78, 2), (40, 12)], ids=["low", "tall"])
+def test_a_run_on_preferences_shows_its_margin_and_accuracy(place: tuple[int, int]) -> None:
+    steps = list(recorded.make_steps(1, 9, 10))
+    readings, series = Readings(), RunSeries()
+    for step, margin in zip(steps, range(9), strict=True):
+        step.metrics = {"rewards/margins": -0.1 * margin, "rewards/accuracies": 1.0}
+    series.follow(state_of(started(), *steps))
+    readings.series, readings.total = series, 10
+    shown = " ".join(words(readings.rows(*place)).replace("─", " ").split())
+    assert "margin -0.800 100% right" in shown
+    assert "tokens/s" in shown
+    assert describe(steps[-1]).endswith("margin -0.800 accuracy 1.000")
 
 
 def test_the_log_of_another_run_is_not_that_of_the_one_before() -> None:

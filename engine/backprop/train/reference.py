@@ -1,7 +1,9 @@
 """What the untouched model makes of a run's rows: computed once, before the first step, and kept beside the tokens.
 
-Methods that compare with it (``core.methods``) would else ask it anew with every step. Kept are log-probabilities by
-row, for one model and precision; only rows that the run takes are asked for, in the order in which it takes them.
+Methods that compare with it (``core.methods``) would else ask it anew with every step. Only rows that the run takes are
+asked for, in the order in which it takes them, a piece at a time. Which rows share a pass reaches the last bits: so the
+values are kept under a name for the model, its precision, that order and the batching, and pieces are never divided.
+Values that were lost are then found again as they were.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from backprop.train.trainer import first_batching
 Logps: TypeAlias = npt.NDArray[np.float64]
 Order: TypeAlias = Sequence[int] | npt.NDArray[np.int64]
 PIECE = 64
-"""Rows that are read at once. They share micro-batches with nothing else, so that an interruption changes no value."""
+"""Rows of a piece."""
 SAVE_SECONDS = 30.0
 
 
@@ -49,10 +51,9 @@ class ReferencedRows(Subset):
         other = _with_another_answer(self.rows, place, self._longest) if isinstance(item, Judged) else None
         return Referenced(item, self.values[place], other)
 
-    def unknown(self, indices: Order) -> list[int]:
-        """Those of these rows whose values are not known yet."""
-        places = self.places[np.asarray(indices, dtype=np.int64)]
-        return [int(i) for i, row in zip(indices, self.values[places], strict=True) if np.isnan(row).any()]
+    def known(self, indices: Order) -> bool:
+        """Whether the values of all these rows are."""
+        return not np.isnan(self.values[self.places[np.asarray(indices, dtype=np.int64)]]).any()
 
     def scored(self, index: int) -> list[Row]:
         """The two sequences that ``values`` speaks of."""
@@ -74,7 +75,7 @@ def _with_another_answer(rows: Prepared, place: int, longest: int) -> Row:
     return np.concatenate([prompt, others[begin:]]), trained
 
 
-def key_of(loaded: Loaded, config: RunConfig, model: Mapping[str, str]) -> str:
+def name_of(loaded: Loaded, config: RunConfig, model: Mapping[str, str]) -> str:
     """Names a model and its precision.
 
     Args:
@@ -89,6 +90,7 @@ class Scorer:
     """Asks the untouched model.
 
     Args:
+        model: its name (``name_of``).
         look: called before each pass; where it says yes the work ends.
         on_halved: called with the batching from then on and the error when memory ran out.
         on_progress: called now and then with how many of the rows are done.
@@ -98,39 +100,42 @@ class Scorer:
         self,
         loaded: Loaded,
         config: RunConfig,
-        key: str,
+        model: str,
         *,
         look: Callable[[], bool] = lambda: False,
         on_halved: Callable[[Batching, BaseException], object] = lambda batching, error: None,
         on_progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> None:
-        self._loaded, self._config, self._key = loaded, config, key
+        self._loaded, self._config, self._model = loaded, config, model
         self._look, self._on_halved, self._on_progress = look, on_halved, on_progress
         self._recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
 
-    def attach(self, subset: Subset, order: Order) -> ReferencedRows | None:
-        """``subset`` with the values of those of its rows that ``order`` numbers; ``None`` where the work was ended.
+    def attach(self, subset: Subset, order: Order, count: int) -> ReferencedRows | None:
+        """``subset`` with the values of its first ``count`` rows by ``order``; ``None`` where the work was ended.
 
         Raises:
             GPUMemoryError: not even a single row fits.
         """
-        file = subset.rows.folder / f"reference-{self._key}.bin"
-        rows = ReferencedRows(subset, _read(file, len(subset.rows)))
-        if not rows.unknown(order):
-            return rows
         model, saved, show = self._loaded.model, time.monotonic(), now_and_then(self._on_progress)
+        batching = first_batching(self._loaded, self._config, subset)
+        places = subset.places[np.asarray(order, dtype=np.int64)]
+        how = f"{self._model} {subset.rows.fingerprint} {batching} ".encode() + places.tobytes()
+        file = subset.rows.folder.parent / f"reference-{hashlib.blake2b(how, digest_size=20).hexdigest()}.bin"
+        rows = ReferencedRows(subset, _read(file, len(subset.rows)))
+        todo = [start for start in range(0, count, PIECE) if not rows.known(order[start : start + PIECE])]
+        if not todo:
+            return rows
         with evaluating(model):
             self._plain_head = has_plain_head(model)
-            batching = first_batching(self._loaded, self._config, subset)
         try:
             with torch.no_grad(), evaluating(model), self._loaded.mode.base_answers(model), self._loaded.autocast():
-                for start in range(0, len(order), PIECE):
-                    some = rows.unknown(order[start : start + PIECE])
+                for number, start in enumerate(todo):
+                    some = [int(i) for i in order[start : start + PIECE]]
                     found, batching = self._score([each for i in some for each in rows.scored(i)], batching)
                     if found is None:
                         return None
                     rows.values[subset.places[some]] = found.reshape(-1, 2)
-                    show(start + len(some), len(order))
+                    show(number + 1, len(todo))
                     if time.monotonic() - saved > SAVE_SECONDS:
                         saved = _write(file, rows.values)
         finally:
@@ -164,11 +169,11 @@ class Scorer:
         return self._recovery.attempt(work, lambda: None, halve), batching
 
 
-def fingerprint(rows: Subset, order: Order) -> str:
-    """Hash of the values of those rows that ``order`` numbers, to the last bit; empty where they have none."""
+def fingerprint(rows: Subset, order: Order, count: int) -> str:
+    """Hash of the values of ``count`` rows, the first by ``order``, to the last bit; empty where they have none."""
     if not isinstance(rows, ReferencedRows):
         return ""
-    return hashlib.sha256(rows.values[rows.places[np.asarray(order, dtype=np.int64)]].tobytes()).hexdigest()
+    return hashlib.sha256(rows.values[rows.places[np.asarray(order[:count], dtype=np.int64)]].tobytes()).hexdigest()
 
 
 def _read(file: Path, rows: int) -> Logps:

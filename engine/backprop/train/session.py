@@ -41,7 +41,7 @@ from backprop.train.optimizers import require_optimizer
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, epoch_order
 from backprop.train.ranks import Leader, Ranks
-from backprop.train.reference import Scorer, fingerprint, key_of
+from backprop.train.reference import Scorer, fingerprint, name_of
 from backprop.train.replay import keep_source, require_same_source
 from backprop.train.result import save_result
 from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
@@ -217,19 +217,23 @@ class Session:
         scorer = Scorer(
             self.loaded,
             self.config,
-            key_of(self.loaded, self.config, self.identity["model"]),
+            name_of(self.loaded, self.config, self.identity["model"]),
             look=self.steering.look,
             on_halved=lambda batching, error: emit(halved(0, batching, error)),
             on_progress=lambda done, total: emit(PhaseChanged(phase="reference", detail=f"{100 * done // total} %")),
         )
         # All rows of an epoch, or the first ones of a shorter run: later epochs have the same in another order.
-        taken = epoch_order(len(self.trained), self.config.seed, 0)[: schedule.steps * schedule.rows_per_step]
-        evaluated = range(len(self.evaluated))
-        trained = scorer.attach(self.trained, taken)
-        held_out = scorer.attach(self.evaluated, evaluated) if trained and len(self.evaluated) else self.evaluated
+        order = epoch_order(len(self.trained), self.config.seed, 0)
+        taken, evaluated = min(len(order), schedule.steps * schedule.rows_per_step), range(len(self.evaluated))
+        trained = scorer.attach(self.trained, order, taken)
+        held_out = self.evaluated
+        if trained and evaluated:
+            held_out = scorer.attach(self.evaluated, evaluated, len(evaluated))
         if trained is None or held_out is None:
             return
-        self.identity["reference"] = fingerprint(trained, taken) + fingerprint(held_out, evaluated)
+        self.identity["reference"] = fingerprint(trained, order, taken) + fingerprint(
+            held_out, evaluated, len(evaluated)
+        )
         self.trained, self.evaluated = trained, held_out
 
     def train(self, guard: Guard) -> tuple[int, int]:
