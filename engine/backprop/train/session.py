@@ -32,7 +32,7 @@ from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver, expected_bytes
-from backprop.train.dataset import in_proportion, prepare
+from backprop.train.dataset import Subset, in_proportion, prepare
 from backprop.train.evaluate import Evaluator, Sums, Weights
 from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
@@ -226,7 +226,7 @@ class Session:
         order = epoch_order(len(self.trained), self.config.seed, 0)
         taken, evaluated = min(len(order), schedule.steps * schedule.rows_per_step), range(len(self.evaluated))
         trained = scorer.attach(self.trained, order, taken)
-        held_out = self.evaluated
+        held_out: Subset | None = self.evaluated
         if trained and evaluated:
             held_out = scorer.attach(self.evaluated, evaluated, len(evaluated))
         if trained is None or held_out is None:
