@@ -91,7 +91,7 @@ def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
         trainer.export("gguf", quantization="q8_0")
 
     trainer.save(tmp_path / "my-adapter")  # again: it replaces the adapter
-    with pytest.raises(InputError, match="no adapter"):
+    with pytest.raises(InputError, match="that is no run's result"):
         trainer.save(tmp_path)
     assert (tmp_path / "rows.jsonl").exists()
 
@@ -182,7 +182,7 @@ def test_a_missing_dataset_is_noticed_before_an_engine_starts(trainer: Trainer, 
 
 
 def test_nothing_can_be_saved_before_training(trainer: Trainer, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no adapter"):
+    with pytest.raises(InputError, match="no result to save yet"):
         trainer.save(tmp_path / "a")
 
 

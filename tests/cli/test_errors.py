@@ -125,7 +125,7 @@ def test_help_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_engine_error_comes_back_as_its_class(code: str) -> None:
     error = error_for(code, "what", "do this", True)
     assert (error.code, error.message, error.hint, error.retryable) == (code, "what", "do this", True)
-    user = code.startswith(("INPUT_", "CONFIG_", "DATASET_", "RUN_"))
+    user = code.startswith(("INPUT_", "CONFIG_", "DATASET_", "RUN_")) or code == "DEP_MISSING"
     assert (error.exit_code == 1) == (user or code == "UI_OUTPUT_DIR_FORBIDDEN") or error.exit_code in (2, 130)
 
 

@@ -174,10 +174,10 @@ def no_adapter(trained: RunDirectory) -> None:
         (
             stale,
             {},
-            "[STATE_CHECKPOINT_INVALID] the adapter is not the one that was trained: {run}/adapter/adapter_model",
+            "[STATE_CHECKPOINT_INVALID] the result is not the one that was trained: {run}/adapter/adapter_model",
         ),
-        (halved, {}, "[STATE_CHECKPOINT_INVALID] the adapter is not the one that was trained: {run}/adapter/adapter_c"),
-        (retemplated, {}, "[STATE_CHECKPOINT_INVALID] the adapter is not the one that was trained: {run}/adapter/tok"),
+        (halved, {}, "[STATE_CHECKPOINT_INVALID] the result is not the one that was trained: {run}/adapter/adapter_c"),
+        (retemplated, {}, "[STATE_CHECKPOINT_INVALID] the result is not the one that was trained: {run}/adapter/tok"),
         (no_adapter, {}, "[INPUT_VALIDATION_FAILED] run {id} (done) has no trained adapter"),
         (None, {"step": 77}, "[INPUT_VALIDATION_FAILED] run {id} has no good checkpoint of step 77"),
         (None, {"precision": "q4_k_m"}, "[INPUT_VALIDATION_FAILED] merged is not written in 'q4_k_m'"),

@@ -292,9 +292,9 @@ def test_the_expected_size_holds(config: RunConfig, ragged: Any, tmp_path: Path,
     loop, watch = made(config, ragged([12] * 22))
     store = CheckpointStore(tmp_path / "checkpoints", RUN)
     watch.saver, watch.save_at = saver_for(loop, store, events), {3}
-    watch.saver.require_space(loop.loaded.model)
+    watch.saver.require_space(expected_bytes(loop.loaded.model, config))
     loop.run(watch)
     watch.saver.close()
     checkpoint, _ = store.require_valid()
-    expected = expected_bytes(loop.loaded.model)
+    expected = expected_bytes(loop.loaded.model, config)
     assert expected <= checkpoint.bytes < expected + 2**17

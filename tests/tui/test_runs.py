@@ -120,8 +120,8 @@ async def test_numbers_are_written_one_way(output: Path) -> None:
     ("width", "titles"),
     [
         (78, "status run model steps loss curve started▾"),
-        (118, "status run model dataset steps loss curve started▾ took"),
-        (138, "status run name model dataset steps loss curve started▾ took"),
+        (118, "status run model dataset steps loss helped curve started▾"),
+        (138, "status run model dataset steps loss helped curve started▾ took"),
     ],
 )
 async def test_columns_that_have_no_room_are_left_out_and_none_is_cut(output: Path, width: int, titles: str) -> None:

@@ -39,6 +39,8 @@ def hidden() -> Iterator[None]:
     sys.modules[LIBRARY] = None  # type: ignore[assignment]
     try:
         yield
+        if (peft := sys.modules.get("peft.import_utils")) is not None:
+            peft.is_bnb_available()  # it asks once and remembers: later it would find the library after all
     finally:
         del sys.modules[LIBRARY]
 

@@ -11,8 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear as LoraLinear
 from torch.nn import functional
+
+from backprop.train.four_bit import hidden
+
+with hidden():
+    from peft.tuners.lora import Linear as LoraLinear
 
 
 class _Adapted(torch.autograd.Function):
