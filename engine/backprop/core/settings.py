@@ -74,11 +74,16 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = EMBEDDED_MODEL
     method: Annotated[
         Literal["sft", "dpo", "orpo", "simpo", "kto"],
-        _training("what is learned; sft: to answer as the rows do; dpo, orpo, simpo: from pairs; kto: from labels"),
+        _training(
+            "what is learned; sft: to answer as the rows do; dpo, orpo, simpo: from pairs; kto: from labels",
+            common=True,
+        ),
     ] = "sft"
     mode: Annotated[
         Literal["auto", "lora", "qlora", "full"],
-        _model("which weights are trained", rule="LoRA; on a GPU that the 16-bit model does not fit, QLoRA"),
+        _model(
+            "which weights are trained", common=True, rule="LoRA; on a GPU that the 16-bit model does not fit, QLoRA"
+        ),
     ] = "auto"
     weights_dtype: Annotated[
         Literal["float32", "bfloat16"] | None,
