@@ -107,7 +107,7 @@ async def test_an_export_can_be_cancelled(run: recorded.Recorder) -> None:
         screen = await opened(pilot)
         await choose(pilot, screen, "gguf", "f32")
         await pilot.press("enter")
-        await until(lambda: any(task.total for task in screen.tasks.running()), "progress")
+        await until(lambda: any(task.done for task in screen.tasks.running()), "progress")
         assert "writing tensors 40 %" in await drawn(pilot, screen)
         await pilot.press("x")
         assert not screen.exporting
