@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from backprop.runs.directory import RunDirectory
-from backprop.trainer import Trainer
-from tiny_language_model import write_model, write_rows
+from trained_runs import run_of_four_steps
 
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("exported")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CACHE", "DATA", "CONFIG"):
-            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-        model = write_model(folder / "tiny")
-        settings: dict[str, Any] = {"lora_r": 4, "backend": "cpu", "learning_rate": 1e-2, "save_steps": 2}
-        trainer = Trainer(str(model), output_dir=str(folder / "out"), sample_prompts=["Who waits?"], **settings)
-        run = trainer.train(write_rows(folder / "rows.jsonl", 8), steps=4)
-    return RunDirectory(Path(run.output_path).parent)
+    return run_of_four_steps(folder, lora_r=4, sample_prompts=["Who waits?"])[1]
 
 
 @pytest.fixture

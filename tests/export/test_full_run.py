@@ -16,9 +16,9 @@ from backprop.export.push import pack
 from backprop.runs.conversation import CHAT
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import engine_job
-from backprop.trainer import Trainer
 from safetensors.numpy import load_file, save_file
-from tiny_language_model import write_model, write_rows
+from tiny_language_model import write_model
+from trained_runs import run_of_four_steps
 from transformers import AutoModelForCausalLM
 
 
@@ -26,17 +26,12 @@ from transformers import AutoModelForCausalLM
 def full_once(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run by a real engine, whose base model is gone since."""
     folder = tmp_path_factory.mktemp("full")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CACHE", "DATA", "CONFIG"):
-            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-        settings: dict[str, Any] = {"mode": "full", "backend": "cpu", "learning_rate": 3e-3, "save_steps": 2}
-        trainer = Trainer(str(write_model(folder / "tiny")), output_dir=str(folder / "out"), **settings)
-        run = trainer.train(write_rows(folder / "rows.jsonl", 8), steps=4)
-        assert run.output_path.endswith("/model")
-        copy = trainer.save(folder / "saved")
-        assert trainer.save(copy) == copy  # a result is replaced
-        assert {each.name for each in copy.iterdir()} == {each.name for each in Path(run.output_path).iterdir()}
-    return RunDirectory(Path(run.output_path).parent)
+    trainer, run = run_of_four_steps(folder, mode="full", learning_rate=3e-3)
+    copy = trainer.save(folder / "saved")
+    assert trainer.save(copy) == copy  # a result is replaced
+    assert {each.name for each in copy.iterdir()} == {each.name for each in run.model.iterdir()}
+    shutil.rmtree(folder / "tiny")
+    return run
 
 
 @pytest.fixture
@@ -69,9 +64,13 @@ def test_gguf_and_merged_are_made_of_the_trained_weights_and_pass_their_checks(
 
 
 def test_a_checkpoint_is_exported_as_the_model_it_was(full_run: RunDirectory, tmp_path: Path) -> None:
+    base = write_model(
+        Path(full_run.read_record().config.model)
+    )  # a checkpoint has neither configuration nor tokenizer
     last, earlier = (
         export(tmp_path, full_run.path, "merged", precision="f32", step=step, answers=False) for step in (4, 2)
     )
+    shutil.rmtree(base)
     result, at_end, before = (
         load_file(Path(folder) / "model.safetensors") for folder in (full_run.model, last.path, earlier.path)
     )

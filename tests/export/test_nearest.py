@@ -12,8 +12,7 @@ from backprop.export import __main__ as job
 from backprop.export import nearest
 from backprop.runs.directory import RunDirectory
 from backprop.train.generate import load_model
-from backprop.trainer import Trainer
-from tiny_language_model import write_model, write_rows
+from trained_runs import run_of_four_steps
 
 pytest.importorskip("bitsandbytes")
 
@@ -21,17 +20,7 @@ pytest.importorskip("bitsandbytes")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     folder = tmp_path_factory.mktemp("in-4-bits")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("CACHE", "DATA", "CONFIG"):
-            patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
-        model = write_model(folder / "tiny")
-        trainer = Trainer(
-            *(str(model),),
-            **{"load_in_4bit": True, "lora_r": 4, "backend": "cpu", "learning_rate": 1e-2, "save_steps": 2},
-            output_dir=str(folder / "out"),
-        )
-        run = trainer.train(write_rows(folder / "rows.jsonl", 24), steps=4)
-    return RunDirectory(Path(run.output_path).parent)
+    return run_of_four_steps(folder, 24, load_in_4bit=True, lora_r=4)[1]
 
 
 def export(folder: Path, run: RunDirectory, form: str, precision: str = "", answers: bool = True) -> Exported:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import runs_in_process
 import torch
-from backprop.core.errors import InvalidSettingError, TrainingError
+from backprop.core.errors import InvalidSettingError, MissingDependencyError, TrainingError
 from backprop.core.events import Event, ModelLoaded, RunFinished, Sample, Step, Stop
 from backprop.core.settings import RunConfig
 from backprop.train import generate, optimizers
@@ -192,7 +192,7 @@ def test_an_optimizer_that_cannot_work_is_refused_before_anything_is_loaded(
 ) -> None:
     events: list[Event] = []
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
-    with pytest.raises(InvalidSettingError, match="needs bitsandbytes") as caught:
+    with pytest.raises(MissingDependencyError, match="needs bitsandbytes") as caught:
         runs_in_process.train(replace(full_config, optim="adamw_8bit"), events)
     assert caught.value.code == "DEP_MISSING"
     assert "pip install 'backprop-tui[qlora]'" in caught.value.hint

@@ -22,7 +22,7 @@ from backprop_tui.widgets.gpu import card_rows
 from backprop_tui.widgets.log import EventLog
 from backprop_tui.widgets.run_detail import resume_words
 from backprop_tui.widgets.samples import SamplesPane, pairs
-from backprop_tui.widgets.status import RunHeader
+from backprop_tui.widgets.status import Progress, RunHeader
 
 
 def words(rows: list[Row]) -> str:
@@ -48,6 +48,15 @@ def started(resumed_from: int | None = None) -> ev.RunStarted:
 def test_what_continuing_does_is_said_with_the_steps_that_are_taken_again(saved: int, said: str) -> None:
     checkpoint = ev.CheckpointSaved(step=saved, path="p", seconds_blocked=0.0, bytes=1)
     assert resume_words(state_of(started(), *recorded.make_steps(1, 9, 10), checkpoint)) == said
+
+
+@pytest.mark.parametrize(("resumed_from", "epoch"), [(4, ""), (9, f"epoch {9 * 4 / 198:.2f}")])
+def test_a_resumed_run_shows_no_epoch_of_a_step_that_is_taken_again(resumed_from: int, epoch: str) -> None:
+    bar = Progress()
+    bar.state = state_of(started(), *recorded.make_steps(1, 9, 10), started(resumed_from))
+    said = words(bar.rows(100, 1))
+    assert f"step {resumed_from}/10" in said
+    assert (epoch in said, "epoch" in said) == (True, bool(epoch))
 
 
 def test_a_run_that_is_done_has_nothing_to_continue(output: Path) -> None:

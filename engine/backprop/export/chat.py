@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from backprop.core.errors import BackpropError, GGUFError, InputError
+from backprop.core.errors import GGUFError, InputError, MissingDependencyError
 from backprop.core.events import ModelLoading
 from backprop.core.jobs import ChatReady, ChatRequest, Sampling
 from backprop.data.chat_template import ChatTemplate
@@ -30,7 +30,7 @@ class FileSpeaker:
     """A GGUF file that can be talked to.
 
     Raises:
-        BackpropError: llama.cpp is not installed.
+        MissingDependencyError: llama.cpp is not installed.
         InputError: the file holds no whole model.
         GGUFError: llama.cpp does not load it.
     """
@@ -39,10 +39,9 @@ class FileSpeaker:
 
     def __init__(self, path: Path) -> None:
         if not llama.is_installed():
-            raise BackpropError(
+            raise MissingDependencyError(
                 "a GGUF file answers through llama-cpp-python, which is not installed",
                 hint="pip install 'backprop-tui[llama]' (it is built: minutes, and a C++ compiler)",
-                code="DEP_MISSING",
             )
         served = read_served(path)
         if served.kind != "model":

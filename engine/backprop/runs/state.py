@@ -279,6 +279,8 @@ class RunState(Struct, kw_only=True):
         if event.resumed_from is not None:
             self.step = event.resumed_from
             self.curves.truncate(self.step)
+            if self.last_step is not None and self.last_step.step > self.step:
+                self.last_step = None
             self.evaluations = [e for e in self.evaluations if e.step <= self.step]
             self.samples = [s for s in self.samples if s.step <= self.step]
 

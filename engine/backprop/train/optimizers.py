@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.optim.adamw import adamw
 
-from backprop.core.errors import InvalidSettingError
+from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.settings import RunConfig
 from backprop.hardware.estimate import ROUNDED_AT_ONCE
 from backprop.train.checkpoint import trained_parameters
@@ -30,15 +30,15 @@ def require_optimizer(config: RunConfig, device: torch.device) -> None:
     """Check, before anything is loaded, that the optimizer can work here.
 
     Raises:
-        InvalidSettingError: bitsandbytes is not installed (``DEP_MISSING``), or does not do this on a CPU.
+        MissingDependencyError: bitsandbytes is not installed.
+        InvalidSettingError: it does not do this on a CPU.
     """
     if config.optim == "adamw":
         return
     if find_spec("bitsandbytes") is None:
-        raise InvalidSettingError(
+        raise MissingDependencyError(
             f"the optimizer {config.optim} needs bitsandbytes, which is not installed",
             hint="pip install 'backprop-tui[qlora]', or --optim adamw",
-            code="DEP_MISSING",
             details={"field": "optim"},
         )
     if config.optim == "paged_adamw_8bit" and device.type != "cuda":

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from backprop.core.errors import BackpropError, InvalidSettingError
+from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Evaluated, Event, RunFinished, RunStarted, SettingsChosen, Step
 from backprop.core.events import Warning as WarningEvent
 from backprop.core.redaction import redact
@@ -245,7 +245,7 @@ def chosen(report_to: Sequence[str] | None, given: Environment) -> tuple[list[st
 
     Raises:
         InvalidSettingError: one was named that lacks credentials, or ``none`` beside others.
-        BackpropError: one was named that is not installed (``DEP_MISSING``).
+        MissingDependencyError: one was named that is not installed.
     """
     if report_to and "none" in report_to:
         if len(report_to) > 1:
@@ -261,7 +261,7 @@ def chosen(report_to: Sequence[str] | None, given: Environment) -> tuple[list[st
         if find_spec(kind.module) is None:
             if report_to is not None:
                 hint = f'pip install {kind.module}, or all of them: pip install "backprop-tui[tracking]"'
-                raise BackpropError(f"report_to: {name} is not installed", hint=hint, code="DEP_MISSING")
+                raise MissingDependencyError(f"report_to: {name} is not installed", hint=hint)
         elif lacks := kind.lacks(given):
             if report_to is not None:
                 raise InvalidSettingError(
