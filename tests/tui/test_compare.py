@@ -12,7 +12,7 @@ import recorded
 from acting import shown_path, text_of, until
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
-from backprop.runs.state import read_run
+from backprop.runs.state import RunState, read_run
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
@@ -131,6 +131,14 @@ async def test_a_spike_of_a_hundred_thousand_steps_is_still_drawn(output: Path) 
     assert any(row[at - 1 : at + 2].strip() for row in rows[4:7])  # the spike, far above everything else
     assert long.end("tokens") == 1_000_000
     assert long.end("time") == 100_000
+
+
+def test_a_run_without_a_step_beside_one_that_has_some_says_so() -> None:
+    plot = OverlayPlot()
+    plot.show([Overlaid(RunState(run_id="abc")), Overlaid(RunState(run_id="def"))])
+    said = "\n".join("".join(text for text, _ in row) for row in plot.rows(80, 24))
+    assert said.count("took no step") == 2
+    assert "not finite" not in said
 
 
 async def test_a_new_end_a_fork_and_a_replay_are_begun_from_the_list(
