@@ -252,9 +252,8 @@ def main() -> int:
         each = [seed[name] for seed in seeds]
         line = [f"{name:32}"]
         for what in ("accuracy", "loss", "bwt", "last"):
-            values = [getattr(one, what) for one in each]
-            spread = statistics.stdev(values) if count > 1 else 0.0
-            line.append(f"{what} {statistics.mean(values):6.3f} ± {spread:.3f}")
+            values = torch.tensor([getattr(one, what) for one in each], dtype=torch.float64)
+            line.append(f"{what} {float(values.mean()):6.3f} ± {float(values.std(correction=0)):.3f}")
         print("  ".join(line))
 
     def mean(name: str, what: str) -> float:

@@ -184,10 +184,10 @@ def batches_of(*tokens: int) -> list[Any]:
 
 def test_every_micro_batch_has_one_rank_and_ranks_have_about_equal_tokens() -> None:
     batches = batches_of(5, 90, 30, 30, 31, 4)
-    shares = [Ranks(rank, 3, "").share(batches) for rank in range(3)]
+    shares = [Ranks(rank, 3, 0).share(batches) for rank in range(3)]
     assert sorted(id(each) for share in shares for each in share) == sorted(map(id, batches))
     assert sorted(sum(each.tokens for each in share) for share in shares) == [40, 60, 90]
-    assert [Ranks(rank, 2, "").share(batches_of(7)) == [] for rank in range(2)] == [False, True]
+    assert [Ranks(rank, 2, 0).share(batches_of(7)) == [] for rank in range(2)] == [False, True]
 
 
 def test_a_pass_over_all_rows_is_divided_so_that_every_rank_has_work() -> None:
@@ -195,10 +195,10 @@ def test_a_pass_over_all_rows_is_divided_so_that_every_rank_has_work() -> None:
         return batches_of(*(each.tokens / 2 for each in batches for _ in range(2))) if len(batches) < 64 else None
 
     batches = batches_of(60)
-    Ranks(0, 3, "").deal(batches, halves)  # 1, 2 and 4 are no thirds; 8 are nearly
+    Ranks(0, 3, 0).deal(batches, halves)  # 1, 2 and 4 are no thirds; 8 are nearly
     assert [each.tokens for each in batches] == [7.5] * 8
     single = batches_of(60)
-    Ranks(0, 3, "").deal(single, lambda batches: None)
+    Ranks(0, 3, 0).deal(single, lambda batches: None)
     assert [each.tokens for each in single] == [60]
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     )
     session = Session(start, RunDirectory(Path(job.directory)), nowhere, Control())
     try:
-        session.follow(Ranks(job.rank, job.size, job.store))
+        session.follow(Ranks(job.rank, job.size, job.port))
     except BackpropError as error:
         print(f"[{error.code}] {error.message}", file=sys.stderr)
         end_process(error.exit_code)

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from msgspec import Struct
 from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from backprop.core.errors import EXIT_RUNTIME, TrainingError
 from backprop.core.log import variables
@@ -49,6 +49,7 @@ EVEN = 1.25
 """The fullest rank has at most this share of the mean, or each has two micro-batches already: more would be slower."""
 BUCKET = 2**26
 """Numbers of a gradient that are added up at once: 256 MB in float32."""
+LOOPBACK = "127.0.0.1"
 _FOREVER = timedelta(days=365)
 
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ class Assignment(Struct):
     directory: str
     rank: int
     size: int
-    store: str
+    port: int
     config: RunConfig
     """As rank 0 resolved it, with nothing left open."""
     prepared: RunConfig
@@ -79,20 +80,19 @@ class Ranks:
         size: how many there are.
     """
 
-    def __init__(self, rank: int, size: int, store: str) -> None:
+    def __init__(self, rank: int, size: int, port: int) -> None:
         self.rank = rank
         self.size = size
-        self._store = store
+        self._port = port
         self._joined = False
 
     def join(self, device: torch.device, model: torch.nn.Module) -> None:
         """Meet the others, and take over rank 0's trained weights."""
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = distributed.FileStore(self._store, self.size)  # type: ignore[attr-defined]
         self._together(
             lambda: distributed.init_process_group(
-                backend, store=store, rank=self.rank, world_size=self.size, timeout=_FOREVER
+                backend, store=self._meeting(), rank=self.rank, world_size=self.size, timeout=_FOREVER
             )
         )
         # Where the others were killed, NCCL would wait for them; it ends with this process.
@@ -100,6 +100,10 @@ class Ranks:
         with torch.no_grad():
             for weight in trained_parameters(model).values():
                 self._together(lambda weight=weight: distributed.broadcast(weight, 0))  # type: ignore[misc]
+
+    def _meeting(self) -> TCPStore:
+        """Where the ranks find each other."""
+        return TCPStore(LOOPBACK, self._port, self.size, timeout=_FOREVER)
 
     def begin_step(self, seed: int, facts: Sequence[int]) -> list[int]:
         """Wait for rank 0 to begin a step; its ``facts``, the first of them the step's number."""
@@ -211,8 +215,12 @@ class Leader(Ranks):
     """
 
     def __init__(self, size: int, give_up: Callable[[BaseException], object]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="backprop-ranks-")
-        super().__init__(0, size, str(Path(self._folder.name) / "store"))
+        # A socket of our own: the store would listen on every address that this machine has.
+        listener = socket.create_server((LOOPBACK, 0))
+        super().__init__(0, size, listener.getsockname()[1])
+        self._store = TCPStore(
+            LOOPBACK, self._port, size, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
         self._give_up = give_up
         self._death: TrainingError | None = None
         self._died = threading.Event()
@@ -235,11 +243,14 @@ class Leader(Ranks):
         for rank, process in enumerate(self.processes, 1):
             threading.Thread(target=self._watch, args=(rank, process), name=f"rank {rank}", daemon=True).start()
 
+    def _meeting(self) -> TCPStore:
+        return self._store
+
     def assign(self, **facts: Any) -> None:
         """Tell the others what to work on: fields of ``Assignment``. They load it from here on."""
         for rank, process in enumerate(self.processes, 1):
             assert process.stdin is not None
-            told = Assignment(rank=rank, size=self.size, store=self._store, **facts)
+            told = Assignment(rank=rank, size=self.size, port=self._port, **facts)
             try:
                 process.stdin.write(msgspec.json.encode(told) + b"\n")
                 process.stdin.flush()
@@ -281,7 +292,6 @@ class Leader(Ranks):
             assert process.stdin is not None
             process.stdin.close()
         super().close()
-        self._folder.cleanup()
 
     def __enter__(self) -> Leader:
         return self
