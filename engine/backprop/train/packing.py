@@ -5,7 +5,7 @@ spread over micro-batches, never which rows a step learns from: with the loss su
 gradient is the same for every spread, and so are steps, epochs and the learning-rate curve with packing on or off.
 
 A packed micro-batch is one sequence without padding: the rows one behind the other, positions starting at 0 for each.
-Models see from the positions where a row begins and mask attention between rows (``loss.keeps_rows_apart`` tests that).
+Models see from the positions where a row begins and mask attention between rows (``loss.traits_of`` tests that).
 That mask is dense in torch's attention, so its cost grows with the square of the sequence: the token budget bounds it.
 """
 
