@@ -161,10 +161,13 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "longest row in tokens",
             common=True,
             unit="tokens",
-            rule="from the data: 99 % of rows whole, no answer lost, if it fits",
+            rule="from the data: 99 % of rows whole, no answer lost, if it fits; 8192 for reasoning traces",
         ),
     ] = "auto"
     train_on_responses: Annotated[bool, _data("loss on the assistant's turns alone")] = True
+    reasoning_trace: Annotated[
+        bool, _data("train answers with their <think>…</think> whole, whatever the chat template makes of it")
+    ] = False
     packing: Annotated[bool, _data("several rows share one sequence, kept apart by a block mask")] = True
     gradient_checkpointing: Annotated[
         bool | None,
@@ -287,7 +290,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
-        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("data", "model", "mapping", "skip_bad", "samples", "reasoning_trace"),
         *(
             "eval_steps",
             "eval_base",

@@ -130,7 +130,11 @@ def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> r
     """
     if config.max_seq_length != "auto":
         return rules.Chosen(config, {})
-    reasons = {"max_seq_length": rules.length_reason(data.p99, data.answers_fit, data.max_length)}
+    reasons = {
+        "max_seq_length": rules.length_reason(
+            data.p99, data.answers_fit, data.max_length, traces=config.reasoning_trace
+        )
+    }
     batch = {name: getattr(asked, name) for name in ("batch_size", "gradient_accumulation", "weights_dtype")}
     known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **batch))
     changed = [name for name in batch if getattr(known, name) != getattr(config, name)]
