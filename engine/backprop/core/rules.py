@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -68,6 +68,19 @@ class Chosen(NamedTuple):
 
     config: RunConfig
     reasons: dict[str, str]
+
+
+def backend(config: RunConfig, *, cuda: bool, apple: bool, mlx: bool) -> Literal["cuda", "cpu", "mlx"]:
+    """Where a run works.
+
+    Args:
+        cuda: whether CUDA works here.
+        apple: whether this is Apple Silicon.
+        mlx: whether mlx_lm is installed.
+    """
+    if config.backend != "auto":
+        return config.backend
+    return "cuda" if cuda else "mlx" if apple and mlx and not config.beyond_mlx() else "cpu"
 
 
 def accumulation(batch_size: int) -> int:

@@ -93,7 +93,11 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = None
     backend: Annotated[
-        Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
+        Literal["auto", "cuda", "cpu", "mlx"],
+        _model(
+            "where it runs; mlx: LoRA by sft through mlx_lm",
+            rule="CUDA where it works, MLX on Apple Silicon where it is installed and can, else the CPU",
+        ),
     ] = "auto"
     processes: Annotated[
         _Positive, _model("processes that share each step's rows; on GPUs each has a card of its own")
@@ -272,6 +276,25 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
                 hint="--init-lora-weights default begins adapters as usual",
                 details={"field": "init_lora_weights"},
             )
+
+        if self.backend == "mlx" and (other := self.beyond_mlx()):
+            raise InvalidSettingError(
+                f"backend mlx trains LoRA by sft, in one process: {other} is beyond it",
+                hint="--backend auto runs it where it can; or leave that out",
+                details={"field": "backend"},
+            )
+
+    def beyond_mlx(self) -> str:
+        """The first of these settings that the MLX backend cannot carry out; empty where it can all."""
+        beyond = {
+            f"method {self.method}": self.method != "sft",
+            f"mode {self.mode}": self.mode not in ("auto", "lora"),
+            "use_dora": self.use_dora,
+            f"init_lora_weights {self.init_lora_weights}": self.init_lora_weights in ("pissa", "loftq"),
+            f"processes {self.processes}": self.processes > 1,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        return next((name for name, wanted in beyond.items() if wanted), "")
 
     def _start_problem(self) -> str:
         """Why adapters cannot begin as asked; empty where they can."""

@@ -19,7 +19,7 @@ from backprop.hardware.nvml import GPUProblem
 
 DISTRIBUTION = "backprop-tui"
 LIBRARIES = (
-    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "mlx", "mlx-lm"),
     *("datasets", "safetensors", "tokenizers", "gguf", "numpy"),
 )
 """Whose versions are reported and kept with each run."""

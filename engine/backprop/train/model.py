@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from backprop.data.tokenizer import ChatTokenizer
 from backprop.hardware import estimate
 from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
-from backprop.train import four_bit
+from backprop.train import four_bit, mlx_model
 from backprop.train.checkpoint import some
 from backprop.train.loss import sees_what_follows
 from backprop.train.modes import Mode, mode_named
@@ -53,7 +54,7 @@ class Loaded:
 
 
 def choose_device(backend: str) -> torch.device:
-    """The device that ``backend`` (auto, cuda or cpu) means on this machine.
+    """The torch device that ``backend`` (auto, cuda, cpu or mlx) means on this machine.
 
     Raises:
         GPUNotAvailableError: CUDA was asked for and does not work.
@@ -65,7 +66,7 @@ def choose_device(backend: str) -> torch.device:
             "CUDA was asked for and cannot be used" + ("" if built else ": this torch is built without CUDA"),
             hint="use --backend cpu" if built else "install a CUDA build of torch, or use --backend cpu",
         )
-    return torch.device("cuda" if works and backend != "cpu" else "cpu")
+    return torch.device("cuda" if works and backend in ("auto", "cuda") else "cpu")
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -90,6 +91,10 @@ def resolved(config: RunConfig) -> RunConfig:
     config = estimate.fitted(config, free).config
     if config.mode == "qlora":
         four_bit.require_installed()
+    apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    backend = rules.backend(config, cuda=device.type == "cuda", apple=apple, mlx=mlx_model.is_installed())
+    if backend == "mlx":
+        mlx_model.require_installed()
     batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
     estimate.require_size(config)
@@ -97,7 +102,7 @@ def resolved(config: RunConfig) -> RunConfig:
     bf16 = choose_dtype(device) == torch.bfloat16
     return msgspec.structs.replace(
         config,
-        backend="cuda" if device.type == "cuda" else "cpu",
+        backend=backend,
         batch_size=batch,
         gradient_accumulation=config.gradient_accumulation or rules.accumulation(batch),
         gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
@@ -261,7 +266,8 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     if config.mode == "full":
         estimate.require_trainable_in_full(find_architecture(str(path)), config.model)
     device = choose_device(config.backend)
-    dtype = choose_dtype(device)
+    mlx = config.backend == "mlx"
+    dtype = mlx_model.choose_dtype() if mlx else choose_dtype(device)
     chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
     if config.mode == "qlora":
@@ -270,7 +276,9 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     def base(*, dtype: torch.dtype = dtype, **options: Any) -> Any:
         return load_base(path, device, dtype, config.trust_remote_code, **options)
 
-    model = mode.load(base)
+    model = mode.load((lambda: mlx_model.shell(path)) if mlx else base)
+    if mlx:
+        model = mlx_model.MlxModel(model, path, config, dtype)
     with evaluating(model):
         if sees_what_follows(model):
             raise ModelLoadError(
@@ -292,17 +300,18 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
             f"the weights in memory are not what was asked for: frozen ones in {wrong} instead of {loaded.dtype}",
             hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",
         )
+    mlx = loaded.model if config.backend == "mlx" else None
     threads = f"cpu ({torch.get_num_threads()} threads)"
     device = f"cuda ({torch.cuda.get_device_name(loaded.device)})" if loaded.device.type == "cuda" else threads
     return ModelLoaded(
         model=config.model,
         path=str(loaded.path),
-        device=device,
+        device=mlx.device_name if mlx else device,
         mode=config.mode,
         dtype=config.weights_dtype or str(loaded.dtype).removeprefix("torch."),
-        parameters=sum(
-            four_bit.size(weight) for weight in (loaded.model.parameters() if config.mode == "full" else frozen)
-        ),
+        parameters=mlx.frozen
+        if mlx
+        else sum(four_bit.size(weight) for weight in (loaded.model.parameters() if config.mode == "full" else frozen)),
         trainable_parameters=sum(weight.numel() for weight in trainable.values()),
         targets=loaded.mode.targets,
         notes=loaded.mode.notes,
