@@ -83,6 +83,21 @@ def backend(config: RunConfig, *, cuda: bool, apple: bool, mlx: bool) -> Literal
     return "cuda" if cuda else "mlx" if apple and mlx and not config.beyond_mlx() else "cpu"
 
 
+def fp8_problem(mode: str, capability: tuple[int, int] | None) -> str:
+    """Why a run's linear layers cannot multiply in 8-bit floats; empty where they can.
+
+    Args:
+        capability: compute capability of the card; ``None`` where the run is on none.
+    """
+    if mode != "full":
+        return f"in mode {mode} it would be slower: torchao computes gradients of frozen weights too"
+    if capability is None:
+        return "the run is on no NVIDIA card"
+    if capability < (8, 9):
+        return "the card has compute capability {}.{}, and 8-bit floats are from 8.9 on".format(*capability)
+    return ""
+
+
 def accumulation(batch_size: int) -> int:
     """Forward passes per optimizer step: 16 rows together."""
     return max(1, ROWS_PER_STEP // batch_size)

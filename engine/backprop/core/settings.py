@@ -92,6 +92,17 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             rule="float32; bfloat16 on a GPU that has it, where float32 does not fit",
         ),
     ] = None
+    fp8: Annotated[
+        bool,
+        _model("full fine-tuning: linear layers multiply in 8-bit floats (torchao, cards of capability 8.9 and up)"),
+    ] = False
+    use_unsloth: Annotated[
+        bool,
+        _model(
+            "say where Unsloth is installed that it is not used: layers and losses are this program's own",
+            flags=("--unsloth",),
+        ),
+    ] = True
     backend: Annotated[
         Literal["auto", "cuda", "cpu", "mlx"],
         _model(
@@ -312,7 +323,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to", "use_unsloth"),
         *("data", "model", "mapping", "skip_bad", "samples", "reasoning_trace"),
         *(
             "eval_steps",

@@ -29,7 +29,8 @@ FEATURES = {
     "tracking": "experiment trackers",
     "observability": "OpenTelemetry spans",
     "web": "the application in a web browser (backprop ui)",
-    "unsloth": "Unsloth's kernels",
+    "unsloth": "nothing so far: Unsloth is not used",
+    "fp8": "full fine-tuning in 8-bit floats (torchao)",
     "mlx": "training on Apple Silicon (MLX)",
     "all": "everything above that belongs to the tested set",
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from backprop.core import rules
-from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
+from backprop.core.errors import (
+    GPUNotAvailableError,
+    InvalidSettingError,
+    MissingDependencyError,
+    ModelLoadError,
+    TrainingError,
+)
 from backprop.core.events import DatasetPrepared, Event, ModelLoaded, ModelLoading
 from backprop.core.models import find_architecture, repository_of, settings_of
 from backprop.core.settings import RunConfig
@@ -89,6 +96,8 @@ def resolved(config: RunConfig) -> RunConfig:
             hint=f"--processes {cards}, or --backend cpu; a run goes on with as many as it was begun with",
         )
     config = estimate.fitted(config, free).config
+    if config.fp8:
+        _require_fp8(config.mode, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
     if config.mode == "qlora":
         four_bit.require_installed()
     apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
@@ -108,6 +117,18 @@ def resolved(config: RunConfig) -> RunConfig:
         gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
         **{"weights_dtype": estimate.weights_dtype(config, free if bf16 else 0)} if full else rules.adapter(config),
     )
+
+
+def _require_fp8(mode: str, capability: tuple[int, int] | None) -> None:
+    if problem := rules.fp8_problem(mode, capability):
+        hint = "leave --fp8 out" + ("" if mode == "full" else ", or add --mode full")
+        raise InvalidSettingError(f"fp8: {problem}", hint=hint, details={"field": "fp8"})
+    if find_spec("torchao") is None:
+        raise MissingDependencyError(
+            "--fp8 needs torchao, which is not installed",
+            hint="pip install 'backprop-tui[fp8]', or leave --fp8 out",
+            details={"field": "fp8"},
+        )
 
 
 def _device_and_memory(config: RunConfig) -> tuple[torch.device, int]:
