@@ -332,8 +332,8 @@ class RunsScreen(BaseScreen):
         self.show()
 
     def on_input_submitted(self) -> None:
+        self.set_focus(self._table)
         self.set_class(bool(self.words), "-filtering")
-        self._table.focus()
 
     def action_back(self) -> None:
         """From the comparison to the list; there drop the marks, then the filter."""
@@ -343,9 +343,9 @@ class RunsScreen(BaseScreen):
             self._table.marked.clear()
             self.show()
         elif self.has_class("-filtering") or self.words:
+            self.set_focus(self._table)
             self._filter.value = ""
             self.remove_class("-filtering")
-            self._table.focus()
 
     def action_compare(self) -> None:
         if len(self._table.marked) < 2:
@@ -358,12 +358,12 @@ class RunsScreen(BaseScreen):
 
     def _compare(self, paths: list[str]) -> None:
         self._compared = paths
-        self.set_class(bool(paths), "-comparing")
         if paths:
             self._comparison.open()
             self._read_compared()
         else:
-            self._table.focus()
+            self.set_focus(self._table)
+        self.set_class(bool(paths), "-comparing")
         self.show()
 
     def _read_compared(self) -> None:
