@@ -353,13 +353,13 @@ class DataScreen(BaseScreen):
     def action_check(self) -> None:
         """Check every row."""
         self.notice = ""
-        self.findings.check(self.file, self.chosen.rows)
+        self.findings.check(self.file, self.chosen.rows, traces=self.chosen.traces)
         self.flush()
 
     def action_problems(self) -> None:
         """The list of findings; a check is started where there was none."""
         if self.findings.found is None and not self.tasks.goes_on("check"):
-            self.findings.check(self.file, self.chosen.rows)
+            self.findings.check(self.file, self.chosen.rows, traces=self.chosen.traces)
         self.show_pane("problems")
 
     def action_lengths(self) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
+from importlib.util import find_spec
 
 import msgspec
 import torch
@@ -138,6 +139,10 @@ class Session:
         """Find the model, prepare the rows, load. A continued run is refused here if something is not as it was."""
         config, start, emit = self.config, self.start, self.emit
         require_optimizer(config, models.choose_device(config.backend))
+        if config.use_unsloth and find_spec("unsloth") is not None:
+            message = "Unsloth is installed and not used: it changes transformers for the whole process, and masks, "
+            message += "packing and exact resume are this program's own"
+            emit(events.Warning(code="UNSLOTH_NOT_USED", message=message, hint="--no-unsloth leaves this line out"))
         emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
         path = fetch_model(config.model, emit)
 
