@@ -37,6 +37,9 @@ _KINDS = {
 }
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
+HELD = (errno.EWOULDBLOCK, errno.EACCES)
+"""Errors of a lock that somebody else holds."""
+
 _ASIDE = re.compile(r"\..+\.\d+\.\d+\.output")
 
 T = TypeVar("T")
@@ -263,3 +266,18 @@ def exclusive(lock: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_held(path: Path, flags: int = 0) -> bool:
+    """Whether a process holds ``path`` locked; ``flags`` as for ``os.open``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in HELD
+    finally:
+        os.close(descriptor)
+    return False
