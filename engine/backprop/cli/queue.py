@@ -46,8 +46,7 @@ def add(file: str | None, parent: str | None, as_json: bool, verbose: bool, **gi
     planned = options.forked_config(_settings_of(parent), parent, given) if parent else options.run_config(given, file)
     waiting = Queue()
     entry = waiting.add(planned.config, planned.origins)
-    waiting.ensure_runner()
-    now = waiting.read()
+    now = waiting.ensure_runner()
     place = 1 + next((n for n, each in enumerate(now.waiting) if each.run_id == entry.run_id), 0)
     if as_json:
         output.document(_plain(entry))
@@ -155,9 +154,8 @@ def run(after_failure: AfterFailure | None, as_json: bool, verbose: bool) -> int
     waiting = Queue()
     before = {entry.run_id for entry in waiting.read().over}
     waiting.rule(resumed=time.time(), **({"after_failure": after_failure} if after_failure else {}))
-    waiting.ensure_runner()
     said, shown = "", set[str]()
-    while not (now := waiting.read()).idle:
+    while not (now := waiting.ensure_runner()).idle:
         for entry in now.running:
             if entry.run_id not in shown and entry.directory.is_dir():
                 shown.add(entry.run_id)
@@ -169,7 +167,6 @@ def run(after_failure: AfterFailure | None, as_json: bool, verbose: bool) -> int
             output.narrate(f"waiting: {reason}")
         said = reason
         time.sleep(_LOOK)
-        waiting.ensure_runner()
     _say_state(now)
     ended = [entry for entry in now.over if entry.run_id not in before]
     failed = [entry for entry in ended if entry.status in FAILURES]

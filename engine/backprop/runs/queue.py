@@ -217,7 +217,7 @@ class Queue:
         with self._editing():
             order = [entry.run_id for entry in self.read().waiting]
             if run_id not in order:
-                raise _begun(run_id, "moved")
+                raise InputError(f"run {run_id} does not wait any more", hint="`backprop queue list` shows what does")
             order.remove(run_id)
             order.insert(max(0, place - 1), run_id)
             self._rule(order=order)
@@ -230,7 +230,7 @@ class Queue:
         """
         with self._editing():
             if self._path("running", run_id).exists():
-                raise _begun(run_id, "taken out")
+                raise InputError(f"run {run_id} is being trained", hint=f"stop it: backprop-tui --attach {run_id}")
             for place in PLACES:
                 self._path(place, run_id).unlink(missing_ok=True)
 
@@ -246,8 +246,8 @@ class Queue:
     def _path(self, place: Place, run_id: str) -> Path:
         return self.home / place / f"{run_id}.json"
 
-    def ensure_runner(self) -> None:
-        """Start the runner, in a session of its own, where there is work and none lives."""
+    def ensure_runner(self) -> Standing:
+        """The queue as it is now. Where there is work and no runner lives, one is started in a session of its own."""
         now = self.read()
         if now.runner is None and not now.idle:
             with (self.home / "runner.log").open("ab") as log:
@@ -259,6 +259,7 @@ class Queue:
                     start_new_session=True,
                     env=variables(),
                 )
+        return now
 
     # What the runner does with it
 
@@ -323,8 +324,3 @@ class Queue:
             write_file(claimed, msgspec.json.encode(ended))
             claimed.rename(self._path("over", entry.run_id))
             flush_folder(self.home / "over")
-
-
-def _begun(run_id: str, what: str) -> InputError:
-    hint = f"to end it: backprop-tui --attach {run_id}"
-    return InputError(f"run {run_id} does not wait any more, it cannot be {what}", hint=hint)
