@@ -24,7 +24,7 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> Any
 @pytest.fixture
 def nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
     """No runner is started."""
-    monkeypatch.setattr(Queue, "ensure_runner", lambda self: None)
+    monkeypatch.setattr(Queue, "ensure_runner", Queue.read)
 
 
 @pytest.mark.usefixtures("nobody_works")
