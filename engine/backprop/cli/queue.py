@@ -52,7 +52,7 @@ def add(file: str | None, parent: str | None, as_json: bool, verbose: bool, **gi
         output.document(_plain(entry))
     else:
         output.line(f"run {entry.run_id} is queued: number {place}")
-        _say_held(now)
+        _say_state(msgspec.structs.replace(now, runner=now.runner or ""))  # one was started where none lived
 
 
 def _settings_of(run: str) -> RunConfig:
@@ -71,45 +71,40 @@ def list_entries(as_json: bool, verbose: bool) -> None:
     """What is trained, what waits in which order, and how the others ended."""
     now = Queue().read()
     if as_json:
-        facts = {name: getattr(now, name) for name in ("after_failure", "held", "runner", "unreadable")}
-        output.document({**facts, "entries": [_plain(entry) for entry in now.entries]})
+        facts = {name: getattr(now, name) for name in ("stopped", "runner", "unreadable")}
+        entries = [_plain(entry) for entry in now.entries]
+        output.document({"after_failure": now.rules.after_failure, **facts, "entries": entries})
         return
     places = {entry.run_id: str(number) for number, entry in enumerate(now.waiting, 1)}
     rows = [
-        [places.get(entry.run_id, ""), entry.status, entry.run_id, *_words(entry.config), entry.message]
+        [places.get(entry.run_id, ""), entry.status, entry.run_id, *_words(entry.config), entry.length, entry.message]
         for entry in now.entries
     ]
     if rows:
         output.table(["", "status", "run", "model", "data", "length", ""], rows)
+    else:
+        output.narrate("the queue is empty; `backprop queue add` takes the flags of `backprop train`")
     _say_state(now)
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(entry)
-    return {**plain, "path": str(entry.directory)}
+    return {**msgspec.to_builtins(entry), "path": str(entry.directory)}
 
 
 def _words(config: RunConfig) -> list[str]:
-    length = f"{config.steps} steps" if config.steps else f"{config.epochs} epochs" if config.epochs else "auto"
-    return [Path(config.model).name, config.run_name or Path(config.data).name, length]
+    return [Path(config.model).name, config.run_name or Path(config.data).name]
 
 
 def _say_state(now: Standing) -> None:
     """Why nothing is begun, where that is so; on standard error."""
     for each in now.unreadable:
         output.narrate(f"not read: {each}", "warning")
-    _say_held(now)
-    if now.runner is not None and now.runner.waits_for:
-        output.narrate(f"the next one waits: {now.runner.waits_for}")
+    if now.stopped and now.waiting:
+        output.narrate(f"nothing more is begun: {now.stopped}; `backprop queue run` goes on", "warning")
+    elif now.runner:
+        output.narrate(f"the next one waits: {now.runner}")
     elif now.runner is None and not now.idle:
         output.narrate("nobody works on it; `backprop queue run` does")
-    if not now.entries:
-        output.narrate("the queue is empty; `backprop queue add` takes the flags of `backprop train`")
-
-
-def _say_held(now: Standing) -> None:
-    if now.held and now.waiting:
-        output.narrate(f"nothing more is begun: {now.held}; `backprop queue run` goes on", "warning")
 
 
 @queue.command
@@ -162,10 +157,9 @@ def run(after_failure: AfterFailure | None, as_json: bool, verbose: bool) -> int
                 output.narrate(f"run {entry.run_id} of the queue; {len(now.waiting)} wait")
                 if not _show(entry, as_json, verbose):
                     return EXIT_INTERRUPTED
-        reason = now.runner.waits_for if now.runner else ""
-        if reason not in ("", said):
-            output.narrate(f"waiting: {reason}")
-        said = reason
+        if now.runner and now.runner != said:
+            output.narrate(f"waiting: {now.runner}")
+        said = now.runner or ""
         time.sleep(_LOOK)
     _say_state(now)
     ended = [entry for entry in now.over if entry.run_id not in before]

@@ -258,12 +258,16 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def exclusive(lock: Path) -> Iterator[None]:
-    """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it."""
+def exclusive(lock: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it; its descriptor.
+
+    Raises:
+        BlockingIOError: somebody holds it, and ``wait`` is not set.
+    """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
     finally:
         os.close(descriptor)
 
