@@ -285,8 +285,12 @@ def _require_usable(path: Path) -> RunRecord:
     return record
 
 
-def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -> EngineClient:
+def launch(
+    directory: RunDirectory, *how: str, warm: WarmEngine | None = None, holding: tuple[int, ...] = ()
+) -> EngineClient:
     """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
+
+    ``holding`` is as in ``engine_process.start_engine``.
 
     Raises:
         RunError: the log cannot be written.
@@ -294,7 +298,7 @@ def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -
     words = (str(directory.path), *how)
     with directory.open_log() as log:
         process = warm.take(words) if warm is not None else None
-        return EngineClient(directory, process or start_engine(words, log))
+        return EngineClient(directory, process or start_engine(words, log, holding=holding))
 
 
 def attach(path: Path) -> EngineClient:
