@@ -66,6 +66,8 @@ class Session:
         self.steering = Steering(control, emit)
         self.ranks: Ranks | None = None
         self.verdict: events.Verdict | None = None
+        self.on_loaded: Callable[[models.Loaded], object] = lambda loaded: None
+        """Called with the model before the first step of a stretch, with the weights that it starts with."""
         self._scored: dict[int, list[EvaluatedRow]] = {}
         """Scores of the rows after the last evaluated step, and after the best one of this stretch."""
         self._folder = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -85,6 +87,7 @@ class Session:
         torch.set_grad_enabled(True)
         models.use_all_cores(self.config.processes)
         self.load()
+        self.on_loaded(self.loaded)
         if isinstance(self.ranks, Leader):
             self.assign(self.ranks)
         if not self.start.checkpoint:
