@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from backprop.core.errors import DatasetError
 from backprop.core.events import HeldOutScored
 from backprop.core.jobs import EvaluatedRow, RowScore
 from backprop.core.settings import RunConfig
@@ -59,7 +61,9 @@ class HeldOutSets:
         self._look = look
         self._sets: dict[int, Subset] = {}
         for number, part in enumerate(slices.runs, 1):
-            if part.held_out:
+            with suppress(DatasetError):  # its own run says why, and fails
+                if not part.held_out:
+                    continue
                 file = str(folder / part.held_out)
                 rows = tokenise(config, file, model_path=model, emit=lambda event: None, look=look, now=now)
                 self._sets[number] = Subset(rows, range(min(len(rows), SCORED)))

@@ -91,7 +91,7 @@ def _require_share(drop: float) -> None:
 
 
 def _each(mix: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], old: Weights, new: Weights) -> Weights:
-    return {name: mix(old[name], weight) for name, weight in new.items()}
+    return {name: mix(old[name], new[name]) for name in sorted(new)}  # in one order, whatever is drawn by chance
 
 
 def moved(before: Adapter | None, after: Adapter) -> float | None:

@@ -39,7 +39,7 @@ from backprop.core.errors import (
 from backprop.core.events import EndStatus, Event
 from backprop.core.jobs import EvaluatedRow, Evaluation
 from backprop.core.multi_run import FORGOTTEN, learning_rates, out_of_patience, runs_of
-from backprop.core.settings import MultiConfig, RunConfig
+from backprop.core.settings import MultiConfig, RunConfig, settings_with_effect
 from backprop.data import slices
 from backprop.data.slices import Slice, Slices
 from backprop.fetch import datasets
@@ -110,8 +110,7 @@ class MultiRun:
         self.state = self.store.read(self.checkpoint, self.progress) if self.checkpoint else None
         self.data = directory.path / "data"
         self.sets: HeldOutSets | None = None
-        self.taken, self.tokens, self.samples = self.progress.steps, self.progress.tokens, self.progress.samples
-        """Steps of all runs, the present one included, and what they have seen."""
+        self._count(0, 0, 0)
         self.last_loss = read_run(directory.path).final_loss
 
     # What happens.
@@ -153,6 +152,7 @@ class MultiRun:
         # Counted first: killed in between, nothing is lost yet, and runs that come get other ids.
         self.directory.update_record(rewinds=self.record.rewinds + 1)
         self.checkpoint, self.progress = self.store.rewind(index)
+        self._count(0, 0, 0)
         self._start(self.progress.steps)
         self.emit(ev.Rewound(index=index))
         self._finish("stopped")
@@ -381,7 +381,7 @@ class MultiRun:
         return copied
 
     def _count(self, steps: int, tokens: int, samples: int) -> None:
-        """What the present run has come to, added to those before it."""
+        """How far the session is: what the present run has come to, added to those before it."""
         before = self.progress
         self.taken, self.tokens, self.samples = before.steps + steps, before.tokens + tokens, before.samples + samples
 
@@ -526,11 +526,17 @@ class MultiRun:
         )
         progress.over = current.index == self.runs or self._impatient(progress)
         self.emit(ev.PhaseChanged(phase="saving"))
-        base = model_hashes(loaded.path) if loaded else {}
-        if loaded is None and self.checkpoint is not None:
-            base = self.checkpoint.manifest.identity.get("model", {})
-        write = partial(self._write_adapters, current, progress, state, base) if state is not None else None
-        saved = self.store.save(progress, self.checkpoint, base, state, write)
+        identity = self.checkpoint.manifest.identity if self.checkpoint else {}
+        write = None
+        if state is not None and loaded is not None:
+            rows = hashlib.sha256((self.data / slices.INDEX).read_bytes()).hexdigest()
+            identity = {
+                "model": model_hashes(loaded.path),
+                "tokens": rows,
+                "config": settings_with_effect(current.config),
+            }
+            write = partial(self._write_adapters, current, progress.steps, state, identity)
+        saved = self.store.save(progress, self.checkpoint, identity, state, write)
         took = time.monotonic() - began
         self.progress, self.checkpoint, self.state = progress, saved, state or self.state
         self.emit(
@@ -549,7 +555,7 @@ class MultiRun:
         self._warn_of_forgetting()
 
     def _write_adapters(
-        self, current: _Current, progress: Progress, state: State, base: dict[str, str], folder: Path
+        self, current: _Current, steps: int, state: State, identity: dict[str, Any], folder: Path
     ) -> None:
         assert current.loaded is not None
         for name, adapter in (("adapter-last", state.tuned), ("adapter", state.result)):
@@ -559,9 +565,9 @@ class MultiRun:
                 folder / name,
                 run_id=self.record.run_id,
                 config=current.config,
-                fingerprint=hashlib.sha256((self.data / slices.INDEX).read_bytes()).hexdigest(),
-                base=base,
-                steps=progress.steps,
+                fingerprint=identity["tokens"],
+                base=identity["model"],
+                steps=steps,
             )
 
     def _impatient(self, progress: Progress) -> bool:

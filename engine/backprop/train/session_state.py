@@ -149,7 +149,7 @@ class SessionStore:
         self,
         progress: Progress,
         before: Checkpoint | None,
-        base: dict[str, str],
+        identity: dict[str, Any],
         state: State | None,
         write_adapters: Callable[[Path], None] | None,
     ) -> Checkpoint:
@@ -157,7 +157,7 @@ class SessionStore:
 
         Args:
             before: the state before this one.
-            base: the hash of each file of the base model.
+            identity: what it depends on: hashes of the base model and of the rows, the settings of the last run.
             state: what is merged now, and ``write_adapters`` what writes both adapters into a folder; both ``None``
                 where nothing new was merged.
 
@@ -181,7 +181,6 @@ class SessionStore:
                 shutil.copytree(before.path, folder, ignore=kept, dirs_exist_ok=True, copy_function=os.link)
             (folder / SESSION).write_bytes(msgspec.json.encode(progress))
 
-        identity = {"model": base} if base else {}
         reason = f"after run {progress.index}"
         saved = self._store.save(progress.steps, write, reason=reason, identity=identity, boundary=True)
         self.publish(saved)
