@@ -116,7 +116,7 @@ class _Rows:
     def held_out_near(self, pool: Sequence[int], window: Sequence[int]) -> list[int]:
         """The held-out rows that stand among those of a window; all where none does."""
         every = np.flatnonzero(self.held_out)
-        before = np.minimum(np.searchsorted(np.array(pool), every), len(pool) - 1)
+        before = np.searchsorted(np.array(pool), every)
         near = every[np.isin(before, np.array(window))]
         return (near if len(near) else every).tolist()  # type: ignore[no-any-return]
 
@@ -163,7 +163,7 @@ def write(
         else:
             sizes = [min(samples or len(pool), len(pool)) for pool in pools]
             new = [list(range(new_rows(size, run, share))) for run, size in enumerate(sizes)]
-        made, seen = [], list[tuple[int, int]]()
+        made, seen, held = [], list[tuple[int, int]](), dict[int, set[int]]()
         with new_folder(folder) as target, (target / "held-out.jsonl").open("wb") as all_held_out:
             for run, window in enumerate(new):
                 at = run % len(every)
@@ -172,7 +172,8 @@ def write(
                 others = sorted(set(seen).difference(chosen))
                 many = replayed_rows(len(chosen), replay, samples) if others and replay else 0
                 again = random.Random(f"{seed} {run}").sample(others, min(many, len(others)))
-                near = rows.held_out_near(pool, window) if rows.held_out.any() else []
+                near = rows.held_out_near(pool, window if len(every) == 1 else range(len(pool) + 1))
+                held.setdefault(at, set()).update(near)
                 made.append(
                     Slice(
                         data=files[at],
@@ -188,8 +189,8 @@ def write(
                 if near:
                     (target / made[-1].held_out).write_bytes(b"".join(map(rows.line, near)))
                 seen += chosen
-            for rows in every:
-                all_held_out.writelines(map(rows.line, np.flatnonzero(rows.held_out).tolist()))
+            for at, of_it in held.items():
+                all_held_out.writelines(map(every[at].line, sorted(of_it)))
             found = Slices(runs=made, left_out=sum(len(rows.bad) for rows in every), again=len(set(seen)) < len(seen))
             (target / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
     return found

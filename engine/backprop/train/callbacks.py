@@ -21,6 +21,7 @@ from backprop.train.checkpointing import Saver
 from backprop.train.evaluate import Evaluator
 from backprop.train.gpu_guard import Guard
 from backprop.train.model import Loaded
+from backprop.train.output import Output
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop, StepMetrics
 
@@ -170,8 +171,7 @@ class Callbacks:
     """Evaluations in a row without a better one after which the run ends; ``None`` is never."""
     sample: Callable[[int], bool]
     """Answers the configured prompts, given the number of the last step; whether it answered all of them."""
-    require_place: Callable[[int], None] = lambda step: None
-    """Called after each step, and raises where the run's directory is not there any more."""
+    output: Output
     saver: Saver = field(init=False)
     """Set once there is one: what it saves is in part kept here."""
     stopped_early: bool = False
@@ -191,7 +191,7 @@ class Callbacks:
         """
         self.reporter.step(step, self.loop.metrics)
         self._liveness.check(step, self.loop.metrics)
-        self.require_place(step)
+        self.output.require_place(step, self.saver)
         if len(self.evaluator) and (step % self.eval_steps == 0 or step == self.loop.schedule.steps):
             self._evaluate(step)
         self.saver.after_step(step)

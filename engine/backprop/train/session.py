@@ -2,43 +2,40 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
 
 import msgspec
 import torch
 
 from backprop.core import events, rules
-from backprop.core.errors import RunError, TrainingError
 from backprop.core.events import BATCH_SETTLED, BatchHalved, EndStatus, Event, PhaseChanged, RunFinished, Sample
-from backprop.core.jobs import EvaluatedRow, Evaluation, Sampling
+from backprop.core.jobs import Sampling
 from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
 from backprop.hardware.thermal import Thresholds
-from backprop.runs import evaluations
 from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
-from backprop.runs.verdict import compare
 from backprop.train import model as models
+from backprop.train.baseline import Baseline
 from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
 from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.dataset import Subset, in_proportion, prepare
-from backprop.train.evaluate import Evaluator, Sums, Weights
+from backprop.train.evaluate import Evaluator
 from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
 from backprop.train.optimizers import require_optimizer
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
+from backprop.train.output import Output
 from backprop.train.packing import Batching, epoch_order
 from backprop.train.ranks import Leader, Ranks
 from backprop.train.reference import Scorer, fingerprint, name_of
@@ -68,9 +65,7 @@ class Session:
         self.verdict: events.Verdict | None = None
         self.on_loaded: Callable[[models.Loaded], object] = lambda loaded: None
         """Called with the model before the first step of a stretch, with the weights that it starts with."""
-        self._scored: dict[int, list[EvaluatedRow]] = {}
-        """Scores of the rows after the last evaluated step, and after the best one of this stretch."""
-        self._folder = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.output = Output(directory, self.config, self.steering)
 
     def run(self) -> EndStatus:
         """Train and emit all that happens, ``run_finished`` last; how it ended.
@@ -265,7 +260,10 @@ class Session:
             emit(events.Warning(code="ROWS_WEIGHTED", message=text))
         if self.start.open_batch:
             self.settle_batch(loop)
-        callbacks = self.callbacks_of(loop, method, guard)
+        baseline = Baseline(
+            self.start, config, self.directory, self.loaded, evaluated=self.evaluated, steering=steering
+        )
+        callbacks = self.callbacks_of(loop, method, guard, baseline)
         checkpoint = self.start.checkpoint
         if checkpoint:
             progress = loop.restore(checkpoint.path, new_end=self.start.extended)
@@ -287,70 +285,31 @@ class Session:
             policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
             in_use=[checkpoint.step] if checkpoint else [],
         )
-        self.saver = saver
         with closing(saver):
             saver.require_space(expected_bytes(self.loaded.model, config))
             steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
-            self.score_base(callbacks.evaluator)
+            baseline.score(callbacks.evaluator)
             goes_on = callbacks.begin()
             self.reporter.start_clock()
             steps = loop.run(callbacks.after_step) if goes_on else loop.step
             emit(PhaseChanged(phase="saving"))
-            callbacks.require_place(steps)
+            self.output.require_place(steps, saver)
             finish = partial(saver.finish, steps, "final" if steering.stop is None else "stopped")
             finish()
             shutil.rmtree(self.directory.origin, ignore_errors=True)
-            result = self.save_result(steps, store.best(steps) if callbacks.stopped_early else None, finish)
-            self.judge(result, callbacks.evaluator)
+            write = partial(
+                save_result,
+                self.loaded,
+                run_id=self.directory.run_id,
+                config=config,
+                fingerprint=self.identity["tokens"],
+                base=self.identity["model"],
+                on_texts=self.as_text,
+            )
+            best = store.best(steps) if callbacks.stopped_early else None
+            result = self.output.save(steps, best, write, finish, self.loaded.model)
+            self.verdict = baseline.judge(result, callbacks.evaluator)
         return steps, result
-
-    def score_base(self, evaluator: Evaluator) -> None:
-        """Before the first step: the untouched model's loss on the held-out rows, which is then kept for the end."""
-        if self.start.checkpoint or not self.config.eval_base or not len(evaluator):
-            return
-        if self.start.weights and self.config.mode not in ("lora", "qlora"):
-            # No adapter to leave out: the base is not in memory any more, but the run that it comes from scored it.
-            parent = Path(self.directory.read_record().forked_from).parents[1]
-            if (known := evaluations.read(RunDirectory(parent), 0)) is not None:
-                self.keep(0, known.rows)
-            return
-        self.emit(PhaseChanged(phase="evaluating", detail="the untouched model"))
-        with self.loaded.mode.base_answers(self.loaded.model):
-            result = evaluator.evaluate(0, self.steering.look, base=True)
-        self.keep(0, self._scored.pop(0))
-        self.emit(result)
-        self.emit(PhaseChanged(phase="training"))
-
-    def judge(self, step: int, evaluator: Evaluator) -> None:
-        """Compare the result, which is that of ``step``, with the base model, where both were evaluated."""
-        base = evaluations.read(self.directory, 0)
-        if base is None or not len(evaluator):
-            return
-        if step not in self._scored:
-            if self.steering.stop is not None:
-                return  # who ends a run early does not want to wait
-            self.emit(PhaseChanged(phase="evaluating", detail="the result"))
-            evaluator.evaluate(step, self.steering.look)
-        self.keep(step, self._scored[step])
-        self.verdict = compare(base.rows, self._scored[step])
-
-    def scored(self, result: events.Evaluated, sums: Sums, weights: Weights) -> None:
-        """Remember what each row scored, until it is known of which step the result is."""
-        samples = zip(self.evaluated.names(), sums.tolist(), weights.tolist(), strict=True)
-        if result.best:
-            self._scored.clear()
-        elif len(self._scored) > 1:
-            self._scored.popitem()
-        self._scored[result.step] = evaluations.by_row((*name, *score) for name, *score in samples)
-
-    def keep(self, step: int, rows: list[EvaluatedRow]) -> None:
-        """Keep the scores of a step in the run's directory; a disk that does not take them ends no run."""
-        found = Evaluation(source=self.directory.run_id, step=step, fingerprint=self.evaluated.fingerprint, rows=rows)
-        try:
-            evaluations.write(evaluations.step_file(self.directory, step), found)
-        except OSError as error:
-            message = f"the scores of step {step} row by row could not be kept: {error.strerror or error}"
-            self.emit(events.Warning(code="SCORES_NOT_KEPT", message=message))
 
     def settle_batch(self, loop: StepLoop) -> None:
         """Have the longest row measured where a card tells its memory; another batch than the estimated one is said."""
@@ -363,7 +322,7 @@ class Session:
             message = f"{after} instead of {before} rows a pass were measured to fit; a step has as many rows as before"
             self.emit(events.Warning(code=BATCH_SETTLED, message=message))
 
-    def callbacks_of(self, loop: StepLoop, method: Method, guard: Guard) -> Callbacks:
+    def callbacks_of(self, loop: StepLoop, method: Method, guard: Guard, baseline: Baseline) -> Callbacks:
         """What happens between two steps of ``loop``: reports, evaluations, checkpoints, commands."""
         config, emit = self.config, self.emit
         return Callbacks(
@@ -378,7 +337,7 @@ class Session:
                 self.evaluated,
                 loop.batching,
                 recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
-                on_scored=self.scored,
+                on_scored=baseline.remember,
                 on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
                 on_progress=lambda done, total: emit(
                     PhaseChanged(phase="evaluating", detail=f"{100 * done // total} %")
@@ -388,78 +347,8 @@ class Session:
             or steps_between_evaluations(self.schedule.steps, self.schedule.rows_per_step, len(self.evaluated)),
             patience=config.early_stopping,
             sample=self.answer,
-            require_place=self.require_place,
+            output=self.output,
         )
-
-    def require_place(self, step: int) -> None:
-        """See that the run's directory still is where it was: else what is saved would be in a folder nobody knows.
-
-        Raises:
-            RunError: it was deleted, or moved; then the state after ``step`` was saved where it is now.
-        """
-        now = self.directory.whereabouts(self._folder)
-        if now == self.directory.path:
-            return
-        if now is None:
-            what, hint = f"{self.directory.path} was deleted", "nothing can be saved there any more: start a new run"
-        else:
-            self.saver.move(RunDirectory(now).checkpoints)
-            self.saver.finish(step, "moved")
-            what, hint = f"{self.directory.path} was moved to {now}", f"`backprop resume {now}` goes on"
-        raise RunError(f"while the run was working its directory {what}", code="RUN_DAMAGED", hint=hint)
-
-    def save_result(self, last: int, best: Checkpoint | None, finish: Callable[[], None]) -> int:
-        """Save the result of step ``last``, or that of ``best`` with the last one beside it; its step.
-
-        Args:
-            finish: saves the last checkpoint, if it is not on the disk; for where there was no room at first.
-
-        Raises:
-            TrainingError: it cannot be written.
-        """
-        best = None if best and best.step == last else best
-        kind = "model" if self.config.mode == "full" else "adapter"
-        target, beside = self.directory.path / kind, self.directory.path / f"{kind}-last"
-        if self._save_result(target if best is None else beside, last):
-            finish()
-        if best is None:
-            shutil.rmtree(beside, ignore_errors=True)
-            return last
-        load_weights(best.path, self.loaded.model)
-        self._save_result(target, best.step)
-        message = f"the result is the {kind} of step {best.step}, the checkpoint with the lowest held-out loss "
-        message += f"({best.val_loss:.4f}): {target}"
-        hint = f"that of the last step, {last}, is kept in {beside}"
-        self.emit(events.Warning(code="RESULT_IS_BEST", message=message, hint=hint))
-        return best.step
-
-    def _save_result(self, target: Path, step: int) -> bool:
-        """Save the result; on a full disk the run is paused until there is room. Whether it had to wait."""
-        waited = False
-        while True:
-            try:
-                save_result(
-                    self.loaded,
-                    target,
-                    run_id=self.directory.run_id,
-                    config=self.config,
-                    fingerprint=self.identity["tokens"],
-                    base=self.identity["model"],
-                    steps=step,
-                    on_texts=self.as_text,
-                )
-            except TrainingError as error:
-                if error.code != "RUNTIME_DISK_FULL":
-                    raise
-                if not waited:
-                    self.emit(events.Paused(step=step, reason=f"waiting for room on the disk: {error.message}"))
-                waited = True
-                if not self.steering.await_room():
-                    raise
-            else:
-                if waited:
-                    self.emit(events.Resumed(step=step, reason="there is room again"))
-                return waited
 
     def sample(self, step: int, what: str, *, tuned: bool = True) -> None:
         """Before the first step and after the last: answer the configured prompts, as a phase of its own."""

@@ -41,7 +41,7 @@ class Steering:
 
     def __init__(self, commands: Control, emit: Callable[[Event], None]) -> None:
         self._commands = commands
-        self._emit = emit
+        self.emit = emit
         self.on_checkpoint: Callable[[int], None] | None = None
         self.on_sample: Callable[[int], object] | None = None
         self._waiting: list[AnyCommand] = []
@@ -100,10 +100,10 @@ class Steering:
     def _obey(self, command: AnyCommand, step: int) -> None:
         if isinstance(command, Pause) and not self._paused:
             self._paused = True
-            self._emit(Paused(step=step))
+            self.emit(Paused(step=step))
         elif isinstance(command, Resume) and self._paused:
             self._paused = False
-            self._emit(Resumed(step=step))
+            self.emit(Resumed(step=step))
         elif isinstance(command, Resume) and self.guard:
             self.guard.release(step)
         elif isinstance(command, CheckpointNow) and self.on_checkpoint:
