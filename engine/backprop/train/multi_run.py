@@ -281,6 +281,12 @@ class MultiRun:
                 run_id=directory.run_id,
             )
         record = directory.read_record()
+        if not Path(record.config.data).is_file():
+            raise RunError(
+                f"the rows of run {directory.run_id} are not where it began with them: {record.config.data}",
+                code="RUN_DAMAGED",
+                hint="put the session's directory back to where it was until this run is done",
+            )
         return _Current(index, part, directory, record, record.config)
 
     def _config_of(self, index: int, part: Slice) -> RunConfig:
