@@ -48,6 +48,12 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Session
     """Three runs that nobody disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     starts: list[Adapter] = []
+
+    def ask(event: Event, control: Control) -> None:
+        if isinstance(event, ev.Step) and event.step == 5:
+            for command in (ev.CheckpointNow(), ev.Pause(), ev.Resume()):
+                control.put(command)
+
     real = multi_run.MultiRun._loaded
 
     def noted(self: Any, current: Any, session: Any, loaded: Any) -> None:
@@ -60,7 +66,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Session
         for name in ("CACHE", "DATA", "CONFIG"):
             patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
         directory = create(settings(tiny_model, folder), multi(folder))
-        return Session(directory, work(directory), starts)
+        return Session(directory, work(directory, after=ask), starts)
 
 
 def adapter(folder: Path) -> Adapter:
@@ -148,6 +154,14 @@ def test_the_journal_has_one_curve_the_merges_and_the_whole_table(whole: Session
         )
 
 
+def test_commands_reach_the_run_that_works_and_are_answered_in_the_sessions_steps(whole: Session) -> None:
+    second = runs_of(whole.directory)[1]
+    saved = [each for each in of(whole.events, ev.CheckpointSaved) if each.step == 5]
+    assert [(each.step, each.path) for each in saved] == [(5, str(second.checkpoints / "step-00000002"))]
+    assert [each.step for kind in (ev.Paused, ev.Resumed) for each in of(whole.events, kind)] == [5, 5]
+    assert [each.step for each in read_run(second.path).notable if isinstance(each, ev.Paused)] == [2]
+
+
 def test_no_run_trains_a_row_that_any_run_holds_out(whole: Session) -> None:
     data = whole.directory.path / "data"
     held_out = {line for file in data.glob("held-out-*.jsonl") for line in file.open()}
@@ -186,7 +200,7 @@ MOMENTS = {
     "a run is done and nothing is merged": killed_at(
         ev.PhaseChanged, 1, phase="evaluating", detail="run 2 of 3, on the rows of every run"
     ),
-    "it is written and not told": killed_at(ev.CheckpointSaved, 2),
+    "it is written and not told": killed_at(ev.CheckpointSaved, 1, reason="after run 2"),
     "the table is half told": killed_at(ev.HeldOutScored, 5),
     "asked to stop in a run": stop_at(ev.Step, 4),
     "asked to stop while it scores": stop_at(ev.PhaseChanged, 1, detail="run 1 of 3, on the rows of every run"),
@@ -234,11 +248,12 @@ def test_a_session_is_rewound_to_any_merge_bit_for_bit_and_goes_on_from_there(
     directory = RunDirectory(path)
     before = {name: files_of(path / name) for name in ("adapter", "adapter-last")}
     step_3 = files_of(path / "checkpoints" / "step-00000003" / "adapter")
-    work(directory, rewind=1)
+    told = work(directory, rewind=1)
     state = read_run(path)
     assert files_of(directory.adapter) == step_3
     assert (state.step, state.journal_status, [each.index for each in state.merges]) == (3, "stopped", [1])
     assert state.forgetting.rows == [0, 1]
+    assert [each.step for each in of(told, ev.CheckpointPruned)] == [9, 6]
     work(directory)
     assert same(adapter(directory.adapter), adapter(whole.directory.adapter))
     assert {file: content for file, content in files_of(directory.adapter).items() if file != "backprop.json"} == {

@@ -45,7 +45,7 @@ from backprop.data.slices import Slice, Slices
 from backprop.fetch import datasets
 from backprop.fetch.models import fetch_model
 from backprop.runs import evaluations
-from backprop.runs.checkpoints import REQUESTED, CheckpointStore
+from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import IDENTITY, RunDirectory, RunRecord
 from backprop.runs.forgetting import Forgetting
 from backprop.runs.state import read_run
@@ -151,9 +151,13 @@ class MultiRun:
         """
         # Counted first: killed in between, nothing is lost yet, and runs that come get other ids.
         self.directory.update_record(rewinds=self.record.rewinds + 1)
-        self.checkpoint, self.progress = self.store.rewind(index)
+        undone = self.store.rewind(index)
+        self.checkpoint, self.progress = self.store.newest()
+        self.store.publish(self.checkpoint)
         self._count(0, 0, 0)
         self._start(self.progress.steps)
+        for each in undone:
+            self.emit(ev.CheckpointPruned(path=str(each.path), step=each.step))
         self.emit(ev.Rewound(index=index))
         self._finish("stopped")
         return "stopped"
@@ -371,9 +375,7 @@ class MultiRun:
                     samples_seen=self.samples,
                     run=current.index,
                 )
-            case ev.RunStarted() | ev.RunFinished() | ev.RunFailed() | ev.SettingsChosen() | ev.CheckpointPruned():
-                return None
-            case ev.CheckpointSaved() if event.reason != REQUESTED:
+            case ev.RunStarted() | ev.RunFinished() | ev.RunFailed() | ev.SettingsChosen():
                 return None
             case ev.Evaluated() if event.base:
                 return None

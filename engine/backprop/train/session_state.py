@@ -210,23 +210,20 @@ class SessionStore:
         )
         return saved.path
 
-    def rewind(self, index: int) -> tuple[Checkpoint | None, Progress]:
-        """Go back to where the session stood after run ``index``; the later states are deleted, the newest first.
+    def rewind(self, index: int) -> list[Checkpoint]:
+        """Delete the states after run ``index``, the newest first; those that were.
 
         Raises:
-            InputError: it has no such state.
+            InputError: there is no state after that run.
         """
-        kept = self._store.checkpoints()
-        at = [read_json(each.path / SESSION, Progress).index for each in kept]
-        if index and index not in at:
-            known = ", ".join(map(str, [0, *at]))
+        after = {each.path: read_json(each.path / SESSION, Progress).index for each in self._store.checkpoints()}
+        if index and index not in after.values():
+            known = ", ".join(map(str, [0, *after.values()]))
             raise InputError(f"the session has no state after run {index}", hint=f"it can be rewound to {known}")
-        for each, after in sorted(zip(kept, at, strict=True), key=lambda pair: -pair[1]):
-            if after > index:
-                remove(each.path)
-        checkpoint, progress = self.newest()
-        self.publish(checkpoint)
-        return checkpoint, progress
+        undone = [each for each in reversed(self._store.checkpoints()) if after[each.path] > index]
+        for each in undone:
+            remove(each.path)
+        return undone
 
 
 def _same_files(source: Path, target: Path) -> bool:
