@@ -64,6 +64,8 @@ class Session:
         self.steering = Steering(control, emit)
         self.ranks: Ranks | None = None
         self.verdict: events.Verdict | None = None
+        self.on_loaded: Callable[[models.Loaded], object] = lambda loaded: None
+        """Called with the model before the first step of a stretch, with the weights that it starts with."""
         self.output = Output(directory, self.config, self.steering)
 
     def run(self) -> EndStatus:
@@ -81,6 +83,7 @@ class Session:
         torch.set_grad_enabled(True)
         models.use_all_cores(self.config.processes)
         self.load()
+        self.on_loaded(self.loaded)
         if isinstance(self.ranks, Leader):
             self.assign(self.ranks)
         if not self.start.checkpoint:
