@@ -1,6 +1,6 @@
 """The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [VERB [STEPS [MODEL]]]``, or ``wait``.
 
-The verb is ``start``, ``resume`` or ``extend``.
+The verb is ``start``, ``resume`` or ``extend``; of a session of several runs also ``rewind``, with the number of a run.
 """
 
 from __future__ import annotations
@@ -38,6 +38,13 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
         from backprop.train.trackers import Trackers, chosen
 
     record = directory.read_record()
+    if record.multi is not None:
+        from backprop.train.multi_run import MultiRun
+
+        names, notes = chosen(record.config.report_to, os.environ)
+        with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
+            session = MultiRun(directory, trackers.emit, control, model)
+            return session.rewind(steps or 0) if verb == "rewind" else session.run(verb == "resume", notes)
     start = begin(directory, record, verb, steps, resolved, model=model)
     names, notes = chosen(start.config.report_to, os.environ)
     with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:

@@ -102,6 +102,8 @@ def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> to
 
 def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: str) -> list[torch.Tensor]:
     """Cross-entropy of the supervised tokens, in pieces of as many as may have logits at once."""
+    if (own := getattr(model, "losses", None)) is not None:
+        return [own(batch, reduction)]
     base = base_model(model)
     if not plain_head:
         return [_cross_entropy(_own_logits(base, batch), batch.targets, reduction)]

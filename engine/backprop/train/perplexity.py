@@ -61,6 +61,7 @@ def score(request: RunConfig, say: Send) -> None:
         max_length=request.max_seq_length,
         most=models.longest_rows(request),
         train_on_responses=request.train_on_responses,
+        traces=request.reasoning_trace,
         mapping=request.mapping or None,
         progress=now_and_then(lambda done, total: say(JobProgress(doing="counting tokens", done=done, total=total))),
     )

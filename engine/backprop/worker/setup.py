@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 
 from backprop.core.errors import BackpropError
 from backprop.core.events import RunFailed
+from backprop.core.extras import DISTRIBUTION, missing_dependency
 from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
-from backprop.hardware.devices import DISTRIBUTION, LIBRARIES, installed_version
+from backprop.hardware.devices import LIBRARIES, installed_version
 
 _LAUNCHERS = re.compile(
     r"((LOCAL_|GROUP_|ROLE_|CROSS_)?(RANK|WORLD_SIZE)|ROLE_NAME|LOCAL_SIZE|NODE_RANK|MASTER_(ADDR|PORT)"
@@ -91,6 +92,8 @@ def failure(error: BaseException) -> RunFailed:
 def _known(error: BaseException) -> BackpropError:
     if isinstance(error, BackpropError):
         return error
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_dependency(error)):
+        return missing
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
         hint = "look at the disk and the permissions of the path"
