@@ -210,7 +210,8 @@ def _with_hidden(base: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         if [id(each) for each in (*unnamed, *named.values()) if isinstance(each, torch.Tensor)] == [id(ids)]:
             seen.append(made)
 
-    watch = getattr(base, base.base_model_prefix, base).register_forward_hook(look, with_kwargs=True)
+    below = getattr(base, getattr(base, "base_model_prefix", ""), base)
+    watch = below.register_forward_hook(look, with_kwargs=True)
     try:
         logits = base(input_ids=ids, use_cache=False).logits
     finally:
