@@ -29,6 +29,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _TELLING)
 
 
+def make_room(error: RuntimeError, at_once: int, one: str, hint: str) -> None:
+    """Give back what a pass over ``at_once`` held when memory ran out, where fewer can be tried.
+
+    Raises:
+        GPUMemoryError: it was ``one``, as the message calls it.
+        RuntimeError: it was something else.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if at_once == 1:
+        raise GPUMemoryError(f"out of memory at {one}: {str(error).splitlines()[0]}", hint=hint) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 class Recovery:
     """Counts halvings over a whole run.
 

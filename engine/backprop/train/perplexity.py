@@ -19,7 +19,6 @@ import numpy as np
 from msgspec import Struct
 
 from backprop.core import paths
-from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
 from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored
 from backprop.core.settings import RunConfig
@@ -138,6 +137,7 @@ def scores(
 
     from backprop.train.loss import traits_of
     from backprop.train.model import evaluating
+    from backprop.train.out_of_memory import make_room
 
     lengths = prepared.lengths
     order = np.argsort(-lengths, kind="stable")
@@ -152,7 +152,11 @@ def scores(
             try:
                 parts = _sums(model, [prepared.row(int(i)) for i in chosen], device, plain)
             except RuntimeError as error:
-                room = _smaller(error, len(chosen), int(lengths[order[at]]))
+                longest = int(lengths[order[at]])
+                make_room(
+                    error, len(chosen), f"a single row of {longest} tokens", "cut rows shorter with --max-seq-length"
+                )
+                room = len(chosen) // 2 * longest
                 continue
             at += len(chosen)
             done += int(lengths[chosen].sum())
@@ -177,29 +181,6 @@ def _sums(model: Any, rows: Sequence[Any], device: Any, plain: bool) -> list[tup
 
     batch = pad(rows).to(device)
     return list(zip(row_losses(model, batch, plain_head=plain).tolist(), batch.row_weights.tolist(), strict=True))
-
-
-def _smaller(error: RuntimeError, rows: int, longest: int) -> int:
-    """Room for half as many rows, where it was memory that ran out.
-
-    Raises:
-        GPUMemoryError: there was one row only.
-        RuntimeError: it was something else.
-    """
-    import torch
-
-    from backprop.train.out_of_memory import is_out_of_memory
-
-    if not is_out_of_memory(error):
-        raise error
-    if rows == 1:
-        raise GPUMemoryError(
-            f"out of memory at a single row of {longest} tokens: {str(error).splitlines()[0]}",
-            hint="cut rows shorter with --max-seq-length, or take a smaller model",
-        ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return rows // 2 * longest
 
 
 if __name__ == "__main__":
