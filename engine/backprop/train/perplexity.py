@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ def score(request: RunConfig, say: Send) -> None:
     device = models.choose_device(request.backend)
     dtype = models.choose_dtype(device)
     place = paths.cache_dir() / "scores" / f"{_key(path, prepared.key, f'{device.type} {dtype}')}.json"
-    kept = _read(place)
+    kept: _Kept | None = None
+    with suppress(OSError, msgspec.DecodeError):
+        kept = msgspec.json.decode(place.read_bytes(), type=_Kept)
     if kept is None:
         base = models.load_base(path, device, dtype, request.trust_remote_code)
         models.require_known_tokens(base, prepared.ids, ChatTokenizer.load(path))
@@ -104,13 +107,6 @@ def _key(path: Path, data_key: str, how: str) -> str:
     for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):
         digest.update(f" {file.name} {file_hash(file)}".encode())
     return digest.hexdigest()
-
-
-def _read(place: Path) -> _Kept | None:
-    try:
-        return msgspec.json.decode(place.read_bytes(), type=_Kept)
-    except (OSError, msgspec.DecodeError):
-        return None
 
 
 def scores(
