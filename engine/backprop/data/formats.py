@@ -18,7 +18,7 @@ from backprop.data.content import kind, shown
 from backprop.data.convert import convert
 from backprop.data.dedup import fields_read
 from backprop.data.example import ABSENT, PARTS, PLAIN, Fields, Format, RowError, describe_mapping
-from backprop.data.messages import holds_turns
+from backprop.data.messages import REASONING, holds_turns
 from backprop.data.reader import Source
 from backprop.data.spellings import find_names, judgement, like_mask, like_verdict, turn_keys
 from backprop.data.traces import TraceLimits
@@ -143,6 +143,8 @@ class FileFormat(FormatCounts, kw_only=True):
             named = [f"{name} ({self._share(count)})" for name, count in [*self.unused.items()][:_NAMED]]
             more = f" and {len(self.unused) - _NAMED} more" if len(self.unused) > _NAMED else ""
             said.append(f"columns that are not used: {', '.join(named)}{more}")
+        if thinking := [name for name in self.unused if name.lower() in REASONING]:
+            said.append(f"--map reasoning={thinking[0]} trains what is in {thinking[0]} as thinking before the answer")
         said += [f"{name} has no effect on what is trained; {way}" for name, way in self.without_effect.items()]
         return said
 
