@@ -37,6 +37,7 @@ SECTIONS = {
     "checkpoints": "what is kept, and when",
     "safety": "memory and heat",
     "run": "where the run is kept, and under which name",
+    "multi_run": "several runs in sequence, merged into one adapter",
 }
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
@@ -46,7 +47,9 @@ def _is(section: str, meaning: str, **more: Any) -> Meta:
     return Meta(description=meaning, extra={"section": section, **more})
 
 
-_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run = (partial(_is, name) for name in SECTIONS)
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi = (
+    partial(_is, name) for name in SECTIONS
+)
 
 
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -338,6 +341,53 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
+
+
+class MultiConfig(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a session of several runs, beside the ``RunConfig`` of each of them."""
+
+    tasks: Annotated[
+        list[_Text],
+        _multi(
+            "datasets in the order in which they are learned; of one, each run takes a part", flags=("--data", "-d")
+        ),
+    ] = []
+    runs: Annotated[
+        _Positive | None,
+        _multi("runs one after another", rule="one for each dataset; of one dataset the preset's, else 5"),
+    ] = None
+    replay: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)],
+        _multi("share of each run's rows that are of earlier runs; a little keeps much, with merging most"),
+    ] = 0.0
+    merge_mode: Annotated[
+        Literal["slao", "linear", "ties", "dare"],
+        _multi("how a run's adapter is merged with those before it; slao: B alone, by 1/sqrt of the run's number"),
+    ] = "slao"
+    merge_weight: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        _multi("linear: weight of the new adapter; 1 keeps the last one", rule="1/sqrt of the run's number"),
+    ] = None
+    merge_drop: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)],
+        _multi("ties: share of the smallest values that is left out; dare: of those drawn by chance"),
+    ] = 0.2
+    final_lr: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        _multi("peak learning rate of the last run, where it falls from run to run"),
+    ] = None
+    lr_decay: Annotated[Literal["linear", "cosine"], _multi("how it falls from --lr to --final-lr")] = "linear"
+    run_patience: Annotated[
+        _Positive | None, _multi("stop after so many runs in a row without a lower mean held-out loss")
+    ] = None
+    min_similarity: Annotated[
+        Annotated[float, Meta(ge=-1, le=1)] | None,
+        _multi("keep a run out whose update has a smaller cosine to what was merged before"),
+    ] = None
+    max_forgetting: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        _multi("keep a run out whose merge raises the mean held-out loss of earlier runs by more", unit="nats"),
+    ] = None
 
 
 class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):

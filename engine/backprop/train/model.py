@@ -35,7 +35,7 @@ from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
 from backprop.train import four_bit, mlx_model
 from backprop.train.checkpoint import some
-from backprop.train.loss import sees_what_follows
+from backprop.train.loss import Traits, traits_of
 from backprop.train.modes import Mode, mode_named
 
 GB = 1024**3
@@ -54,6 +54,7 @@ class Loaded:
     path: Path
     device: torch.device
     dtype: torch.dtype
+    traits: Traits
 
     def autocast(self) -> torch.autocast:
         """Inside, layers work in the precision of the frozen weights."""
@@ -301,12 +302,13 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     if mlx:
         model = mlx_model.MlxModel(model, path, config, dtype)
     with evaluating(model):
-        if sees_what_follows(model):
-            raise ModelLoadError(
-                f"the model in {path} sees the tokens that it should predict: it would learn to copy them",
-                hint="choose a model that continues text (a causal one, with a decoder)",
-            )
-    loaded = Loaded(model, mode, chat, path, device, dtype)
+        traits = traits_of(model)
+    if traits.sees_what_follows:
+        raise ModelLoadError(
+            f"the model in {path} sees the tokens that it should predict: it would learn to copy them",
+            hint="choose a model that continues text (a causal one, with a decoder)",
+        )
+    loaded = Loaded(model, mode, chat, path, device, dtype, traits)
     emit(_measured(loaded, config))
     return loaded
 
