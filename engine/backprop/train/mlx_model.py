@@ -79,7 +79,7 @@ class MlxModel(torch.nn.Module):
 
         super().__init__()
         self.__dict__["_adapted"] = adapted  # no part of this module: its base has no weights
-        self.config, self._dtype = adapted.config, dtype
+        self.config, self.peft_config, self._dtype = adapted.config, adapted.peft_config, dtype
         if settings_of(path).keys() & {"quantization", "quantization_config"}:
             raise ModelLoadError(
                 f"the weights in {path} are quantised already",
@@ -146,10 +146,12 @@ class MlxModel(torch.nn.Module):
                 layer.scale = self._scales[name]
 
     def gradient_checkpointing_enable(self, *_: Any) -> None:
-        """Compute activations again in the backward pass."""
+        """Compute activations again in the backward pass: set for all layers of their kind, once in a process."""
         from mlx_lm.tuner.trainer import grad_checkpoint
 
-        grad_checkpoint(self._lm.layers[0])
+        layer = self._lm.layers[0]
+        if type(layer).__call__.__name__ != "checkpointed_fn":
+            grad_checkpoint(layer)
 
     def get_input_embeddings(self) -> Any:
         """Something whose ``weight`` has the embedding's shape, and its rows where they are asked for."""
