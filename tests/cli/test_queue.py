@@ -71,7 +71,7 @@ def test_a_queue_that_is_run_ends_with_every_run_and_says_which_failed(
     events = [json.loads(line) for line in said.out.splitlines()]
     assert {event["run_id"] for event in events} == {good}
     assert (events[0]["type"], events[-1]["type"]) == ("run_started", "run_finished")
-    assert f"2 runs ended; {bad} failed" in said.err
+    assert f"runs ended: 2; {bad} failed" in said.err
     assert [(entry.run_id, entry.status) for entry in queue.read().over] == [(good, "done"), (bad, "failed")]
     run = RunDirectory(tmp_path / "out" / good)
     assert read_run(run.path).step == 2

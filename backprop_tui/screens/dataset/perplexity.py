@@ -105,6 +105,7 @@ class ScoresPane(ListView):
         self._words, self._rows = words, rows
         self.resize_list(len(words) + len(rows))
         self.cursor = len(words) + place
+        self.top = self.top if place else 0
 
     def row_at(self, index: int, width: int) -> Row:
         if index < len(self._words):

@@ -164,7 +164,7 @@ def run(after_failure: AfterFailure | None, as_json: bool, verbose: bool) -> int
     _say_state(now)
     ended = [entry for entry in now.over if entry.run_id not in before]
     failed = [entry for entry in ended if entry.status in FAILURES]
-    output.narrate(f"{len(ended)} runs ended" + "".join(f"; {each.run_id} {each.status}" for each in failed))
+    output.narrate(f"runs ended: {len(ended)}" + "".join(f"; {each.run_id} {each.status}" for each in failed))
     return EXIT_OK if not failed else EXIT_RUNTIME if len(failed) == len(ended) else EXIT_PARTIAL
 
 
