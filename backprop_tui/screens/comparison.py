@@ -85,7 +85,7 @@ class Comparison(Horizontal):
         self.show((), None)
         self._at_differences = False
         self._arrange()
-        self.plot.focus()
+        self.screen.set_focus(self.plot)
         self.look()
 
     def look(self) -> None:
@@ -117,8 +117,8 @@ class Comparison(Horizontal):
 
     def action_pane(self) -> None:
         self._at_differences = not self._at_differences
+        self.screen.set_focus(self.differences if self._at_differences else self.plot)
         self._arrange()
-        (self.differences if self._at_differences else self.plot).focus()
 
     def action_axis(self) -> None:
         self.plot.next_axis()

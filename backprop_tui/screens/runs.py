@@ -334,8 +334,8 @@ class RunsScreen(BaseScreen):
         self.show()
 
     def on_input_submitted(self) -> None:
+        self.set_focus(self._table)
         self.set_class(bool(self.words), "-filtering")
-        self._table.focus()
 
     def action_back(self) -> None:
         """From the comparison or the queue to the list; there drop the marks, then the filter."""
@@ -345,9 +345,9 @@ class RunsScreen(BaseScreen):
             self._table.marked.clear()
             self.show()
         elif self.has_class("-filtering") or self.words:
+            self.set_focus(self._table)
             self._filter.value = ""
             self.remove_class("-filtering")
-            self._table.focus()
 
     def action_compare(self) -> None:
         if len(self._table.marked) < 2:
@@ -361,7 +361,7 @@ class RunsScreen(BaseScreen):
 
     def action_queue(self) -> None:
         self._show_instead("-queueing")
-        self._queued.entries.focus()
+        self.set_focus(self._queued.entries)
 
     @property
     def _covered(self) -> bool:
@@ -374,7 +374,7 @@ class RunsScreen(BaseScreen):
             self.set_class(name == what, name)
         if not what:
             self._comparison.paths = []
-            self._table.focus()
+            self.set_focus(self._table)
         self.show()
 
     def action_extend(self) -> None:

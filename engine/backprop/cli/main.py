@@ -29,6 +29,8 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "train": Lazy("backprop.cli.train", "train", "one training run"),
+    "multi-run": Lazy("backprop.cli.multi_run", "multi_run", "several runs in sequence, merged into one adapter"),
+    "rewind": Lazy("backprop.cli.multi_run", "rewind", "a session of several runs back to an earlier merge"),
     "demo": Lazy("backprop.cli.train", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
     "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),

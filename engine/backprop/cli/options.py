@@ -106,6 +106,11 @@ def replayed_config(state: RunState, given: dict[str, Any]) -> tuple[Planned, Re
     from backprop.runs.directory import Replays, RunDirectory
 
     record = RunDirectory(Path(state.path)).find_record()
+    if record.multi is not None:
+        hint = (
+            "start it again with `backprop multi-run`, into another --output; `backprop replay` takes one of its runs"
+        )
+        raise InputError(f"{state.run_id} is a session of several runs", hint=hint)
     if record.forked_from and not Path(record.forked_from).is_dir():
         gone = f"the checkpoint that run {state.run_id} was forked from is gone: {record.forked_from}"
         raise RunError(gone, hint="put it back, or fork again from another one")
@@ -229,7 +234,7 @@ def _title(section: str) -> str:
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the flags of the named settings, of all where none is named."""
-    chosen = [settings()[name] for name in names] if names else list(settings().values())
+    chosen = [all_settings()[name] for name in names] if names else list(settings().values())
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(chosen):

@@ -9,6 +9,8 @@
         lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
+        data/ runs/    of a session of several runs: their rows (``data.slices``), and a directory like this for each;
+                       its checkpoints are what it stood at after each run, starts/ what the next one began with
         origin/        of a fork: the weights that it starts from, until it has saved its own
         source/        what it was made from: identity.json (``train.resume``), and of each trained sample its line in
                        the data (lines.bin) and the hash of what that row says (contents.bin), both int64
@@ -39,7 +41,7 @@ from backprop.core.errors import ConfigurationError, InvalidSettingError, RunErr
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, write_file
 from backprop.core.paths import expand
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
 
 SCHEMA = 1
@@ -79,6 +81,10 @@ class RunRecord(Struct, kw_only=True):
     extended: bool = False
     """The run has been given its present end by an extend: checkpoints from before it have another."""
     replays: Replays | None = None
+    multi: MultiConfig | None = None
+    """Of a session of several runs: what they share beside ``config``."""
+    rewinds: int = 0
+    """How often it was rewound: its runs from then on are other ones."""
     tags: list[str] = []
     note: str = ""
 
@@ -123,9 +129,10 @@ class RunDirectory:
         origins: dict[str, str] | None = None,
         replays: Replays | None = None,
         *,
+        multi: MultiConfig | None = None,
         run_id: str = "",
     ) -> RunDirectory:
-        """Make the directory of a new run under ``config.output_dir``.
+        """Make the directory of a new run under ``config.output_dir``; open, ``run_id`` is drawn.
 
         Args:
             run_id: as it was chosen before; what a killed process left of its directory is made whole.
@@ -148,6 +155,7 @@ class RunDirectory:
                     forked_from=forked_from,
                     origins=origins or {},
                     replays=replays,
+                    multi=multi,
                 )
             )
             directory.ensure_control()
@@ -301,6 +309,7 @@ class RunDirectory:
                 config=msgspec.convert(started.config, RunConfig),
                 forked_from=started.forked_from,
                 origins=started.origins,
+                multi=msgspec.convert(started.multi, MultiConfig) if started.multi else None,
             )
         except (ValueError, InvalidSettingError) as error:
             what = f"{self.record} is missing, and the settings in {self.journal} cannot be used: {error}"

@@ -20,8 +20,9 @@ import msgspec
 
 from backprop.core.errors import ConfigurationError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
+from backprop.core.extras import TRAINING, require_modules
 from backprop.core.resolve import config_from
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import Replays, RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
@@ -201,6 +202,7 @@ def start(
     warm: WarmEngine | None = None,
     *,
     replays: Replays | None = None,
+    multi: MultiConfig | None = None,
 ) -> EngineClient:
     """Make a run directory and start its engine.
 
@@ -209,12 +211,13 @@ def start(
         forked_from: a folder with an adapter to start from, instead of a fresh one.
         warm: an engine that was started ahead, to do it where it is still there.
         replays: the run that this one is to repeat.
+        multi: what makes it a session of several runs.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    _require_one_start()
-    return launch(RunDirectory.create(config, kind, forked_from, origins, replays), "start", warm=warm)
+    _require_startable()
+    return launch(RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi), "start", warm=warm)
 
 
 def resume(path: Path, model: str = "") -> EngineClient:
@@ -246,6 +249,12 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
         RunError: it is being worked on, it is beyond that step already, or its directory is damaged.
     """
     record = _require_usable(path)
+    if record.multi is not None:
+        raise RunError(
+            f"{path.name} is a session of several runs, which is not extended",
+            code="INPUT_VALIDATION_FAILED",
+            hint="start a new one with more --steps; `backprop extend` takes one of its runs",
+        )
     config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
     taken = read_run(path).step
     if steps <= taken:
@@ -255,12 +264,30 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
     return launch(RunDirectory(path), "extend", str(steps), model)
 
 
-def _require_one_start() -> None:
-    """Refuse to be one of several copies that torchrun, or accelerate by it, started: each would train a run.
+def rewind(path: Path, index: int) -> EngineClient:
+    """Take the session in ``path`` back to where it stood after run ``index``; 0 is its beginning.
 
     Raises:
-        ConfigurationError: it is.
+        RunError: it is being worked on, is no session, or its directory is damaged.
     """
+    if _require_usable(path).multi is None:
+        raise RunError(
+            f"run {path.name} is no session of several runs",
+            code="INPUT_VALIDATION_FAILED",
+            hint=f"`backprop fork {path.name} --step N` starts a run from one of its checkpoints",
+        )
+    return launch(RunDirectory(path), "rewind", str(index))
+
+
+def _require_startable() -> None:
+    """Check that this installation can train, and is not one of several copies that torchrun, or accelerate by it,
+    started: each would train a run.
+
+    Raises:
+        MissingDependencyError: it cannot.
+        ConfigurationError: it is one of several.
+    """
+    require_modules("training", "train", *TRAINING)
     copies = os.environ.get("WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" in os.environ and copies.isdigit() and int(copies) > 1:
         raise ConfigurationError(
@@ -271,7 +298,7 @@ def _require_one_start() -> None:
 
 def _require_usable(path: Path) -> RunRecord:
     """What the run is, where nobody works on it and an engine could."""
-    _require_one_start()
+    _require_startable()
     directory = RunDirectory(path)
     if directory.is_alive():
         raise RunError(
