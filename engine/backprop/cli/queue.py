@@ -14,6 +14,7 @@ from backprop.cli.complete import run_ids
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, EXIT_RUNTIME, EngineCrashedError, InputError
+from backprop.core.multi_run import KIND
 from backprop.core.settings import RunConfig
 from backprop.runs.queue import FAILURES, AfterFailure, Entry, Queue, Standing
 
@@ -62,7 +63,11 @@ def _settings_of(run: str) -> RunConfig:
     for entry in Queue().read().entries:
         if entry.run_id.startswith(run):
             return entry.config
-    return RunDirectory(find_run(run)).find_record().config
+    record = RunDirectory(find_run(run)).find_record()
+    if record.kind == KIND:
+        hint = "the queue trains single runs; `backprop multi-run` trains a session"
+        raise InputError(f"{record.run_id} is a session of several runs", hint=hint)
+    return record.config
 
 
 @queue.command(name="list")
