@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf
 from typing import TYPE_CHECKING
 
 from backprop.core import jobs
@@ -11,7 +11,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs.engine_jobs import ask_engine
 
 from backprop_tui.screens.dataset.file import OpenFile
-from backprop_tui.screens.dataset.run_scores import RunScores, run_scores
+from backprop_tui.screens.dataset.run_scores import run_scores
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.screens.tasks import GoToLine, Notice, Task, Tasks
 from backprop_tui.text import Row, rows_of, safe
@@ -60,16 +60,15 @@ class ScoresPane(ListView):
         self._unit = opened.source.unit
         self._tasks.begin("score", "reading the scores", lambda _: run_scores(opened, path), self._take_run)
 
-    def _take_run(self, found: RunScores) -> None:
-        from backprop.data.quality import Scores
+    def _take_run(self, news: tuple[jobs.Evaluation, dict[int, str]]) -> None:
+        from backprop.data.quality import outliers
 
-        self._texts = found.texts
-        self._far = frozenset(Scores(row for row in found.rows if isfinite(row.loss)).outliers())
-        by = [
-            *fact("by", f"run {found.run_id}", width=8),
-            (f" at step {found.step:,}, {rows_of(len(found.rows))}", "muted"),
-        ]
-        self._list([by, [("held out by it, the hardest first", "strong+bold")], [(_RUN_HEAD, "muted")]], found.rows)
+        found, self._texts = news
+        rows = [jobs.RowScore(row.line, inf if row.loss is None else row.loss, row.tokens) for row in found.rows]
+        finite = [row for row in rows if row.loss < inf]
+        self._far = frozenset(finite[place].line for place in outliers([row.loss for row in finite]))
+        by = fact("by", f"run {found.source} at step {found.step}, {rows_of(len(rows))}", width=8)
+        self._list([by, [("held out by it, the hardest first", "strong+bold")], [(_RUN_HEAD, "muted")]], rows)
 
     def need_scores(self, opened: OpenFile) -> None:
         """Score the rows where they were not, or for another model or limit."""

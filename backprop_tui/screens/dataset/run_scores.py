@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 from backprop.core.errors import InputError
-from backprop.core.jobs import RowScore
+from backprop.core.jobs import Evaluation
 from backprop.core.locate import held_out_file
 from backprop.runs import evaluations
 from backprop.runs.directory import RunDirectory
@@ -20,15 +19,6 @@ _READ = 300
 """Rows whose text is shown: the hardest."""
 
 
-class RunScores(NamedTuple):
-    """The scores of a run's held-out rows at ``step``, and the beginning of the hardest ones' text by line."""
-
-    run_id: str
-    step: int
-    rows: list[RowScore]
-    texts: dict[int, str]
-
-
 def data_of(run: RunDirectory) -> str:
     """The file, or the name on the hub, that holds the rows which a run held out.
 
@@ -39,8 +29,9 @@ def data_of(run: RunDirectory) -> str:
     return str(held_out_file(config.held_out) or config.data)
 
 
-def run_scores(opened: OpenFile, path: str) -> RunScores:
-    """The scores of the run in ``path``, or of the newest on the open file where it is empty.
+def run_scores(opened: OpenFile, path: str) -> tuple[Evaluation, dict[int, str]]:
+    """What the run in ``path`` scored, or the newest on the open file where it is empty, the hardest rows first; and
+    the beginning of the hardest ones' text by line.
 
     Raises:
         InputError: none were kept.
@@ -50,10 +41,8 @@ def run_scores(opened: OpenFile, path: str) -> RunScores:
         paths = [path] if path else [run.path for run in index.each() if run.dataset in names]
     for run in map(RunDirectory, map(Path, paths)):
         if data_of(run) in names and (found := evaluations.newest(run)) is not None:
-            rows = sorted(found.rows, key=lambda row: -math.inf if row.loss is None else -row.loss)
-            texts = {row.line: _text(opened, row.line, row.content) for row in rows[:_READ]}
-            scores = [RowScore(row.line, math.inf if row.loss is None else row.loss, row.tokens) for row in rows]
-            return RunScores(run.run_id, found.step or 0, scores, texts)
+            found.rows.sort(key=lambda row: -math.inf if row.loss is None else -row.loss)
+            return found, {row.line: _text(opened, row.line, row.content) for row in found.rows[:_READ]}
     raise InputError("no run kept what it scored on rows of this file", hint="h has every row scored by the model")
 
 

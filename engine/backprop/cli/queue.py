@@ -126,16 +126,12 @@ def move(entry: str, place: int, as_json: bool, verbose: bool) -> None:
 
 
 @queue.command(name="rm")
-@click.argument("entries", metavar="ENTRY...", nargs=-1)
-@click.option("--over", is_flag=True, help="all that are over; their runs stay")
+@click.argument("entries", metavar="ENTRY...", nargs=-1, required=True)
 @json_and_verbose
-def remove(entries: tuple[str, ...], over: bool, as_json: bool, verbose: bool) -> None:
+def remove(entries: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Take entries out of the queue. The directory of a run that was begun stays."""
     waiting = Queue()
     gone = [waiting.find(entry).run_id for entry in entries]
-    gone += [entry.run_id for entry in waiting.read().over] if over else []
-    if not gone:
-        raise InputError("no entry was named", hint="`backprop queue list` shows them")
     for run_id in gone:
         waiting.remove(run_id)
     output.answer({"removed": gone}, as_json, lambda found: output.line(f"removed {' '.join(found['removed'])}"))
