@@ -75,9 +75,9 @@ def _show_codes(codes: dict[str, str]) -> None:
 
 def _show(facts: dict[str, Any]) -> None:
     output.line(f"python    {facts['python']} on {facts['platform']}")
-    built = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "a CPU build"
+    built = f", built for CUDA {facts['cuda']}" if facts["cuda"] else ", a CPU build"
     driver = f", driver {facts['driver']}" if facts["driver"] else ""
-    output.line(f"torch     {facts['torch'] or 'not installed'}, {built}{driver}")
+    output.line(f"torch     {facts['torch'] + built if facts['torch'] else 'not installed'}{driver}")
     for gpu in facts["gpus"]:
         free = "" if gpu["vram_free"] is None else f", {bytes_text(gpu['vram_free'])} free"
         total = "" if gpu["vram_total"] is None else f", {bytes_text(gpu['vram_total'])}"

@@ -36,6 +36,7 @@ COMMANDS = {
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "eval": Lazy("backprop.cli.eval", "evaluate", "score a run's model row by row, beside another; a gate for scripts"),
+    "queue": Lazy("backprop.cli.queue", "queue", "runs one after another: add, list, move, rm, run"),
     "replay": Lazy("backprop.cli.train", "replay", "the same configuration and data as a new run"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "chat": Lazy("backprop.cli.chat", "chat", "a conversation with a run's model, beside its base where wanted"),

@@ -161,6 +161,10 @@ class LengthLimit(Struct, frozen=True):
     answer_lost: Count = 0
 
 
+LEFT_OUT = ("label_false", "trace_too_short", "trace_too_long", "trace_unbalanced")
+"""Findings about rows that are left out on purpose: answers that are labelled bad, reasoning traces of no use."""
+
+
 class DatasetPrepared(Event):
     """The counted pre-flight: what will be trained, before the first step."""
 
@@ -203,8 +207,8 @@ class DatasetPrepared(Event):
 
     @property
     def unusable(self) -> int:
-        """Rows that would train nothing. Answers that are labelled bad are left out on purpose: they are none."""
-        return self.dropped + self.answer_lost - self.problem_counts.get("label_false", 0)
+        """Rows that would train nothing. What is left out on purpose is none of them."""
+        return self.dropped + self.answer_lost - sum(self.problem_counts.get(code, 0) for code in LEFT_OUT)
 
 
 class Step(Event):

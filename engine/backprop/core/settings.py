@@ -95,8 +95,23 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             rule="float32; bfloat16 on a GPU that has it, where float32 does not fit",
         ),
     ] = None
+    fp8: Annotated[
+        bool,
+        _model("full fine-tuning: linear layers multiply in 8-bit floats (torchao, cards of capability 8.9 and up)"),
+    ] = False
+    use_unsloth: Annotated[
+        bool,
+        _model(
+            "say where Unsloth is installed that it is not used: layers and losses are this program's own",
+            flags=("--unsloth",),
+        ),
+    ] = True
     backend: Annotated[
-        Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
+        Literal["auto", "cuda", "cpu", "mlx"],
+        _model(
+            "where it runs; mlx: LoRA by sft through mlx_lm",
+            rule="CUDA where it works, MLX on Apple Silicon where it is installed and can, else the CPU",
+        ),
     ] = "auto"
     processes: Annotated[
         _Positive, _model("processes that share each step's rows; on GPUs each has a card of its own")
@@ -164,10 +179,13 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "longest row in tokens",
             common=True,
             unit="tokens",
-            rule="from the data: 99 % of rows whole, no answer lost, if it fits",
+            rule="from the data: 99 % of rows whole, no answer lost, if it fits; 8192 for reasoning traces",
         ),
     ] = "auto"
     train_on_responses: Annotated[bool, _data("loss on the assistant's turns alone")] = True
+    reasoning_trace: Annotated[
+        bool, _data("train answers with their <think>…</think> whole, whatever the chat template makes of it")
+    ] = False
     packing: Annotated[bool, _data("several rows share one sequence, kept apart by a block mask")] = True
     gradient_checkpointing: Annotated[
         bool | None,
@@ -273,6 +291,25 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
                 details={"field": "init_lora_weights"},
             )
 
+        if self.backend == "mlx" and (other := self.beyond_mlx()):
+            raise InvalidSettingError(
+                f"backend mlx trains LoRA by sft, in one process: {other} is beyond it",
+                hint="--backend auto runs it where it can; or leave that out",
+                details={"field": "backend"},
+            )
+
+    def beyond_mlx(self) -> str:
+        """The first of these settings that the MLX backend cannot carry out; empty where it can all."""
+        beyond = {
+            f"method {self.method}": self.method != "sft",
+            f"mode {self.mode}": self.mode not in ("auto", "lora"),
+            "use_dora": self.use_dora,
+            f"init_lora_weights {self.init_lora_weights}": self.init_lora_weights in ("pissa", "loftq"),
+            f"processes {self.processes}": self.processes > 1,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        return next((name for name, wanted in beyond.items() if wanted), "")
+
     def _start_problem(self) -> str:
         """Why adapters cannot begin as asked; empty where they can."""
         start = self.init_lora_weights
@@ -289,8 +326,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
-        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to", "use_unsloth"),
+        *("data", "model", "mapping", "skip_bad", "samples", "reasoning_trace"),
         *(
             "eval_steps",
             "eval_base",

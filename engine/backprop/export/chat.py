@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from backprop.core.errors import GGUFError, InputError, MissingDependencyError
 from backprop.core.events import ModelLoading
+from backprop.core.extras import install_command
 from backprop.core.jobs import ChatReady, ChatRequest, Sampling
 from backprop.data.chat_template import ChatTemplate
 from backprop.export import llama
@@ -41,7 +42,7 @@ class FileSpeaker:
         if not llama.is_installed():
             raise MissingDependencyError(
                 "a GGUF file answers through llama-cpp-python, which is not installed",
-                hint="pip install 'backprop-tui[llama]' (it is built: minutes, and a C++ compiler)",
+                hint=f"{install_command('llama')} (it is built: minutes, and a C++ compiler)",
             )
         served = read_served(path)
         if served.kind != "model":

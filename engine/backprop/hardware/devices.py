@@ -13,23 +13,26 @@ from msgspec import Struct
 from packaging.requirements import Requirement
 
 from backprop.core.events import Gpu
+from backprop.core.extras import DISTRIBUTION, install_command
 from backprop.hardware import nvml
 from backprop.hardware.gpu import GPUMonitor
 from backprop.hardware.nvml import GPUProblem
 
-DISTRIBUTION = "backprop-tui"
 LIBRARIES = (
-    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "mlx", "mlx-lm"),
     *("datasets", "safetensors", "tokenizers", "gguf", "numpy"),
 )
 """Whose versions are reported and kept with each run."""
 FEATURES = {
+    "train": "training, evaluating, generating and chatting",
+    "export": "GGUF files in every precision",
     "qlora": "4-bit base models (QLoRA)",
     "llama": "comparing a GGUF's answers with the trained model's (llama.cpp)",
     "tracking": "experiment trackers",
     "observability": "OpenTelemetry spans",
     "web": "the application in a web browser (backprop ui)",
-    "unsloth": "Unsloth's kernels",
+    "unsloth": "nothing so far: Unsloth is not used",
+    "fp8": "full fine-tuning in 8-bit floats (torchao)",
     "mlx": "training on Apple Silicon (MLX)",
     "all": "everything above that belongs to the tested set",
 }
@@ -144,7 +147,7 @@ def torch_problem(torch_version: str | None, torch_cuda: str | None) -> GPUProbl
         torch_cuda: CUDA version that torch was built with, ``None`` for a CPU build.
     """
     if torch_version is None:
-        return GPUProblem("no_torch", "torch is not installed", "pip install torch")
+        return GPUProblem("no_torch", "torch is not installed", install_command("train"))
     if torch_cuda is not None:
         return None
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
@@ -191,7 +194,7 @@ def _extra(name: str, requirements: list[Requirement]) -> Extra:
         installed=bool(needed) and not missing,
         enables=FEATURES[name],
         missing=missing,
-        install=f'pip install "{DISTRIBUTION}[{name}]"',  # the quotes suit every shell
+        install=install_command(name),
         available=bool(needed),
     )
 

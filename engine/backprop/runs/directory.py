@@ -39,7 +39,7 @@ from msgspec import Struct
 
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import exclusive, open_regular, read_json, sha256, write_file
+from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, write_file
 from backprop.core.paths import expand
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
@@ -134,13 +134,16 @@ class RunDirectory:
     ) -> RunDirectory:
         """Make the directory of a new run under ``config.output_dir``; open, ``run_id`` is drawn.
 
+        Args:
+            run_id: as it was chosen before; what a killed process left of its directory is made whole.
+
         Raises:
             ConfigurationError: the output directory cannot be made or written.
         """
-        run_id = run_id or secrets.token_hex(6)
-        directory = cls(expand(config.output_dir) / run_id)
+        directory = cls(expand(config.output_dir) / (run_id or new_run_id()))
+        run_id, known = directory.run_id, bool(run_id)
         try:
-            directory.path.mkdir(parents=True)
+            directory.path.mkdir(parents=True, exist_ok=known)
             if forked_from:
                 keep_files(Path(forked_from), directory.origin, ("manifest.json", "weights.safetensors"))
             directory._write_record(
@@ -357,7 +360,7 @@ class RunDirectory:
 
     def is_locked(self) -> bool:
         """Whether a living engine works here. Survives power cuts and reused process ids: the kernel drops the lock."""
-        return _is_held(self.path, os.O_DIRECTORY) or _is_held(self.lock)
+        return is_held(self.path, os.O_DIRECTORY) or is_held(self.lock)
 
     def is_alive(self) -> bool:
         """Whether an engine works here, or was started a moment ago and has yet to take the lock."""
@@ -405,7 +408,7 @@ class RunDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError as error:
-                if error.errno not in _HELD:
+                if error.errno not in HELD:
                     return  # this file system cannot lock it
             if time.monotonic() > deadline:
                 raise RunError(
@@ -414,9 +417,6 @@ class RunDirectory:
                     hint=f"watch it: backprop-tui --attach {self.run_id}",
                 )
             time.sleep(0.02)
-
-
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -448,18 +448,9 @@ def _damaged(what: str, hint: str) -> RunError:
     return RunError(what, code="RUN_DAMAGED", hint=hint)
 
 
-def _is_held(path: Path, flags: int = 0) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in _HELD
-    finally:
-        os.close(descriptor)
-    return False
+def new_run_id() -> str:
+    """An id that no run has."""
+    return secrets.token_hex(6)
 
 
 def is_run(path: Path) -> bool:

@@ -20,6 +20,7 @@ import msgspec
 
 from backprop.core.errors import ConfigurationError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
+from backprop.core.extras import TRAINING, require_modules
 from backprop.core.resolve import config_from
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import Replays, RunDirectory, RunRecord
@@ -215,7 +216,7 @@ def start(
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    _require_one_start()
+    _require_startable()
     return launch(RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi), "start", warm=warm)
 
 
@@ -278,12 +279,15 @@ def rewind(path: Path, index: int) -> EngineClient:
     return launch(RunDirectory(path), "rewind", str(index))
 
 
-def _require_one_start() -> None:
-    """Refuse to be one of several copies that torchrun, or accelerate by it, started: each would train a run.
+def _require_startable() -> None:
+    """Check that this installation can train, and is not one of several copies that torchrun, or accelerate by it,
+    started: each would train a run.
 
     Raises:
-        ConfigurationError: it is.
+        MissingDependencyError: it cannot.
+        ConfigurationError: it is one of several.
     """
+    require_modules("training", "train", *TRAINING)
     copies = os.environ.get("WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" in os.environ and copies.isdigit() and int(copies) > 1:
         raise ConfigurationError(
@@ -294,7 +298,7 @@ def _require_one_start() -> None:
 
 def _require_usable(path: Path) -> RunRecord:
     """What the run is, where nobody works on it and an engine could."""
-    _require_one_start()
+    _require_startable()
     directory = RunDirectory(path)
     if directory.is_alive():
         raise RunError(
@@ -308,8 +312,12 @@ def _require_usable(path: Path) -> RunRecord:
     return record
 
 
-def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -> EngineClient:
+def launch(
+    directory: RunDirectory, *how: str, warm: WarmEngine | None = None, holding: tuple[int, ...] = ()
+) -> EngineClient:
     """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
+
+    ``holding`` is as in ``engine_process.start_engine``.
 
     Raises:
         RunError: the log cannot be written.
@@ -317,7 +325,7 @@ def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -
     words = (str(directory.path), *how)
     with directory.open_log() as log:
         process = warm.take(words) if warm is not None else None
-        return EngineClient(directory, process or start_engine(words, log))
+        return EngineClient(directory, process or start_engine(words, log, holding=holding))
 
 
 def attach(path: Path) -> EngineClient:

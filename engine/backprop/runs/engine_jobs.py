@@ -18,6 +18,7 @@ import msgspec
 from backprop.core.datasets import find_fetched
 from backprop.core.errors import BackpropError, EngineCrashedError
 from backprop.core.events import RunFailed
+from backprop.core.extras import TRAINING, require_modules
 from backprop.core.files import sweep_outputs
 from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, Message, decode_message
 from backprop.core.paths import cache_dir
@@ -97,8 +98,13 @@ def engine_job(module: str, request: msgspec.Struct, *, stays: bool = False) -> 
         stays: for a conversation: the Ctrl+C of a terminal is not for it.
 
     Raises:
+        MissingDependencyError: this installation cannot do it.
         RunError: the log cannot be written.
     """
+    if module == EXPORT or module.startswith("backprop.train"):
+        require_modules("this", "train", *TRAINING)
+    elif module.startswith(EXPORT):
+        require_modules("this", "export", "gguf")
     root = cache_dir() / "jobs"
     directory = RunDirectory(root / f"{os.getpid()}-{secrets.token_hex(4)}")
     directory.path.mkdir(parents=True)

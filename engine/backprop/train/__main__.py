@@ -13,6 +13,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.process import Emit, run_engine
+from backprop.worker.setup import importing
 
 
 def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
@@ -24,13 +25,14 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     verb = sys.argv[2] if len(sys.argv) > 2 else "start"
     steps = int(sys.argv[3]) if len(sys.argv) > 3 and sys.argv[3] else None
     model = sys.argv[4] if len(sys.argv) > 4 else ""
-    # Five seconds of imports. The lock is held and commands are listened to before them.
-    from backprop.train.model import resolved
-    from backprop.train.replay import CurveCheck
-    from backprop.train.resume import begin, run_started
-    from backprop.train.session import Session
-    from backprop.train.spans import wanted
-    from backprop.train.trackers import Trackers, chosen
+    # Seconds of imports. The lock is held and commands are listened to before them.
+    with importing():
+        from backprop.train.model import resolved
+        from backprop.train.replay import CurveCheck
+        from backprop.train.resume import begin, run_started
+        from backprop.train.session import Session
+        from backprop.train.spans import wanted
+        from backprop.train.trackers import Trackers, chosen
 
     record = directory.read_record()
     if record.multi is not None:
@@ -56,9 +58,10 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
 
 def warm_up() -> None:
     """Import what nearly every run needs."""
-    from backprop.train import resume, session  # noqa: F401
-    from backprop.train.methods import sft  # noqa: F401
-    from backprop.train.modes import lora  # noqa: F401
+    with importing():
+        from backprop.train import resume, session  # noqa: F401
+        from backprop.train.methods import sft  # noqa: F401
+        from backprop.train.modes import lora  # noqa: F401
 
 
 if __name__ == "__main__":

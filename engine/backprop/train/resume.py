@@ -38,7 +38,7 @@ from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import IDENTITY, Replays, RunDirectory, RunRecord, changed_files
 from backprop.worker.setup import environment
 
-LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
+LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "mlx", "mlx-lm")
 """Those whose version can reach the last bits."""
 WHOLE_FILE = 256 * 2**20
 """Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""

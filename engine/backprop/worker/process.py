@@ -187,5 +187,6 @@ def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work
     except BaseException as error:
         control.ignore_signals()
         log.LOGGER.error("the engine failed", exc_info=True)
-        reporter.emit(failure(error))
-        return error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME
+        failed = failure(error)
+        reporter.emit(failed)
+        return failed.error().exit_code

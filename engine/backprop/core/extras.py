@@ -1,0 +1,45 @@
+"""The optional packages: which set of this program's (``pip install "backprop-tui[train]"``) brings which module.
+
+The base is the application, the command line and the data tools. What is missing is named where it is needed.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from backprop.core.errors import MissingDependencyError
+
+DISTRIBUTION = "backprop-tui"
+TRAINING = ("torch", "transformers", "peft", "safetensors")
+_EXTRAS = {
+    **dict.fromkeys((*TRAINING, "accelerate", "datasets"), "train"),
+    **dict.fromkeys(("gguf", "libgguf"), "export"),
+    "bitsandbytes": "qlora",
+    "llama_cpp": "llama",
+    "textual_serve": "web",
+}
+
+
+def install_command(extra: str) -> str:
+    """What installs an extra; the quotes suit every shell."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
+
+
+def require_modules(what: str, extra: str, *modules: str) -> None:
+    """Check, without importing them, that ``modules`` are there for ``what``, which ``extra`` brings.
+
+    Raises:
+        MissingDependencyError: some are not, with the command that installs them.
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise MissingDependencyError(
+            f"{what} needs {', '.join(missing)}, which this installation does not have", hint=install_command(extra)
+        )
+
+
+def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """The error for a person where what could not be imported is optional; ``None`` where it is not."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _EXTRAS:
+        return None
+    return MissingDependencyError(f"this needs {name}, which is not installed", hint=install_command(_EXTRAS[name]))
