@@ -30,13 +30,15 @@ def unfinished(config: RunConfig, multi: MultiConfig) -> Path | None:
             record = RunDirectory(path).read_record() if is_run(path) else None
         except RunError:
             continue
-        if record is None or record.multi is None or read_run(path).status == "done":
+        if record is None or record.multi is None or (state := read_run(path)).status == "done":
             continue
         before = {**msgspec.to_builtins(record.config), **msgspec.to_builtins(record.multi)}
         changed = [name for name in now if name not in _MAY_DIFFER and before.get(name) != now[name]]
         differences = [f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in changed]
         if not differences:
             return path
+        if state.ended and not state.runs:  # nothing came of it
+            continue
         refused = InputError(
             f"{path} is a session that is not finished, and it is of other settings: {'; '.join(differences)}",
             hint=f"`backprop resume {path.name}` finishes it; for a new one name another directory with --output",
