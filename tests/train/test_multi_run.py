@@ -263,6 +263,9 @@ def test_a_session_is_rewound_to_any_merge_bit_for_bit_and_goes_on_from_there(
         file: content for file, content in before["adapter"].items() if file != "backprop.json"
     }
     assert len(list((path / "runs").iterdir())) == 5
+    shutil.rmtree(directory.adapter)  # killed after the last state was written, before the result was put in place
+    work(directory)
+    assert same(adapter(directory.adapter), adapter(whole.directory.adapter))
     work(directory, rewind=0)
     assert not directory.adapter.exists()
     assert not directory.result

@@ -100,7 +100,8 @@ class Merger:
             self.emit(ev.PhaseChanged(phase="evaluating", detail="the untouched model, on the rows of every run"))
             with loaded.mode.base_answers(loaded.model):
                 self._base, rows = self._score(loaded, 0, self.runs)
-            self._keep(rows)
+            found = Evaluation(source=self.record.run_id, step=0, rows=rows)
+            evaluations.write(evaluations.step_file(self.directory, 0), found)
             self._tell(self._base)
         return facts
 
@@ -238,15 +239,6 @@ class Merger:
             message = f"the held-out loss of earlier runs has risen by {risen:.3f} since they were learned"
             hint = "a new session with --replay 0.125 shows each run some rows of those before it"
             self.emit(ev.Warning(code="FORGETTING", message=message, hint=hint))
-
-    def _keep(self, rows: list[EvaluatedRow]) -> None:
-        """Keep what the base model scored on each row, for the verdict; a disk that does not take it ends nothing."""
-        found = Evaluation(source=self.record.run_id, step=0, rows=rows)
-        try:
-            evaluations.write(evaluations.step_file(self.directory, 0), found)
-        except OSError as error:
-            message = f"the base model's scores could not be kept: {error.strerror or error}"
-            self.emit(ev.Warning(code="SCORES_NOT_KEPT", message=message))
 
     def _tell(self, told: list[Any]) -> None:
         """Emit copies: those that are kept have no number of the journal's."""
