@@ -45,6 +45,12 @@ def unfinished(config: RunConfig, multi: MultiConfig) -> Path | None:
     )
 
 
+def session_of(path: Path) -> Path | None:
+    """The directory of the session that the run in ``path`` is of; ``None`` of a run of its own."""
+    session = path.parent.parent
+    return session if path.parent.name == "runs" and is_run(session) else None
+
+
 def _sessions(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
