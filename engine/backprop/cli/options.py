@@ -229,7 +229,7 @@ def _title(section: str) -> str:
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the flags of the named settings, of all where none is named."""
-    chosen = [settings()[name] for name in names] if names else list(settings().values())
+    chosen = [all_settings()[name] for name in names] if names else list(settings().values())
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(chosen):

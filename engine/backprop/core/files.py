@@ -1,7 +1,8 @@
 """Files and folders that are there whole or not at all, their SHA-256, and locks between processes.
 
 Everything is written aside, flushed to the disk and put in place by one rename: after a crash or a power cut the old
-or the new one is there. Whatever cannot be written raises ``OSError``; nothing is left behind then.
+or the new one is there. Whatever cannot be written raises ``OSError``; nothing is left behind then. Where writing is
+confined (``core.confinement``), what lies beyond is refused first.
 
 What is read may have come from anywhere: it is opened as a regular file or not at all, so that no pipe or device holds
 up the reader, and its size and its nesting are bounded.
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 import msgspec
+
+from backprop.core.confinement import require_writable
 
 MOST_BYTES = 16 * 2**20
 """The largest file, and the longest line of a journal, that is read into memory."""
@@ -101,6 +104,7 @@ def too_deep(text: bytes) -> bool:
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when the block ends well."""
+    require_writable(path)
     aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
@@ -132,6 +136,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     A folder that was there is moved out of the way first and deleted last; two renames are as near as a file system
     comes to replacing one.
     """
+    require_writable(path)
     aside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -158,6 +163,7 @@ def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: something is at ``path``, before or after the work.
     """
+    require_writable(path)
     _require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_outputs(path.parent)
@@ -257,6 +263,7 @@ def sha256(path: Path) -> str:
 @contextmanager
 def exclusive(lock: Path) -> Iterator[None]:
     """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it."""
+    require_writable(lock)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -92,3 +92,8 @@ def dataset_cache(name: str) -> Path:
 def token_cache() -> Path:
     """Directory of tokenised datasets, one folder per key (see ``backprop.data.preprocess``)."""
     return cache_dir() / "tokens"
+
+
+def own_folders() -> list[Path]:
+    """Where the program itself keeps what it needs, beside the output directory."""
+    return [cache_dir(), data_dir(), state_dir(), config_dir()]

@@ -37,6 +37,8 @@ SECTIONS = {
     "checkpoints": "what is kept, and when",
     "safety": "memory and heat",
     "run": "where the run is kept, and under which name",
+    "ui": "the application in a browser",
+    "security": "what must be asked for in so many words",
 }
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
@@ -46,7 +48,9 @@ def _is(section: str, meaning: str, **more: Any) -> Meta:
     return Meta(description=meaning, extra={"section": section, **more})
 
 
-_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run = (partial(_is, name) for name in SECTIONS)
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _ui, _security = (
+    partial(_is, name) for name in SECTIONS
+)
 
 
 class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -312,6 +316,10 @@ class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     log_json: Annotated[bool, _is("", "log lines as JSON")] = False
     log_file: Annotated[str | None, _is("", "a file that the log is appended to, beside the run's engine.log")] = None
+    ui_output_dir: Annotated[
+        _Text, _ui("the only directory that is written to from a browser", flags=("--output", "-o"))
+    ] = "~/.backpropagate/ui-outputs"
+    require_auth_for_share: Annotated[bool, _security("backprop ui serves other machines with a password alone")] = True
 
 
 def unwritable(value: Any) -> str:

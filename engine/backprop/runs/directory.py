@@ -35,6 +35,7 @@ from typing import IO, Any
 import msgspec
 from msgspec import Struct
 
+from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import exclusive, open_regular, read_json, sha256, write_file
@@ -127,9 +128,11 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: the output directory cannot be made or written.
+            InputError: writing is confined elsewhere.
         """
         run_id = secrets.token_hex(6)
         directory = cls(expand(config.output_dir) / run_id)
+        require_writable(directory.path)
         try:
             directory.path.mkdir(parents=True)
             if forked_from:
@@ -374,7 +377,9 @@ class RunDirectory:
 
         Raises:
             RunError: another process holds it (code ``RUN_ALREADY_ACTIVE``), or ``lock`` is no file.
+            InputError: writing is confined elsewhere.
         """
+        require_writable(self.lock)
         deadline = time.monotonic() + LOCK_PATIENCE
         with contextlib.ExitStack() as held:
             with _using(self.lock):
