@@ -5,7 +5,8 @@
 
 Each engine is killed with -9: a third of the times while a checkpoint is half written, else at a random time from its
 start on. The next one resumes. When a run has reached its end the next kind is begun (a plain one, one with a share or
-a file of held-out rows, by epochs, a fork, one that is extended, one that stops early), until all kills are made.
+a file of held-out rows, by epochs, a fork, one that is extended, one that stops early, a session of five runs that are
+merged), until all kills are made. ``--kind multi-run`` takes that kind alone.
 Engines of the tiny model are forked from one process that has imported the libraries
 (``tests/fixtures/forked_engines.py``); those of other models are started as the command line starts them.
 
@@ -35,7 +36,7 @@ from typing import Any
 
 from backprop.core.events import CheckpointSaved, Step
 from backprop.core.presets import EMBEDDED_MODEL
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client, journal
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -131,8 +132,13 @@ def kinds(model: str, steps: int, save_steps: int, folder: Path) -> list[Kind]:
         shutil.copytree(parent().path, path, ignore=shutil.ignore_patterns("control"))
         return engine_client.extend(path, new_end)
 
+    def session(output: Path) -> EngineClient:
+        each = replace(config, held_out="0.1", steps=max(2, steps // 5), output_dir=str(output), save_steps=2)
+        return engine_client.start(each, "multi_run", multi=MultiConfig(tasks=[config.data], runs=5, replay=0.125))
+
     plain = [Kind(name, begin(config)) for name, config in variants.items()]
-    return [*plain, Kind("fork", fork), Kind("extend", extend, lambda path: engine_client.extend(path, new_end))]
+    extended = Kind("extend", extend, lambda path: engine_client.extend(path, new_end))
+    return [*plain, Kind("fork", fork), extended, Kind("multi-run", session)]
 
 
 def drain(watched: EngineClient) -> None:
@@ -266,6 +272,7 @@ def summary(found: Found, seconds: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--kind", help="this kind of run alone")
     parser.add_argument("--model", default=EMBEDDED_MODEL, help="a directory, or `tiny`; default: the embedded model")
     parser.add_argument("--steps", type=int, help="length of a run; default: 120, of the tiny model 30")
     parser.add_argument("--save-steps", type=int, default=5)
@@ -286,6 +293,7 @@ def main() -> int:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             stack.enter_context(stack.enter_context(EngineHost()).in_use())
         chosen = kinds(given.model, given.steps or (30 if tiny else 120), given.save_steps, folder)
+        chosen = [kind for kind in chosen if given.kind in (None, kind.name)]
         for number, kind in enumerate(cycle(chosen)):
             if found.kills >= given.kills:
                 break

@@ -35,6 +35,11 @@ SCREENS = (
     Entry("chat", "Chat", "chat:KEYS", "chat:ChatScreen"),
 )
 """In the order of their numbers."""
+PANES = (
+    Entry("runs", "runs beside each other", "comparison:COMPARING", ""),
+    Entry("runs", "the queue of runs", "queue:QUEUED", ""),
+)
+"""What has keys of its own on a screen."""
 
 
 def number_of(name: str) -> int:

@@ -1,14 +1,23 @@
-"""A new run from an old one: what the Runs screen starts with ``fork`` and ``replay``."""
+"""A new run from an old one: what the Runs screen starts with ``fork`` and ``replay``, or takes to be changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from backprop.core.definition import settings
+from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import read_run
+
+
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that differ from the defaults, for another run."""
+    values = {name: getattr(config, name) for name in settings() if name != "run_name"}
+    return {name: value for name, value in values.items() if value != settings()[name].default}
 
 
 def fork(path: Path) -> EngineClient:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 
-from backprop.runs.compare import GROUPS, Difference, shown_value
+from backprop.core.errors import BackpropError
+from backprop.runs.compare import GROUPS, Difference, compare, shown_value
+from backprop.runs.state import read_run
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
@@ -68,17 +72,33 @@ class Comparison(Horizontal):
         super().__init__(id=id)
         self.plot, self.differences = OverlayPlot(id="overlay"), Differences(id="differences")
         self._two = self._at_differences = False
+        self.paths: list[str] = []
+        """Directories of the runs; empty while none are compared."""
 
     def compose(self) -> ComposeResult:
         yield self.plot
         yield self.differences
 
-    def open(self) -> None:
-        """Begin with the curves."""
+    def open(self, paths: list[str]) -> None:
+        """Compare the runs in these directories, beginning with the curves."""
+        self.paths = paths
         self.show((), None)
         self._at_differences = False
         self._arrange()
-        self.plot.focus()
+        self.screen.set_focus(self.plot)
+        self.look()
+
+    def look(self) -> None:
+        """Read the runs in a thread."""
+        self.run_worker(self._read, thread=True, exclusive=True, exit_on_error=False)
+
+    def _read(self) -> None:
+        states = []
+        for path in self.paths:
+            with contextlib.suppress(BackpropError, OSError):  # deleted meanwhile
+                states.append(read_run(Path(path)))
+        found = compare(*states) if len(states) == 2 else None
+        self.app.call_from_thread(self.show, [Overlaid(state) for state in states], found)
 
     def show(self, runs: Sequence[Overlaid], found: Sequence[Difference] | None) -> None:
         """Show these runs, and what differs where they are two."""
@@ -97,8 +117,8 @@ class Comparison(Horizontal):
 
     def action_pane(self) -> None:
         self._at_differences = not self._at_differences
+        self.screen.set_focus(self.differences if self._at_differences else self.plot)
         self._arrange()
-        (self.differences if self._at_differences else self.plot).focus()
 
     def action_axis(self) -> None:
         self.plot.next_axis()

@@ -16,8 +16,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
-from backprop_tui.screens import EVERYWHERE, SCREENS
-from backprop_tui.screens.comparison import COMPARING
+from backprop_tui.screens import EVERYWHERE, PANES, SCREENS
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import Cells, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
@@ -189,9 +188,8 @@ class KeyList(TextView):
 
     def __init__(self, first: str) -> None:
         super().__init__(id="keys")
-        tables = [(entry.name, entry.title, entry.load_keys()) for entry in SCREENS]
-        place = [name for name, *_ in tables].index("runs") + 1
-        tables.insert(place, ("runs", "runs beside each other", COMPARING))
+        entries = (each for entry in SCREENS for each in (entry, *(pane for pane in PANES if pane.name == entry.name)))
+        tables = [(entry.name, entry.title, entry.load_keys()) for entry in entries]
         tables.append(("everywhere", "everywhere", EVERYWHERE))
         self.tables = sorted(tables, key=lambda table: (table[0] != first, table[0] != "everywhere"))
 

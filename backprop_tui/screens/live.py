@@ -145,9 +145,9 @@ class LiveScreen(BaseScreen):
     def _show_pane(self, name: str) -> None:
         self.pane = name
         self.set_class(name != "events", "-reading")
+        self.set_focus(self._contents[name])
         for other, content in self._contents.items():
             content.display = other == name
-        self._contents[name].focus()
 
     def own_keys(self) -> list[Key]:
         state = self._watch.state if self._watch is not None and self._watch.live else None

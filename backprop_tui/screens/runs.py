@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from backprop.core.definition import settings
 from backprop.core.errors import BackpropError, RunError
 from backprop.runs import engine_client
-from backprop.runs.compare import compare
 from backprop.runs.deletion import delete_run, dependents, sizes
 from backprop.runs.describe import bytes_text
 from backprop.runs.directory import RunDirectory
@@ -24,7 +21,7 @@ from textual.containers import Horizontal
 from textual.widgets import Input
 
 from backprop_tui.charts.loss_plot import LossPlot
-from backprop_tui.charts.overlay import MOST, Overlaid
+from backprop_tui.charts.overlay import MOST
 from backprop_tui.charts.series import RunSeries
 from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
@@ -32,6 +29,7 @@ from backprop_tui.screens import again, number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.comparison import COMPARING, Comparison
 from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer, deleting
+from backprop_tui.screens.queue import QUEUED, QueuePane
 from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -50,6 +48,7 @@ KEYS = (
     Key("n", "n", "extend", "extend", "continue the run to a new end (asks how many steps)", 7),
     Key("f", "f", "fork", "fork", "a new run from the weights of its newest checkpoint (asks first)", 7),
     Key("p", "p", "replay", "replay", "the same settings and data as a new run, the curves compared (asks first)", 7),
+    Key("u", "u", "queue", "queue", "the runs that are trained one after another: in which order, and why none is", 2),
     Key("d", "d", "demo", "demo", "start the demonstration run", 5),
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 2),
@@ -104,9 +103,8 @@ class RunsScreen(BaseScreen):
         self._lower = Horizontal(id="detail")
         self._detail = RunDetail(id="detail-rows")
         self._plot = LossPlot(id="detail-plot")
-        self._comparison, self._prompt = Comparison(id="comparison"), Prompt(id="prompt")
-        self._compared: list[str] = []
-        """Directories of the runs that are beside each other; empty where none are."""
+        self._comparison, self._queued = Comparison(id="comparison"), QueuePane(id="queue")
+        self._prompt = Prompt(id="prompt")
         self.found: list[RunSummary] | None = None
         self.words = ""
         self.sort, self.backwards = next(iter(SORTS)), False
@@ -124,6 +122,7 @@ class RunsScreen(BaseScreen):
             yield self._detail
             yield self._plot
         yield self._comparison
+        yield self._queued
         yield self._prompt
         yield self.keybar
 
@@ -139,8 +138,10 @@ class RunsScreen(BaseScreen):
     def look(self) -> None:
         """Read the runs again in a thread; nothing is drawn where nothing changed."""
         if self.is_current:
-            if self._compared and any(run.path in self._compared and run.status in LIVING for run in self.found or ()):
-                self._read_compared()
+            compared = self._comparison.paths
+            if compared and any(run.path in compared and run.status in LIVING for run in self.found or ()):
+                self._comparison.look()
+            self._queued.look()
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
     def _read_runs(self, *, wait: bool = False) -> None:
@@ -179,7 +180,7 @@ class RunsScreen(BaseScreen):
         if self.found is None:
             empty = []
         self._table.show(runs, self.sort, empty, backwards=self.backwards)
-        self._lower.display = bool(runs) and not self._compared
+        self._lower.display = bool(runs) and not self._covered
         self._show_header()
         self.show_keys()
 
@@ -189,6 +190,7 @@ class RunsScreen(BaseScreen):
         filtered: Row = [("  with ", "muted"), (self.words, "warn")] if self.words else []
         marked: Row = [(f"  {count(len(self._table.marked))} marked", "mark")] if self._table.marked else []
         title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered, *marked]
+        title += self._queued.state
         self._header.show(title, self.chip() or [("backprop ", "muted")])
 
     @property
@@ -204,10 +206,10 @@ class RunsScreen(BaseScreen):
     def own_keys(self) -> list[Key]:
         if self.focused is self._filter:
             return TYPING
-        if self._compared:
-            return [key._replace(action="") for key in COMPARING]
+        if self._covered:
+            return [key._replace(action="") for key in (COMPARING if self.has_class("-comparing") else QUEUED)]
         run = self._table.chosen
-        hidden = set() if run else {*NEED_RUN}
+        hidden = set() if run else {*NEED_RUN, "" if self._queued.state else "queue"}
         if run and (run.status in LIVING or run.status in ("done", "damaged")):
             hidden.add("resume")
         if run and not run.output_path:
@@ -220,7 +222,7 @@ class RunsScreen(BaseScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The list's keys do nothing while it is not seen."""
-        return not (self._compared and action in {key.name for key in KEYS})
+        return not (self._covered and action in {key.name for key in KEYS})
 
     def on_list_view_moved(self) -> None:
         self.show_keys()
@@ -278,8 +280,7 @@ class RunsScreen(BaseScreen):
         except RunError as error:
             self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
             return
-        values = {name: getattr(config, name) for name in settings() if name != "run_name"}
-        self.post_message(ConfigureRun({n: value for n, value in values.items() if value != settings()[n].default}))
+        self.post_message(ConfigureRun(again.changed_settings(config)))
 
     @property
     def looked_at(self) -> str:
@@ -334,20 +335,20 @@ class RunsScreen(BaseScreen):
         self.show()
 
     def on_input_submitted(self) -> None:
+        self.set_focus(self._table)
         self.set_class(bool(self.words), "-filtering")
-        self._table.focus()
 
     def action_back(self) -> None:
-        """From the comparison to the list; there drop the marks, then the filter."""
-        if self._compared:
-            self._compare([])
+        """From the comparison or the queue to the list; there drop the marks, then the filter."""
+        if self._covered:
+            self._show_instead("")
         elif self._table.marked:
             self._table.marked.clear()
             self.show()
         elif self.has_class("-filtering") or self.words:
+            self.set_focus(self._table)
             self._filter.value = ""
             self.remove_class("-filtering")
-            self._table.focus()
 
     def action_compare(self) -> None:
         if len(self._table.marked) < 2:
@@ -356,29 +357,26 @@ class RunsScreen(BaseScreen):
         runs = self._table.targets
         if len(runs) > MOST:
             self.notify(f"the first {MOST} of {len(runs)} marked runs are shown", severity="warning", timeout=4)
-        self._compare([run.path for run in runs[:MOST]])
+        self._show_instead("-comparing")
+        self._comparison.open([run.path for run in runs[:MOST]])
 
-    def _compare(self, paths: list[str]) -> None:
-        self._compared = paths
-        self.set_class(bool(paths), "-comparing")
-        if paths:
-            self._comparison.open()
-            self._read_compared()
-        else:
-            self._table.focus()
+    def action_queue(self) -> None:
+        self._show_instead("-queueing")
+        self.set_focus(self._queued.entries)
+
+    @property
+    def _covered(self) -> bool:
+        """Whether something else is seen in place of the list."""
+        return self.has_class("-comparing") or self.has_class("-queueing")
+
+    def _show_instead(self, what: str) -> None:
+        """Show what a class of the screen stands for in place of the list; with an empty one the list again."""
+        for name in ("-comparing", "-queueing"):
+            self.set_class(name == what, name)
+        if not what:
+            self._comparison.paths = []
+            self.set_focus(self._table)
         self.show()
-
-    def _read_compared(self) -> None:
-        read = partial(self._read_states, list(self._compared))
-        self.run_worker(read, thread=True, exclusive=True, group="compare", exit_on_error=False)
-
-    def _read_states(self, paths: list[str]) -> None:
-        states = []
-        for path in paths:
-            with contextlib.suppress(BackpropError, OSError):  # deleted meanwhile
-                states.append(read_run(Path(path)))
-        found = compare(*states) if len(states) == 2 else None
-        self.app.call_from_thread(self._comparison.show, [Overlaid(state) for state in states], found)
 
     def action_extend(self) -> None:
         state = self._shown_state

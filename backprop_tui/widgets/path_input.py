@@ -140,7 +140,7 @@ class Prompt(Vertical):
 
     def on_descendant_blur(self) -> None:
         """Whoever looks elsewhere wants no answer any more; another window of the desktop is not elsewhere."""
-        if self.app.app_focus:
+        if self.app.app_focus and self.screen.focused is not self._entry:
             self.display = False
 
     def on_input_changed(self, event: Input.Changed) -> None:

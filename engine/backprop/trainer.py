@@ -7,11 +7,12 @@ trainer.export("gguf", quantization="q4_k_m")
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from math import isnan
 from pathlib import Path
@@ -25,10 +26,11 @@ from backprop.core.errors import BackpropError, DatasetFormatError, InputError, 
 from backprop.core.files import new_folder
 from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
+from backprop.core.multi_run import KIND, advice, require_mergeable
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
-from backprop.core.resolve import config_from, resolve
-from backprop.core.settings import RunConfig, override
+from backprop.core.resolve import config_from, direct, merge, resolve, standing
+from backprop.core.settings import MultiConfig, RunConfig, override
 from backprop.data.parse import json_line, plain
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
@@ -36,7 +38,8 @@ from backprop.runs.directory import IDENTITY, RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_jobs import OLLAMA, ask_engine, export_model
 from backprop.runs.index import RunIndex
-from backprop.runs.state import RunState
+from backprop.runs.sessions import unfinished
+from backprop.runs.state import RunState, read_run
 
 _LOOK = 0.5
 """Seconds to wait for an event before looking again whether the engine lives."""
@@ -65,6 +68,20 @@ class TrainingRun:
     samples_seen: int
     status: str = "done"
     """``done``, or ``stopped`` or ``interrupted`` where somebody ended it early."""
+
+
+@dataclass(frozen=True)
+class SessionRun(TrainingRun):
+    """What several runs in sequence came to; ``output_path`` is the merged adapter."""
+
+    runs: list[str] = field(default_factory=list)
+    """Their ids, in order; the directories are ``runs/<id>`` in the session's."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Those that failed, with the reason."""
+    average_loss: float | None = None
+    """AA: mean held-out loss of what was learned; ``None`` where nothing was held out."""
+    backward_transfer: float | None = None
+    """BWT: how much the loss of earlier runs has risen since they were learned."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,66 @@ class Trainer:
         engine = _start(config, dataset, kept | dict.fromkeys(chosen, "argument"))
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
         return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
+
+    def multi_run(
+        self,
+        dataset: str | os.PathLike[str] | Iterable[Any],
+        *,
+        num_runs: int | None = None,
+        steps_per_run: int | None = None,
+        samples_per_run: int | None = None,
+        merge_mode: str = "slao",
+        callback: TrainingCallback | None = None,
+        **settings: Any,
+    ) -> SessionRun:
+        """Learn one dataset after another, or parts of one, and merge the runs into one adapter; wait for the end.
+
+        A session of the same settings that is not finished in the output directory is continued.
+
+        Args:
+            dataset: a file, a list of files, each learned by a run of its own, or rows as in ``train``.
+            num_runs: how many runs take a part of one dataset each.
+            samples_per_run: rows of a run; what is there by default.
+            merge_mode: ``slao``, ``linear``, ``ties`` or ``dare``.
+            settings: others of ``core.settings.MultiConfig`` by name: ``replay``, ``run_patience`` …
+
+        Raises:
+            InvalidSettingError: something that cannot be merged was asked for; InputError: an unfinished session in
+                the output directory is of other settings.
+            BackpropError: all runs failed, or something that ends them all. Some that failed are in the result.
+        """
+        given = {"steps": steps_per_run, "samples": samples_per_run}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        config = config_from(override(msgspec.to_builtins(self.config), chosen))
+        named = {"runs": num_runs, "merge_mode": merge_mode, **settings}
+        found = merge([*standing(), direct({name: v for name, v in named.items() if v is not None}, "argument")])
+        multi, origins = found.multi(), {**self._origins, **dict.fromkeys(chosen, "argument")}
+        several = (
+            dataset if isinstance(dataset, list) and all(isinstance(x, str | os.PathLike) for x in dataset) else None
+        )
+        files = several or ([dataset] if isinstance(dataset, str | os.PathLike) else [])
+        multi.tasks = [locate(msgspec.structs.replace(config, data=os.fspath(each))).data for each in files]
+        require_mergeable(config, multi)
+        for line in advice(multi):
+            print(line, file=sys.stderr)
+        if files:
+            config = locate(msgspec.structs.replace(config, data=multi.tasks[0]))
+            before = unfinished(config, multi)
+            engine = _start(config, config.data, origins, multi) if before is None else engine_client.resume(before)
+        else:
+            engine = _start(config, dataset, origins, multi)
+        print(f"run_started run_id={engine.run_id}", file=sys.stderr)
+        run = _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
+        state = read_run(engine.directory.path)
+        failed = {each.run: each.reason for each in state.merges if each.failed}
+        averages = state.forgetting.averages()
+        return SessionRun(
+            **dataclasses.asdict(run),
+            runs=[each.run for each in state.merges],
+            failed=failed,
+            average_loss=averages.average,
+            backward_transfer=averages.backward,
+        )
 
     def _remember(self, run: TrainingRun) -> None:
         self.last_run = run
@@ -228,16 +305,20 @@ def _with_default_model(config: RunConfig) -> RunConfig:
 
 
 def _start(
-    config: RunConfig, dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]], origins: dict[str, str]
+    config: RunConfig,
+    dataset: str | os.PathLike[str] | Iterable[Mapping[str, Any]],
+    origins: dict[str, str],
+    multi: MultiConfig | None = None,
 ) -> EngineClient:
     """Start an engine; rows from memory are written into the run's directory first."""
+    kind = "train" if multi is None else KIND
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(
-            locate(msgspec.structs.replace(config, data=os.fspath(dataset))), origins=origins
+            locate(msgspec.structs.replace(config, data=os.fspath(dataset))), kind, origins=origins, multi=multi
         )
     else:
         config = locate(config, rows_in_memory=True)
-        directory = RunDirectory.create(config, origins=origins)
+        directory = RunDirectory.create(config, kind, origins=origins, multi=multi)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
         except BaseException:

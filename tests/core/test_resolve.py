@@ -346,7 +346,7 @@ def test_the_names_of_other_trainers_are_known() -> None:
 def test_every_setting_has_a_place_of_its_own() -> None:
     every = list(all_settings().values())
     assert len({each.path for each in every}) == len({each.variable for each in every}) == len(every)
-    assert {each.section for each in every} == {*SECTIONS, ""}
+    assert {each.section for each in every} == {"", *SECTIONS}
     assert all(each.help and each.kind for each in every)
     assert [each.name for each in settings().values() if each.default in (None, "auto") and not each.rule] == [
         *("data", "samples", "lora_preset", "early_stopping", "save_steps", "run_name")

@@ -12,8 +12,9 @@ import pytest
 from backprop.core.errors import OperationCancelledError
 from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content, content_key, overlap, repeated, shingles
-from backprop.data.quality import LengthLimits, TraceLimits, difficulty, estimate_tokens, language
+from backprop.data.quality import LengthLimits, difficulty, language
 from backprop.data.report import histogram, length_outliers, report
+from backprop.data.traces import TraceLimits, estimate_tokens
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
 

@@ -12,8 +12,9 @@ import pytest
 from backprop.core.errors import DatasetError, InputError, InvalidSettingError
 from backprop.data.clean import Rules, clean_file
 from backprop.data.dedup import clusters, overlap, shingles
-from backprop.data.quality import LengthLimits, TraceLimits
+from backprop.data.quality import LengthLimits
 from backprop.data.split import held_out, held_out_size, places, split_file, split_rows
+from backprop.data.traces import TraceLimits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -351,8 +351,8 @@ def test_a_reasoning_that_the_template_drops_is_counted_with_its_turn(ready: Cal
     chat = [("user", "Q"), ("assistant", "<think>\nhm\n</think>\n\nA"), ("user", "R"), ("assistant", "B")]
     summary = ready([{"messages": [{"role": r, "content": c} for r, c in chat]}], family="qwen3").summary
     assert summary.kept == 1
-    assert summary.problem_counts == {"reasoning_dropped": 1}
-    assert "turn 2" in summary.problems[0].message
+    assert summary.problem_counts == {"reasoning_dropped": 1, "reasoning_trace": 1}
+    assert "turn 2" in summary.problems[1].message
 
 
 def test_a_tool_result_that_the_template_drops_is_counted(ready: Callable[..., Prepared]) -> None:

@@ -25,11 +25,10 @@ from backprop.core.events import (
     Stop,
 )
 from backprop.core.settings import RunConfig
-from backprop.hardware.thermal import Thresholds
+from backprop.hardware.thermal import Thresholds, thresholds
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.train import gpu_guard as guards
 from backprop.train.gpu_guard import QUIET, SILENCE, Guard
-from backprop.train.session import thresholds
 from backprop.train.steering import HEAT_SECONDS, Steering
 from msgspec.structs import replace
 from runs_in_process import of, train

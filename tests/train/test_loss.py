@@ -7,7 +7,7 @@ import torch
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train import loss as losses
-from backprop.train.loss import has_plain_head, keeps_rows_apart, summed_loss
+from backprop.train.loss import summed_loss, traits_of
 from backprop.train.methods.sft import SFT
 from backprop.train.model import Loaded
 from backprop.train.packing import Batching, MicroBatch, pack, pad, step_rows
@@ -16,7 +16,15 @@ from msgspec.structs import replace
 from pinned_machine import within
 from tiny_language_model import VOCABULARY
 from torch.nn import functional
-from transformers import Gemma2Config, Gemma2ForCausalLM, GraniteConfig, GraniteForCausalLM, masking_utils
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    masking_utils,
+)
 
 SMALL = {
     "vocab_size": 512,
@@ -94,20 +102,40 @@ def test_a_packed_row_has_the_loss_that_it_has_alone(loaded_tiny: Loaded, rows: 
 def test_the_model_keeps_packed_rows_apart_and_one_without_a_block_mask_is_found_out(
     loaded_tiny: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert keeps_rows_apart(loaded_tiny.model)
+    assert traits_of(loaded_tiny.model.eval()).keeps_rows_apart
 
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
-    assert not keeps_rows_apart(loaded_tiny.model)
+    assert not traits_of(loaded_tiny.model).keeps_rows_apart
 
 
 def test_a_plain_head_is_told_from_scaled_and_capped_ones(loaded_tiny: Loaded) -> None:
     granite = GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)).eval()
     gemma = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=30.0)).eval()
 
-    assert has_plain_head(loaded_tiny.model)
-    assert not has_plain_head(granite)
-    assert not has_plain_head(gemma)
+    assert traits_of(loaded_tiny.model.eval()).plain_head
+    assert not traits_of(granite).plain_head
+    assert not traits_of(gemma).plain_head
+
+
+class _ScaledWords(LlamaForCausalLM):
+    """Asks its decoder about embeddings that it has scaled itself."""
+
+    def forward(self, input_ids: Any = None, **options: Any) -> Any:
+        return super().forward(inputs_embeds=8 * self.model.embed_tokens(input_ids), **options)
+
+
+def test_a_decoder_that_the_model_asks_otherwise_than_the_loss_would_is_no_plain_one() -> None:
+    assert not traits_of(_ScaledWords(LlamaConfig(**SMALL)).eval()).plain_head
+
+
+def test_an_ordinary_model_is_tried_in_two_passes(loaded_tiny: Loaded) -> None:
+    passes = []
+    layer = loaded_tiny.model.get_base_model().model.layers[0]
+    layer.register_forward_hook(lambda *_: passes.append(1))
+
+    assert traits_of(loaded_tiny.model.eval()) == (True, True, False)
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("kind", ["granite", "gemma2"])
@@ -119,7 +147,7 @@ def test_scaling_and_capping_are_part_of_the_loss(kind: str, rows: Any) -> None:
         model = Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=1.0)).eval()
     one = pad([rows.row(i) for i in range(3)])
 
-    ours = summed_loss(model, one, plain_head=has_plain_head(model))
+    ours = summed_loss(model, one, plain_head=traits_of(model).plain_head)
 
     assert abs(ours.item() / full_logit_loss(model, one).item() - 1) < within(1e-6, bf16=1e-3)
     assert abs(summed_loss(model, one, plain_head=True).item() / ours.item() - 1) > 1e-2

@@ -13,8 +13,9 @@ import torch
 from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, ModelLoadError
 from backprop.core.events import Event, ModelLoaded, Step
 from backprop.core.settings import RunConfig
+from backprop.data.tokenizer import ChatTokenizer
 from backprop.train import model as models
-from backprop.train.loss import sees_what_follows
+from backprop.train.loss import traits_of
 from backprop.train.modes import lora
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
@@ -90,7 +91,7 @@ def test_a_model_that_sees_the_tokens_it_should_predict_is_refused(tiny_config: 
 
     shape = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 64, "initializer_range": 0.3}
-    assert not sees_what_follows(BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval())
+    assert not traits_of(BertLMHeadModel(BertConfig(**shape, is_decoder=True)).eval()).sees_what_follows
     BertLMHeadModel(BertConfig(**shape)).save_pretrained(tmp_path / "bert")
     shutil.copy(Path(tiny_config.model) / "tokenizer.json", tmp_path / "bert")
     with pytest.raises(ModelLoadError, match="sees the tokens that it should predict"):
@@ -340,3 +341,17 @@ def test_the_mode_comes_back_after_an_exception() -> None:
         broken_look()
 
     assert model.training
+
+
+def test_a_run_reads_its_tokenizer_once(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, plain = [], ChatTokenizer.__init__
+
+    def counted(self: ChatTokenizer, *args: Any) -> None:
+        made.append(self)
+        plain(self, *args)
+
+    monkeypatch.setattr(ChatTokenizer, "__init__", counted)
+
+    runs_in_process.train(replace(tiny_config, steps=1, max_seq_length="auto"), [])
+
+    assert len(made) == 1

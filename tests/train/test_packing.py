@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,22 @@ def test_every_item_is_in_one_bin_and_no_bin_holds_more_than_fits(lengths: list[
     assert sorted(item for each in bins for item in each) == list(range(len(lengths)))
     for each in bins:
         assert sum(lengths[item] for item in each) <= capacity or len(each) == 1
+
+
+@given(st.lists(st.integers(1, 120), min_size=1, max_size=40), st.integers(1, 8))
+def test_padded_rows_are_beside_those_of_their_length(lengths: list[int], size: int) -> None:
+    def padded(groups: list[list[int]]) -> int:
+        return sum(len(group) * max(lengths[place] for place in group) for group in groups)
+
+    found, places = Batching(False, size, 0).groups(lengths), list(range(len(lengths)))
+
+    assert sorted(place for group in found for place in group) == places
+    assert {len(group) for group in found} <= {size, len(lengths) % size}
+    assert padded(found) <= padded([places[start : start + size] for start in range(0, len(lengths), size)])
+    spans = [[lengths[place] for place in group] for group in found]
+    ends = sorted((max(span), min(span)) for span in spans)
+    assert all(shorter[0] <= longer[1] for shorter, longer in pairwise(ends))
+    assert Batching(False, 1, 0).groups(lengths) == [[place] for place in places]
 
 
 def test_the_longest_are_placed_first_and_into_the_fullest_bin_that_has_room() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from backprop.core import rules
 from backprop.core.errors import DatasetError
-from backprop.core.events import SettingsChosen
+from backprop.core.events import LEFT_OUT, SettingsChosen
 from backprop.core.events import Warning as Said
 from backprop.core.jobs import RunPlan
 from backprop.core.methods import METHODS
@@ -35,6 +36,7 @@ def rows_of_every_kind(path: Path) -> Path:
     rows += [{"instruction": f"Say {i % 7}", "output": "the same"} for i in range(40)]
     rows += [{"prompt": f"Judge {i}", "completion": "so", "label": i % 2 == 0} for i in range(30)]
     rows += [{"prompt": f"Choose {i} " * i, "chosen": "so " * (1 + i % 9), "rejected": "no " * 9} for i in range(40)]
+    rows += [{"prompt": f"Think {i}", "completion": f"<think>{'so ' * 7 * (i % 4)}</think>so"} for i in range(20)]
     rows[20:20] = [{"instruction": "no answer"}, {"instruction": "empty", "output": ""}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -49,6 +51,7 @@ def counted(config: RunConfig) -> CountedLengths:
         ChatTokenizer.load(config.model),
         rows=METHODS[config.method].rows,
         everything=not config.train_on_responses,
+        traces=config.reasoning_trace,
         seed=config.seed,
         progress=lambda done, total: None,
         cancelled=lambda: False,
@@ -75,6 +78,8 @@ def counted(config: RunConfig) -> CountedLengths:
         {"method": "dpo", "max_seq_length": 128},
         {"method": "simpo", "max_seq_length": "auto", "batch_size": "auto"},
         {"method": "kto", "held_out": "0.3", "train_on_responses": False},
+        {"reasoning_trace": True, "max_seq_length": "auto", "batch_size": "auto"},
+        {"reasoning_trace": True, "samples": 320, "max_seq_length": 64},
     ],
 )
 def test_the_screen_and_the_dry_run_count_what_the_run_counts(
@@ -85,7 +90,8 @@ def test_the_screen_and_the_dry_run_count_what_the_run_counts(
     sent: list[Any] = []
     preflight.plan(config, sent.append)
     run = next(each for each in sent if isinstance(each, RunPlan))
-    known = plan(config, counted(config), Path(config.model), partial(first_batch_size, free=0), 2048)
+    most = rules.usual_length(traces=config.reasoning_trace)
+    known = plan(config, counted(config), Path(config.model), partial(first_batch_size, free=0), most)
     assert known is not None
     assert (known.rows, known.held_out) == (run.rows, run.held_out)
     assert (known.schedule.steps, known.schedule.rows_per_step) == (run.steps, run.rows_per_step)
@@ -94,6 +100,7 @@ def test_the_screen_and_the_dry_run_count_what_the_run_counts(
     if "steps" in chosen:
         assert any("held-out rows: all of them are more than the run's 2 steps train" in note for note in run.notes)
     assert known.unusable + known.limit.answer_lost == run.data.unusable
+    assert known.left_out == sum(run.data.problem_counts.get(code, 0) for code in LEFT_OUT)
     assert known.limit == run.data.limits[0]
     seen = known.schedule.steps * known.schedule.rows_per_step / (run.rows + run.held_out)
     if "samples" not in chosen:

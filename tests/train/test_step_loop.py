@@ -139,7 +139,8 @@ def test_nothing_but_the_adapters_is_trained(config: RunConfig, rows: Any, monke
 def test_a_model_that_mixes_packed_rows_is_padded_and_the_run_says_so(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "keeps_rows_apart", lambda model: False)
+    tried = models.traits_of
+    monkeypatch.setattr(models, "traits_of", lambda model: tried(model)._replace(keeps_rows_apart=False))
     packed: list[bool] = []
     plain = sft.summed_loss
 
@@ -175,8 +176,8 @@ class Pairs(sft.SFT):
         batches = super().collate(rows, batching)
         return [_Weighed(**vars(batch)) for batch in batches]
 
-    def loss(self, model: torch.nn.Module, batch: Any) -> Loss:
-        found = super().loss(model, batch)
+    def loss(self, loaded: models.Loaded, batch: Any) -> Loss:
+        found = super().loss(loaded, batch)
         return Loss(found.sum, {"twice": 2 * found.sum, "rows": torch.tensor(float(batch.rows))})
 
 

@@ -107,7 +107,7 @@ async def test_comparing_needs_two_runs_and_shows_no_more_than_can_be_told_apart
         assert isinstance(screen, RunsScreen)
         await until(lambda: screen.found is not None and len(screen.found) == 6, "the runs")
         await pilot.press("space", "v")
-        assert screen._compared == []
+        assert screen._comparison.paths == []
         assert any("mark two runs" in n.message for n in pilot.app._notifications)
         assert "v compare" in text_of(pilot.app).split("\n")[-1]
     assert len({ink for ink, _ in STYLES}) == len({stroke for _, stroke in STYLES}) == MOST

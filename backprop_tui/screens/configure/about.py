@@ -180,7 +180,8 @@ def plan_rows(known: Outlook, width: int) -> list[Row]:
     far = "" if known.whole else " so far"
     held_out = f", {count(planned.held_out)} held out" if planned.held_out else ""
     rows += line("rows", f"{count(planned.rows)} trained{held_out}{far}", "strong")
-    lost = ((planned.unusable, "unusable"), (limit.answer_lost, "answers lost"), (limit.cut, "cut"))
+    lost = [(planned.unusable, "unusable"), (planned.left_out, "left out"), (limit.answer_lost, "answers lost")]
+    lost.append((limit.cut, "cut"))
     if any(number for number, _ in lost):
         rows += line("", ", ".join(f"{count(number)} {word}" for number, word in lost if number), "warn")
     passes = f"{planned.passes:.2g} pass{'' if planned.passes == 1 else 'es'}"

@@ -18,8 +18,9 @@ from backprop.runs.pace import Pace, pace
 
 from backprop_tui.screens.tasks import Task, Tasks
 
-Named = tuple[str, tuple[tuple[str, str], ...], str, Rows, bool, int]
-"""Data, mapping, model, what is learned from, whether answers alone are trained, and seed: what a count depends on."""
+Named = tuple[str, tuple[tuple[str, str], ...], str, Rows, bool, bool, int]
+"""Data, mapping, model, what is learned from, whether answers alone are trained, and reasoning traces as they are, and
+seed: what a count depends on."""
 
 
 class Counting:
@@ -46,7 +47,8 @@ class Counting:
         if config is not None:
             mapping = tuple(config.mapping.items())
             rows = METHODS[config.method].rows
-            named = (config.data, mapping, config.model, rows, config.train_on_responses, config.seed)
+            answers_alone, traces = config.train_on_responses, config.reasoning_trace
+            named = (config.data, mapping, config.model, rows, answers_alone, traces, config.seed)
         if named == self._named:
             return
         self.stop()
@@ -73,10 +75,12 @@ class Counting:
     def _count(self, path: str, named: Named, task: Task[object]) -> object:
         from backprop.data.tokenizer import ChatTokenizer
 
-        _, mapping, model, rows, answers_alone, seed = named
+        _, mapping, model, rows, answers_alone, traces, seed = named
         with open_source(path, cancelled=task.stopped) as source:
             file = file_format(source, dict(mapping))
-        words = "; ".join(filter(None, [file.format or "of no known format", other_method(file.format, rows)]))
+        known = [file.format or "of no known format", other_method(file.format, rows)]
+        known += [file.trace_finding().message] if file.traces and not traces else []
+        words = "; ".join(filter(None, known))
         try:
             tokenizer = ChatTokenizer.load(find_tokenizer(model))
         except ModelLoadError as error:
@@ -88,6 +92,7 @@ class Counting:
             tokenizer,
             rows=rows,
             everything=not answers_alone,
+            traces=traces,
             seed=seed,
             progress=task.progress,
             cancelled=task.stopped,

@@ -22,11 +22,13 @@ from backprop.hardware.devices import Info, info
 from backprop.hardware.estimate import first_batch_size, fitted, longest_rows, require_size
 from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
+from backprop.runs.queue import Queue
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 
 from backprop_tui.keys import Key, bindings
+from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.chooser import Choice, Chooser
 from backprop_tui.screens.configure.about import About, MemoryOutlook, Outlook, gib, memory_of, size_of
@@ -34,7 +36,7 @@ from backprop_tui.screens.configure.counting import Counting
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
 from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.dialogs import Answer
+from backprop_tui.screens.dialogs import Answer, Question
 from backprop_tui.screens.tasks import Delivered, Failed, Tasks
 from backprop_tui.text import Row, from_home, rows_of, safe, short_path
 from backprop_tui.widgets.bars import Bar
@@ -48,7 +50,8 @@ REPLACING = (
     Answer("replace", "r", "Replace them", ""),
 )
 STARTING = (
-    Answer("no", "n", "Wait", "start it when the other one is over"),
+    Answer("no", "n", "Leave it", ""),
+    Answer("queue", "l", "Queue it", "it starts when the other one is over"),
     Answer("start", "s", "Start it beside the other", ""),
 )
 
@@ -396,6 +399,37 @@ class ConfigureScreen(BaseScreen):
 
     def action_start(self) -> None:
         """Start, or go to what is in the way."""
+        if self._in_the_way():
+            return
+        if self.living:
+            text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
+            self.app.push_screen(Question("start", text, STARTING), self._answered)
+        else:
+            self._start()
+
+    def _answered(self, answer: str | None) -> None:
+        if answer == "queue":
+            self.action_queue()
+        elif answer == "start":
+            self._start()
+
+    def action_queue(self) -> None:
+        """Have the run trained when those before it are over."""
+        if self._in_the_way():
+            return
+        assert self.config is not None
+        try:
+            entry = Queue().add(self.config, self.found.notes())
+            now = Queue().ensure_runner()
+        except OSError as error:
+            self.say(f"the queue cannot be written: {error}")
+            return
+        self.say(
+            f"run {entry.run_id} is queued, number {len(now.waiting)}; u on Runs ({number_of('runs')}) shows the queue"
+        )
+
+    def _in_the_way(self) -> bool:
+        """Whether something is wrong; if so, go there."""
         if self.wrong:
             name = next(iter(self.wrong))
             self.form.go_to(name)
@@ -403,11 +437,7 @@ class ConfigureScreen(BaseScreen):
             # What stands in a file or a variable is mended there: nothing is turned or asked for here.
             if name == "data" or name in self.given:
                 self.action_change()
-        elif self.living:
-            text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
-            self.confirm("start", text, STARTING, self._start)
-        else:
-            self._start()
+        return bool(self.wrong)
 
     def _start(self) -> None:
         assert self.config is not None

@@ -70,7 +70,8 @@ def rules_from(words: str) -> Rules:
     """
     from backprop.data.clean import Rules
     from backprop.data.dedup import THRESHOLD
-    from backprop.data.quality import LengthLimits, TraceLimits
+    from backprop.data.quality import LengthLimits
+    from backprop.data.traces import TraceLimits
 
     asked = words.lower().split()
     languages = [word.removeprefix("language:") for word in asked if word.startswith("language:")]

@@ -53,7 +53,7 @@ class FindingsPane(ListView):
         self._bad_lines = array("Q")
         self._say("not checked")
 
-    def check(self, opened: OpenFile, rows: Rows = "conversation") -> None:
+    def check(self, opened: OpenFile, rows: Rows = "conversation", *, traces: bool = False) -> None:
         """Check every row of a file that a run learns from ``rows`` in, in a thread."""
 
         def check(task: Task[_Found]) -> _Found:
@@ -62,7 +62,14 @@ class FindingsPane(ListView):
             def so_far(problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
                 task.so_far(lambda: (list(problems), dict(counts), None))
 
-            found = validate(opened.path, rows=rows, progress=task.progress, cancelled=task.stopped, so_far=so_far)
+            found = validate(
+                opened.path,
+                rows=rows,
+                traces=traces,
+                progress=task.progress,
+                cancelled=task.stopped,
+                so_far=so_far,
+            )
             return found.problems, found.problem_counts, found
 
         self._unit = opened.source.unit

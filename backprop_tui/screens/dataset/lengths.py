@@ -39,6 +39,7 @@ class LengthsPane(TextView):
     def count(self, opened: OpenFile) -> None:
         """Count with the chosen tokenizer, or characters where there is none; then look at the limit of a run."""
         tokenizer, model, rows = self._chosen.tokenizer, self._chosen.model, self._chosen.rows
+        traces = self._chosen.traces
 
         def count(task: Task[CountedLengths | int]) -> CountedLengths:
             counted = count_lengths(
@@ -46,6 +47,7 @@ class LengthsPane(TextView):
                 opened.file,
                 tokenizer,
                 rows=rows,
+                traces=traces,
                 progress=task.progress,
                 cancelled=task.stopped,
                 so_far=task.so_far,

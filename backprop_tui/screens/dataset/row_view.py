@@ -77,7 +77,12 @@ class RowView(TextView):
         if chosen.tokenizer is None:
             return error_lines(chosen.why_none) if chosen.why_none else [[("reading the tokenizer …", "muted")]]
         head: Row = [("model   ", "muted"), (safe(chosen.model), "text"), ("  (m: another one)", "muted")]
-        lines = token_lines(row, file, chosen.tokenizer, chosen.limit, rows=chosen.rows, brackets=self.app.no_color)
+        lines = token_lines(
+            *(row, file, chosen.tokenizer, chosen.limit),
+            rows=chosen.rows,
+            traces=chosen.traces,
+            brackets=self.app.no_color,
+        )
         return [head, *lines]
 
     def on_resize(self) -> None:

@@ -80,7 +80,7 @@ class DataScreen(BaseScreen):
 
     def on_mount(self) -> None:
         self.opening.look()
-        self.opening.focus()
+        self.set_focus(self.opening)
         self.flush()
 
     def on_unmount(self) -> None:
@@ -143,9 +143,10 @@ class DataScreen(BaseScreen):
 
     def show_pane(self, name: str) -> None:
         """Show one of the panes beside the table (in a narrow terminal: instead of it), and give it the keys."""
+        # At once: a pane that is hidden while it has the keys gives them to any other.
+        self.set_focus(self._side.query_one(f"#{name}"))
         self._side.current = name
         self.add_class("-inside")
-        self._side.query_one(f"#{name}").focus()
         self.call_after_refresh(self.show_detail)
         self.flush()
 
@@ -161,8 +162,10 @@ class DataScreen(BaseScreen):
     @on(DescendantFocus)
     def _focus_moved(self, event: DescendantFocus) -> None:
         """What has the keys, by the mouse too, is what the key bar is about; the prompt is no pane."""
-        if event.widget is self.table or event.widget.parent is self._side:
-            self.set_class(event.widget is not self.table, "-inside")
+        widget = event.widget
+        # Where the keys were given on meanwhile, the news is old.
+        if widget is self.focused and (widget is self.table or widget.parent is self._side):
+            self.set_class(widget is not self.table, "-inside")
             self.flush()
 
     @on(ScreenResume)
@@ -317,9 +320,9 @@ class DataScreen(BaseScreen):
             self.flush()
 
     def _leave_pane(self) -> None:
+        self.set_focus(self.table)
         self.remove_class("-inside")
         self._side.current = "detail"
-        self.table.focus()
         self.flush()
 
     # Copying
@@ -350,13 +353,13 @@ class DataScreen(BaseScreen):
     def action_check(self) -> None:
         """Check every row."""
         self.notice = ""
-        self.findings.check(self.file, self.chosen.rows)
+        self.findings.check(self.file, self.chosen.rows, traces=self.chosen.traces)
         self.flush()
 
     def action_problems(self) -> None:
         """The list of findings; a check is started where there was none."""
         if self.findings.found is None and not self.tasks.goes_on("check"):
-            self.findings.check(self.file, self.chosen.rows)
+            self.findings.check(self.file, self.chosen.rows, traces=self.chosen.traces)
         self.show_pane("problems")
 
     def action_lengths(self) -> None:

@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import InputError
-from backprop.core.methods import Rows
 from backprop.data.example import PROBLEM_CODES, Fields, RowError
 from backprop.data.formats import FORMATS, FileFormat, detect_fields
 from backprop.data.reader import Row as DataRow
@@ -55,8 +54,9 @@ def row_test(words: str, file: FileFormat, lines_of: LinesOf, chosen: Chosen) ->
     if colon and part == "finding":
         code = code_named(name)
         if code in _BY_LENGTH:
-            limit, load, rows = chosen.limit, cache(chosen.load), chosen.rows
-            return partial(_at_limit, file=file, code=code, limit=limit, load=load, rows=rows), ""
+            limit, load = chosen.limit, cache(chosen.load)
+            how = {"rows": chosen.rows, "traces": chosen.traces}
+            return partial(_at_limit, file=file, code=code, limit=limit, load=load, how=how), ""
         lines, note = lines_of(code)
         return lambda row: row.line in lines, note
     return text_test(words), ""
@@ -75,7 +75,7 @@ def code_named(name: str) -> str:
 
 
 def _at_limit(
-    row: DataRow, *, file: FileFormat, code: str, limit: int, load: Callable[[], ChatTokenizer], rows: Rows
+    row: DataRow, *, file: FileFormat, code: str, limit: int, load: Callable[[], ChatTokenizer], how: dict[str, Any]
 ) -> bool:
     """Whether the limit does to the row what ``code`` says."""
     from backprop.data.truncate import truncate_value
@@ -85,7 +85,7 @@ def _at_limit(
         return False
     try:
         format = format_of(row.value, file)
-        done = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping, rows=rows)
+        done = truncate_value(row.value, tokenizer, limit, format=format, mapping=file.mapping, **how)
     except RowError:
         return False
     return done.split and code == "cut" if done.finding is None else done.finding.code == code

@@ -10,7 +10,7 @@ from backprop.core.methods import METHODS, Rows
 from backprop.core.models import find_tokenizer
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.core.resolve import resolve
-from backprop.core.rules import USUAL_LENGTH
+from backprop.core.rules import usual_length
 from backprop.data.example import RowError
 from backprop.data.formats import FileFormat
 from backprop.data.reader import Row as DataRow
@@ -43,8 +43,10 @@ class Chosen:
         self.model: str = usual["model"]
         self.rows: Rows = METHODS[usual["method"]].rows
         """What a run by the usual settings learns from."""
+        self.traces: bool = usual["reasoning_trace"]
+        """Whether it trains reasoning traces as rows have them."""
         limit = usual["max_seq_length"]
-        self.limit: int = USUAL_LENGTH if limit == "auto" else limit
+        self.limit: int = usual_length(traces=self.traces) if limit == "auto" else limit
         self.limit_chosen = False
         """Whether the person chose the limit here; else a run goes by its settings or its data."""
         self._usual = {"model": self.model, "max_seq_length": limit}
@@ -124,6 +126,7 @@ def token_lines(
     limit: int,
     *,
     rows: Rows = "conversation",
+    traces: bool = False,
     brackets: bool = False,
 ) -> list[Row]:
     """The row as tokens, in two shades so that their borders show; what is marked is what is trained at the limit.
@@ -131,6 +134,7 @@ def token_lines(
     Args:
         limit: the longest row in tokens; what it would do to this row is said.
         rows: what is learned from; of a pair both sides are shown, one after the other.
+        traces: reasoning traces are trained as the row has them.
         brackets: put trained tokens in brackets, for a terminal without colour.
     """
     from backprop.data.encode import encode_value, tokens_of
@@ -140,7 +144,7 @@ def token_lines(
         return problem_lines(row.error)
     try:
         format = format_of(row.value, file)
-        sides = encode_value(row.value, tokenizer, format=format, mapping=file.mapping, rows=rows)
+        sides = encode_value(row.value, tokenizer, format=format, mapping=file.mapping, rows=rows, traces=traces)
     except RowError as error:
         return problem_lines(error)
     lines: list[Row] = []

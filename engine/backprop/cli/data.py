@@ -38,13 +38,14 @@ _BY_TOKENS = frozenset(
         *("cut", "answer_lost", "nothing_to_train", "double_bos", "mask_unclear", "template_refused"),
         *("text_changed", "text_dropped", "reasoning_dropped", "system_dropped", "system_moved"),
         *("tools_dropped", "tool_calls_dropped", "label_false", "prompt_differs", "same_sides"),
+        "reasoning_trace",
     }
 )
 """Findings that only training on rows gives, with a model's tokenizer and chat template."""
 
 
 @click.command
-@dataset_command("model", "method", "max_seq_length")
+@dataset_command("model", "method", "max_seq_length", "reasoning_trace")
 @click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
 def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_json: bool) -> int:
     """Check every row of a dataset without training. Exit code 1 when training would refuse rows of it.
@@ -65,7 +66,8 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
     model_dir = find_tokenizer(model) if model else None
     with ProgressLine("checking") as progress:
         rows = METHODS[config.method].rows
-        found = check(path, mapping=mapping, rows=rows, held_out=held_out, progress=progress)
+        traces = config.reasoning_trace
+        found = check(path, mapping=mapping, rows=rows, traces=traces, held_out=held_out, progress=progress)
     answer = msgspec.to_builtins(found)
     if model_dir is not None:
         tokens: dict[str, Any] | None = None
@@ -109,6 +111,7 @@ def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[di
             rows=METHODS[config.method].rows,
             max_length=length,
             most=most,
+            traces=config.reasoning_trace,
             mapping=config.mapping or None,
             progress=progress,
         )
@@ -303,7 +306,8 @@ def _show_cleaned(done: CleanResult) -> None:
 def _rules(chosen: dict[str, Any]) -> Rules:
     """The rules that the options choose; those of the same name are taken as they are."""
     from backprop.data.clean import Rules
-    from backprop.data.quality import LengthLimits, TraceLimits
+    from backprop.data.quality import LengthLimits
+    from backprop.data.traces import TraceLimits
 
     shortest, longest, lengths = chosen.pop("min_tokens"), chosen.pop("max_tokens"), None
     if shortest is not None or longest is not None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from backprop.cli import output
 from backprop.cli.views import View, choose_view
-from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK
+from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL
 from backprop.core.log import LOGGER
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
-from backprop.runs.describe import log_event
+from backprop.runs.describe import describe_merge, log_event
 from backprop.runs.directory import Replays
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState
@@ -44,6 +44,7 @@ def run(
     forked_from: str = "",
     origins: dict[str, str] | None = None,
     replays: Replays | None = None,
+    multi: MultiConfig | None = None,
     then: Callable[[Path, bool], int] | None = None,
 ) -> int:
     """Start a run and show it to its end; the exit code. ``origins``, ``replays`` as in ``runs.directory.RunRecord``.
@@ -51,7 +52,7 @@ def run(
     Args:
         then: what follows a run that ended well; called with its directory and ``as_json``, gives the exit code.
     """
-    engine = engine_client.start(config, kind, forked_from, origins, replays=replays)
+    engine = engine_client.start(config, kind, forked_from, origins, replays=replays, multi=multi)
     # First of all: whatever fails from here on, the person knows what trains. Its first event comes seconds from now.
     output.narrate(f"starting the engine of run {engine.run_id}")
     from backprop.cli.runs import open_index
@@ -128,4 +129,9 @@ def _exit_code(engine: EngineClient, state: RunState, interrupted: bool, as_json
         return EXIT_INTERRUPTED
     if state.finished is None or state.last_event_at < engine.launched_at:  # an end of before is not this engine's
         raise engine.crash()
-    return EXIT_INTERRUPTED if state.finished.status == "interrupted" else EXIT_OK
+    if state.finished.status == "interrupted":
+        return EXIT_INTERRUPTED
+    lost = [merge for merge in state.merges if merge.failed]
+    for merge in lost:
+        output.narrate(describe_merge(merge), "warning")
+    return EXIT_PARTIAL if lost else EXIT_OK

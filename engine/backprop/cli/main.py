@@ -29,11 +29,14 @@ class Lazy(NamedTuple):
 
 COMMANDS = {
     "train": Lazy("backprop.cli.train", "train", "one training run"),
+    "multi-run": Lazy("backprop.cli.multi_run", "multi_run", "several runs in sequence, merged into one adapter"),
+    "rewind": Lazy("backprop.cli.multi_run", "rewind", "a session of several runs back to an earlier merge"),
     "demo": Lazy("backprop.cli.train", "demo", "the whole loop on the embedded small model, offline, on a CPU too"),
     "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
     "eval": Lazy("backprop.cli.eval", "evaluate", "score a run's model row by row, beside another; a gate for scripts"),
+    "queue": Lazy("backprop.cli.queue", "queue", "runs one after another: add, list, move, rm, run"),
     "replay": Lazy("backprop.cli.train", "replay", "the same configuration and data as a new run"),
     "generate": Lazy("backprop.cli.generate", "generate", "ask a run's model"),
     "chat": Lazy("backprop.cli.chat", "chat", "a conversation with a run's model, beside its base where wanted"),

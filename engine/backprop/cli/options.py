@@ -106,6 +106,11 @@ def replayed_config(state: RunState, given: dict[str, Any]) -> tuple[Planned, Re
     from backprop.runs.directory import Replays, RunDirectory
 
     record = RunDirectory(Path(state.path)).find_record()
+    if record.multi is not None:
+        hint = (
+            "start it again with `backprop multi-run`, into another --output; `backprop replay` takes one of its runs"
+        )
+        raise InputError(f"{state.run_id} is a session of several runs", hint=hint)
     if record.forked_from and not Path(record.forked_from).is_dir():
         gone = f"the checkpoint that run {state.run_id} was forked from is gone: {record.forked_from}"
         raise RunError(gone, hint="put it back, or fork again from another one")

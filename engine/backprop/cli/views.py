@@ -22,8 +22,10 @@ from backprop.runs.describe import (
     level,
     metrics_text,
     number,
+    signed,
     verdict_words,
 )
+from backprop.runs.forgetting import Forgetting
 from backprop.runs.state import RunState
 
 _BAR = 24
@@ -149,8 +151,38 @@ def show_ending(state: RunState) -> None:
         for text in before_and_after(state.samples, output.width()):
             output.line(text)
         output.line()
+    if state.forgetting.cells:
+        show_forgetting(state.forgetting)
     for text in ending_lines(state):
         output.line(text)
+
+
+def show_forgetting(table: Forgetting) -> None:
+    """Print the table: the loss of every run's held-out rows after every run, with the 95 % interval's half width."""
+
+    def words(after: int, held_out: int) -> str:
+        cell = table.cell(after, held_out)
+        if cell is None:
+            return ""
+        wide = "" if cell.low is None or cell.high is None else f" ±{(cell.high - cell.low) / 2:.2f}"
+        return number(cell.loss, 3) + wide + ("" if cell.exact is None else f" {cell.exact:.0%}")
+
+    rows = {each.held_out: each.rows for each in table.cells}
+    head = ["held-out loss", *(f"run {each} (n {rows[each]})" for each in table.columns)]
+    names = {0: "base model", **{after: f"after run {after}" for after in table.rows if after}}
+    output.line()
+    output.table(
+        head,
+        [[names[after], *(words(after, each) for each in table.columns)] for after in table.rows],
+        frozenset(range(1, len(head))),
+    )
+    found = table.averages()
+    if found.average is not None:
+        exact = "" if found.exact is None else f"; exact answers {found.exact:.0%}"
+        change = "" if found.exact_backward is None else f" ({signed(100 * found.exact_backward)} points since)"
+        forgot = "" if found.backward is None else f", BWT {signed(found.backward)} (above 0 is forgetting)"
+        output.line(f"AA {number(found.average, 3)}{forgot}{exact}{change}")
+    output.line()
 
 
 def choose_view(as_json: bool) -> View:

@@ -209,3 +209,16 @@ def _image_tower(vision: dict[str, Any]) -> int:
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers")
     hidden, inner, layers = (int(vision.get(size, 0)) for size in sizes)
     return layers * (4 * hidden * hidden + 2 * hidden * inner)
+
+
+def for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings with ``rope_parameters``, as transformers 5 writes it, also as earlier versions read it."""
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
+        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+        if rope.get("rope_type", "default") != "default":
+            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+            config.setdefault("rope_scaling", scaling)
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
+    return config

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct, inspect
 
 from backprop.core.errors import InvalidSettingError
-from backprop.core.settings import AppConfig, RunConfig, shown, unwritable
+from backprop.core.settings import AppConfig, MultiConfig, RunConfig, shown, unwritable
 
 PREFIX = "BACKPROPAGATE_"
 Kind = Literal["switch", "value", "list", "repeated", "pairs"]
@@ -242,9 +242,15 @@ def settings() -> dict[str, Setting]:
 
 
 @functools.cache
+def multi_settings() -> dict[str, Setting]:
+    """Those of a session of several runs, in the order of ``MultiConfig``."""
+    return _read(MultiConfig)
+
+
+@functools.cache
 def all_settings() -> dict[str, Setting]:
-    """Those of a run, and those of the program (``AppConfig``)."""
-    return {**settings(), **_read(AppConfig)}
+    """Those of a run, of a session, and of the program (``AppConfig``)."""
+    return {**settings(), **multi_settings(), **_read(AppConfig)}
 
 
 def _read(kind: type[Struct]) -> dict[str, Setting]:

@@ -40,6 +40,9 @@ _KINDS = {
 }
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 
+HELD = (errno.EWOULDBLOCK, errno.EACCES)
+"""Errors of a lock that somebody else holds."""
+
 _ASIDE = re.compile(r"\..+\.\d+\.\d+\.output")
 
 T = TypeVar("T")
@@ -261,12 +264,36 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
+<<<<<<< HEAD
 def exclusive(lock: Path) -> Iterator[None]:
     """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it."""
     require_writable(lock)
+=======
+def exclusive(lock: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it; its descriptor.
+
+    Raises:
+        BlockingIOError: somebody holds it, and ``wait`` is not set.
+    """
+>>>>>>> main
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_held(path: Path, flags: int = 0) -> bool:
+    """Whether a process holds ``path`` locked; ``flags`` as for ``os.open``."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in HELD
+    finally:
+        os.close(descriptor)
+    return False

@@ -66,13 +66,14 @@ class TrainingPreset(Struct, frozen=True):
     remark: str
 
     def settings(self) -> dict[str, Any]:
-        """The same as settings of a run; alpha is twice the rank."""
+        """The same as settings of a run, and of a session of several; alpha is twice the rank."""
         return {
             "lora_r": self.lora_r,
             "lora_alpha": 2.0 * self.lora_r,
             "batch_size": 2,
             "gradient_accumulation": self.effective_batch // 2,
             "learning_rate": self.learning_rate,
+            "runs": self.runs,
         }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from backprop.core.definition import all_settings, require_all, settings, unknown
+from backprop.core.definition import all_settings, multi_settings, require_all, settings, unknown
 from backprop.core.errors import BackpropError, InvalidSettingError
 from backprop.core.presets import training_preset
-from backprop.core.settings import AppConfig, RunConfig, override, shown
+from backprop.core.settings import AppConfig, MultiConfig, RunConfig, override, shown
 from backprop.core.settings_sources import Given, Kind, Source, read_dotenv, read_environment, read_settings_file
 
 
@@ -55,13 +55,26 @@ class Resolution(Struct):
             raise InvalidSettingError("data is missing", hint=settings()["data"].help, details={"field": "data"})
         return RunConfig(**{name: self.values[name] for name in settings()})
 
+    def multi(self) -> MultiConfig:
+        """The settings of a session of several runs. A preset's number of them gives way to that of the datasets.
+
+        Raises:
+            BackpropError: something is wrong; all of it is named.
+        """
+        require_all(self.errors)
+        found = MultiConfig(**{name: self.values[name] for name in multi_settings()})
+        if len(found.tasks) > 1 and self.origins["runs"].kind == "preset":
+            found.runs = None
+        return found
+
     def app(self) -> AppConfig:
         """The settings of the program; defaults where something is wrong with them."""
         return AppConfig(**{name: self.values[name] for name in AppConfig.__struct_fields__})
 
     def notes(self) -> dict[str, str]:
         """Where each value comes from that is no default, as a run keeps it."""
-        return {name: str(self.origins[name]) for name in settings() if self.origins[name].kind != "default"}
+        ours = (name for name in (*settings(), *multi_settings()) if self.origins[name].kind != "default")
+        return {name: str(self.origins[name]) for name in ours}
 
 
 def standing() -> list[Source]:

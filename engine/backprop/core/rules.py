@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,8 @@ ROWS_PER_STEP = 16
 USUAL_LENGTH = 2048
 """Tokens of the longest row where neither the person nor the data has said it, and the most that data alone says where
 memory cannot be looked at."""
+TRACE_LENGTH = 8192
+"""The same for rows with reasoning traces."""
 _LENGTH_STEP = 64
 RANK = 32
 _EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
@@ -66,6 +68,34 @@ class Chosen(NamedTuple):
 
     config: RunConfig
     reasons: dict[str, str]
+
+
+def backend(config: RunConfig, *, cuda: bool, apple: bool, mlx: bool) -> Literal["cuda", "cpu", "mlx"]:
+    """Where a run works.
+
+    Args:
+        cuda: whether CUDA works here.
+        apple: whether this is Apple Silicon.
+        mlx: whether mlx_lm is installed.
+    """
+    if config.backend != "auto":
+        return config.backend
+    return "cuda" if cuda else "mlx" if apple and mlx and not config.beyond_mlx() else "cpu"
+
+
+def fp8_problem(mode: str, capability: tuple[int, int] | None) -> str:
+    """Why a run's linear layers cannot multiply in 8-bit floats; empty where they can.
+
+    Args:
+        capability: compute capability of the card; ``None`` where the run is on none.
+    """
+    if mode != "full":
+        return f"in mode {mode} it would be slower: torchao computes gradients of frozen weights too"
+    if capability is None:
+        return "the run is on no NVIDIA card"
+    if capability < (8, 9):
+        return "the card has compute capability {}.{}, and 8-bit floats are from 8.9 on".format(*capability)
+    return ""
 
 
 def accumulation(batch_size: int) -> int:
@@ -109,18 +139,27 @@ def warmup(steps: int) -> int:
     return min(max(10, round(0.05 * steps)), 100, steps // 5)
 
 
-def sequence_length(p99: int, answers_fit: int, most: int) -> int:
+def usual_length(*, traces: bool) -> int:
+    """The limit of rows, with reasoning traces or without, where nothing else says one."""
+    return TRACE_LENGTH if traces else USUAL_LENGTH
+
+
+def sequence_length(p99: int, answers_fit: int, most: int, *, traces: bool = False) -> int:
     """Tokens of the longest row: 99 % of the rows are whole and no answer is lost, as far as ``most`` allows.
 
     Args:
         p99, answers_fit: of the rows before anything is cut (``core.events.DatasetPrepared``).
         most: what model and memory take.
+        traces: reasoning traces are trained: what they take, whatever the rows' lengths.
     """
-    return min(_LENGTH_STEP * -(-max(p99, answers_fit) // _LENGTH_STEP), most)
+    return min(TRACE_LENGTH if traces else _LENGTH_STEP * -(-max(p99, answers_fit) // _LENGTH_STEP), most)
 
 
-def length_reason(p99: int, answers_fit: int, chosen: int) -> str:
+def length_reason(p99: int, answers_fit: int, chosen: int, *, traces: bool = False) -> str:
     """Why ``sequence_length`` chose what it did."""
+    if traces:
+        why = f"{TRACE_LENGTH:,} for reasoning traces"
+        return why if chosen >= TRACE_LENGTH else f"the most that model and memory take, of {why}"
     why = f"99 % of the rows have at most {p99:,} tokens"
     why += f", and every answer fits from {answers_fit:,} on" if answers_fit > p99 else ""
     return why if chosen >= max(p99, answers_fit) else f"the most that model and memory take; {why}"

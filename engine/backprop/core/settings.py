@@ -37,8 +37,12 @@ SECTIONS = {
     "checkpoints": "what is kept, and when",
     "safety": "memory and heat",
     "run": "where the run is kept, and under which name",
+<<<<<<< HEAD
     "ui": "the application in a browser",
     "security": "what must be asked for in so many words",
+=======
+    "multi_run": "several runs in sequence, merged into one adapter",
+>>>>>>> main
 }
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
@@ -48,7 +52,11 @@ def _is(section: str, meaning: str, **more: Any) -> Meta:
     return Meta(description=meaning, extra={"section": section, **more})
 
 
+<<<<<<< HEAD
 _data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _ui, _security = (
+=======
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi = (
+>>>>>>> main
     partial(_is, name) for name in SECTIONS
 )
 
@@ -96,8 +104,23 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             rule="float32; bfloat16 on a GPU that has it, where float32 does not fit",
         ),
     ] = None
+    fp8: Annotated[
+        bool,
+        _model("full fine-tuning: linear layers multiply in 8-bit floats (torchao, cards of capability 8.9 and up)"),
+    ] = False
+    use_unsloth: Annotated[
+        bool,
+        _model(
+            "say where Unsloth is installed that it is not used: layers and losses are this program's own",
+            flags=("--unsloth",),
+        ),
+    ] = True
     backend: Annotated[
-        Literal["auto", "cuda", "cpu"], _model("where it runs", rule="CUDA where it works, else the CPU")
+        Literal["auto", "cuda", "cpu", "mlx"],
+        _model(
+            "where it runs; mlx: LoRA by sft through mlx_lm",
+            rule="CUDA where it works, MLX on Apple Silicon where it is installed and can, else the CPU",
+        ),
     ] = "auto"
     processes: Annotated[
         _Positive, _model("processes that share each step's rows; on GPUs each has a card of its own")
@@ -165,10 +188,13 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
             "longest row in tokens",
             common=True,
             unit="tokens",
-            rule="from the data: 99 % of rows whole, no answer lost, if it fits",
+            rule="from the data: 99 % of rows whole, no answer lost, if it fits; 8192 for reasoning traces",
         ),
     ] = "auto"
     train_on_responses: Annotated[bool, _data("loss on the assistant's turns alone")] = True
+    reasoning_trace: Annotated[
+        bool, _data("train answers with their <think>…</think> whole, whatever the chat template makes of it")
+    ] = False
     packing: Annotated[bool, _data("several rows share one sequence, kept apart by a block mask")] = True
     gradient_checkpointing: Annotated[
         bool | None,
@@ -274,6 +300,25 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
                 details={"field": "init_lora_weights"},
             )
 
+        if self.backend == "mlx" and (other := self.beyond_mlx()):
+            raise InvalidSettingError(
+                f"backend mlx trains LoRA by sft, in one process: {other} is beyond it",
+                hint="--backend auto runs it where it can; or leave that out",
+                details={"field": "backend"},
+            )
+
+    def beyond_mlx(self) -> str:
+        """The first of these settings that the MLX backend cannot carry out; empty where it can all."""
+        beyond = {
+            f"method {self.method}": self.method != "sft",
+            f"mode {self.mode}": self.mode not in ("auto", "lora"),
+            "use_dora": self.use_dora,
+            f"init_lora_weights {self.init_lora_weights}": self.init_lora_weights in ("pissa", "loftq"),
+            f"processes {self.processes}": self.processes > 1,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        return next((name for name, wanted in beyond.items() if wanted), "")
+
     def _start_problem(self) -> str:
         """Why adapters cannot begin as asked; empty where they can."""
         start = self.init_lora_weights
@@ -290,8 +335,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to"),
-        *("data", "model", "mapping", "skip_bad", "samples"),
+        *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to", "use_unsloth"),
+        *("data", "model", "mapping", "skip_bad", "samples", "reasoning_trace"),
         *(
             "eval_steps",
             "eval_base",
@@ -305,6 +350,53 @@ WITHOUT_EFFECT = frozenset(
     }
 )
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
+
+
+class MultiConfig(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a session of several runs, beside the ``RunConfig`` of each of them."""
+
+    tasks: Annotated[
+        list[_Text],
+        _multi(
+            "datasets in the order in which they are learned; of one, each run takes a part", flags=("--data", "-d")
+        ),
+    ] = []
+    runs: Annotated[
+        _Positive | None,
+        _multi("runs one after another", rule="one for each dataset; of one dataset the preset's, else 5"),
+    ] = None
+    replay: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)],
+        _multi("share of each run's rows that are of earlier runs; a little keeps much, with merging most"),
+    ] = 0.0
+    merge_mode: Annotated[
+        Literal["slao", "linear", "ties", "dare"],
+        _multi("how a run's adapter is merged with those before it; slao: B alone, by 1/sqrt of the run's number"),
+    ] = "slao"
+    merge_weight: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None,
+        _multi("linear: weight of the new adapter; 1 keeps the last one", rule="1/sqrt of the run's number"),
+    ] = None
+    merge_drop: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)],
+        _multi("ties: share of the smallest values that is left out; dare: of those drawn by chance"),
+    ] = 0.2
+    final_lr: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        _multi("peak learning rate of the last run, where it falls from run to run"),
+    ] = None
+    lr_decay: Annotated[Literal["linear", "cosine"], _multi("how it falls from --lr to --final-lr")] = "linear"
+    run_patience: Annotated[
+        _Positive | None, _multi("stop after so many runs in a row without a lower mean held-out loss")
+    ] = None
+    min_similarity: Annotated[
+        Annotated[float, Meta(ge=-1, le=1)] | None,
+        _multi("keep a run out whose update has a smaller cosine to what was merged before"),
+    ] = None
+    max_forgetting: Annotated[
+        Annotated[float, Meta(ge=0)] | None,
+        _multi("keep a run out whose merge raises the mean held-out loss of earlier runs by more", unit="nats"),
+    ] = None
 
 
 class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):

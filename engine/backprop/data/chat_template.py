@@ -8,7 +8,9 @@ set up as transformers does it, so that a template does here what it does there:
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -25,8 +27,16 @@ from backprop.core.errors import ModelLoadError
 from backprop.data.example import CONTROL_TOKEN, RowError, Turn
 
 THINK, END_THINK = "<think>", "</think>"
+OPENED = r"(?:<think>|<seed:think>|\[THINK\]|<\|START_THINKING\|>)"
+CLOSED = r"(?:</think>|</seed:think>|\[/THINK\]|<\|END_THINKING\|>)"
+"""What the families write around thinking."""
+KEPT_THINKING = "trained as far as the model's chat template keeps them"
+"""What ``ChatTemplate.trained_thinking`` says where no template was asked."""
 MARK = "\ue0f5\ue0f6"
 """Private-use characters, which no conversation and no template has: they find the place of an answer."""
+_PUT_ASIDE = "\ue0f5\ue0f7"
+"""Stands for an answer that the template does not see; its number among the turns, and ``MARK``, follow."""
+_THINKING_BEFORE = re.compile(rf"(?:{OPENED}\s*)?(?:{CLOSED}\s*)?(?={_PUT_ASIDE})")
 SECONDS = 10.0
 """Longest time that one conversation may take to render: templates are programs of strangers, and some never end."""
 
@@ -77,11 +87,30 @@ class ChatTemplate:
         self.knows_reasoning = "reasoning_content" in texts or "message.thinking" in texts or "'thinking'" in texts
         self.knows_calls = "tool_calls" in texts
         self.dated = "strftime_now" in texts
+        self._verbatim = False
         self.folds_system = self._loses_system()
         self.drops_thinking = self._loses_thinking()
         self.missing_ends: dict[bool, str] = {}
         self.closing = self.last_end = self.trailer = ""
         self._find_ends(ends)
+
+    def with_traces(self) -> ChatTemplate:
+        """The same with the ``<think>…</think>`` of every answer as the row has it, which the template does not see."""
+        found = copy.copy(self)
+        found._verbatim, found.drops_thinking = True, False
+        return found
+
+    def trained_thinking(self) -> str:
+        """How much of the thinking in a row's answers is trained, in words."""
+        asked = {"role": "user", "content": "a"}
+        first, last = ({"role": "assistant", "content": thought(f"{each} idea", "b")} for each in ("first", "last"))
+        try:
+            text = self.conversation([asked, first, asked, last])
+        except RowError:
+            return KEPT_THINKING
+        if "last idea" not in text:
+            return "not trained: the chat template leaves them out"
+        return "trained whole" if "first idea" in text else "trained in the last answer of a row and left out before it"
 
     def _loses_system(self) -> bool:
         """True where a conversation may not start with a system text, or the text would be left out of it."""
@@ -99,9 +128,9 @@ class ChatTemplate:
     def _loses_thinking(self) -> bool:
         """True where even the last answer, which is the one to be learned, loses its thinking."""
         words = "a thought that is looked for"
-        thought = {"role": "assistant", "content": f"{THINK}\n{words}\n{END_THINK}\n\n{MARK}"}
+        answer = {"role": "assistant", "content": thought(words, MARK)}
         try:
-            text = self.render([{"role": "user", "content": "a"}, thought])
+            text = self.render([{"role": "user", "content": "a"}, answer])
         except RowError:
             return False
         return MARK in text and words not in text
@@ -145,7 +174,7 @@ class ChatTemplate:
                 if self.knows_reasoning:
                     message["reasoning_content"] = message["thinking"] = turn.reasoning
                 else:
-                    message["content"] = f"{THINK}\n{turn.reasoning}\n{END_THINK}\n\n{turn.content}"
+                    message["content"] = thought(turn.reasoning, turn.content)
             if turn.tool_calls:
                 if self.knows_calls:
                     message["tool_calls"] = turn.tool_calls
@@ -174,9 +203,12 @@ class ChatTemplate:
             RowError: ``template_refused``, with the template's own words.
         """
         template = self._tool_template if tools else self._template
+        aside: list[tuple[str, str]] = []
+        if self._verbatim:
+            messages, aside = _put_aside(messages)
         self._environment.until = time.monotonic() + SECONDS
         try:
-            return template.render(
+            text = template.render(
                 messages=messages, tools=tools or None, documents=None, add_generation_prompt=prompt, **self.tokens
             )
         except NeverEndsError:
@@ -190,6 +222,10 @@ class ChatTemplate:
             ) from None
         except RecursionError:
             raise RowError("too_deep", "", "the row is nested too deeply for the chat template") from None
+        text = _THINKING_BEFORE.sub("", text) if aside else text
+        for mark, content in aside:
+            text = text.replace(mark, content)
+        return text
 
     def conversation(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
@@ -205,14 +241,30 @@ class ChatTemplate:
         if last.get("role") != "assistant":
             return self.render(messages, tools)
         content: str = last["content"]
-        thought, ended, _ = content.partition(END_THINK) if self.drops_thinking else ("", "", "")
-        if ended and thought.replace(THINK, "").strip():
+        idea, ended, _ = content.partition(END_THINK) if self.drops_thinking else ("", "", "")
+        if ended and idea.replace(THINK, "").strip():
             head, _, tail = self.render([*messages[:-1], {**last, "content": MARK}], tools).rpartition(MARK)
             # A prompt that asks for no thinking closes it at once.
             text = head.removesuffix(END_THINK) + content + tail
         else:
             text = self.render(messages, tools)
         return text + self.missing_ends.get(bool(last.get("tool_calls")), "")
+
+
+def thought(reasoning: str, content: str) -> str:
+    """An answer with its thinking as plain text."""
+    return f"{THINK}\n{reasoning}\n{END_THINK}\n\n{content}"
+
+
+def _put_aside(messages: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[tuple[str, str]]]:
+    """The messages with a mark for each answer that thinks in its text, and those answers by their marks."""
+    marked, aside = list(messages), []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and END_THINK in message["content"].lower():
+            mark = f"{_PUT_ASIDE}{i}{MARK}"
+            marked[i] = {**message, "content": mark}
+            aside.append((mark, message["content"]))
+    return marked, aside
 
 
 def shared(a: str, b: str) -> int:

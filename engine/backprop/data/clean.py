@@ -14,8 +14,9 @@ from backprop.core.errors import DatasetError, InputError
 from backprop.data.example import Example, RowError
 from backprop.data.examples import Read, Reader, Usable, beside, line_of, refuse_existing, whole_file, whole_text
 from backprop.data.line_index import Cancelled, Progress
-from backprop.data.quality import UNKNOWN, LengthLimits, Scores, TraceLimits, difficulty, language
+from backprop.data.quality import UNKNOWN, LengthLimits, Scores, difficulty, language
 from backprop.data.reader import open_source
+from backprop.data.traces import TraceLimits
 
 
 class Rules(Struct, frozen=True):

@@ -12,8 +12,9 @@ import numpy as np
 from msgspec import Struct
 from tokenizers import Encoding
 
-from backprop.core.events import TokenSpan
+from backprop.core.events import LEFT_OUT, TokenSpan
 from backprop.core.methods import Rows
+from backprop.data.chat_template import thought
 from backprop.data.convert import convert
 from backprop.data.dedup import content_key
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
@@ -24,6 +25,7 @@ from backprop.data.parse import misread
 from backprop.data.reader import Row
 from backprop.data.token_cache import Flags, Ids
 from backprop.data.tokenizer import ChatTokenizer
+from backprop.data.traces import trace_finding
 
 BATCH_ROWS = 500
 BATCH_CHARACTERS = 2_000_000
@@ -50,11 +52,20 @@ class Renderer:
         rows: what the method learns from.
         everything: all tokens are trained, not the answers alone, whatever rows say of their turns; of conversations
             and texts only.
+        traces: reasoning traces are trained as rows have them; those of no use are left out.
     """
 
-    def __init__(self, tokenizer: ChatTokenizer, *, rows: Rows = "conversation", everything: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: ChatTokenizer,
+        *,
+        rows: Rows = "conversation",
+        everything: bool = False,
+        traces: bool = False,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.template = tokenizer.template
+        self.template = tokenizer.template.with_traces() if traces else tokenizer.template
+        self.traces = traces
         self.rows: Rows = rows
         self.everything = everything and rows == "conversation"
 
@@ -72,11 +83,15 @@ class Renderer:
         Raises:
             RowError: it cannot be trained.
         """
+        found = trace_finding(example, self.rows) if self.traces else None
+        if found is not None and found.code in LEFT_OUT:
+            raise found
         if example.text is not None and self.rows == "conversation":
             _encodable(example.text)
             warnings = [*example.warnings, *self._odd_texts([example.text])]
             return [Rendered(example.text, [], raw=True, warnings=warnings)]
         sides = [self._conversation(turns, example) for turns in example.sides(self.rows)]
+        sides[0].warnings += [found] if found is not None else []
         start = min(side.opens or 0 for side in sides)
         if any(side.text[:start] != sides[0].text[:start] for side in sides):
             raise RowError("prompt_differs", "", "the chat template writes the prompt differently for the two sides")
@@ -85,6 +100,10 @@ class Renderer:
     def _conversation(self, turns: list[Turn], example: Example) -> Rendered:
         messages = self.template.messages(turns)
         text = self.template.conversation(messages, example.tools)
+        if self.traces and _loses_reasoning(turns, text):
+            turns = [_with_thinking(turn) for turn in turns]
+            messages = self.template.messages(turns)
+            text = self.template.conversation(messages, example.tools)
         _encodable(text)
         moved = len(turns) - len(messages)
         spans = answer_spans(self.template, messages, example.tools, text)
@@ -114,6 +133,24 @@ class Renderer:
         words = f"control tokens inside the text are read as such: {', '.join(sorted(found)[:3])}"
         odd = [finding for text in texts for finding in misread(text)]
         return [RowError("special_token", "", words, "warning"), *odd] if found else odd
+
+
+def _loses_reasoning(turns: Sequence[Turn], text: str) -> bool:
+    """Whether what turns keep apart is not in the text, one after the other."""
+    at = 0
+    for reasoning in (turn.reasoning.strip() for turn in turns if turn.reasoning):
+        at = text.find(reasoning, at)
+        if at < 0:
+            return True
+        at += len(reasoning)
+    return False
+
+
+def _with_thinking(turn: Turn) -> Turn:
+    """The turn with what it keeps apart as the beginning of its text."""
+    if not turn.reasoning:
+        return turn
+    return msgspec.structs.replace(turn, content=thought(turn.reasoning, turn.content), reasoning=None)
 
 
 def _is_trained(turn: Turn) -> bool:
@@ -361,6 +398,7 @@ def encode_value(
     mapping: Mapping[str, str] | None = None,
     rows: Rows = "conversation",
     train_on_responses: bool = True,
+    traces: bool = False,
 ) -> list[Side]:
     """One row alone, as text, as the tokenizer's own answer, and as it is trained; of a pair both sides.
 
@@ -371,7 +409,7 @@ def encode_value(
     known = format or read_as(value, None, names)
     if known is None:
         raise unknown_format(value)
-    renderer = Renderer(tokenizer, rows=rows, everything=not train_on_responses)
+    renderer = Renderer(tokenizer, rows=rows, everything=not train_on_responses, traces=traces)
     sides = []
     for rendered in renderer.sides(convert(value, known, names)):
         encoding = tokenizer.encode([rendered.text], special=rendered.raw)[0]

@@ -13,12 +13,15 @@ from typing import Any, get_args
 from msgspec import Struct
 
 from backprop.core.methods import Rows, methods_for
+from backprop.data.chat_template import KEPT_THINKING
 from backprop.data.content import kind, shown
+from backprop.data.convert import convert
 from backprop.data.dedup import fields_read
 from backprop.data.example import ABSENT, PARTS, PLAIN, Fields, Format, RowError, describe_mapping
 from backprop.data.messages import holds_turns
 from backprop.data.reader import Source
 from backprop.data.spellings import find_names, judgement, like_mask, like_verdict, turn_keys
+from backprop.data.traces import TraceLimits
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 _ONE_ANSWER = ("sharegpt", "openai", "alpaca", "prompt_completion", "chatml")
@@ -128,6 +131,8 @@ class FileFormat(FormatCounts, kw_only=True):
     """Columns that nothing reads, with the number of those rows in which they say something."""
     without_effect: dict[str, str] = {}
     """Those of them that look like a label, a weight or a mask, and what would use them."""
+    traces: int = 0
+    """Of the rows that were looked at, those whose answers have a reasoning trace."""
 
     def notes(self) -> list[str]:
         """What was guessed, and what is not used, each in one line for a person."""
@@ -140,6 +145,11 @@ class FileFormat(FormatCounts, kw_only=True):
             said.append(f"columns that are not used: {', '.join(named)}{more}")
         said += [f"{name} has no effect on what is trained; {way}" for name, way in self.without_effect.items()]
         return said
+
+    def trace_finding(self, trained: str = KEPT_THINKING) -> RowError:
+        """The finding about reasoning traces in a file that is trained without the setting for them."""
+        words = f"reasoning traces ({self._share(self.traces)}) are {trained}"
+        return RowError("reasoning_trace", "", f"{words}; --reasoning-trace trains each whole, as plain text", "info")
 
     def doubts(self, row: Any, format: Format) -> list[RowError]:
         """The warning about an answer that a column without effect calls bad. Feedback and pairs have their own."""
@@ -204,10 +214,19 @@ def detect_file(rows: Iterable[Any], mapping: Mapping[str, str] | None = None) -
         found=found,
         looked_at=len(rows),
         columns=dict(columns),
+        traces=sum(map(_thinks, rows, formats, [names] * len(rows))),
         unused=dict(Counter({name: len(values) for name, values in unused.items()}).most_common()),
         without_effect={name: way for name, values in unused.items() if (way := _what_would_use(name, values, format))},
         counts={name: count for name, count in counts.items() if count},
     )
+
+
+def _thinks(row: Any, format: Format | None, names: Fields) -> bool:
+    try:
+        example = convert(row, format, names) if format is not None else None
+    except RowError:
+        return False
+    return example is not None and example.text is None and TraceLimits().reason(example) != "no_think"
 
 
 def _what_would_use(name: str, values: list[Any], format: Format | None) -> str:

@@ -14,18 +14,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from backprop.data.chat_template import END_THINK, MARK, THINK, ChatTemplate, shared
+from backprop.data.chat_template import CLOSED, END_THINK, MARK, OPENED, THINK, ChatTemplate, shared
 from backprop.data.example import RowError, Turn
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 
-_OPENED = r"(?:<think>|<seed:think>|\[THINK\]|<\|START_THINKING\|>)"
-_EMPTY_THINK = re.compile(
-    rf"\s*(?P<opened>{_OPENED}\s*)?(?:</think>|</seed:think>|\[/THINK\]|<\|END_THINKING\|>)(?:\s*\n)?"
-)
+_EMPTY_THINK = re.compile(rf"\s*(?P<opened>{OPENED}\s*)?{CLOSED}(?:\s*\n)?")
 """To the line that the answer begins in: its indentation is its own."""
-_OPEN = re.compile(rf"{_OPENED}\s*$")
+_OPEN = re.compile(rf"{OPENED}\s*$")
 
 
 class Span(NamedTuple):
@@ -82,7 +79,7 @@ def _start(template: ChatTemplate, prefix: Messages, tools: Tools, text: str) ->
     # no thinking closes it, and would open it for an answer that has some.
     asked = asked.rstrip()
     header, think, rest = asked.rpartition(THINK)
-    if not think and asked.endswith(END_THINK):
+    if asked.endswith(END_THINK) and rest.strip() != END_THINK:
         header, think, rest = asked.removesuffix(END_THINK), THINK, ""
     open_or_not = (header, header) if END_THINK in rest else (header + think, header)
     return next((len(known) for known in open_or_not if think and text.startswith(known)), None)

@@ -38,6 +38,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Samples that are held out, where they are taken from the same rows."""
     unusable: int
     """Rows that training refuses, or skips with ``skip_bad``."""
+    left_out: int
+    """Rows that are left out on purpose: answers labelled bad, reasoning traces of no use."""
     limit: LengthLimit
     schedule: Schedule
     chosen: RunConfig
@@ -73,7 +75,7 @@ def plan(
         config = replace(config, max_seq_length=length)
     assert config.max_seq_length != "auto"
     longest = min(config.max_seq_length, context or config.max_seq_length)
-    lengths, bad = _read(counted, config.samples, longest)
+    lengths, bad, left_out = _read(counted, config.samples, longest)
     samples = lengths.samples_at(longest)
     total = int(samples.sum())
     if not total:
@@ -102,6 +104,7 @@ def plan(
         rows=rows,
         held_out=total - rows,
         unusable=len(bad),
+        left_out=len(left_out),
         limit=lengths.at(longest),
         schedule=schedule,
         chosen=chosen,
@@ -119,20 +122,22 @@ def length_by_rows(config: RunConfig, counted: CountedLengths, context: int | No
         context: positions that the model was made for, where it says.
         most: as in ``plan``.
     """
-    whole, _ = _read(counted, config.samples, context or max(1, counted.lengths.longest))
+    whole, _, _ = _read(counted, config.samples, context or max(1, counted.lengths.longest))
     p99, answers_fit = whole.percentile(0.99), whole.answers_fit
-    length = rules.sequence_length(p99, answers_fit, min(most, context or most))
-    return length, rules.length_reason(p99, answers_fit, length)
+    length = rules.sequence_length(p99, answers_fit, min(most, context or most), traces=config.reasoning_trace)
+    return length, rules.length_reason(p99, answers_fit, length, traces=config.reasoning_trace)
 
 
-def _read(counted: CountedLengths, samples: int | None, longest: int) -> tuple[Lengths, Counts]:
-    """The rows that a run reads at a limit, and the numbers of those that are bad: no more than it wants."""
-    lengths, bad = counted.lengths, counted.bad
+def _read(counted: CountedLengths, samples: int | None, longest: int) -> tuple[Lengths, Counts, Counts]:
+    """The rows that a run reads at a limit, and the numbers of those that are bad and left out: no more than it
+    wants."""
+    lengths, bad, left_out = counted.lengths, counted.bad, counted.left_out
     usable = np.flatnonzero(lengths.samples_at(longest))
     if samples is not None and len(usable) > samples:
         last = int(usable[samples - 1])
-        lengths, bad = lengths.first(last + 1), bad[bad < counted.numbers[last]]
-    return lengths, bad
+        end = counted.numbers[last]
+        lengths, bad, left_out = lengths.first(last + 1), bad[bad < end], left_out[left_out < end]
+    return lengths, bad, left_out
 
 
 def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 0) -> list[str]:

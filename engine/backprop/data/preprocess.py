@@ -51,6 +51,7 @@ class Options(Struct, frozen=True, kw_only=True):
     max_length: int = 2048
     everything: bool = False
     """Train on all tokens, not on answers alone."""
+    traces: bool = False
     samples: int | None = None
     mapping: dict[str, str] = {}
 
@@ -63,6 +64,7 @@ def prepare(
     max_length: int | Literal["auto"] = 2048,
     most: int = USUAL_LENGTH,
     train_on_responses: bool = True,
+    traces: bool = False,
     mapping: dict[str, str] | None = None,
     samples: int | None = None,
     now: datetime | None = None,
@@ -79,6 +81,8 @@ def prepare(
         most: what ``auto`` becomes at most.
         train_on_responses: loss on the assistant's turns alone; otherwise on everything, whatever rows say of turns.
             Of pairs and feedback it is on the answers alone.
+        traces: reasoning traces are trained as rows have them; rows whose trace is of no use are left out
+            (``data.traces``).
         mapping: part → field, as ``{"instruction": "question"}``; found from the rows where not given.
         samples: stop after this many usable rows.
         now: the time that a chat template with a date in it writes; the present by default.
@@ -104,6 +108,7 @@ def prepare(
             model_dir,
             rows=rows,
             train_on_responses=train_on_responses,
+            traces=traces,
             mapping=mapping,
             samples=samples,
             now=now,
@@ -111,7 +116,7 @@ def prepare(
             progress=progress,
             cancelled=cancelled,
         )
-        return _at_its_own_length(again, most)
+        return _at_its_own_length(again, most, traces=traces)
     tokenizer = ChatTokenizer.load(model_dir, now)
     root = cache_dir or token_cache()
     fits = context_length(model_dir)
@@ -119,6 +124,7 @@ def prepare(
         rows=rows,
         max_length=min(max_length, fits or max_length),
         everything=not train_on_responses and rows == "conversation",
+        traces=traces,
         samples=samples,
         mapping=mapping or {},
     )
@@ -137,11 +143,11 @@ def prepare(
             raise
 
 
-def _at_its_own_length(prepare: Callable[..., Prepared], most: int) -> Prepared:
+def _at_its_own_length(prepare: Callable[..., Prepared], most: int, *, traces: bool) -> Prepared:
     """The dataset at the limit that the rule makes of its lengths; only one that cuts something costs a second pass."""
     whole = prepare(max_length=_WHOLE)
     summary = whole.summary
-    limit = min(sequence_length(summary.p99, summary.answers_fit, most), summary.max_length)
+    limit = min(sequence_length(summary.p99, summary.answers_fit, most, traces=traces), summary.max_length)
     # A sample has what follows its last answer too; of a row whose answer is lost there is none.
     if limit < max(summary.longest, int(np.diff(whole.offsets).max())):
         return prepare(max_length=limit)
@@ -209,7 +215,7 @@ def _write_rows(
         notes=[*source.notes, *tokenizer.notes, *file.notes()],
     )
     done = 0
-    renderer = Renderer(tokenizer, rows=options.rows, everything=options.everything)
+    renderer = Renderer(tokenizer, rows=options.rows, everything=options.everything, traces=options.traces)
     wanted = None if options.samples is None else lambda: (options.samples or 0) - summary.kept
     for batch in encoded_rows(source, file, renderer, wanted):
         for item in batch:
@@ -221,6 +227,10 @@ def _write_rows(
         if progress is not None:
             progress(min(done, source.size), source.size)
     _finish(summary, counts, options.rows)
+    if file.traces and not options.traces:
+        counts.findings.add(0, b"", file.trace_finding(tokenizer.template.trained_thinking()))
+    summary.problems.sort(key=lambda problem: problem.line)
+    summary.problem_counts = dict(counts.findings.counts.most_common())
     return summary
 
 
@@ -291,7 +301,6 @@ def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
         summary.notes.append(f"{good} answers are labelled good, {bad} bad")
         if not good or not bad:
             counts.findings.add(0, b"", one_label(bool(good)))
-    summary.problems.sort(key=lambda problem: problem.line)
     if not summary.rows:
         raise DatasetError(f"{summary.path}: the dataset holds no row", code="DATASET_EMPTY", hint="add rows to it")
     if not summary.kept:
@@ -301,7 +310,6 @@ def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
     summary.longest = lengths.longest
     summary.answers_fit = lengths.answers_fit
     summary.limits = lengths.limits(summary.max_length)
-    summary.problem_counts = dict(counts.findings.counts.most_common())
     if counts.formats.mixed:
         words = f"the file mixes formats: {counts.formats.describe()}; each row is read as what it is"
         summary.notes.append(words)
@@ -313,7 +321,7 @@ def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
 
 
 def _nothing(summary: DatasetPrepared, counts: Counter[str], rows: Rows) -> DatasetError:
-    path, first = summary.path, summary.problems[0]
+    path, first = summary.path, min(summary.problems, key=lambda problem: problem.line)
     why = f"line {first.line}: {first.message}"
     if set(counts) == {"unknown_format"}:
         return DatasetFormatError(

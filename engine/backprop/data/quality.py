@@ -7,7 +7,6 @@ Scores by a model are kept in a file of JSON Lines, one object a row in the orde
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from msgspec import Struct
 from backprop.core.errors import DatasetNotFoundError, DatasetParseError
 from backprop.core.jobs import RowScore
 from backprop.data.example import Example
-from backprop.data.examples import answer_text, refuse_existing, whole_file, whole_text
+from backprop.data.examples import refuse_existing, whole_file, whole_text
+from backprop.data.traces import estimate_tokens
 
-CHARACTERS_PER_TOKEN = 4
 UNKNOWN = "unknown"
 """The language of texts with too few letters to tell."""
 _LONG_TEXT = 5000
@@ -30,12 +29,6 @@ _LEAST_LETTERS = 12
 _OUTLIER = 3.5
 _MAD_TO_SIGMA = 1.4826
 _MEAN_TO_SIGMA = 1.2533
-_THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
-
-
-def estimate_tokens(text: str) -> int:
-    """Tokens of a text when no tokenizer is at hand: a quarter of its characters."""
-    return len(text) // CHARACTERS_PER_TOKEN
 
 
 class LengthLimits(Struct, frozen=True):
@@ -61,43 +54,6 @@ class LengthLimits(Struct, frozen=True):
         if tokens < self.min_tokens:
             return "short"
         return "long" if tokens > self.max_tokens else ""
-
-
-class TraceLimits(Struct, frozen=True):
-    """Bounds of a reasoning trace, in estimated tokens."""
-
-    min_tokens: int = 8
-    max_tokens: int = 8192
-
-    def reason(self, example: Example) -> str:
-        """``no_think``, ``unbalanced``, ``too_short``, ``too_long``, or nothing for a row that stays."""
-        kept_apart = [turn.reasoning for turn in [*example.turns, *example.chosen] if turn.reasoning]
-        if kept_apart:
-            return self._by_length("\n".join(kept_apart))
-        return self.text_reason(answer_text(example))
-
-    def text_reason(self, text: str) -> str:
-        """The same for an answer with its ``<think>…</think>`` inside."""
-        thoughts: list[str] = []
-        opened: int | None = None
-        for tag in _THINK.finditer(text):
-            closing = bool(tag[1])
-            if closing != (opened is not None):
-                return "unbalanced"
-            if opened is not None:
-                thoughts.append(text[opened : tag.start()])
-                opened = None
-            else:
-                opened = tag.end()
-        if opened is not None:
-            return "unbalanced"
-        return self._by_length("\n".join(thoughts)) if thoughts else "no_think"
-
-    def _by_length(self, thought: str) -> str:
-        tokens = estimate_tokens(thought.strip())
-        if tokens < self.min_tokens:
-            return "too_short"
-        return "too_long" if tokens > self.max_tokens else ""
 
 
 def difficulty(text: str) -> float:

@@ -18,14 +18,13 @@ from backprop.data.quality import (
     PerplexityReport,
     Scores,
     Statistics,
-    TraceLimits,
     difficulty,
-    estimate_tokens,
     language,
     outliers,
     statistics,
 )
 from backprop.data.reader import open_source
+from backprop.data.traces import TraceLimits, estimate_tokens
 
 LANGUAGE_SAMPLE = 2_000
 SHOWN = 20

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class ChatTokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, folder: Path, config: dict[str, Any], fingerprint: str, now: datetime | None
+        self, tokenizer: Tokenizer, folder: Path, config: dict[str, Any], fingerprint: str, now: datetime
     ) -> None:
         tokens = _special_tokens(config)
         self.tokenizer = tokenizer
@@ -87,6 +88,12 @@ class ChatTokenizer:
             ModelLoadError: a file is missing or broken, named with its path.
         """
         folder = Path(model_dir)
+        return cls._read(folder, _fingerprint(folder), now or datetime.now())
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def _read(cls, folder: Path, fingerprint: str, now: datetime) -> ChatTokenizer:
+        """A run asks twice, for its rows and for its model, and reading takes as long as loading a small model."""
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ModelLoadError(
@@ -108,7 +115,7 @@ class ChatTokenizer:
         if "added_tokens_decoder" not in config:
             config |= _read_json(folder / "special_tokens_map.json")
         tokenizer.add_tokens(list(_declared(tokenizer, config, _read_json(folder / "added_tokens.json"))))
-        return cls(tokenizer, folder, config, _fingerprint(folder), now)
+        return cls(tokenizer, folder, config, fingerprint, now)
 
     def _end_of_answers(self, ends: list[str]) -> int | None:
         last = self.template.last_end

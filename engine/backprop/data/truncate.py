@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
-from backprop.core.events import LengthLimit
+from backprop.core.events import LEFT_OUT, LengthLimit
 from backprop.core.methods import Rows
 from backprop.data.encode import BATCH_ROWS, Encoded, EncodedRow, Rendered, Renderer, Side, encode_value, encoded_rows
 from backprop.data.example import Format, RowError
@@ -121,13 +121,14 @@ def truncate_value(
     format: Format | None = None,
     mapping: Mapping[str, str] | None = None,
     rows: Rows = "conversation",
+    traces: bool = False,
 ) -> Truncated:
     """What a limit does to one row alone; of a pair, to its chosen side.
 
     Raises:
         RowError: the row cannot be trained.
     """
-    sides = encode_value(value, tokenizer, format=format, mapping=mapping, rows=rows)
+    sides = encode_value(value, tokenizer, format=format, mapping=mapping, rows=rows, traces=traces)
     return truncate_sides(sides, limit, tokenizer.bos_id)[0]
 
 
@@ -324,6 +325,9 @@ class CountedLengths(Struct):
     labels: npt.NDArray[np.int8] = _NONE.astype(np.int8)
     """Of each usable row: 1 where a label calls its answer good, 0 where bad, -1 where none does."""
 
+    left_out: Counts = _NONE
+    """Numbers of the rows that are left out on purpose (``core.events.LEFT_OUT``)."""
+
     @property
     def unusable(self) -> int:
         """Rows that training refuses, or skips when told to, whatever the limit."""
@@ -337,6 +341,7 @@ def count_lengths(
     *,
     rows: Rows = "conversation",
     everything: bool = False,
+    traces: bool = False,
     seed: int = SEED,
     progress: Progress,
     cancelled: Cancelled,
@@ -347,11 +352,12 @@ def count_lengths(
     Args:
         rows: what the method learns from.
         everything: all tokens are trained, not the answers alone.
+        traces: reasoning traces are trained as rows have them (``data.traces``); with a tokenizer only.
         seed: of the split into trained and held-out rows.
         so_far: called now and then with what makes the counts until then.
     """
     counter = LengthCounter(answers=True)
-    numbers, bad, contents, labels = array("q"), array("q"), array("Q"), array("b")
+    numbers, bad, left_out, contents, labels = array("q"), array("q"), array("q"), array("Q"), array("b")
     read = done = 0
 
     def snapshot() -> CountedLengths:
@@ -362,11 +368,14 @@ def count_lengths(
             numbers=np.array(numbers),
             places=np.array(contents, dtype=np.uint64),
             bad=np.array(bad),
+            left_out=np.array(left_out),
             labels=np.array(labels, dtype=np.int8),
         )
 
     with open_source(path) as source:
-        renderer = Renderer(tokenizer, rows=rows, everything=everything) if tokenizer is not None else None
+        renderer = None
+        if tokenizer is not None:
+            renderer = Renderer(tokenizer, rows=rows, everything=everything, traces=traces)
         batches = encoded_rows(source, file, renderer) if renderer is not None else _characters(source, file)
         for batch in batches:
             if cancelled():
@@ -377,7 +386,9 @@ def count_lengths(
                     labels.append(-1 if item.good is None else item.good)
                     if renderer is None:
                         counter.add_text(len(item.sides[0].rendered.text))
-                elif item.error.code != "label_false":
+                elif item.error.code in LEFT_OUT:
+                    left_out.append(read)
+                else:
                     bad.append(read)
                 read += 1
                 done += len(item.row.raw) + 1

@@ -41,6 +41,7 @@ from backprop.data.messages import TRANSCRIPT_HINTS, check_turns
 from backprop.data.parse import KEY_END, may_be_misread, misread, parse_json
 from backprop.data.reader import Row, Source, open_source
 from backprop.data.spellings import MEDIA, MEDIA_MARK, ROLE_OF, like_mask
+from backprop.data.traces import trace_finding
 
 __all__ = ["PROBLEM_CODES", "Validation", "validate"]
 
@@ -82,6 +83,7 @@ def validate(
     *,
     mapping: Mapping[str, str] | None = None,
     rows: Rows = "conversation",
+    traces: bool = False,
     held_out: str | Path | None = None,
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
@@ -93,6 +95,7 @@ def validate(
     Args:
         mapping: part → field of the rows; found from the rows where not given.
         rows: what the method learns from that is to be trained with: a row that is none of these is an error.
+        traces: reasoning traces are to be trained as rows have them: those of no use are found (``data.traces``).
         held_out: a file that must share no row with this one.
         progress: called with bytes read and their total.
         cancelled: asked often; when true, what was found so far is returned, with ``complete`` false.
@@ -103,7 +106,7 @@ def validate(
         DatasetError: the file as a whole cannot be read (see ``open_source``), or none of its rows can.
     """
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        checking = _Checking(source, mapping, rows, listed)
+        checking = _Checking(source, mapping, rows, listed, traces=traces)
         held_out_contents = _contents(held_out, mapping) if held_out is not None else None
         for done in checking.pieces():
             if cancelled is not None and cancelled():
@@ -129,8 +132,11 @@ def _contents(path: str | Path, mapping: Mapping[str, str] | None) -> Numbers:
 class _Checking:
     """Takes the rows of a source piece by piece and keeps what it finds."""
 
-    def __init__(self, source: Source, mapping: Mapping[str, str] | None, rows: Rows, listed: int) -> None:
+    def __init__(
+        self, source: Source, mapping: Mapping[str, str] | None, rows: Rows, listed: int, *, traces: bool
+    ) -> None:
         self.source = source
+        self._traces = traces
         self._rows: Rows = rows
         self._listed = listed
         file = file_format(source, mapping)
@@ -145,7 +151,11 @@ class _Checking:
             problems=self.findings.problems,
         )
         self.answer.notes += file.notes()
+        if file.traces and not traces:
+            self.findings.add(0, b"", file.trace_finding())
         quick = file.format if file.format in _TYPES and "row" not in file.mapping else None
+        if traces:
+            quick = None
         if rows not in ("conversation", rows_of(quick)):
             quick = None
             self.answer.notes += filter(None, [other_method(file.format, rows)])
@@ -192,6 +202,8 @@ class _Checking:
             told = (fault.code, fault.field) if fault is not None else None
             findings += [each for each in read.became.warnings if (each.code, each.field) != told]
             findings += [fault] if fault is not None else []
+            trace = trace_finding(read.became, self._rows) if self._traces else None
+            findings += [trace] if trace is not None else []
             if read.became.label is not None:
                 self._labels.add(read.became.label)
         if read.format is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from safetensors.torch import load_file, save_file
 
+from backprop.core.architecture import for_older_readers
 from backprop.core.errors import CheckpointError, ExportError, InputError, ModelLoadError
 from backprop.core.jobs import ExportRequest
 from backprop.core.models import repository_of, require_weights, settings_of, weight_files
@@ -36,7 +37,6 @@ from backprop.train.result import (
     base_of,
     copy_beside,
     copy_tokenizer,
-    for_older_readers,
     save_result,
     write_what_was_learned,
 )

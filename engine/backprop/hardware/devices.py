@@ -19,7 +19,7 @@ from backprop.hardware.gpu import GPUMonitor
 from backprop.hardware.nvml import GPUProblem
 
 LIBRARIES = (
-    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "mlx", "mlx-lm"),
     *("datasets", "safetensors", "tokenizers", "gguf", "numpy"),
 )
 """Whose versions are reported and kept with each run."""
@@ -31,7 +31,8 @@ FEATURES = {
     "tracking": "experiment trackers",
     "observability": "OpenTelemetry spans",
     "web": "the application in a web browser (backprop ui)",
-    "unsloth": "Unsloth's kernels",
+    "unsloth": "nothing so far: Unsloth is not used",
+    "fp8": "full fine-tuning in 8-bit floats (torchao)",
     "mlx": "training on Apple Silicon (MLX)",
     "all": "everything above that belongs to the tested set",
 }

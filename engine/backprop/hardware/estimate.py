@@ -98,7 +98,9 @@ class Shape(Struct, frozen=True, kw_only=True):
             optim=config.optim,
             batch_size=1 if config.batch_size == "auto" else config.batch_size,
             sequences=METHODS[config.method].width,
-            max_seq_length=rules.USUAL_LENGTH if config.max_seq_length == "auto" else config.max_seq_length,
+            max_seq_length=rules.usual_length(traces=config.reasoning_trace)
+            if config.max_seq_length == "auto"
+            else config.max_seq_length,
             packing=config.packing,
             gradient_checkpointing=(memory is None or memory < ROOMY) if again is None else again,
             lora_r=adapter["lora_r"],
@@ -309,15 +311,16 @@ def longest_rows(config: RunConfig, free: int) -> int:
     Args:
         free: bytes of the card; 0 on a CPU.
     """
+    usual = rules.usual_length(traces=config.reasoning_trace)
     try:
         model = find_architecture(config.model)
     except ModelLoadError:
-        return rules.USUAL_LENGTH
+        return usual
     shape = replace(Shape.of(config, memory=free), batch_size=1)
     fitting = bisect_right(
         _LENGTHS, free, key=lambda tokens: estimate(model, replace(shape, max_seq_length=tokens)).total
     )
-    return _LENGTHS[fitting - 1] if fitting else rules.USUAL_LENGTH
+    return _LENGTHS[fitting - 1] if fitting else usual
 
 
 def _is_setting(name: str, value: object) -> bool:

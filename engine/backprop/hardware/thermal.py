@@ -30,6 +30,7 @@ from msgspec import Meta, Struct
 from backprop.core.errors import GPUTemperatureError, InvalidSettingError
 from backprop.core.events import Event, Gpu, Pacing, Paused, Resumed
 from backprop.core.events import Warning as WarningEvent
+from backprop.core.settings import RunConfig
 
 Level: TypeAlias = Literal["safe", "warm", "warning", "critical", "emergency", "unknown"]
 
@@ -93,6 +94,12 @@ class Thresholds(Struct, frozen=True, kw_only=True):
         before that: with a switch-off at 91 °C it is 88 °C, although 88 °C is only a warning elsewhere.
         """
         return self.emergency if shutdown is None else min(self.emergency, shutdown - self.shutdown_margin)
+
+
+def thresholds(config: RunConfig) -> Thresholds:
+    """Pause at the temperature that the person set; the other levels keep their distance from it."""
+    pause = config.gpu_max_temp
+    return Thresholds(warm=pause - 20, warning=pause - 10, critical=pause, emergency=pause + 5)
 
 
 _DEFAULTS: dict[str, float] = {

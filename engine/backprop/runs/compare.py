@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core.files import read_json
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState
 
@@ -77,12 +77,13 @@ def _unequal(group: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
 
 def _settings(a: RunState, b: RunState) -> Iterator[Difference]:
     """A value that no person gave in either run followed from what they did give."""
-    usual = msgspec.to_builtins(RunConfig(data=""))
+    usual = msgspec.to_builtins(RunConfig(data="")) | msgspec.to_builtins(MultiConfig())
 
     def chosen(run: RunState, name: str) -> bool:
-        return not run.origins.get(name, "").startswith("rule") and run.config.get(name) != usual.get(name)
+        value = {**run.config, **run.multi}.get(name)
+        return not run.origins.get(name, "").startswith("rule") and value != usual.get(name)
 
-    for each in _unequal("set", a.config, b.config):
+    for each in _unequal("set", {**a.config, **a.multi}, {**b.config, **b.multi}):
         each.group = "set" if chosen(a, each.key) or chosen(b, each.key) else "followed"
         yield each
 

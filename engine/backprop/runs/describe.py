@@ -151,6 +151,18 @@ def describe(event: ev.AnyEvent) -> str:
                 return f"the curve is that of run {event.replayed}: {event.steps} of {event.steps} losses are equal"
             both = f"{number(event.loss, 6)} instead of {number(event.replayed_loss, 6)}"
             return f"the curve parted from that of run {event.replayed} at step {event.parted_at}: loss {both}"
+        case ev.RunBegun():
+            old = f", {event.replayed} of them of earlier runs" if event.replayed else ""
+            rows = f"{event.rows} rows of {event.data}{old}, {event.held_out} held out"
+            return f"run {event.index} of {event.of} ({event.run}): {rows}"
+        case ev.MergeDone():
+            return describe_merge(event)
+        case ev.HeldOutScored():
+            who = f"after run {event.after}" if event.after else "base model"
+            exact = "" if event.exact is None else f", {event.exact:.0%} of {event.answers} answers exact"
+            return f"{who}: held-out loss of run {event.held_out} {number(event.loss)} over {event.rows} rows{exact}"
+        case ev.Rewound():
+            return f"rewound to the state after run {event.index}" if event.index else "rewound to the beginning"
         case ev.RunFinished():
             loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
             used = "" if event.energy is None else f", {event.energy:.1f} Wh"
@@ -163,6 +175,18 @@ def describe(event: ev.AnyEvent) -> str:
             return ""
         case _:
             assert_never(event)
+
+
+def describe_merge(event: ev.MergeDone) -> str:
+    """What became of a run of a session."""
+    if not event.merged:
+        return f"run {event.index} ({event.run}) {'failed' if event.failed else 'was kept out'}: {event.reason}"
+    how = "" if event.step_size is None else f" by {event.step_size:.3f}"
+    how += "" if event.moved is None else f", B moved {event.moved:.0%}"
+    how += "" if event.similarity is None else f", cosine to before {event.similarity:.2f}"
+    if event.loss is not None and event.tuned_loss is not None:
+        how += f"; held-out loss {number(event.loss)} merged, {number(event.tuned_loss)} as fine-tuned"
+    return f"run {event.index} ({event.run}) merged{how}"
 
 
 def short_verdict(verdict: ev.Verdict) -> str:
@@ -229,6 +253,8 @@ def level(event: ev.Event) -> str:
             return "warning"
         case ev.ReplayCompared() if event.parted_at is not None:
             return "warning"
+        case ev.MergeDone() if not event.merged:
+            return "error" if event.failed else "warning"
         case ev.Paused() if event.reason != "requested":
             return "warning"
         case _:

@@ -9,6 +9,8 @@
         lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
         control        a named pipe that takes commands, one JSON object a line
         checkpoints/   exports/
+        data/ runs/    of a session of several runs: their rows (``data.slices``), and a directory like this for each;
+                       its checkpoints are what it stood at after each run, starts/ what the next one began with
         origin/        of a fork: the weights that it starts from, until it has saved its own
         source/        what it was made from: identity.json (``train.resume``), and of each trained sample its line in
                        the data (lines.bin) and the hash of what that row says (contents.bin), both int64
@@ -38,9 +40,9 @@ from msgspec import Struct
 from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import exclusive, open_regular, read_json, sha256, write_file
+from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, write_file
 from backprop.core.paths import expand
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
 
 SCHEMA = 1
@@ -80,6 +82,10 @@ class RunRecord(Struct, kw_only=True):
     extended: bool = False
     """The run has been given its present end by an extend: checkpoints from before it have another."""
     replays: Replays | None = None
+    multi: MultiConfig | None = None
+    """Of a session of several runs: what they share beside ``config``."""
+    rewinds: int = 0
+    """How often it was rewound: its runs from then on are other ones."""
     tags: list[str] = []
     note: str = ""
 
@@ -123,18 +129,29 @@ class RunDirectory:
         forked_from: str = "",
         origins: dict[str, str] | None = None,
         replays: Replays | None = None,
+        *,
+        multi: MultiConfig | None = None,
+        run_id: str = "",
     ) -> RunDirectory:
-        """Make the directory of a new run under ``config.output_dir``.
+        """Make the directory of a new run under ``config.output_dir``; open, ``run_id`` is drawn.
+
+        Args:
+            run_id: as it was chosen before; what a killed process left of its directory is made whole.
 
         Raises:
             ConfigurationError: the output directory cannot be made or written.
             InputError: writing is confined elsewhere.
         """
+<<<<<<< HEAD
         run_id = secrets.token_hex(6)
         directory = cls(expand(config.output_dir) / run_id)
         require_writable(directory.path)
+=======
+        directory = cls(expand(config.output_dir) / (run_id or new_run_id()))
+        run_id, known = directory.run_id, bool(run_id)
+>>>>>>> main
         try:
-            directory.path.mkdir(parents=True)
+            directory.path.mkdir(parents=True, exist_ok=known)
             if forked_from:
                 keep_files(Path(forked_from), directory.origin, ("manifest.json", "weights.safetensors"))
             directory._write_record(
@@ -146,6 +163,7 @@ class RunDirectory:
                     forked_from=forked_from,
                     origins=origins or {},
                     replays=replays,
+                    multi=multi,
                 )
             )
             directory.ensure_control()
@@ -299,6 +317,7 @@ class RunDirectory:
                 config=msgspec.convert(started.config, RunConfig),
                 forked_from=started.forked_from,
                 origins=started.origins,
+                multi=msgspec.convert(started.multi, MultiConfig) if started.multi else None,
             )
         except (ValueError, InvalidSettingError) as error:
             what = f"{self.record} is missing, and the settings in {self.journal} cannot be used: {error}"
@@ -349,7 +368,7 @@ class RunDirectory:
 
     def is_locked(self) -> bool:
         """Whether a living engine works here. Survives power cuts and reused process ids: the kernel drops the lock."""
-        return _is_held(self.path, os.O_DIRECTORY) or _is_held(self.lock)
+        return is_held(self.path, os.O_DIRECTORY) or is_held(self.lock)
 
     def is_alive(self) -> bool:
         """Whether an engine works here, or was started a moment ago and has yet to take the lock."""
@@ -399,7 +418,7 @@ class RunDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except OSError as error:
-                if error.errno not in _HELD:
+                if error.errno not in HELD:
                     return  # this file system cannot lock it
             if time.monotonic() > deadline:
                 raise RunError(
@@ -408,9 +427,6 @@ class RunDirectory:
                     hint=f"watch it: backprop-tui --attach {self.run_id}",
                 )
             time.sleep(0.02)
-
-
-_HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -442,18 +458,9 @@ def _damaged(what: str, hint: str) -> RunError:
     return RunError(what, code="RUN_DAMAGED", hint=hint)
 
 
-def _is_held(path: Path, flags: int = 0) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | flags)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in _HELD
-    finally:
-        os.close(descriptor)
-    return False
+def new_run_id() -> str:
+    """An id that no run has."""
+    return secrets.token_hex(6)
 
 
 def is_run(path: Path) -> bool:

@@ -23,7 +23,7 @@ from backprop.core.errors import ConfigurationError, EngineCrashedError, RunErro
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
 from backprop.core.extras import TRAINING, require_modules
 from backprop.core.resolve import config_from
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import Replays, RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
@@ -203,6 +203,7 @@ def start(
     warm: WarmEngine | None = None,
     *,
     replays: Replays | None = None,
+    multi: MultiConfig | None = None,
 ) -> EngineClient:
     """Make a run directory and start its engine.
 
@@ -211,12 +212,13 @@ def start(
         forked_from: a folder with an adapter to start from, instead of a fresh one.
         warm: an engine that was started ahead, to do it where it is still there.
         replays: the run that this one is to repeat.
+        multi: what makes it a session of several runs.
 
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
     _require_startable()
-    return launch(RunDirectory.create(config, kind, forked_from, origins, replays), "start", warm=warm)
+    return launch(RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi), "start", warm=warm)
 
 
 def resume(path: Path, model: str = "") -> EngineClient:
@@ -248,6 +250,12 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
         RunError: it is being worked on, it is beyond that step already, or its directory is damaged.
     """
     record = _require_usable(path)
+    if record.multi is not None:
+        raise RunError(
+            f"{path.name} is a session of several runs, which is not extended",
+            code="INPUT_VALIDATION_FAILED",
+            hint="start a new one with more --steps; `backprop extend` takes one of its runs",
+        )
     config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
     taken = read_run(path).step
     if steps <= taken:
@@ -255,6 +263,21 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
             f"run {path.name} has taken {taken} steps already", code="INPUT_VALIDATION_FAILED", hint="give more --steps"
         )
     return launch(RunDirectory(path), "extend", str(steps), model)
+
+
+def rewind(path: Path, index: int) -> EngineClient:
+    """Take the session in ``path`` back to where it stood after run ``index``; 0 is its beginning.
+
+    Raises:
+        RunError: it is being worked on, is no session, or its directory is damaged.
+    """
+    if _require_usable(path).multi is None:
+        raise RunError(
+            f"run {path.name} is no session of several runs",
+            code="INPUT_VALIDATION_FAILED",
+            hint=f"`backprop fork {path.name} --step N` starts a run from one of its checkpoints",
+        )
+    return launch(RunDirectory(path), "rewind", str(index))
 
 
 def _require_startable() -> None:
@@ -290,8 +313,12 @@ def _require_usable(path: Path) -> RunRecord:
     return record
 
 
-def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -> EngineClient:
+def launch(
+    directory: RunDirectory, *how: str, warm: WarmEngine | None = None, holding: tuple[int, ...] = ()
+) -> EngineClient:
     """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
+
+    ``holding`` is as in ``engine_process.start_engine``.
 
     Raises:
         RunError: the log cannot be written.
@@ -301,7 +328,7 @@ def launch(directory: RunDirectory, *how: str, warm: WarmEngine | None = None) -
     words = (str(directory.path), *how)
     with directory.open_log() as log:
         process = warm.take(words) if warm is not None else None
-        return EngineClient(directory, process or start_engine(words, log))
+        return EngineClient(directory, process or start_engine(words, log, holding=holding))
 
 
 def attach(path: Path) -> EngineClient:

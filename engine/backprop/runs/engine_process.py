@@ -19,9 +19,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def start_engine(
-    words: tuple[str, ...], log: IO[bytes] | int, stdin: int = subprocess.DEVNULL
+    words: tuple[str, ...], log: IO[bytes] | int, stdin: int = subprocess.DEVNULL, holding: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start an engine in a session of its own; it takes ``log`` as its standard error."""
+    """Start an engine in a session of its own; it takes ``log`` as its standard error.
+
+    Args:
+        holding: descriptors that it keeps open as long as it lives, and with them the locks on them.
+    """
     # A Ctrl+C waits until the engine can obey, however soon it comes: it inherits the blocked signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
@@ -33,6 +37,7 @@ def start_engine(
             stderr=log,
             start_new_session=True,
             env=variables(),
+            pass_fds=holding,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -181,8 +181,8 @@ class RunIndex:
             yield summary
 
     def find_here(self, prefix: str) -> Path:
-        """As ``find``, also among the runs in ``./output`` that the index has not seen: made on another machine, or
-        before it was deleted.
+        """As ``find``, also among the runs in ``./output`` that the index has not seen (made on another machine, or
+        before it was deleted), and among those of sessions.
 
         Raises:
             RunError: none or several fit.
@@ -191,7 +191,14 @@ class RunIndex:
             return self.find(prefix)
         except RunError:
             self.scan(expand("./output"))
-            return self.find(prefix)
+            inner = self._inner(prefix)
+            return inner[0] if len(inner) == 1 else self.find(prefix)
+
+    def _inner(self, prefix: str) -> list[Path]:
+        """Runs of known sessions whose id starts with ``prefix``; lists show their session alone."""
+        homes = (Path(path) / "runs" for (path,) in self._execute("select path from runs"))
+        every = (run for home in homes if prefix and home.is_dir() for run in home.iterdir())
+        return [run for run in every if run.name.startswith(prefix) and is_run(run)]
 
     def find(self, prefix: str) -> Path:
         """The directory of the run whose id starts with ``prefix``. A path to a run directory is taken as it is.

@@ -22,6 +22,7 @@ from backprop.core.errors import InputError, RunError
 from backprop.runs import journal
 from backprop.runs.describe import duration
 from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.forgetting import Forgetting
 
 Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
 ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})
@@ -98,6 +99,13 @@ class RunState(Struct, kw_only=True):
     samples: list[ev.Sample] = field(default_factory=list)
     gpus: dict[int, ev.Gpu] = field(default_factory=dict)
     checkpoints: list[ev.CheckpointSaved] = field(default_factory=list)
+    multi: dict[str, Any] = field(default_factory=dict)
+    """Of a session of several runs: its own settings."""
+    runs: list[ev.RunBegun] = field(default_factory=list)
+    """Its runs that were begun, each once, in order."""
+    merges: list[ev.MergeDone] = field(default_factory=list)
+    """What became of those that are over, in order."""
+    forgetting: Forgetting = field(default_factory=Forgetting)
     notable: list[ev.AnyEvent] = field(default_factory=list)
     """Events for the log and the timeline: all but steps, readings and heartbeats."""
     paused_for: str = ""
@@ -260,6 +268,18 @@ class RunState(Struct, kw_only=True):
                 self.journal_status, self.paused_for = "running", ""
             case ev.Pacing(rest=rest):
                 self.pacing_rest = rest
+            case ev.RunBegun(index=index):
+                self.runs = [*(r for r in self.runs if r.index < index), event]
+            case ev.MergeDone(index=index):
+                self.merges = [*(m for m in self.merges if m.index < index), event]
+                self.forgetting.learned = [m.index for m in self.merges if m.merged]
+            case ev.HeldOutScored():
+                self.forgetting.add(event)
+                self.notable.pop()  # a table, and no log of its cells
+            case ev.Rewound(index=index):
+                self.runs = [r for r in self.runs if r.index <= index]
+                self.merges = [m for m in self.merges if m.index <= index]
+                self.forgetting.rewind(index)
             case ev.RunFinished():
                 self.finished = event
                 self._end(event.status, event.time)
@@ -270,6 +290,7 @@ class RunState(Struct, kw_only=True):
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
         self.config, self.environment, self.origins = event.config, event.environment, event.origins
+        self.multi = event.multi
         self.resumes += event.resumed_from is not None
         self.started_at = self.started_at or event.time
         self.stretch_started_at = event.time

@@ -1,6 +1,6 @@
 """The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [VERB [STEPS [MODEL]]]``, or ``wait``.
 
-The verb is ``start``, ``resume`` or ``extend``.
+The verb is ``start``, ``resume`` or ``extend``; of a session of several runs also ``rewind``, with the number of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.process import Emit, run_engine
-from backprop.worker.setup import environment
+from backprop.worker.setup import environment, importing
 
 
 def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
@@ -28,15 +28,23 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     verb = sys.argv[2] if len(sys.argv) > 2 else "start"
     steps = int(sys.argv[3]) if len(sys.argv) > 3 and sys.argv[3] else None
     model = sys.argv[4] if len(sys.argv) > 4 else ""
-    # Five seconds of imports. The lock is held and commands are listened to before them.
-    from backprop.train.model import resolved
-    from backprop.train.replay import CurveCheck
-    from backprop.train.resume import begin
-    from backprop.train.session import Session
-    from backprop.train.spans import wanted
-    from backprop.train.trackers import Trackers, chosen
+    # Seconds of imports. The lock is held and commands are listened to before them.
+    with importing():
+        from backprop.train.model import resolved
+        from backprop.train.replay import CurveCheck
+        from backprop.train.resume import begin
+        from backprop.train.session import Session
+        from backprop.train.spans import wanted
+        from backprop.train.trackers import Trackers, chosen
 
     record = directory.read_record()
+    if record.multi is not None:
+        from backprop.train.multi_run import MultiRun
+
+        names, notes = chosen(record.config.report_to, os.environ)
+        with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
+            session = MultiRun(directory, trackers.emit, control, model)
+            return session.rewind(steps or 0) if verb == "rewind" else session.run(verb == "resume", notes)
     start = begin(directory, record, verb, steps, resolved, model=model)
     names, notes = chosen(start.config.report_to, os.environ)
     with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
@@ -64,9 +72,10 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
 
 def warm_up() -> None:
     """Import what nearly every run needs."""
-    from backprop.train import resume, session  # noqa: F401
-    from backprop.train.methods import sft  # noqa: F401
-    from backprop.train.modes import lora  # noqa: F401
+    with importing():
+        from backprop.train import resume, session  # noqa: F401
+        from backprop.train.methods import sft  # noqa: F401
+        from backprop.train.modes import lora  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ def tokenise(
         max_length=config.max_seq_length,
         most=longest_rows(config),
         train_on_responses=config.train_on_responses,
+        traces=config.reasoning_trace,
         mapping=config.mapping or None,
         samples=samples,
         now=now,

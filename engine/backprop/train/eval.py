@@ -24,6 +24,7 @@ from backprop.worker.job import Send, run_job
 if TYPE_CHECKING:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.train.dataset import Subset
+    from backprop.train.model import Loaded
     from backprop.train.packing import Row
 
 AT_ONCE = 8
@@ -66,6 +67,7 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
     from backprop.train.resume import split_of
 
     config, split, now = RunConfig(data=request.data, held_out="none", skip_bad=True), None, None
+    data = request.data
     if request.run:
         run = RunDirectory(Path(request.run))
         record = run.find_record()
@@ -73,8 +75,10 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
         config = msgspec.convert({**settings, "method": "sft"}, RunConfig)  # of a pair, the chosen answer
         kept = CheckpointStore(run.checkpoints, record.run_id).checkpoints()
         split, now = split_of(kept[-1].path if kept else None), datetime.fromtimestamp(record.created)
-        if request.data:
-            others = {"data": request.data, "held_out": "none", "samples": None, "skip_bad": True}
+        if record.multi is not None and not data and not request.trained:  # those of all its runs
+            data = str(run.path / "data" / "held-out.jsonl")
+        if data:
+            others = {"data": data, "held_out": "none", "samples": None, "skip_bad": True}
             config = msgspec.structs.replace(config, **others)
 
     def tell(event: Event) -> None:
@@ -85,7 +89,7 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
             send(Warning(code="ROWS_LEFT_OUT", message=message, hint="`backprop validate` lists them"))
 
     _, trained, held_out = prepare(config, tokenizer, tell, lambda: False, split=split, now=now)
-    rows = trained if request.data or request.trained else held_out
+    rows = trained if data or request.trained else held_out
     if not len(rows):
         hint = "name rows with --data, or take those that were trained with --trained"
         raise InputError("the run has no held-out rows", hint=hint)
@@ -110,7 +114,7 @@ def _scored(speaker: ModelSpeaker, rows: Subset, request: EvalRequest, send: Sen
     scored: dict[int, EvaluatedRow] = {}
     prompts: list[Any] = []
     for index, (line, content) in enumerate(rows.names()):
-        before, answer, text = _parts(rows.row(index), speaker.chat, on_texts=rows.rows.summary.format == "text")
+        before, answer, text = parts(rows.row(index), speaker.chat, on_texts=rows.rows.summary.format == "text")
         score = found.get(line)
         if line not in scored:
             tokens = score.tokens if score else int(rows.row(index)[1][1:].sum())
@@ -123,13 +127,13 @@ def _scored(speaker: ModelSpeaker, rows: Subset, request: EvalRequest, send: Sen
             scored[line].expected += answer
         scored[line].bytes += len(text.encode())
     if request.generate:
-        answers = _answers(speaker, prompts, request.max_tokens, progress("answering"))
+        answers = answers_to(speaker, prompts, request.max_tokens, progress("answering"))
         for row, said in zip(scored.values(), answers, strict=True):
             row.answer, row.metrics = said, measure(said, row.expected, request.regex)
     return list(scored.values())
 
 
-def _parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int], str, str]:
+def parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int], str, str]:
     """The tokens before a row's last answer, that answer, and the text of all that is supervised. A text is one."""
     import numpy as np
 
@@ -144,7 +148,7 @@ def _parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int],
     return ids[:start].tolist(), text(ids[start : at[-1] + 1]), text(ids[at])
 
 
-def _answers(speaker: ModelSpeaker, prompts: list[list[int]], most: int, progress: Any) -> list[str]:
+def answers_to(speaker: ModelSpeaker | Loaded, prompts: list[list[int]], most: int, progress: Any) -> list[str]:
     """Greedy answers, some prompts at a time, the longest first; fewer at a time where memory runs out."""
     import torch
 

@@ -14,7 +14,7 @@ from backprop.core.errors import BackpropError
 from backprop.core.events import Event
 from backprop.runs.directory import RunDirectory
 from backprop.worker.commands import Control
-from backprop.worker.setup import end_process, quiet_libraries
+from backprop.worker.setup import end_process, importing, quiet_libraries
 
 
 def nowhere(event: Event) -> None:
@@ -25,13 +25,14 @@ def main() -> None:
     """Import, wait for the assignment, and follow rank 0 to the last step."""
     quiet_libraries()
     # Seconds of imports, in which rank 0 looks for the model and prepares the rows.
-    import torch
+    with importing():
+        import torch
 
-    from backprop.runs.checkpoints import Checkpoint, read_manifest
-    from backprop.train.ranks import Assignment, Ranks
-    from backprop.train.resume import Beginning
-    from backprop.train.session import Session
-    from backprop.worker.job import listen
+        from backprop.runs.checkpoints import Checkpoint, read_manifest
+        from backprop.train.ranks import Assignment, Ranks
+        from backprop.train.resume import Beginning
+        from backprop.train.session import Session
+        from backprop.worker.job import listen
 
     told: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
     listen(Assignment, told.put)

@@ -75,7 +75,7 @@ def summed_loss(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> tor
         model: a causal language model, with adapters or without.
         batch: the micro-batch, on the model's device.
         plain_head: whether logits are the head applied to the decoder's output and nothing else
-            (``has_plain_head``). Otherwise the model's own forward makes the logits, scaling and capping included.
+            (``Traits``). Otherwise the model's own forward makes the logits, scaling and capping included.
     """
     if not batch.supervised:
         return torch.zeros((), device=batch.input_ids.device, requires_grad=True)
@@ -102,6 +102,8 @@ def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> to
 
 def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: str) -> list[torch.Tensor]:
     """Cross-entropy of the supervised tokens, in pieces of as many as may have logits at once."""
+    if (own := getattr(model, "losses", None)) is not None:
+        return [own(batch, reduction)]
     base = base_model(model)
     if not plain_head:
         return [_cross_entropy(_own_logits(base, batch), batch.targets, reduction)]
@@ -162,56 +164,62 @@ def decoder(base: Any) -> Any:
     return getattr(base, base.base_model_prefix)
 
 
-@torch.no_grad()
-def has_plain_head(model: nn.Module) -> bool:
-    """Whether the head applied to the decoder's output gives the model's own logits: tried on a few tokens.
+class Traits(NamedTuple):
+    """What a model's forward pass is like (``traits_of``)."""
 
-    Architectures that scale or cap their logits (Gemma 2, Granite, Cohere …) answer no.
-    """
+    plain_head: bool
+    """Logits are the head applied to the decoder's output and nothing else; architectures that scale or cap them, as
+    Gemma 2, Granite and Cohere, say no."""
+    keeps_rows_apart: bool
+    """Rows that are packed together get the loss that they get alone; attention that ignores where positions start
+    again, and layers that carry a state along the sequence, say no."""
+    sees_what_follows: bool
+    """The logits of a position depend on later tokens."""
+
+
+@torch.no_grad()
+def traits_of(model: nn.Module) -> Traits:
+    """Try a model whose dropout is off on two short rows: packed in one pass; in another the second of them alone,
+    beside itself with another last token."""
     base = base_model(model)
-    device = next(base.parameters()).device
-    ids = _probe_ids(base, 16).to(device)
+    size, device = base.get_input_embeddings().weight.shape[0], next(base.parameters()).device
+    ids = torch.randint(0, size, (40,), generator=torch.Generator().manual_seed(0)).numpy().astype(np.int32)
+    other, mask = ids[20:].copy(), np.ones(20, dtype=np.bool_)
+    other[-1] = (other[-1] + 1) % size
+    packed = pack([(ids[:20], mask), (ids[20:], mask)]).to(device)
+    together = base(**_inputs(packed)).logits[0, 20:].float()
+    pair = torch.from_numpy(np.stack([ids[20:], other]).astype(np.int64)).to(device)
+    logits, hidden = _with_hidden(base, pair)
+    ours = None if hidden is None else base.get_output_embeddings()(hidden).float()
+    exact, (alone, changed) = logits.dtype == torch.float32, logits.float()
+    return Traits(
+        plain_head=ours is not None and ours.shape == logits.shape and _difference(ours, logits.float()) < 1e-5,
+        keeps_rows_apart=_difference(together, alone) < (1e-3 if exact else 2e-2),
+        sees_what_follows=_difference(alone[:-1], changed[:-1]) > (1e-4 if exact else 1e-2),
+    )
+
+
+def _with_hidden(base: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The model's own logits, and what its decoder answers to ``ids`` alone, ``None`` where it cannot be asked so.
+
+    That is seen in the same pass where the model itself asks for nothing else.
+    """
+    seen = []
+
+    def look(_: nn.Module, unnamed: tuple[Any, ...], named: dict[str, Any], made: Any) -> None:
+        if [id(each) for each in (*unnamed, *named.values()) if isinstance(each, torch.Tensor)] == [id(ids)]:
+            seen.append(made)
+
+    watch = getattr(base, base.base_model_prefix, base).register_forward_hook(look, with_kwargs=True)
     try:
-        hidden = decoder(base)(input_ids=ids, use_cache=False).last_hidden_state
-        ours = base.get_output_embeddings()(hidden).float()
+        logits = base(input_ids=ids, use_cache=False).logits
+    finally:
+        watch.remove()
+    try:
+        made = seen[0] if len(seen) == 1 else decoder(base)(input_ids=ids, use_cache=False)
+        return logits, made.last_hidden_state
     except (AttributeError, TypeError):
-        return False
-    theirs = base(input_ids=ids, use_cache=False).logits.float()
-    return ours.shape == theirs.shape and _difference(ours, theirs) < 1e-5
-
-
-@torch.no_grad()
-def keeps_rows_apart(model: nn.Module) -> bool:
-    """Whether rows that are packed together get the loss that they get alone: tried on two short rows.
-
-    Attention that ignores where positions start again, and layers that carry a state along the sequence, answer no.
-    """
-    base = base_model(model)
-    device = next(base.parameters()).device
-    ids = _probe_ids(base, 40)[0].numpy().astype(np.int32)
-    mask = np.ones(20, dtype=np.bool_)
-    rows = [(ids[:20], mask), (ids[20:], mask)]
-    packed = base(**_inputs(pack(rows).to(device))).logits[0, 20:]
-    alone = base(**_inputs(pack(rows[1:]).to(device))).logits[0]
-    rounding = 2e-2 if packed.dtype != torch.float32 else 1e-3
-    return _difference(packed.float(), alone.float()) < rounding
-
-
-@torch.no_grad()
-def sees_what_follows(model: nn.Module) -> bool:
-    """Whether the logits of a position depend on later tokens: tried on two rows that differ in their last token."""
-    base = base_model(model)
-    size = base.get_input_embeddings().weight.shape[0]
-    ids = _probe_ids(base, 20).to(next(base.parameters()).device).repeat(2, 1)
-    ids[1, -1] = (ids[1, -1] + 1) % size
-    one, other = base(input_ids=ids, use_cache=False).logits[:, :-1]
-    rounding = 1e-2 if one.dtype != torch.float32 else 1e-4
-    return _difference(one.float(), other.float()) > rounding
-
-
-def _probe_ids(base: Any, count: int) -> torch.Tensor:
-    size = base.get_input_embeddings().weight.shape[0]
-    return torch.randint(0, size, (1, count), generator=torch.Generator().manual_seed(0))
+        return logits, None
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from backprop.core import rules
-from backprop.core.errors import GPUNotAvailableError, ModelLoadError, TrainingError
+from backprop.core.errors import (
+    GPUNotAvailableError,
+    InvalidSettingError,
+    MissingDependencyError,
+    ModelLoadError,
+    TrainingError,
+)
 from backprop.core.events import DatasetPrepared, Event, ModelLoaded, ModelLoading
 from backprop.core.models import find_architecture, repository_of, settings_of
 from backprop.core.settings import RunConfig
@@ -25,9 +33,9 @@ from backprop.data.tokenizer import ChatTokenizer
 from backprop.hardware import estimate
 from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
-from backprop.train import four_bit
+from backprop.train import four_bit, mlx_model
 from backprop.train.checkpoint import some
-from backprop.train.loss import sees_what_follows
+from backprop.train.loss import Traits, traits_of
 from backprop.train.modes import Mode, mode_named
 
 GB = 1024**3
@@ -46,6 +54,7 @@ class Loaded:
     path: Path
     device: torch.device
     dtype: torch.dtype
+    traits: Traits
 
     def autocast(self) -> torch.autocast:
         """Inside, layers work in the precision of the frozen weights."""
@@ -53,7 +62,7 @@ class Loaded:
 
 
 def choose_device(backend: str) -> torch.device:
-    """The device that ``backend`` (auto, cuda or cpu) means on this machine.
+    """The torch device that ``backend`` (auto, cuda, cpu or mlx) means on this machine.
 
     Raises:
         GPUNotAvailableError: CUDA was asked for and does not work.
@@ -65,7 +74,7 @@ def choose_device(backend: str) -> torch.device:
             "CUDA was asked for and cannot be used" + ("" if built else ": this torch is built without CUDA"),
             hint="use --backend cpu" if built else "install a CUDA build of torch, or use --backend cpu",
         )
-    return torch.device("cuda" if works and backend != "cpu" else "cpu")
+    return torch.device("cuda" if works and backend in ("auto", "cuda") else "cpu")
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
@@ -88,8 +97,14 @@ def resolved(config: RunConfig) -> RunConfig:
             hint=f"--processes {cards}, or --backend cpu; a run goes on with as many as it was begun with",
         )
     config = estimate.fitted(config, free).config
+    if config.fp8:
+        _require_fp8(config.mode, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
     if config.mode == "qlora":
         four_bit.require_installed()
+    apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
+    backend = rules.backend(config, cuda=device.type == "cuda", apple=apple, mlx=mlx_model.is_installed())
+    if backend == "mlx":
+        mlx_model.require_installed()
     batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
     estimate.require_size(config)
@@ -97,12 +112,24 @@ def resolved(config: RunConfig) -> RunConfig:
     bf16 = choose_dtype(device) == torch.bfloat16
     return msgspec.structs.replace(
         config,
-        backend="cuda" if device.type == "cuda" else "cpu",
+        backend=backend,
         batch_size=batch,
         gradient_accumulation=config.gradient_accumulation or rules.accumulation(batch),
         gradient_checkpointing=(device.type == "cuda" and free < ROOMY) if checkpointing is None else checkpointing,
         **{"weights_dtype": estimate.weights_dtype(config, free if bf16 else 0)} if full else rules.adapter(config),
     )
+
+
+def _require_fp8(mode: str, capability: tuple[int, int] | None) -> None:
+    if problem := rules.fp8_problem(mode, capability):
+        hint = "leave --fp8 out" + ("" if mode == "full" else ", or add --mode full")
+        raise InvalidSettingError(f"fp8: {problem}", hint=hint, details={"field": "fp8"})
+    if find_spec("torchao") is None:
+        raise MissingDependencyError(
+            "--fp8 needs torchao, which is not installed",
+            hint="pip install 'backprop-tui[fp8]', or leave --fp8 out",
+            details={"field": "fp8"},
+        )
 
 
 def _device_and_memory(config: RunConfig) -> tuple[torch.device, int]:
@@ -130,7 +157,11 @@ def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> r
     """
     if config.max_seq_length != "auto":
         return rules.Chosen(config, {})
-    reasons = {"max_seq_length": rules.length_reason(data.p99, data.answers_fit, data.max_length)}
+    reasons = {
+        "max_seq_length": rules.length_reason(
+            data.p99, data.answers_fit, data.max_length, traces=config.reasoning_trace
+        )
+    }
     batch = {name: getattr(asked, name) for name in ("batch_size", "gradient_accumulation", "weights_dtype")}
     known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **batch))
     changed = [name for name in batch if getattr(known, name) != getattr(config, name)]
@@ -257,7 +288,8 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     if config.mode == "full":
         estimate.require_trainable_in_full(find_architecture(str(path)), config.model)
     device = choose_device(config.backend)
-    dtype = choose_dtype(device)
+    mlx = config.backend == "mlx"
+    dtype = mlx_model.choose_dtype() if mlx else choose_dtype(device)
     chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
     if config.mode == "qlora":
@@ -266,14 +298,17 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     def base(*, dtype: torch.dtype = dtype, **options: Any) -> Any:
         return load_base(path, device, dtype, config.trust_remote_code, **options)
 
-    model = mode.load(base)
+    model = mode.load((lambda: mlx_model.shell(path)) if mlx else base)
+    if mlx:
+        model = mlx_model.MlxModel(model, path, config, dtype)
     with evaluating(model):
-        if sees_what_follows(model):
-            raise ModelLoadError(
-                f"the model in {path} sees the tokens that it should predict: it would learn to copy them",
-                hint="choose a model that continues text (a causal one, with a decoder)",
-            )
-    loaded = Loaded(model, mode, chat, path, device, dtype)
+        traits = traits_of(model)
+    if traits.sees_what_follows:
+        raise ModelLoadError(
+            f"the model in {path} sees the tokens that it should predict: it would learn to copy them",
+            hint="choose a model that continues text (a causal one, with a decoder)",
+        )
+    loaded = Loaded(model, mode, chat, path, device, dtype, traits)
     emit(_measured(loaded, config))
     return loaded
 
@@ -288,17 +323,18 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
             f"the weights in memory are not what was asked for: frozen ones in {wrong} instead of {loaded.dtype}",
             hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",
         )
+    mlx = loaded.model if config.backend == "mlx" else None
     threads = f"cpu ({torch.get_num_threads()} threads)"
     device = f"cuda ({torch.cuda.get_device_name(loaded.device)})" if loaded.device.type == "cuda" else threads
     return ModelLoaded(
         model=config.model,
         path=str(loaded.path),
-        device=device,
+        device=mlx.device_name if mlx else device,
         mode=config.mode,
         dtype=config.weights_dtype or str(loaded.dtype).removeprefix("torch."),
-        parameters=sum(
-            four_bit.size(weight) for weight in (loaded.model.parameters() if config.mode == "full" else frozen)
-        ),
+        parameters=mlx.frozen
+        if mlx
+        else sum(four_bit.size(weight) for weight in (loaded.model.parameters() if config.mode == "full" else frozen)),
         trainable_parameters=sum(weight.numel() for weight in trainable.values()),
         targets=loaded.mode.targets,
         notes=loaded.mode.notes,

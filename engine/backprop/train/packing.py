@@ -5,7 +5,7 @@ spread over micro-batches, never which rows a step learns from: with the loss su
 gradient is the same for every spread, and so are steps, epochs and the learning-rate curve with packing on or off.
 
 A packed micro-batch is one sequence without padding: the rows one behind the other, positions starting at 0 for each.
-Models see from the positions where a row begins and mask attention between rows (``loss.keeps_rows_apart`` tests that).
+Models see from the positions where a row begins and mask attention between rows (``loss.traits_of`` tests that).
 That mask is dense in torch's attention, so its cost grows with the square of the sequence: the token budget bounds it.
 """
 
@@ -116,7 +116,10 @@ def token_budget(device: torch.device, longest: int, batch_size: int, max_seq_le
 
 @dataclass(frozen=True)
 class Batching:
-    """How rows become micro-batches: packed up to ``token_budget`` tokens, or padded in groups of ``batch_size``."""
+    """How rows become micro-batches: packed up to ``token_budget`` tokens, or padded in groups of ``batch_size``.
+
+    Padded rows are beside those of about their length: there is less padding, and a step has the same rows.
+    """
 
     packing: bool
     batch_size: int
@@ -126,8 +129,9 @@ class Batching:
         """Which rows, by their place in ``lengths``, share a micro-batch."""
         if self.packing:
             return best_fit_decreasing(lengths, self.token_budget)
-        places = range(len(lengths))
-        return [list(places[start : start + self.batch_size]) for start in range(0, len(lengths), self.batch_size)]
+        longest_first = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        starts = range(0, len(lengths), self.batch_size)
+        return sorted(sorted(longest_first[start : start + self.batch_size]) for start in starts)
 
     def join(self, rows: Sequence[Row], places: Sequence[int] = ()) -> MicroBatch:
         """``rows``, which have these places among those that are collated, as one micro-batch."""

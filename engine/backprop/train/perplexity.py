@@ -61,6 +61,7 @@ def score(request: RunConfig, say: Send) -> None:
         max_length=request.max_seq_length,
         most=models.longest_rows(request),
         train_on_responses=request.train_on_responses,
+        traces=request.reasoning_trace,
         mapping=request.mapping or None,
         progress=now_and_then(lambda done, total: say(JobProgress(doing="counting tokens", done=done, total=total))),
     )
@@ -135,7 +136,7 @@ def scores(
     """
     import torch
 
-    from backprop.train.loss import has_plain_head
+    from backprop.train.loss import traits_of
     from backprop.train.model import evaluating
 
     lengths = prepared.lengths
@@ -145,7 +146,7 @@ def scores(
     room = pass_tokens or PASS_TOKENS[device.type]
     done, total, at = 0, int(lengths.sum()), 0
     with evaluating(model), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        plain = has_plain_head(model)
+        plain = traits_of(model).plain_head
         while at < len(order):
             chosen = order[at : at + max(1, room // int(lengths[order[at]]))]
             try:

@@ -24,7 +24,7 @@ from backprop.core.files import write_file
 from backprop.core.settings import RunConfig
 from backprop.data.token_cache import Judged, Prepared
 from backprop.train.dataset import Referenced, Subset, now_and_then
-from backprop.train.loss import has_plain_head, sequence_logps
+from backprop.train.loss import sequence_logps
 from backprop.train.model import Loaded, evaluating
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, MicroBatch, Row
@@ -125,8 +125,6 @@ class Scorer:
         todo = [start for start in range(0, count, PIECE) if not rows.known(order[start : start + PIECE])]
         if not todo:
             return rows
-        with evaluating(model):
-            self._plain_head = has_plain_head(model)
         try:
             with torch.no_grad(), evaluating(model), self._loaded.mode.base_answers(model), self._loaded.autocast():
                 for number, start in enumerate(todo):
@@ -153,7 +151,8 @@ class Scorer:
             for group, batch in zip(groups, batches, strict=True):
                 if self._look():
                     return None
-                logps = sequence_logps(self._loaded.model, batch.to(self._loaded.device), plain_head=self._plain_head)
+                plain = self._loaded.traits.plain_head
+                logps = sequence_logps(self._loaded.model, batch.to(self._loaded.device), plain_head=plain)
                 found[group] = logps.cpu().numpy()
             return found
 

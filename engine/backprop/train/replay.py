@@ -20,7 +20,7 @@ from backprop.runs.state import Curves, read_run
 from backprop.train.resume import DATA_CHANGED, changes, library_differences, model_differences
 
 _NAMED = 5
-_ROWS = {"data", "model", "samples", "mapping", "skip_bad", "max_seq_length", "train_on_responses"}
+_ROWS = {"data", "model", "samples", "mapping", "skip_bad", "max_seq_length", "train_on_responses", "reasoning_trace"}
 """Settings that decide which rows are trained: where one is meant to be another, so are the rows."""
 _ALSO = {"steps": "epochs", "epochs": "steps"}
 

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from backprop.core import files
+from backprop.core.architecture import for_older_readers
 from backprop.core.errors import CheckpointError, TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES, ChatTokenizer
@@ -112,19 +113,6 @@ def copy_beside(base: Path, folder: Path) -> None:
     for path in base.iterdir():
         if path.name.upper().startswith("LICENSE") or path.suffix == ".py":
             shutil.copyfile(path, folder / path.name)
-
-
-def for_older_readers(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's settings with ``rope_parameters``, as transformers 5 writes it, also as earlier versions read it."""
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
-        config.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-        if rope.get("rope_type", "default") != "default":
-            scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-            config.setdefault("rope_scaling", scaling)
-    if "dtype" in config:
-        config["torch_dtype"] = config["dtype"]
-    return config
 
 
 def write_what_was_learned(chat: ChatTokenizer, folder: Path, *, template: bool = True) -> None:

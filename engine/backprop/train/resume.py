@@ -36,7 +36,7 @@ from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import IDENTITY, Replays, RunDirectory, RunRecord, changed_files
 from backprop.worker.setup import environment
 
-LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy")
+LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "mlx", "mlx-lm")
 """Those whose version can reach the last bits."""
 WHOLE_FILE = 256 * 2**20
 """Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
@@ -267,7 +267,8 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
     Raises:
         CheckpointError: the checkpoint cannot be read, or was trained on another model.
     """
-    identity = read_manifest(weights).identity
+    manifest = read_manifest(weights)
+    identity = manifest.identity
     if differences := model_differences(identity, now["model"], _BASE_FILES):
         raise CheckpointError(
             "the weights to start from were trained on another model: " + "; ".join(differences),
@@ -276,7 +277,7 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
             details={"differences": differences, "checkpoint": str(weights)},
         )
     before = identity.get("held_out")
-    if before == now["held_out"] or not now["held_out"]:
+    if manifest.boundary or before == now["held_out"] or not now["held_out"]:  # no run of a session trains another's
         return []
     message = "the held-out rows are not those of the run it was forked from, which may have been trained on them: "
     message += "their loss can be too good by that"

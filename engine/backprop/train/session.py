@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
+from importlib.util import find_spec
 
 import msgspec
 import torch
@@ -18,7 +19,7 @@ from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.fetch.models import fetch_model
-from backprop.hardware.thermal import Thresholds
+from backprop.hardware.thermal import thresholds
 from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
@@ -63,6 +64,8 @@ class Session:
         self.steering = Steering(control, emit)
         self.ranks: Ranks | None = None
         self.verdict: events.Verdict | None = None
+        self.on_loaded: Callable[[models.Loaded], object] = lambda loaded: None
+        """Called with the model before the first step of a stretch, with the weights that it starts with."""
         self.output = Output(directory, self.config, self.steering)
 
     def run(self) -> EndStatus:
@@ -80,6 +83,7 @@ class Session:
         torch.set_grad_enabled(True)
         models.use_all_cores(self.config.processes)
         self.load()
+        self.on_loaded(self.loaded)
         if isinstance(self.ranks, Leader):
             self.assign(self.ranks)
         if not self.start.checkpoint:
@@ -138,6 +142,10 @@ class Session:
         """Find the model, prepare the rows, load. A continued run is refused here if something is not as it was."""
         config, start, emit = self.config, self.start, self.emit
         require_optimizer(config, models.choose_device(config.backend))
+        if config.use_unsloth and find_spec("unsloth") is not None:
+            message = "Unsloth is installed and not used: it changes transformers for the whole process, and masks, "
+            message += "packing and exact resume are this program's own"
+            emit(events.Warning(code="UNSLOTH_NOT_USED", message=message, hint="--no-unsloth leaves this line out"))
         emit(PhaseChanged(phase="loading_model", detail="looking for its files"))
         path = fetch_model(config.model, emit)
 
@@ -368,12 +376,6 @@ class Session:
                 return False
             self.emit(Sample(step=step, prompt=prompt, text=text, tuned=tuned))
         return True
-
-
-def thresholds(config: RunConfig) -> Thresholds:
-    """Pause at the temperature that the person set; the other levels keep their distance from it."""
-    pause = config.gpu_max_temp
-    return Thresholds(warm=pause - 20, warning=pause - 10, critical=pause, emergency=pause + 5)
 
 
 def halved(step: int, batching: Batching, error: BaseException, rows_per_step: int | None = None) -> BatchHalved:

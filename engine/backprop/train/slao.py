@@ -38,17 +38,19 @@ class State:
         tuned: the adapter as the last merged run left it; training goes on from it.
         b: the merged B. The merged A is ``tuned.a``.
         runs: ids of the merged runs, in order.
+        a: the merged A where another way of merging makes one (``merging``).
     """
 
     count: int
     tuned: Adapter
     b: Weights
     runs: tuple[str, ...] = ()
+    a: Weights | None = None
 
     @property
     def result(self) -> Adapter:
         """The merged adapter."""
-        return Adapter(self.tuned.a, self.b)
+        return Adapter(self.tuned.a if self.a is None else self.a, self.b)
 
     def start(self) -> Adapter:
         """The adapter that the next run starts from: (Q^T, B), with Q R = A^T (eq. 13)."""

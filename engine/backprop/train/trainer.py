@@ -22,9 +22,9 @@ from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random
 from backprop.train.dataset import Subset
 from backprop.train.lora_kernel import fuse
-from backprop.train.loss import Loss, Metrics, keeps_rows_apart
+from backprop.train.loss import Loss, Metrics
 from backprop.train.methods import Method
-from backprop.train.model import Loaded, evaluating
+from backprop.train.model import Loaded
 from backprop.train.optimizers import optimizer_for
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, MicroBatch, Row, step_rows, token_budget
@@ -53,8 +53,7 @@ class StepMetrics:
 def first_batching(loaded: Loaded, config: RunConfig, rows: Subset) -> Batching:
     """How ``rows`` become micro-batches at first: packed, where that was asked for and the model keeps them apart."""
     assert config.batch_size != "auto"
-    with evaluating(loaded.model):
-        packing = config.packing and keeps_rows_apart(loaded.model)
+    packing = config.packing and loaded.traits.keeps_rows_apart
     return Batching(packing, config.batch_size, budget_for(loaded, config, rows, config.batch_size))
 
 
@@ -67,7 +66,7 @@ def budget_for(loaded: Loaded, config: RunConfig, rows: Subset, batch_size: int)
 def batch_loss(loaded: Loaded, method: Method, batch: MicroBatch) -> Loss:
     """A micro-batch's loss in the precision that the model computes in, on its device."""
     with loaded.autocast():
-        return method.loss(loaded.model, batch.to(loaded.device))
+        return method.loss(loaded, batch.to(loaded.device))
 
 
 class StepLoop:

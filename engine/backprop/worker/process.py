@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeAlias
@@ -37,16 +38,25 @@ class _Reporter:
     Args:
         notes: events for after ``run_started``.
         earlier: seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
+        logs: whether what it emits is logged too.
     """
 
     def __init__(
-        self, writer: EventWriter, control: Control, directory: RunDirectory, notes: list[Event], earlier: float
+        self,
+        writer: EventWriter,
+        control: Control,
+        directory: RunDirectory,
+        notes: list[Event],
+        earlier: float,
+        *,
+        logs: bool = True,
     ) -> None:
         self._writer = writer
         self._control = control
         self._directory = directory
         self._notes = notes
         self._earlier = earlier
+        self._logs = logs
         self._started = time.monotonic()
         self._resumed_from = 0
         self._last: Step | None = None
@@ -71,7 +81,8 @@ class _Reporter:
 
     def _emit(self, event: Event) -> None:
         self._writer.emit(event)
-        log_event(event)
+        if self._logs:
+            log_event(event)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
@@ -127,6 +138,34 @@ def _run(directory: RunDirectory, work: Work) -> int:
         pipe.offer(encode(failure(error)))
         return error.exit_code
     return status
+
+
+@contextmanager
+def inner_run(directory: RunDirectory, control: Control) -> Iterator[Emit]:
+    """Work on one of the runs of the session that this engine works on: its lock and its journal.
+
+    What is raised inside is in that journal as the run's end, and goes on.
+
+    Raises:
+        RunError: another process works on it, or its journal cannot be written.
+    """
+    with directory.hold_lock():
+        run_id = directory.read_record().run_id
+        journal = directory.open_journal(run_id)
+        earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
+        writer = EventWriter(journal, EventPipe(-1), run_id)  # nobody reads: the session's pipe has the same
+        reporter = _Reporter(writer, control, directory, [], earlier, logs=False)
+        try:
+            yield reporter.emit
+        except KeyboardInterrupt:
+            if not reporter.finished:
+                reporter.emit(reporter.interrupted())
+            raise
+        except BaseException as error:
+            reporter.emit(failure(error))
+            raise
+        finally:
+            writer.close()
 
 
 def _give_up(reporter: _Reporter, writer: EventWriter, error: BaseException) -> NoReturn:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import os
 import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,6 +64,17 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # Importing torch makes this folder, by default beside everybody's temporary files.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "torchinductor"))
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Inside, nothing is looked through for garbage, nor is ever after what was made there: a fifth of an import."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def failure(error: BaseException) -> RunFailed:

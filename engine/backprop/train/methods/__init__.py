@@ -14,6 +14,7 @@ import torch
 from backprop.core.settings import RunConfig
 from backprop.train.dataset import Subset
 from backprop.train.loss import Loss
+from backprop.train.model import Loaded
 from backprop.train.packing import Batching, MicroBatch
 
 
@@ -27,7 +28,7 @@ class Method(Protocol):
         """The micro-batches of ``rows``, each with its ``places``. Their weights are known before any is computed."""
         ...
 
-    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
+    def loss(self, loaded: Loaded, batch: MicroBatch) -> Loss:
         """The loss of a micro-batch that is on the model's device, summed and not yet divided by its weight.
 
         Without gradients (an evaluation) each row's part too, in ``Loss.rows``.

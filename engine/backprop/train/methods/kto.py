@@ -18,8 +18,8 @@ import torch
 
 from backprop.core.settings import RunConfig
 from backprop.train.dataset import Referenced, Subset
-from backprop.train.loss import Loss, has_plain_head, sequence_logps
-from backprop.train.model import evaluating
+from backprop.train.loss import Loss, sequence_logps
+from backprop.train.model import Loaded, evaluating
 from backprop.train.packing import Batching, MicroBatch
 
 MOST = 10.0
@@ -45,12 +45,13 @@ class Divergence:
         self._value: torch.Tensor | None = None
 
     @torch.no_grad()
-    def value(self, model: torch.nn.Module, device: torch.device, plain_head: bool) -> torch.Tensor:
+    def value(self, loaded: Loaded) -> torch.Tensor:
         """Mean log-ratio over ``others``, at least 0 (a float64 scalar); dropout is off meanwhile."""
         if self._value is None:
+            model, device, plain = loaded.model, loaded.device, loaded.traits.plain_head
             with evaluating(model):
                 ratios = [
-                    sequence_logps(model, batch.to(device), plain_head=plain_head) - reference.to(device)
+                    sequence_logps(model, batch.to(device), plain_head=plain) - reference.to(device)
                     for batch, reference in self.others
                 ]
             self._value = torch.cat(ratios).mean().clamp(min=0)
@@ -88,8 +89,6 @@ class KTO:
         if self.weights != (1.0, 1.0):
             told = f"{good} good and {len(rows) - good} bad rows: a good one counts {self.weights[0]:g} times"
             self.notes = [f"{told}, a bad one {self.weights[1]:g} times, so that both kinds are heard"]
-        with evaluating(model):
-            self._plain_head = has_plain_head(model)
 
     def collate(self, rows: Sequence[Referenced], batching: Batching) -> list[MicroBatch]:
         both = [(each.row.row, each.other) for each in rows if each.other is not None]
@@ -108,10 +107,10 @@ class KTO:
             )
         return list(batches)
 
-    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
+    def loss(self, loaded: Loaded, batch: MicroBatch) -> Loss:
         assert isinstance(batch, JudgedBatch)
-        divergence = batch.divergence.value(model, batch.input_ids.device, self._plain_head)
-        ratios = sequence_logps(model, batch, plain_head=self._plain_head) - batch.reference
+        divergence = batch.divergence.value(loaded)
+        ratios = sequence_logps(loaded.model, batch, plain_head=loaded.traits.plain_head) - batch.reference
         losses, gains = self.judge(ratios, batch.good, divergence)
         rewards = self._beta * ratios.detach()
         metrics = {

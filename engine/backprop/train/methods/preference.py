@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from backprop.core.settings import RunConfig
 from backprop.train.dataset import Referenced
-from backprop.train.loss import Loss, has_plain_head, sequence_logps
-from backprop.train.model import evaluating
+from backprop.train.loss import Loss, sequence_logps
+from backprop.train.model import Loaded
 from backprop.train.packing import Batching, MicroBatch, Row
 
 
@@ -53,8 +53,6 @@ class Preference:
 
     def __init__(self, model: torch.nn.Module, config: RunConfig, *_: object) -> None:
         self.config = config
-        with evaluating(model):
-            self._plain_head = has_plain_head(model)
 
     def collate(self, rows: Sequence[Any], batching: Batching) -> list[MicroBatch]:
         pairs = [row.row if isinstance(row, Referenced) else row for row in rows]
@@ -67,9 +65,9 @@ class Preference:
             batches.append(PairBatch(**{**vars(batching.join(sides, group)), "rows": len(group)}, reference=reference))
         return batches
 
-    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
+    def loss(self, loaded: Loaded, batch: MicroBatch) -> Loss:
         assert isinstance(batch, PairBatch)
-        logps = sequence_logps(model, batch, plain_head=self._plain_head).view(-1, 2)
+        logps = sequence_logps(loaded.model, batch, plain_head=loaded.traits.plain_head).view(-1, 2)
         lengths = torch.tensor(batch.counts, device=logps.device).view(-1, 2)
         losses, rewards, metrics = self.compare(logps, lengths, batch.reference)
         rewards = rewards.detach()

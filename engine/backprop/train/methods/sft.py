@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from backprop.train.loss import Loss, has_plain_head, row_losses, summed_loss
-from backprop.train.model import evaluating
+from backprop.train.loss import Loss, row_losses, summed_loss
+from backprop.train.model import Loaded
 from backprop.train.packing import Batching, MicroBatch, Row
 
 
@@ -16,18 +16,17 @@ class SFT:
 
     notes: Sequence[str] = ()
 
-    def __init__(self, model: torch.nn.Module, *_: object) -> None:
-        with evaluating(model):
-            self._plain_head = has_plain_head(model)
+    def __init__(self, *_: object) -> None:
+        """Neither configuration nor rows decide about anything."""
 
     def collate(self, rows: Sequence[Row], batching: Batching) -> list[MicroBatch]:
         groups = batching.groups([len(ids) for ids, _ in rows])
         return [batching.join([rows[place] for place in group], group) for group in groups]
 
-    def loss(self, model: torch.nn.Module, batch: MicroBatch) -> Loss:
+    def loss(self, loaded: Loaded, batch: MicroBatch) -> Loss:
         if torch.is_grad_enabled():
-            return Loss(summed_loss(model, batch, plain_head=self._plain_head))
-        rows = row_losses(model, batch, plain_head=self._plain_head)
+            return Loss(summed_loss(loaded.model, batch, plain_head=loaded.traits.plain_head))
+        rows = row_losses(loaded.model, batch, plain_head=loaded.traits.plain_head)
         return Loss(torch.tensor(rows.sum()), rows=rows)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class Full:
     """
 
     def __init__(self, config: RunConfig, base_name: str) -> None:
+        self._fp8 = config.fp8
         self._dtype = getattr(torch, config.weights_dtype or "float32")
         self.targets: list[str] = []
         self.notes: list[str] = []
@@ -35,6 +37,8 @@ class Full:
         model = base(dtype=self._dtype)
         for weight in model.parameters():
             weight.requires_grad_(weight.is_floating_point())
+        if self._fp8:
+            self.notes = [f"{multiply_in_8_bits(model)} linear layers multiply in 8-bit floats"]
         return model
 
     def trainable(self, model: Any) -> dict[str, torch.nn.Parameter]:
@@ -53,6 +57,30 @@ class Full:
 
     def base_answers(self, model: Any) -> AbstractContextManager[Any]:
         return nullcontext()  # asked before the first step alone, when they still are the base's
+
+
+def multiply_in_8_bits(model: Any, *, emulate: bool = False) -> int:
+    """Have the linear layers below the head multiply in 8-bit floats (torchao's ``convert_to_float8_training``), and
+    count them. Weights keep their type and names, and their gradients are computed in it.
+
+    Each token is scaled by itself, so that rows that share a pass do not reach each other.
+
+    Args:
+        emulate: on a device without such numbers, for tests.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    head, chosen = model.get_output_embeddings(), []
+
+    def fits(layer: torch.nn.Linear, name: str) -> bool:
+        if layer is head or layer.in_features % 16 or layer.out_features % 16:
+            return False
+        chosen.append(name)
+        return True
+
+    recipe = replace(Float8LinearConfig.from_recipe_name("rowwise_with_gw_hp"), emulate=emulate)
+    convert_to_float8_training(model, config=recipe, module_filter_fn=fits)
+    return len(chosen)
 
 
 MODE = Full

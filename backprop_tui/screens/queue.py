@@ -1,0 +1,165 @@
+"""The queue on the Runs screen: runs that are trained one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from backprop.core.errors import InputError
+from backprop.runs import engine_client
+from backprop.runs.queue import Entry, Queue, Standing
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+
+from backprop_tui.keys import Key, bindings
+from backprop_tui.screens.again import changed_settings
+from backprop_tui.screens.base import ConfigureRun, OpenRun
+from backprop_tui.text import STATUS, Row, fit, from_home, safe, short_path
+from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.text_view import TextView
+
+QUEUED = (
+    Key("escape", "esc", "screen.back", "back", "back to the list of runs", 1),
+    Key("enter", "enter", "open", "open", "watch the run, once it is begun", 2),
+    Key("K,shift+up", "K", "move(-1)", "earlier", "begin the entry before the one above it", 2),
+    Key("J,shift+down", "J", "move(1)", "later", "begin it after the one below it", 2),
+    Key("e", "e", "configure", "copy", "a copy on the Configure screen: change it there, l queues it", 2),
+    Key("x,delete", "x", "remove", "remove", "take the entry out; the directory of a run that was begun stays", 2),
+    Key("a", "a", "after_failure", "after a failure", "after a failure the queue goes on, or stops", 3),
+    Key("g", "g", "go_on", "go on", "go on with a queue that stopped", 3),
+)
+"""While the queue is seen."""
+_EMPTY = "nothing is queued: l on the Configure screen does, or `backprop queue add`"
+_GLYPHS = {**STATUS, "waiting": ("·", "text")}
+
+
+class EntryList(ListView):
+    """What is trained, what waits with its number, and what is over."""
+
+    now: Standing | None = None
+
+    @property
+    def chosen(self) -> Entry | None:
+        entries = self.now.entries if self.now else []
+        return entries[self.cursor] if self.cursor < len(entries) else None
+
+    def show(self, now: Standing) -> None:
+        """The cursor stays on its entry."""
+        before = self.chosen
+        self.now = now
+        ids = [entry.run_id for entry in now.entries]
+        self.resize_list(len(ids))
+        if before is not None and before.run_id in ids:
+            self.cursor = ids.index(before.run_id)
+
+    def head(self) -> list[Row]:
+        titles = f"{'':5}{'status':<14}{'run':<14}{'model':<18}{'data':<18}length"
+        return [[(fit(titles, self.size.width), "muted+underline")]]
+
+    def row_at(self, index: int, width: int) -> Row:
+        assert self.now is not None
+        entry, number = self.now.entries[index], index + 1 - len(self.now.running)
+        glyph, ink = _GLYPHS.get(entry.status, ("?", "warn"))
+        config = entry.config
+        return [
+            (f"{number if entry.status == 'waiting' else '':>3}  ", "muted"),
+            (f"{glyph} {entry.status:<12}", ink),
+            (f"{entry.run_id:<14}", "strong"),
+            (fit(safe(short_path(config.model)), 17) + " ", "text"),
+            (fit(safe(config.run_name or short_path(config.data)), 17) + " ", "text"),
+            (entry.length, "text"),
+        ]
+
+
+class QueuePane(Vertical):
+    """The entries, and about the one under the cursor how it would be started and how it ended."""
+
+    BINDINGS = bindings(QUEUED)
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.queue, self.entries, self.about = Queue(), EntryList(id="entries"), TextView(id="entry")
+
+    def compose(self) -> ComposeResult:
+        yield self.entries
+        yield self.about
+
+    @property
+    def state(self) -> Row:
+        """How many wait, and why nothing is begun; empty where nothing is queued."""
+        now = self.entries.now
+        if now is None or (now.idle and not now.waiting):
+            return []
+        why = f": stopped, {now.stopped}; g goes on" if now.stopped else f": {now.runner}" if now.runner else ""
+        return [(f"  {len(now.waiting)} queued", "info"), (why, "warn")]
+
+    def look(self) -> None:
+        """Read the queue in a thread; where there is work that nobody does, that is begun."""
+        self._do(lambda: None)
+
+    def _do(self, change: Callable[[], object]) -> None:
+        def work() -> None:
+            try:
+                change()
+            except InputError as error:
+                self.app.call_from_thread(self.notify, f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            self.app.call_from_thread(self._take, self.queue.ensure_runner())
+
+        self.run_worker(work, thread=True, exit_on_error=False)
+
+    def _take(self, now: Standing) -> None:
+        if now != self.entries.now:
+            self.entries.show(now)
+            self._show_entry()
+
+    @on(ListView.Moved)
+    def _moved(self, event: ListView.Moved) -> None:
+        event.stop()  # it is not the list of runs that moved
+        self._show_entry()
+
+    def _show_entry(self) -> None:
+        entry, now = self.entries.chosen, self.entries.now
+        rows: list[Row] = [[(_EMPTY, "muted")]]
+        if entry is not None:
+            from backprop.cli.options import command_line
+
+            rows = [[("started by ", "muted"), (from_home(command_line(entry.config)), "text")]]
+            rows += [[("why        ", "muted"), (safe(entry.message), "bad")]] if entry.message else []
+        if now is not None:
+            does = "goes on" if now.rules.after_failure == "continue" else "stops"
+            rows.append([("a failure  ", "muted"), (f"the queue {does} after it", "text")])
+            rows += [[(f"not read: {safe(each)}", "warn")] for each in now.unreadable]
+        self.about.show_rows(rows)
+
+    @on(ListView.Chosen)
+    def _chosen(self, event: ListView.Chosen) -> None:
+        event.stop()
+        self.action_open()
+
+    def action_open(self) -> None:
+        entry = self.entries.chosen
+        if entry is not None and entry.directory.is_dir():
+            self.post_message(OpenRun(partial(engine_client.attach, entry.directory), entry.directory))
+
+    def action_move(self, by: int) -> None:
+        entry, now = self.entries.chosen, self.entries.now
+        if now is not None and entry is not None and entry.status == "waiting":
+            place = self.entries.cursor + 1 - len(now.running) + by
+            self._do(lambda: self.queue.move(entry.run_id, place))
+
+    def action_remove(self) -> None:
+        if (entry := self.entries.chosen) is not None:
+            self._do(lambda: self.queue.remove(entry.run_id))
+
+    def action_configure(self) -> None:
+        if (entry := self.entries.chosen) is not None:
+            self.post_message(ConfigureRun(changed_settings(entry.config)))
+
+    def action_after_failure(self) -> None:
+        goes_on = self.entries.now is None or self.entries.now.rules.after_failure == "continue"
+        self._do(lambda: self.queue.rule(after_failure="stop" if goes_on else "continue"))
+
+    def action_go_on(self) -> None:
+        self._do(lambda: self.queue.rule(resumed=time.time()))

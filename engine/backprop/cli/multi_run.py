@@ -1,0 +1,80 @@
+"""``backprop multi-run`` and ``rewind``: several runs in sequence, merged into one adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from backprop.cli import options, output
+from backprop.cli.complete import run_ids
+from backprop.cli.options import json_and_verbose
+from backprop.core.definition import multi_settings, settings
+from backprop.core.multi_run import KIND, advice, require_mergeable
+from backprop.core.settings import MultiConfig, RunConfig
+
+
+@click.command(cls=options.SettingCommand)
+@options.setting_options(*multi_settings(), *(name for name in settings() if name != "data"))
+@options.configuration_options
+@click.option("--resume", "resumed", metavar="RUN", shell_complete=run_ids(), help="continue this session exactly")
+@json_and_verbose
+def multi_run(file: str | None, resumed: str | None, as_json: bool, verbose: bool, **given: Any) -> int:
+    """Learn several datasets one after another, or parts of one, and merge the runs into one adapter (SLAO).
+
+    What is forgotten on the way is measured on rows that no run trains. Steps, samples and epochs are those of each
+    run. A session that is not finished in the same --output is continued.
+
+    Example: backprop multi-run --data letters.jsonl --data sums.jsonl --steps 100 --replay 0.125
+    """
+    from backprop.cli import follow
+    from backprop.cli.train import continue_run
+    from backprop.runs import engine_client
+    from backprop.runs.sessions import unfinished
+
+    if resumed:
+        return continue_run(resumed, given["model"], as_json, verbose)
+    config, multi, origins = session_config(given, file)
+    for line in advice(multi):
+        output.narrate(line, "warning")
+    found = unfinished(config, multi)
+    if found is not None:
+        output.narrate(f"going on with session {found.name}, which is not finished")
+        return follow.follow(engine_client.resume(found), as_json=as_json, verbose=verbose)
+    return follow.run(config, KIND, as_json, verbose, origins=origins, multi=multi)
+
+
+def session_config(given: dict[str, Any], file: str | None) -> tuple[RunConfig, MultiConfig, dict[str, str]]:
+    """The configuration of a session from every source, its paths absolute, and where its values come from.
+
+    Raises:
+        InputError, InvalidSettingError, DatasetNotFoundError: as ``options.run_config``; and what cannot be merged.
+    """
+    from backprop.core.locate import locate
+    from backprop.core.resolve import resolve
+
+    multi = resolve(given, file=file).multi()
+    config, origins = options.run_config({**given, "data": multi.tasks[0] if multi.tasks else None}, file)
+    named = [msgspec.structs.replace(config, data=each) for each in multi.tasks]
+    multi.tasks = [locate(each).data for each in named] or [config.data]
+    require_mergeable(config, multi)
+    return config, multi, origins
+
+
+@click.command
+@click.argument("run", shell_complete=run_ids())
+@click.option(
+    "--to", "index", required=True, type=click.IntRange(0), metavar="I", help="the run to stand after; 0: none"
+)
+@json_and_verbose
+def rewind(run: str, index: int, as_json: bool, verbose: bool) -> int:
+    """Take a session back to where it stood after run I, bit for bit; `backprop resume` goes on from there.
+
+    What was merged since is undone. The runs stay in its directory, and are taken anew.
+    """
+    from backprop.cli import follow
+    from backprop.cli.runs import find_run
+    from backprop.runs import engine_client
+
+    return follow.follow(engine_client.rewind(find_run(run), index), as_json=as_json, verbose=verbose)

@@ -1,0 +1,128 @@
+"""What a session's adapter scores on the held-out rows of every run: the cells of its forgetting table.
+
+Each set is tokenised at its own length, whatever its run trains at, so that a column of the table is of one and the
+same tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from backprop.core.errors import DatasetError
+from backprop.core.events import HeldOutScored
+from backprop.core.jobs import EvaluatedRow, RowScore
+from backprop.core.settings import RunConfig
+from backprop.data.slices import Slices
+from backprop.runs.metrics import exact_match
+from backprop.runs.verdict import interval
+from backprop.train import perplexity
+from backprop.train.dataset import Subset, tokenise
+from backprop.train.eval import answers_to, parts
+from backprop.train.model import Loaded
+
+SCORED = 128
+"""Rows of a set that are scored at most: each is scored after every run."""
+ANSWERED = 24
+"""Rows of a set that are answered at most."""
+SHORT = 16
+"""Tokens of the longest expected answer with which answers are compared: longer ones are right in many ways."""
+
+
+class Scores(NamedTuple):
+    """A row of the table, and what stands behind its losses."""
+
+    cells: list[HeldOutScored]
+    rows: list[EvaluatedRow]
+
+
+class HeldOutSets:
+    """The held-out rows of each run that has some, by its number."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        slices: Slices,
+        folder: Path,
+        *,
+        model: Path,
+        now: datetime,
+        look: Callable[[], bool],
+    ) -> None:
+        """Tokenise those in ``folder`` for ``model``; ``look`` is called often, and what it raises ends the work."""
+        self._look = look
+        self._sets: dict[int, Subset] = {}
+        for number, part in enumerate(slices.runs, 1):
+            with suppress(DatasetError):  # its own run says why, and fails
+                if not part.held_out:
+                    continue
+                file = str(folder / part.held_out)
+                rows = tokenise(config, file, model_path=model, emit=lambda event: None, look=look, now=now)
+                self._sets[number] = Subset(rows, range(min(len(rows), SCORED)))
+
+    def score(self, loaded: Loaded, after: int, answered: Sequence[int] = (), only: int | None = None) -> Scores:
+        """Score the model as it is.
+
+        Args:
+            after: the row of the table.
+            answered: sets whose rows are answered too, where their answers are short.
+            only: one set instead of all.
+        """
+        cells, rows = [], []
+        for number, of in self._sets.items():
+            if only in (None, number):
+                found = self._losses(loaded, of)
+                cells.append(_cell(after, number, found))
+                if number in answered:
+                    self._answer(loaded, of, cells[-1])
+                rows += found
+        return Scores(cells, rows)
+
+    def _between(self, done: int, total: int) -> None:
+        self._look()
+
+    def _losses(self, loaded: Loaded, of: Subset) -> list[EvaluatedRow]:
+        scored: dict[int, RowScore] = {}
+        with torch.no_grad():
+            for some in perplexity.scores(loaded.model, of, loaded.device, loaded.dtype, self._between):
+                scored |= {each.line: each for each in some}
+        contents = dict(of.names())
+        return [
+            EvaluatedRow(
+                line=line, content=content, loss=each.loss if each else None, tokens=each.tokens if each else 1
+            )
+            for line, content in contents.items()
+            for each in (scored.get(line),)
+        ]
+
+    def _answer(self, loaded: Loaded, of: Subset, cell: HeldOutScored) -> None:
+        """Compare greedy answers with the expected ones, where these are short."""
+        if of.rows.summary.format == "text":
+            return
+        asked = [of.row(i) for i in range(min(len(of), ANSWERED))]
+        split = [parts(row, loaded.chat, on_texts=False) for row in asked]
+        longest = max(len(row[0]) - len(before) for row, (before, _, _) in zip(asked, split, strict=True))
+        if longest > SHORT:
+            return
+        prompts = [before for before, _, _ in split]
+        said = answers_to(loaded, prompts, SHORT + 8, self._between)
+        cell.exact = fmean(exact_match(answer, row[1]) for answer, row in zip(said, split, strict=True))
+        cell.answers = len(said)
+
+
+def _cell(after: int, number: int, rows: list[EvaluatedRow]) -> HeldOutScored:
+    losses = [row.loss for row in rows]
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < len(losses):
+        return HeldOutScored(after=after, held_out=number, loss=None, rows=len(rows))
+    found = interval(np.array(known), np.array([row.tokens for row in rows], dtype=np.float64))
+    low, high = (bound if math.isfinite(bound) else None for bound in (found.low, found.high))
+    return HeldOutScored(after=after, held_out=number, loss=found.mean, rows=len(rows), low=low, high=high)

@@ -1,0 +1,233 @@
+"""What a session of several runs stands at after each of them, on disk whole or not at all.
+
+Each is a checkpoint of the session (``runs.checkpoints``), by the steps of all its runs so far. Beside what every
+checkpoint has, its files are::
+
+    weights.safetensors   the merged adapter, by the model's own names: what `--step` exports and talks to
+    state.safetensors     the fine-tuned factors, and the merged B (``train.slao.State``)
+    session.json          everything else (``Progress``)
+    adapter/              the merged adapter as a result, and adapter-last/ as the last merged run left it
+
+Its size does not grow with the number of runs. A run that failed or was kept out has one too, with the adapters of the
+one before it; where nothing is merged yet it is ``session.json`` alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Struct, field
+from safetensors.torch import load_file, save_file
+
+from backprop.core.errors import CheckpointError, InputError, SLAOMergeError
+from backprop.core.events import Count, HeldOutScored, MergeDone
+from backprop.core.files import new_folder, read_json, remove
+from backprop.runs.checkpoints import Checkpoint, CheckpointStore
+from backprop.runs.directory import RunDirectory
+from backprop.train import merging
+from backprop.train.checkpoint import TENSORS, WEIGHTS
+from backprop.train.slao import Adapter, State
+
+SESSION = "session.json"
+_FACTORS = ("tuned.A", "tuned.B", "merged.B", "merged.A")
+
+
+class Progress(Struct, kw_only=True):
+    """``session.json``."""
+
+    version: int = 1
+    index: Count = 0
+    """Runs that are over: merged, kept out or failed."""
+    steps: Count = 0
+    tokens: Count = 0
+    samples: Count = 0
+    adapter: dict[str, Any] = field(default_factory=dict)
+    """What every run's adapter has in common (``facts_of``); empty before the first."""
+    merged: list[str] = field(default_factory=list)
+    """Ids of the merged runs: i is how many they are."""
+    merges: list[MergeDone] = field(default_factory=list)
+    cells: list[HeldOutScored] = field(default_factory=list)
+    scored: Count = 0
+    """The steps after which the merged adapter was scored last, row by row (``runs.evaluations``)."""
+    over: bool = False
+    """Whether patience has run out, or there are no more runs."""
+
+
+def facts_of(loaded: Any, mode: str) -> dict[str, Any]:
+    """What must not change from run to run, but for the base model's files: those of the loaded adapter."""
+    adapter = loaded.model.peft_config["default"]
+    return {
+        "mode": mode,
+        "lora_r": adapter.r,
+        "lora_alpha": float(adapter.lora_alpha),
+        "lora_dropout": adapter.lora_dropout,
+        "use_rslora": adapter.use_rslora,
+        "target_modules": sorted(adapter.target_modules),
+    }
+
+
+def require_same_adapter(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse an adapter of another size, scale or place.
+
+    Raises:
+        SLAOMergeError: it lists the differences.
+    """
+    found = [f"{name} was {was!r} and is {now[name]!r}" for name, was in before.items() if now[name] != was]
+    if found:
+        raise SLAOMergeError(
+            "the run's adapter cannot be merged with those before it: " + "; ".join(found),
+            hint="runs of a session share mode, rank, alpha, target modules and base model; start a new session",
+        )
+
+
+def require_room_for_rank(model: torch.nn.Module) -> None:
+    """Refuse a rank above a layer's inputs before hours are spent: the next run could not begin.
+
+    Raises:
+        SLAOMergeError: it names the layer.
+    """
+    for layer, a in merging.adapter_of({n: p for n, p in model.named_parameters() if p.requires_grad}).a.items():
+        if a.shape[0] > a.shape[1]:
+            raise SLAOMergeError(
+                f"{layer}: rank {a.shape[0]} is more than the {a.shape[1]} inputs of the layer",
+                hint=f"--lora-r {a.shape[1]} is the most",
+            )
+
+
+class SessionStore:
+    """The states of one session. Its lock must be held."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+        self._store = CheckpointStore(directory.checkpoints, directory.run_id)
+        self._starts = CheckpointStore(directory.path / "starts", directory.run_id)
+        self._store.remove_leftovers()
+        self._starts.remove_leftovers()
+
+    def newest(self) -> tuple[Checkpoint | None, Progress]:
+        """Where the session stands.
+
+        Raises:
+            CheckpointError: there are states, and none can be used.
+        """
+        if not self._store.checkpoints():
+            return None, Progress()
+        checkpoint, _ = self._store.require_valid()
+        try:
+            return checkpoint, read_json(checkpoint.path / SESSION, Progress)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint.path / SESSION} cannot be read: {error}") from error
+
+    def read(self, checkpoint: Checkpoint, progress: Progress) -> State | None:
+        """What was merged by then; ``None`` where that is nothing.
+
+        Raises:
+            CheckpointError: the fine-tuned adapter is not there, or damaged.
+        """
+        if not progress.merged:
+            return None
+        try:
+            tensors = load_file(checkpoint.path / TENSORS)
+        except Exception as error:  # the library's own
+            raise CheckpointError(f"{checkpoint.path / TENSORS} cannot be read: {error}") from error
+        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in _FACTORS}
+        for name, tensor in tensors.items():
+            factor, _, layer = name.partition("/")
+            parts[factor][layer] = tensor
+        tuned_a, tuned_b, b, a = (parts[name] for name in _FACTORS)
+        if not tuned_a or tuned_a.keys() != tuned_b.keys() or tuned_a.keys() != b.keys():
+            raise CheckpointError(f"{checkpoint.path / TENSORS}: the last fine-tuned adapter is not in it")
+        return State(len(progress.merged), Adapter(tuned_a, tuned_b), b, tuple(progress.merged), a or None)
+
+    def save(
+        self,
+        progress: Progress,
+        before: Checkpoint | None,
+        identity: dict[str, Any],
+        state: State | None,
+        write_adapters: Callable[[Path], None] | None,
+    ) -> Checkpoint:
+        """Write where the session stands, then put its adapters in place as the session's result.
+
+        Args:
+            before: the state before this one.
+            identity: what it depends on: hashes of the base model and of the rows, the settings of the last run.
+            state: what is merged now, and ``write_adapters`` what writes both adapters into a folder; both ``None``
+                where nothing new was merged.
+
+        Raises:
+            CheckpointError: it cannot be written; the state before is as it was.
+        """
+
+        def write(folder: Path) -> None:
+            if state is not None and write_adapters is not None:
+                parts = (state.tuned.a, state.tuned.b, state.b, state.a or {})
+                named = {
+                    f"{factor}/{layer}": tensor.contiguous()
+                    for factor, weights in zip(_FACTORS, parts, strict=True)
+                    for layer, tensor in weights.items()
+                }
+                save_file(named, folder / TENSORS)
+                save_file(merging.parameters_of(state.result), folder / WEIGHTS)
+                write_adapters(folder)
+            elif before is not None:
+                kept = shutil.ignore_patterns("manifest.json", SESSION)
+                shutil.copytree(before.path, folder, ignore=kept, dirs_exist_ok=True, copy_function=os.link)
+            (folder / SESSION).write_bytes(msgspec.json.encode(progress))
+
+        reason = f"after run {progress.index}"
+        saved = self._store.save(progress.steps, write, reason=reason, identity=identity, boundary=True)
+        self.publish(saved)
+        return saved
+
+    def publish(self, checkpoint: Checkpoint | None) -> None:
+        """Have the adapters of a state as the session's result, and nothing where there is no state."""
+        for target in (self._directory.adapter, self._directory.last_adapter):
+            source = checkpoint.path / target.name if checkpoint else None
+            if source is not None and source.is_dir():
+                if _same_files(source, target):
+                    continue
+                with new_folder(target) as folder:
+                    shutil.copytree(source, folder, dirs_exist_ok=True)
+            elif target.exists():
+                remove(target)
+
+    def write_start(self, checkpoint: Checkpoint, state: State, mode: str) -> Path:
+        """The folder of weights that the next run starts from, in the form of a checkpoint."""
+        weights = merging.parameters_of(merging.start(state, mode))
+        saved = self._starts.save(
+            checkpoint.step,
+            lambda folder: save_file(weights, folder / WEIGHTS),
+            identity=checkpoint.manifest.identity,
+            reason=checkpoint.manifest.reason,
+            boundary=True,
+        )
+        return saved.path
+
+    def rewind(self, index: int) -> list[Checkpoint]:
+        """Delete the states after run ``index``, the newest first; those that were.
+
+        Raises:
+            InputError: there is no state after that run.
+        """
+        after = {each.path: read_json(each.path / SESSION, Progress).index for each in self._store.checkpoints()}
+        if index and index not in after.values():
+            known = ", ".join(map(str, [0, *after.values()]))
+            raise InputError(f"the session has no state after run {index}", hint=f"it can be rewound to {known}")
+        undone = [each for each in reversed(self._store.checkpoints()) if after[each.path] > index]
+        for each in undone:
+            remove(each.path)
+        return undone
+
+
+def _same_files(source: Path, target: Path) -> bool:
+    names = sorted(path.name for path in source.iterdir())
+    if not target.is_dir() or names != sorted(path.name for path in target.iterdir()):
+        return False
+    return all((source / name).read_bytes() == (target / name).read_bytes() for name in names)

@@ -1,0 +1,120 @@
+"""The queue on the Runs screen, and the key of the Configure screen that leads there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import recorded
+from acting import text_of, until
+from backprop.core.settings import RunConfig
+from backprop.runs.queue import Queue, Standing
+from textual.pilot import Pilot
+from tiny_language_model import write_rows
+
+from backprop_tui.app import BackpropApp
+from backprop_tui.screens.configure.screen import ConfigureScreen
+from backprop_tui.screens.runs import RunsScreen
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Queue]:
+    """The queues that somebody was asked to work on; nobody does."""
+    asked: list[Queue] = []
+
+    def ask(queue: Queue) -> Standing:
+        asked.append(queue)
+        return queue.read()
+
+    monkeypatch.setattr(Queue, "ensure_runner", ask)
+    return asked
+
+
+async def opened(pilot: Pilot[None], count: int) -> RunsScreen:
+    """The queue with so many entries, the cursor on the first."""
+    screen = pilot.app.screen
+    assert isinstance(screen, RunsScreen)
+    await pilot.press("u")
+    await shown(screen, lambda now: len(now.entries) == count)
+    await pilot.pause()
+    return screen
+
+
+async def shown(screen: RunsScreen, holds: Callable[[Standing], bool]) -> None:
+    def seen() -> bool:
+        screen.look()
+        now = screen._queued.entries.now
+        return now is not None and holds(now)
+
+    await until(seen, "the queue as it is")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (140, 45)])
+async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list[Queue], size: tuple[int, int]) -> None:
+    queue = Queue()
+    run = recorded.Recorder(output, "aa0000000000", recorded.demo_like(output), recorded.NOW)
+    run.start()
+    run.finish(3, 1.0)
+    a, b, c, d = (queue.add(RunConfig(data="/d/rows.jsonl", model="/m/tiny", steps=n)) for n in (1, 2, 3, 4))
+    queue.claim(a.run_id)
+    queue.finish(a, "failed", "the disk is full")
+    queue.claim(b.run_id)
+    queue.rule(after_failure="stop")
+    async with BackpropApp().run_test(size=size) as pilot:
+        screen = await opened(pilot, 4)
+        assert asked
+        text = text_of(pilot.app)
+        assert f"2 queued: stopped, run {a.run_id} failed; g goes on"[: size[0] - 20] in text.split("\n")[0]
+        for words in (
+            f"● running     {b.run_id}",
+            f"1  · waiting     {c.run_id}",
+            f"✗ failed      {a.run_id}",
+            "4 steps",
+        ):
+            assert words in text
+        assert "backprop train --data /d/rows.jsonl" in text
+        assert text.split("\n")[-1].startswith(" esc back  enter open  K earlier  J later")
+        await pilot.press("K", "down", "J")
+        await shown(screen, lambda now: [each.run_id for each in now.waiting] == [d.run_id, c.run_id])
+        assert screen._queued.entries.chosen == c
+        await pilot.press("end")
+        await until(lambda: "the disk is full" in text_of(pilot.app), "why it failed")
+        await pilot.press("g")
+        await shown(screen, lambda now: not now.stopped)
+        await pilot.press("a")
+        await shown(screen, lambda now: now.rules.after_failure == "continue")
+        await pilot.press("x", "home", "x")
+        await shown(screen, lambda now: [each.run_id for each in now.entries] == [b.run_id, d.run_id, c.run_id])
+        await until(
+            lambda: "is being trained" in " ".join(each.message for each in pilot.app._notifications), "why not"
+        )
+        await pilot.press("escape")
+        assert "aa000000" in text_of(pilot.app)
+        await pilot.press("u", "down", "e")
+        await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the settings")
+        assert pilot.app.screen.given["steps"] == 4  # type: ignore[attr-defined]
+
+
+async def test_what_is_configured_is_queued_and_the_screen_stays(
+    tmp_path: Path, tiny_model: Path, asked: list[Queue]
+) -> None:
+    queue = Queue()
+    write_rows(tmp_path / "rows.jsonl", 4)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await pilot.press("2")
+        await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the screen")
+        screen = pilot.app.screen
+        assert isinstance(screen, ConfigureScreen)
+        await pilot.press("l")  # nothing is configured: it goes to what is missing
+        assert queue.read().waiting == []
+        await pilot.press("escape")
+        screen.take({"data": "rows.jsonl", "model": str(tiny_model), "steps": 3})
+        asked.clear()
+        await pilot.press("l")
+        await until(lambda: len(queue.read().waiting) == 1, "the entry")
+        assert asked
+        (entry,) = queue.read().waiting
+        assert (entry.config.steps, entry.config.data) == (3, str(tmp_path / "rows.jsonl"))
+        assert f"run {entry.run_id} is queued, number 1" in text_of(pilot.app)
+        assert pilot.app.screen is screen
