@@ -264,18 +264,13 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-<<<<<<< HEAD
-def exclusive(lock: Path) -> Iterator[None]:
-    """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it."""
-    require_writable(lock)
-=======
 def exclusive(lock: Path, *, wait: bool = True) -> Iterator[int]:
     """Hold the lock file ``lock``, made where it is missing, waiting for whoever holds it; its descriptor.
 
     Raises:
         BlockingIOError: somebody holds it, and ``wait`` is not set.
     """
->>>>>>> main
+    require_writable(lock)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

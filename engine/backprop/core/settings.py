@@ -37,12 +37,9 @@ SECTIONS = {
     "checkpoints": "what is kept, and when",
     "safety": "memory and heat",
     "run": "where the run is kept, and under which name",
-<<<<<<< HEAD
+    "multi_run": "several runs in sequence, merged into one adapter",
     "ui": "the application in a browser",
     "security": "what must be asked for in so many words",
-=======
-    "multi_run": "several runs in sequence, merged into one adapter",
->>>>>>> main
 }
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
@@ -52,11 +49,7 @@ def _is(section: str, meaning: str, **more: Any) -> Meta:
     return Meta(description=meaning, extra={"section": section, **more})
 
 
-<<<<<<< HEAD
-_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _ui, _security = (
-=======
-_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi = (
->>>>>>> main
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi, _ui, _security = (
     partial(_is, name) for name in SECTIONS
 )
 

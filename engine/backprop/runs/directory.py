@@ -142,14 +142,9 @@ class RunDirectory:
             ConfigurationError: the output directory cannot be made or written.
             InputError: writing is confined elsewhere.
         """
-<<<<<<< HEAD
-        run_id = secrets.token_hex(6)
-        directory = cls(expand(config.output_dir) / run_id)
-        require_writable(directory.path)
-=======
         directory = cls(expand(config.output_dir) / (run_id or new_run_id()))
+        require_writable(directory.path)
         run_id, known = directory.run_id, bool(run_id)
->>>>>>> main
         try:
             directory.path.mkdir(parents=True, exist_ok=known)
             if forked_from:
