@@ -13,6 +13,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.deletion import delete_run
 from backprop.runs.directory import RunDirectory
+from backprop.runs.queue import Queue
 from recorded_runs import record
 
 
@@ -28,6 +29,7 @@ def folder(path: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "a new run": lambda place: RunDirectory.create(RunConfig(data="rows.jsonl", output_dir=str(place / "runs"))),
+    "a run in the queue": lambda place: Queue().add(RunConfig(data="rows.jsonl", output_dir=str(place))),
     "going on with a run": lambda place: engine_client.launch(RunDirectory(place / "a"), "resume"),
     "a note on a run": lambda place: RunDirectory(place / "a").update_record(note="x"),
     "deleting a run": lambda place: delete_run(place / "a"),
