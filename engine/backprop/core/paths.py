@@ -98,3 +98,8 @@ def token_cache() -> Path:
 def offline(given: Mapping[str, str]) -> bool:
     """Whether these variables forbid to ask the hub."""
     return given.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def own_folders() -> list[Path]:
+    """Where the program itself keeps what it needs, beside the output directory."""
+    return [cache_dir(), data_dir(), state_dir(), config_dir()]
