@@ -65,7 +65,9 @@ def test_layers_below_the_head_multiply_in_8_bits_and_keep_names_weights_and_row
     assert [(name, each.dtype) for name, each in narrow.named_parameters()] == [
         (name, each.dtype) for name, each in plain.named_parameters()
     ]
-    assert traits_of(narrow.eval())[1:] == (True, False)  # rows apart, and nothing seen of what follows
+    traits = traits_of(narrow.eval())
+    assert traits.keeps_rows_apart
+    assert not traits.sees_what_follows
     losses = [model(input_ids=ids, labels=ids).loss for model in (plain, narrow)]
     assert 0 < float((losses[0] - losses[1]).detach().abs()) < 0.05
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-3)

@@ -104,6 +104,11 @@ def content_key(value: Any, format: Format | None, names: Fields = PLAIN) -> byt
     return hashlib.blake2b(content(value, format, names), digest_size=16).digest()
 
 
+def content_number(value: Any, format: Format | None, names: Fields = PLAIN) -> int:
+    """64 bits of ``content_key``, as they are kept beside scores and tokens."""
+    return int.from_bytes(content_key(value, format, names)[:8], "little", signed=True)
+
+
 def content_hash(value: Any, format: Format | None, names: Fields = PLAIN) -> int:
     """64 bits that are equal for exact duplicates, in this process: cheap enough to be made for every row."""
     parts = content_parts(value, format, names) or [value]

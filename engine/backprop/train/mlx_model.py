@@ -154,7 +154,7 @@ class MlxModel(torch.nn.Module):
         return SimpleNamespace(logits=_to_torch(self._lm(_to_mlx(input_ids))).to(self._dtype))
 
     def losses(self, batch: MicroBatch, reduction: str) -> torch.Tensor:
-        """As ``loss.summed_loss`` (``sum``) and ``loss.token_losses`` (``none``); a sum can be differentiated."""
+        """As ``loss.summed_loss`` (``sum``), or that of each token (``none``); a sum can be differentiated."""
         self._hand_over()
         if reduction == "sum" and torch.is_grad_enabled():
             total: torch.Tensor = _Sum.apply(self, batch, *self.parameters())
