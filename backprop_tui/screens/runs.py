@@ -294,12 +294,14 @@ class RunsScreen(BaseScreen):
             self.post_message(ShowOn(screen, self.looked_at))
 
     def action_demo(self) -> None:
+        from backprop.core.resolve import resolve
         from backprop.demo import demo_config
 
         if self.watch_run is not None and self.watch_run.live:
             self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
         else:
-            self.post_message(OpenRun(partial(engine_client.start, demo_config())))
+            config = demo_config(resolve().values["output_dir"])
+            self.post_message(OpenRun(partial(engine_client.start, config)))
 
     def action_sort(self) -> None:
         words = list(SORTS)

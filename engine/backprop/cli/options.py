@@ -229,7 +229,7 @@ class SettingCommand(click.Command):
 
 
 def _title(section: str) -> str:
-    return f"{section.capitalize()}: {SECTIONS[section]}"
+    return f"{section.capitalize().replace('_', '-')}: {SECTIONS[section]}"
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

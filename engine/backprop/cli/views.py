@@ -179,9 +179,9 @@ def show_forgetting(table: Forgetting) -> None:
     found = table.averages()
     if found.average is not None:
         exact = "" if found.exact is None else f"; exact answers {found.exact:.0%}"
-        change = "" if found.exact_backward is None else f" ({signed(100 * found.exact_backward)} points since)"
+        since = "" if found.exact_backward is None else f", {100 * found.exact_backward:+.0f} points since learned"
         forgot = "" if found.backward is None else f", BWT {signed(found.backward)} (above 0 is forgetting)"
-        output.line(f"AA {number(found.average, 3)}{forgot}{exact}{change}")
+        output.line(f"AA {number(found.average, 3)}{forgot}{exact}{since}")
     output.line()
 
 

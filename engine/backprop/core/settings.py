@@ -38,6 +38,8 @@ SECTIONS = {
     "safety": "memory and heat",
     "run": "where the run is kept, and under which name",
     "multi_run": "several runs in sequence, merged into one adapter",
+    "ui": "the application in a browser",
+    "security": "what must be asked for in so many words",
 }
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
@@ -47,7 +49,7 @@ def _is(section: str, meaning: str, **more: Any) -> Meta:
     return Meta(description=meaning, extra={"section": section, **more})
 
 
-_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi = (
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi, _ui, _security = (
     partial(_is, name) for name in SECTIONS
 )
 
@@ -349,16 +351,18 @@ class MultiConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     tasks: Annotated[
         list[_Text],
         _multi(
-            "datasets in the order in which they are learned; of one, each run takes a part", flags=("--data", "-d")
+            "datasets in the order in which they are learned; of one, each run takes a part",
+            common=True,
+            flags=("--data", "-d"),
         ),
     ] = []
     runs: Annotated[
         _Positive | None,
-        _multi("runs one after another", rule="one for each dataset; of one dataset the preset's, else 5"),
+        _multi("runs one after another", common=True, rule="one for each dataset; of one the preset's, else 5"),
     ] = None
     replay: Annotated[
         Annotated[float, Meta(ge=0, lt=1)],
-        _multi("share of each run's rows that are of earlier runs; a little keeps much, with merging most"),
+        _multi("share of each run's rows that are of earlier runs; a little keeps much", common=True),
     ] = 0.0
     merge_mode: Annotated[
         Literal["slao", "linear", "ties", "dare"],
@@ -399,6 +403,10 @@ class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     log_json: Annotated[bool, _is("", "log lines as JSON")] = False
     log_file: Annotated[str | None, _is("", "a file that the log is appended to, beside the run's engine.log")] = None
+    ui_output_dir: Annotated[
+        _Text, _ui("the only directory that is written to from a browser", flags=("--output", "-o"))
+    ] = "~/.backpropagate/ui-outputs"
+    require_auth_for_share: Annotated[bool, _security("backprop ui serves other machines with a password alone")] = True
 
 
 def unwritable(value: Any) -> str:

@@ -68,7 +68,7 @@ def _also_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[st
 
 def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str]:
     """The fields that are read of a row; a conversation beside a prompt is not."""
-    parts = {*PARTS_READ[format], *_also_read(value, format, names)}
+    parts = {*PARTS_READ[format], *_also_read(value, format, names), "reasoning"}
     if "prompt" in parts and value.get(names.prompt) is not None:
         parts -= {"messages", "conversations"}
     return {getattr(names, part) for part in parts}
@@ -83,7 +83,7 @@ def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> l
         return None
     parts = [value.get(getattr(names, part)) for part in PARTS_READ[format]]
     parts = [said if said or said == 0 else None for said in parts]
-    for part in _also_read(value, format, names):
+    for part in (*_also_read(value, format, names), "reasoning"):
         said = value.get(getattr(names, part))
         if said or said == 0:
             parts += [part, said]
