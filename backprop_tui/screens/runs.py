@@ -53,6 +53,7 @@ KEYS = (
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 2),
     Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 2),
+    Key("h", "h", "show_on('data')", "hardest", "the rows that it held out on the Data screen, the hardest first", 5),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
@@ -293,12 +294,14 @@ class RunsScreen(BaseScreen):
             self.post_message(ShowOn(screen, self.looked_at))
 
     def action_demo(self) -> None:
+        from backprop.core.resolve import resolve
         from backprop.demo import demo_config
 
         if self.watch_run is not None and self.watch_run.live:
             self.notify("a run is going already: it is on the Live screen", severity="warning", timeout=4)
         else:
-            self.post_message(OpenRun(partial(engine_client.start, demo_config())))
+            config = demo_config(resolve().values["output_dir"])
+            self.post_message(OpenRun(partial(engine_client.start, config)))
 
     def action_sort(self) -> None:
         words = list(SORTS)

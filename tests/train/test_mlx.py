@@ -127,10 +127,16 @@ def test_its_numbers_are_those_of_torch(
     for name, weight in weights.items():
         gradient = theirs.get_parameter(name).grad
         assert torch.allclose(weight.grad, gradient, atol=TOLERANCE, rtol=1e-3), name
+    made = mlx.generate(batch.input_ids[:1, :9], max_new_tokens=6, eos_token_id=None)[0, 9:].tolist()
+    ended = mlx.generate(batch.input_ids[:1, :9], max_new_tokens=6, eos_token_id=made[2:3])[0, 9:].tolist()
+    assert ended == made[: made.index(made[2]) + 1]
     block = type(mlx._lm.layers[0])
     monkeypatch.setattr(block, "__call__", block.__call__)  # which is replaced for all of its kind
     mlx.gradient_checkpointing_enable()
-    assert block.__call__.__name__ == "checkpointed_fn"
+    once = block.__call__
+    assert once.__name__ == "checkpointed_fn"
+    mlx.gradient_checkpointing_enable()
+    assert block.__call__ is once
     before = {name: weight.grad.clone() for name, weight in weights.items()}
     (summed_loss(mlx, batch, plain_head=False) / 7).backward()
     for name, weight in weights.items():
@@ -164,6 +170,7 @@ def test_a_run_is_one_like_any_other_and_resumes_exactly(config: RunConfig, tmp_
     tuned = generate.load_model(Path(config.model), directory.adapter, "cpu")
     mlx = loaded_with(config, Path(config.model)).model
     set_peft_model_state_dict(mlx._adapted, load_peft_weights(str(directory.adapter), device="cpu"))
+    assert mlx.peft_config["default"].r == 4
     mlx.eval()
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():

@@ -12,6 +12,7 @@ from backprop.cli.options import json_and_verbose
 from backprop.core.definition import PREFIX, Setting, all_settings
 from backprop.core.errors import ERROR_CODES
 from backprop.core.presets import TRAINING_PRESETS
+from backprop.core.settings_sources import PASSWORD
 from backprop.runs.describe import bytes_text
 
 OTHER_VARIABLES = {
@@ -21,6 +22,7 @@ OTHER_VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used",
     "OMP_NUM_THREADS": "threads on the CPU; as many as there are cores where it is not set",
     "NO_COLOR": "no colours",
+    PASSWORD: "USER:PASSWORD of `backprop ui`, where --auth does not name it",
     "WANDB_API_KEY": "and WANDB_MODE, WANDB_PROJECT …: curves of runs go to Weights & Biases",
     "TENSORBOARD_LOGGING_DIR": "curves of runs go to event files in there",
     "MLFLOW_TRACKING_URI": "and MLFLOW_EXPERIMENT_NAME …: curves of runs go to MLflow",

@@ -53,6 +53,7 @@ COMMANDS = {
     "delete-run": Lazy("backprop.cli.history", "delete_run", "delete a run's directory; asks first"),
     "tag": Lazy("backprop.cli.history", "tag", "give a run tags, or take them away"),
     "note": Lazy("backprop.cli.history", "note", "write a note on a run"),
+    "ui": Lazy("backprop_tui.web.command", "ui", "the application in a web browser"),
     "config": Lazy("backprop.cli.config", "config", "every setting: its value, where it comes from, what it means"),
     "info": Lazy("backprop.cli.info", "info", "this machine: versions, GPUs, extras; the error codes and variables"),
 }

@@ -285,6 +285,7 @@ _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("DEP_GPU_", GPUError),
     ("DEP_OLLAMA_", OllamaError),
     ("STATE_", CheckpointError),
+    ("UI_", InputError),
     ("RUNTIME_EXPORT_", ExportError),
     ("RUNTIME_GGUF_", GGUFError),
     ("RUNTIME_MERGE_", MergeError),

@@ -1,7 +1,8 @@
 """Files and folders that are there whole or not at all, their SHA-256, and locks between processes.
 
 Everything is written aside, flushed to the disk and put in place by one rename: after a crash or a power cut the old
-or the new one is there. Whatever cannot be written raises ``OSError``; nothing is left behind then.
+or the new one is there. Whatever cannot be written raises ``OSError``; nothing is left behind then. Where writing is
+confined (``core.confinement``), what lies beyond is refused first.
 
 What is read may have come from anywhere: it is opened as a regular file or not at all, so that no pipe or device holds
 up the reader, and its size and its nesting are bounded.
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 import msgspec
+
+from backprop.core.confinement import require_writable
 
 MOST_BYTES = 16 * 2**20
 """The largest file, and the longest line of a journal, that is read into memory."""
@@ -104,6 +107,7 @@ def too_deep(text: bytes) -> bool:
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when the block ends well."""
+    require_writable(path)
     aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
@@ -135,6 +139,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     A folder that was there is moved out of the way first and deleted last; two renames are as near as a file system
     comes to replacing one.
     """
+    require_writable(path)
     aside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -161,6 +166,7 @@ def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
     Raises:
         FileExistsError: something is at ``path``, before or after the work.
     """
+    require_writable(path)
     _require_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_outputs(path.parent)
@@ -264,6 +270,7 @@ def exclusive(lock: Path, *, wait: bool = True) -> Iterator[int]:
     Raises:
         BlockingIOError: somebody holds it, and ``wait`` is not set.
     """
+    require_writable(lock)
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

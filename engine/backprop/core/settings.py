@@ -38,6 +38,8 @@ SECTIONS = {
     "safety": "memory and heat",
     "run": "where the run is kept, and under which name",
     "multi_run": "several runs in sequence, merged into one adapter",
+    "ui": "the application in a browser",
+    "security": "what must be asked for in so many words",
 }
 """The parts of a settings file, with their meaning, in the order in which people meet them."""
 
@@ -47,7 +49,7 @@ def _is(section: str, meaning: str, **more: Any) -> Meta:
     return Meta(description=meaning, extra={"section": section, **more})
 
 
-_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi = (
+_data, _model, _training, _lora, _evaluation, _checkpoints, _safety, _run, _multi, _ui, _security = (
     partial(_is, name) for name in SECTIONS
 )
 
@@ -401,6 +403,10 @@ class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     log_json: Annotated[bool, _is("", "log lines as JSON")] = False
     log_file: Annotated[str | None, _is("", "a file that the log is appended to, beside the run's engine.log")] = None
+    ui_output_dir: Annotated[
+        _Text, _ui("the only directory that is written to from a browser", flags=("--output", "-o"))
+    ] = "~/.backpropagate/ui-outputs"
+    require_auth_for_share: Annotated[bool, _security("backprop ui serves other machines with a password alone")] = True
 
 
 def unwritable(value: Any) -> str:

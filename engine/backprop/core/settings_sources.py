@@ -37,6 +37,8 @@ Kind = Literal[
     "run",
 ]
 """Where a value can come from, the weakest first. ``run``: from the run that this one continues or was made from."""
+PASSWORD = f"{PREFIX}UI__AUTH"
+"""No setting: a password is in no list of values, and no file is read for it unasked."""
 FORMAT = 1
 """Version of the form of settings files. One without a version is of this one."""
 _OURS = re.compile(r"BACKPROP[A-Z]*_", re.IGNORECASE)
@@ -207,6 +209,8 @@ def _take_variable(source: Source, name: str, value: str, place: str) -> None:
         return
     if name == f"{PREFIX}PRESET":
         source.preset = Given(value, place, place) if value else None
+        return
+    if name == PASSWORD:
         return
     setting = {each.variable: each for each in all_settings().values()}.get(name)
     if setting is None:

@@ -37,6 +37,7 @@ from typing import IO, Any
 import msgspec
 from msgspec import Struct
 
+from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
 from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, write_file
@@ -139,8 +140,10 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: the output directory cannot be made or written.
+            InputError: writing is confined elsewhere.
         """
         directory = cls(expand(config.output_dir) / (run_id or new_run_id()))
+        require_writable(directory.path)
         run_id, known = directory.run_id, bool(run_id)
         try:
             directory.path.mkdir(parents=True, exist_ok=known)
@@ -388,7 +391,9 @@ class RunDirectory:
 
         Raises:
             RunError: another process holds it (code ``RUN_ALREADY_ACTIVE``), or ``lock`` is no file.
+            InputError: writing is confined elsewhere.
         """
+        require_writable(self.lock)
         deadline = time.monotonic() + LOCK_PATIENCE
         with contextlib.ExitStack() as held:
             with _using(self.lock):

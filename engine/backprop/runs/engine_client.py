@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
 from backprop.core.extras import TRAINING, require_modules
@@ -321,7 +322,9 @@ def launch(
 
     Raises:
         RunError: the log cannot be written.
+        InputError: writing is confined to another place than the run's.
     """
+    require_writable(directory.path)
     words = (str(directory.path), *how)
     with directory.open_log() as log:
         process = warm.take(words) if warm is not None else None

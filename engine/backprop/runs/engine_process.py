@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from typing import IO
 
 import msgspec
@@ -66,8 +65,8 @@ class WarmEngine:
         return process
 
     def end(self) -> None:
-        """End it where it still waits."""
+        """End it where it still waits, in the middle of its imports too."""
         if self._process is not None:
-            with suppress(BrokenPipeError):
-                self._process.communicate(b"")
+            with self._process as process:
+                process.kill()
             self._process = None

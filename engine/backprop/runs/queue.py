@@ -29,6 +29,7 @@ from typing import Literal, get_args
 import msgspec
 from msgspec import Struct
 
+from backprop.core.confinement import CONFINED, require_writable
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.events import Moment
 from backprop.core.files import exclusive, flush_folder, is_held, read_json, write_file
@@ -180,7 +181,12 @@ class Queue:
             yield
 
     def add(self, config: RunConfig, origins: dict[str, str] | None = None) -> Entry:
-        """A run with the settings ``config`` waits for its turn, behind the others."""
+        """A run with the settings ``config`` waits for its turn, behind the others.
+
+        Raises:
+            InputError: it would write where this process may not.
+        """
+        require_writable(expand(config.output_dir))
         entry = Entry(run_id=new_run_id(), added=time.time(), config=config, origins=origins or {})
         with self.editing():
             write_file(self.path("waiting", entry.run_id), msgspec.json.encode(entry))
@@ -245,8 +251,9 @@ class Queue:
         now = self.read()
         if now.runner is None and not now.idle:
             command = [sys.executable, "-P", "-m", RUNNER]
+            free = {**variables(), CONFINED: ""}  # it trains what everybody added
             with (self.home / "runner.log").open("ab") as log:
                 subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=variables()
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=free
                 )
         return now

@@ -48,3 +48,9 @@ def unfinished(config: RunConfig, multi: MultiConfig) -> Path | None:
     if refused is not None:
         raise refused
     return None
+
+
+def session_of(path: Path) -> Path | None:
+    """The directory of the session that the run in ``path`` is of; ``None`` of a run of its own."""
+    session = path.parent.parent
+    return session if path.parent.name == "runs" and is_run(session) else None

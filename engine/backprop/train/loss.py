@@ -91,15 +91,6 @@ def sequence_logps(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> 
     return -torch.stack([each.sum() for each in losses.split(batch.counts)])
 
 
-@torch.no_grad()
-def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
-    """Cross-entropy of each supervised token of a micro-batch ([supervised], float32), in the order of its targets.
-
-    For looking at rows, not for training them; arguments as in ``summed_loss``.
-    """
-    return torch.cat(_by_piece(model, batch, plain_head, "none"))
-
-
 def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: str) -> list[torch.Tensor]:
     """Cross-entropy of the supervised tokens, in pieces of as many as may have logits at once."""
     if (own := getattr(model, "losses", None)) is not None:
@@ -114,11 +105,15 @@ def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: 
     return [checkpoint(_head_and_loss, head, *part, reduction, use_reentrant=False) for part in parts]
 
 
+@torch.no_grad()
 def row_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> npt.NDArray[np.float64]:
-    """Cross-entropy summed over the supervised tokens of each row of a micro-batch ([rows]); as ``token_losses``."""
+    """Cross-entropy summed over the supervised tokens of each row of a micro-batch ([rows]), not to be trained.
+
+    Arguments as in ``summed_loss``.
+    """
     if not batch.supervised:
         return np.zeros(batch.rows)
-    losses = token_losses(model, batch, plain_head=plain_head).double().cpu()
+    losses = torch.cat(_by_piece(model, batch, plain_head, "none")).double().cpu()
     return np.array([float(part.sum()) for part in losses.split(batch.counts)])
 
 
@@ -210,7 +205,8 @@ def _with_hidden(base: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         if [id(each) for each in (*unnamed, *named.values()) if isinstance(each, torch.Tensor)] == [id(ids)]:
             seen.append(made)
 
-    watch = getattr(base, base.base_model_prefix, base).register_forward_hook(look, with_kwargs=True)
+    below = getattr(base, getattr(base, "base_model_prefix", ""), base)
+    watch = below.register_forward_hook(look, with_kwargs=True)
     try:
         logits = base(input_ids=ids, use_cache=False).logits
     finally:
