@@ -195,7 +195,7 @@ def describe_averages(found: Averages) -> str:
     if found.average is None:
         return "AA and BWT are not known: no run is merged, or a loss is missing"
     exact = "" if found.exact is None else f"; exact answers {found.exact:.0%}"
-    change = "" if found.exact_backward is None else f" ({signed(100 * found.exact_backward)} points since)"
+    change = "" if found.exact_backward is None else f" ({100 * found.exact_backward:+.0f} points since)"
     forgot = "" if found.backward is None else f", BWT {signed(found.backward)} (above 0 is forgetting)"
     return f"AA {number(found.average, 3)}{forgot}{exact}{change}"
 
