@@ -18,7 +18,7 @@ from backprop.core.settings import MultiConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-from backprop.train import merging, session_merge
+from backprop.train import held_out_sets, merging, session_merge
 from backprop.train.checkpoint import trained_parameters
 from backprop.train.session_merge import Merger
 from backprop.train.slao import Adapter, State, merge, orthonormal_rows
@@ -70,6 +70,12 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Session
             patch.setenv(f"XDG_{name}_HOME", str(folder / name.lower()))
         directory = create(settings(tiny_model, folder), multi(folder))
         return Session(directory, work(directory, after=ask), starts)
+
+
+@pytest.fixture(autouse=True)
+def no_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are compared in the undisturbed session alone: they take as long as all the rest."""
+    monkeypatch.setattr(held_out_sets, "SHORT", 0)
 
 
 def adapter(folder: Path) -> Adapter:
@@ -143,6 +149,8 @@ def test_the_journal_has_one_curve_the_merges_and_the_whole_table(whole: Session
     assert (state.forgetting.rows, state.forgetting.columns) == ([0, 1, 2, 3], [1, 2, 3])
     assert all(each.low < each.loss < each.high for each in state.forgetting.cells)
     assert state.forgetting.averages().backward is not None
+    answered = {(each.after, each.held_out) for each in state.forgetting.cells if each.exact is not None}
+    assert answered == {(0, 1), (0, 2), (0, 3), (1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)}
     assert state.merges[0].loss == state.merges[0].tuned_loss
     assert [each.step for each in state.runs] == [0, 3, 6]
     assert [each.replayed for each in state.runs] == [0, *(round(each.rows * 0.125) for each in state.runs[1:])]
