@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from backprop.core.errors import BackpropError, RunError
+from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs import engine_client
 from backprop.runs.deletion import delete_run, dependents, sizes
 from backprop.runs.describe import bytes_text
@@ -217,6 +218,8 @@ class RunsScreen(BaseScreen):
             hidden.add("show_on")
         if run and run.status in LIVING:
             hidden |= {"extend", "delete"}
+        if run and run.kind == MULTI_RUN:
+            hidden |= {"extend", "replay"}
         ready = len(self._table.marked) > 1
         keys = [key._replace(rank=1) if key.name == "compare" and ready else key for key in KEYS]
         return [key for key in keys if key.name not in hidden]
@@ -277,11 +280,11 @@ class RunsScreen(BaseScreen):
         if not self.chosen_path:
             return
         try:
-            config = RunDirectory(Path(self.chosen_path)).find_record().config
+            record = RunDirectory(Path(self.chosen_path)).find_record()
         except RunError as error:
             self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
             return
-        self.post_message(ConfigureRun(again.changed_settings(config)))
+        self.post_message(ConfigureRun(again.changed_settings(record.config, record.multi)))
 
     @property
     def looked_at(self) -> str:

@@ -39,10 +39,9 @@ class RunDetail(StateView):
         ]
         environment = [row for name, value in state.environment.items() for row in facts(name[:10], str(value), width)]
         runs = [part for _, row in timeline(state, width) for part in wrap(row, width)]
-        forgotten = forgetting_rows(state, width) if state.forgetting.cells else []
         parts = (
             ("runs", run_number(state), [timeline_head(width), *runs] if runs else []),
-            ("forgetting", "loss of each run's held-out rows", forgotten),
+            ("forgetting", "loss of each run's held-out rows", forgetting_rows(state, width)),
             ("dataset", "", data_rows(state.dataset, width) if state.dataset else []),
             ("model", "", model_rows(state.model, width) if state.model else []),
             ("checkpoints", "", checkpoints),
@@ -100,7 +99,7 @@ def resume_words(state: RunState) -> str:
         return ""
     before = f"; resumed {state.resumes} times so far" if state.resumes > 1 else "; resumed once" * state.resumes
     if state.status == "done":
-        return f"nothing is left to do; n gives it a new end{before}"
+        return f"nothing is left to do{'' if state.multi else '; n gives it a new end'}{before}"
     if not state.checkpoints:
         return f"no checkpoint was saved: c starts again at step 1{before}"
     last = max(saved.step for saved in state.checkpoints)

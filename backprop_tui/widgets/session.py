@@ -7,32 +7,27 @@ from typing import ClassVar
 
 from backprop.core.events import HeldOutScored, MergeDone, RunBegun
 from backprop.core.multi_run import FORGOTTEN
-from backprop.runs.describe import describe, number, signed
+from backprop.runs.describe import describe, describe_averages, number, signed
 from backprop.runs.forgetting import Forgetting
 from backprop.runs.state import RunState
 from textual.binding import Binding, BindingType
 
 from backprop_tui.text import STATUS, Piece, Row, count, fit, from_home, safe, short_path
-from backprop_tui.widgets.cells import StateCells, labelled, paragraph
+from backprop_tui.widgets.cells import StateCells, paragraph
 from backprop_tui.widgets.list_view import ListView
 
 _CELL, _NAME = 8, 11
 """Cells of a loss with its mark, and of what a row of the table is called."""
 _NUMBERS = ("steps", 7), ("B moved", 9), ("merged", 9), ("tuned", 9)
-MERGED, KEPT_OUT = ("✓", "good"), ("–", "warn")
-LEGEND = "▲ above, ▼ below the loss when that run was learned (until then: the base's)"
-AVERAGES = (
-    ("AA", "mean held-out loss of the runs learned so far"),
-    ("BWT", "risen so much since each was learned: above 0 is forgetting"),
+LEGEND = (
+    "▲ above, ▼ below the loss when that run was learned (until then: the base's); AA is the mean of the runs learned, "
+    "BWT how far they have risen since"
 )
 
 
 def run_number(state: RunState) -> str:
     """``2 of 5``: which run of a session is the present one; empty before the first, and of what is no session."""
     return f"{state.runs[-1].index} of {state.runs[-1].of}" if state.runs else ""
-
-
-# The runs
 
 
 def timeline(state: RunState, width: int) -> list[tuple[int, Row]]:
@@ -45,13 +40,10 @@ def timeline(state: RunState, width: int) -> list[tuple[int, Row]]:
         run, merge = begun.get(index), merges.get(index)
         glyph, ink, word = outcome(state, index)
         data = run.data if run else tasks[min(index, len(tasks)) - 1]
-        numbers = ["–"] * 4
-        if run is not None:
-            numbers[0] = count((begun[index + 1].step if index + 1 in begun else state.step) - run.step)
-        if merge is not None:
-            numbers[1] = "–" if merge.moved is None else f"{merge.moved:.0%}"
-            losses = zip((2, 3), (merge.loss, merge.tuned_loss), strict=True)
-            numbers[2:] = [number(loss) if loss is not None else "–" for _, loss in losses]
+        end = begun[index + 1].step if index + 1 in begun else state.step
+        moved, *losses = (merge.moved, merge.loss, merge.tuned_loss) if merge else [None] * 3
+        numbers = [count(end - run.step) if run else "–", "–" if moved is None else f"{moved:.0%}"]
+        numbers += ["–" if loss is None else number(loss) for loss in losses]
         text = fit(safe(short_path(data)), _data_width(width))
         cells = "".join(f"{cell:>{size}}" for cell, (_, size) in zip(numbers, _NUMBERS, strict=True))
         row: Row = [("  ", "text"), (f"{glyph} {index:<3}", ink), (f"{text} ", "text"), (f"{word:<11}", ink)]
@@ -73,27 +65,19 @@ def _data_width(width: int) -> int:
 def outcome(state: RunState, index: int) -> tuple[str, str, str]:
     """Glyph, ink and word for what became of a run of a session."""
     merge = next((each for each in state.merges if each.index == index), None)
+    if merge is not None and merge.merged:
+        return "✓", "good", "merged"
     if merge is not None:
-        if merge.merged:
-            return *MERGED, "merged"
-        return (*STATUS["failed"], "failed") if merge.failed else (*KEPT_OUT, "kept out")
+        return (*STATUS["failed"], "failed") if merge.failed else ("–", "warn", "kept out")
     if state.runs and state.runs[-1].index == index:
         return *STATUS[state.status], state.status
-    return " ", "muted", "not taken" if state.ended and state.status == "done" else "to come"
-
-
-# The table
-
-
-def reference(table: Forgetting, cell: HeldOutScored) -> HeldOutScored | None:
-    """What a cell is compared with: its run's loss when that was learned; until then, the base model's."""
-    learned = cell.held_out in table.learned and cell.after > cell.held_out
-    return table.cell(cell.held_out if learned else 0, cell.held_out) if cell.after else None
+    return " ", "muted", "not taken" if state.status == "done" else "to come"
 
 
 def change(table: Forgetting, cell: HeldOutScored) -> float | None:
-    """How much a cell's loss is above what it is compared with; ``None`` where one of them is not known."""
-    before = reference(table, cell)
+    """How far a loss is above that of the same rows when their run was learned, before that above the base model's."""
+    learned = cell.held_out in table.learned and cell.after > cell.held_out
+    before = table.cell(cell.held_out if learned else 0, cell.held_out) if cell.after else None
     if before is None or before.loss is None or cell.loss is None:
         return None
     return round(cell.loss - before.loss, 3)
@@ -104,16 +88,12 @@ def piece(table: Forgetting, after: int, held_out: int, ground: str = "") -> Pie
     cell, here = table.cell(after, held_out), "▸" if ground else " "
     if cell is None:
         return f"{here:<{_CELL}}", f"text{ground}"
-    digits = 3 if cell.loss is None or cell.loss < 100 else 0
-    text = "nan" if cell.loss is None else number(cell.loss, digits)
+    text = "nan" if cell.loss is None else number(cell.loss, 3 if cell.loss < 100 else 0)
     by = change(table, cell)
     mark, ink = (" ", "text" if cell.after else "muted") if not by else ("▲", "bad") if by > 0 else ("▼", "good")
     if by and not ground:
-        strong = abs(by) >= FORGOTTEN
-        ink += {(True, True): "+hot", (True, False): "+warm"}.get((by > 0, strong), "+lighter" if strong else "+light")
-    if after == held_out:
-        ink += "+bold"
-    return f"{here}{text:>{_CELL - 2}}{mark}", ink + ground
+        ink += ("+light", "+lighter", "+warm", "+hot")[2 * (by > 0) + (abs(by) >= FORGOTTEN)]
+    return f"{here}{text:>{_CELL - 2}}{mark}", ink + "+bold" * (after == held_out) + ground
 
 
 def table_head(columns: list[int], more: tuple[bool, bool] = (False, False)) -> Row:
@@ -124,24 +104,16 @@ def table_head(columns: list[int], more: tuple[bool, bool] = (False, False)) -> 
 
 def table_row(state: RunState, after: int, columns: list[int], at: int = 0) -> Row:
     """One row of the table: what the adapter scores after a run. The cursor is in column ``at``, 0 is nowhere."""
-    glyph, ink, _ = outcome(state, after) if after else (" ", "muted", "")
-    name = [(f"{glyph} ", ink), (f"{f'after {after}' if after else 'base':<{_NAME - 2}}", "text" if after else "muted")]
+    glyph, ink, _ = outcome(state, after)
+    name = [(f"{glyph} ", ink), (f"{f'after {after}' if after else 'base':<{_NAME - 2}}", "text")]
     return [*name, *(piece(state.forgetting, after, each, "+cursor" * (each == at)) for each in columns)]
 
 
-def averages_rows(table: Forgetting, after: int, width: int) -> list[Row]:
+def averages_row(table: Forgetting, after: int) -> Row:
     """AA and BWT after a run."""
     found = table.averages(after)
-    values = ((found.average, found.exact), (found.backward, found.exact_backward))
-    rows: list[Row] = []
-    for (name, meaning), (loss, exact), is_change in zip(AVERAGES, values, (False, True), strict=True):
-        text = "–" if loss is None else signed(loss) if is_change else number(loss, 3)
-        risen = is_change and loss is not None and round(loss, 3) > 0
-        said = "" if exact is None else f"{signed(100 * exact)} points exact" if is_change else f"{exact:.0%} exact"
-        words = "; ".join(filter(None, [said, meaning]))
-        value = f"{text:>7}{'▲' if risen else ' '}"
-        rows += labelled(f"  {name:<4}", f"{value} {words}", width, "bad" if risen else "text")[:1]
-    return rows
+    risen = found.backward is not None and found.backward > 0
+    return [(f"{'▲' if risen else ' '} {describe_averages(found)}", "bad" if risen else "text")]
 
 
 def forgetting_rows(state: RunState, width: int) -> list[Row]:
@@ -153,7 +125,7 @@ def forgetting_rows(state: RunState, width: int) -> list[Row]:
         rows.append(table_head(columns))
         shown = [after for after in table.rows if any(table.cell(after, each) for each in columns)]
         rows += [table_row(state, after, columns) for after in shown]
-    return [*rows, *averages_rows(table, max(table.rows, default=0), width), *paragraph(LEGEND, width, "muted")]
+    return [*rows, averages_row(table, max(table.rows)), *paragraph(LEGEND, width, "muted")] if rows else []
 
 
 class _SessionList(ListView, StateCells):
@@ -227,10 +199,8 @@ class ForgettingPane(_SessionList):
         Binding("left", "across(-1)", "left", show=False),
         Binding("right", "across(1)", "right", show=False),
     ]
-    _column = 0
-    """Which of the columns the cursor is in."""
-    _first = 0
-    """The first column that is seen."""
+    _column = _first = 0
+    """Which of the columns the cursor is in, and which is the first that is seen."""
 
     def show(self, state: RunState | None) -> None:
         seen = state and (state.path, state.forgetting.cells, len(state.merges), state.status)
@@ -238,10 +208,8 @@ class ForgettingPane(_SessionList):
             return
         at_end, self._seen = self.cursor >= self.count - 1, seen
         self.state = state
-        self.count = len(state.forgetting.rows) if state else 0
-        if at_end:
-            self.cursor = self.count - 1
-        self.resize_list(self.count)
+        self.resize_list(len(state.forgetting.rows) if state else 0)
+        self.cursor = self.count - 1 if at_end else self.cursor
 
     def action_across(self, columns: int) -> None:
         most = len(self.state.forgetting.columns) - 1 if self.state else 0
@@ -277,8 +245,8 @@ class ForgettingPane(_SessionList):
             return []
         table, width = self.state.forgetting, self.size.width
         after, held_out = table.rows[self.cursor], table.columns[self._column]
-        words = [[], *averages_rows(table, after, width), [], *paragraph(cell_words(table, after, held_out), width)[:2]]
-        return [*words, *paragraph(LEGEND, width, "muted")]
+        words = paragraph(cell_words(table, after, held_out), width)
+        return [[], averages_row(table, after), [], *words, *paragraph(LEGEND, width, "muted")]
 
 
 def cell_words(table: Forgetting, after: int, held_out: int) -> str:
@@ -289,7 +257,6 @@ def cell_words(table: Forgetting, after: int, held_out: int) -> str:
         return f"{where}not scored, for it comes later"
     sure = "" if cell.low is None or cell.high is None else f"95 % {number(cell.low, 3)} to {number(cell.high, 3)}, "
     words = f"{where}{number(cell.loss, 3)} ({sure}n {count(cell.rows)})"
-    before, by = reference(table, cell), change(table, cell)
-    if before is not None and by is not None:
-        words += f", {signed(by)} {'since it was learned' if before.after else 'against the base model'}"
+    by = change(table, cell)
+    words += f", {'▲' if by > 0 else '▼'} {signed(by)}" if by else ""
     return words if cell.exact is None else f"{words}; {cell.exact:.0%} of {count(cell.answers)} answers exact"

@@ -134,6 +134,7 @@ def test_a_column_with_the_thinking_is_trained_where_it_is_named(
     assert summary.duplicated == 0
     checked, unnamed = validate(path, traces=True, mapping=mapping), validate(path)
     assert not {*checked.problem_counts} - {"one_label"}
+    assert "duplicate_row" not in validate(path, mapping=mapping).problem_counts
     assert not any("Thinking" in note for note in checked.notes)
     assert any("--map reasoning=Thinking" in note for note in unnamed.notes)
     assert unnamed.problem_counts["duplicate_row"] == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backprop.core import rules
+from backprop.core import extras, rules
 from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Warning as Said
 from backprop.core.settings import RunConfig
@@ -46,7 +46,7 @@ def test_others_are_refused_before_the_model_is_loaded(mode: str, why: str, tiny
 
 
 def test_without_torchao_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as missing:
         models._require_fp8("full", (9, 0))
     assert "backprop-tui[fp8]" in missing.value.hint

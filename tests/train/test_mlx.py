@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from backprop.core import rules
+from backprop.core import extras, rules
 from backprop.core.errors import InvalidSettingError, MissingDependencyError, ModelLoadError
 from backprop.core.events import CheckpointSaved, Event, ModelLoaded, RunFinished, Sample, Step
 from backprop.core.jobs import Sampling
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.train import generate, mlx_model
+from backprop.train import generate
 from backprop.train import model as models
 from backprop.train.loss import row_losses, summed_loss
 from backprop.train.packing import pad
@@ -71,10 +71,11 @@ def test_what_it_does_not_train_is_refused_with_the_setting(setting: str, value:
 def test_without_it_the_command_that_installs_it_is_named(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlx_model, "is_installed", lambda: False)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as missing:
         models.resolved(replace(tiny_config, backend="mlx"))
     assert "backprop-tui[mlx]" in missing.value.hint
+    assert "mlx, mlx_lm" in missing.value.message
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -51,6 +52,16 @@ def unfinished(config: RunConfig, multi: MultiConfig) -> Path | None:
 
 
 def session_of(path: Path) -> Path | None:
-    """The directory of the session that the run in ``path`` is of; ``None`` of a run of its own."""
+    """The directory of the session that the run in ``path`` is of; ``None`` of a run of its own.
+
+    A fork or a replay of such a run is beside it, and is one of its own.
+    """
     session = path.parent.parent
-    return session if path.parent.name == "runs" and is_run(session) else None
+    if path.parent.name != "runs" or not is_run(session):
+        return None
+    with suppress(RunError):
+        record = RunDirectory(path).read_record()
+        start = Path(record.forked_from).parent if record.forked_from else session / "starts"
+        if record.replays is not None or start != session / "starts":
+            return None
+    return session

@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from backprop.core.architecture import for_older_readers
-from backprop.core.errors import MissingDependencyError, ModelLoadError
+from backprop.core.errors import ModelLoadError
 from backprop.core.models import settings_of
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import seed_random, some, trained_parameters
@@ -29,18 +29,6 @@ from backprop.train.packing import MicroBatch
 def is_installed() -> bool:
     """Whether mlx_lm can be imported."""
     return find_spec("mlx") is not None and find_spec("mlx_lm") is not None
-
-
-def require_installed() -> None:
-    """Raises:
-    MissingDependencyError: mlx_lm is not installed.
-    """
-    if not is_installed():
-        raise MissingDependencyError(
-            "--backend mlx needs mlx and mlx-lm, which are not installed",
-            hint="pip install 'backprop-tui[mlx]', or --backend cpu",
-            details={"field": "backend"},
-        )
 
 
 def choose_dtype() -> torch.dtype:
