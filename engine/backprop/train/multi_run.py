@@ -106,18 +106,15 @@ class MultiRun:
         return ended
 
     def rewind(self, index: int) -> EndStatus:
-        """Go back to where the session stood after run ``index``; it can be resumed from there.
-
-        Raises:
-            InputError: there is no such state.
-        """
+        """Go back to where the session stood after run ``index``; it can be resumed from there."""
         # Counted first: killed in between, nothing is lost yet, and runs that come get other ids.
         self.directory.update_record(rewinds=self.record.rewinds + 1)
-        undone = self.merger.rewind(index)
+        self.merger.rewind(index)
         self._count(0, 0, 0)
-        self._start(self.merger.progress.steps)
-        for each in undone:
-            self.emit(ev.CheckpointPruned(path=str(each.path), step=each.step))
+        told = read_run(self.directory.path)
+        told.curves.truncate(self.taken)
+        self.last_loss = told.final_loss
+        self._start(self.taken)
         self.emit(ev.Rewound(index=index))
         self._finish("stopped")
         return "stopped"

@@ -67,12 +67,11 @@ class Merger:
         self._tell([each for each in self.progress.cells if (each.after, each.held_out) not in known])
         self._tell(self.progress.merges[len(told.merges) :])
 
-    def rewind(self, index: int) -> list[Checkpoint]:
-        """Stand where the session stood after run ``index``; the states that are undone (``SessionStore.rewind``)."""
-        undone = self.store.rewind(index)
+    def rewind(self, index: int) -> None:
+        """Stand where the session stood after run ``index``."""
+        self.store.rewind(index)
         self.checkpoint, self.progress, self.state = self.store.newest()
         self.store.publish(self.checkpoint)
-        return undone
 
     def start(self) -> str:
         """The folder with the weights that the next run starts from; empty for the usual start."""
