@@ -16,6 +16,7 @@ from backprop.core.events import Stop
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
+from backprop.runs.sessions import session_of
 from textual import events
 from textual.app import ScreenStackError, SystemCommand
 from textual.binding import BindingType
@@ -347,4 +348,4 @@ def _collect_garbage_again() -> None:
 
 def _remember(path: Path) -> None:
     with RunIndex() as index:
-        index.add(path)
+        index.add(session_of(path) or path)

@@ -17,6 +17,7 @@ from backprop.core.errors import BackpropError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
@@ -35,6 +36,8 @@ class Watch:
     def __init__(self, link: EngineClient) -> None:
         self.link = link
         self.path: Path = link.directory.path
+        self.session = session_of(self.path)
+        """Directory of the session that it is a run of, whose engine takes the commands."""
         self.state = RunState(run_id=link.run_id, path=str(self.path), alive=True)
         self.series = RunSeries()
         self.crash: EngineCrashedError | None = None
@@ -109,7 +112,7 @@ class Watch:
     @property
     def live(self) -> bool:
         """Whether an engine works on the run, so that it takes commands."""
-        return self.state.alive and not self.state.ended and self.error is None
+        return self.state.alive and not self.state.ended and self.error is None and self.session is None
 
     @property
     def problem(self) -> Problem | None:

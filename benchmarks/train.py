@@ -1,12 +1,13 @@
-"""Training speed beside TRL's ``SFTTrainer``: same tokens, same seed, same adapters, same step, in one sitting.
+"""Training speed beside TRL's trainers and a bare loop: same tokens, seed, adapters and steps, in one sitting.
 
-    python benchmarks/train.py [--steps 9] [--rows dense|short] [--model DIRECTORY]
+    python benchmarks/train.py [--all] [--method M] [--mode M] [--dora] [--rows dense|ragged] [--steps 5]
 
 Every arm is a process of its own that takes one step when it is its turn (A B C, C B A, …), so that whatever else the
 machine does meets all of them alike. The first steps are warm-up and not counted. An arm whose first losses differ
-from TRL's trains something else and is void. Shown are medians of the steps: real tokens (padding not counted) per
-second of CPU time and of wall time, the ratio to TRL's neighbouring step (middle half in brackets), and
-the peak memory of the process.
+from the first arm's trains something else and is void. Shown are medians of the steps: real and trained tokens (padding
+not counted) per second of CPU time, how many times as fast each of our steps was as the arm's neighbouring one (middle
+half in brackets), and the peak memory of the process. References of dpo and kto are computed before the first step on
+both sides. ``--all`` goes through every method and mode.
 """
 
 from __future__ import annotations
@@ -20,46 +21,89 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
-ARMS = ("ours", "trl", "trl_plain", "trl_packed")
-"""trl: as it comes (gradient checkpointing on); trl_plain: without checkpointing; trl_packed: that, and packing."""
+ARMS = {
+    "ours": "",
+    "bare": "PyTorch and PEFT: logits at trained positions only, padded rows",
+    "trl": "as it comes, gradient checkpointing on",
+    "trl_plain": "without checkpointing",
+    "trl_packed": "that, and packing: its documented best",
+}
+ALL: list[list[str]] = [
+    ["--rows", "dense"],
+    ["--rows", "ragged"],
+    *(["--rows", "ragged", "--method", method, "--steps", "3"] for method in ("dpo", "orpo", "simpo", "kto")),
+    *(["--rows", "dense", "--steps", "3", *mode] for mode in (["--mode", "full"], ["--mode", "qlora"], ["--dora"])),
+]
 WARMUP = 2
 SEED = 42
 
 
-def make_rows(kind: str, count: int, vocabulary: int) -> list[tuple[list[int], list[bool]]]:
-    """Rows of random tokens. dense: 510 tokens, 45 % of them trained. short: 24 to 160 tokens, 40 % trained."""
+def sequences(kind: str, count: int, vocabulary: int) -> list[tuple[Any, Any]]:
+    """Random tokens with their loss mask. dense: 510, 45 % of them trained. ragged: 24 to 160, 40 % trained."""
     import numpy as np
 
     chooser = np.random.default_rng(SEED)
-    rows = []
+    made = []
     for _ in range(count):
         length = 510 if kind == "dense" else int(chooser.integers(24, 161))
-        prompt = length - round(length * (0.45 if kind == "dense" else 0.4))
-        ids = chooser.integers(100, vocabulary, length)
-        rows.append((ids.tolist(), [place >= prompt for place in range(length)]))
-    return rows
+        trained = round(length * (0.45 if kind == "dense" else 0.4))
+        ids = chooser.integers(100, vocabulary, length, dtype=np.int32)
+        made.append((ids, np.arange(length) >= length - trained))
+    return made
 
 
-class Turns(TrainerCallback):
+class Rows:
+    """A tokenised dataset in memory, as ``Prepared`` gives it."""
+
+    fingerprint = "made"
+
+    def __init__(self, method: str, some: list[tuple[Any, Any]], folder: Path) -> None:
+        import numpy as np
+        from backprop.data.token_cache import Judged, Pair
+
+        self.folder, self.items = folder / "tokens", list(some)
+        if method == "kto":
+            self.items = list(starmap(Judged, ((each, place % 2 == 0) for place, each in enumerate(some))))
+        elif method != "sft":
+            # Both sides share a prompt; of an odd sequence the answer is taken.
+            for place, ((ids, mask), (others, answer)) in enumerate(zip(some[::2], some[1::2], strict=True)):
+                joined = np.concatenate([ids[~mask], others[answer]])
+                self.items[place] = Pair((ids, mask), (joined, np.arange(len(joined)) >= (~mask).sum()))
+            del self.items[len(some) // 2 :]
+        self.labels = np.array([getattr(item, "good", False) for item in self.items])
+        self.lengths = np.array([sum(len(ids) for ids, _ in self.sequences(i)) for i in range(len(self.items))])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def row(self, index: int) -> Any:
+        return self.items[index]
+
+    def sequences(self, index: int) -> list[tuple[Any, Any]]:
+        item = self.items[index]
+        return [item.chosen, item.rejected] if hasattr(item, "chosen") else [getattr(item, "row", item)]
+
+
+class Turns:
     """Takes each step only when it is this arm's turn, and says what the step cost."""
 
     def __init__(self) -> None:
-        self.loss = 0.0
-        self.tokens = 0
+        self.loss, self.tokens, self.trained = 0.0, 0, 0
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+    def begin(self) -> None:
         sys.stdin.readline()
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def end(self) -> None:
         said = {
             "loss": self.loss,
             "tokens": self.tokens,
+            "trained": self.trained,
             "cpu": time.process_time() - self._cpu,
             "wall": time.perf_counter() - self._wall,
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -67,27 +111,25 @@ class Turns(TrainerCallback):
         print("STEP " + json.dumps(said), flush=True)
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("torch", "transformers", "peft", "trl")}
-
-
 def configuration(options: argparse.Namespace) -> Any:
     from backprop.core.settings import RunConfig
     from backprop.train.model import resolved
 
+    per_step = 1 if options.rows == "dense" else 8 if options.method == "sft" else 4
     return resolved(
         RunConfig(
             data="made for this measurement",
             model=options.model,
+            method=options.method,
+            mode=options.mode,
+            use_dora=options.dora,
             steps=options.steps + WARMUP,
-            batch_size=1 if options.rows == "dense" else 4,
+            batch_size=per_step,
             gradient_accumulation=1,
             scheduler="constant",
             warmup_steps=0,
             max_seq_length=512,
-            learning_rate=2e-4,
+            learning_rate=2e-5 if options.mode == "full" else 2e-4,
             lora_r=16,
             lora_alpha=32.0,
             lora_dropout=0.0,
@@ -96,73 +138,173 @@ def configuration(options: argparse.Namespace) -> Any:
     )
 
 
-def run_ours(options: argparse.Namespace, turns: Turns) -> None:
-    import numpy as np
-    from backprop.core.schedule import Schedule
-    from backprop.train.methods.sft import SFT
+class Work:
+    """What every arm has: the loaded model, and the rows in the order in which they are taken."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        from backprop.core.methods import METHODS
+        from backprop.core.schedule import Schedule
+        from backprop.fetch.models import fetch_model
+        from backprop.train import model as models
+        from backprop.train.dataset import Subset
+        from backprop.train.packing import step_rows
+        from backprop.train.reference import Scorer
+
+        models.use_all_cores()
+        self.config = config = configuration(options)
+        self.loaded = models.load(config, fetch_model(config.model, lambda event: None), lambda event: None)
+        count = config.steps * config.batch_size * (2 if METHODS[config.method].rows == "pairs" else 1)
+        some = sequences(options.rows, count, self.loaded.chat.tokenizer.get_vocab_size())
+        rows = Rows(config.method, some, folder)
+        self.rows: Any = Subset(rows, range(len(rows)))  # type: ignore[arg-type]
+        if METHODS[config.method].reference:
+            self.rows = Scorer(self.loaded, config, "made").attach(self.rows, range(len(rows)), len(rows))
+        self.schedule = Schedule.of(config, len(rows))
+        self.steps = [step_rows(len(rows), config.batch_size, SEED, step) for step in range(config.steps)]
+        each = [[rows.sequences(index) for index in step] for step in self.steps]
+        self.tokens = [sum(len(ids) for row in step for ids, _ in row) for step in each]
+        self.trained = [sum(int(mask.sum()) for row in step for _, mask in row) for step in each]
+
+    def in_order(self) -> list[Any]:
+        return [self.rows.row(index) for step in self.steps for index in step]
+
+
+def run_ours(work: Work, turns: Turns) -> None:
+    from backprop.train.methods import method_named
     from backprop.train.trainer import StepLoop
 
-    loaded, config, plain = prepare(options)
-
-    class InMemory:
-        lengths = np.array([len(ids) for ids, _ in plain])
-
-        def __len__(self) -> int:
-            return len(plain)
-
-        def row(self, index: int) -> Any:
-            ids, trained = plain[index]
-            return np.array(ids, dtype=np.int32), np.array(trained)
-
-    loop = StepLoop(loaded, SFT(loaded.model), config, InMemory(), Schedule.of(config, len(plain)))
+    method = method_named(work.config.method)(work.loaded.model, work.config, work.rows)
+    loop = StepLoop(work.loaded, method, work.config, work.rows, work.schedule)
 
     def after_step(step: int) -> bool:
-        turns.loss, turns.tokens = loop.metrics.loss, loop.metrics.tokens
-        turns.on_step_end()
+        turns.loss, turns.tokens, turns.trained = loop.metrics.loss, work.tokens[step - 1], work.trained[step - 1]
+        turns.end()
         if step < loop.schedule.steps:
-            turns.on_step_begin()
+            turns.begin()
         return False
 
-    turns.on_step_begin()
+    turns.begin()
     loop.run(after_step)
 
 
-def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: bool) -> None:
-    """TRL as documented: labels given, its own collator, loss and defaults; packed is its documented best."""
-    from backprop.train.packing import epoch_order
+def run_bare(work: Work, turns: Turns) -> None:
+    """What one would write by hand, without this program's loss, packing and layers."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    model, loaded = work.loaded.model, work.loaded
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    weights = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=work.config.learning_rate)
+    model.train()
+    for number, step in enumerate(work.steps):
+        turns.begin()
+        rows = [[torch.from_numpy(each) for each in work.rows.row(index)] for index in step]
+        ids = pad_sequence([row[0].long() for row in rows], batch_first=True).to(loaded.device)
+        trained = pad_sequence([row[1] for row in rows], batch_first=True)[:, 1:].to(loaded.device)
+        attended = pad_sequence([torch.ones(len(row[0]), dtype=torch.long) for row in rows], batch_first=True)
+        with loaded.autocast():
+            hidden = base.model(input_ids=ids, attention_mask=attended.to(loaded.device), use_cache=False)
+            logits = base.lm_head(hidden.last_hidden_state[:, :-1][trained])
+        loss = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][trained])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, work.config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        turns.loss, turns.tokens, turns.trained = float(loss), work.tokens[number], work.trained[number]
+        turns.end()
+
+
+def examples(work: Work) -> list[dict[str, Any]]:
+    """The rows as TRL's collators take them."""
+
+    def labels(ids: Any, mask: Any) -> list[int]:
+        return [int(i) if used else -100 for i, used in zip(ids, mask, strict=True)]
+
+    def parts(ids: Any, mask: Any) -> tuple[list[int], list[int]]:
+        return ids[~mask].tolist(), ids[mask].tolist()
+
+    made: list[dict[str, Any]] = []
+    for row in work.in_order():
+        match work.config.method:
+            case "sft":
+                made.append({"input_ids": row[0].tolist(), "labels": labels(*row)})
+            case "dpo":
+                (prompt, chosen), (_, rejected) = parts(*row.row.chosen), parts(*row.row.rejected)
+                known = dict(zip(("ref_chosen_logps", "ref_rejected_logps"), row.reference.tolist(), strict=True))
+                made.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, **known})
+            case "kto":
+                prompt, answer = parts(*row.row.row)
+                known = dict(zip(("ref_logps", "ref_KL_logps"), row.reference.tolist(), strict=True))
+                texts = {"prompt_ids": prompt, "completion_ids": answer, "KL_completion_ids": parts(*row.other)[1]}
+                made.append({**texts, "label": row.row.good, **known})
+            case _:
+                each: dict[str, Any] = {}
+                for side in ("chosen", "rejected"):
+                    ids, mask = getattr(row, side)
+                    each |= {f"{side}_input_ids": ids.tolist(), f"{side}_attention_mask": [1] * len(ids)}
+                    each[f"{side}_labels"] = labels(ids, mask)
+                made.append(each)
+    return made
+
+
+def run_trl(work: Work, turns: Turns, folder: Path, arm: str) -> None:
+    """TRL as documented, its own collators and losses, on rows that are tokens already."""
+    import trl
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
-    from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+    from trl.experimental import cpo, orpo
 
-    loaded, config, plain = prepare(options)
-    order = epoch_order(len(plain), SEED, 0)
-    rows = [
-        {"input_ids": ids, "labels": [i if used else -100 for i, used in zip(ids, trained, strict=True)]}
-        for ids, trained in (plain[index] for index in order)
-    ]
+    config, loaded = work.config, work.loaded
+    pairs = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
+    judged = {"prompt": ["a"] * 2, "completion": ["b"] * 2, "label": [True, False]}
+    kind, settings, more, shown = {
+        "sft": (trl.SFTTrainer, trl.SFTConfig, {}, {}),
+        "dpo": (trl.DPOTrainer, trl.DPOConfig, {"beta": config.dpo_beta}, pairs),
+        "kto": (trl.KTOTrainer, trl.KTOConfig, {"beta": config.kto_beta}, judged),
+        "orpo": (orpo.ORPOTrainer, orpo.ORPOConfig, {"beta": config.orpo_beta}, pairs),
+        "simpo": (
+            *(cpo.CPOTrainer, cpo.CPOConfig),
+            {"beta": config.simpo_beta, "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": config.simpo_gamma},
+            pairs,
+        ),
+    }[config.method]
+    packed = arm == "trl_packed"
+    if config.method != "sft":
+        more = {**more, "max_length": 512, "remove_unused_columns": False}
+    elif packed:
+        more = {"packing": True, "packing_strategy": "bfd", "max_length": 512}
+    else:
+        more = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    taken = iter(zip(work.tokens, work.trained, strict=True))
 
-    class InOrder(SFTTrainer):
+    class InOrder(kind):  # type: ignore[misc, valid-type]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset)
 
         def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            mask = inputs.get("attention_mask")
-            turns.tokens = int(mask.sum()) if mask is not None else inputs["input_ids"].numel()
+            if packed:
+                turns.tokens, turns.trained = inputs["input_ids"].numel(), int((inputs["labels"] != -100).sum())
+            else:
+                turns.tokens, turns.trained = next(taken)
             loss = super().training_step(model, inputs, *args, **kwargs)
             turns.loss = float(loss)
             return loss
 
-    settings: dict[str, Any] = {}
-    if packed:
-        settings = {"packing": True, "packing_strategy": "bfd", "max_length": 512}
-    else:
-        settings = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    class OnTurn(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            turns.begin()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            turns.end()
+
     tokens = loaded.chat.template.tokens
     known = {name: tokens[name] for name in ("bos_token", "eos_token", "pad_token") if name in tokens}
+    rows = Dataset.from_list(examples(work))
     trainer = InOrder(
         model=loaded.model,
-        args=SFTConfig(
+        args=settings(
             output_dir=str(folder),
             max_steps=config.steps,
             per_device_train_batch_size=1 if packed else config.batch_size,
@@ -170,7 +312,7 @@ def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: 
             lr_scheduler_type="constant",
             max_grad_norm=config.max_grad_norm,
             bf16=loaded.dtype.itemsize == 2,
-            gradient_checkpointing=options.arm == "trl",
+            gradient_checkpointing=arm == "trl",
             seed=SEED,
             use_cpu=loaded.device.type == "cpu",
             logging_strategy="no",
@@ -178,47 +320,39 @@ def run_trl(options: argparse.Namespace, turns: Turns, folder: Path, *, packed: 
             report_to="none",
             disable_tqdm=True,
             dataloader_pin_memory=False,
-            **settings,
+            **more,
         ),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_dict(shown) if shown else rows,
         processing_class=PreTrainedTokenizerFast(tokenizer_object=loaded.chat.tokenizer, **known),
-        callbacks=[turns],
+        callbacks=[OnTurn()],
     )
+    if shown:
+        trainer.train_dataset, trainer.precompute_ref_logps = rows, True
     trainer.train()
-
-
-def prepare(options: argparse.Namespace) -> tuple[Any, Any, list[tuple[list[int], list[bool]]]]:
-    from backprop.fetch.models import fetch_model
-    from backprop.train import model as models
-
-    models.use_all_cores()
-    config = configuration(options)
-    loaded = models.load(config, fetch_model(config.model, lambda event: None), lambda event: None)
-    count = (options.steps + WARMUP) * config.batch_size * 4
-    return loaded, config, make_rows(options.rows, count, loaded.chat.tokenizer.get_vocab_size())
 
 
 def one_arm(options: argparse.Namespace) -> None:
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder:
+        work = Work(options, Path(folder))
         if options.arm == "ours":
-            run_ours(options, turns)
+            run_ours(work, turns)
+        elif options.arm == "bare":
+            run_bare(work, turns)
         else:
-            run_trl(options, turns, Path(folder), packed=options.arm == "trl_packed")
+            run_trl(work, turns, Path(folder), options.arm)
 
 
 class Arm:
     """A process that trains one way, step by step."""
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.steps: list[dict[str, float]] = []
-        command = [sys.executable, __file__, "--arm", name, "--steps", str(options.steps), "--rows", options.rows]
-        command += ["--model", options.model]
         quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, __file__, *sys.argv[1:], "--arm", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -242,12 +376,14 @@ class Arm:
         self._process.kill()
         self._process.wait()
 
-    def speeds(self, kind: str) -> list[float]:
-        return [step["tokens"] / step[kind] for step in self.steps[WARMUP:]]
+    def speeds(self, tokens: str = "tokens") -> list[float]:
+        return [step[tokens] / step["cpu"] for step in self.steps[WARMUP:]]
 
 
 def compare(options: argparse.Namespace) -> None:
-    arms = [Arm(name, options) for name in ARMS if options.rows == "short" or name != "trl_packed"]
+    packs = options.rows == "ragged" and options.method == "sft"
+    left_out = {"trl_packed": not packs, "bare": options.method != "sft"}
+    arms = [Arm(name) for name in ARMS if not left_out.get(name)]
     try:
         for number in range(options.steps + WARMUP):
             for arm in arms if number % 2 == 0 else reversed(arms):
@@ -255,37 +391,55 @@ def compare(options: argparse.Namespace) -> None:
     finally:
         for arm in arms:
             arm.end()
-    print(", ".join(f"{name} {number}" for name, number in versions().items()))
-    print(f"{options.rows} rows, {options.steps} steps of each arm")
-    print(f"{'arm':10} {'tokens/CPU-s':>12} {'tokens/s':>9} {'peak MB':>8}  {'ratio to trl':18}  first losses")
-    trl = arms[1]
+    mode = options.mode + (" with DoRA" if options.dora else "")
+    what = f"{options.method}, {mode}, {options.rows} rows, {options.steps} steps of each arm"
+    print(f"\n{what}; load {os.getloadavg()[0]:.1f}")
+    print(f"{'arm':10} {'tokens/CPU-s':>12} {'trained':>8} {'peak MB':>8}  {'ours is':22}  first losses")
+    ours = arms[0]
     for arm in arms:
-        ratios = [ours / theirs for ours, theirs in zip(arm.speeds("cpu"), trl.speeds("cpu"), strict=True)]
+        ratios = [mine / other for mine, other in zip(ours.speeds(), arm.speeds(), strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
+        times = f"{middle:5.2f} ({low:.2f} to {high:.2f})" if arm is not ours else ""
+        peak = arm.steps[-1]["peak_mb"]
+        memory = f" {ours.steps[-1]['peak_mb'] / peak:.2f} mem" if arm is not ours else ""
         print(
-            f"{arm.name:10} {statistics.median(arm.speeds('cpu')):12.1f} {statistics.median(arm.speeds('wall')):9.1f} "
-            f"{arm.steps[-1]['peak_mb']:8.0f}  {middle:5.2f} ({low:.2f} to {high:.2f})   {verdict(arm, trl, options)}"
+            f"{arm.name:10} {statistics.median(arm.speeds()):12.1f} {statistics.median(arm.speeds('trained')):8.1f} "
+            f"{peak:8.0f}  {times + memory:30}  {verdict(arm, ours, options)}",
+            flush=True,
         )
 
 
-def verdict(arm: Arm, trl: Arm, options: argparse.Namespace) -> str:
+def verdict(arm: Arm, ours: Arm, options: argparse.Namespace) -> str:
     losses = [step["loss"] for step in arm.steps[:2]]
     shown = ", ".join(f"{loss:.4f}" for loss in losses)
     if arm.name == "trl_packed":
         return f"{shown}: other rows in a step, not comparable"
-    same = all(abs(loss / step["loss"] - 1) < options.parity for loss, step in zip(losses, trl.steps, strict=False))
+    if options.method == "orpo" and arm is not ours:
+        return f"{shown}: it learns prompts too, not comparable"
+    same = all(abs(loss / step["loss"] - 1) < options.parity for loss, step in zip(losses, ours.steps, strict=False))
     return shown if same else f"{shown}: DIFFERENT, this arm is void"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--rows", choices=["dense", "short"], default="dense")
+    parser.add_argument("--all", action="store_true", help="every method and mode, each as a call of its own")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rows", choices=["dense", "ragged"], default="dense")
+    parser.add_argument("--method", choices=["sft", "dpo", "orpo", "simpo", "kto"], default="sft")
+    parser.add_argument("--mode", choices=["lora", "qlora", "full"], default="lora")
+    parser.add_argument("--dora", action="store_true")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--parity", type=float, default=1e-2, help="largest relative difference of first losses")
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--arm", choices=list(ARMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    one_arm(options) if options.arm else compare(options)
+    if options.arm:
+        one_arm(options)
+    elif options.all:
+        print(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "trl")), flush=True)
+        for words in ALL:
+            subprocess.run([sys.executable, __file__, "--model", options.model, *words], check=False)
+    else:
+        compare(options)
 
 
 if __name__ == "__main__":

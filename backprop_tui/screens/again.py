@@ -1,23 +1,44 @@
-"""A new run from an old one: what the Runs screen starts with ``fork`` and ``replay``, or takes to be changed."""
+"""New runs: as they are configured, and from an old one what the Runs screen forks, replays, or takes to be changed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from backprop.core.definition import settings
-from backprop.core.settings import RunConfig
+from backprop.core.definition import all_settings, multi_settings, settings
+from backprop.core.multi_run import KIND
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.engine_process import WarmEngine
+from backprop.runs.sessions import unfinished
 from backprop.runs.state import read_run
 
 
-def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings of a run that differ from the defaults, for another run."""
+def changed_settings(config: RunConfig, multi: MultiConfig | None = None) -> dict[str, Any]:
+    """The settings of a run, or of a session, that differ from the defaults, for another one."""
     values = {name: getattr(config, name) for name in settings() if name != "run_name"}
-    return {name: value for name, value in values.items() if value != settings()[name].default}
+    values |= {name: getattr(multi, name) for name in multi_settings()} if multi else {}
+    return {name: value for name, value in values.items() if value != all_settings()[name].default}
+
+
+def start(
+    config: RunConfig, multi: MultiConfig | None, origins: dict[str, str], warm: WarmEngine | None
+) -> EngineClient:
+    """A new run, or a session of several; one of these settings that is not finished in its folder goes on.
+
+    Raises:
+        BackpropError: it cannot be started, or a session of other settings is not finished there.
+    """
+    if multi is None:
+        return engine_client.start(config, origins=origins, warm=warm)
+    if found := unfinished(config, multi):
+        if warm is not None:
+            warm.end()
+        return engine_client.resume(found)
+    return engine_client.start(config, KIND, origins=origins, warm=warm, multi=multi)
 
 
 def fork(path: Path) -> EngineClient:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState
 from rich.console import Console
 from rich.control import Control
@@ -132,8 +133,9 @@ class BaseScreen(Screen[None]):
         self.app.push_screen(Question("copy", "", copies(state)), answered)
 
     def resume(self, state: RunState) -> None:
-        """Continue a run; where the same again would fail the same, that is said first."""
-        message = OpenRun(partial(engine_client.resume, Path(state.path)))
+        """Continue a run, or its session; where the same again would fail the same, that is said first."""
+        path = Path(state.path)
+        message = OpenRun(partial(engine_client.resume, session_of(path) or path))
         if state.failed is None or state.failed.retryable:
             self.post_message(message)
             return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 from backprop.core.errors import RunError
 from backprop.core.events import Abort as AbortCommand
 from backprop.core.events import CheckpointNow, Command, Pause, PhaseChanged, Resume, SampleNow, Stop
+from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.state import RunState
+from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 
@@ -17,15 +21,17 @@ from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens import number_of
-from backprop_tui.screens.base import BaseScreen, ShowOn
+from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import ABORTING
 from backprop_tui.text import Row
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import PaneTabs
 from backprop_tui.widgets.facts import DataPane, FactsPanel
 from backprop_tui.widgets.gpu import GpuPanel
+from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.log import EventLog, ProblemPane
 from backprop_tui.widgets.samples import SamplesPane, pairs
+from backprop_tui.widgets.session import ForgettingPane, RunsPane, run_number
 from backprop_tui.widgets.status import Progress, RunHeader
 
 KEYS = (
@@ -37,13 +43,21 @@ KEYS = (
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 6),
     Key("t", "t", "show_on('chat')", "talk", "talk to the finished run's model on the Chat screen", 1),
     Key("w", "w", "show_on('export')", "export", "write its model in another format on the Export screen", 1),
-    Key("tab", "tab", "pane(1)", "panes", "events, samples, data: the next one", 2),
+    Key(
+        "tab",
+        "tab",
+        "pane(1)",
+        "panes",
+        "events, samples, data; of a session its runs, and what it forgets",
+        2,
+    ),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
     Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the loss more", 5),
     Key("minus", "-", "smooth(-1)", "smooth less", "smooth it less", 9),
     Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", 9),
 )
+SESSION = Key("escape", "esc", "screen.back", "session", "back to the session that this run is of", 1)
 COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
 """Actions that need a living engine."""
 
@@ -63,7 +77,8 @@ class LiveScreen(BaseScreen):
         self._tabs = PaneTabs(id="tabs")
         self._events, self._samples = EventLog(id="events"), SamplesPane(id="samples")
         self._data, self._problem = DataPane(id="data"), ProblemPane(id="problem")
-        panes = (self._events, self._samples, self._data, self._problem)
+        self._runs, self._forgetting = RunsPane(id="timeline"), ForgettingPane(id="forgetting")
+        panes = (self._events, self._samples, self._data, self._runs, self._forgetting, self._problem)
         self._contents = {str(pane.id): pane for pane in panes}
         self.pane = "events"
         self._at_readings = False
@@ -96,8 +111,9 @@ class LiveScreen(BaseScreen):
     def flush(self) -> None:
         watch = self.watch_run
         if watch is not self._watch:
-            self._watch, self._asked, self._chosen_by_hand = watch, None, False
-            self._show_pane("events")
+            back = watch is not None and self._watch is not None and self._watch.session == watch.path
+            self._watch, self._asked, self._chosen_by_hand = watch, None, back
+            self._show_pane("timeline" if back else "events")
         state = watch.state if watch else None
         if self._asked and (state is None or state.ended or count_of(state, self._asked[1]) > self._asked[2]):
             self._asked = None
@@ -110,7 +126,7 @@ class LiveScreen(BaseScreen):
         self.set_class(state is not None and not state.gpus, "-no-gpu")
         for panel in self._gpus:
             panel.show(state)
-        for view in (self._facts, self._events, self._samples, self._data):
+        for view in (self._facts, self._events, self._samples, self._data, self._runs, self._forgetting):
             view.show(state)
         self._problem.show(problem)
         self.show_keys()
@@ -140,6 +156,8 @@ class LiveScreen(BaseScreen):
         panes = [("events", "events"), ("samples", "samples"), ("data", "data")]
         if state is not None and state.samples:
             panes[1] = ("samples", f"samples {len(pairs(state.samples))}")
+        if state is not None and state.multi:
+            panes += [("timeline", f"runs {run_number(state)}".strip()), ("forgetting", "forgetting")]
         return [("problem", "problem"), *panes] if problem else panes
 
     def _show_pane(self, name: str) -> None:
@@ -162,10 +180,23 @@ class LiveScreen(BaseScreen):
         elif self._watch.state.can_resume:
             hidden.discard("checkpoint")
             labels = {"checkpoint": "resume"}
-        return [key._replace(label=labels.get(key.name, key.label)) for key in KEYS if key.name not in hidden]
+        keys = [key._replace(label=labels.get(key.name, key.label)) for key in KEYS if key.name not in hidden]
+        return [*keys, SESSION] if self._watch is not None and self._watch.session is not None else keys
 
     async def action_back(self) -> None:
-        await self.run_action("app.go('runs')")
+        """To the list of runs; from a run of a session to that."""
+        if self._watch is not None and self._watch.session is not None:
+            self._open(self._watch.session)
+        else:
+            await self.run_action("app.go('runs')")
+
+    @on(ListView.Chosen, "#timeline")
+    def _open_inner(self) -> None:
+        if self._watch is not None and self._runs.chosen:
+            self._open(self._watch.path / "runs" / self._runs.chosen)
+
+    def _open(self, path: Path) -> None:
+        self.post_message(OpenRun(partial(engine_client.attach, path), path))
 
     def on_pane_tabs_chosen(self, message: PaneTabs.Chosen) -> None:
         self._chosen_by_hand = True
@@ -229,7 +260,10 @@ class LiveScreen(BaseScreen):
     def _may_command(self) -> bool:
         if self._watch is not None and self._watch.live:
             return True
-        self.notify("no engine is working here: there is nothing to command", severity="warning", timeout=4)
+        words = "no engine is working here: there is nothing to command"
+        if self._watch is not None and self._watch.session is not None:
+            words = "its session takes commands: esc leads there"
+        self.notify(words, severity="warning", timeout=4)
         return False
 
     def _ask(self, command: Command, words: str, *answers: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from backprop.core.errors import BackpropError, RunError
+from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs import engine_client
 from backprop.runs.deletion import delete_run, dependents, sizes
 from backprop.runs.describe import bytes_text
@@ -53,6 +54,7 @@ KEYS = (
     Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
     Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 2),
     Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 2),
+    Key("h", "h", "show_on('data')", "hardest", "the rows that it held out on the Data screen, the hardest first", 5),
     Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
     Key("r", "r", "rescan", "read again", "look for runs again", 9),
@@ -216,6 +218,8 @@ class RunsScreen(BaseScreen):
             hidden.add("show_on")
         if run and run.status in LIVING:
             hidden |= {"extend", "delete"}
+        if run and run.kind == MULTI_RUN:
+            hidden |= {"extend", "replay"}
         ready = len(self._table.marked) > 1
         keys = [key._replace(rank=1) if key.name == "compare" and ready else key for key in KEYS]
         return [key for key in keys if key.name not in hidden]
@@ -276,11 +280,11 @@ class RunsScreen(BaseScreen):
         if not self.chosen_path:
             return
         try:
-            config = RunDirectory(Path(self.chosen_path)).find_record().config
+            record = RunDirectory(Path(self.chosen_path)).find_record()
         except RunError as error:
             self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
             return
-        self.post_message(ConfigureRun(again.changed_settings(config)))
+        self.post_message(ConfigureRun(again.changed_settings(record.config, record.multi)))
 
     @property
     def looked_at(self) -> str:

@@ -24,6 +24,7 @@ _JUMP = 8
 """Unchanged cells between two changes that are sent anyway: moving the cursor costs about as much."""
 _GROUNDS = {
     **{"shade": ("muted", 0.15), "light": ("trained", 0.15), "lighter": ("trained", 0.28)},
+    **{"warm": ("bad", 0.15), "hot": ("bad", 0.35)},
     "hit": ("mark", 0.45),
 }
 """Grounds mixed from an ink; a theme of sixteen colours has none and uses weight instead."""
@@ -115,7 +116,7 @@ class Cells(Widget):
         if theme.ansi:
             if "cursor" in more or "hit" in more:
                 return Style(bgcolor=ground.rich_color, reverse=("cursor" in more) != ("hit" in more))
-            more = ["bold" if word in ("shade", "lighter") else word for word in more]
+            more = ["bold" if word in ("shade", "lighter", "hot") else word for word in more]
         for word in () if theme.ansi else more:
             if word in _GROUNDS:
                 other, share = _GROUNDS[word]
@@ -127,7 +128,7 @@ class Cells(Widget):
 
 def has_ground(ink: str) -> bool:
     """Whether a blank in this ink is seen."""
-    return any(word in ink for word in ("+cursor", "+shade", "+light", "+underline", "+hit"))
+    return any(word in ink for word in ("+cursor", "+shade", "+light", "+underline", "+hit", "+warm", "+hot"))
 
 
 class StateCells(Cells):

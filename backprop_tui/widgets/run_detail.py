@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from math import isnan
 
 import msgspec
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.describe import bytes_text, describe, level, moment, number, verdict_words
 from backprop.runs.state import RunState
 
-from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path, verdict_piece
+from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path, verdict_piece, wrap
 from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
+from backprop_tui.widgets.session import forgetting_rows, run_number, timeline, timeline_head
 from backprop_tui.widgets.text_view import StateView
 
 _EVENTS = 30
@@ -37,7 +38,10 @@ class RunDetail(StateView):
             for saved in state.checkpoints
         ]
         environment = [row for name, value in state.environment.items() for row in facts(name[:10], str(value), width)]
+        runs = [part for _, row in timeline(state, width) for part in wrap(row, width)]
         parts = (
+            ("runs", run_number(state), [timeline_head(width), *runs] if runs else []),
+            ("forgetting", "loss of each run's held-out rows", forgetting_rows(state, width)),
             ("dataset", "", data_rows(state.dataset, width) if state.dataset else []),
             ("model", "", model_rows(state.model, width) if state.model else []),
             ("checkpoints", "", checkpoints),
@@ -95,7 +99,7 @@ def resume_words(state: RunState) -> str:
         return ""
     before = f"; resumed {state.resumes} times so far" if state.resumes > 1 else "; resumed once" * state.resumes
     if state.status == "done":
-        return f"nothing is left to do; n gives it a new end{before}"
+        return f"nothing is left to do{'' if state.multi else '; n gives it a new end'}{before}"
     if not state.checkpoints:
         return f"no checkpoint was saved: c starts again at step 1{before}"
     last = max(saved.step for saved in state.checkpoints)
@@ -116,9 +120,9 @@ def event_rows(state: RunState, width: int) -> list[Row]:
 
 def config_rows(state: RunState, width: int) -> list[Row]:
     """Every setting with where its value comes from; those that are as by default faintly."""
-    defaults = msgspec.to_builtins(RunConfig(data=""))
+    defaults = msgspec.to_builtins(RunConfig(data="")) | msgspec.to_builtins(MultiConfig())
     rows: list[Row] = []
-    for name, value in state.config.items():
+    for name, value in (state.multi | state.config).items():
         plain = name in defaults and (value == defaults[name])
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         rows += labelled(f"{name:<24} ", text or "–", width, "muted" if plain else "strong")

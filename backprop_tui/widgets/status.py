@@ -9,6 +9,7 @@ from backprop.runs.state import RunState
 
 from backprop_tui.text import STATUS, Row, clock, count, safe, short_path, verdict_piece
 from backprop_tui.widgets.cells import Cells, StateCells, bar, cut, row_width, spread
+from backprop_tui.widgets.session import run_number
 
 _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 
@@ -64,6 +65,8 @@ class Progress(StateCells):
         if state.total_steps:
             share = state.step / state.total_steps
             left: Row = [("step ", "muted"), (count(state.step), "strong"), (f"/{count(state.total_steps)}", "text")]
+            if run := run_number(state):
+                left += [("  run ", "muted"), (run, "strong")]
             if state.last_step:
                 left += [("  epoch ", "muted"), (f"{state.last_step.epoch:.2f}", "text")]
             right: Row = [(f"{share:4.0%}", "strong")]

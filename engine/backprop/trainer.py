@@ -7,7 +7,6 @@ trainer.export("gguf", quantization="q4_k_m")
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -37,9 +36,10 @@ from backprop.runs.describe import describe
 from backprop.runs.directory import IDENTITY, RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_jobs import OLLAMA, ask_engine, export_model
+from backprop.runs.forgetting import Forgetting
 from backprop.runs.index import RunIndex
 from backprop.runs.sessions import unfinished
-from backprop.runs.state import RunState, read_run
+from backprop.runs.state import RunState
 
 _LOOK = 0.5
 """Seconds to wait for an event before looking again whether the engine lives."""
@@ -68,20 +68,10 @@ class TrainingRun:
     samples_seen: int
     status: str = "done"
     """``done``, or ``stopped`` or ``interrupted`` where somebody ended it early."""
-
-
-@dataclass(frozen=True)
-class SessionRun(TrainingRun):
-    """What several runs in sequence came to; ``output_path`` is the merged adapter."""
-
-    runs: list[str] = field(default_factory=list)
-    """Their ids, in order; the directories are ``runs/<id>`` in the session's."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Those that failed, with the reason."""
-    average_loss: float | None = None
-    """AA: mean held-out loss of what was learned; ``None`` where nothing was held out."""
-    backward_transfer: float | None = None
-    """BWT: how much the loss of earlier runs has risen since they were learned."""
+    merges: list[ev.MergeDone] = field(default_factory=list)
+    """Of several runs in sequence: what became of each."""
+    forgetting: Forgetting = field(default_factory=Forgetting)
+    """Of these: the loss on every run's held-out rows after each; ``averages()`` has AA and BWT."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +157,7 @@ class Trainer:
         merge_mode: str = "slao",
         callback: TrainingCallback | None = None,
         **settings: Any,
-    ) -> SessionRun:
+    ) -> TrainingRun:
         """Learn one dataset after another, or parts of one, and merge the runs into one adapter; wait for the end.
 
         A session of the same settings that is not finished in the output directory is continued.
@@ -182,7 +172,7 @@ class Trainer:
         Raises:
             InvalidSettingError: something that cannot be merged was asked for; InputError: an unfinished session in
                 the output directory is of other settings.
-            BackpropError: all runs failed, or something that ends them all. Some that failed are in the result.
+            BackpropError: all runs failed, or something that ends them all. Some that failed are in ``merges``.
         """
         given = {"steps": steps_per_run, "samples": samples_per_run}
         chosen = {name: value for name, value in given.items() if value is not None}
@@ -205,17 +195,7 @@ class Trainer:
         else:
             engine = _start(config, dataset, origins, multi)
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
-        run = _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
-        state = read_run(engine.directory.path)
-        failed = {each.run: each.reason for each in state.merges if each.failed}
-        averages = state.forgetting.averages()
-        return SessionRun(
-            **dataclasses.asdict(run),
-            runs=[each.run for each in state.merges],
-            failed=failed,
-            average_loss=averages.average,
-            backward_transfer=averages.backward,
-        )
+        return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
 
     def _remember(self, run: TrainingRun) -> None:
         self.last_run = run
@@ -455,6 +435,8 @@ class _Watch:
             duration_seconds=state.finished.duration_seconds,
             samples_seen=state.finished.samples_seen,
             status=state.finished.status,
+            merges=state.merges,
+            forgetting=state.forgetting,
         )
 
     def _stop(self) -> None:

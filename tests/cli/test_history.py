@@ -47,8 +47,14 @@ def test_runs_are_found_by_words_and_sorted(output: Path, capsys: pytest.Capture
     assert ids(answer(capsys, "list-runs", "--sort", "name", "--limit", "2")) == ["aaa1", "bbb2"]
     assert ids(answer(capsys, "list-runs", "--reverse", "--limit", "1")) == ["aaa1"]
     assert answer(capsys, "list-runs", "nothing") == []
+    assert ids(answer(capsys, "list-runs", "--sort", "run", "--reverse")) == ["ccc3", "bbb2", "aaa1"]
+    pairs = RunConfig(data="/d/rows.jsonl", model="m", method="dpo", mode="qlora")
+    recorded_runs.record(output, "ddd4", pairs, time=4000.0)
     assert main(["list-runs"]) == 0
-    assert "+good" in capsys.readouterr().out
+    shown = capsys.readouterr().out.split("\n")
+    assert "  m dpo qlora  " in shown[1]  # what is usual is not said
+    assert not any(word in line for word in ("sft", "lora", "auto") for line in shown[2:])
+    assert "+good" in shown[4]
 
 
 def test_tags_are_given_and_taken_away_beside_flags(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,14 @@ def test_a_queued_run_has_the_settings_of_its_flags_of_a_file_of_a_run_or_of_an_
     listed = ask(capsys, "list")
     assert [entry["config"]["steps"] for entry in listed["entries"]] == [3, 5, 7, 4]
     assert (listed["after_failure"], listed["stopped"], listed["runner"]) == ("continue", "", None)
-    for words in (["add", "--from", run.run_id, "--preset", "fast"], ["move", "nothing", "1"], ["rm"]):
+    session = record(tmp_path / "output", "bbbb00000001", config)
+    session.update_record(kind="multi_run")
+    for words in (
+        ["add", "--from", session.run_id],
+        ["add", "--from", run.run_id, "--preset", "fast"],
+        ["move", "nothing", "1"],
+        ["rm"],
+    ):
         assert ask(capsys, *words, status=1)["error"]["code"] == "INPUT_VALIDATION_FAILED"
     assert ask(capsys, "move", copy["run_id"], "1")["order"][:2] == [copy["run_id"], first["run_id"]]
     assert ask(capsys, "rm", copy["run_id"], first["run_id"])["removed"] == [copy["run_id"], first["run_id"]]
@@ -71,7 +78,7 @@ def test_a_queue_that_is_run_ends_with_every_run_and_says_which_failed(
     events = [json.loads(line) for line in said.out.splitlines()]
     assert {event["run_id"] for event in events} == {good}
     assert (events[0]["type"], events[-1]["type"]) == ("run_started", "run_finished")
-    assert f"2 runs ended; {bad} failed" in said.err
+    assert f"runs ended: 2; {bad} failed" in said.err
     assert [(entry.run_id, entry.status) for entry in queue.read().over] == [(good, "done"), (bad, "failed")]
     run = RunDirectory(tmp_path / "out" / good)
     assert read_run(run.path).step == 2

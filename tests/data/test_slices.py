@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from backprop.core.errors import DatasetValidationError, InvalidSettingError, OperationCancelledError
+from backprop.core.settings import RunConfig
 from backprop.data import slices
 from backprop.data.slices import replayed_rows, windows
 
@@ -23,9 +24,10 @@ def row(i: int) -> dict[str, str]:
     return {"instruction": f"Number {i}?", "output": f"It is {i}."}
 
 
-def made(folder: Path, files: list[str], runs: int, **options: Any) -> slices.Slices:
-    usual = {"samples": None, "replay": 0.0, "held_out": "none", "seed": 1, "look": lambda: False}
-    return slices.write(folder / "data", files, runs, **{**usual, **options})
+def made(folder: Path, files: list[str], runs: int, replay: float = 0.0, **options: Any) -> slices.Slices:
+    look = options.pop("look", lambda: False)
+    config = RunConfig(data=files[0], **{"held_out": "none", **options})
+    return slices.write(folder / "data", files, runs, config, replay=replay, look=look)
 
 
 def numbers(file: Path) -> list[int]:
@@ -70,14 +72,14 @@ def test_held_out_rows_are_those_among_a_runs_own_and_none_is_trained(tmp_path: 
 
 
 def test_a_row_that_one_dataset_holds_out_is_trained_from_no_other(tmp_path: Path) -> None:
-    files = [write(tmp_path, "a", range(40)), write(tmp_path, "b", range(20, 60))]
-    found = made(tmp_path, files, 2, held_out="0.3", replay=0.2)
+    files = [write(tmp_path, "a", range(40)), write(tmp_path, "b", range(200))]
+    found = made(tmp_path, files, 2, held_out="auto", replay=0.2)
     trained = [set(numbers(tmp_path / "data" / each.train)) for each in found.runs]
     held = [set(numbers(tmp_path / "data" / each.held_out)) for each in found.runs]
-    assert held[0]
+    assert held[0] - held[1]  # of the larger one another share is held out
     assert held[1]
     assert not (trained[0] | trained[1]) & (held[0] | held[1])
-    assert found.runs[1].replayed == round((found.runs[1].rows - found.runs[1].replayed) / 4)
+    assert found.runs[1].replayed == found.runs[0].rows  # more are asked for than there are
 
 
 def test_the_choice_of_earlier_rows_is_the_seeds(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_rows_that_cannot_be_used_are_named_by_their_line_or_left_out(tmp_path: 
     with pytest.raises(DatasetValidationError, match=r"a\.jsonl: 1 of 21 rows cannot be used; line 21: "):
         made(tmp_path, [file], 2)
     assert slices.read(tmp_path / "data") is None
-    assert made(tmp_path, [file], 2, skip_bad=True).left_out == 1
+    assert [each.rows for each in made(tmp_path, [file], 2, skip_bad=True).runs] == [10, 10]
 
 
 def test_what_was_written_is_read_again_and_what_was_stopped_is_not_there(tmp_path: Path) -> None:

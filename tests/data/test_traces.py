@@ -114,6 +114,32 @@ def test_thinking_beside_the_answer_is_trained_before_it(
             assert " ".join(said.split()) == " ".join((THOUGHT + end_of(name)).split())
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Who?", "output": "So.", "Thinking": IDEA},
+        {"prompt": "Who?", "completion": "So.", "Thinking": IDEA},
+        {"prompt": "Who?", "completion": "So.", "label": True, "Thinking": IDEA},
+        {"prompt": "Who?", "chosen": "So.", "rejected": "No.", "Thinking": IDEA},
+        {"messages": [WHO, {"role": "assistant", "content": "So."}], "Thinking": IDEA},
+    ],
+)
+def test_a_column_with_the_thinking_is_trained_where_it_is_named(
+    row: dict[str, Any], model_dir: ModelDir, tmp_path: Path
+) -> None:
+    path, mapping = tmp_path / "rows.jsonl", {"reasoning": "Thinking"}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps({**row, 'Thinking': IDEA * 2})}\n")
+    summary = prepare(path, model_dir("qwen3"), traces=True, mapping=mapping).summary
+    assert THOUGHT in "".join(span.text for span in summary.first_row if span.trained)
+    assert summary.duplicated == 0
+    checked, unnamed = validate(path, traces=True, mapping=mapping), validate(path)
+    assert not {*checked.problem_counts} - {"one_label"}
+    assert "duplicate_row" not in validate(path, mapping=mapping).problem_counts
+    assert not any("Thinking" in note for note in checked.notes)
+    assert any("--map reasoning=Thinking" in note for note in unnamed.notes)
+    assert unnamed.problem_counts["duplicate_row"] == 1
+
+
 def test_no_token_is_added_and_the_text_without_the_setting_is_as_before(load: Callable[[str], ChatTokenizer]) -> None:
     tokenizer = load("qwen3")
     row = {"messages": [WHO, {"role": "assistant", "content": THOUGHT}, WHY, {"role": "assistant", "content": "Me."}]}

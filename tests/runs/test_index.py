@@ -162,12 +162,12 @@ def test_what_was_listed_is_not_forgotten_when_the_damage_shows(
         (spoil, False),
         (lambda path: path.write_bytes(b"no database" * 1000), False),
         (another_program, False),
-        (alter("pragma user_version=99"), True),
+        (alter("pragma user_version=-1"), True),
         (alter("alter table runs drop column stamp"), True),
         (alter("alter table runs add column colour"), True),
         (alter("drop table runs"), False),
     ],
-    ids=["page", "foreign file", "another program", "newer", "missing column", "more columns", "no table"],
+    ids=["page", "foreign file", "another program", "older", "missing column", "more columns", "no table"],
 )
 def test_an_index_that_is_not_ours_is_set_aside_and_made_anew_with_what_it_named(
     damage: Callable[[Path], None], keeps: bool, tmp_path: Path, directory: RunDirectory
@@ -191,6 +191,20 @@ def test_an_index_that_is_not_ours_is_set_aside_and_made_anew_with_what_it_named
     with RunIndex(path) as index:
         assert index.trouble == ""
         assert {summary.run_id for summary in index.summaries()} == found
+
+
+def test_a_newer_index_is_left_alone_and_what_it_names_is_listed(tmp_path: Path, directory: RunDirectory) -> None:
+    path = tmp_path / "index" / "runs.db"
+    with RunIndex(path) as index:
+        index.add(directory.path)
+    alter("pragma user_version=99")(path)
+    before = path.read_bytes()
+    with RunIndex(path) as index:
+        assert [summary.run_id for summary in index.summaries()] == [directory.run_id]
+        assert "of version 99, newer than this program's 1" in index.trouble
+        assert index.trouble.endswith("going on without it")
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["runs.db"]
 
 
 @contextlib.contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 
 import pytest
 from backprop.core.events import RunFinished
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
+from backprop.worker.setup import importing
 from msgspec.structs import replace
 
 
@@ -26,3 +28,13 @@ def test_an_engine_imports_no_trainer_library(tiny_config: RunConfig, monkeypatc
 
     assert {"torch", "transformers", "peft", "backprop.train.trainer"} <= imported
     assert imported.isdisjoint({"trl", "datasets", "transformers.trainer", "textual", "bitsandbytes.functional"})
+
+
+def test_what_an_engine_imports_is_not_looked_through_for_garbage_then_or_later() -> None:
+    try:
+        with importing():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from backprop.core import rules
+from backprop.core import extras, rules
 from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Warning as Said
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
 from backprop.train import session
-from backprop.train.loss import keeps_rows_apart, sees_what_follows
+from backprop.train.loss import traits_of
 from backprop.train.modes.full import multiply_in_8_bits
 from msgspec.structs import replace
 from runs_in_process import of, train
@@ -46,7 +46,7 @@ def test_others_are_refused_before_the_model_is_loaded(mode: str, why: str, tiny
 
 
 def test_without_torchao_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as missing:
         models._require_fp8("full", (9, 0))
     assert "backprop-tui[fp8]" in missing.value.hint
@@ -65,8 +65,9 @@ def test_layers_below_the_head_multiply_in_8_bits_and_keep_names_weights_and_row
     assert [(name, each.dtype) for name, each in narrow.named_parameters()] == [
         (name, each.dtype) for name, each in plain.named_parameters()
     ]
-    assert keeps_rows_apart(narrow)
-    assert not sees_what_follows(narrow)
+    traits = traits_of(narrow.eval())
+    assert traits.keeps_rows_apart
+    assert not traits.sees_what_follows
     losses = [model(input_ids=ids, labels=ids).loss for model in (plain, narrow)]
     assert 0 < float((losses[0] - losses[1]).detach().abs()) < 0.05
     optimizer = torch.optim.AdamW(narrow.parameters(), lr=1e-3)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from backprop.core import rules
+from backprop.core import extras, rules
 from backprop.core.errors import InvalidSettingError, MissingDependencyError, ModelLoadError
 from backprop.core.events import CheckpointSaved, Event, ModelLoaded, RunFinished, Sample, Step
 from backprop.core.jobs import Sampling
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.train import generate, mlx_model
+from backprop.train import generate
 from backprop.train import model as models
 from backprop.train.loss import row_losses, summed_loss
 from backprop.train.packing import pad
@@ -71,10 +71,11 @@ def test_what_it_does_not_train_is_refused_with_the_setting(setting: str, value:
 def test_without_it_the_command_that_installs_it_is_named(
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlx_model, "is_installed", lambda: False)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError) as missing:
         models.resolved(replace(tiny_config, backend="mlx"))
     assert "backprop-tui[mlx]" in missing.value.hint
+    assert "mlx, mlx_lm" in missing.value.message
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +128,16 @@ def test_its_numbers_are_those_of_torch(
     for name, weight in weights.items():
         gradient = theirs.get_parameter(name).grad
         assert torch.allclose(weight.grad, gradient, atol=TOLERANCE, rtol=1e-3), name
+    made = mlx.generate(batch.input_ids[:1, :9], max_new_tokens=6, eos_token_id=None)[0, 9:].tolist()
+    ended = mlx.generate(batch.input_ids[:1, :9], max_new_tokens=6, eos_token_id=made[2:3])[0, 9:].tolist()
+    assert ended == made[: made.index(made[2]) + 1]
     block = type(mlx._lm.layers[0])
     monkeypatch.setattr(block, "__call__", block.__call__)  # which is replaced for all of its kind
     mlx.gradient_checkpointing_enable()
-    assert block.__call__.__name__ == "checkpointed_fn"
+    once = block.__call__
+    assert once.__name__ == "checkpointed_fn"
+    mlx.gradient_checkpointing_enable()
+    assert block.__call__ is once
     before = {name: weight.grad.clone() for name, weight in weights.items()}
     (summed_loss(mlx, batch, plain_head=False) / 7).backward()
     for name, weight in weights.items():
@@ -164,6 +171,7 @@ def test_a_run_is_one_like_any_other_and_resumes_exactly(config: RunConfig, tmp_
     tuned = generate.load_model(Path(config.model), directory.adapter, "cpu")
     mlx = loaded_with(config, Path(config.model)).model
     set_peft_model_state_dict(mlx._adapted, load_peft_weights(str(directory.adapter), device="cpu"))
+    assert mlx.peft_config["default"].r == 4
     mlx.eval()
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():

@@ -13,6 +13,7 @@ from backprop.core.events import BatchHalved, Evaluated, Event, RunFinished, Ste
 from backprop.core.settings import RunConfig
 from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery, is_out_of_memory
+from backprop.train.packing import Batching
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import go_on, of, train
@@ -232,7 +233,7 @@ def test_an_attempt_that_is_made_again_draws_the_same_random_numbers() -> None:
 
     cleared: list[bool] = []
     recovery = Recovery()
-    recovery.attempt(work, lambda: cleared.append(True), lambda error: True)
+    recovery.attempt(work, lambda: cleared.append(True), lambda: Batching(True, 1, 1), lambda smaller, error: None)
 
     assert len(set(drawn)) == 1
     assert cleared == [True, True]
@@ -266,5 +267,5 @@ def test_these_are_not_and_are_raised_as_they_are(error: BaseException) -> None:
 
     assert not is_out_of_memory(error)
     with pytest.raises(type(error)) as caught:
-        Recovery().attempt(work, lambda: None, lambda error: True)
+        Recovery().attempt(work, lambda: None, lambda: Batching(True, 1, 1), lambda smaller, error: None)
     assert caught.value is error

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from backprop.core import events as ev
 from backprop.core.files import write_file
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import RunDirectory, RunRecord
 
 NOW = 1_790_000_000.0
@@ -39,12 +39,15 @@ TUNED = (
 class Recorder:
     """Writes a run's directory event by event."""
 
-    def __init__(self, output: Path, run_id: str, config: RunConfig, created: float = NOW) -> None:
+    def __init__(
+        self, output: Path, run_id: str, config: RunConfig, created: float = NOW, multi: MultiConfig | None = None
+    ) -> None:
         self.directory = RunDirectory(output / run_id)
         self.directory.path.mkdir(parents=True)
-        record = RunRecord(run_id=run_id, created=created, config=config)
+        kind = "multi_run" if multi else "train"
+        record = RunRecord(run_id=run_id, created=created, config=config, kind=kind, multi=multi)
         write_file(self.directory.record, msgspec.json.encode(record))
-        self.config = config
+        self.config, self.multi = config, multi
         self.time = created
         self.seq = 0
 
@@ -63,6 +66,8 @@ class Recorder:
                 config=msgspec.to_builtins(self.config),
                 output_dir=str(self.directory.path),
                 pid=4242,
+                kind="multi_run" if self.multi else "train",
+                multi=msgspec.to_builtins(self.multi) if self.multi else {},
                 environment={"python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "platform": "Linux"},
             ),
             ev.PhaseChanged(phase="loading_model"),
@@ -229,6 +234,66 @@ def running(output: Path, run_id: str = "b81e40aa12cd", steps: int = 720, create
             )
     run.gpu()
     return run
+
+
+def session(
+    output: Path, run_id: str = "5e55100a0b1c", *, runs: int = 5, done: int = 3, kept_out: int = 2, failed: int = 0
+) -> Recorder:
+    """A session of several runs of which ``done`` are over and the next one takes steps; of its runs, journals too."""
+    names = [f"task_{index}.jsonl" for index in range(1, runs + 1)]
+    config = msgspec.structs.replace(demo_like(output), data=f"/data/{names[0]}", sample_prompts=[], run_name=None)
+    multi = MultiConfig(tasks=[f"/data/{name}" for name in names], replay=0.125)
+    run = Recorder(output, run_id, config, multi=multi)
+    run.start()
+    run.write(*(_scored(0, held_out, 2.6 + 0.03 * held_out) for held_out in range(1, runs + 1)))
+    losses: dict[int, float] = {}
+    for index in range(1, min(runs, done + 1) + 1):
+        before, inner = 10 * (index - 1), f"{index:012x}"
+        data, total = f"/data/{names[index - 1]}", 10 * runs
+        begun = ev.RunBegun(
+            index=index, of=runs, run=inner, data=data, rows=160, replayed=20 * (index > 1), held_out=20, step=before
+        )
+        run.write(begun, ev.PhaseChanged(phase="training", detail=f"run {index} of {runs}"))
+        child = Recorder(run.directory.path / "runs", inner, msgspec.structs.replace(config, data=data), run.time)
+        child.start()
+        last = before + (4 if index > done else 10)
+        for step in make_steps(before + 1, last, total):
+            run.write(msgspec.structs.replace(step, run=index), seconds=1.3)
+        child.steps(1, last - before, 10)
+        if index > done:
+            break
+        child.finish(10, 1.0)
+        merged = index not in (kept_out, failed)
+        if merged:
+            losses = {each: loss + 0.06 * (-1 if each == 1 and index == 4 else 1) for each, loss in losses.items()}
+            losses[index] = 1.1 + 0.05 * index
+        shown = {each: losses.get(each, 2.5) for each in range(1, index + 1 if merged else index)}
+        run.write(
+            *(_scored(index, held_out, loss) for held_out, loss in shown.items()),
+            ev.MergeDone(
+                index=index,
+                run=inner,
+                merged=merged,
+                reason=""
+                if merged
+                else "[RUNTIME_NOT_FINITE] 5 steps in a row had a loss that is not finite"
+                if index == failed
+                else "merging it raises the mean held-out loss of earlier runs by 0.412, more than 0.3",
+                failed=index == failed,
+                count=index,
+                step_size=index**-0.5,
+                moved=index**-0.5 if merged else None,
+                loss=losses.get(index, 2.5) if index != failed else None,
+                tuned_loss=losses.get(index, 1.3) - 0.1 if index != failed else None,
+            ),
+        )
+    if done == runs:
+        run.finish(10 * runs, 1.0)
+    return run
+
+
+def _scored(after: int, held_out: int, loss: float) -> ev.HeldOutScored:
+    return ev.HeldOutScored(after=after, held_out=held_out, loss=loss, rows=20, low=loss - 0.2, high=loss + 0.2)
 
 
 def failed(output: Path, run_id: str = "77d0c3f1e9ab", created: float = NOW) -> Recorder:

@@ -12,21 +12,26 @@ import msgspec
 import pytest
 import recorded
 from acting import text_of, until
+from backprop.cli.multi_run import session_config
 from backprop.cli.options import run_config, setting_options
 from backprop.core import saved_settings
-from backprop.core.definition import settings
+from backprop.core.definition import multi_settings, settings
+from backprop.core.errors import InputError
 from backprop.core.locate import locate
-from backprop.core.settings import RunConfig
+from backprop.core.multi_run import advice
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.core.settings_sources import settings_file
 from backprop.hardware.devices import CardFacts
 from backprop.hardware.estimate import Shape
 from backprop.runs import engine_process
+from backprop.runs.directory import RunDirectory
 from backprop.runs.measured import Measured
 from textual.pilot import Pilot
 from tiny_language_model import write_rows
 from tiny_tokenizer import write_model
 
 from backprop_tui.app import BackpropApp
+from backprop_tui.screens import again
 from backprop_tui.screens.chooser import Chooser
 from backprop_tui.screens.configure import screen as configure
 from backprop_tui.screens.configure.about import memory_of, memory_rows
@@ -82,8 +87,9 @@ async def test_every_setting_is_shown_with_its_definition() -> None:
         screen = await opened(pilot)
         await pilot.press("a")
         shown = [line.setting.name for line in screen.form.lines if line.setting]
-        assert sorted(shown) == sorted(settings())
-        for setting in settings().values():
+        known = settings() | multi_settings()
+        assert sorted(shown) == sorted(known)
+        for setting in known.values():
             screen.form.go_to(setting.name)
             await pilot.pause()
             words = " ".join(screen.about.text.split())
@@ -96,8 +102,9 @@ async def test_the_short_form_counts_what_it_does_not_show(rows: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot, data=rows, weight_decay=0.1, seed=7)
         await pilot.press("end")
-        assert f"{sum(not s.common for s in settings().values())} more settings, 2 of them changed" in text_of(
-            pilot.app
+        assert (
+            f"{sum(not s.common for s in settings().values()) + len(multi_settings())} more settings, 2 of them changed"
+            in text_of(pilot.app)
         )
         await pilot.press("enter")
         assert {"weight_decay", "seed"} <= {line.setting.name for line in screen.form.lines if line.setting}
@@ -306,6 +313,66 @@ async def test_it_starts_the_run_that_it_shows(rows: Path, output: Path) -> None
         assert record.config.seed == 7
         assert app.watched.path.parent == output
         await until(lambda: app.watched is not None and app.watched.state.ended, "the end")
+
+
+async def test_several_runs_in_sequence_are_configured_and_started(rows: Path, model: Path, output: Path) -> None:
+    other = write_rows(rows.with_name("other.jsonl"), 20)
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot, data=rows, model=model, preset="fast")
+        assert screen.multi is None  # that a preset has a number of runs makes no session
+        assert screen.config is not None
+        assert "multi-run" not in screen.about.text
+        await change(pilot, screen, "tasks", f"{other} | {rows}")
+        assert screen.multi == MultiConfig(tasks=[str(other), str(rows)])
+        words = " ".join(screen.about.text.split())
+        assert "2 runs in sequence, merged by slao; of the first: alpaca, 20 rows" in words
+        assert "one run 1.000" in words  # what training on all rows together gives
+        assert screen.about.outlook.warnings[0] in advice(screen.multi)
+        await change(pilot, screen, "replay", "0.125")
+        assert screen.multi is not None
+        assert session_of(screen.about.outlook.command) == (screen.config, screen.multi)
+        await change(pilot, screen, "merge_weight", "0.5")
+        assert "without effect on slao" in screen.wrong["merge_weight"]
+        await pilot.press("u", "l")
+        assert "not queued" in screen.notice
+        await pilot.press("w", *"mine", "enter")
+        await pilot.pause()
+        assert saved_settings.read_configuration("mine").given["tasks"].value == [str(other), str(rows)]
+        assert screen.wrong == {}
+        assert screen.multi == MultiConfig(tasks=[str(other), str(rows)], replay=0.125)
+        await pilot.press("s")
+        await until(lambda: isinstance(pilot.app.screen, LiveScreen), "the Live screen")
+        (run,) = output.iterdir()
+        record = RunDirectory(run).read_record()
+        assert (record.kind, record.multi) == ("multi_run", screen.multi)
+        assert record.config.data == str(other)
+
+
+def session_of(command: str) -> tuple[RunConfig, MultiConfig]:
+    """What ``backprop multi-run`` makes of a command's flags."""
+    found: list[tuple[RunConfig, MultiConfig]] = []
+
+    @click.command
+    @setting_options(*multi_settings(), *(name for name in settings() if name != "data"))
+    def take(**given: object) -> None:
+        found.append(session_config(given, None)[:2])
+
+    words = shlex.split(command)
+    assert words[:2] == ["backprop", "multi-run"]
+    take.main(words[2:], standalone_mode=False)
+    return found[0]
+
+
+def test_a_session_that_is_not_finished_in_the_same_place_goes_on(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = recorded.session(output)
+    record = session.directory.read_record()
+    monkeypatch.setattr("backprop.runs.engine_client.resume", lambda path: path)
+    assert again.start(record.config, record.multi, {}, None) == session.directory.path
+    changed = MultiConfig(tasks=record.multi.tasks if record.multi else [], replay=0.5)
+    with pytest.raises(InputError, match=r"replay was 0\.125 and is 0\.5"):
+        again.start(record.config, changed, {}, None)
 
 
 async def test_a_second_run_beside_a_living_one_is_asked_about(rows: Path) -> None:

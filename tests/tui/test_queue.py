@@ -42,8 +42,9 @@ async def opened(pilot: Pilot[None], count: int) -> RunsScreen:
 
 
 async def shown(screen: RunsScreen, holds: Callable[[Standing], bool]) -> None:
+    screen.look()
+
     def seen() -> bool:
-        screen.look()
         now = screen._queued.entries.now
         return now is not None and holds(now)
 

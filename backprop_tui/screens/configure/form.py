@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from backprop.core.definition import Setting, settings
+from backprop.core.definition import Setting, all_settings
+from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.core.resolve import Resolution
 from backprop.core.settings import SECTIONS
 
@@ -42,9 +43,9 @@ def value_text(setting: Setting, value: Any) -> str:
 
 
 def changes(resolution: Resolution) -> set[str]:
-    """The settings of a run that were given, and differ from their defaults."""
+    """The settings of a run, or of a session, that were given, and differ from their defaults."""
     given = resolution.given()
-    return {name for name, value in given.items() if value != settings()[name].default}
+    return {name for name, value in given.items() if value != all_settings()[name].default}
 
 
 class SettingsForm(ListView):
@@ -68,7 +69,7 @@ class SettingsForm(ListView):
         self.resolution, self.wrong, self.becomes = resolution, wrong, becomes
         self.lines = []
         for section in SECTIONS:
-            shown = [each for each in settings().values() if each.section == section and self._is_shown(each)]
+            shown = [each for each in all_settings().values() if each.section == section and self._is_shown(each)]
             if shown:
                 self.lines += [Line(None, section), *map(Line, shown)]
         self.lines.append(Line(None, MORE))
@@ -76,7 +77,9 @@ class SettingsForm(ListView):
         self.go_to(at.name if at else "data")
 
     def _is_shown(self, setting: Setting) -> bool:
-        return self.everything or setting.common or setting.name in self.wrong
+        several = self.resolution is not None and self.resolution.several
+        common = several if setting.section == MULTI_RUN else setting.common
+        return self.everything or common or setting.name in self.wrong
 
     @property
     def chosen(self) -> Setting | None:
@@ -140,7 +143,7 @@ class SettingsForm(ListView):
     def _more(self, differ: set[str]) -> Row:
         if self.everything:
             return [("  fewer settings", "info"), ("  a", "key+bold")]
-        hidden = {each.name for each in settings().values() if not self._is_shown(each)}
+        hidden = {each.name for each in all_settings().values() if each.section and not self._is_shown(each)}
         words = f", {len(hidden & differ)} of them changed" if hidden & differ else ""
         return [(f"  {len(hidden)} more settings{words}", "info"), ("  a", "key+bold")]
 

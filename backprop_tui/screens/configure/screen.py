@@ -9,18 +9,18 @@ from typing import Any
 import msgspec
 from backprop.cli.options import command_line
 from backprop.core import saved_settings
-from backprop.core.definition import Setting, settings
+from backprop.core.definition import Setting, all_settings, settings
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.locate import locate
 from backprop.core.models import find_tokenizer, known_models, repository_of
+from backprop.core.multi_run import advice, require_mergeable, runs_of
 from backprop.core.presets import MODEL_PRESETS, TRAINING_PRESETS, default_model
 from backprop.core.resolve import Origin, Resolution, resolve
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.data.plan import Plan, plan, warnings
 from backprop.data.truncate import CountedLengths
 from backprop.hardware.devices import Info, info
 from backprop.hardware.estimate import first_batch_size, fitted, longest_rows, require_size
-from backprop.runs import engine_client
 from backprop.runs.engine_process import WarmEngine
 from backprop.runs.queue import Queue
 from textual import on
@@ -28,7 +28,7 @@ from textual.app import ComposeResult
 from textual.containers import Container
 
 from backprop_tui.keys import Key, bindings
-from backprop_tui.screens import number_of
+from backprop_tui.screens import again, number_of
 from backprop_tui.screens.base import BaseScreen, OpenRun
 from backprop_tui.screens.chooser import Choice, Chooser
 from backprop_tui.screens.configure.about import About, MemoryOutlook, Outlook, gib, memory_of, size_of
@@ -73,6 +73,8 @@ class ConfigureScreen(BaseScreen):
         self.wrong: dict[str, str] = {}
         self.config: RunConfig | None = None
         """The run, located, where nothing is wrong with it."""
+        self.multi: MultiConfig | None = None
+        """What makes it a session of several runs."""
         self.notice = ""
         self.warm: WarmEngine | None = None
         self.machine: Info | None = None
@@ -124,7 +126,8 @@ class ConfigureScreen(BaseScreen):
         """Choose a value, text or not; ``None`` takes the default again. Of steps and epochs the newer one counts."""
         self.given.pop(name, None)
         if value is not None:
-            self.given[name] = value
+            several = isinstance(value, str) and all_settings()[name].kind == "repeated"
+            self.given[name] = value.split(" | ") if several else value
             if name in ("steps", "epochs"):
                 self.given.pop("epochs" if name == "steps" else "steps", None)
         self.notice = ""
@@ -133,7 +136,9 @@ class ConfigureScreen(BaseScreen):
     def _resolve(self) -> None:
         """From what was chosen to every value, and what is wrong with them."""
         self.found = resolve(self.given, kind="screen", file=self.file or None)
-        self.wrong, self.config = {}, None
+        self.wrong, self.config, self.multi = {}, None, None
+        if self.found.several and (tasks := self.found.values["tasks"]):
+            self.found.values["data"] = tasks[0]
         if self.machine is not None and self.found.origins["model"].kind == "default":
             backend = self.found.values["backend"]
             self.found.values["model"], why = default_model(backend, gpu=self.machine.gpu_problem is None)
@@ -147,6 +152,12 @@ class ConfigureScreen(BaseScreen):
                 config = locate(self.found.config())
                 repository_of(config.model)
                 require_size(config)
+                if self.found.several:
+                    multi = self.found.multi()
+                    named = [msgspec.structs.replace(config, data=each) for each in multi.tasks]
+                    multi.tasks = [locate(each).data for each in named] or [config.data]
+                    require_mergeable(config, multi)
+                    self.multi = multi
                 self.config = config
             except BackpropError as error:
                 self._blame(error)
@@ -189,11 +200,15 @@ class ConfigureScreen(BaseScreen):
             found.origin, found.wrong = self.found.origins[setting.name], self.wrong.get(setting.name, "")
             found.reason = planned.reasons.get(setting.name, "") if planned else ""
         if config is not None:
-            found.command, found.memory = from_home(command_line(config)), self._memory()
+            found.command, found.memory = from_home(command_line(config, self.multi)), self._memory()
             trained = found.memory.trained_parameters if found.memory else 0
             found.warnings = warnings(config, planned, trained)
         if counted is not None:
             found.data, found.whole = f"{found.data}, {rows_of(counted.rows)}", counted.whole
+        if self.multi is not None:
+            number, how = runs_of(self.multi), self.multi.merge_mode
+            found.data = f"{number} runs in sequence, merged by {how}; of the first: {found.data}"
+            found.warnings = [*advice(self.multi), *found.warnings]
         if planned is not None and (pace := self.counting.pace) is not None:
             found.takes, found.pace = pace.takes(planned.tokens), pace.source
         return found
@@ -367,6 +382,8 @@ class ConfigureScreen(BaseScreen):
     def _write(self, name: str) -> None:
         given = self.found.given()
         values = {each: getattr(self.config, each) if self.config and each in PATHS else given[each] for each in given}
+        if self.multi is not None:  # a preset's number of runs may have given way to that of the datasets
+            values |= {"tasks": self.multi.tasks, "runs": self.multi.runs}
         try:
             path = saved_settings.save(name, values, replace=True)
         except InputError as error:
@@ -392,7 +409,7 @@ class ConfigureScreen(BaseScreen):
         if self.config is None:
             self.say(f"there is no command yet: {next(iter(self.wrong), 'data')} is missing")
         else:
-            self.app.copy_to_clipboard(from_home(command_line(self.config)))
+            self.app.copy_to_clipboard(from_home(command_line(self.config, self.multi)))
             self.say("the command is copied")
 
     # Starting
@@ -418,6 +435,9 @@ class ConfigureScreen(BaseScreen):
         if self._in_the_way():
             return
         assert self.config is not None
+        if self.multi is not None:
+            self.say("a session of several runs is not queued: s starts it")
+            return
         try:
             entry = Queue().add(self.config, self.found.notes())
             now = Queue().ensure_runner()
@@ -443,5 +463,5 @@ class ConfigureScreen(BaseScreen):
         assert self.config is not None
         self.counting.stop()
         warm, self.warm = self.warm, None
-        begin = partial(engine_client.start, self.config, origins=self.found.notes(), warm=warm)
+        begin = partial(again.start, self.config, self.multi, self.found.notes(), warm)
         self.post_message(OpenRun(begin))

@@ -25,6 +25,9 @@ KEYS = (
     Key("minus", "-", "limit(-1)", "shorter limit", "the next shorter one", 9),
     Key("equals_sign", "=", "ask_limit", "limit", "type the limit", 9),
     Key("h", "h", "scores", "hardest", "score each row by the model: the hardest first; enter goes there", 6),
+    Key(
+        "H", "H", "run_scores", "hardest of a run", "the same of the rows that the newest run on this file held out", 9
+    ),
     Key("s", "s", "statistics", "statistics", "what is known of the file as a whole", 6),
     Key("m", "m", "model", "model", "choose the model whose tokens are shown and counted", 6),
     Key("y", "y", "copy", "copy", "copy the row, the finding, or what the pane says to the terminal's clipboard", 6),

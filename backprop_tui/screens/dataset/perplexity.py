@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from backprop.core import jobs
@@ -10,9 +11,10 @@ from backprop.core.settings import RunConfig
 from backprop.runs.engine_jobs import ask_engine
 
 from backprop_tui.screens.dataset.file import OpenFile
+from backprop_tui.screens.dataset.run_scores import run_scores
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.screens.tasks import GoToLine, Notice, Task, Tasks
-from backprop_tui.text import Row, safe
+from backprop_tui.text import Row, rows_of, safe
 from backprop_tui.widgets.cells import fact
 from backprop_tui.widgets.list_view import ListView
 
@@ -23,6 +25,7 @@ ENGINE = "backprop.train.perplexity"
 _Scores = tuple[list[jobs.RowScore], jobs.Scored | None]
 """Rows scored so far; with a summary, all of them."""
 _HEAD = f"{'':>14}{'perplexity':>14}{'loss':>9}{'trained':>10}"
+_RUN_HEAD = f"{'':>14}{'loss':>9}   text (! before it: far from the others)"
 
 
 class ScoresPane(ListView):
@@ -39,25 +42,43 @@ class ScoresPane(ListView):
         self._words: list[Row] = []
         self._rows: Sequence[jobs.RowScore] = ()
         self._far: frozenset[int] = frozenset()
+        self._texts: Mapping[int, str] = {}
         self._unit = "line"
 
     def forget(self) -> None:
         """Another file."""
+        self._begin("", ("", 0))
+
+    def _begin(self, words: str, asked: tuple[str, int]) -> None:
         self.scores = self.report = None
-        self._list([], ())
+        self._far, self._texts, self._asked = frozenset(), {}, asked
+        self._list([[(words, "muted")]] if words else [], ())
+
+    def show_run(self, opened: OpenFile, path: str) -> None:
+        """Show what the run in ``path`` scored, or the newest on this file where it is empty."""
+        self._begin("reading the scores …", ("", 0))
+        self._unit = opened.source.unit
+        self._tasks.begin("score", "reading the scores", lambda _: run_scores(opened, path), self._take_run)
+
+    def _take_run(self, news: tuple[jobs.Evaluation, dict[int, str]]) -> None:
+        from backprop.data.quality import outliers
+
+        found, self._texts = news
+        rows = [jobs.RowScore(row.line, inf if row.loss is None else row.loss, row.tokens) for row in found.rows]
+        finite = [row for row in rows if row.loss < inf]
+        self._far = frozenset(finite[place].line for place in outliers([row.loss for row in finite]))
+        by = fact("by", f"run {found.source} at step {found.step}, {rows_of(len(rows))}", width=8)
+        self._list([by, [("held out by it, the hardest first", "strong+bold")], [(_RUN_HEAD, "muted")]], rows)
 
     def need_scores(self, opened: OpenFile) -> None:
         """Score the rows where they were not, or for another model or limit."""
         wanted = (self._chosen.model, self._chosen.limit)
         if self._asked == wanted and (self.scores is not None or self._tasks.goes_on("score")):
             return
-        self._asked = wanted
+        self._begin("scoring every row … (x stops it)", wanted)
         self._unit = opened.source.unit
         model, limit = wanted
         request = RunConfig(data=opened.path, model=model, max_seq_length=limit, mapping=opened.file.mapping)
-        self.scores = self.report = None
-        self._far = frozenset()
-        self._list([[("scoring every row … (x stops it)", "muted")]], ())
         self._tasks.begin("score", f"starting {safe(model)}", lambda task: _listen(task, request), self._take)
 
     def _take(self, news: _Scores) -> None:
@@ -83,6 +104,7 @@ class ScoresPane(ListView):
         self._words, self._rows = words, rows
         self.resize_list(len(words) + len(rows))
         self.cursor = len(words) + place
+        self.top = self.top if place else 0
 
     def row_at(self, index: int, width: int) -> Row:
         if index < len(self._words):
@@ -90,7 +112,13 @@ class ScoresPane(ListView):
         row = self._rows[index - len(self._words)]
         numbers = f"{row.perplexity:>14,.2f}{row.loss:>9.3f}{row.tokens:>10,}  "
         mark = "! far from the others" if row.line in self._far else ""
-        return [(f"{self._unit} {row.line:,}".rjust(14), "muted"), (numbers, "text"), (mark, "warn")]
+        if (text := self._texts.get(row.line)) is not None:
+            numbers, mark = f"{row.loss:>9.3f} {'!' if mark else ' '} ", text
+        return [
+            (f"{self._unit} {row.line:,}".rjust(14), "muted"),
+            (numbers, "text"),
+            (mark, "warn" if "!" in mark[:1] else "text"),
+        ]
 
     def action_choose(self) -> None:
         if self._rows and self.cursor >= len(self._words):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from backprop.core.datasets import is_hub_name
+from backprop.core.errors import BackpropError
+from backprop.runs.directory import RunDirectory
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
@@ -24,6 +29,7 @@ from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.row_view import VIEWS, RowView
 from backprop_tui.screens.dataset.rows import RowTable
+from backprop_tui.screens.dataset.run_scores import data_of
 from backprop_tui.screens.dataset.statistics import statistics_lines
 from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
 from backprop_tui.screens.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
@@ -50,6 +56,8 @@ class DataScreen(BaseScreen):
         self.tasks = Tasks(self)
         self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
+        self._run = ""
+        """Directory of the run whose scores are to be shown."""
         self._stepped_to = 0
         """The line of the finding that a step went to last."""
         self._typed = ""
@@ -212,14 +220,19 @@ class DataScreen(BaseScreen):
         self.opening.look()
         self.table.open(opened)
         self._body.current = "panes"
-        self._leave_pane()
-        self.show_detail(again=True)
+        if self._run:  # and the table does not get the keys first, which would hide the pane
+            self.action_run_scores()
+        else:
+            self._leave_pane()
+            self.show_detail(again=True)
 
     @on(Failed)
     def _show_failure(self, event: Failed) -> None:
         if event.work in self.table.words:
             self.table.forget(event.work)
         lines, error = error_lines(event.error), event.error
+        if event.work == "open":
+            self._run = ""
         if event.work == "open" and self._typed and error.code in _MISTYPED and not is_hub_name(self._typed):
             self._ask_path(self._typed, safe(f"✗ {error.message}; {error.hint}"))
         elif event.work == "open" and self.opened is None:
@@ -383,6 +396,25 @@ class DataScreen(BaseScreen):
     def action_scores(self) -> None:
         """The rows by how hard the model finds them."""
         self.scores.need_scores(self.file)
+        self.show_pane("scores")
+
+    def take(self, values: Mapping[str, Any]) -> None:
+        """Show what a run scored on the rows that it held out."""
+        self._run = values["source"]
+        try:
+            path = data_of(RunDirectory(Path(self._run)))
+        except BackpropError as error:
+            self.say(error.message)
+            return
+        if self.opened is not None and path in (self.opened.path, self.opened.fetched):
+            self.action_run_scores()
+        else:
+            self.open_path(path)
+
+    def action_run_scores(self) -> None:
+        """What the run that was asked for, or else the newest on this file, scored on rows that it held out."""
+        self.scores.show_run(self.file, self._run)
+        self._run = ""
         self.show_pane("scores")
 
     def action_statistics(self) -> None:

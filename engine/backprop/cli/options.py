@@ -17,12 +17,12 @@ import click
 import msgspec
 
 from backprop.cli.complete import files_and, presets
-from backprop.core.definition import Setting, all_settings, require_all, settings
+from backprop.core.definition import Setting, all_settings, multi_settings, require_all, settings
 from backprop.core.errors import InputError, InvalidSettingError, ModelLoadError, RunError
 from backprop.core.models import repository_of
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
-from backprop.core.settings import SECTIONS, AppConfig, RunConfig
+from backprop.core.settings import SECTIONS, AppConfig, MultiConfig, RunConfig
 
 if TYPE_CHECKING:
     from backprop.runs.directory import Replays
@@ -125,15 +125,18 @@ def replayed_config(state: RunState, given: dict[str, Any]) -> tuple[Planned, Re
     return forked_config(before, state.run_id, given), replays
 
 
-def arguments(config: RunConfig) -> list[str]:
-    """The flags that give ``config`` here: model, data, and what would be something else without them.
+def arguments(config: RunConfig, multi: MultiConfig | None = None) -> list[str]:
+    """The flags that give a run, or a session, here: model, data, and what would be something else without them.
 
     In the order of the settings.
     """
     usual = merge(standing()).values
     words = []
-    for setting in settings().values():
-        value = getattr(config, setting.name)
+    of_session = multi_settings() if multi is not None else {}
+    for setting in (of_session | settings()).values():
+        if of_session and setting.name == "data":
+            continue
+        value = getattr(multi if setting.name in of_session else config, setting.name)
         # Which model is taken when none is named depends on the machine.
         other_length = setting.name in ("steps", "epochs") and value in (None, "auto")
         other_length = other_length and (config.steps is not None or config.epochs not in (None, "auto"))
@@ -158,9 +161,9 @@ def _written(setting: Setting, value: Any) -> list[str]:
     return [name, str(value)]
 
 
-def command_line(config: RunConfig) -> str:
-    """The command that starts a run with this configuration, quoted for a shell."""
-    return f"backprop train {shlex.join(arguments(config))}"
+def command_line(config: RunConfig, multi: MultiConfig | None = None) -> str:
+    """The command that starts a run, or a session, with this configuration, quoted for a shell."""
+    return f"backprop {'multi-run' if multi else 'train'} {shlex.join(arguments(config, multi))}"
 
 
 def shown_value(value: Any) -> str:
@@ -229,7 +232,7 @@ class SettingCommand(click.Command):
 
 
 def _title(section: str) -> str:
-    return f"{section.capitalize()}: {SECTIONS[section]}"
+    return f"{section.capitalize().replace('_', '-')}: {SECTIONS[section]}"
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

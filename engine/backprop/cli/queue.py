@@ -14,6 +14,7 @@ from backprop.cli.complete import run_ids
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, EXIT_RUNTIME, EngineCrashedError, InputError
+from backprop.core.multi_run import KIND
 from backprop.core.settings import RunConfig
 from backprop.runs.queue import FAILURES, AfterFailure, Entry, Queue, Standing
 
@@ -62,7 +63,11 @@ def _settings_of(run: str) -> RunConfig:
     for entry in Queue().read().entries:
         if entry.run_id.startswith(run):
             return entry.config
-    return RunDirectory(find_run(run)).find_record().config
+    record = RunDirectory(find_run(run)).find_record()
+    if record.kind == KIND:
+        hint = "the queue trains single runs; `backprop multi-run` trains a session"
+        raise InputError(f"{record.run_id} is a session of several runs", hint=hint)
+    return record.config
 
 
 @queue.command(name="list")
@@ -121,16 +126,12 @@ def move(entry: str, place: int, as_json: bool, verbose: bool) -> None:
 
 
 @queue.command(name="rm")
-@click.argument("entries", metavar="ENTRY...", nargs=-1)
-@click.option("--over", is_flag=True, help="all that are over; their runs stay")
+@click.argument("entries", metavar="ENTRY...", nargs=-1, required=True)
 @json_and_verbose
-def remove(entries: tuple[str, ...], over: bool, as_json: bool, verbose: bool) -> None:
+def remove(entries: tuple[str, ...], as_json: bool, verbose: bool) -> None:
     """Take entries out of the queue. The directory of a run that was begun stays."""
     waiting = Queue()
     gone = [waiting.find(entry).run_id for entry in entries]
-    gone += [entry.run_id for entry in waiting.read().over] if over else []
-    if not gone:
-        raise InputError("no entry was named", hint="`backprop queue list` shows them")
     for run_id in gone:
         waiting.remove(run_id)
     output.answer({"removed": gone}, as_json, lambda found: output.line(f"removed {' '.join(found['removed'])}"))
@@ -164,7 +165,7 @@ def run(after_failure: AfterFailure | None, as_json: bool, verbose: bool) -> int
     _say_state(now)
     ended = [entry for entry in now.over if entry.run_id not in before]
     failed = [entry for entry in ended if entry.status in FAILURES]
-    output.narrate(f"{len(ended)} runs ended" + "".join(f"; {each.run_id} {each.status}" for each in failed))
+    output.narrate(f"runs ended: {len(ended)}" + "".join(f"; {each.run_id} {each.status}" for each in failed))
     return EXIT_OK if not failed else EXIT_RUNTIME if len(failed) == len(ended) else EXIT_PARTIAL
 
 

@@ -26,6 +26,8 @@ from backprop.runs.state import RunState, Status, read_run
 from backprop.runs.summary import SORTS, RunSummary, arranged, matches, summarise
 
 _STATUSES = get_args(Status)
+_USUAL = ("sft", "lora", "auto", "")
+"""Methods and modes that a list does not name."""
 
 
 def chosen_runs(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +91,9 @@ def _show_table(runs: list[RunSummary]) -> None:
             run.run_id,
             run.status + (" !" if run.damage else ""),
             moment(run.started_at),
-            Path(run.model).name or "unknown",
+            " ".join(
+                [Path(run.model).name or "unknown", *(each for each in (run.method, run.mode) if each not in _USUAL)]
+            ),
             f"{run.steps}/{run.total_steps}" if run.total_steps else str(run.steps),
             "-" if run.final_loss is None else number(run.final_loss),
             duration(run.duration_seconds),

@@ -16,13 +16,13 @@ from backprop.cli import output
 from backprop.core import events as ev
 from backprop.runs.describe import (
     describe,
+    describe_averages,
     describe_dataset,
     duration,
     findings_by_kind,
     level,
     metrics_text,
     number,
-    signed,
     verdict_words,
 )
 from backprop.runs.forgetting import Forgetting
@@ -176,12 +176,7 @@ def show_forgetting(table: Forgetting) -> None:
         [[names[after], *(words(after, each) for each in table.columns)] for after in table.rows],
         frozenset(range(1, len(head))),
     )
-    found = table.averages()
-    if found.average is not None:
-        exact = "" if found.exact is None else f"; exact answers {found.exact:.0%}"
-        change = "" if found.exact_backward is None else f" ({signed(100 * found.exact_backward)} points since)"
-        forgot = "" if found.backward is None else f", BWT {signed(found.backward)} (above 0 is forgetting)"
-        output.line(f"AA {number(found.average, 3)}{forgot}{exact}{change}")
+    output.line(describe_averages(table.averages()))
     output.line()
 
 

@@ -10,6 +10,7 @@ import functools
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import platformdirs
@@ -92,6 +93,11 @@ def dataset_cache(name: str) -> Path:
 def token_cache() -> Path:
     """Directory of tokenised datasets, one folder per key (see ``backprop.data.preprocess``)."""
     return cache_dir() / "tokens"
+
+
+def offline(given: Mapping[str, str]) -> bool:
+    """Whether these variables forbid to ask the hub."""
+    return given.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
 
 
 def own_folders() -> list[Path]:

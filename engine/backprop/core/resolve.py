@@ -40,8 +40,17 @@ class Resolution(Struct):
     errors: list[BackpropError]
 
     def given(self) -> dict[str, Any]:
-        """The values of a run's settings that somebody gave: no defaults, nothing that a rule chose."""
-        return {name: self.values[name] for name in settings() if self.origins[name].kind not in ("default", "rule")}
+        """The values that somebody gave of a run's settings, of several runs' where they are asked for: no defaults,
+        nothing that a rule chose.
+        """
+        names = (*settings(), *(multi_settings() if self.several else ()))
+        return {name: self.values[name] for name in names if self.origins[name].kind not in ("default", "rule")}
+
+    @property
+    def several(self) -> bool:
+        """Whether several runs in sequence are asked for: directly, or by a configuration that was named."""
+        asked = (name for name in ("tasks", "runs") if self.origins[name].kind in ("screen", "configuration"))
+        return any(self.values[name] for name in asked)
 
     def config(self) -> RunConfig:
         """The configuration of a run.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backprop.core.definition import all_settings, settings
+from backprop.core.definition import all_settings, multi_settings, settings
 from backprop.core.errors import InputError
 from backprop.core.files import write_file
 from backprop.core.paths import config_dir, expand
@@ -59,7 +59,11 @@ def save(name: str, values: Mapping[str, Any], *, replace: bool = False) -> Path
     if path.exists() and not replace:
         raise InputError(f"there is a configuration {name} already: {path}", hint="choose another name, or replace it")
     write(
-        path, {name: setting.written(values[name]) if name in values else None for name, setting in settings().items()}
+        path,
+        {
+            name: setting.written(values[name]) if name in values else None
+            for name, setting in (settings() | multi_settings()).items()
+        },
     )
     return path
 

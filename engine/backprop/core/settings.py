@@ -351,16 +351,18 @@ class MultiConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     tasks: Annotated[
         list[_Text],
         _multi(
-            "datasets in the order in which they are learned; of one, each run takes a part", flags=("--data", "-d")
+            "datasets in the order in which they are learned; of one, each run takes a part",
+            common=True,
+            flags=("--data", "-d"),
         ),
     ] = []
     runs: Annotated[
         _Positive | None,
-        _multi("runs one after another", rule="one for each dataset; of one dataset the preset's, else 5"),
+        _multi("runs one after another", common=True, rule="one for each dataset; of one the preset's, else 5"),
     ] = None
     replay: Annotated[
         Annotated[float, Meta(ge=0, lt=1)],
-        _multi("share of each run's rows that are of earlier runs; a little keeps much, with merging most"),
+        _multi("share of each run's rows that are of earlier runs; a little keeps much", common=True),
     ] = 0.0
     merge_mode: Annotated[
         Literal["slao", "linear", "ties", "dare"],

@@ -48,6 +48,7 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
         reader.refuse_what_is_no_text(format)
         said = _READERS[format](reader)
         example = Example(format=format, tools=reader.tools(), warnings=reader.warnings, **said)
+        reader.think_before(example.completion or example.chosen or example.turns)
     except RecursionError:
         raise RowError("too_deep", "", "the row is nested too deeply to be read") from None
     for turn in (*example.turns, *example.chosen, *example.completion):
@@ -80,6 +81,13 @@ class _Row:
             if self.row.get(name) is not None:
                 return read_tools(self.row[name], name)
         return None
+
+    def think_before(self, turns: list[Turn]) -> None:
+        """Give the last answer the thinking that the row keeps in a column of its own."""
+        thinking = self._text_of(self.names.reasoning)
+        answer = next((turn for turn in reversed(turns) if turn.role == "assistant"), None)
+        if thinking and answer is not None and not answer.reasoning:
+            answer.reasoning = thinking
 
     def _warn(self, code: str, field: str, message: str) -> None:
         self.warnings.append(RowError(code, field, message, "warning"))

@@ -68,7 +68,7 @@ def _also_read(value: dict[str, Any], format: Format, names: Fields) -> tuple[st
 
 def fields_read(value: dict[str, Any], format: Format, names: Fields) -> set[str]:
     """The fields that are read of a row; a conversation beside a prompt is not."""
-    parts = {*PARTS_READ[format], *_also_read(value, format, names)}
+    parts = {*PARTS_READ[format], *_also_read(value, format, names), "reasoning"}
     if "prompt" in parts and value.get(names.prompt) is not None:
         parts -= {"messages", "conversations"}
     return {getattr(names, part) for part in parts}
@@ -83,7 +83,7 @@ def content_parts(value: Any, format: Format | None, names: Fields = PLAIN) -> l
         return None
     parts = [value.get(getattr(names, part)) for part in PARTS_READ[format]]
     parts = [said if said or said == 0 else None for said in parts]
-    for part in _also_read(value, format, names):
+    for part in (*_also_read(value, format, names), "reasoning"):
         said = value.get(getattr(names, part))
         if said or said == 0:
             parts += [part, said]
@@ -102,6 +102,11 @@ def content(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
 def content_key(value: Any, format: Format | None, names: Fields = PLAIN) -> bytes:
     """16 bytes that are equal for exact duplicates, in every process, and differ otherwise."""
     return hashlib.blake2b(content(value, format, names), digest_size=16).digest()
+
+
+def content_number(value: Any, format: Format | None, names: Fields = PLAIN) -> int:
+    """64 bits of ``content_key``, as they are kept beside scores and tokens."""
+    return int.from_bytes(content_key(value, format, names)[:8], "little", signed=True)
 
 
 def content_hash(value: Any, format: Format | None, names: Fields = PLAIN) -> int:

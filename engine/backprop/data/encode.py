@@ -16,7 +16,7 @@ from backprop.core.events import LEFT_OUT, TokenSpan
 from backprop.core.methods import Rows
 from backprop.data.chat_template import thought
 from backprop.data.convert import convert
-from backprop.data.dedup import content_key
+from backprop.data.dedup import content_number
 from backprop.data.example import CONTROL_TOKEN, Example, Fields, Format, RowError, Turn
 from backprop.data.examples import read_row
 from backprop.data.formats import FileFormat, read_as, unknown_format
@@ -347,7 +347,7 @@ def _render(row: Row, file: FileFormat, renderer: Renderer) -> EncodedRow:
         item.good = read.became.label
         found = [warning for side in item.sides for warning in side.rendered.warnings]
         item.warnings += {(each.code, each.field, each.message): each for each in found}.values()
-        item.content = int.from_bytes(content_key(row.value, read.format, file.names)[:8], "little", signed=True)
+        item.content = content_number(row.value, read.format, file.names)
     except RowError as error:
         item.error = error
     return item

@@ -285,7 +285,8 @@ TURN_PARTS = ("role", "content")
 class Fields:
     """Part → field name under a mapping. A field taken by one part no longer plays its own.
 
-    ``row`` is the field with an object that holds all other parts; none, unless it is named.
+    ``row`` is the field with an object that holds all other parts, ``reasoning`` one with the thinking before the
+    answer; none, unless they are named.
     """
 
     row: str
@@ -305,6 +306,7 @@ class Fields:
     tools: str
     functions: str
     loss_mask: str
+    reasoning: str
     role: str
     content: str
 
@@ -312,7 +314,7 @@ class Fields:
         mapping = mapping or {}
         taken = {name for part, name in mapping.items() if part not in ("row", *TURN_PARTS)}
         for part in PARTS:
-            own = part if part in TURN_PARTS or part not in {*taken, "row"} else ABSENT
+            own = part if part in TURN_PARTS or part not in {*taken, "row", "reasoning"} else ABSENT
             setattr(self, part, mapping.get(part, own))
 
     def held(self, row: Any) -> Any:

@@ -20,11 +20,11 @@ from backprop.data.content import (
 from backprop.data.example import PLAIN, ROLES, Fields, RowError, Turn, followed
 from backprop.data.spellings import ROLE_OF, judgement, like_mask, like_verdict, listed, pair_keys, parsed, spelled
 
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
 _TRAIN = ("train", "loss_weight", "weight", "loss", "loss_scale", "training", "trainable", "loss_mask", "train_mask")
 _MASKED = "masked"
 _KNOWN = frozenset(
-    {"role", "content", "from", "value", "tool_calls", "function_call", "name", "tool_call_id", *_REASONING, *_TRAIN}
+    {"role", "content", "from", "value", "tool_calls", "function_call", "name", "tool_call_id", *REASONING, *_TRAIN}
     | {_MASKED, "prefix", "refusal", "audio", "annotations", "id"}
 )
 
@@ -115,7 +115,7 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
 
 def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[RowError], read: set[str]) -> None:
     """Everything a message may carry beside role and content."""
-    for key in _REASONING:
+    for key in REASONING:
         value = item.get(key)
         if value is not None and not turn.reasoning:
             turn.reasoning = as_text(value, f"{place}.{key}")

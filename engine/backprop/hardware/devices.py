@@ -19,7 +19,7 @@ from backprop.hardware.gpu import GPUMonitor
 from backprop.hardware.nvml import GPUProblem
 
 LIBRARIES = (
-    *("torch", "transformers", "peft", "accelerate", "bitsandbytes", "mlx", "mlx-lm"),
+    *("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
     *("datasets", "safetensors", "tokenizers", "gguf", "numpy"),
 )
 """Whose versions are reported and kept with each run."""

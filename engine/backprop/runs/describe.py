@@ -9,6 +9,7 @@ from typing import assert_never, cast
 
 from backprop.core import events as ev
 from backprop.core.log import LOGGER
+from backprop.runs.forgetting import Averages
 
 PHASES = {
     "loading_model": "loading the model",
@@ -187,6 +188,16 @@ def describe_merge(event: ev.MergeDone) -> str:
     if event.loss is not None and event.tuned_loss is not None:
         how += f"; held-out loss {number(event.loss)} merged, {number(event.tuned_loss)} as fine-tuned"
     return f"run {event.index} ({event.run}) merged{how}"
+
+
+def describe_averages(found: Averages) -> str:
+    """AA and BWT of a forgetting table."""
+    if found.average is None:
+        return "AA and BWT are not known: no run is merged, or a loss is missing"
+    exact = "" if found.exact is None else f"; exact answers {found.exact:.0%}"
+    change = "" if found.exact_backward is None else f" ({100 * found.exact_backward:+.0f} points since)"
+    forgot = "" if found.backward is None else f", BWT {signed(found.backward)} (above 0 is forgetting)"
+    return f"AA {number(found.average, 3)}{forgot}{exact}{change}"
 
 
 def short_verdict(verdict: ev.Verdict) -> str:

@@ -42,6 +42,12 @@ def read(run: RunDirectory, step: int) -> Evaluation | None:
         return None
 
 
+def newest(run: RunDirectory) -> Evaluation | None:
+    """The scores of the latest step that was taken; ``None`` where none were kept."""
+    steps = sorted((int(file.stem[5:]) for file in run.evaluations.glob("step-*.json")), reverse=True)
+    return next((found for step in steps if step and (found := read(run, step))), None)
+
+
 def by_row(samples: Iterable[tuple[int, int, float, int]]) -> list[EvaluatedRow]:
     """One score a row, of samples that are its pieces: line, content, summed loss and what that weighs."""
     found: dict[tuple[int, int], tuple[float, int]] = {}

@@ -1,8 +1,9 @@
 """The index over all runs: SQLite in the user's data directory.
 
 It only saves reading. Run directories are the truth: a row whose journal changed since it was written is read again,
-and a directory that is gone drops out. Nothing fails because of the index: a damaged one, and one of a newer version,
-is set aside and started anew with the directories that it named; where none can be written, it is kept in memory.
+and a directory that is gone drops out. Nothing fails because of the index: a damaged one, and one of an older version,
+is set aside and started anew with the directories that it named; where none can be written, or it is of a newer
+version, it is kept in memory. It has no write-ahead log, which network disks do not bear.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ _VERSION = 1
 _TABLE = "create table runs (path text primary key, run_id text, started real, stamp text, summary blob)"
 PATIENCE = 1.5
 """Seconds to wait for another process that writes the index."""
+
+
+class _NewerIndexError(sqlite3.Error):
+    """The index was written by a newer version, which may be in use beside this one: it is left as it is."""
+
+    sqlite_errorcode = sqlite3.SQLITE_READONLY
 
 
 class RunIndex:
@@ -66,6 +73,8 @@ class RunIndex:
         new = _connect(":memory:")
         if old is not None:
             _copy_paths(old, new)
+        elif self._path is not None and isinstance(error, _NewerIndexError):
+            _copy_file(self._path, new)
         return new
 
     def _set_aside(self, path: Path, why: str) -> sqlite3.Connection:
@@ -81,8 +90,7 @@ class RunIndex:
             self._say(f"the index over runs was set aside as {aside} ({why}) and is made anew")
             db = _connect(path)
             self._inode = _inode(path)
-        with contextlib.closing(sqlite3.connect(f"{aside.as_uri()}?mode=ro", uri=True)) as old:
-            _copy_paths(old, db)
+        _copy_file(aside, db)
         return db
 
     def _say(self, trouble: str) -> None:
@@ -253,6 +261,8 @@ def _connect(path: Path | str) -> sqlite3.Connection:
                 db.execute("create index runs_by_id on runs (run_id)")
                 db.execute(f"pragma user_version={_VERSION}")
             db.execute("commit")
+        if _version(db) > _VERSION:
+            raise _NewerIndexError(f"it is of version {_version(db)}, newer than this program's {_VERSION}")
         if _version(db) != _VERSION:
             raise sqlite3.DatabaseError(f"it is of version {_version(db)}, not {_VERSION}")
         db.execute("select path, run_id, started, stamp, summary from runs limit 1")
@@ -278,6 +288,11 @@ def _is_damage(error: sqlite3.Error) -> bool:
     """Whether the file is no index of ours, rather than busy, read-only or out of room for now."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
+
+
+def _copy_file(path: Path, new: sqlite3.Connection) -> None:
+    with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as old:
+        _copy_paths(old, new)
 
 
 def _copy_paths(old: sqlite3.Connection, new: sqlite3.Connection) -> None:

@@ -89,6 +89,7 @@ def matches(run: RunSummary, words: str) -> bool:
 SORTS: dict[str, Callable[[RunSummary], Any]] = {
     "started": lambda run: -run.started_at,
     "status": lambda run: run.status,
+    "run": lambda run: run.run_id,
     "name": lambda run: run.name,
     "model": lambda run: run.model,
     "dataset": lambda run: run.dataset,

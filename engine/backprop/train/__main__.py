@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-import msgspec
-
-from backprop.core.definition import chosen_by_rule
-from backprop.core.events import EndStatus, RunStarted
+from backprop.core.events import EndStatus
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from backprop.worker.process import Emit, run_engine
-from backprop.worker.setup import environment, importing
+from backprop.worker.setup import importing
 
 
 def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
@@ -32,7 +29,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     with importing():
         from backprop.train.model import resolved
         from backprop.train.replay import CurveCheck
-        from backprop.train.resume import begin
+        from backprop.train.resume import begin, run_started
         from backprop.train.session import Session
         from backprop.train.spans import wanted
         from backprop.train.trackers import Trackers, chosen
@@ -48,18 +45,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     start = begin(directory, record, verb, steps, resolved, model=model)
     names, notes = chosen(start.config.report_to, os.environ)
     with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
-        trackers.emit(
-            RunStarted(
-                config=msgspec.to_builtins(start.config),
-                output_dir=str(directory.path),
-                pid=os.getpid(),
-                kind=record.kind,
-                resumed_from=start.resumed_from,
-                environment=environment(),
-                forked_from=record.forked_from,
-                origins={**record.origins, **chosen_by_rule(record.config, start.config)},
-            )
-        )
+        trackers.emit(run_started(directory, record, start.config, start.resumed_from))
         for note in (*start.notes, *notes):
             emit(note)
         emit = trackers.emit

@@ -179,10 +179,6 @@ class Subset:
         """As ``Prepared.row``; of a run that compares with the untouched model it is ``Referenced``."""
         return self.rows.row(int(self.places[index]))
 
-    def first(self, count: int) -> Subset:
-        """The first ``count`` of these rows."""
-        return Subset(self.rows, self.places[:count])
-
     def sequences(self, index: int) -> list[Row]:
         """As ``Prepared.sequences``."""
         return self.rows.sequences(int(self.places[index]))
@@ -227,7 +223,7 @@ def in_proportion(held_out: Subset, trained: Subset, schedule: Schedule) -> Subs
     if not len(held_out):
         return held_out
     tokens = schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())
-    return held_out.first(max(1, int((held_out.lengths.cumsum() <= tokens).sum())))
+    return Subset(held_out.rows, held_out.places[: max(1, int((held_out.lengths.cumsum() <= tokens).sum()))])
 
 
 def divide(

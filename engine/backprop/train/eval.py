@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backprop.core.errors import GPUMemoryError, InputError
+from backprop.core.errors import InputError
 from backprop.core.events import DatasetPrepared, Event, ModelLoading, Warning  # noqa: A004
 from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress, RowScore
 from backprop.core.settings import RunConfig
@@ -154,7 +154,7 @@ def answers_to(speaker: ModelSpeaker | Loaded, prompts: list[list[int]], most: i
 
     from backprop.train.generate import answer_text, context_of
     from backprop.train.model import evaluating
-    from backprop.train.out_of_memory import is_out_of_memory
+    from backprop.train.out_of_memory import make_room
 
     model, chat = speaker.model, speaker.chat
     device, end = next(model.parameters()).device, sorted(chat.end_ids)
@@ -181,13 +181,8 @@ def answers_to(speaker: ModelSpeaker | Loaded, prompts: list[list[int]], most: i
                     pad_token_id=end[0] if end else 0,
                 )
         except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if size == 1:
-                message = f"out of memory at one prompt of {width} tokens"
-                raise GPUMemoryError(message, hint="evaluate shorter rows with --data") from error
-            size = max(1, len(chosen) // 2)
-            torch.cuda.empty_cache()
+            make_room(error, len(chosen), f"one prompt of {width} tokens", "evaluate shorter rows with --data")
+            size = len(chosen) // 2
             continue
         for place, number in enumerate(chosen):
             answers[number] = answer_text(chat, output[place, width:].tolist()).strip()

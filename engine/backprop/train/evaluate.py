@@ -64,15 +64,13 @@ class Evaluator:
         """
         began = time.perf_counter()
 
-        def halve(error: BaseException) -> bool:
-            smaller = self.batching.halved(self._micro_batches(0))
-            if smaller is None:
-                return False
+        def take(smaller: Batching, error: BaseException) -> None:
             self.batching = smaller
             self.on_halved(step, smaller, error)
-            return True
 
-        sums, weights, tokens, metrics = self.recovery.attempt(lambda: self._sums(between), lambda: None, halve)
+        sums, weights, tokens, metrics = self.recovery.attempt(
+            lambda: self._sums(between), lambda: None, lambda: self.batching.halved(self._micro_batches(0)), take
+        )
         total, weight = float(sums.sum()), int(weights.sum())
         mean = total / weight if weight and math.isfinite(total) else math.nan
         result = Evaluated(

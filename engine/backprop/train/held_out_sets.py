@@ -7,12 +7,12 @@ same tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ import torch
 from backprop.core.errors import DatasetError
 from backprop.core.events import HeldOutScored
 from backprop.core.jobs import EvaluatedRow, RowScore
-from backprop.core.settings import RunConfig
-from backprop.data.slices import Slices
+from backprop.data import slices
+from backprop.runs.directory import RunRecord
 from backprop.runs.metrics import exact_match
 from backprop.runs.verdict import interval
 from backprop.train import perplexity
@@ -37,43 +37,29 @@ SHORT = 16
 """Tokens of the longest expected answer with which answers are compared: longer ones are right in many ways."""
 
 
-class Scores(NamedTuple):
-    """A row of the table, and what stands behind its losses."""
-
-    cells: list[HeldOutScored]
-    rows: list[EvaluatedRow]
-
-
 class HeldOutSets:
-    """The held-out rows of each run that has some, by its number."""
+    """The held-out rows of each run of a session that has some, by its number."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        slices: Slices,
-        folder: Path,
-        *,
-        model: Path,
-        now: datetime,
-        look: Callable[[], bool],
-    ) -> None:
-        """Tokenise those in ``folder`` for ``model``; ``look`` is called often, and what it raises ends the work."""
+    def __init__(self, record: RunRecord, folder: Path, model: Path, look: Callable[[], bool]) -> None:
+        """Tokenise those in ``folder`` (``data.slices``) for ``model``; what ``look`` raises ends the work."""
         self._look = look
         self._sets: dict[int, Subset] = {}
-        for number, part in enumerate(slices.runs, 1):
+        found, now = slices.read(folder), datetime.fromtimestamp(record.created)
+        read = partial(tokenise, model_path=model, emit=lambda event: None, look=look, now=now)
+        for number, part in enumerate(found.runs if found else [], 1):
             with suppress(DatasetError):  # its own run says why, and fails
-                if not part.held_out:
-                    continue
-                file = str(folder / part.held_out)
-                rows = tokenise(config, file, model_path=model, emit=lambda event: None, look=look, now=now)
-                self._sets[number] = Subset(rows, range(min(len(rows), SCORED)))
+                if part.held_out:
+                    rows = read(record.config, str(folder / part.held_out))
+                    self._sets[number] = Subset(rows, range(min(len(rows), SCORED)))
 
-    def score(self, loaded: Loaded, after: int, answered: Sequence[int] = (), only: int | None = None) -> Scores:
-        """Score the model as it is.
+    def score(
+        self, loaded: Loaded, after: int, answered: int = 0, only: int | None = None
+    ) -> tuple[list[HeldOutScored], list[EvaluatedRow]]:
+        """Score the model as it is: a row of the table, and what stands behind its losses.
 
         Args:
-            after: the row of the table.
-            answered: sets whose rows are answered too, where their answers are short.
+            after: the row.
+            answered: the first so many sets are answered too, where their answers are short.
             only: one set instead of all.
         """
         cells, rows = [], []
@@ -81,10 +67,10 @@ class HeldOutSets:
             if only in (None, number):
                 found = self._losses(loaded, of)
                 cells.append(_cell(after, number, found))
-                if number in answered:
+                if number <= answered:
                     self._answer(loaded, of, cells[-1])
                 rows += found
-        return Scores(cells, rows)
+        return cells, rows
 
     def _between(self, done: int, total: int) -> None:
         self._look()

@@ -91,22 +91,14 @@ def sequence_logps(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> 
     return -torch.stack([each.sum() for each in losses.split(batch.counts)])
 
 
-@torch.no_grad()
-def token_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> torch.Tensor:
-    """Cross-entropy of each supervised token of a micro-batch ([supervised], float32), in the order of its targets.
-
-    For looking at rows, not for training them; arguments as in ``summed_loss``.
-    """
-    return torch.cat(_by_piece(model, batch, plain_head, "none"))
-
-
 def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: str) -> list[torch.Tensor]:
     """Cross-entropy of the supervised tokens, in pieces of as many as may have logits at once."""
     if (own := getattr(model, "losses", None)) is not None:
         return [own(batch, reduction)]
     base = base_model(model)
     if not plain_head:
-        return [_cross_entropy(_own_logits(base, batch), batch.targets, reduction)]
+        logits = base(**_inputs(batch)).logits.flatten(0, 1)[batch.predict_at]
+        return [_cross_entropy(logits, batch.targets, reduction)]
     head, parts = _pieces(base, batch)
     if len(parts) == 1:
         return [_head_and_loss(head, *parts[0], reduction)]
@@ -114,11 +106,15 @@ def _by_piece(model: nn.Module, batch: MicroBatch, plain_head: bool, reduction: 
     return [checkpoint(_head_and_loss, head, *part, reduction, use_reentrant=False) for part in parts]
 
 
+@torch.no_grad()
 def row_losses(model: nn.Module, batch: MicroBatch, *, plain_head: bool) -> npt.NDArray[np.float64]:
-    """Cross-entropy summed over the supervised tokens of each row of a micro-batch ([rows]); as ``token_losses``."""
+    """Cross-entropy summed over the supervised tokens of each row of a micro-batch ([rows]), not to be trained.
+
+    Arguments as in ``summed_loss``.
+    """
     if not batch.supervised:
         return np.zeros(batch.rows)
-    losses = token_losses(model, batch, plain_head=plain_head).double().cpu()
+    losses = torch.cat(_by_piece(model, batch, plain_head, "none")).double().cpu()
     return np.array([float(part.sum()) for part in losses.split(batch.counts)])
 
 
@@ -129,19 +125,14 @@ def _inputs(batch: MicroBatch) -> dict[str, Any]:
     return inputs
 
 
-def _own_logits(base: Any, batch: MicroBatch) -> torch.Tensor:
-    """The model's own logits at the positions that predict a supervised token."""
-    logits: torch.Tensor = base(**_inputs(batch)).logits
-    return logits.flatten(0, 1)[batch.predict_at]
-
-
 def _pieces(base: Any, batch: MicroBatch) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
     """The head, and the hidden states that predict a supervised token ([some, width]) with these tokens ([some]).
 
     In pieces of as many positions as may have logits at once.
     """
     head = base.get_output_embeddings()
-    chosen = decoder(base)(**_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.predict_at]
+    decoder = getattr(base, base.base_model_prefix)
+    chosen = decoder(**_inputs(batch)).last_hidden_state.flatten(0, 1)[batch.predict_at]
     size = max(1, PIECE_BYTES // (4 * head.weight.shape[0]))
     return head, list(zip(chosen.split(size), batch.targets.split(size), strict=True))
 
@@ -157,11 +148,6 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, reduction: str) 
 def base_model(model: Any) -> Any:
     """The language model itself, with adapters in its layers but without PEFT's wrapping."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def decoder(base: Any) -> Any:
-    """The part of a causal language model below its head."""
-    return getattr(base, base.base_model_prefix)
 
 
 class Traits(NamedTuple):
@@ -210,13 +196,14 @@ def _with_hidden(base: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         if [id(each) for each in (*unnamed, *named.values()) if isinstance(each, torch.Tensor)] == [id(ids)]:
             seen.append(made)
 
-    watch = getattr(base, base.base_model_prefix, base).register_forward_hook(look, with_kwargs=True)
+    decoder = getattr(base, getattr(base, "base_model_prefix", ""), base)
+    watch = decoder.register_forward_hook(look, with_kwargs=True)
     try:
         logits = base(input_ids=ids, use_cache=False).logits
     finally:
         watch.remove()
     try:
-        made = seen[0] if len(seen) == 1 else decoder(base)(input_ids=ids, use_cache=False)
+        made = seen[0] if len(seen) == 1 else decoder(input_ids=ids, use_cache=False)
         return logits, made.last_hidden_state
     except (AttributeError, TypeError):
         return logits, None

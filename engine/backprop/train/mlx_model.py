@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from backprop.core.architecture import for_older_readers
-from backprop.core.errors import MissingDependencyError, ModelLoadError
+from backprop.core.errors import ModelLoadError
 from backprop.core.models import settings_of
 from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import seed_random, some, trained_parameters
@@ -29,18 +29,6 @@ from backprop.train.packing import MicroBatch
 def is_installed() -> bool:
     """Whether mlx_lm can be imported."""
     return find_spec("mlx") is not None and find_spec("mlx_lm") is not None
-
-
-def require_installed() -> None:
-    """Raises:
-    MissingDependencyError: mlx_lm is not installed.
-    """
-    if not is_installed():
-        raise MissingDependencyError(
-            "--backend mlx needs mlx and mlx-lm, which are not installed",
-            hint="pip install 'backprop-tui[mlx]', or --backend cpu",
-            details={"field": "backend"},
-        )
 
 
 def choose_dtype() -> torch.dtype:
@@ -68,6 +56,8 @@ class MlxModel(torch.nn.Module):
     """
 
     _adapted: Any
+    base_model_prefix = ""
+    """There is no decoder that could be asked alone."""
 
     def __init__(self, adapted: Any, path: Path, config: RunConfig, dtype: torch.dtype) -> None:
         import mlx.core as mx
@@ -77,7 +67,7 @@ class MlxModel(torch.nn.Module):
 
         super().__init__()
         self.__dict__["_adapted"] = adapted  # no part of this module: its base has no weights
-        self.config = adapted.config
+        self.config, self.peft_config, self._dtype = adapted.config, adapted.peft_config, dtype
         if settings_of(path).keys() & {"quantization", "quantization_config"}:
             raise ModelLoadError(
                 f"the weights in {path} are quantised already",
@@ -144,10 +134,12 @@ class MlxModel(torch.nn.Module):
                 layer.scale = self._scales[name]
 
     def gradient_checkpointing_enable(self, *_: Any) -> None:
-        """Compute activations again in the backward pass."""
+        """Compute activations again in the backward pass: set for all layers of their kind, once in a process."""
         from mlx_lm.tuner.trainer import grad_checkpoint
 
-        grad_checkpoint(self._lm.layers[0])
+        layer = self._lm.layers[0]
+        if type(layer).__call__.__name__ != "checkpointed_fn":
+            grad_checkpoint(layer)
 
     def get_input_embeddings(self) -> Any:
         """Something whose ``weight`` has the embedding's shape, and its rows where they are asked for."""
@@ -157,12 +149,12 @@ class MlxModel(torch.nn.Module):
         return SimpleNamespace(weight=rows)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> Any:
-        """Logits ([batch, length, vocabulary], float32). Rows begin at position 0: packed ones would be mixed."""
+        """Logits ([batch, length, vocabulary]). Rows begin at position 0: packed ones would be mixed."""
         self._hand_over()
-        return SimpleNamespace(logits=_to_torch(self._lm(_to_mlx(input_ids))))
+        return SimpleNamespace(logits=_to_torch(self._lm(_to_mlx(input_ids))).to(self._dtype))
 
     def losses(self, batch: MicroBatch, reduction: str) -> torch.Tensor:
-        """As ``loss.summed_loss`` (``sum``) and ``loss.token_losses`` (``none``); a sum can be differentiated."""
+        """As ``loss.summed_loss`` (``sum``), or that of each token (``none``); a sum can be differentiated."""
         self._hand_over()
         if reduction == "sum" and torch.is_grad_enabled():
             total: torch.Tensor = _Sum.apply(self, batch, *self.parameters())

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from backprop.core import rules
 from backprop.core.errors import (
     GPUNotAvailableError,
     InvalidSettingError,
-    MissingDependencyError,
     ModelLoadError,
     TrainingError,
 )
 from backprop.core.events import DatasetPrepared, Event, ModelLoaded, ModelLoading
+from backprop.core.extras import require_modules
 from backprop.core.models import find_architecture, repository_of, settings_of
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
@@ -104,7 +103,7 @@ def resolved(config: RunConfig) -> RunConfig:
     apple = (platform.system(), platform.machine()) == ("Darwin", "arm64")
     backend = rules.backend(config, cuda=device.type == "cuda", apple=apple, mlx=mlx_model.is_installed())
     if backend == "mlx":
-        mlx_model.require_installed()
+        require_modules("--backend mlx", "mlx", "mlx", "mlx_lm")
     batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
     estimate.require_size(config)
@@ -124,12 +123,7 @@ def _require_fp8(mode: str, capability: tuple[int, int] | None) -> None:
     if problem := rules.fp8_problem(mode, capability):
         hint = "leave --fp8 out" + ("" if mode == "full" else ", or add --mode full")
         raise InvalidSettingError(f"fp8: {problem}", hint=hint, details={"field": "fp8"})
-    if find_spec("torchao") is None:
-        raise MissingDependencyError(
-            "--fp8 needs torchao, which is not installed",
-            hint="pip install 'backprop-tui[fp8]', or leave --fp8 out",
-            details={"field": "fp8"},
-        )
+    require_modules("--fp8", "fp8", "torchao")
 
 
 def _device_and_memory(config: RunConfig) -> tuple[torch.device, int]:

@@ -15,6 +15,7 @@ import torch
 
 from backprop.core.errors import GPUMemoryError
 from backprop.train.checkpoint import capture_random, restore_random
+from backprop.train.packing import Batching
 
 MOST_HALVINGS = 3
 _TELLING = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -27,6 +28,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _TELLING)
+
+
+def make_room(error: RuntimeError, at_once: int, one: str, hint: str) -> None:
+    """Give back what a pass over ``at_once`` held when memory ran out, where fewer can be tried.
+
+    Raises:
+        GPUMemoryError: it was ``one``, as the message calls it.
+        RuntimeError: it was something else.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    if at_once == 1:
+        raise GPUMemoryError(f"out of memory at {one}: {str(error).splitlines()[0]}", hint=hint) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Recovery:
@@ -42,13 +58,18 @@ class Recovery:
         self.most = most
 
     def attempt(
-        self, work: Callable[[], Result], clear: Callable[[], None], halve: Callable[[BaseException], bool]
+        self,
+        work: Callable[[], Result],
+        clear: Callable[[], None],
+        halved: Callable[[], Batching | None],
+        take: Callable[[Batching, BaseException], None],
     ) -> Result:
         """Do ``work``; when memory runs out, undo what it left, make it smaller and do it again.
 
         Args:
             clear: drops what a broken attempt left behind (gradients).
-            halve: makes the next attempt smaller and says so; ``False`` where nothing smaller exists.
+            halved: the next, smaller batching; ``None`` where nothing smaller exists.
+            take: sees to it that ``work`` goes by that, and says so.
 
         Raises:
             GPUMemoryError: still too large after all halvings, or recovery is off.
@@ -65,12 +86,14 @@ class Recovery:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            if self.halvings >= self.most or not halve(failed):
+            smaller = None if self.halvings >= self.most else halved()
+            if smaller is None:
                 tried = f" even after the batch was halved {self.halvings} times" if self.halvings else ""
                 raise GPUMemoryError(
                     f"out of memory{tried}: {str(failed).splitlines()[0]}",
                     hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast), "
                     "in full fine-tuning bf16 weights (--weights-dtype bfloat16), or a smaller model",
                 ) from failed
+            take(smaller, failed)
             self.halvings += 1
             restore_random(before)

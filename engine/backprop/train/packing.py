@@ -70,6 +70,20 @@ class MicroBatch:
         return replace(self, **moved)
 
 
+@dataclass
+class RowBatch(MicroBatch):
+    """A micro-batch whose loss is a sum over its rows, however many tokens they have."""
+
+    @property
+    def weight(self) -> int:
+        """Rows."""
+        return self.rows
+
+    @property
+    def row_weights(self) -> npt.NDArray[np.int64]:
+        return np.ones(self.rows, np.int64)
+
+
 @lru_cache(maxsize=1)
 def epoch_order(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """The order of ``count`` rows in an epoch: depends on seed and epoch alone, so a resumed run finds its place."""

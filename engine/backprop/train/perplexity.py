@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ import numpy as np
 from msgspec import Struct
 
 from backprop.core import paths
-from backprop.core.errors import GPUMemoryError
 from backprop.core.files import write_file
 from backprop.core.jobs import JobProgress, RowScore, RowScores, Scored
 from backprop.core.settings import RunConfig
@@ -68,7 +68,9 @@ def score(request: RunConfig, say: Send) -> None:
     device = models.choose_device(request.backend)
     dtype = models.choose_dtype(device)
     place = paths.cache_dir() / "scores" / f"{_key(path, prepared.key, f'{device.type} {dtype}')}.json"
-    kept = _read(place)
+    kept: _Kept | None = None
+    with suppress(OSError, msgspec.DecodeError):
+        kept = msgspec.json.decode(place.read_bytes(), type=_Kept)
     if kept is None:
         base = models.load_base(path, device, dtype, request.trust_remote_code)
         models.require_known_tokens(base, prepared.ids, ChatTokenizer.load(path))
@@ -107,13 +109,6 @@ def _key(path: Path, data_key: str, how: str) -> str:
     return digest.hexdigest()
 
 
-def _read(place: Path) -> _Kept | None:
-    try:
-        return msgspec.json.decode(place.read_bytes(), type=_Kept)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
 def scores(
     model: Any,
     prepared: preprocess.Prepared | Subset,
@@ -138,6 +133,7 @@ def scores(
 
     from backprop.train.loss import traits_of
     from backprop.train.model import evaluating
+    from backprop.train.out_of_memory import make_room
 
     lengths = prepared.lengths
     order = np.argsort(-lengths, kind="stable")
@@ -152,7 +148,11 @@ def scores(
             try:
                 parts = _sums(model, [prepared.row(int(i)) for i in chosen], device, plain)
             except RuntimeError as error:
-                room = _smaller(error, len(chosen), int(lengths[order[at]]))
+                longest = int(lengths[order[at]])
+                make_room(
+                    error, len(chosen), f"a single row of {longest} tokens", "cut rows shorter with --max-seq-length"
+                )
+                room = len(chosen) // 2 * longest
                 continue
             at += len(chosen)
             done += int(lengths[chosen].sum())
@@ -177,29 +177,6 @@ def _sums(model: Any, rows: Sequence[Any], device: Any, plain: bool) -> list[tup
 
     batch = pad(rows).to(device)
     return list(zip(row_losses(model, batch, plain_head=plain).tolist(), batch.row_weights.tolist(), strict=True))
-
-
-def _smaller(error: RuntimeError, rows: int, longest: int) -> int:
-    """Room for half as many rows, where it was memory that ran out.
-
-    Raises:
-        GPUMemoryError: there was one row only.
-        RuntimeError: it was something else.
-    """
-    import torch
-
-    from backprop.train.out_of_memory import is_out_of_memory
-
-    if not is_out_of_memory(error):
-        raise error
-    if rows == 1:
-        raise GPUMemoryError(
-            f"out of memory at a single row of {longest} tokens: {str(error).splitlines()[0]}",
-            hint="cut rows shorter with --max-seq-length, or take a smaller model",
-        ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return rows // 2 * longest
 
 
 if __name__ == "__main__":

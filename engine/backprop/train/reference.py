@@ -156,16 +156,12 @@ class Scorer:
                 found[group] = logps.cpu().numpy()
             return found
 
-        def halve(error: BaseException) -> bool:
+        def take(smaller: Batching, error: BaseException) -> None:
             nonlocal batching
-            smaller = batching.halved(batches)
-            if smaller is None:
-                return False
             batching = smaller
             self._on_halved(smaller, error)
-            return True
 
-        return self._recovery.attempt(work, lambda: None, halve), batching
+        return self._recovery.attempt(work, lambda: None, lambda: batching.halved(batches), take), batching
 
 
 def fingerprint(rows: Subset, order: Order, count: int) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from typing import Any
 import msgspec
 
 from backprop.core import events
+from backprop.core.definition import chosen_by_rule
 from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.files import sha256
@@ -145,6 +147,22 @@ def begin(
             )
             for each in broken
         ],
+    )
+
+
+def run_started(
+    directory: RunDirectory, record: RunRecord, config: RunConfig, resumed_from: int | None
+) -> events.RunStarted:
+    """The first event of a stretch of the run in ``directory``, with its ``resolved`` configuration."""
+    return events.RunStarted(
+        config=msgspec.to_builtins(config),
+        output_dir=str(directory.path),
+        pid=os.getpid(),
+        kind=record.kind,
+        resumed_from=resumed_from,
+        environment=environment(),
+        forked_from=record.forked_from,
+        origins={**record.origins, **chosen_by_rule(record.config, config)},
     )
 
 

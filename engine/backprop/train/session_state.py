@@ -23,10 +23,11 @@ from typing import Any
 import msgspec
 import torch
 from msgspec import Struct, field
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from backprop.core.errors import CheckpointError, InputError, SLAOMergeError
-from backprop.core.events import Count, HeldOutScored, MergeDone
+from backprop.core.events import Count, HeldOutScored, MergeDone, Verdict
 from backprop.core.files import new_folder, read_json, remove
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
@@ -53,8 +54,8 @@ class Progress(Struct, kw_only=True):
     """Ids of the merged runs: i is how many they are."""
     merges: list[MergeDone] = field(default_factory=list)
     cells: list[HeldOutScored] = field(default_factory=list)
-    scored: Count = 0
-    """The steps after which the merged adapter was scored last, row by row (``runs.evaluations``)."""
+    verdict: Verdict | None = None
+    """The merged adapter beside the base model, on the held-out rows of all runs."""
     over: bool = False
     """Whether patience has run out, or there are no more runs."""
 
@@ -86,20 +87,6 @@ def require_same_adapter(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def require_room_for_rank(model: torch.nn.Module) -> None:
-    """Refuse a rank above a layer's inputs before hours are spent: the next run could not begin.
-
-    Raises:
-        SLAOMergeError: it names the layer.
-    """
-    for layer, a in merging.adapter_of({n: p for n, p in model.named_parameters() if p.requires_grad}).a.items():
-        if a.shape[0] > a.shape[1]:
-            raise SLAOMergeError(
-                f"{layer}: rank {a.shape[0]} is more than the {a.shape[1]} inputs of the layer",
-                hint=f"--lora-r {a.shape[1]} is the most",
-            )
-
-
 class SessionStore:
     """The states of one session. Its lock must be held."""
 
@@ -110,79 +97,71 @@ class SessionStore:
         self._store.remove_leftovers()
         self._starts.remove_leftovers()
 
-    def newest(self) -> tuple[Checkpoint | None, Progress]:
-        """Where the session stands.
+    def newest(self) -> tuple[Checkpoint | None, Progress, State | None]:
+        """Where the session stands, and what is merged; ``None`` where that is nothing.
 
         Raises:
-            CheckpointError: there are states, and none can be used.
+            CheckpointError: there are states, and none can be used, or the last fine-tuned adapter is not in it.
         """
         if not self._store.checkpoints():
-            return None, Progress()
+            return None, Progress(), None
         checkpoint, _ = self._store.require_valid()
         try:
-            return checkpoint, read_json(checkpoint.path / SESSION, Progress)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint.path / SESSION} cannot be read: {error}") from error
-
-    def read(self, checkpoint: Checkpoint, progress: Progress) -> State | None:
-        """What was merged by then; ``None`` where that is nothing.
-
-        Raises:
-            CheckpointError: the fine-tuned adapter is not there, or damaged.
-        """
-        if not progress.merged:
-            return None
-        try:
-            tensors = load_file(checkpoint.path / TENSORS)
-        except Exception as error:  # the library's own
-            raise CheckpointError(f"{checkpoint.path / TENSORS} cannot be read: {error}") from error
+            progress = read_json(checkpoint.path / SESSION, Progress)
+            tensors = load_file(checkpoint.path / TENSORS) if progress.merged else {}
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
         parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in _FACTORS}
         for name, tensor in tensors.items():
             factor, _, layer = name.partition("/")
             parts[factor][layer] = tensor
         tuned_a, tuned_b, b, a = (parts[name] for name in _FACTORS)
+        if not progress.merged:
+            return checkpoint, progress, None
         if not tuned_a or tuned_a.keys() != tuned_b.keys() or tuned_a.keys() != b.keys():
             raise CheckpointError(f"{checkpoint.path / TENSORS}: the last fine-tuned adapter is not in it")
-        return State(len(progress.merged), Adapter(tuned_a, tuned_b), b, tuple(progress.merged), a or None)
+        adapter, merged = Adapter(tuned_a, tuned_b), tuple(progress.merged)
+        return checkpoint, progress, State(len(merged), adapter, b, merged, a or None)
 
     def save(
-        self,
-        progress: Progress,
-        before: Checkpoint | None,
-        identity: dict[str, Any],
-        state: State | None,
-        write_adapters: Callable[[Path], None] | None,
+        self, progress: Progress, identity: dict[str, Any], state: State, write_adapters: Callable[[Path], None]
     ) -> Checkpoint:
-        """Write where the session stands, then put its adapters in place as the session's result.
+        """Write where the session stands after a merge, then put its adapters in place as its result.
 
         Args:
-            before: the state before this one.
             identity: what it depends on: hashes of the base model and of the rows, the settings of the last run.
-            state: what is merged now, and ``write_adapters`` what writes both adapters into a folder; both ``None``
-                where nothing new was merged.
+            write_adapters: writes both adapters into a folder.
 
         Raises:
             CheckpointError: it cannot be written; the state before is as it was.
         """
 
         def write(folder: Path) -> None:
-            if state is not None and write_adapters is not None:
-                parts = (state.tuned.a, state.tuned.b, state.b, state.a or {})
-                named = {
-                    f"{factor}/{layer}": tensor.contiguous()
-                    for factor, weights in zip(_FACTORS, parts, strict=True)
-                    for layer, tensor in weights.items()
-                }
-                save_file(named, folder / TENSORS)
-                save_file(merging.parameters_of(state.result), folder / WEIGHTS)
-                write_adapters(folder)
-            elif before is not None:
+            parts = zip(_FACTORS, (*state.tuned, state.b, state.a or {}), strict=True)
+            named = {f"{factor}/{layer}": each for factor, of in parts for layer, each in of.items()}
+            save_file(named, folder / TENSORS)
+            save_file(merging.parameters_of(state.result), folder / WEIGHTS)
+            write_adapters(folder)
+
+        return self._save(progress, identity, write)
+
+    def save_again(self, progress: Progress, before: Checkpoint | None) -> Checkpoint:
+        """The same after a run that was not merged: the adapters stay those of the state ``before``."""
+
+        def write(folder: Path) -> None:
+            if before is not None:
                 kept = shutil.ignore_patterns("manifest.json", SESSION)
                 shutil.copytree(before.path, folder, ignore=kept, dirs_exist_ok=True, copy_function=os.link)
+
+        return self._save(progress, before.manifest.identity if before else {}, write)
+
+    def _save(self, progress: Progress, identity: dict[str, Any], write: Callable[[Path], None]) -> Checkpoint:
+        def write_all(folder: Path) -> None:
+            write(folder)
             (folder / SESSION).write_bytes(msgspec.json.encode(progress))
 
         reason = f"after run {progress.index}"
-        saved = self._store.save(progress.steps, write, reason=reason, identity=identity, boundary=True)
+        saved = self._store.save(progress.steps, write_all, reason=reason, identity=identity, boundary=True)
         self.publish(saved)
         return saved
 
@@ -191,24 +170,16 @@ class SessionStore:
         for target in (self._directory.adapter, self._directory.last_adapter):
             source = checkpoint.path / target.name if checkpoint else None
             if source is not None and source.is_dir():
-                if _same_files(source, target):
-                    continue
                 with new_folder(target) as folder:
                     shutil.copytree(source, folder, dirs_exist_ok=True)
             elif target.exists():
                 remove(target)
 
-    def write_start(self, checkpoint: Checkpoint, state: State, mode: str) -> Path:
-        """The folder of weights that the next run starts from, in the form of a checkpoint."""
-        weights = merging.parameters_of(merging.start(state, mode))
-        saved = self._starts.save(
-            checkpoint.step,
-            lambda folder: save_file(weights, folder / WEIGHTS),
-            identity=checkpoint.manifest.identity,
-            reason=checkpoint.manifest.reason,
-            boundary=True,
-        )
-        return saved.path
+    def write_start(self, checkpoint: Checkpoint, start: Adapter) -> Path:
+        """The folder of the weights that the run after ``checkpoint`` starts from, in the form of a checkpoint."""
+        weights, said = merging.parameters_of(start), checkpoint.manifest
+        write: Callable[[Path], None] = lambda folder: save_file(weights, folder / WEIGHTS)  # noqa: E731
+        return self._starts.save(said.step, write, identity=said.identity, reason=said.reason, boundary=True).path
 
     def rewind(self, index: int) -> list[Checkpoint]:
         """Delete the states after run ``index``, the newest first; those that were.
@@ -224,10 +195,3 @@ class SessionStore:
         for each in undone:
             remove(each.path)
         return undone
-
-
-def _same_files(source: Path, target: Path) -> bool:
-    names = sorted(path.name for path in source.iterdir())
-    if not target.is_dir() or names != sorted(path.name for path in target.iterdir()):
-        return False
-    return all((source / name).read_bytes() == (target / name).read_bytes() for name in names)

@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from backprop.core import paths
 from backprop.core.events import Event, PhaseChanged, RunStarted
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -18,8 +19,7 @@ _NANO = 1_000_000_000
 def wanted(given: Mapping[str, str]) -> bool:
     """Whether the variables name an endpoint and turn nothing off, and what is needed to reach it is installed."""
     off = given.get("OTEL_SDK_DISABLED", "").lower() == "true" or given.get("OTEL_TRACES_EXPORTER", "otlp") == "none"
-    offline = given.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if off or offline or not any(given.get(name, "").strip() for name in _ENDPOINTS):
+    if off or paths.offline(given) or not any(given.get(name, "").strip() for name in _ENDPOINTS):
         return False
     try:
         return find_spec("opentelemetry.exporter.otlp.proto.http.trace_exporter") is not None

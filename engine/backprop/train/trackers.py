@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from backprop.core import paths
 from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Evaluated, Event, RunFinished, RunStarted, SettingsChosen, Step
 from backprop.core.events import Warning as WarningEvent
@@ -31,7 +32,6 @@ MOST_WAITING = 10_000
 """Events that wait for a slow tracker; what comes after them is left out there."""
 FINISH_SECONDS = 20.0
 """How long the end of a run waits for all of its trackers together."""
-_TRUE = frozenset({"1", "true", "yes", "on"})
 _TAG = "backprop.run_id"
 
 Environment = Mapping[str, str]
@@ -161,7 +161,7 @@ def _wandb_lacks(given: Environment) -> str:
     mode = given.get("WANDB_MODE", "").strip().lower()
     if mode in ("offline", "dryrun", "disabled"):
         return ""
-    if _offline(given):
+    if paths.offline(given):
         return "HF_HUB_OFFLINE is set"
     if given.get("WANDB_API_KEY", "").strip() or given.get("WANDB_IDENTITY_TOKEN_FILE", "").strip():
         return ""
@@ -180,22 +180,18 @@ def _netrc_password(given: Environment, host: str) -> str:
 
 def _mlflow_lacks(given: Environment) -> str:
     remote = urlsplit(given.get("MLFLOW_TRACKING_URI", "")).scheme in ("http", "https", "databricks")
-    return "HF_HUB_OFFLINE is set" if remote and _offline(given) else ""
+    return "HF_HUB_OFFLINE is set" if remote and paths.offline(given) else ""
 
 
 def _trackio_lacks(given: Environment) -> str:
     space, server = given.get("TRACKIO_SPACE_ID", "").strip(), given.get("TRACKIO_SERVER_URL", "").strip()
-    if (space or server) and _offline(given):
+    if (space or server) and paths.offline(given):
         return "HF_HUB_OFFLINE is set"
     if space and not import_module("huggingface_hub").get_token():
         return f"there is no token for the Space {space}"
     if server and not space and "write_token=" not in server and not given.get("TRACKIO_WRITE_TOKEN", "").strip():
         return "TRACKIO_SERVER_URL needs TRACKIO_WRITE_TOKEN"
     return ""
-
-
-def _offline(given: Environment) -> bool:
-    return given.get("HF_HUB_OFFLINE", "").strip().lower() in _TRUE
 
 
 @dataclass(frozen=True)

@@ -181,15 +181,12 @@ class StepLoop:
             batches[:] = self.method.collate(rows, self.batching)
             return self._backward(batches, batches) if self._ranks is None else self._shared(self._ranks, rows, batches)
 
-        def halve(error: BaseException) -> bool:
-            smaller = self.batching.halved(batches)
-            if smaller is None:
-                return False
+        def take(smaller: Batching, error: BaseException) -> None:
             self.batching = smaller
             self._on_halved(error)
-            return True
 
-        sums = self.recovery.attempt(work, self.optimizer.zero_grad, halve)
+        clear = self.optimizer.zero_grad
+        sums = self.recovery.attempt(work, clear, lambda: self.batching.halved(batches), take)
         self.metrics.loss = sums.pop("")
         self.metrics.by_name = Metrics.of(sums).means()
         self.metrics.tokens = sum(batch.tokens for batch in batches)

@@ -38,25 +38,16 @@ class _Reporter:
     Args:
         notes: events for after ``run_started``.
         earlier: seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
-        logs: whether what it emits is logged too.
     """
 
     def __init__(
-        self,
-        writer: EventWriter,
-        control: Control,
-        directory: RunDirectory,
-        notes: list[Event],
-        earlier: float,
-        *,
-        logs: bool = True,
+        self, writer: EventWriter, control: Control, directory: RunDirectory, notes: list[Event], earlier: float
     ) -> None:
         self._writer = writer
         self._control = control
         self._directory = directory
         self._notes = notes
         self._earlier = earlier
-        self._logs = logs
         self._started = time.monotonic()
         self._resumed_from = 0
         self._last: Step | None = None
@@ -81,8 +72,7 @@ class _Reporter:
 
     def _emit(self, event: Event) -> None:
         self._writer.emit(event)
-        if self._logs:
-            log_event(event)
+        log_event(event)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
@@ -94,6 +84,13 @@ class _Reporter:
             samples_seen=self._last.samples_seen if self._last else 0,
             tokens_seen=self._last.tokens_seen if self._last else 0,
         )
+
+
+class _InnerReporter(_Reporter):
+    """Of a run of a session, which logs what both tell."""
+
+    def _emit(self, event: Event) -> None:
+        self._writer.emit(event)
 
 
 def run_engine(work: Work, warm_up: Callable[[], object] | None = None) -> NoReturn:
@@ -154,7 +151,7 @@ def inner_run(directory: RunDirectory, control: Control) -> Iterator[Emit]:
         journal = directory.open_journal(run_id)
         earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
         writer = EventWriter(journal, EventPipe(-1), run_id)  # nobody reads: the session's pipe has the same
-        reporter = _Reporter(writer, control, directory, [], earlier, logs=False)
+        reporter = _InnerReporter(writer, control, directory, [], earlier)
         try:
             yield reporter.emit
         except KeyboardInterrupt:

@@ -106,7 +106,7 @@ def work(queue: Queue, entry: Entry) -> None:
                 engine.wait()
             state = read_run(directory.path)
         status = state.status if state.ended else "crashed"
-        message = directory.last_lines().rpartition("\n")[2] if status == "crashed" else ""
+        message = f"`backprop resume {entry.run_id}` goes on" if status == "crashed" else ""
         message = state.failed.message if state.failed else message
     except (BackpropError, OSError) as error:
         status, message = "failed", str(error)

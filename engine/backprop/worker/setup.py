@@ -32,7 +32,7 @@ _LAUNCHERS = re.compile(
 def environment() -> dict[str, Any]:
     """What the result depends on beside data and configuration: versions and the machine."""
     facts = {"python": sys.version.split()[0], "platform": sys.platform, "host": os.uname().nodename}
-    versions = {name: installed_version(name) for name in (DISTRIBUTION, *LIBRARIES)}
+    versions = {name: installed_version(name) for name in (DISTRIBUTION, *LIBRARIES, "mlx", "mlx-lm")}
     return {**facts, **versions, "code": code_digest()}
 
 

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from backprop.core.settings import RunConfig
 from backprop.train.dataset import Referenced, Subset
 from backprop.train.loss import Loss, sequence_logps
 from backprop.train.model import Loaded, evaluating
-from backprop.train.packing import Batching, MicroBatch
+from backprop.train.packing import Batching, MicroBatch, RowBatch
 
 MOST = 10.0
 """The weight of the rarer kind at most."""
@@ -59,23 +58,14 @@ class Divergence:
 
 
 @dataclass
-class JudgedBatch(MicroBatch):
-    """A sequence for each row."""
+class JudgedBatch(RowBatch):
+    """A sequence for each row, which weighs one whatever it counts: as in the paper that is not divided out."""
 
     reference: torch.Tensor
     """The untouched model's log-probabilities ([rows], float64)."""
     good: torch.Tensor
     """The labels ([rows], bool)."""
     divergence: Divergence
-
-    @property
-    def weight(self) -> int:
-        """Rows, whatever they count: as in the paper the weights are not divided out."""
-        return self.rows
-
-    @property
-    def row_weights(self) -> npt.NDArray[np.int64]:
-        return np.ones(self.rows, np.int64)
 
 
 class KTO:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
@@ -18,24 +17,15 @@ from backprop.core.settings import RunConfig
 from backprop.train.dataset import Referenced
 from backprop.train.loss import Loss, sequence_logps
 from backprop.train.model import Loaded
-from backprop.train.packing import Batching, MicroBatch, Row
+from backprop.train.packing import Batching, MicroBatch, Row, RowBatch
 
 
 @dataclass
-class PairBatch(MicroBatch):
+class PairBatch(RowBatch):
     """Sequences are chosen, rejected, chosen, rejected …; ``rows`` counts pairs."""
 
     reference: torch.Tensor | None
     """The untouched model's log-probabilities ([pairs, 2], float64), where the method compares with them."""
-
-    @property
-    def weight(self) -> int:
-        """Pairs."""
-        return self.rows
-
-    @property
-    def row_weights(self) -> npt.NDArray[np.int64]:
-        return np.ones(self.rows, np.int64)
 
 
 class Compared(NamedTuple):
