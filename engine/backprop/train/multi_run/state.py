@@ -31,9 +31,9 @@ from backprop.core.events import Count, HeldOutScored, MergeDone, Verdict
 from backprop.core.files import new_folder, read_json, remove
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.train import merging
 from backprop.train.checkpoint import TENSORS, WEIGHTS
-from backprop.train.slao import Adapter, State
+from backprop.train.multi_run import strategies as merging
+from backprop.train.multi_run.slao import Adapter, State
 
 SESSION = "session.json"
 _FACTORS = ("tuned.A", "tuned.B", "merged.B", "merged.A")
