@@ -2,8 +2,8 @@
 
 ``python benchmarks/slao.py [--seeds 5]``: a transformer of 60k weights learns 32 functions of strings, each named by
 two prompt tokens, one for its table and one for its order; five runs then redefine 5 of the 16 table entries of one
-function each. The merge is the product's own (``backprop.train.slao``). Ends with 1 where a gate fails; rows without a
-gate are printed to be known.
+function each. The merge is the product's own (``backprop.train.multi_run.slao``). Ends with 1 where a gate fails; rows
+without a gate are printed to be known.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from backprop.train.slao import Adapter, State, merge
+from backprop.train.multi_run.slao import Adapter, State, merge
 from torch import nn
 from torch.nn import functional
 

@@ -43,14 +43,7 @@ KEYS = (
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 6),
     Key("t", "t", "show_on('chat')", "talk", "talk to the finished run's model on the Chat screen", 1),
     Key("w", "w", "show_on('export')", "export", "write its model in another format on the Export screen", 1),
-    Key(
-        "tab",
-        "tab",
-        "pane(1)",
-        "panes",
-        "events, samples, data; of a session its runs, and what it forgets",
-        2,
-    ),
+    Key("tab", "tab", "pane(1)", "panes", "events, samples, data, a session's runs and forgetting: the next", 2),
     Key("shift+tab", "shift+tab", "pane(-1)", "previous pane", "the previous one", 9),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 5),
     Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the loss more", 5),
@@ -260,9 +253,8 @@ class LiveScreen(BaseScreen):
     def _may_command(self) -> bool:
         if self._watch is not None and self._watch.live:
             return True
-        words = "no engine is working here: there is nothing to command"
-        if self._watch is not None and self._watch.session is not None:
-            words = "its session takes commands: esc leads there"
+        inner = self._watch is not None and self._watch.session is not None
+        words = "its session takes commands: esc leads there" if inner else "no engine is working here"
         self.notify(words, severity="warning", timeout=4)
         return False
 

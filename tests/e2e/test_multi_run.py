@@ -145,7 +145,9 @@ def test_a_session_is_one_line_of_the_history_and_its_runs_are_found_by_their_id
         status, answer = workshop.command(*words)
         assert status == EXIT_USER
         assert "session of several runs" in answer["error"]["message"]
-    assert workshop.command("rewind", inner, "--to", "0")[0] == EXIT_USER
+    for words in (["rewind", inner, "--to", "0"], ["rewind", whole.run_id, "--to", "6"]):
+        assert workshop.command(*words)[0] == EXIT_USER
+    assert read_run(whole.path).status == "done"
 
 
 def test_some_runs_that_fail_end_it_with_3_and_all_of_them_with_2(workshop: Workshop) -> None:

@@ -13,7 +13,7 @@ from backprop.core.models import find_architecture
 from backprop.core.settings import RunConfig
 from backprop.hardware.estimate import Shape, estimate, first_batch_size
 from backprop.runs.directory import RunDirectory
-from backprop.train import session
+from backprop.train import run
 from backprop.train.batch_probe import settle
 from backprop.train.methods import sft
 from backprop.train.model import Loaded
@@ -101,7 +101,7 @@ def test_a_run_whose_batch_is_open_measures_it_and_learns_the_same(
     config = replace(tiny_config, batch_size=1, gradient_accumulation=4, packing=False, lora_dropout=0.0)
     plain = of(go_on(RunDirectory.create(config), "start"), Step)
     card = PlayedCard(monkeypatch, 10**6, 10**9)
-    monkeypatch.setattr(session, "card_of", lambda device: card)
+    monkeypatch.setattr(run, "card_of", lambda device: card)
     assert BATCH_SETTLED not in codes(go_on(RunDirectory.create(config), "start"))
     found = go_on(RunDirectory.create(replace(config, batch_size="auto")), "start")
     assert BATCH_SETTLED in codes(found)

@@ -20,7 +20,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, engine_job
 from backprop.runs.state import read_run
 from backprop.train.generate import load, reply
-from backprop.train.resume import adapter_notes
+from backprop.train.persistence.resume import adapter_notes
 from backprop.trainer import Trainer
 from tiny_language_model import write_model, write_rows
 

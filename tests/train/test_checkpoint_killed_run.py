@@ -26,7 +26,7 @@ from backprop.train import model as models
 from backprop.train.checkpoint import trained_parameters
 from backprop.core.schedule import Schedule
 from backprop.train.trainer import StepLoop
-from backprop.train.checkpointing import Saver
+from backprop.train.persistence.checkpointing import Saver
 from backprop.train.methods.sft import SFT
 
 config = msgspec.json.decode(sys.argv[1], type=RunConfig)

@@ -19,9 +19,9 @@ from backprop.runs.retention import CheckpointPolicy
 from backprop.train import model as models
 from backprop.train import trainer
 from backprop.train.checkpoint import difference, trained_parameters
-from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.methods.sft import SFT
-from backprop.train.resume import as_resolved, identity, require_same_identity
+from backprop.train.persistence.checkpointing import Saver, expected_bytes
+from backprop.train.persistence.resume import as_resolved, identity, require_same_identity
 from backprop.train.trainer import StepLoop
 
 STEPS = 12

@@ -14,7 +14,7 @@ from backprop.core.events import CheckpointFailed, CheckpointPruned, CheckpointS
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
 from backprop.train.checkpoint import Snapshot
-from backprop.train.checkpointing import Saver
+from backprop.train.persistence.checkpointing import Saver
 
 
 def snapshot(step: int, size: int = 1000) -> Snapshot:

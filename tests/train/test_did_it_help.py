@@ -13,10 +13,10 @@ from backprop.core.settings import RunConfig
 from backprop.runs import evaluations
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.train import session
 from backprop.train.evaluate import Evaluator
 from backprop.train.model import resolved
-from backprop.train.resume import begin
+from backprop.train.persistence.resume import begin
+from backprop.train.run import Run
 from msgspec.structs import replace
 from runs_in_process import Asking, go_on, of, train
 from tiny_language_model import rows as tiny_rows
@@ -135,7 +135,7 @@ def test_a_fork_is_compared_with_the_untouched_base_and_not_with_what_it_started
     fork = RunDirectory.create(replace(config, steps=2), forked_from=str(checkpoint.path))
     told: list[Event] = []
     start = begin(fork, fork.read_record(), "start", None, resolved)
-    session.Session(start, fork, told.append, Asking(told)).run()
+    Run(start, fork, told.append, Asking(told)).run()
 
     assert len(kept(fork, 0).rows) > 5  # fewer than the parent's, as its run is shorter
     assert losses(kept(fork, 0)).items() <= losses(kept(parent, 0)).items()

@@ -22,7 +22,7 @@ from backprop.data.preprocess import prepare
 from backprop.data.split import Split
 from backprop.runs.directory import RunDirectory
 from backprop.train.model import resolved
-from backprop.train.resume import begin
+from backprop.train.persistence.resume import begin
 from msgspec.structs import replace
 from runs_in_process import go_on, of
 

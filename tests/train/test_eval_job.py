@@ -17,9 +17,9 @@ from backprop.core.settings import RunConfig
 from backprop.runs import evaluations
 from backprop.runs.directory import RunDirectory
 from backprop.runs.verdict import bits_per_byte, paired
-from backprop.train import eval as job
 from backprop.train import generate
-from backprop.train.chat import open_speaker
+from backprop.train.jobs import eval as job
+from backprop.train.jobs.chat import open_speaker
 from runs_in_process import of, train
 from tiny_language_model import rows as tiny_rows
 from tiny_language_model import write_model, write_rows

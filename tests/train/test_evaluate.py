@@ -18,14 +18,14 @@ from backprop.core.settings import RunConfig
 from backprop.data.split import Split
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.train import evaluate
-from backprop.train.checkpointing import Saver
 from backprop.train.dataset import Subset, in_proportion, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.loss import row_losses
 from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching
-from backprop.train.session import steps_between_evaluations
+from backprop.train.persistence.checkpointing import Saver
+from backprop.train.run import steps_between_evaluations
 from backprop.train.trainer import Schedule
 from msgspec.structs import replace
 from pinned_machine import within

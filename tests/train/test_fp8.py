@@ -12,7 +12,7 @@ from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Warning as Said
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
-from backprop.train import session
+from backprop.train import run
 from backprop.train.loss import traits_of
 from backprop.train.modes.full import multiply_in_8_bits
 from msgspec.structs import replace
@@ -83,6 +83,6 @@ def test_layers_below_the_head_multiply_in_8_bits_and_keep_names_weights_and_row
 def test_unsloth_is_said_not_to_be_used_unless_that_line_is_not_wanted(
     *, asked: bool, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "find_spec", lambda name: object() if name == "unsloth" else None)
+    monkeypatch.setattr(run, "find_spec", lambda name: object() if name == "unsloth" else None)
     happened, _ = train(replace(tiny_config, steps=1, held_out="none", use_unsloth=asked), [])
     assert ("UNSLOTH_NOT_USED" in {each.code for each in of(happened, Said)}) is asked

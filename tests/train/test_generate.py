@@ -11,8 +11,8 @@ from backprop.core.events import DatasetPrepared, RunStarted, Sample, encode
 from backprop.core.jobs import ChatRequest, Sampling
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.train.chat import open_speaker
 from backprop.train.generate import load, reply
+from backprop.train.jobs.chat import open_speaker
 from backprop.train.model import Loaded, load_base
 from msgspec import to_builtins
 from msgspec.structs import replace

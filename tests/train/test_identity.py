@@ -15,10 +15,10 @@ from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.runs.directory import RunDirectory
-from backprop.train import resume as module
 from backprop.train.dataset import prepare
 from backprop.train.model import resolved
-from backprop.train.resume import file_hash, identity, identity_differences, library_differences
+from backprop.train.persistence import resume as module
+from backprop.train.persistence.resume import file_hash, identity, identity_differences, library_differences
 from runs_in_process import go_on, of
 from tiny_language_model import write_rows
 

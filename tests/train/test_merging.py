@@ -6,9 +6,9 @@ import pytest
 import torch
 from backprop.core.errors import InvalidSettingError, SLAOMergeError
 from backprop.core.settings import MultiConfig
-from backprop.train import merging
-from backprop.train.merging import dare, linear, ties
-from backprop.train.slao import Adapter
+from backprop.train.multi_run import strategies as merging
+from backprop.train.multi_run.slao import Adapter
+from backprop.train.multi_run.strategies import dare, linear, ties
 from torch import tensor
 
 

@@ -14,7 +14,7 @@ from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.runs.engine_jobs import engine_job
 from backprop.train import model as models
-from backprop.train import perplexity
+from backprop.train.jobs import perplexity
 from backprop.train.loss import summed_loss
 from backprop.train.packing import pad
 from tiny_language_model import rows as chat_rows
@@ -133,7 +133,7 @@ def test_when_memory_runs_out_passes_become_smaller_and_no_row_is_lost(
 
 def test_the_job_streams_scores_and_leaves_no_log_behind(file: Path, tiny_model: Path, own_home: Path) -> None:
     request = RunConfig(data=str(file), model=str(tiny_model), backend="cpu", max_seq_length=128)
-    with engine_job("backprop.train.perplexity", request) as job:
+    with engine_job("backprop.train.jobs.perplexity", request) as job:
         said = list(job.messages())
     assert isinstance(said[-1], Scored)
     assert sum(len(one.rows) for one in said if isinstance(one, RowScores)) == said[-1].scored == 13
@@ -145,7 +145,10 @@ def test_a_file_that_cannot_be_scored_is_the_error_of_reading_it(
 ) -> None:
     (tmp_path / "empty.jsonl").write_text("")
     request = RunConfig(data=str(tmp_path / "empty.jsonl"), model=str(tiny_model))
-    with pytest.raises(DatasetError, match="dataset is empty"), engine_job("backprop.train.perplexity", request) as job:
+    with (
+        pytest.raises(DatasetError, match="dataset is empty"),
+        engine_job("backprop.train.jobs.perplexity", request) as job,
+    ):
         list(job.messages())
     assert [log.name for log in (own_home / "cache" / "backprop" / "jobs").glob("*/*")] == ["engine.log"]
 
@@ -156,7 +159,7 @@ def test_a_stopped_job_ends_and_keeps_nothing(file: Path, tiny_model: Path, own_
     request = RunConfig(data=str(file), model=str(tiny_model), backend="cpu", max_seq_length=128)
 
     def until_stopped() -> None:
-        with engine_job("backprop.train.perplexity", request) as job:
+        with engine_job("backprop.train.jobs.perplexity", request) as job:
             for message in job.messages():
                 if isinstance(message, RowScores):
                     job.stop()

@@ -22,7 +22,7 @@ from backprop.data.reader import open_source
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.truncate import CountedLengths, count_lengths
 from backprop.hardware.estimate import first_batch_size
-from backprop.train import preflight
+from backprop.train.jobs import preflight
 from msgspec.structs import replace
 from runs_in_process import of, train
 

@@ -14,7 +14,7 @@ from backprop.data.tokenizer import context_length
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState
 from backprop.train.model import resolved
-from backprop.train.resume import begin
+from backprop.train.persistence.resume import begin
 from msgspec.structs import replace
 from runs_in_process import go_on, of, train
 

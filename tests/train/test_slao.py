@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from backprop.core.errors import SLAOMergeError
-from backprop.train.slao import Adapter, State, merge, orthonormal_rows, similarity, step_size
+from backprop.train.multi_run.slao import Adapter, State, merge, orthonormal_rows, similarity, step_size
 from torch import tensor
 
 

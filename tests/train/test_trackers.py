@@ -18,9 +18,9 @@ from backprop.core.events import Evaluated, PhaseChanged, RunFinished, RunStarte
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
 from backprop.train import __main__ as engine
-from backprop.train import trackers
-from backprop.train.spans import wanted
-from backprop.train.trackers import TRACKERS, Trackers, chosen
+from backprop.train.tracking import trackers
+from backprop.train.tracking.spans import wanted
+from backprop.train.tracking.trackers import TRACKERS, Trackers, chosen
 from msgspec.structs import replace
 from runs_in_process import Asking, of
 
@@ -284,7 +284,7 @@ def test_phases_are_spans_within_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
         PhaseChanged(phase="training", time=4.0),
         step(1),
     ]
-    monkeypatch.setattr("backprop.train.spans.time", SimpleNamespace(time_ns=lambda: 9 * 10**9))
+    monkeypatch.setattr("backprop.train.tracking.spans.time", SimpleNamespace(time_ns=lambda: 9 * 10**9))
 
     with Trackers([], RUN, tmp_path, lambda event: None, spans=True) as trackers:
         for event in (*events, finished()):
@@ -320,5 +320,5 @@ def test_spans_are_made_where_the_standard_variables_name_an_endpoint(
     monkeypatch: pytest.MonkeyPatch, given: dict[str, str], sent: bool
 ) -> None:
     assert not wanted(given)  # it is not installed here
-    monkeypatch.setattr("backprop.train.spans.find_spec", lambda name: "found")
+    monkeypatch.setattr("backprop.train.tracking.spans.find_spec", lambda name: "found")
     assert wanted(given) is sent

@@ -12,6 +12,7 @@ from acting import ended, seen, shown_path, text_of, until
 from backprop.core.events import Rewound
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
+from backprop.runs.sessions import session_of
 from backprop.runs.state import read_run
 from textual.pilot import Pilot
 
@@ -192,6 +193,18 @@ async def test_continuing_continues_the_session(output: Path, monkeypatch: pytes
             screen = app.screen
             assert isinstance(screen, RunsScreen)
             await until(lambda: shown_path(screen) == str(session), "the detail")
+            offered = {key.name for key in screen.own_keys()}
+            assert "fork" in offered
+            assert not {"extend", "replay"} & offered  # the engine refuses both of a session
         await pilot.press("c")
         await until(lambda: bool(resumed), "the resume")
     assert resumed == [session]
+
+
+def test_a_fork_beside_the_runs_of_a_session_is_one_of_its_own(output: Path) -> None:
+    session = recorded.session(output).directory.path
+    inner = recorded.RunDirectory(session / "runs" / f"{1:012x}")
+    assert session_of(session) is None
+    for start, found in (("", session), (f"{session}/starts/step-1", session), (f"{inner.path}/checkpoints/s", None)):
+        inner.update_record(forked_from=start)
+        assert session_of(inner.path) == found

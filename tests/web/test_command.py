@@ -14,13 +14,24 @@ from backprop_tui.web import command, guard, server
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory."""
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the server is started with, and the seconds that were waited before."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    found: list[Any] = []
+
+    class Recorded:
+        def __init__(self, *arguments: Any) -> None:
+            found.append(arguments)
+
+        async def run(self, ready: Any) -> None:
+            ready(7862)
+
+    monkeypatch.setattr(server, "Server", Recorded)
+    monkeypatch.setattr(command.time, "sleep", found.append)
+    return found
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("asked")
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -62,23 +73,6 @@ def test_a_server_that_would_not_ask_is_not_served(monkeypatch: pytest.MonkeyPat
     told = capsys.readouterr()
     assert "[RUNTIME_UI_AUTH_NOT_ENFORCED]" in told.err
     assert "the application is at" not in told.out
-
-
-@pytest.fixture
-def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the server is started with, and the seconds that were waited before."""
-    found: list[Any] = []
-
-    class Recorded:
-        def __init__(self, *arguments: Any) -> None:
-            found.append(arguments)
-
-        async def run(self, ready: Any) -> None:
-            ready(7862)
-
-    monkeypatch.setattr(server, "Server", Recorded)
-    monkeypatch.setattr(command.time, "sleep", found.append)
-    return found
 
 
 def test_the_opt_out_serves_everybody_after_five_seconds_of_a_warning(

@@ -21,7 +21,7 @@ from backprop_tui.widgets.list_view import ListView
 if TYPE_CHECKING:
     from backprop.data.quality import PerplexityReport, Scores
 
-ENGINE = "backprop.train.perplexity"
+ENGINE = "backprop.train.jobs.perplexity"
 _Scores = tuple[list[jobs.RowScore], jobs.Scored | None]
 """Rows scored so far; with a summary, all of them."""
 _HEAD = f"{'':>14}{'perplexity':>14}{'loss':>9}{'trained':>10}"

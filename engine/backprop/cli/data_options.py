@@ -23,7 +23,7 @@ from backprop.runs.describe import bytes_text, describe
 if TYPE_CHECKING:
     from backprop.data.quality import PerplexityReport, Scores
 
-JOB = "backprop.train.perplexity"
+JOB = "backprop.train.jobs.perplexity"
 _SHOWN = 10
 _EVERY = 0.2
 """Seconds between two updates of the progress line."""

@@ -116,7 +116,7 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
     if is_hub_name(config.data) and find_fetched(config.data) is None:
         return {"plan": None, "why": f"{config.data} is not on this machine yet"}
     with ProgressLine("counting", in_bytes=False) as progress:
-        found = ask_engine("backprop.train.preflight", config, RunPlan, progress.report)
+        found = ask_engine("backprop.train.jobs.preflight", config, RunPlan, progress.report)
     return {"plan": msgspec.to_builtins(found), "why": ""}
 
 

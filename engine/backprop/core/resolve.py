@@ -40,9 +40,7 @@ class Resolution(Struct):
     errors: list[BackpropError]
 
     def given(self) -> dict[str, Any]:
-        """The values that somebody gave of a run's settings, of several runs' where they are asked for: no defaults,
-        nothing that a rule chose.
-        """
+        """The values that somebody gave, of a session's settings where one is asked for: no defaults, no rule's."""
         names = (*settings(), *(multi_settings() if self.several else ()))
         return {name: self.values[name] for name in names if self.origins[name].kind not in ("default", "rule")}
 

@@ -58,13 +58,8 @@ def save(name: str, values: Mapping[str, Any], *, replace: bool = False) -> Path
     path = path_of(name)
     if path.exists() and not replace:
         raise InputError(f"there is a configuration {name} already: {path}", hint="choose another name, or replace it")
-    write(
-        path,
-        {
-            name: setting.written(values[name]) if name in values else None
-            for name, setting in (settings() | multi_settings()).items()
-        },
-    )
+    known = (settings() | multi_settings()).items()
+    write(path, {name: setting.written(values[name]) if name in values else None for name, setting in known})
     return path
 
 

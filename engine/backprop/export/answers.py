@@ -99,7 +99,7 @@ def held_out_rows(run: RunDirectory, model_path: Path) -> list[tuple[list[int], 
     """The first held-out rows of a run as it tokenised them, and which tokens are trained; none where that fails."""
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.train.dataset import prepare
-    from backprop.train.resume import split_of
+    from backprop.train.persistence.resume import split_of
 
     try:
         record = run.find_record()

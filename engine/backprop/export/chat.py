@@ -19,8 +19,8 @@ from backprop.core.jobs import ChatReady, ChatRequest, Sampling
 from backprop.data.chat_template import ChatTemplate
 from backprop.export import llama
 from backprop.export.ollama.served import read_served
-from backprop.train.chat import converse
 from backprop.train.generate import Answer
+from backprop.train.jobs.chat import converse
 from backprop.worker.job import Send, run_job
 
 CONTEXT = 4096

@@ -19,7 +19,7 @@ from backprop.core.jobs import ChatReady, ChatTurn, Delta, Message, Reply, Sampl
 from backprop.core.paths import expand
 from backprop.runs.engine_jobs import EngineJob
 
-CHAT, FILE_CHAT = "backprop.train.chat", "backprop.export.chat"
+CHAT, FILE_CHAT = "backprop.train.jobs.chat", "backprop.export.chat"
 KEPT = "conversation.jsonl"
 """Beside the job's log: what was said so far, which a process that is killed leaves there."""
 

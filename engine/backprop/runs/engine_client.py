@@ -230,12 +230,13 @@ def resume(path: Path, model: str = "") -> EngineClient:
     Raises:
         RunError: it is being worked on, it is done, or its directory is damaged.
     """
-    _require_usable(path)
+    record = _require_usable(path)
     if read_run(path).status == "done":
+        further = f"`backprop extend {path.name} --steps N` gives it a new end"
         raise RunError(
             f"run {path.name} is done: there is nothing left to resume",
             code="RUN_NOT_ACTIVE",
-            hint=f"`backprop extend {path.name} --steps N` gives it a new end",
+            hint=further if record.multi is None else f"`backprop rewind {path.name} --to I` goes back to run I",
         )
     return launch(RunDirectory(path), "resume", "", model)
 
@@ -269,13 +270,20 @@ def rewind(path: Path, index: int) -> EngineClient:
     """Take the session in ``path`` back to where it stood after run ``index``; 0 is its beginning.
 
     Raises:
-        RunError: it is being worked on, is no session, or its directory is damaged.
+        RunError: it is being worked on, is no session, has not come to that run, or its directory is damaged.
     """
     if _require_usable(path).multi is None:
         raise RunError(
             f"run {path.name} is no session of several runs",
             code="INPUT_VALIDATION_FAILED",
             hint=f"`backprop fork {path.name} --step N` starts a run from one of its checkpoints",
+        )
+    known = [0, *(merge.index for merge in read_run(path).merges)]
+    if index not in known:
+        raise RunError(
+            f"session {path.name} has not come to run {index}",
+            code="INPUT_VALIDATION_FAILED",
+            hint=f"it can be rewound to {', '.join(map(str, known))}",
         )
     return launch(RunDirectory(path), "rewind", str(index))
 

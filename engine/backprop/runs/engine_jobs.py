@@ -25,7 +25,7 @@ from backprop.core.paths import cache_dir
 from backprop.runs.directory import RunDirectory
 
 FETCH, EXPORT, SIZES = "backprop.fetch.datasets", "backprop.export", "backprop.export.sizes"
-OLLAMA, PUSH, EVAL = "backprop.export.ollama.register", "backprop.export.push", "backprop.train.eval"
+OLLAMA, PUSH, EVAL = "backprop.export.ollama.register", "backprop.export.push", "backprop.train.jobs.eval"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
 T = TypeVar("T")

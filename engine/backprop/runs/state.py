@@ -279,6 +279,7 @@ class RunState(Struct, kw_only=True):
             case ev.Rewound(index=index):
                 self.runs = [r for r in self.runs if r.index <= index]
                 self.merges = [m for m in self.merges if m.index <= index]
+                self.checkpoints = [c for c in self.checkpoints if c.step <= self.step]
                 self.forgetting.rewind(index)
             case ev.RunFinished():
                 self.finished = event

@@ -28,15 +28,15 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
     # Seconds of imports. The lock is held and commands are listened to before them.
     with importing():
         from backprop.train.model import resolved
-        from backprop.train.replay import CurveCheck
-        from backprop.train.resume import begin, run_started
-        from backprop.train.session import Session
-        from backprop.train.spans import wanted
-        from backprop.train.trackers import Trackers, chosen
+        from backprop.train.persistence.replay import CurveCheck
+        from backprop.train.persistence.resume import begin, run_started
+        from backprop.train.run import Run
+        from backprop.train.tracking.spans import wanted
+        from backprop.train.tracking.trackers import Trackers, chosen
 
     record = directory.read_record()
     if record.multi is not None:
-        from backprop.train.multi_run import MultiRun
+        from backprop.train.multi_run.session import MultiRun
 
         names, notes = chosen(record.config.report_to, os.environ)
         with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
@@ -53,15 +53,16 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             taken = read_run(directory.path).curves
             taken.truncate(start.resumed_from or 0)
             emit = CurveCheck(record.replays, emit, taken).emit
-        return Session(start, directory, emit, control).run()
+        return Run(start, directory, emit, control).run()
 
 
 def warm_up() -> None:
     """Import what nearly every run needs."""
     with importing():
-        from backprop.train import resume, session  # noqa: F401
         from backprop.train.methods import sft  # noqa: F401
         from backprop.train.modes import lora  # noqa: F401
+        from backprop.train.persistence import resume  # noqa: F401
+        from backprop.train.run import Run  # noqa: F401
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from backprop.runs.verdict import compare
 from backprop.train.dataset import Subset
 from backprop.train.evaluate import Evaluator, Sums, Weights
 from backprop.train.model import Loaded
-from backprop.train.resume import Beginning
+from backprop.train.persistence.resume import Beginning
 from backprop.train.steering import Steering
 
 

@@ -17,11 +17,11 @@ from backprop.core.errors import TrainingError
 from backprop.core.events import Event, PhaseChanged, Step, StepSkipped
 from backprop.core.schedule import Schedule
 from backprop.train.checkpoint import some
-from backprop.train.checkpointing import Saver
 from backprop.train.evaluate import Evaluator
 from backprop.train.gpu_guard import Guard
 from backprop.train.model import Loaded
-from backprop.train.output import Output
+from backprop.train.persistence.checkpointing import Saver
+from backprop.train.persistence.output import Output
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop, StepMetrics
 

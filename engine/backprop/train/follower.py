@@ -29,9 +29,9 @@ def main() -> None:
         import torch
 
         from backprop.runs.checkpoints import Checkpoint, read_manifest
+        from backprop.train.persistence.resume import Beginning
         from backprop.train.ranks import Assignment, Ranks
-        from backprop.train.resume import Beginning
-        from backprop.train.session import Session
+        from backprop.train.run import Run
         from backprop.worker.job import listen
 
     told: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
@@ -49,9 +49,9 @@ def main() -> None:
         split=job.split,
         prepared=job.prepared,
     )
-    session = Session(start, RunDirectory(Path(job.directory)), nowhere, Control())
+    run = Run(start, RunDirectory(Path(job.directory)), nowhere, Control())
     try:
-        session.follow(Ranks(job.rank, job.size, job.port))
+        run.follow(Ranks(job.rank, job.size, job.port))
     except BackpropError as error:
         print(f"[{error.code}] {error.message}", file=sys.stderr)
         end_process(error.exit_code)

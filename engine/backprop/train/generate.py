@@ -153,7 +153,7 @@ def load(path: Path, config: dict[str, Any], send: Send, step: int | None = None
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.train import model as models
     from backprop.train.checkpoint import load_weights
-    from backprop.train.resume import result_notes
+    from backprop.train.persistence.resume import result_notes
 
     run = RunDirectory(path)
     whole = step is None and config.get("mode") == "full"

@@ -15,7 +15,7 @@ from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import Checkpoint
 from backprop.runs.directory import RunDirectory
 from backprop.train.checkpoint import load_weights
-from backprop.train.checkpointing import Saver
+from backprop.train.persistence.checkpointing import Saver
 from backprop.train.steering import Steering
 
 

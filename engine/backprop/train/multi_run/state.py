@@ -26,14 +26,14 @@ from msgspec import Struct, field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from backprop.core.errors import CheckpointError, InputError, SLAOMergeError
+from backprop.core.errors import CheckpointError, SLAOMergeError
 from backprop.core.events import Count, HeldOutScored, MergeDone, Verdict
 from backprop.core.files import new_folder, read_json, remove
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.train import merging
 from backprop.train.checkpoint import TENSORS, WEIGHTS
-from backprop.train.slao import Adapter, State
+from backprop.train.multi_run import strategies as merging
+from backprop.train.multi_run.slao import Adapter, State
 
 SESSION = "session.json"
 _FACTORS = ("tuned.A", "tuned.B", "merged.B", "merged.A")
@@ -181,17 +181,8 @@ class SessionStore:
         write: Callable[[Path], None] = lambda folder: save_file(weights, folder / WEIGHTS)  # noqa: E731
         return self._starts.save(said.step, write, identity=said.identity, reason=said.reason, boundary=True).path
 
-    def rewind(self, index: int) -> list[Checkpoint]:
-        """Delete the states after run ``index``, the newest first; those that were.
-
-        Raises:
-            InputError: there is no state after that run.
-        """
-        after = {each.path: read_json(each.path / SESSION, Progress).index for each in self._store.checkpoints()}
-        if index and index not in after.values():
-            known = ", ".join(map(str, [0, *after.values()]))
-            raise InputError(f"the session has no state after run {index}", hint=f"it can be rewound to {known}")
-        undone = [each for each in reversed(self._store.checkpoints()) if after[each.path] > index]
-        for each in undone:
-            remove(each.path)
-        return undone
+    def rewind(self, index: int) -> None:
+        """Delete the states after run ``index``, the newest first."""
+        for each in reversed(self._store.checkpoints()):
+            if read_json(each.path / SESSION, Progress).index > index:
+                remove(each.path)

@@ -25,14 +25,14 @@ from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.forgetting import Forgetting
 from backprop.runs.state import read_run
 from backprop.runs.verdict import compare
-from backprop.train import merging
 from backprop.train.checkpoint import trained_parameters
-from backprop.train.held_out_sets import HeldOutSets
 from backprop.train.model import Loaded
-from backprop.train.result import save_result
-from backprop.train.resume import model_hashes
-from backprop.train.session_state import Progress, SessionStore, facts_of, require_same_adapter
-from backprop.train.slao import Adapter, similarity, step_size
+from backprop.train.multi_run import strategies as merging
+from backprop.train.multi_run.held_out_sets import HeldOutSets
+from backprop.train.multi_run.slao import Adapter, similarity, step_size
+from backprop.train.multi_run.state import Progress, SessionStore, facts_of, require_same_adapter
+from backprop.train.persistence.result import save_result
+from backprop.train.persistence.resume import model_hashes
 
 Counts = tuple[int, int, int]
 """Steps, tokens and samples of a session so far."""
@@ -67,12 +67,11 @@ class Merger:
         self._tell([each for each in self.progress.cells if (each.after, each.held_out) not in known])
         self._tell(self.progress.merges[len(told.merges) :])
 
-    def rewind(self, index: int) -> list[Checkpoint]:
-        """Stand where the session stood after run ``index``; the states that are undone (``SessionStore.rewind``)."""
-        undone = self.store.rewind(index)
+    def rewind(self, index: int) -> None:
+        """Stand where the session stood after run ``index``."""
+        self.store.rewind(index)
         self.checkpoint, self.progress, self.state = self.store.newest()
         self.store.publish(self.checkpoint)
-        return undone
 
     def start(self) -> str:
         """The folder with the weights that the next run starts from; empty for the usual start."""

@@ -1,4 +1,4 @@
-"""A conversation with a model that stays loaded: ``python -P -m backprop.train.chat FOLDER``.
+"""A conversation with a model that stays loaded: ``python -P -m backprop.train.jobs.chat FOLDER``.
 
 The request and then one line for each turn come as JSON on standard input. The tuned model answers, then the model
 without its adapter where that is asked too: one base in memory, the adapter on and off.
@@ -164,8 +164,8 @@ def open_speaker(request: ChatRequest, send: Send) -> ModelSpeaker:
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.fetch.models import fetch_model
     from backprop.train import generate
-    from backprop.train.result import base_of
-    from backprop.train.resume import adapter_notes
+    from backprop.train.persistence.result import base_of
+    from backprop.train.persistence.resume import adapter_notes
 
     path = Path(request.source)
     if is_run(path):

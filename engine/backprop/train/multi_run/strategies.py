@@ -12,8 +12,8 @@ import torch
 
 from backprop.core.errors import InvalidSettingError, SLAOMergeError
 from backprop.core.settings import MultiConfig
-from backprop.train import slao
-from backprop.train.slao import Adapter, State, Weights
+from backprop.train.multi_run import slao
+from backprop.train.multi_run.slao import Adapter, State, Weights
 
 
 def merge(state: State | None, tuned: Adapter, run_id: str, multi: MultiConfig, seed: int) -> State:

@@ -28,7 +28,6 @@ from backprop.train.baseline import Baseline
 from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
-from backprop.train.checkpointing import Saver, expected_bytes
 from backprop.train.dataset import Subset, in_proportion, prepare
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import on_texts, reply
@@ -36,13 +35,14 @@ from backprop.train.gpu_guard import Guard
 from backprop.train.methods import Method, method_named
 from backprop.train.optimizers import require_optimizer
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
-from backprop.train.output import Output
 from backprop.train.packing import Batching, epoch_order
+from backprop.train.persistence.checkpointing import Saver, expected_bytes
+from backprop.train.persistence.output import Output
+from backprop.train.persistence.replay import keep_source, require_same_source
+from backprop.train.persistence.result import save_result
+from backprop.train.persistence.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.ranks import Leader, Ranks
 from backprop.train.reference import Scorer, fingerprint, name_of
-from backprop.train.replay import keep_source, require_same_source
-from backprop.train.result import save_result
-from backprop.train.resume import Beginning, fork_notes, identity, require_same_identity
 from backprop.train.steering import Steering
 from backprop.train.trainer import StepLoop
 from backprop.worker.commands import Control
@@ -52,7 +52,7 @@ EVALUATIONS = 10
 """Evaluations over a run whose configuration does not say how often."""
 
 
-class Session:
+class Run:
     """One stretch of a run, with all that it works with."""
 
     def __init__(self, start: Beginning, directory: RunDirectory, emit: Emit, control: Control) -> None:

@@ -2,7 +2,7 @@
 
 The session's directory has the ordinary lock, control pipe and journal; its runs are in ``runs/<id>`` with journals of
 their own. What they take as steps and what they warn of is in the session's journal too, with steps counted over all of
-them. What the session stands at after each run is one checkpoint (``session_state``), written before the next begins:
+them. What the session stands at after each run is one checkpoint (``state``), written before the next begins:
 whatever kills the engine, the run goes on from its own last checkpoint, or is merged from its result, or the next one
 begins. A run that fails is not merged and not counted, and the next one begins from where it did.
 """
@@ -43,9 +43,9 @@ from backprop.runs.state import read_run
 from backprop.train import model as models
 from backprop.train.checkpoint import load_weights
 from backprop.train.model import Loaded
-from backprop.train.resume import begin, run_started
-from backprop.train.session import Session
-from backprop.train.session_merge import Merger
+from backprop.train.multi_run.merge import Merger
+from backprop.train.persistence.resume import begin, run_started
+from backprop.train.run import Run
 from backprop.train.steering import Steering
 from backprop.worker.commands import Control
 from backprop.worker.process import inner_run
@@ -106,18 +106,15 @@ class MultiRun:
         return ended
 
     def rewind(self, index: int) -> EndStatus:
-        """Go back to where the session stood after run ``index``; it can be resumed from there.
-
-        Raises:
-            InputError: there is no such state.
-        """
+        """Go back to where the session stood after run ``index``; it can be resumed from there."""
         # Counted first: killed in between, nothing is lost yet, and runs that come get other ids.
         self.directory.update_record(rewinds=self.record.rewinds + 1)
-        undone = self.merger.rewind(index)
+        self.merger.rewind(index)
         self._count(0, 0, 0)
-        self._start(self.merger.progress.steps)
-        for each in undone:
-            self.emit(ev.CheckpointPruned(path=str(each.path), step=each.step))
+        told = read_run(self.directory.path)
+        told.curves.truncate(self.taken)
+        self.last_loss = told.final_loss
+        self._start(self.taken)
         self.emit(ev.Rewound(index=index))
         self._finish("stopped")
         return "stopped"
@@ -250,10 +247,10 @@ class MultiRun:
 
             for event in (run_started(run, record, start.config, start.resumed_from), *start.notes):
                 tell(event)
-            session = Session(start, run, tell, self.control)
-            session.on_loaded = lambda loaded: self.merger.check(loaded, session.config)
-            ended = session.run()
-            return ended, session.loaded, session.config
+            work = Run(start, run, tell, self.control)
+            work.on_loaded = lambda loaded: self.merger.check(loaded, work.config)
+            ended = work.run()
+            return ended, work.loaded, work.config
 
     def _load_result(self, run: RunDirectory) -> tuple[Loaded, RunConfig]:
         """The model with the result of a run that was done before this stretch began."""

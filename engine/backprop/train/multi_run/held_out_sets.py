@@ -24,9 +24,9 @@ from backprop.data import slices
 from backprop.runs.directory import RunRecord
 from backprop.runs.metrics import exact_match
 from backprop.runs.verdict import interval
-from backprop.train import perplexity
 from backprop.train.dataset import Subset, tokenise
-from backprop.train.eval import answers_to, parts
+from backprop.train.jobs import perplexity
+from backprop.train.jobs.eval import answers_to, parts
 from backprop.train.model import Loaded
 
 SCORED = 128

@@ -1,4 +1,4 @@
-"""How hard each row of a dataset is for a model: ``python -P -m backprop.train.perplexity DIRECTORY``.
+"""How hard each row of a dataset is for a model: ``python -P -m backprop.train.jobs.perplexity DIRECTORY``.
 
 The request comes as JSON on standard input, scores go to the private stream as they are made. Rows are tokenised,
 masked and cut as training does it, so a score is the loss that the row would begin its training with, and its
@@ -101,7 +101,7 @@ def score(request: RunConfig, say: Send) -> None:
 
 def _key(path: Path, data_key: str, how: str) -> str:
     """Everything that decides about the scores: rows as tokens, weights, and the arithmetic."""
-    from backprop.train.resume import file_hash
+    from backprop.train.persistence.resume import file_hash
 
     digest = hashlib.blake2b(f"{data_key} {how}".encode(), digest_size=20)
     for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):

@@ -17,7 +17,7 @@ from backprop.data.token_cache import Prepared
 from backprop.runs.compare import describe_change, read_identity, read_rows, row_changes
 from backprop.runs.directory import Replays, RunDirectory, keep_files
 from backprop.runs.state import Curves, read_run
-from backprop.train.resume import DATA_CHANGED, changes, library_differences, model_differences
+from backprop.train.persistence.resume import DATA_CHANGED, changes, library_differences, model_differences
 
 _NAMED = 5
 _ROWS = {"data", "model", "samples", "mapping", "skip_bad", "max_seq_length", "train_on_responses", "reasoning_trace"}

@@ -1,4 +1,4 @@
-"""What a model scores on rows, one by one: ``python -P -m backprop.train.eval DIRECTORY``.
+"""What a model scores on rows, one by one: ``python -P -m backprop.train.jobs.eval DIRECTORY``.
 
 The model is loaded once, answers with its adapter and, where that is asked too, without. The rows are tokenised, masked
 and cut as training does it, so that a loss is the one on the run's curve. What the model is to answer is a row's last
@@ -17,7 +17,7 @@ from backprop.core.events import DatasetPrepared, Event, ModelLoading, Warning  
 from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress, RowScore
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory, is_run
-from backprop.train.chat import ModelSpeaker, open_speaker
+from backprop.train.jobs.chat import ModelSpeaker, open_speaker
 from backprop.worker.job import Send, run_job
 
 # Heavy libraries are imported where they are used: the job first sees to its log.
@@ -64,7 +64,7 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
     from backprop.runs.checkpoints import CheckpointStore
     from backprop.runs.state import read_run
     from backprop.train.dataset import prepare
-    from backprop.train.resume import split_of
+    from backprop.train.persistence.resume import split_of
 
     config, split, now = RunConfig(data=request.data, held_out="none", skip_bad=True), None, None
     data = request.data
@@ -101,7 +101,7 @@ def _scored(speaker: ModelSpeaker, rows: Subset, request: EvalRequest, send: Sen
     import torch
 
     from backprop.runs.metrics import measure
-    from backprop.train import perplexity
+    from backprop.train.jobs import perplexity
 
     def progress(doing: str) -> Any:
         return lambda done, total: send(JobProgress(doing=doing + by, done=done, total=total))

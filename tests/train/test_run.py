@@ -38,12 +38,12 @@ from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
-from backprop.train import session
 from backprop.train.evaluate import Evaluator
 from backprop.train.methods import sft
 from backprop.train.model import resolved
 from backprop.train.modes import lora
-from backprop.train.resume import Beginning
+from backprop.train.persistence.resume import Beginning
+from backprop.train.run import Run
 from msgspec.structs import replace
 from pinned_machine import within
 from safetensors import SafetensorError
@@ -53,7 +53,7 @@ from safetensors.torch import load_file
 def do(config: RunConfig, control: Any) -> tuple[list[Event], RunDirectory]:
     events: list[Event] = []
     directory = RunDirectory.create(config)
-    session.Session(Beginning(resolved(config)), directory, events.append, control).run()
+    Run(Beginning(resolved(config)), directory, events.append, control).run()
     return events, directory
 
 
@@ -152,7 +152,7 @@ def test_a_missing_dataset_is_said_before_any_weight_is_loaded(
     config = replace(tiny_config, data=str(tmp_path / "nowhere.jsonl"))
 
     with pytest.raises(BackpropError) as caught:
-        session.Session(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
+        Run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "DATASET_NOT_FOUND"
     assert of(events, ModelLoaded) == []
@@ -206,7 +206,7 @@ def test_abort_ends_at_once_and_saves_nothing(tiny_config: RunConfig, played: An
     events: list[Event] = []
 
     with pytest.raises(TrainingAbortedError):
-        session.Session(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]})).run()
+        Run(Beginning(resolved(config)), directory, events.append, played({9: [Abort()]})).run()
 
     assert len(of(events, Step)) < 10
     assert not directory.adapter.exists()
@@ -249,7 +249,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
     events: list[Event] = []
 
     with pytest.raises(TrainingError) as caught:
-        session.Session(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
+        Run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "RUNTIME_NOT_FINITE"
     assert [skip.in_a_row for skip in of(events, StepSkipped)] == [1, 2, 3, 4, 5]

@@ -25,7 +25,7 @@ from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Evaluated, Event, RunFinished, RunStarted, SettingsChosen, Step
 from backprop.core.events import Warning as WarningEvent
 from backprop.core.redaction import redact
-from backprop.train.spans import Spans
+from backprop.train.tracking.spans import Spans
 
 PROJECT = "backprop"
 MOST_WAITING = 10_000

@@ -1,0 +1,1 @@
+"""What an engine process does beside training: one file, one job."""

@@ -1,0 +1,1 @@
+"""Several runs, merged into one adapter."""

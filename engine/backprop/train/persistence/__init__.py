@@ -1,0 +1,1 @@
+"""What of a run is on the disk, and how it goes on from there."""
