@@ -42,11 +42,6 @@ def value_text(setting: Setting, value: Any) -> str:
     return str(value)
 
 
-def of_runs() -> list[Setting]:
-    """The settings of a run and of a session; those of the program are not chosen here."""
-    return [*settings().values(), *multi_settings().values()]
-
-
 def changes(resolution: Resolution) -> set[str]:
     """The settings of a run, or of a session, that were given, and differ from their defaults."""
     given = resolution.given()
@@ -73,8 +68,9 @@ class SettingsForm(ListView):
         at = self.chosen
         self.resolution, self.wrong, self.becomes = resolution, wrong, becomes
         self.lines = []
+        known = (settings() | multi_settings()).values()
         for section in SECTIONS:
-            shown = [each for each in of_runs() if each.section == section and self._is_shown(each)]
+            shown = [each for each in known if each.section == section and self._is_shown(each)]
             if shown:
                 self.lines += [Line(None, section), *map(Line, shown)]
         self.lines.append(Line(None, MORE))
@@ -148,7 +144,7 @@ class SettingsForm(ListView):
     def _more(self, differ: set[str]) -> Row:
         if self.everything:
             return [("  fewer settings", "info"), ("  a", "key+bold")]
-        hidden = {each.name for each in of_runs() if not self._is_shown(each)}
+        hidden = {each.name for each in (settings() | multi_settings()).values() if not self._is_shown(each)}
         words = f", {len(hidden & differ)} of them changed" if hidden & differ else ""
         return [(f"  {len(hidden)} more settings{words}", "info"), ("  a", "key+bold")]
 
