@@ -78,6 +78,8 @@ def test_the_gate_gives_way_to_chance_and_never_to_what_is_missing() -> None:
         (["--regex", "("], "no regular expression"),
         (["--gate", "loss"], "--vs"),
         (["--vs", "base", "--gate", "regex"], "--regex"),
+        (["--vs", "base", "--gate", "loss", "--allow", "nan"], "a finite number is needed"),
+        (["--trained", "--data", "rows.jsonl"], "--trained scores"),
         ([], "no held-out rows"),
     ],
 )

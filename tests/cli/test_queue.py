@@ -49,9 +49,11 @@ def test_a_queued_run_has_the_settings_of_its_flags_of_a_file_of_a_run_or_of_an_
     assert (listed["after_failure"], listed["stopped"], listed["runner"]) == ("continue", "", None)
     session = record(tmp_path / "output", "bbbb00000001", config)
     session.update_record(kind="multi_run")
+    record(tmp_path / "output", f"{first['run_id'][:8]}zzzz", config)
     for words in (
         ["add", "--from", session.run_id],
         ["add", "--from", run.run_id, "--preset", "fast"],
+        ["add", "--from", first["run_id"][:8]],  # a run has that beginning too
         ["move", "nothing", "1"],
         ["rm"],
     ):

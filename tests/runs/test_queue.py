@@ -165,7 +165,9 @@ def test_a_file_that_is_no_entry_is_named_and_left_alone(runs: Path) -> None:
         (waiting / f"{name}.json").write_bytes(content)
     serve()
     assert begun(runs) == [entry]
-    assert {Path(each.partition(":")[0]).name for each in queue.read().unreadable} == {"torn.json", "newer.json"}
+    (queue.home / "queue.json").write_bytes(b'{"after_failure":"st')
+    named = {Path(each.partition(":")[0]).name for each in queue.read().unreadable}
+    assert named == {"torn.json", "newer.json", "queue.json"}
     assert len(list(waiting.iterdir())) == 2
 
 

@@ -13,7 +13,7 @@ import torch
 from backprop.core.errors import InputError
 from backprop.core.events import Evaluated, Event, RunStarted, Warning, encode  # noqa: A004
 from backprop.core.jobs import ChatRequest, EvalRequest, Evaluation, Sampling
-from backprop.core.settings import RunConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import evaluations
 from backprop.runs.directory import RunDirectory
 from backprop.runs.verdict import bits_per_byte, paired
@@ -91,6 +91,16 @@ def test_the_trained_rows_are_all_others(run: tuple[RunDirectory, list[Event]]) 
     lines = [{row.line for row in ask(directory, trained=trained)[0].rows} for trained in (False, True)]
     assert lines[0].isdisjoint(lines[1])
     assert lines[0] | lines[1] == set(range(1, 51))
+
+
+def test_of_a_session_whose_runs_trained_other_rows_the_trained_ones_are_refused(
+    run: tuple[RunDirectory, list[Event]], tmp_path: Path
+) -> None:
+    session = RunDirectory(tmp_path / run[0].run_id)
+    shutil.copytree(run[0].path, session.path, ignore=shutil.ignore_patterns("control"))
+    session.update_record(multi=MultiConfig())
+    with pytest.raises(InputError, match="is a session"):
+        ask(session, trained=True)
 
 
 def test_a_merged_folder_scores_as_the_run_it_was_merged_from(

@@ -24,6 +24,7 @@ from backprop.train.multi_run import merge as session_merge
 from backprop.train.multi_run import strategies as merging
 from backprop.train.multi_run.merge import Merger
 from backprop.train.multi_run.slao import Adapter, State, merge, orthonormal_rows
+from backprop.train.persistence.resume import fork_notes
 from backprop.worker.commands import Control
 from runs_in_process import of
 from safetensors.torch import load_file
@@ -282,6 +283,16 @@ def test_a_session_is_rewound_to_any_merge_bit_for_bit_and_goes_on_from_there(
     assert not directory.adapter.exists()
     assert not directory.result
     assert read_run(path).merges == []
+
+
+def test_a_fork_of_the_session_says_that_its_held_out_rows_may_have_been_trained_and_its_own_runs_do_not(
+    whole: Session,
+) -> None:
+    newest, _ = CheckpointStore(whole.directory.checkpoints, whole.directory.run_id).newest_valid()
+    assert newest is not None
+    now = {**newest.manifest.identity, "held_out": "of other rows"}
+    assert [each.code for each in fork_notes(newest.path, now)] == ["HELD_OUT_OVERLAP"]
+    assert [each.code for each in fork_notes(whole.directory.path / "starts" / "step-00000003", now)] == []
 
 
 def fail_in(run: int, monkeypatch: pytest.MonkeyPatch) -> None:

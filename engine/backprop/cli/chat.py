@@ -14,7 +14,7 @@ from backprop.cli import output
 from backprop.cli.complete import run_ids
 from backprop.cli.export import find_source
 from backprop.cli.generate import chat_request, wait_until_ready
-from backprop.cli.options import json_and_verbose
+from backprop.cli.options import FiniteRange, json_and_verbose
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, BackpropError
 from backprop.core.jobs import Delta, Reply, Sampling, TurnEnded
 from backprop.runs.conversation import KEPT, Conversation, Turn, chat_module
@@ -39,11 +39,11 @@ COMMANDS = {
 @click.option("--model", "-m", default="", metavar="M", help="where the base model is now, if it was moved")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, metavar="N", show_default=True, help="longest reply")
 @click.option(
-    "--temperature", type=click.FloatRange(0, 5), default=0.0, metavar="T", show_default=True, help="0: no chance in it"
+    "--temperature", type=FiniteRange(0, 5), default=0.0, metavar="T", show_default=True, help="0: no chance in it"
 )
 @click.option(
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=1.0,
     metavar="P",
     show_default=True,

@@ -20,7 +20,7 @@ from backprop.cli.data_options import (
     show_scores,
 )
 from backprop.cli.main import CommandGroup
-from backprop.cli.options import usual_model
+from backprop.cli.options import FiniteRange, usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER, DatasetError, InputError
 from backprop.core.events import Problem
 from backprop.core.resolve import resolve
@@ -175,9 +175,7 @@ def data() -> None:
 
 @data.command
 @dataset_command(*MODEL_SETTINGS)
-@click.option(
-    "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates"
-)
+@click.option("--near", type=FiniteRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates")
 @scores_option
 def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> None:
     """Lengths, duplicates, near duplicates, languages, reasoning traces, problems, difficulty, perplexity."""
@@ -229,9 +227,7 @@ def _show_report(report: QualityReport) -> None:
 @data.command
 @dataset_command("seed")
 @click.option("--ratio", type=float, default=0.1, show_default=True, help="share of the rows to hold out")
-@click.option(
-    "--near", type=click.FloatRange(0.1, 1.0), default=0.8, show_default=True, help="overlap kept on one side"
-)
+@click.option("--near", type=FiniteRange(0.1, 1.0), default=0.8, show_default=True, help="overlap kept on one side")
 @click.option("--train-file", "train", type=Path, metavar="FILE", help="where the rows to train go")
 @click.option("--held-out-file", "held_out", type=Path, metavar="FILE", help="where the others go")
 def split(config: RunConfig, *, as_json: bool, **chosen: Any) -> None:
@@ -260,9 +256,7 @@ def _show_split(done: SplitResult) -> None:
 
 @data.command
 @dataset_command(*MODEL_SETTINGS)
-@click.option(
-    "--near", type=click.FloatRange(0.1, 1.0), metavar="X", help="leave out near duplicates from this overlap on"
-)
+@click.option("--near", type=FiniteRange(0.1, 1.0), metavar="X", help="leave out near duplicates from this overlap on")
 @click.option("--keep-duplicates", is_flag=True, help="keep rows that repeat an earlier one")
 @click.option(
     "--min-tokens", type=click.IntRange(0), metavar="N", help="leave out shorter rows (four characters a token)"

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from backprop.cli import options, output
-from backprop.cli.options import json_and_verbose
+from backprop.cli.options import FiniteRange, json_and_verbose
 from backprop.core.architecture import Architecture
 from backprop.core.definition import settings
 from backprop.core.models import find_architecture, repository_of
@@ -39,7 +39,7 @@ class Memory:
 @options.setting_options(*SETTINGS)
 @options.configuration_options
 @click.option("--mode", type=click.Choice(["lora", "qlora", "full"]), help="which weights are trained, and how")
-@click.option("--vram", type=click.FloatRange(0, min_open=True), metavar="GB", help="memory of the card, as 16")
+@click.option("--vram", type=FiniteRange(0, min_open=True), metavar="GB", help="memory of the card, as 16")
 @json_and_verbose
 def estimate_vram(
     file: str | None, mode: Mode | None, vram: float | None, as_json: bool, verbose: bool, **given: Any

@@ -15,7 +15,7 @@ from backprop.cli.complete import run_ids
 from backprop.cli.data_options import ProgressLine, dataset_file
 from backprop.cli.export import find_source
 from backprop.cli.generate import chat_request
-from backprop.cli.options import json_and_verbose
+from backprop.cli.options import FiniteRange, json_and_verbose
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 from backprop.core.jobs import ChatRequest, EvalRequest, Evaluation, Evaluations
 from backprop.runs import evaluations
@@ -45,9 +45,7 @@ _SHOWN, _TEXT = 10, 300
 )
 @click.option("--hardest", type=click.IntRange(1), metavar="N", help="list the N rows with the highest loss, with text")
 @click.option("--gate", "gated", type=click.Choice(["loss", *METRICS]), help="exit 1 where it is surely worse than B")
-@click.option(
-    "--allow", type=click.FloatRange(0), default=0.0, metavar="X", help="by how much the gate lets it be worse"
-)
+@click.option("--allow", type=FiniteRange(0), default=0.0, metavar="X", help="by how much the gate lets it be worse")
 @json_and_verbose
 def evaluate(
     run: str,
@@ -74,6 +72,9 @@ def evaluate(
     """
     if regex:
         pattern_of(regex)
+    if trained and data is not None:
+        hint = "leave one of the two out"
+        raise InputError("--trained scores the rows that the run trained, --data all rows of a dataset", hint=hint)
     if gated == "regex" and not regex:
         raise InputError("--gate regex needs a pattern", hint="give it with --regex")
     if gated and other is None:

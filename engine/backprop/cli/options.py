@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,6 +172,16 @@ def shown_value(value: Any) -> str:
     if value in (None, [], {}):
         return "–"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+class FiniteRange(click.FloatRange):
+    """Numbers within bounds, which NaN and infinity pass unseen: every comparison with NaN is false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"a finite number is needed, not {value}", param, ctx)
+        return number
 
 
 def json_and_verbose(function: Callable[..., Any]) -> Callable[..., Any]:

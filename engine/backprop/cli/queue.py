@@ -57,12 +57,18 @@ def add(file: str | None, parent: str | None, as_json: bool, verbose: bool, **gi
 
 
 def _settings_of(run: str) -> RunConfig:
-    from backprop.cli.runs import find_run
+    from backprop.cli.runs import find_run, open_index
     from backprop.runs.directory import RunDirectory
 
-    for entry in Queue().read().entries:
-        if entry.run_id.startswith(run):
-            return entry.config
+    queued = {entry.run_id: entry for entry in Queue().read().entries if entry.run_id.startswith(run)}
+    if queued:
+        with open_index() as index:
+            fitting = {*queued, *(each.run_id for each in index.each() if each.run_id.startswith(run))}
+        if len(fitting) > 1 and run not in fitting:
+            hint = "give more of the run id"
+            raise InputError(f"{run!r} fits {len(fitting)} runs: {', '.join(sorted(fitting)[:5])}", hint=hint)
+        if len(fitting) == 1 or run in queued:
+            return queued[run if run in queued else fitting.pop()].config
     record = RunDirectory(find_run(run)).find_record()
     if record.kind == KIND:
         hint = "the queue trains single runs; `backprop multi-run` trains a session"

@@ -126,7 +126,7 @@ class Queue:
         unreadable: list[str] = []
         # An entry that moves on meanwhile is met twice, not missed: the later place counts.
         found = {entry.run_id: entry for place in PLACES for entry in self._entries(place, unreadable)}
-        rules, runner = self._rules(), None
+        rules, runner = self._rules(unreadable), None
         order = {run_id: number for number, run_id in enumerate(rules.order)}
         waiting = [entry for entry in found.values() if entry.status == "waiting"]
         if is_held(self.runner):
@@ -155,9 +155,14 @@ class Queue:
                 entry.status, entry.ended = place, 0.0
             yield entry
 
-    def _rules(self) -> Rules:
-        with suppress(OSError, ValueError):
-            return read_json(self.home / "queue.json", Rules)
+    def _rules(self, unreadable: list[str]) -> Rules:
+        path = self.home / "queue.json"
+        try:
+            return read_json(path, Rules)
+        except FileNotFoundError:  # nobody made any
+            pass
+        except (OSError, ValueError) as error:
+            unreadable.append(f"{path}: {error}: the usual order and rules hold; `backprop queue run` writes it anew")
         return Rules()
 
     def find(self, prefix: str) -> Entry:
@@ -224,7 +229,7 @@ class Queue:
             self._rule(**changes)
 
     def _rule(self, **changes: object) -> None:
-        rules = msgspec.structs.replace(self._rules(), **changes)
+        rules = msgspec.structs.replace(self._rules([]), **changes)
         write_file(self.home / "queue.json", msgspec.json.encode(rules))
 
     def path(self, place: Place, run_id: str) -> Path:

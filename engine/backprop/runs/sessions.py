@@ -15,6 +15,9 @@ from backprop.runs.state import read_run
 
 _MAY_DIFFER = frozenset({"output_dir", "run_name", "report_to", "sample_prompts", "sample_tokens"})
 
+STARTS = "starts"
+"""In a session's directory: the weights that its runs start from."""
+
 
 def unfinished(config: RunConfig, multi: MultiConfig) -> Path | None:
     """The session in ``config.output_dir`` that is not done, if these are its settings; ``None`` where there is none.
@@ -61,7 +64,7 @@ def session_of(path: Path) -> Path | None:
         return None
     with suppress(RunError):
         record = RunDirectory(path).read_record()
-        start = Path(record.forked_from).parent if record.forked_from else session / "starts"
-        if record.replays is not None or start != session / "starts":
+        start = Path(record.forked_from).parent if record.forked_from else session / STARTS
+        if record.replays is not None or start != session / STARTS:
             return None
     return session

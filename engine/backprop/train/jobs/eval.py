@@ -75,7 +75,10 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
         config = msgspec.convert({**settings, "method": "sft"}, RunConfig)  # of a pair, the chosen answer
         kept = CheckpointStore(run.checkpoints, record.run_id).checkpoints()
         split, now = split_of(kept[-1].path if kept else None), datetime.fromtimestamp(record.created)
-        if record.multi is not None and not data and not request.trained:  # those of all its runs
+        if record.multi is not None and request.trained:
+            hint = "score one of its runs with --trained, or rows that you name with --data"
+            raise InputError(f"{record.run_id} is a session: each of its runs trained rows of its own", hint=hint)
+        if record.multi is not None and not data:  # those of all its runs
             data = str(run.path / "data" / "held-out.jsonl")
         if data:
             others = {"data": data, "held_out": "none", "samples": None, "skip_bad": True}

@@ -31,6 +31,7 @@ from backprop.core.events import Count, HeldOutScored, MergeDone, Verdict
 from backprop.core.files import new_folder, read_json, remove
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
+from backprop.runs.sessions import STARTS
 from backprop.train.checkpoint import TENSORS, WEIGHTS
 from backprop.train.multi_run import strategies as merging
 from backprop.train.multi_run.slao import Adapter, State
@@ -93,7 +94,7 @@ class SessionStore:
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
         self._store = CheckpointStore(directory.checkpoints, directory.run_id)
-        self._starts = CheckpointStore(directory.path / "starts", directory.run_id)
+        self._starts = CheckpointStore(directory.path / STARTS, directory.run_id)
         self._store.remove_leftovers()
         self._starts.remove_leftovers()
 

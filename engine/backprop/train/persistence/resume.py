@@ -36,6 +36,7 @@ from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import IDENTITY, Replays, RunDirectory, RunRecord, changed_files
+from backprop.runs.sessions import STARTS
 from backprop.worker.setup import environment
 
 LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "mlx", "mlx-lm")
@@ -295,7 +296,8 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
             details={"differences": differences, "checkpoint": str(weights)},
         )
     before = identity.get("held_out")
-    if manifest.boundary or before == now["held_out"] or not now["held_out"]:  # no run of a session trains another's
+    within = manifest.boundary and weights.parent.name == STARTS  # no run of a session trains another's
+    if within or before == now["held_out"] or not now["held_out"]:
         return []
     message = "the held-out rows are not those of the run it was forked from, which may have been trained on them: "
     message += "their loss can be too good by that"
