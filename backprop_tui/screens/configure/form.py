@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from backprop.core.definition import Setting, all_settings
+from backprop.core.definition import Setting, all_settings, multi_settings, settings
 from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.core.resolve import Resolution
 from backprop.core.settings import SECTIONS
@@ -68,8 +68,9 @@ class SettingsForm(ListView):
         at = self.chosen
         self.resolution, self.wrong, self.becomes = resolution, wrong, becomes
         self.lines = []
+        known = (settings() | multi_settings()).values()
         for section in SECTIONS:
-            shown = [each for each in all_settings().values() if each.section == section and self._is_shown(each)]
+            shown = [each for each in known if each.section == section and self._is_shown(each)]
             if shown:
                 self.lines += [Line(None, section), *map(Line, shown)]
         self.lines.append(Line(None, MORE))
@@ -143,7 +144,7 @@ class SettingsForm(ListView):
     def _more(self, differ: set[str]) -> Row:
         if self.everything:
             return [("  fewer settings", "info"), ("  a", "key+bold")]
-        hidden = {each.name for each in all_settings().values() if each.section and not self._is_shown(each)}
+        hidden = {each.name for each in (settings() | multi_settings()).values() if not self._is_shown(each)}
         words = f", {len(hidden & differ)} of them changed" if hidden & differ else ""
         return [(f"  {len(hidden)} more settings{words}", "info"), ("  a", "key+bold")]
 
