@@ -151,7 +151,7 @@ def test_validate_with_a_model_says_what_training_leaves_out_of_feedback(tmp_pat
     rows = [{"prompt": f"Say {i}", "completion": f"{i}, my friend.", "label": i % 3 != 0} for i in range(9)]
     done = backprop("validate", written(tmp_path, rows), "--model", str(write_model(tmp_path / "model")))
     assert done.returncode == 0
-    assert "9 can be used, 0 cannot" in done.stdout
+    assert "6 can be used, 0 cannot, 3 are left out on purpose" in done.stdout
     assert "3 label_false (lines 1, 4, 7): the answer is labelled bad: supervised training" in done.stdout
 
 

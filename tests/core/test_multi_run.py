@@ -46,6 +46,7 @@ def test_how_many_runs_there_are() -> None:
     [
         ("mode", {"mode": "full"}, {}),
         ("method", {"method": "dpo"}, {}),
+        ("backend", {"backend": "mlx"}, {}),
         ("use_dora", {"use_dora": True}, {}),
         ("init_lora_weights", {"init_lora_weights": "pissa"}, {}),
         ("init_lora_weights", {"init_lora_weights": "loftq"}, {}),

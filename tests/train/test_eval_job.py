@@ -103,6 +103,17 @@ def test_of_a_session_whose_runs_trained_other_rows_the_trained_ones_are_refused
         ask(session, trained=True)
 
 
+def test_that_a_run_of_pairs_is_scored_by_another_loss_than_it_made_less_of_is_told(
+    run: tuple[RunDirectory, list[Event]], tmp_path: Path
+) -> None:
+    pairs = RunDirectory(tmp_path / run[0].run_id)
+    shutil.copytree(run[0].path, pairs.path, ignore=shutil.ignore_patterns("control", "events.jsonl"))
+    pairs.update_record(config=msgspec.structs.replace(run[0].read_record().config, method="dpo"))
+    said: list[Any] = []
+    ask(pairs, said=said)
+    assert [each.code for each in said if isinstance(each, Warning)] == ["OTHER_LOSS"]
+
+
 def test_a_merged_folder_scores_as_the_run_it_was_merged_from(
     run: tuple[RunDirectory, list[Event]], tmp_path: Path
 ) -> None:

@@ -14,15 +14,17 @@ import torch
 from backprop.core import events as ev
 from backprop.core.errors import CheckpointError, SLAOMergeError, TrainingError
 from backprop.core.events import Event
-from backprop.core.settings import MultiConfig
+from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
+from backprop.train import model as models
 from backprop.train.checkpoint import trained_parameters
 from backprop.train.multi_run import held_out_sets
 from backprop.train.multi_run import merge as session_merge
 from backprop.train.multi_run import strategies as merging
 from backprop.train.multi_run.merge import Merger
+from backprop.train.multi_run.session import MultiRun
 from backprop.train.multi_run.slao import Adapter, State, merge, orthonormal_rows
 from backprop.train.persistence.resume import fork_notes
 from backprop.worker.commands import Control
@@ -283,6 +285,19 @@ def test_a_session_is_rewound_to_any_merge_bit_for_bit_and_goes_on_from_there(
     assert not directory.adapter.exists()
     assert not directory.result
     assert read_run(path).merges == []
+
+
+def test_a_session_is_trained_on_the_cpu_where_mlx_would_be_chosen(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = models.resolved
+
+    def on_apple(config: RunConfig) -> RunConfig:
+        return real(config) if config.backend == "cpu" else msgspec.structs.replace(real(config), backend="mlx")
+
+    monkeypatch.setattr(models, "resolved", on_apple)
+    directory = create(settings(tiny_model, tmp_path, backend="auto"), multi(tmp_path))
+    assert MultiRun(directory, lambda event: None, Control()).config.backend == "cpu"
 
 
 def test_a_fork_of_the_session_says_that_its_held_out_rows_may_have_been_trained_and_its_own_runs_do_not(

@@ -22,7 +22,7 @@ from backprop.cli.data_options import (
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import FiniteRange, usual_model
 from backprop.core.errors import EXIT_OK, EXIT_USER, DatasetError, InputError
-from backprop.core.events import Problem
+from backprop.core.events import LEFT_OUT, Problem
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
 from backprop.runs.describe import findings_by_kind
@@ -138,7 +138,9 @@ def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[di
 
 def _show_validation(answer: dict[str, Any]) -> None:
     output.line(f"{answer['path']}: {answer['format'] or 'no known format'}, {answer['rows']:,} rows", "head")
-    output.line(f"{answer['valid']:,} can be used, {answer['invalid']:,} cannot")
+    left_out = min(answer["valid"], sum(answer["problem_counts"].get(code, 0) for code in LEFT_OUT))
+    others = f", {left_out:,} are left out on purpose" * bool(left_out)
+    output.line(f"{answer['valid'] - left_out:,} can be used, {answer['invalid']:,} cannot{others}")
     if len(answer["formats"]) > 1:
         output.line("formats: " + ", ".join(f"{count:,} {name}" for name, count in answer["formats"].items()))
     _show_notes(answer["notes"])

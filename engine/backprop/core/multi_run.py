@@ -32,6 +32,7 @@ def require_mergeable(config: RunConfig, multi: MultiConfig) -> None:
     wrong = {
         "mode": (config.mode == "full", "a whole model has no adapter to merge", "--mode lora or qlora"),
         "method": (config.method != "sft", "runs are merged that learn answers", "--method sft"),
+        "backend": (config.backend == "mlx", "runs that MLX trained are not merged", "--backend cpu"),
         "use_dora": (config.use_dora, "DoRA's lengths of the weights cannot be merged", "leave --use-dora out"),
         "init_lora_weights": (
             config.init_lora_weights in ("pissa", "loftq"),

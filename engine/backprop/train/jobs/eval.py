@@ -73,6 +73,9 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
         record = run.find_record()
         settings = {**msgspec.to_builtins(record.config), **read_run(run.path).config}
         config = msgspec.convert({**settings, "method": "sft"}, RunConfig)  # of a pair, the chosen answer
+        if (method := settings["method"]) != "sft":
+            message = f"the loss is that of the answers (chosen, or good ones), not what {method} made less of"
+            send(Warning(code="OTHER_LOSS", message=message, hint="`backprop show-run` has that, of the held-out rows"))
         kept = CheckpointStore(run.checkpoints, record.run_id).checkpoints()
         split, now = split_of(kept[-1].path if kept else None), datetime.fromtimestamp(record.created)
         if record.multi is not None and request.trained:

@@ -69,6 +69,8 @@ class MultiRun:
             directory.update_record(config=replace(directory.read_record().config, model=model))
         self.record = directory.read_record()
         self.config, self.multi = self.record.config, self.record.multi or MultiConfig()
+        if self.config.backend == "auto" and models.resolved(self.config).backend == "mlx":
+            self.config = replace(self.config, backend="cpu")  # what MLX trained is not merged
         self.runs = runs_of(self.multi)
         self.steering = Steering(control, emit)
         self.merger = Merger(directory, self.record, self.runs, emit, self._look)
