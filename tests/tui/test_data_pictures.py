@@ -43,6 +43,7 @@ def after(*keys: str, words: str = "") -> Callable[[Pilot[None]], Awaitable[None
             await at_rest(pilot)
         if words:
             await until_text(pilot, words)
+            await at_rest(pilot)  # what says how far it was is over as well
         await pilot.pause()
 
     return run
