@@ -103,8 +103,9 @@ class QueuePane(Vertical):
         def work() -> None:
             try:
                 change()
-            except InputError as error:
-                self.app.call_from_thread(self.notify, f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            except (InputError, OSError) as error:
+                words = f"{error.message}. {error.hint}" if isinstance(error, InputError) else str(error)
+                self.app.call_from_thread(self.notify, words, severity="warning", timeout=6)
             self.app.call_from_thread(self._take, self.queue.ensure_runner())
 
         self.run_worker(work, thread=True, exit_on_error=False)

@@ -434,6 +434,6 @@ class RunsScreen(BaseScreen):
         for path in paths:
             try:
                 delete_run(path)
-            except (RunError, OSError) as error:
+            except (BackpropError, OSError) as error:
                 self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
         self._read_runs(wait=True)

@@ -70,6 +70,8 @@ EXPORT = 'gguf, which this installation does not have\nhint: pip install "{}[exp
         (["train", "--data", "{rows}", "--model", "{model}"], f"training needs {TRAIN}"),
         (["train", "--data", "{rows}", "--model", "{model}", "--dry-run"], f"this needs {TRAIN}"),
         (["demo"], f"training needs {TRAIN}"),
+        (["queue", "add", "--data", "{rows}", "--model", "{model}"], f"training needs {TRAIN}"),
+        (["queue", "run"], f"training needs {TRAIN}"),
         (["resume", "{run}"], f"training needs {TRAIN}"),
         (["export", "{model}", "--format", "lora"], f"this needs {TRAIN}"),
         (["ollama", "register", "{rows}", "--name", "x"], f"this needs {EXPORT}"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from backprop.core.errors import InvalidSettingError, RunError
+from backprop.core.errors import InvalidSettingError, MissingDependencyError, RunError
 from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFinished, Stop, encode
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
@@ -19,6 +19,7 @@ from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_process import WarmEngine
 from backprop.runs.state import read_run
 from backprop.worker.setup import quiet_libraries
+from recorded_runs import record
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 PATIENCE = 60.0
@@ -80,6 +81,23 @@ def test_a_command_reaches_the_engine_from_whoever_attached(tmp_path: Path) -> N
     attached.send(Stop())
     assert isinstance((events + read_to_end(attached))[-1], RunFinished)
     assert watched.wait(PATIENCE) == 0
+
+
+def test_without_mlx_a_run_that_it_trains_is_neither_begun_nor_made_a_failed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("mlx", "mlx_lm"):
+        monkeypatch.setitem(sys.modules, name, None)
+    config = RunConfig(data="d", backend="mlx", output_dir=str(tmp_path / "output"))
+    with pytest.raises(MissingDependencyError, match="mlx, mlx_lm"):
+        engine_client.start(config)
+    assert not (tmp_path / "output").exists()
+    run = record(tmp_path, "a" * 12, config)
+    before = run.journal.read_bytes()
+    for go_on in (engine_client.resume, lambda path: engine_client.extend(path, 9)):
+        with pytest.raises(MissingDependencyError, match="mlx, mlx_lm"):
+            go_on(run.path)
+    assert run.journal.read_bytes() == before
 
 
 def test_a_command_to_a_run_that_is_over_is_refused(directory: RunDirectory) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from backprop.core.errors import InputError
 from backprop.core.events import Gpu
-from backprop.core.files import exclusive, is_held
+from backprop.core.files import is_held
 from backprop.core.settings import RunConfig
 from backprop.hardware.gpu import GPUMonitor
 from backprop.runs import engine_client
@@ -228,6 +228,8 @@ def test_a_run_waits_while_another_is_trained_and_says_so(runs: Path) -> None:
 
 def test_whoever_has_work_starts_a_runner_unless_one_lives(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backprop.runs.queue.RUNNER", "killed_runner")
+    real, started = subprocess.Popen, list[subprocess.Popen[bytes]]()
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **more: started.append(real(*words, **more)))
     queue = Queue()
     queue.ensure_runner()
     assert not queue.home.exists()
@@ -237,6 +239,7 @@ def test_whoever_has_work_starts_a_runner_unless_one_lives(runs: Path, monkeypat
     with (runs / "go").open("w"), monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", None)
         queue.ensure_runner()
-    with exclusive(queue.runner):  # until it has left
-        assert ended() == [(entry, "done")]
+    (runner,) = started
+    assert runner.wait(20) == 0
+    assert ended() == [(entry, "done")]
     assert (queue.home / "runner.log").read_text().strip().isdigit()

@@ -98,7 +98,7 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
 
 
 async def test_what_is_configured_is_queued_and_the_screen_stays(
-    tmp_path: Path, tiny_model: Path, asked: list[Queue]
+    tmp_path: Path, tiny_model: Path, asked: list[Queue], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = Queue()
     write_rows(tmp_path / "rows.jsonl", 4)
@@ -111,6 +111,12 @@ async def test_what_is_configured_is_queued_and_the_screen_stays(
         assert queue.read().waiting == []
         await pilot.press("escape")
         screen.take({"data": "rows.jsonl", "model": str(tiny_model), "steps": 3})
+        with monkeypatch.context() as patch:  # in a browser, which may not write there: that is said
+            patch.setenv("WRITING_CONFINED_TO", str(tmp_path / "elsewhere"))
+            await pilot.press("l")
+            said = lambda: [each.title for each in pilot.app._notifications]  # noqa: E731
+            await until(lambda: "UI_OUTPUT_DIR_FORBIDDEN" in said(), "why it is not queued")
+        assert queue.read().waiting == []
         asked.clear()
         await pilot.press("l")
         await until(lambda: len(queue.read().waiting) == 1, "the entry")

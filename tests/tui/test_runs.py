@@ -237,11 +237,17 @@ async def test_enter_opens_the_chosen_run(output: Path) -> None:
         await until(lambda: app.watched is not None and app.watched.state.status == "done", "the state")
 
 
-async def test_deleting_asks_and_removes_the_directory(output: Path) -> None:
+async def test_deleting_asks_and_removes_the_directory(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = recorded.failed(output)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         await listed(pilot, 1)
         await pilot.press("x", "enter")
+        assert run.directory.path.exists()
+        with monkeypatch.context() as patch:  # in a browser, which may not write there
+            patch.setenv("WRITING_CONFINED_TO", str(output / "elsewhere"))
+            await pilot.press("x", "d")
+            said = lambda: [each.message for each in pilot.app._notifications]  # noqa: E731
+            await until(lambda: any("from a browser" in each for each in said()), "why it stays")
         assert run.directory.path.exists()
         await pilot.press("x", "d")
         await until(lambda: not run.directory.path.exists(), "the removal")

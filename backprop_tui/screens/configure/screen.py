@@ -441,6 +441,9 @@ class ConfigureScreen(BaseScreen):
         try:
             entry = Queue().add(self.config, self.found.notes())
             now = Queue().ensure_runner()
+        except BackpropError as error:
+            self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
+            return
         except OSError as error:
             self.say(f"the queue cannot be written: {error}")
             return

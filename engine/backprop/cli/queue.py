@@ -14,6 +14,7 @@ from backprop.cli.complete import run_ids
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, EXIT_RUNTIME, EngineCrashedError, InputError
+from backprop.core.extras import TRAINING, require_modules
 from backprop.core.multi_run import KIND
 from backprop.core.settings import RunConfig
 from backprop.runs.queue import FAILURES, AfterFailure, Entry, Queue, Standing
@@ -153,6 +154,7 @@ def run(after_failure: AfterFailure | None, as_json: bool, verbose: bool) -> int
 
     Ctrl+C leaves: the runs go on in the background.
     """
+    require_modules("training", "train", *TRAINING)
     waiting = Queue()
     before = {entry.run_id for entry in waiting.read().over}
     waiting.rule(resumed=time.time(), **({"after_failure": after_failure} if after_failure else {}))

@@ -37,6 +37,11 @@ def require_modules(what: str, extra: str, *modules: str) -> None:
         )
 
 
+def can_train() -> bool:
+    """Whether this installation has what training needs."""
+    return all(find_spec(name) is not None for name in TRAINING)
+
+
 def missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:
     """The error for a person where what could not be imported is optional; ``None`` where it is not."""
     name = (error.name or "").partition(".")[0]

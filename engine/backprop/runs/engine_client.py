@@ -217,7 +217,7 @@ def start(
     Raises:
         ConfigurationError: the output directory cannot be written.
     """
-    _require_startable()
+    _require_startable(config)
     return launch(RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi), "start", warm=warm)
 
 
@@ -288,15 +288,17 @@ def rewind(path: Path, index: int) -> EngineClient:
     return launch(RunDirectory(path), "rewind", str(index))
 
 
-def _require_startable() -> None:
-    """Check that this installation can train, and is not one of several copies that torchrun, or accelerate by it,
-    started: each would train a run.
+def _require_startable(config: RunConfig) -> None:
+    """Check that this installation can train as ``config`` says, and is not one of several copies that torchrun, or
+    accelerate by it, started: each would train a run.
 
     Raises:
         MissingDependencyError: it cannot.
         ConfigurationError: it is one of several.
     """
     require_modules("training", "train", *TRAINING)
+    if config.backend == "mlx":
+        require_modules("--backend mlx", "mlx", "mlx", "mlx_lm")
     copies = os.environ.get("WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" in os.environ and copies.isdigit() and int(copies) > 1:
         raise ConfigurationError(
@@ -307,7 +309,6 @@ def _require_startable() -> None:
 
 def _require_usable(path: Path) -> RunRecord:
     """What the run is, where nobody works on it and an engine could."""
-    _require_startable()
     directory = RunDirectory(path)
     if directory.is_alive():
         raise RunError(
@@ -318,6 +319,7 @@ def _require_usable(path: Path) -> RunRecord:
     record = directory.find_record()
     directory.require_own_journal(record.run_id)
     directory.require_control()
+    _require_startable(record.config)
     return record
 
 

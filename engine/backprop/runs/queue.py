@@ -32,6 +32,7 @@ from msgspec import Struct
 from backprop.core.confinement import CONFINED, require_writable
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.events import Moment
+from backprop.core.extras import TRAINING, can_train, require_modules
 from backprop.core.files import exclusive, flush_folder, is_held, read_json, write_file
 from backprop.core.log import variables
 from backprop.core.paths import data_dir, expand
@@ -189,8 +190,10 @@ class Queue:
         """A run with the settings ``config`` waits for its turn, behind the others.
 
         Raises:
+            MissingDependencyError: this installation cannot train.
             InputError: it would write where this process may not.
         """
+        require_modules("training", "train", *TRAINING)
         require_writable(expand(config.output_dir))
         entry = Entry(run_id=new_run_id(), added=time.time(), config=config, origins=origins or {})
         with self.editing():
@@ -252,9 +255,12 @@ class Queue:
             flush_folder(self.home / "over")
 
     def ensure_runner(self) -> Standing:
-        """The queue as it is now. Where there is work and no runner lives, one is started in a session of its own."""
+        """The queue as it is now. Where there is work and no runner lives, one is started in a session of its own.
+
+        None is by an installation that cannot train: it would have the runs of others fail.
+        """
         now = self.read()
-        if now.runner is None and not now.idle:
+        if now.runner is None and not now.idle and can_train():
             command = [sys.executable, "-P", "-m", RUNNER]
             free = {**variables(), CONFINED: ""}  # it trains what everybody added
             with (self.home / "runner.log").open("ab") as log:
