@@ -180,3 +180,20 @@ def test_a_length_on_the_command_line_replaces_the_other_one_of_the_file(
 def test_digits_are_those_from_0_to_9(text: str, setting: str) -> None:
     with pytest.raises(InvalidSettingError, match="takes a"):
         settings()[setting].parse(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["train", "--lr", "0.1", "--preset", "fast"], "--lr, --preset"),
+        (["train", "--no-packing"], "--no-packing"),
+        (["multi-run", "--replay", "0.2", "--data", "d.jsonl"], "--data, --replay"),
+    ],
+)
+def test_flags_beside_resume_are_refused_for_they_would_do_nothing(
+    words: list[str], flags: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--resume", "abc", "--model", "moved", "--json"]) == 1
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "INPUT_VALIDATION_FAILED"
+    assert sorted(error["message"].split(":")[0].split(", ")) == sorted(flags.split(", "))

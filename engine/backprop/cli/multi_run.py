@@ -29,11 +29,12 @@ def multi_run(file: str | None, resumed: str | None, as_json: bool, verbose: boo
     Example: backprop multi-run --data letters.jsonl --data sums.jsonl --steps 100 --replay 0.125
     """
     from backprop.cli import follow
-    from backprop.cli.train import continue_run
+    from backprop.cli.train import continue_run, require_alone
     from backprop.runs import engine_client
     from backprop.runs.sessions import unfinished
 
     if resumed:
+        require_alone({**given, "config": file})
         return continue_run(resumed, given["model"], as_json, verbose)
     config, multi, origins = session_config(given, file)
     for line in advice(multi):

@@ -11,8 +11,8 @@ import msgspec
 from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
-from backprop.core.definition import settings
-from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, ModelLoadError
+from backprop.core.definition import all_settings, settings
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, ModelLoadError
 from backprop.core.jobs import RunPlan
 from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
@@ -37,6 +37,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
     """
     if resumed:
+        require_alone({**given, "config": file})
         return continue_run(resumed, given["model"], as_json, verbose)
     config, origins = options.run_config(given, file)
     if dry_run:
@@ -52,6 +53,22 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
 
 
 _moved = click.option("--model", "-m", metavar="M", help="where the same model is now, if it was moved")
+
+
+def require_alone(given: dict[str, Any]) -> None:
+    """Refuse flags beside ``--resume``, but for where the model is now: a run goes on with its own settings.
+
+    Raises:
+        InputError: some are given.
+    """
+    known = all_settings()
+    others = [name for name, value in given.items() if name != "model" and value not in (None, (), [])]
+    if others:
+        flags = ", ".join(known[name].flag if name in known else f"--{name}" for name in others)
+        raise InputError(
+            f"{flags}: without effect, for a resumed run goes on with its own settings",
+            hint="`backprop extend RUN --steps N` gives it a new end, `backprop fork RUN` other settings in a new run",
+        )
 
 
 def continue_run(run: str, model: str | None, as_json: bool, verbose: bool) -> int:
