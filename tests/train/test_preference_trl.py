@@ -154,4 +154,6 @@ def test_loss_and_gradient_are_those_of_trl(name: str, config: RunConfig, tmp_pa
     assert float((gradient(loaded.model) - theirs).abs().max()) < tolerance * float(theirs.abs().max())
     if name == "kto":
         assert loop.metrics.by_name["kl"] > 0.01
-        assert loop.metrics.by_name["kl"] == pytest.approx(trainer._metrics["train"]["kl"][0], rel=1e-4)
+        assert loop.metrics.by_name["kl"] == pytest.approx(
+            trainer._metrics["train"]["kl"][0], rel=within(1e-4, bf16=5e-2)
+        )
