@@ -16,9 +16,7 @@ from backprop.data.tokenizer import ChatTokenizer
 transformers = pytest.importorskip("transformers")
 
 FAMILIES = ["llama3", "qwen2.5", "qwen3", "mistral", "phi-4", "gemma", "smollm2", "chatml", "r1"]
-EMBEDDED = (
-    Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "backprop" / "models" / "smollm2-135m"
-)
+EMBEDDED = Path(os.environ["TESTS_PERSONS_CACHE"]) / "backprop" / "models" / "smollm2-135m"
 TOOL = {"type": "function", "function": {"name": "clock", "description": "time <now> & é", "parameters": {}}}
 CHATS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}],
