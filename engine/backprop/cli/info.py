@@ -10,18 +10,23 @@ import msgspec
 from backprop.cli import output
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import PREFIX, Setting, all_settings
-from backprop.core.errors import ERROR_CODES
+from backprop.core.errors import ERROR_CODES, REMEDIES
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.settings_sources import PASSWORD
 from backprop.runs.describe import bytes_text
 
+PRESET_VARIABLE = {f"{PREFIX}PRESET": f"a training preset: {', '.join(TRAINING_PRESETS)}"}
 OTHER_VARIABLES = {
     "HF_HUB_OFFLINE": "1: nothing is fetched, not even what was named",
     "HF_TOKEN": "for models and datasets of the Hugging Face Hub that need a login",
     "HF_HOME": "where models of the hub are kept",
+    "OLLAMA_HOST": "where Ollama listens; 127.0.0.1:11434 where it is not set",
+    "XDG_CACHE_HOME": "and XDG_DATA_HOME, XDG_CONFIG_HOME: where caches, the list of runs and settings are kept",
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used",
     "OMP_NUM_THREADS": "threads on the CPU; as many as there are cores where it is not set",
-    "NO_COLOR": "no colours",
+    "NO_COLOR": "no colours; nor where TERM is dumb",
+    "SSH_CONNECTION": "set by ssh: the application draws half as often",
+    "TMUX": "set by tmux: what it needs for copying is said",
     PASSWORD: "USER:PASSWORD of `backprop ui`, where --auth does not name it",
     "WANDB_API_KEY": "and WANDB_MODE, WANDB_PROJECT …: curves of runs go to Weights & Biases",
     "TENSORBOARD_LOGGING_DIR": "curves of runs go to event files in there",
@@ -39,13 +44,13 @@ OTHER_VARIABLES = {
 def info(error_codes: bool, finding_codes: bool, env: bool, as_json: bool, verbose: bool) -> None:
     """Show Python, torch, CUDA, the GPUs and the optional features of this machine."""
     if error_codes:
-        output.answer(ERROR_CODES, as_json, _show_codes)
+        output.answer(ERROR_CODES, as_json, _show_errors)
     elif finding_codes:
         from backprop.data.example import PROBLEM_CODES
 
-        output.answer(PROBLEM_CODES, as_json, _show_codes)
+        output.answer(PROBLEM_CODES, as_json, _show_each)
     elif env:
-        output.answer(variables(), as_json, _show_variables)
+        output.answer(variables(), as_json, _show_each)
     else:
         from backprop.hardware import devices
 
@@ -55,7 +60,7 @@ def info(error_codes: bool, finding_codes: bool, env: bool, as_json: bool, verbo
 def variables() -> dict[str, str]:
     """Every environment variable that is read, and what it means."""
     ours = {each.variable: _meaning(each) for each in all_settings().values() if not each.per_run}
-    return {**ours, f"{PREFIX}PRESET": f"a training preset: {', '.join(TRAINING_PRESETS)}", **OTHER_VARIABLES}
+    return {**ours, **PRESET_VARIABLE, **OTHER_VARIABLES}
 
 
 def _meaning(setting: Setting) -> str:
@@ -65,14 +70,14 @@ def _meaning(setting: Setting) -> str:
     return f"{setting.help} ({'; '.join(filter(None, [*parts, default]))})"
 
 
-def _show_variables(found: dict[str, str]) -> None:
+def _show_each(found: dict[str, str]) -> None:
     for name, meaning in found.items():
         output.line(name, "head")
         output.line(f"  {meaning}")
 
 
-def _show_codes(codes: dict[str, str]) -> None:
-    output.table(["code", "meaning"], [[code, meaning] for code, meaning in codes.items()])
+def _show_errors(codes: dict[str, str]) -> None:
+    _show_each({code: f"{meaning}\n  what to do: {REMEDIES[code]}" for code, meaning in codes.items()})
 
 
 def _show(facts: dict[str, Any]) -> None:

@@ -300,7 +300,7 @@ def _limits(kind: inspect.Type) -> str:
     if not isinstance(kind, inspect.IntType | inspect.FloatType):
         return ""
     words = (("at least", kind.ge), ("above", kind.gt), ("at most", kind.le), ("below", kind.lt))
-    return ", ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+    return ", ".join(f"{word} {limit:.10g}" for word, limit in words if limit is not None)
 
 
 def nearest(text: str, among: Iterable[Setting] | None = None) -> Setting | None:

@@ -64,6 +64,52 @@ ERROR_CODES: dict[str, str] = {
     "UI_OUTPUT_DIR_FORBIDDEN": "writing to this directory is not allowed from the web interface",
 }
 
+REMEDIES: dict[str, str] = {
+    "INPUT_VALIDATION_FAILED": "give what the message asks for; `--help` of the command has the form",
+    "INPUT_AUTH_REQUIRED": "`--auth @FILE`, or listen on this machine alone and come through `ssh -L`",
+    "CONFIG_INVALID": "change one of the settings that are named; `backprop config` shows where each comes from",
+    "CONFIG_INVALID_SETTING": "correct the place that is named; `backprop config` has every name and range",
+    "DATASET_NOT_FOUND": "look at the path, or at the name on the hub",
+    "DATASET_DOWNLOAD_FAILED": "try again when the network is there; a private dataset needs HF_TOKEN",
+    "DATASET_AMBIGUOUS": "name one of those that are listed: owner/name:configuration:split",
+    "DATASET_PARSE_FAILED": "mend the line that is named; `backprop validate` lists all",
+    "DATASET_EMPTY": "look whether it is the right file, and whether a filter took every row",
+    "DATASET_FORMAT_UNKNOWN": "`--map FIELD=COLUMN` says what is where; `backprop validate` shows how rows are read",
+    "DATASET_NOTHING_TO_TRAIN": "the findings say why: a longer `--max-seq-length`, `--map`, or another method",
+    "DATASET_ROWS_UNUSABLE": "`backprop validate` lists them; mend them, or leave them out by `--skip-bad`",
+    "DEP_MISSING": "the `pip install` that the message names",
+    "DEP_GPU_NOT_AVAILABLE": "`backprop info` says what is wrong with the card or driver; `--backend cpu` does without",
+    "DEP_GPU_MONITORING_FAILED": "look at the driver with `nvidia-smi`, then `backprop resume`",
+    "DEP_MODEL_LOAD_FAILED": "look at the name or folder; delete an incomplete download",
+    "DEP_MODEL_DOWNLOAD_FAILED": "try again when the network is there; a model behind a licence needs HF_TOKEN",
+    "DEP_OLLAMA_REGISTRATION_FAILED": "start Ollama, then `backprop ollama register FILE`: the export itself stands",
+    "RUN_NOT_FOUND": "`backprop list-runs` has the ids; a path to the run's directory works too",
+    "RUN_ALREADY_ACTIVE": "watch it: `backprop-tui --attach RUN`; or wait until it has ended",
+    "RUN_NOT_ACTIVE": "`backprop resume RUN` continues it",
+    "RUN_DAMAGED": "put the file that is named back from a copy; other runs are not concerned",
+    "RUNTIME_ENGINE_CRASHED": "read `engine.log` in the run's directory, then `backprop resume RUN`",
+    "RUNTIME_TRAINING_FAILED": "`--verbose` shows where; `backprop resume RUN` continues from the last checkpoint",
+    "RUNTIME_TRAINING_ABORTED": "`backprop resume RUN` continues from the last checkpoint",
+    "RUNTIME_NOTHING_IS_TRAINING": "look at the mask of the first rows, at `--target-modules` and the learning rate",
+    "RUNTIME_NOT_FINITE": "a lower `--lr`, or look at the rows of the steps that were skipped",
+    "RUNTIME_GPU_OOM": "a smaller `--batch-size` or `--max-seq-length`, `--gradient-checkpointing`, `--mode qlora`",
+    "RUNTIME_GPU_TEMPERATURE_CRITICAL": "let it cool and look at its fans, then `backprop resume RUN`",
+    "RUNTIME_FULL_FT_MODEL_TOO_LARGE": "`--mode lora`, or a smaller model; `backprop estimate-vram` says what fits",
+    "RUNTIME_EXPORT_FAILED": "the message names the part; the run's adapter is as it was",
+    "RUNTIME_GGUF_EXPORT_FAILED": "another `-q`, or `--format merged`; nothing half written is left",
+    "RUNTIME_MERGE_FAILED": "the base model must be the one that was trained on; name its folder",
+    "RUNTIME_SLAO_MERGE_FAILED": "what was merged before stands; run again with the same rank and layers for all",
+    "RUNTIME_IO_FAILED": "look at the disk and at the permissions of the path",
+    "RUNTIME_DISK_FULL": "free some space; `backprop resume RUN` continues a run",
+    "RUNTIME_UI_AUTH_NOT_ENFORCED": "report it; nothing is served",
+    "RUNTIME_CANCELLED": "nothing: start it again when it is wanted",
+    "RUNTIME_INTERNAL": "report it with what `--verbose` shows",
+    "STATE_CHECKPOINT_INVALID": "`backprop fork RUN` from a checkpoint that passes, or train again",
+    "STATE_IDENTITY_MISMATCH": "put back what is named in the list of differences, or `backprop fork RUN`",
+    "UI_OUTPUT_DIR_FORBIDDEN": "name a directory inside the one that `backprop ui` gave with `--output`",
+}
+"""What a person does about a code in general. An error's own hint knows the case and is nearer."""
+
 
 class BackpropError(Exception):
     """Base of every error that is meant for a person.
