@@ -25,7 +25,7 @@ def main() -> None:
     output.prepare_streams()
     arguments = sys.argv[1:]
     plain = "--no-tui" in arguments or "--json" in arguments
-    asks_only = "--help" in arguments or "-h" in arguments
+    asks_only = not {"--help", "-h", "--version"}.isdisjoint(arguments)
     reason = "" if plain or asks_only else terminal.obstacle()
     if plain or reason:
         if reason:
@@ -109,6 +109,7 @@ def command() -> click.Command:
 
     @click.command(cls=SettingCommand, context_settings={"help_option_names": ["-h", "--help"]})
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
+    @click.version_option(package_name="backprop-tui", prog_name="backprop-tui")
     @click.option("--attach", metavar="RUN", help="watch this run: its id, or the beginning of it")
     @click.option("--no-tui", is_flag=True, help="the same work as plain lines (`backprop` has more commands)")
     @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from backprop import __version__
 from backprop.cli.main import main
 from backprop.core import events as ev
 from backprop.core.settings import RunConfig
@@ -14,6 +16,7 @@ from backprop.runs.index import RunIndex
 from made_events import finished, started, step
 
 from backprop_tui.main import headless
+from backprop_tui.main import main as application
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +54,18 @@ def test_settings_alone_are_a_training_run(rows_file: Path, capsys: pytest.Captu
     told = json.loads(capsys.readouterr().out)
     assert main(["train", *settings]) == 0
     assert told == json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("plain", [[], ["--no-tui"]])
+def test_the_version_is_an_answer_with_and_without_a_screen(
+    plain: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["backprop-tui", *plain, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        application()
+    told = capsys.readouterr()
+    assert (ended.value.code, told.err) == (0, "")
+    assert told.out.endswith(f", version {__version__}\n")
 
 
 def test_a_command_is_that_command(capsys: pytest.CaptureFixture[str]) -> None:
