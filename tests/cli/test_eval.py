@@ -13,6 +13,8 @@ from backprop.cli.eval import comparison, gate_of, summary
 from backprop.cli.main import main
 from backprop.core.errors import InputError
 from backprop.core.jobs import EvaluatedRow, Evaluation, Evaluations
+from backprop.core.settings import RunConfig
+from recorded_runs import record
 
 
 def made(losses: list[float | None], right: str = "", fingerprint: str = "same", size: int = 20) -> Evaluation:
@@ -80,6 +82,8 @@ def test_the_gate_gives_way_to_chance_and_never_to_what_is_missing() -> None:
         (["--vs", "base", "--gate", "regex"], "--regex"),
         (["--vs", "base", "--gate", "loss", "--allow", "nan"], "a finite number is needed"),
         (["--trained", "--data", "rows.jsonl"], "--trained scores"),
+        (["--allow", "0"], "--allow is without effect here\nhint: add --gate, or leave --allow out"),
+        (["--max-tokens", "128", "--gate", "loss"], "--max-tokens is without effect here\nhint: add --metrics"),
         ([], "no held-out rows"),
     ],
 )
@@ -88,6 +92,14 @@ def test_what_cannot_be_answered_is_refused_before_a_model_is_loaded(
 ) -> None:
     assert main(["eval", str(tiny_model), *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_the_base_of_a_whole_model_is_named(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = record(tmp_path, "a" * 12, RunConfig(data="d", model=str(tiny_model), mode="full"))
+    assert main(["eval", str(run.path), "--vs", "base"]) == 1
+    assert f"hint: name the base: --vs {tiny_model}\n" in capsys.readouterr().err
 
 
 def test_a_run_is_scored_beside_its_base_and_each_row_is_kept(nosy_run: Any, backprop: Callable[..., Any]) -> None:

@@ -48,3 +48,6 @@ def test_perplexity_without_a_model_says_what_to_name(backprop: Callable[..., An
     assert "--model" in done.err
     both = backprop("data", "report", str(rows_file), "--model", "m", "--scores", "s.jsonl")
     assert "exclude each other" in both.err
+    for flags in (["--max-seq-length", "256"], ["--backend", "cpu"]):
+        alone = backprop("data", "report", str(rows_file), *flags)
+        assert (alone.code, f"{flags[0]} is without effect here" in alone.err) == (1, True)

@@ -37,6 +37,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_a_disk_without_room_is_told_with_the_file_that_needed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match=r"No space left on device: '.*run\.json'$"):
+        write_file(tmp_path / "run.json", b"new")
+
+
 def test_a_folder_replaces_another_only_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "adapter"
 

@@ -17,6 +17,7 @@ from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_process import WarmEngine
+from backprop.runs.queue import Queue
 from backprop.runs.state import read_run
 from backprop.worker.setup import quiet_libraries
 from recorded_runs import record
@@ -83,21 +84,31 @@ def test_a_command_reaches_the_engine_from_whoever_attached(tmp_path: Path) -> N
     assert watched.wait(PATIENCE) == 0
 
 
-def test_without_mlx_a_run_that_it_trains_is_neither_begun_nor_made_a_failed_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "missing"),
+    [("backend mlx", "mlx, mlx_lm"), ("mode qlora", "bitsandbytes"), ("optim adamw_8bit", "bitsandbytes")],
+)
+def test_without_what_it_needs_a_run_is_neither_begun_nor_queued_nor_made_a_failed_one(
+    setting: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("mlx", "mlx_lm"):
-        monkeypatch.setitem(sys.modules, name, None)
-    config = RunConfig(data="d", backend="mlx", output_dir=str(tmp_path / "output"))
-    with pytest.raises(MissingDependencyError, match="mlx, mlx_lm"):
-        engine_client.start(config)
+    for module in missing.split(", "):
+        monkeypatch.setitem(sys.modules, module, None)
+    name, value = setting.split()
+    config = RunConfig(data="d", output_dir=str(tmp_path / "output"), **{name: value})
+    for begin in (engine_client.start, Queue().add):
+        with pytest.raises(MissingDependencyError, match=f"--{setting} needs {missing}"):
+            begin(config)
     assert not (tmp_path / "output").exists()
-    run = record(tmp_path, "a" * 12, config)
+    assert Queue().read().entries == []
+    asked, chosen = (RunConfig(data="d", mode="auto"), config) if name == "mode" else (config, config)
+    run = record(tmp_path, "a" * 12, chosen)
+    run.update_record(config=asked)
     before = run.journal.read_bytes()
     for go_on in (engine_client.resume, lambda path: engine_client.extend(path, 9)):
-        with pytest.raises(MissingDependencyError, match="mlx, mlx_lm"):
+        with pytest.raises(MissingDependencyError, match=missing):
             go_on(run.path)
     assert run.journal.read_bytes() == before
+    assert not run.log.exists()
 
 
 def test_a_command_to_a_run_that_is_over_is_refused(directory: RunDirectory) -> None:

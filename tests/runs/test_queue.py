@@ -235,7 +235,7 @@ def test_whoever_has_work_starts_a_runner_unless_one_lives(runs: Path, monkeypat
     assert not queue.home.exists()
     os.mkfifo(runs / "go")
     entry = add(runs, "wait")
-    queue.ensure_runner()
+    assert (queue.ensure_runner().runner, queue.read().runner) == ("", "")  # at once, while its Python is loading
     with (runs / "go").open("w"), monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", None)
         queue.ensure_runner()

@@ -126,6 +126,7 @@ scores_option = click.option(
 
 def find_scores(config: RunConfig, model: str | None, scores_file: Path | None) -> Scores | None:
     """The scores that the options ask for: from a file, from a model, or none."""
+    options.require_effect(max_seq_length=(model, "--model"), backend=(model, "--model"))
     if scores_file is not None and model is not None:
         raise InputError("--scores and --model exclude each other", hint="name one of the two")
     if scores_file is not None:

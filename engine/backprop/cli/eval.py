@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 import msgspec
 import numpy as np
 
-from backprop.cli import output
+from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.data_options import ProgressLine, dataset_file
 from backprop.cli.export import find_source
@@ -18,6 +19,7 @@ from backprop.cli.generate import chat_request
 from backprop.cli.options import FiniteRange, json_and_verbose
 from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
 from backprop.core.jobs import ChatRequest, EvalRequest, Evaluation, Evaluations
+from backprop.core.models import find_tokenizer
 from backprop.runs import evaluations
 from backprop.runs.describe import number, signed, verdict_words
 from backprop.runs.directory import RunDirectory, is_run
@@ -70,6 +72,8 @@ def evaluate(
 
     Example: backprop eval 3fa2 --vs base --metrics --gate exact_match
     """
+    generate = metrics or bool(regex) or gated in METRICS
+    options.require_effect(allow=(gated, "--gate"), max_tokens=(generate, "--metrics"))
     if regex:
         pattern_of(regex)
     if trained and data is not None:
@@ -83,13 +87,16 @@ def evaluate(
     known = next((each for each in (source, *_run_of(other)) if is_run(each)), None)
     if known is None and data is None:
         raise InputError(f"{source} is no run, so it has no held-out rows", hint="name rows with --data")
+    if other == "base" and is_run(source) and (config := RunDirectory(source).find_record().config).mode == "full":
+        base = shlex.quote(str(find_tokenizer(config.model)))
+        raise InputError("this is a whole model: it has no adapter to leave out", hint=f"name the base: --vs {base}")
     request = EvalRequest(
         model=chat_request(source, step, model),
         base=other == "base",
         run=str(known) if known else "",
         data=str(Path(dataset_file(data)).absolute()) if data else "",
         trained=trained,
-        generate=metrics or bool(regex) or gated in METRICS,
+        generate=generate,
         regex=regex,
         max_tokens=max_tokens,
     )

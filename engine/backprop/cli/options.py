@@ -174,6 +174,22 @@ def shown_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def require_effect(**needs: tuple[object, str]) -> None:
+    """Refuse options that were given and would do nothing.
+
+    Args:
+        needs: by an option's name, what it needs to be of use, and the flag that gives it.
+
+    Raises:
+        InputError: what one needs is not there.
+    """
+    context = click.get_current_context()
+    for name, (there, flag) in needs.items():
+        if not there and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            given = f"--{name.replace('_', '-')}"
+            raise InputError(f"{given} is without effect here", hint=f"add {flag}, or leave {given} out")
+
+
 class FiniteRange(click.FloatRange):
     """Numbers within bounds, which NaN and infinity pass unseen: every comparison with NaN is false."""
 

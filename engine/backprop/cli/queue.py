@@ -54,7 +54,7 @@ def add(file: str | None, parent: str | None, as_json: bool, verbose: bool, **gi
         output.document(_plain(entry))
     else:
         output.line(f"run {entry.run_id} is queued: number {place}")
-        _say_state(msgspec.structs.replace(now, runner=now.runner or ""))  # one was started where none lived
+        _say_state(now)
 
 
 def _settings_of(run: str) -> RunConfig:

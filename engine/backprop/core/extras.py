@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from backprop.core.errors import MissingDependencyError
+from backprop.core.settings import RunConfig
 
 DISTRIBUTION = "backprop-tui"
 TRAINING = ("torch", "transformers", "peft", "safetensors")
@@ -35,6 +36,21 @@ def require_modules(what: str, extra: str, *modules: str) -> None:
         raise MissingDependencyError(
             f"{what} needs {', '.join(missing)}, which this installation does not have", hint=install_command(extra)
         )
+
+
+def require_for(config: RunConfig) -> None:
+    """Check that this installation has what training as ``config`` says needs.
+
+    Raises:
+        MissingDependencyError: it has not.
+    """
+    require_modules("training", "train", *TRAINING)
+    if config.backend == "mlx":
+        require_modules("--backend mlx", "mlx", "mlx", "mlx_lm")
+    if config.mode == "qlora":
+        require_modules("--mode qlora", "qlora", "bitsandbytes")
+    if config.optim != "adamw":
+        require_modules(f"--optim {config.optim}", "qlora", "bitsandbytes")
 
 
 def can_train() -> bool:

@@ -115,8 +115,10 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None and is_full(error):
+            error.filename = str(path)  # a write does not know whose room it lacks
         raise
     flush_folder(path.parent)
 

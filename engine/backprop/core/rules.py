@@ -55,11 +55,14 @@ _FORWARD = 1 / 3
 
 
 _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
-_METHOD_SETTINGS = {
-    name: getattr(RunConfig(data=" "), name)
-    for name in RunConfig.__struct_fields__
-    if name.partition("_")[0] in METHODS
-}
+_ADAPTER_ALONE = ("lora_preset", "use_dora", "use_rslora", "init_lora_weights")
+
+
+def _usual(name: str) -> Any:
+    return getattr(RunConfig(data=" "), name)
+
+
+_METHOD_SETTINGS = {name: _usual(name) for name in RunConfig.__struct_fields__ if name.partition("_")[0] in METHODS}
 """Settings of one method, whose name theirs begin with, and their defaults."""
 
 
@@ -253,7 +256,7 @@ def without_effect(
     ]
     evaluated = held_out if evaluated is None else evaluated
     full = config.mode == "full"
-    unused = [name for name in ("lora_preset", *_ADAPTER) if full and getattr(config, name) is not None]
+    unused = [name for name in (*_ADAPTER_ALONE, *_ADAPTER) if full and getattr(config, name) != _usual(name)]
     unused += ["weights_dtype"] if config.weights_dtype is not None and config.mode not in ("full", "auto") else []
     found = {
         "SETTING_WITHOUT_EFFECT": (

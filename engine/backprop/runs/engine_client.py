@@ -21,13 +21,13 @@ import msgspec
 from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, decode_event, encode
-from backprop.core.extras import TRAINING, require_modules
+from backprop.core.extras import require_for
 from backprop.core.resolve import config_from
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import Replays, RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
-from backprop.runs.state import read_run
+from backprop.runs.state import RunState, read_run
 
 _CHUNK = 1 << 20
 _POLL = 0.2
@@ -230,8 +230,8 @@ def resume(path: Path, model: str = "") -> EngineClient:
     Raises:
         RunError: it is being worked on, it is done, or its directory is damaged.
     """
-    record = _require_usable(path)
-    if read_run(path).status == "done":
+    record, state = _require_usable(path)
+    if state.status == "done":
         further = f"`backprop extend {path.name} --steps N` gives it a new end"
         raise RunError(
             f"run {path.name} is done: there is nothing left to resume",
@@ -250,7 +250,7 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
         InvalidSettingError: no run has so many steps.
         RunError: it is being worked on, it is beyond that step already, or its directory is damaged.
     """
-    record = _require_usable(path)
+    record, state = _require_usable(path)
     if record.multi is not None:
         raise RunError(
             f"{path.name} is a session of several runs, which is not extended",
@@ -258,11 +258,9 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
             hint="start a new one with more --steps; `backprop extend` takes one of its runs",
         )
     config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
-    taken = read_run(path).step
-    if steps <= taken:
-        raise RunError(
-            f"run {path.name} has taken {taken} steps already", code="INPUT_VALIDATION_FAILED", hint="give more --steps"
-        )
+    if steps <= state.step:
+        taken = f"run {path.name} has taken {state.step} steps already"
+        raise RunError(taken, code="INPUT_VALIDATION_FAILED", hint="give more --steps")
     return launch(RunDirectory(path), "extend", str(steps), model)
 
 
@@ -272,13 +270,14 @@ def rewind(path: Path, index: int) -> EngineClient:
     Raises:
         RunError: it is being worked on, is no session, has not come to that run, or its directory is damaged.
     """
-    if _require_usable(path).multi is None:
+    record, state = _require_usable(path)
+    if record.multi is None:
         raise RunError(
             f"run {path.name} is no session of several runs",
             code="INPUT_VALIDATION_FAILED",
             hint=f"`backprop fork {path.name} --step N` starts a run from one of its checkpoints",
         )
-    known = [0, *(merge.index for merge in read_run(path).merges)]
+    known = [0, *(merge.index for merge in state.merges)]
     if index not in known:
         raise RunError(
             f"session {path.name} has not come to run {index}",
@@ -296,9 +295,7 @@ def _require_startable(config: RunConfig) -> None:
         MissingDependencyError: it cannot.
         ConfigurationError: it is one of several.
     """
-    require_modules("training", "train", *TRAINING)
-    if config.backend == "mlx":
-        require_modules("--backend mlx", "mlx", "mlx", "mlx_lm")
+    require_for(config)
     copies = os.environ.get("WORLD_SIZE", "")
     if "TORCHELASTIC_RUN_ID" in os.environ and copies.isdigit() and int(copies) > 1:
         raise ConfigurationError(
@@ -307,8 +304,8 @@ def _require_startable(config: RunConfig) -> None:
         )
 
 
-def _require_usable(path: Path) -> RunRecord:
-    """What the run is, where nobody works on it and an engine could."""
+def _require_usable(path: Path) -> tuple[RunRecord, RunState]:
+    """What the run is and how it stands, where nobody works on it and an engine could."""
     directory = RunDirectory(path)
     if directory.is_alive():
         raise RunError(
@@ -319,8 +316,10 @@ def _require_usable(path: Path) -> RunRecord:
     record = directory.find_record()
     directory.require_own_journal(record.run_id)
     directory.require_control()
-    _require_startable(record.config)
-    return record
+    state = read_run(path)
+    mode = state.config.get("mode", record.config.mode)  # what ``auto`` came to
+    _require_startable(msgspec.structs.replace(record.config, mode=mode))
+    return record, state
 
 
 def launch(

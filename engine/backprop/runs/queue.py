@@ -18,6 +18,7 @@ own (``worker.queue_runner``), started by whoever has work for it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ from msgspec import Struct
 from backprop.core.confinement import CONFINED, require_writable
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.events import Moment
-from backprop.core.extras import TRAINING, can_train, require_modules
+from backprop.core.extras import can_train, require_for
 from backprop.core.files import exclusive, flush_folder, is_held, read_json, write_file
 from backprop.core.log import variables
 from backprop.core.paths import data_dir, expand
@@ -193,7 +194,7 @@ class Queue:
             MissingDependencyError: this installation cannot train.
             InputError: it would write where this process may not.
         """
-        require_modules("training", "train", *TRAINING)
+        require_for(config)
         require_writable(expand(config.output_dir))
         entry = Entry(run_id=new_run_id(), added=time.time(), config=config, origins=origins or {})
         with self.editing():
@@ -263,8 +264,10 @@ class Queue:
         if now.runner is None and not now.idle and can_train():
             command = [sys.executable, "-P", "-m", RUNNER]
             free = {**variables(), CONFINED: ""}  # it trains what everybody added
-            with (self.home / "runner.log").open("ab") as log:
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=free
-                )
+            # It is handed the lock: at no moment does it look as if nobody worked.
+            with suppress(BlockingIOError), exclusive(self.runner, wait=False) as lock:
+                os.ftruncate(lock, 0)
+                now.runner = ""
+                with (self.home / "runner.log").open("ab") as log:
+                    subprocess.Popen(command, stdin=lock, stdout=log, stderr=log, start_new_session=True, env=free)
         return now

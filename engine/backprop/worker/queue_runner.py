@@ -62,18 +62,23 @@ def used_cards(cards: list[Gpu], number: int) -> list[Gpu]:
     return cards[:number]
 
 
-def serve(queue: Queue, obstacle: Callable[[RunConfig], str], pause: Callable[[], object]) -> None:
+def serve(
+    queue: Queue, obstacle: Callable[[RunConfig], str], pause: Callable[[], object], lock: int | None = None
+) -> None:
     """Train what waits, one after another, until nothing does; at once where another runner lives.
 
     Args:
         obstacle: why a run with these settings should not begin now; empty where it may.
         pause: waits until it is to be asked again.
+        lock: the open file ``queue.runner``, where whoever started this runner has locked it.
     """
     with ExitStack() as held:
         try:
-            runner = held.enter_context(exclusive(queue.runner, wait=False))
+            runner = held.enter_context(exclusive(queue.runner, wait=False)) if lock is None else lock
         except BlockingIOError:
             return
+        if lock is not None:
+            held.callback(os.close, lock)
         os.ftruncate(runner, 0)
         while True:
             for entry in queue.read().running:
@@ -114,4 +119,4 @@ def work(queue: Queue, entry: Entry) -> None:
 
 
 if __name__ == "__main__":
-    serve(Queue(), Obstacles(), lambda: time.sleep(_LOOK_AGAIN))
+    serve(Queue(), Obstacles(), lambda: time.sleep(_LOOK_AGAIN), lock=0)
