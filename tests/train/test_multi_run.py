@@ -271,7 +271,11 @@ def test_a_session_is_rewound_to_any_merge_bit_for_bit_and_goes_on_from_there(
     assert (state.step, state.journal_status, [each.index for each in state.merges]) == (3, "stopped", [1])
     assert state.forgetting.rows == [0, 1]
     assert max(each.step for each in state.checkpoints) == 3
-    assert state.finished.final_loss == whole_loss
+    assert state.finished.final_loss == state.final_loss == whole_loss
+    first = read_run(path / "runs" / state.merges[0].run)
+    assert first.samples_seen > 0
+    assert (state.samples_seen, state.tokens_seen) == (first.samples_seen, first.tokens_seen)
+    assert (state.dataset.tokens, state.dataset.path) == (first.dataset.tokens, first.dataset.path)
     work(directory)
     assert same(adapter(directory.adapter), adapter(whole.directory.adapter))
     assert {file: content for file, content in files_of(directory.adapter).items() if file != "backprop.json"} == {
@@ -284,7 +288,8 @@ def test_a_session_is_rewound_to_any_merge_bit_for_bit_and_goes_on_from_there(
     work(directory, rewind=0)
     assert not directory.adapter.exists()
     assert not directory.result
-    assert read_run(path).merges == []
+    state = read_run(path)
+    assert (state.merges, state.dataset, state.final_loss, state.tokens_seen) == ([], None, None, 0)
 
 
 def test_a_session_is_trained_on_the_cpu_where_mlx_would_be_chosen(

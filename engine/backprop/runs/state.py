@@ -281,8 +281,12 @@ class RunState(Struct, kw_only=True):
                 self.merges = [m for m in self.merges if m.index <= index]
                 self.checkpoints = [c for c in self.checkpoints if c.step <= self.step]
                 self.forgetting.rewind(index)
+                begun = [n for n, e in enumerate(self.notable) if isinstance(e, ev.RunBegun) and e.index == index]
+                kept = self.notable[begun[-1] :] if begun else []
+                self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
             case ev.RunFinished():
                 self.finished = event
+                self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen or self.tokens_seen
                 self._end(event.status, event.time)
             case ev.RunFailed():
                 self.failed = event
@@ -300,6 +304,8 @@ class RunState(Struct, kw_only=True):
         self.journal_status, self.paused_for, self.pacing_rest = "running", "", 0.0
         if event.resumed_from is not None:
             self.step = event.resumed_from
+            if not self.step:
+                self.samples_seen = self.tokens_seen = 0
             self.curves.truncate(self.step)
             if self.last_step is not None and self.last_step.step > self.step:
                 self.last_step = None
