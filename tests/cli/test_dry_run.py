@@ -114,3 +114,24 @@ def test_the_memory_is_that_of_rows_as_long_as_they_are(
     told = json.loads(capsys.readouterr().out)
     expected = estimate.find_answer(words[4], msgspec.convert(counted["config"], RunConfig), card)
     assert told["memory"]["bytes"] == expected["parts"].total
+
+
+def test_a_dry_run_of_a_session_deals_out_the_rows_of_each_run_and_starts_nothing(
+    words: list[str], backprop: Callable[..., Any], tmp_path: Path
+) -> None:
+    data, model = Path(words[2]), words[4]
+    other = data.with_name("other.jsonl")
+    other.write_text(data.read_text().replace("Question", "Problem").replace("question", "problem"))
+    flags = ["--data", str(data), "--data", str(other), "--model", model, "--samples", "16", "--replay", "0.25"]
+    told = backprop("multi-run", *flags, "--held-out", "0.2", "--backend", "cpu", "--dry-run", "--json")
+    assert told.code == 0, told.err
+    runs = [(Path(run["data"]).name, run["rows"], run["replayed"]) for run in told.json["runs"]]
+    assert runs == [(data.name, 16, 0), (other.name, 16, 4)]
+    assert all(run["held_out_rows"] for run in told.json["runs"])
+    assert (told.json["multi_run"]["replay"], told.json["origins"]["replay"]) == (0.25, "--replay")
+    assert told.json["command"].startswith("backprop multi-run --data")
+    plain = backprop("multi-run", *flags, "--dry-run").out
+    assert "run 2     16 rows, 4 of them of earlier runs; " in plain
+    hub = backprop("multi-run", "--data", "me/rows", "--data", str(other), "--model", model, "--dry-run")
+    assert "the rows were not counted: me/rows is not on this machine yet" in hub.out
+    assert not (tmp_path / "output").exists()

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from backprop.core.errors import ConfigurationError, RunError
+from backprop.core.files import new_file
 from backprop.core.settings import RunConfig
 from backprop.runs import directory as directory_module
 from backprop.runs.directory import RunDirectory
@@ -156,3 +157,16 @@ def test_a_control_that_is_no_pipe_is_said(directory: RunDirectory, kind: str) -
         with pytest.raises(RunError, match="no named pipe") as caught:
             check()
         assert caught.value.code == "RUN_DAMAGED"
+
+
+def test_what_a_kill_left_half_written_is_gone_when_the_run_is_held_again(directory: RunDirectory) -> None:
+    directory.evaluations.mkdir()
+    for left in (directory.path / ".run.json.1.1.partial", directory.evaluations / ".eval.json.7.9.partial"):
+        left.write_text("half")
+    (directory.path / ".adapter.partial").mkdir()
+    (directory.path / ".adapter.partial" / "weights").touch()
+    (directory.path / ".adapter.old").mkdir()  # the only copy, where a kill came between two renames
+    with new_file(directory.path / "note.json") as writing, directory.hold_lock():
+        writing.write(b"{}")
+    assert [path.name for path in directory.path.rglob(".*")] == [".adapter.old"]
+    assert (directory.path / "note.json").read_bytes() == b"{}"

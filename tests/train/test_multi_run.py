@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import torch
+from backprop.cli.options import forked_config
 from backprop.core import events as ev
-from backprop.core.errors import CheckpointError, SLAOMergeError, TrainingError
+from backprop.core.errors import CheckpointError, EngineCrashedError, SLAOMergeError, TrainingError
 from backprop.core.events import Event
 from backprop.core.settings import MultiConfig, RunConfig
+from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -163,11 +165,7 @@ def test_the_journal_has_one_curve_the_merges_and_the_whole_table(whole: Session
     assert state.finished.output_path == str(whole.directory.adapter)
     for run in runs_of(whole.directory):
         own = read_run(run.path)
-        assert (own.status, own.step, own.parent) == (
-            "done",
-            STEPS,
-            "" if own.run_id == state.runs[0].run else str(whole.directory.path),
-        )
+        assert (own.status, own.step, own.parent) == ("done", STEPS, "")
 
 
 def test_commands_reach_the_run_that_works_and_are_answered_in_the_sessions_steps(whole: Session) -> None:
@@ -311,8 +309,21 @@ def test_a_fork_of_the_session_says_that_its_held_out_rows_may_have_been_trained
     newest, _ = CheckpointStore(whole.directory.checkpoints, whole.directory.run_id).newest_valid()
     assert newest is not None
     now = {**newest.manifest.identity, "held_out": "of other rows"}
-    assert [each.code for each in fork_notes(newest.path, now)] == ["HELD_OUT_OVERLAP"]
-    assert [each.code for each in fork_notes(whole.directory.path / "starts" / "step-00000003", now)] == []
+    assert [each.code for each in fork_notes(newest.path, now, str(newest.path))] == ["HELD_OUT_OVERLAP"]
+    start = str(whole.directory.path / "starts" / "step-00000003")
+    assert [each.code for each in fork_notes(newest.path, now, start)] == []
+    assert "HELD_OUT_OVERLAP" not in {each.code for each in of(whole.events, ev.Warning)}
+
+
+def test_a_fork_of_a_session_s_run_is_beside_the_session_and_has_a_name_of_its_own(whole: Session) -> None:
+    run = read_run(whole.directory.path).runs[1].run
+    own = RunDirectory(whole.directory.path / "runs" / run).read_record()
+    config, _ = forked_config(own.config, run, {})
+    assert (config.output_dir, config.run_name, config.report_to) == (str(whole.directory.path.parent), None, None)
+    assert (config.data, config.held_out) == (own.config.data, own.config.held_out)
+    with pytest.raises(EngineCrashedError) as caught:
+        raise engine_client.attach(whole.directory.path / "runs" / run).crash()
+    assert caught.value.hint.startswith(f"`backprop resume {whole.directory.run_id}` goes on")
 
 
 def fail_in(run: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 import msgspec
 
+from backprop.cli import output
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, multi_settings, require_all, settings
 from backprop.core.errors import InputError, InvalidSettingError, ModelLoadError, RunError
@@ -92,8 +93,14 @@ def forked_config(parent: RunConfig, run_id: str, given: dict[str, Any]) -> Plan
     Raises:
         InputError, InvalidSettingError, DatasetNotFoundError: as ``run_config``.
     """
+    from backprop.runs.directory import is_run
+
     usual = msgspec.to_builtins(RunConfig(data=""))
     before = {name: value for name, value in msgspec.to_builtins(parent).items() if value != usual[name]}
+    folder = Path(parent.output_dir)
+    if folder.name == "runs" and is_run(folder.parent):  # of a session: beside it, and no longer one of its runs
+        before["output_dir"] = str(folder.parent.parent)
+        before = {name: value for name, value in before.items() if name not in ("run_name", "report_to")}
     return plan(merge([direct(before, "run", f"run {run_id}"), direct(given, "flag")]))
 
 
@@ -165,6 +172,15 @@ def _written(setting: Setting, value: Any) -> list[str]:
 def command_line(config: RunConfig, multi: MultiConfig | None = None) -> str:
     """The command that starts a run, or a session, with this configuration, quoted for a shell."""
     return f"backprop {'multi-run' if multi else 'train'} {shlex.join(arguments(config, multi))}"
+
+
+def show_settings(values: dict[str, Any], origins: dict[str, str]) -> None:
+    """Print each setting, its value and where that comes from, and an empty line."""
+    for name, value in values.items():
+        setting = all_settings()[name]
+        origin = origins.get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
+        output.line(f"{name:<24} {shown_value(value):<24}  {origin}".rstrip())
+    output.line()
 
 
 def shown_value(value: Any) -> str:
@@ -330,7 +346,6 @@ def usual_model(backend: str) -> tuple[str, str]:
 
     Says so too.
     """
-    from backprop.cli import output
     from backprop.core.presets import default_model
     from backprop.hardware.devices import info
 

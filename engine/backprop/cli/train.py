@@ -11,7 +11,7 @@ import msgspec
 from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
-from backprop.core.definition import all_settings, settings
+from backprop.core.definition import all_settings
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, ModelLoadError
 from backprop.core.jobs import RunPlan
 from backprop.core.locate import locate_model
@@ -89,11 +89,7 @@ def _show_plan(plan: dict[str, Any]) -> None:
     values, origins = plan["config"], plan["origins"]
     if found is not None:
         values, origins = found.config, {**origins, **found.origins}
-    for name, value in values.items():
-        setting = settings()[name]
-        origin = origins.get(name) or (f"default, by rule: {setting.rule}" if setting.rule else "default")
-        output.line(f"{name:<24} {options.shown_value(value):<24}  {origin}".rstrip())
-    output.line()
+    options.show_settings(values, origins)
     if found is None:
         output.line(f"the rows were not counted: {plan['why']}")
     else:

@@ -43,7 +43,7 @@ _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{}]', re.DOTALL)
 HELD = (errno.EWOULDBLOCK, errno.EACCES)
 """Errors of a lock that somebody else holds."""
 
-_ASIDE = re.compile(r"\..+\.\d+\.\d+\.output")
+_ASIDE = re.compile(r"\..+\.\d+\.\d+\.(output|partial)")
 
 T = TypeVar("T")
 
@@ -111,6 +111,8 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     aside = path.with_name(f".{path.name}.{threading.get_ident()}.{os.getpid()}.partial")
     try:
         with aside.open("wb") as file:
+            with suppress(OSError):  # some file systems lock nothing
+                fcntl.flock(file, fcntl.LOCK_EX)  # as of a ``new_output``
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -189,8 +191,8 @@ def new_output(path: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def sweep_outputs(folder: Path) -> None:
-    """Delete what killed processes left in ``folder`` of a ``new_output``; those that are being written stay."""
-    for aside in folder.glob(".*.output"):
+    """Delete what killed processes left in ``folder`` of a ``new_output`` or ``new_file``; what is written stays."""
+    for aside in folder.glob(".*"):
         if not _ASIDE.fullmatch(aside.name):
             continue
         with suppress(OSError):

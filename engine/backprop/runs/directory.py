@@ -40,7 +40,7 @@ from msgspec import Struct
 from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, write_file
+from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, sweep_outputs, write_file
 from backprop.core.paths import expand
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
@@ -93,7 +93,8 @@ class RunRecord(Struct, kw_only=True):
     def parent(self) -> str:
         """The directory of the run that this one was forked from, or replays; empty where it came from none."""
         fork = Path(self.forked_from)
-        return self.replays.path if self.replays else str(fork.parent.parent) if fork.name.startswith("step-") else ""
+        # The runs of a session start from copies of what it stood at, in a folder of their own.
+        return self.replays.path if self.replays else str(fork.parents[1]) if fork.parent.name == "checkpoints" else ""
 
 
 class LockHolder(Struct):
@@ -387,7 +388,7 @@ class RunDirectory:
     def hold_lock(self) -> Iterator[None]:
         """Hold the run for this process: the directory, and the file ``lock`` for file systems that lock files alone.
 
-        No file that is deleted meanwhile lets a second process in.
+        No file that is deleted meanwhile lets a second process in. What killed processes left half written is deleted.
 
         Raises:
             RunError: another process holds it (code ``RUN_ALREADY_ACTIVE``), or ``lock`` is no file.
@@ -405,6 +406,10 @@ class RunDirectory:
             self._acquire(file, deadline)
             os.ftruncate(file, 0)
             os.pwrite(file, msgspec.json.encode(LockHolder(os.getpid(), time.time())), 0)
+            for half in (self.path, self.evaluations, self.source):
+                sweep_outputs(half)
+            for half in self.path.glob(".*.partial"):  # folders, which whoever holds the run alone makes
+                shutil.rmtree(half, ignore_errors=True)
             yield
 
     def _acquire(self, descriptor: int, deadline: float) -> None:

@@ -27,6 +27,7 @@ from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.directory import Replays, RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
+from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 
 _CHUNK = 1 << 20
@@ -171,11 +172,11 @@ class EngineClient:
         how = ""
         if code is not None:
             how = f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
-        last = self.directory.last_lines()
+        last, session = self.directory.last_lines(), session_of(self.directory.path)
         return EngineCrashedError(
             f"the engine of run {self.run_id} is gone{how}" + (f"; its last lines:\n{last}" if last else ""),
-            hint=f"`backprop resume {self.run_id}` goes on from its last checkpoint, or from step 0 where it has none; "
-            f"the log is {self.directory.log}",
+            hint=f"`backprop resume {session.name if session else self.run_id}` goes on from its "
+            f"last checkpoint, or from step 0 where it has none; the log is {self.directory.log}",
             retryable=True,
             details={"run_id": self.run_id, "path": str(self.directory.path)},
         )
