@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.core.errors import DatasetError
 from backprop.core.events import LEFT_OUT
 from backprop.core.settings import RunConfig
 from backprop.data.encode import explain_row
@@ -210,6 +211,20 @@ def test_rows_with_a_trace_of_no_use_are_the_same_ones_for_all(model_dir: ModelD
     assert some is not None
     assert (some.left_out, some.chosen.max_seq_length) == (1, 4096)
     assert some.reasons["max_seq_length"] == "the most that model and memory take, of 8,192 for reasoning traces"
+
+
+def test_where_no_trace_is_of_use_the_hint_is_about_the_traces(model_dir: ModelDir, tmp_path: Path) -> None:
+    path, model = tmp_path / "rows.jsonl", model_dir("qwen3")
+    rows = [chat("<think> </think>Yes."), chat("<think>so it goes on and on and on and on")]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DatasetError) as caught:
+        prepare(path, model, max_length="auto", most=8192, traces=True)
+    assert caught.value.code == "DATASET_NOTHING_TO_TRAIN"
+    assert caught.value.hint.endswith("leave it out to train the answers alone")
+    path.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}]}) + "\n")
+    with pytest.raises(DatasetError) as caught:
+        prepare(path, model, max_length="auto", most=8192)
+    assert caught.value.hint == "`backprop validate` lists every problem"
 
 
 def test_the_sides_of_a_pair_keep_their_thinking(model_dir: ModelDir, tmp_path: Path) -> None:
