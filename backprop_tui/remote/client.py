@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import shlex
 import signal
@@ -17,6 +18,7 @@ from contextlib import suppress
 
 import backprop
 from backprop.core.errors import BackpropError, InputError, MissingDependencyError, RemoteError
+from backprop.core.extras import install_command
 
 from backprop_tui.remote.packets import MARK, PROTOCOL, TERMINAL, unpack
 from backprop_tui.remote.screen import FullScreen
@@ -29,6 +31,7 @@ QUIET = 2.0
 """Seconds after which what ssh says before it is through is for the person: a page to log in on, say."""
 LEAVING = (b"q", b"\x03")
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GREETING = re.compile(MARK + rb"(missing|\{.*\})\n")
 _KEPT = 4000
 
 
@@ -102,7 +105,8 @@ class Client:
             self._screen.leave()
             if self._link is not None:
                 self._link.close()
-        sys.stdout.write(self._farewell)
+        if self._farewell:
+            sys.stdout.write(self._farewell)
         return self._status
 
     def _step(self) -> None:
@@ -144,13 +148,12 @@ class Client:
             return
         self._held += data
         if not self._is_greeted:
-            _, mark, line = self._held.rpartition(MARK)
-            if not mark or b"\n" not in line:
+            if (greeting := _GREETING.search(self._held)) is None:
                 del self._held[:-_KEPT]
                 return
-            greeting, _, self._held = line.partition(b"\n")
             self._is_greeted = True
-            self._greet(link, bytes(greeting))
+            self._greet(link, greeting[1])
+            del self._held[: greeting.end()]
         drawn = 0
         for kind, payload in unpack(self._held):
             drawn += len(payload) if kind == b"D" else 0
@@ -165,11 +168,12 @@ class Client:
             MissingDependencyError: there is no backprop.
             RemoteError: its version does not go with this one (code ``REMOTE_VERSION_MISMATCH``).
         """
-        if line.strip() == b"missing":
+        if line == b"missing":
             looked = self._there or f"PATH, {', '.join(PLACES[1:])}"
             raise MissingDependencyError(
                 f"there is no backprop on {self._host} (looked at {looked})",
-                hint="install backprop-tui there, or tell its path: backprop config set remote_command PATH",
+                hint=f"there: python3 -m venv ~/.venv && ~/.venv/bin/{install_command('train')}; where it is somewhere "
+                "else: backprop config set remote_command PATH",
             )
         theirs = {"protocol": 0, "version": "of an unknown version"}
         with suppress(ValueError, TypeError):
@@ -235,7 +239,7 @@ class Client:
     def _say_lost(self) -> None:
         left = round(self._again_at - time.monotonic())
         when = f"trying again in {left} s" if self._link is None and left > 0 else "trying now"
-        why = f" · {self._why}" if self._why else ""
+        why = f" · {self._why.rpartition(': ')[2]}" if self._why else ""
         self._screen.write_last_line(f" connection lost, the run goes on: {when} (q leaves){why}")
 
     def _tell(self, kind: bytes, payload: bytes = b"") -> None:

@@ -35,15 +35,16 @@ class FullScreen:
         """Give it back as it was. Nothing happens where it was given back, or is gone."""
         before, self._before = self._before, None
         if before is not None:
-            with suppress(OSError, termios.error):
-                self.write(LEAVE.encode())
+            self.write(LEAVE.encode())
+            with suppress(termios.error):
                 termios.tcflush(0, termios.TCIFLUSH)  # replies that were asked for are no words for the shell
                 termios.tcsetattr(0, termios.TCSANOW, before)
 
     def write(self, data: bytes) -> None:
-        """Draw."""
-        while data:
-            data = data[os.write(1, data) :]
+        """Draw; nothing where the terminal is gone, which its keys tell."""
+        with suppress(OSError):
+            while data:
+                data = data[os.write(1, data) :]
 
     def write_last_line(self, text: str) -> None:
         """Lay a reversed line over the last row."""
@@ -53,5 +54,7 @@ class FullScreen:
 
     def size(self) -> tuple[int, int]:
         """Columns and rows."""
-        size = os.get_terminal_size(1)
-        return size.columns or 80, size.lines or 24
+        with suppress(OSError):
+            size = os.get_terminal_size(1)
+            return size.columns or 80, size.lines or 24
+        return 80, 24
