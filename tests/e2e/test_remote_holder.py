@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,9 +19,10 @@ import psutil
 import pyte
 import pytest
 from backprop.core import paths
+from place import PATIENCE
+
 from backprop_tui.remote import engine, holder
 from backprop_tui.remote.packets import pack, unpack
-from place import PATIENCE
 
 HELLO = {"host": "box", "session": "", "arguments": [], "size": [200, 50], "environment": {"TERM": "xterm-256color"}}
 
@@ -84,17 +87,19 @@ class Attached:
 def attach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Attached]]:
     """Attach to a new application, or to the one that is there where ``begin`` is no."""
     monkeypatch.chdir(tmp_path)
+    state = tempfile.mkdtemp(prefix="state-", dir="/tmp")  # its path is as short as that of a socket has to be
+    monkeypatch.setenv("XDG_STATE_HOME", state)
     before = set(psutil.Process().children())
 
-    def attached(*, begin: bool, **more: Any) -> Attached | None:
-        hello = HELLO | more
-        found = engine._begin(hello) if begin else engine._find(hello)
+    def attached(*, begin: bool) -> Attached | None:
+        found = engine._begin(HELLO) if begin else engine._find(HELLO)
         return None if found is None else Attached(*found)
 
     yield attached
     for process in set(psutil.Process().children()) - before:
         process.kill()
         process.wait()
+    shutil.rmtree(state)
 
 
 def test_a_slow_line_is_sent_a_bounded_part_and_then_the_present(attach: Callable[..., Attached]) -> None:
@@ -116,7 +121,7 @@ def test_a_slow_line_is_sent_a_bounded_part_and_then_the_present(attach: Callabl
 def test_one_terminal_is_not_given_what_another_one_has_unless_that_is_silent(attach: Callable[..., Attached]) -> None:
     first = attach(begin=True)
     first.read_until(lambda: "Welcome to backprop" in first.text, "the application")
-    assert (again := attach(begin=False)) is not None  # the first one never answers what it is asked
+    again = attach(begin=False)  # the first one never answers what it is asked
     first.read_until(lambda: first.other[-1:] != [] and first.other[-1][0] == b"E", "the end")
     assert json.loads(first.other[-1][1]) == {"status": 0, "text": "this screen is in another terminal now\n"}
     again.read_until(lambda: "Welcome to backprop" in again.text, "the whole screen")
