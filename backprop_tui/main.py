@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from backprop.core.errors import EXIT_USER, BackpropError
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from backprop_tui.app import BackpropApp
 
+    Show: TypeAlias = Callable[..., int]
+    """Shows a configuration (or ``None``), a run to watch (or ``None``) and where the values come from."""
+
 
 def main() -> None:
     """Entry point of the console script."""
@@ -24,30 +28,44 @@ def main() -> None:
 
     output.prepare_streams()
     arguments = sys.argv[1:]
+    if any(word == "--host" or word.startswith("--host=") for word in arguments) and not _asks_only(arguments):
+        from backprop_tui.remote.client import remote
+
+        sys.exit(remote(arguments))
     plain = "--no-tui" in arguments or "--json" in arguments
-    asks_only = not {"--help", "-h", "--version"}.isdisjoint(arguments)
-    reason = "" if plain or asks_only else terminal.obstacle()
+    reason = "" if plain or _asks_only(arguments) else terminal.obstacle()
     if plain or reason:
         if reason:
             print(f"no full screen here ({reason}): going on with plain lines", file=sys.stderr)
         sys.exit(headless([word for word in arguments if word != "--no-tui"]))
+    sys.exit(open_with(arguments, show))
+
+
+def _asks_only(arguments: list[str]) -> bool:
+    return not {"--help", "-h", "--version"}.isdisjoint(arguments)
+
+
+def open_with(arguments: list[str], show: Show) -> int:
+    """``show`` what the arguments ask for, or say what is wrong with them; the exit code."""
+    from backprop.cli import output
+
     try:
         # No time spent on options that are not there.
         if not arguments:
-            sys.exit(show(None, None))
+            return show(None, None)
         if len(arguments) == 2 and arguments[0] == "--attach":
             from backprop.runs.index import RunIndex
 
             with RunIndex() as index:
                 run = index.find_here(arguments[1])
-            sys.exit(show(None, run))
-        sys.exit(_understood(arguments))
+            return show(None, run)
+        return _understood(arguments, show)
     except (BackpropError, OSError) as error:
         from backprop.cli.main import refused
 
         known = refused(error) if isinstance(error, OSError) else error
         output.show_error(known, as_json=False)
-        sys.exit(known.exit_code)
+        return known.exit_code
 
 
 def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | None = None) -> int:
@@ -59,14 +77,19 @@ def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | N
     app = BackpropApp(config, run, origins)
     terminal.watch_terminal()
     terminal.leave_on_signals(app.leave_for)
+    return run_app(app)
+
+
+def run_app(app: BackpropApp, command: str = "backprop-tui") -> int:
+    """Run the application that ``command`` opens until a person leaves it; the exit code."""
     app.run()
     if app.error is not None:
         raise app.error
-    farewell(app)
+    farewell(app, command)
     return app.return_code or 0
 
 
-def farewell(app: BackpropApp) -> None:
+def farewell(app: BackpropApp, command: str = "backprop-tui") -> None:
     """Print what a person wants to keep from the screen that is gone: of the run that was open, and of living ones."""
     from backprop.cli import output
     from backprop.runs.describe import number
@@ -78,15 +101,14 @@ def farewell(app: BackpropApp) -> None:
         verb = "watch it again" if watch.live else "look at it again"
         output.line(output.inline(f"run {state.run_id}: {state.status}, {steps}{loss}"))
         output.line(output.inline(f"directory: {watch.path}"))
-        output.line(output.inline(f"{verb}: backprop-tui --attach {state.run_id}"))
+        output.line(output.inline(f"{verb}: {command} --attach {state.run_id}"))
 
 
-def _understood(arguments: list[str]) -> int:
-    """Show what the arguments ask for; the exit code."""
+def _understood(arguments: list[str], show: Show) -> int:
     import click
     from backprop.cli.main import require_once
 
-    understood = command()
+    understood = command(show)
     require_once(understood, arguments)
     try:
         return int(understood.main(arguments, prog_name="backprop-tui", standalone_mode=False))
@@ -95,7 +117,7 @@ def _understood(arguments: list[str]) -> int:
         return EXIT_USER
 
 
-def command() -> click.Command:
+def command(show: Show) -> click.Command:
     """The words after ``backprop-tui``: what they mean, and the run they ask for."""
     import click
     from backprop.cli.options import (
@@ -111,17 +133,20 @@ def command() -> click.Command:
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
     @click.version_option(package_name="backprop-tui", prog_name="backprop-tui")
     @click.option("--attach", metavar="RUN", help="watch this run: its id, or the beginning of it")
+    @click.option("--host", metavar="[USER@]HOST", help="the application here; data, runs and engine there, over ssh")
     @click.option("--no-tui", is_flag=True, help="the same work as plain lines (`backprop` has more commands)")
     @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")
     @setting_options()
     @configuration_options
     @log_options
-    def asked(what: str | None, attach: str | None, file: str | None, no_tui: bool, as_json: bool, **given: Any) -> int:
+    def asked(what: str | None, attach: str | None, file: str | None, **given: Any) -> int:
         """Fine-tune language models in the terminal.
 
         Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run
         with the options of `backprop train`, `--attach RUN` watches one.
         """
+        for said_before in ("host", "no_tui", "as_json"):
+            given.pop(said_before)
         begin_log({name: given.pop(name) for name in ("log_level", "log_file")}, screen=True)
         if attach is not None:
             from backprop.cli.runs import find_run

@@ -16,9 +16,9 @@ from backprop.core.errors import InputError
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    paths._temporary_cache.cache_clear()
+    paths.temporary_folder.cache_clear()
     yield tmp_path
-    paths._temporary_cache.cache_clear()
+    paths.temporary_folder.cache_clear()
 
 
 def test_without_a_home_the_cache_is_a_folder_of_this_user_alone(

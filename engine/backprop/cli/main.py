@@ -20,7 +20,7 @@ from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, BackpropError, Input
 
 
 class Lazy(NamedTuple):
-    """Where a command is defined, and its line in ``--help``."""
+    """Where a command is defined, and its line in ``--help``, which has none of what is no command for people."""
 
     module: str
     name: str
@@ -54,6 +54,7 @@ COMMANDS = {
     "tag": Lazy("backprop.cli.history", "tag", "give a run tags, or take them away"),
     "note": Lazy("backprop.cli.history", "note", "write a note on a run"),
     "ui": Lazy("backprop_tui.web.command", "ui", "the application in a web browser"),
+    "engine": Lazy("backprop_tui.remote.engine", "engine", ""),
     "config": Lazy("backprop.cli.config", "config", "every setting: its value, where it comes from, what it means"),
     "info": Lazy("backprop.cli.info", "info", "this machine: versions, GPUs, extras; the error codes and variables"),
 }
@@ -137,7 +138,7 @@ class LazyGroup(CommandGroup):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in ``--help``, without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items()])
+            formatter.write_dl([(name, lazy.help) for name, lazy in COMMANDS.items() if lazy.help])
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

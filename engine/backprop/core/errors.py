@@ -59,6 +59,8 @@ ERROR_CODES: dict[str, str] = {
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "the web server would not enforce the password",
     "RUNTIME_CANCELLED": "stopped on request before it was done",
     "RUNTIME_INTERNAL": "a defect in this program",
+    "REMOTE_UNREACHABLE": "the other machine cannot be reached over ssh, or nothing answers there",
+    "REMOTE_VERSION_MISMATCH": "the version on the other machine does not go with this one",
     "STATE_CHECKPOINT_INVALID": "no checkpoint of the run passes verification",
     "STATE_IDENTITY_MISMATCH": "model, data or configuration differ from what the checkpoint was made with",
     "UI_OUTPUT_DIR_FORBIDDEN": "writing to this directory is not allowed from the web interface",
@@ -316,6 +318,13 @@ class OllamaError(ExportError):
     code = "DEP_OLLAMA_REGISTRATION_FAILED"
 
 
+class RemoteError(BackpropError):
+    """The application on another machine cannot be reached or used."""
+
+    code = "REMOTE_UNREACHABLE"
+    retryable = True
+
+
 class SLAOMergeError(BackpropError):
     """An adapter cannot be merged with those of the runs before it; what was merged stays as it is."""
 
@@ -336,6 +345,7 @@ _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("RUNTIME_GGUF_", GGUFError),
     ("RUNTIME_MERGE_", MergeError),
     ("RUNTIME_SLAO_", SLAOMergeError),
+    ("REMOTE_", RemoteError),
     ("RUNTIME_", TrainingError),
 )
 

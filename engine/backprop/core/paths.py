@@ -44,7 +44,7 @@ def cache_dir() -> Path:
     the temporary files.
     """
     usual = Path(platformdirs.user_cache_dir(APP, appauthor=False))
-    return usual if _can_hold(usual) else _temporary_cache()
+    return usual if _can_hold(usual) else temporary_folder()
 
 
 def _can_hold(path: Path) -> bool:
@@ -53,7 +53,8 @@ def _can_hold(path: Path) -> bool:
 
 
 @functools.cache
-def _temporary_cache() -> Path:
+def temporary_folder() -> Path:
+    """A folder of this user's alone among the temporary files; the same each time, if nobody else took its name."""
     folder = Path(tempfile.gettempdir()) / f"{APP}-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -403,6 +403,9 @@ class AppConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     log_json: Annotated[bool, _is("", "log lines as JSON")] = False
     log_file: Annotated[str | None, _is("", "a file that the log is appended to, beside the run's engine.log")] = None
+    remote_command: Annotated[
+        str | None, _is("", "the path of backprop on the machine that --host names", rule="looked for there")
+    ] = None
     ui_output_dir: Annotated[
         _Text, _ui("the only directory that is written to from a browser", flags=("--output", "-o"))
     ] = "~/.backpropagate/ui-outputs"

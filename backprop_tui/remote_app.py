@@ -1,0 +1,89 @@
+"""The application on the machine that trains, drawn somewhere else: ``python -m backprop_tui.remote_app HOST …``.
+
+Started by the holder (``remote.holder``) with the words of ``backprop-tui --host HOST …``. It draws on its standard
+output in packets; what it would print beside that (errors, usage, its last words) goes to the holder at the end.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textual import events
+from textual.app import App
+from textual.driver import Driver
+from textual.drivers.web_driver import WebDriver
+
+from backprop_tui import main as local
+from backprop_tui.app import BackpropApp
+from backprop_tui.remote.packets import pack
+from backprop_tui.web.application import end_with_server
+
+if TYPE_CHECKING:
+    from backprop.core.settings import RunConfig
+
+
+class RemoteDriver(WebDriver):
+    """Textual's web driver for a terminal: it has the focus, can be stopped by Ctrl+Z, and may come back empty."""
+
+    def __init__(self, app: App[Any], **more: Any) -> None:
+        super().__init__(app, **more)
+        self._write = write  # type: ignore[assignment]  # it is called with bytes alone
+
+    @property
+    def can_suspend(self) -> bool:
+        return True
+
+    def start_application_mode(self) -> None:
+        super().start_application_mode()
+        del os.environ["COLUMNS"], os.environ["ROWS"]  # the size changes, and engines are started from here
+        signal.signal(signal.SIGTSTP, lambda *_: self.write_meta({"type": "suspend"}))
+        self._app.call_later(self._app.post_message, events.AppFocus())
+
+    def on_meta(self, packet_type: str, payload: dict[str, object]) -> None:
+        if packet_type == "repaint":
+            self._app.call_later(self._repaint)  # in the application's thread: no two write at once
+        else:
+            super().on_meta(packet_type, payload)
+
+    def _repaint(self) -> None:
+        self._request_terminal_sync_mode_support()  # it may be another terminal
+        self._app.post_message(self.SignalResume())
+
+
+def write(packet: bytes) -> None:
+    """Write a packet whole. What the web driver begins with is none."""
+    while packet and packet != b"__GANGLION__\n":
+        packet = packet[os.write(1, packet) :]
+
+
+class RemoteApp(BackpropApp):
+    def get_driver_class(self) -> type[Driver]:
+        return RemoteDriver
+
+
+def main() -> None:
+    """Run the application, then tell its exit code and what it printed."""
+    host, *arguments = sys.argv[1:]
+    threading.Thread(target=end_with_server, name="holder-watch", daemon=True).start()
+
+    def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | None = None) -> int:
+        return local.run_app(RemoteApp(config, run, origins), f"backprop-tui --host {shlex.quote(host)}")
+
+    printed = io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(printed):
+        status = local.open_with(arguments, show)
+    told: dict[str, Any] = {"type": "farewell", "status": status, "text": printed.getvalue()}
+    write(pack(b"M", json.dumps(told).encode()))
+
+
+if __name__ == "__main__":
+    main()
