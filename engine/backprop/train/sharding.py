@@ -2,8 +2,8 @@
 
 That is ZeRO's first stage (https://arxiv.org/abs/1910.02054): every rank computes with the whole model, and has the
 gradients of its own micro-batches for all of it. They are added up where a weight is updated, and the new weight goes
-from there to the others. The optimizer of each rank is over all weights, and leaves alone those without a gradient; so their
-numbers, and the chances by which bf16 weights are rounded, are those of one process, and so is a checkpoint's state.
+from there to the others. The optimizer of each rank is over all weights, and leaves alone those without a gradient; so
+their numbers, and the chances by which bf16 weights are rounded, are those of one process, and so is a checkpoint.
 """
 
 from __future__ import annotations
