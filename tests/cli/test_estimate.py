@@ -62,7 +62,7 @@ def test_two_cards_hold_what_one_does_not(ask: Ask) -> None:
     alone, shared = ask(*arguments), ask(*arguments, "--processes", "2")
     assert [each["rows"][0]["fits"] for each in (alone, shared)] == [False, True]
     assert shared["parts"]["optimizer"] * 2 == alone["parts"]["optimizer"]
-    assert any("of 2 processes each takes that, on a card of its own" in note for note in shared["notes"])
+    assert any("2 processes: the numbers are of each, on a card of its own" in note for note in shared["notes"])
 
 
 def test_without_a_card_nothing_is_said_to_fit(ask: Ask, tmp_path: Path) -> None:

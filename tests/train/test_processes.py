@@ -189,12 +189,22 @@ def state_bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("form", "rel"),
-    [({}, 1e-5), ({"weights_dtype": "bfloat16"}, 2e-2), ({"optim": "adamw_8bit"}, 1e-4)],
+    ("form", "rel", "uneven"),
+    [
+        ({}, 1e-5, 0.02),
+        ({"weights_dtype": "bfloat16"}, 2e-2, 0.02),
+        # Below 4096 numbers bitsandbytes keeps the moments in float32: of this model's weights some are, some are not.
+        ({"optim": "adamw_8bit"}, 1e-4, 0.2),
+    ],
     ids=["float32", "bf16", "8 bits"],
 )
 def test_each_rank_keeps_half_of_the_optimizers_state_and_a_checkpoint_all_of_it(
-    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, faults: Any, form: dict[str, Any], rel: float
+    tiny_config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: Any,
+    form: dict[str, Any],
+    rel: float,
+    uneven: float,
 ) -> None:
     if "optim" in form:
         pytest.importorskip("bitsandbytes")
@@ -237,7 +247,7 @@ def test_each_rank_keeps_half_of_the_optimizers_state_and_a_checkpoint_all_of_it
 
 
 def test_weights_are_shared_evenly_but_none_is_divided() -> None:
-    assert shares([5, 90, 30, 30, 31, 4], 3) == [[1], [3, 4], [0, 2, 5]]
+    assert shares([5, 90, 30, 30, 31, 4], 3) == [[1], [0, 4, 5], [2, 3]]
     assert shares([7], 2) == [[0], []]
 
 

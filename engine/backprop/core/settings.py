@@ -116,7 +116,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = "auto"
     processes: Annotated[
-        _Positive, _model("processes that share each step's rows; on GPUs each has a card of its own")
+        _Positive,
+        _model("processes that share each step's rows and the optimizer's state; on GPUs each has a card of its own"),
     ] = 1
 
     steps: Annotated[
