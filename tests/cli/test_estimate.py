@@ -56,6 +56,15 @@ def test_people_are_told_what_would_make_it_fit(capsys: pytest.CaptureFixture[st
     assert any("--gradient-checkpointing" in line and "and fits" in line for line in text.splitlines())
 
 
+def test_two_cards_hold_what_one_does_not(ask: Ask) -> None:
+    arguments = ["--model", "llama-3.2-1b", "--mode", "full", "--weights-dtype", "float32", "--vram", "20"]
+    arguments += ["--batch-size", "1", "--max-seq-length", "512"]
+    alone, shared = ask(*arguments), ask(*arguments, "--processes", "2")
+    assert [each["rows"][0]["fits"] for each in (alone, shared)] == [False, True]
+    assert shared["parts"]["optimizer"] * 2 == alone["parts"]["optimizer"]
+    assert any("2 processes: the numbers are of each, on a card of its own" in note for note in shared["notes"])
+
+
 def test_without_a_card_nothing_is_said_to_fit(ask: Ask, tmp_path: Path) -> None:
     answer = ask("--model", str(write_model(tmp_path / "tiny")), "--batch-size", "3")
     assert {row["fits"] for row in answer["rows"]} == {None}

@@ -166,6 +166,17 @@ def test_full_fine_tuning_keeps_float32_weights_where_they_fit_and_bf16_ones_els
     assert parts.weights + parts.gradients + parts.optimizer == round((6 + 1 / 32) * count)
 
 
+def test_of_several_processes_each_has_its_share_of_the_optimizers_state_and_all_else_whole() -> None:
+    model, shape = PRESETS["smollm3-3b"], Shape(mode="full", weights_dtype="bfloat16")
+    one, two = (estimate(model, replace(shape, processes=processes)) for processes in (1, 2))
+    assert (one.optimizer, two.optimizer) == (8 * parameters(model), 4 * parameters(model))
+    assert two == replace(one, optimizer=two.optimizer)
+    # The embedding is updated by one process: beyond a share of its size more processes gain nothing.
+    many = estimate(model, replace(shape, processes=64))
+    assert many.optimizer == 8 * model.vocabulary * model.hidden
+    assert Shape.of(RunConfig(data="d", processes=2)).processes == 2
+
+
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_pair_is_two_sequences_of_a_pass(packing: bool) -> None:
     config = RunConfig(data="rows", packing=packing, max_seq_length=1024, batch_size=4)

@@ -121,6 +121,7 @@ def get_plain(adapter: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
+        *(({"init_lora_weights": start, "mode": "full"}, "there is no adapter") for start in ("pissa", "gaussian")),
         ({"init_lora_weights": "pissa", "use_dora": True}, "DoRA measures"),
         ({"init_lora_weights": "pissa", "mode": "qlora"}, "no residual to quantise"),
         ({"init_lora_weights": "pissa", "weight_decay": 0.1}, "wear the start away"),
@@ -134,3 +135,10 @@ def test_a_start_that_does_not_go_with_the_rest_is_refused_with_the_reason(
     with pytest.raises(InvalidSettingError, match=why) as caught:
         models.resolved(replace(tiny_config, **settings))
     assert caught.value.details["field"] == "init_lora_weights"
+
+
+@pytest.mark.parametrize("variant", ["use_dora", "use_rslora"])
+def test_a_variant_of_lora_is_refused_where_there_is_no_adapter(variant: str, tiny_config: RunConfig) -> None:
+    with pytest.raises(InvalidSettingError, match=f"{variant}: mode full trains the weights themselves") as caught:
+        replace(tiny_config, mode="full", **{variant: True})
+    assert caught.value.details["field"] == variant

@@ -19,14 +19,18 @@ from backprop.core.errors import CheckpointError, ConfigurationError, GPUNotAvai
 from backprop.core.events import BatchHalved, CheckpointNow, Evaluated, Pause, Paused, Resume, Step, StepSkipped
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client
+from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.train import model as models
-from backprop.train import ranks
+from backprop.train import ranks, sharding
+from backprop.train.checkpoint import TENSORS, add_optimizer_part
 from backprop.train.methods import sft
 from backprop.train.ranks import Leader, Ranks
+from backprop.train.sharding import shares
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import Asking, go_on, of, train
+from safetensors.torch import load_file
 
 
 @pytest.fixture
@@ -176,6 +180,75 @@ def test_a_death_ends_a_run_that_does_not_notice_it(
     assert [process.poll() is not None for process in leader.processes] == [True, True]
     if "reason" in ends:
         assert "[rank 1] the reason" in capfd.readouterr().err
+
+
+def state_bytes(tensors: dict[str, torch.Tensor]) -> int:
+    """Of the optimizer, without the tables of 8-bit numbers, which all weights of a rank share."""
+    names = [name for name in tensors if name.startswith("state.optimizer") and "qmap" not in name]
+    return sum(tensors[name].nbytes for name in names)
+
+
+@pytest.mark.parametrize(
+    ("form", "rel", "uneven"),
+    [
+        ({}, 1e-5, 0.02),
+        ({"weights_dtype": "bfloat16"}, 2e-2, 0.02),
+        # Below 4096 numbers bitsandbytes keeps the moments in float32: of this model's weights some are, some are not.
+        ({"optim": "adamw_8bit"}, 1e-4, 0.2),
+    ],
+    ids=["float32", "bf16", "8 bits"],
+)
+def test_each_rank_keeps_half_of_the_optimizers_state_and_a_checkpoint_all_of_it(
+    tiny_config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: Any,
+    form: dict[str, Any],
+    rel: float,
+    uneven: float,
+) -> None:
+    if "optim" in form:
+        pytest.importorskip("bitsandbytes")
+    config = replace(tiny_config, mode="full", lora_r=None, lora_dropout=None, batch_size=3, save_steps=2, **form)
+    handed: list[int] = []
+    whole: list[int] = []
+
+    def note(snapshot: Any, kept: Any, tensors: dict[str, torch.Tensor]) -> None:
+        assert not tensors.keys() & snapshot.tensors.keys()
+        add_optimizer_part(snapshot, kept, tensors)
+        handed.append(state_bytes(tensors))
+        whole.append(state_bytes(snapshot.tensors))
+
+    monkeypatch.setattr(sharding, "add_optimizer_part", note)
+    alone, one = train(config, [])
+    expected, two = train(replace(config, processes=2), [])
+    for plain, shared in zip(numbers(alone), numbers(expected), strict=True):
+        assert shared == pytest.approx(plain, rel=within(rel, bf16=2e-2))
+    (learned, shared_out) = (load_file(each.model / "model.safetensors") for each in (one, two))
+    apart = sum(float((shared_out[name].float() - weight.float()).square().sum()) for name, weight in learned.items())
+    # The last step alone moves the weights by a tenth of their length.
+    assert apart < 0.02**2 * sum(float(weight.float().square().sum()) for weight in learned.values())
+    stores = [CheckpointStore(each.checkpoints, each.run_id) for each in (one, two)]
+    states = (load_file(store.checkpoints()[-1].path / TENSORS) for store in stores)
+    whole_state, gathered = ({name: each.shape for name, each in state.items()} for state in states)
+    assert gathered == whole_state
+
+    faults(_3="kill")
+    events: list[ev.Event] = []
+    with pytest.raises(TrainingError, match=r"^rank 1 of 2 is gone"):
+        train(replace(config, processes=2), events)
+    (path,) = {each.path for each in of(events, ev.CheckpointSaved)}
+    faults()
+    again = go_on(RunDirectory(Path(path).parents[1]))
+    assert numbers(events)[:2] + numbers(again) == numbers(expected)
+    assert len(handed) == 4  # two of each undisturbed run, one before the kill, and one after
+    assert [part / all_of_it for part, all_of_it in zip(handed, whole, strict=True)] == pytest.approx(
+        [0.5] * 4, abs=0.05
+    )
+
+
+def test_weights_are_shared_evenly_but_none_is_divided() -> None:
+    assert shares([5, 90, 30, 30, 31, 4], 3) == [[1], [0, 4, 5], [2, 3]]
+    assert shares([7], 2) == [[0], []]
 
 
 def batches_of(*tokens: int) -> list[Any]:

@@ -22,7 +22,8 @@ from backprop.runs.measured import measured_peaks, of_shape
 
 BATCHES = (1, 2, 4, 8, 16)
 SETTINGS = (
-    *("model", "weights_dtype", "optim", "batch_size", "max_seq_length", "packing", "gradient_checkpointing"),
+    *("model", "processes", "weights_dtype", "optim", "batch_size", "max_seq_length", "packing"),
+    "gradient_checkpointing",
     *("lora_preset", "lora_r", "lora_dropout", "target_modules", "use_dora", "init_lora_weights"),
 )
 
@@ -114,6 +115,11 @@ def _notes(model: Architecture, shape: Shape) -> list[str]:
     notes = ["counted for cards that compute in bf16 (RTX 30 and later): on older ones numbers take twice as much"]
     if not model.is_known:
         notes.append(f"{model.family} is counted as a Llama of its size: it is not known better")
+    if shape.processes > 1:
+        notes.append(
+            f"{shape.processes} processes: the numbers are of each, on a card of its own, with all weights and gradients "
+            "and its share of the optimizer's state"
+        )
     if shape.packing and model.recurrent is None and BATCHES[-1] * shape.max_seq_length > CUDA_TOKEN_BUDGET:
         notes.append(
             f"a packed pass holds at most {CUDA_TOKEN_BUDGET} tokens: beyond them a larger batch takes no more"

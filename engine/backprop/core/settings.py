@@ -116,7 +116,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = "auto"
     processes: Annotated[
-        _Positive, _model("processes that share each step's rows; on GPUs each has a card of its own")
+        _Positive,
+        _model("processes that share each step's rows and the optimizer's state; on GPUs each has a card of its own"),
     ] = 1
 
     steps: Annotated[
@@ -286,6 +287,11 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         for name in self.__struct_fields__:
             if problem := unwritable(getattr(self, name)):
                 raise InvalidSettingError(f"{name}: {problem}", details={"field": name})
+        for name in ("use_dora", "use_rslora"):
+            if self.mode == "full" and getattr(self, name):
+                raise InvalidSettingError(
+                    f"{name}: {_NO_ADAPTER}", hint="leave it out, or --mode lora", details={"field": name}
+                )
         if problem := self._start_problem():
             raise InvalidSettingError(
                 f"init_lora_weights {self.init_lora_weights}: {problem}",
@@ -315,6 +321,8 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     def _start_problem(self) -> str:
         """Why adapters cannot begin as asked; empty where they can."""
         start = self.init_lora_weights
+        if start != "default" and self.mode == "full":
+            return _NO_ADAPTER
         if start in ("pissa", "loftq") and self.use_dora:
             return "DoRA measures the lengths of the weights before this start would be put in"
         if start == "pissa" and self.mode == "qlora":
@@ -326,6 +334,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         return ""
 
 
+_NO_ADAPTER = "mode full trains the weights themselves, so that there is no adapter"
 WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to", "use_unsloth"),

@@ -76,6 +76,8 @@ class Shape(Struct, frozen=True, kw_only=True):
     target_modules: tuple[str, ...] = ALL_LINEAR
     use_dora: bool = False
     init_lora_weights: str = "default"
+    processes: int = 1
+    """Each on a card of its own, with all weights and its share of the optimizer's state."""
 
     @property
     def rank(self) -> int:
@@ -108,6 +110,7 @@ class Shape(Struct, frozen=True, kw_only=True):
             target_modules=tuple(adapter["target_modules"]),
             use_dora=config.use_dora,
             init_lora_weights=config.init_lora_weights,
+            processes=config.processes,
         )
 
     def settings(self, config: RunConfig) -> dict[str, Any]:
@@ -161,6 +164,8 @@ def trained_parameters(model: Architecture, shape: Shape) -> int:
 def estimate(model: Architecture, shape: Shape) -> Parts:
     """The memory of a card that a run takes whose rows fill the micro-batches and train every token.
 
+    Of several processes each takes so much, of a card of its own.
+
     An evaluation takes less: its micro-batches are as large, and nothing is kept for a backward pass.
     """
     trained = trained_parameters(model, shape)
@@ -172,7 +177,9 @@ def estimate(model: Architecture, shape: Shape) -> Parts:
         frozen = NF4 * linear + NF4_TABLES * len(_linears(model)) if shape.mode == "qlora" else 2 * linear
         weights = round(frozen) + 2 * _others(model) + 4 * trained
     activations, logits = max(_moments(model, shape), key=sum)
-    state = round(STATE_BYTES[shape.optim] * trained)
+    # A weight is updated by one process, so that the embedding may be more than a share (``train.sharding``).
+    largest = model.vocabulary * model.hidden if shape.mode == "full" else 0
+    state = round(STATE_BYTES[shape.optim] * min(trained, max(trained / shape.processes, largest)))
     return Parts(weights, gradients, state, round(SLACK * activations), round(SLACK * logits))
 
 

@@ -85,7 +85,8 @@ def _largest(loop: StepLoop, batching: Batching, longest: Row) -> MicroBatch:
 
 def _fits(loop: StepLoop, micro_batch: MicroBatch, card: Card) -> bool:
     """Whether a pass over the micro-batch leaves room for the gradients and the optimizer's state to come."""
-    to_come = 12 * sum(weight.numel() for weight in trained_parameters(loop.loaded.model).values())
+    trained = sum(weight.numel() for weight in trained_parameters(loop.loaded.model).values())
+    to_come = 4 * trained + 8 * (loop.sharding.most if loop.sharding else trained)
     card.reset()
     try:
         batch_loss(loop.loaded, loop.method, micro_batch).sum.backward()

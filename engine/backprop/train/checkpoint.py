@@ -16,6 +16,7 @@ import errno
 import math
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,33 @@ def capture(
     )
 
 
+def optimizer_part(optimizer: torch.optim.Optimizer) -> tuple[Any, dict[str, torch.Tensor]]:
+    """What ``optimizer`` keeps for single weights, as ``capture`` names and writes it; nothing is copied."""
+    return flatten(optimizer.state_dict()["state"], "state.optimizer.state.state")
+
+
+def add_optimizer_part(snapshot: Snapshot, kept: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Complete ``snapshot`` with the part that another process keeps; its tensors are taken over."""
+    state = snapshot.state["optimizer"]["state"]
+    pairs = state["state"].get("$pairs", []) + kept.get("$pairs", [])
+    state["state"] = {"$pairs": sorted(pairs, key=lambda pair: int(pair[0]))}
+    snapshot.tensors.update(tensors)
+
+
 def restore(
-    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scheduler: LRScheduler
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    *,
+    owned: Callable[[torch.Tensor], bool] = lambda weight: True,
 ) -> dict[str, Any]:
     """Put the state of the checkpoint at ``path`` into model, optimizer and scheduler, and check that it is in them.
 
     Verify the checkpoint first (``runs.checkpoints``). The random generators are left alone.
+
+    Args:
+        owned: whether this process keeps the optimizer's state of a weight.
 
     Returns:
         ``step``, ``progress`` and ``random``: the last is for ``restore_random``, right before the next step, for
@@ -120,6 +142,9 @@ def restore(
     saved = state["optimizer"]
     _require_same(path, "optimizer", saved["kind"], _kind(optimizer))
     _require_same(path, "order of trained weights", saved["parameters"], _parameter_names(model, optimizer))
+    numbered = enumerate(weight for group in optimizer.param_groups for weight in group["params"])
+    here = {number for number, weight in numbered if owned(weight)}
+    saved["state"]["state"] = {number: each for number, each in saved["state"]["state"].items() if number in here}
     _load_state(path, "optimizer", optimizer, saved["state"])
     _require_same(path, "scheduler", state["scheduler"]["kind"], _kind(scheduler))
     _load_state(path, "scheduler", scheduler, state["scheduler"]["state"])
@@ -351,4 +376,9 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return torch.equal(same_memory(a), same_memory(b))
+
+
+def same_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a contiguous tensor, of any type, as a vector that shares them."""
+    return tensor.view(-1).view(torch.uint8)

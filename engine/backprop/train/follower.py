@@ -1,6 +1,6 @@
 """A rank other than 0 of a run with several processes: ``python -P -m backprop.train.follower``, told by rank 0.
 
-It ends with whoever started it: when its standard input does.
+It ends with whoever started it: when its standard input does, at the latest.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def main() -> None:
     except BackpropError as error:
         print(f"[{error.code}] {error.message}", file=sys.stderr)
         end_process(error.exit_code)
-    told.get()  # nothing comes: rank 0 may still read what was sent last, and ends this process
 
 
 if __name__ == "__main__":

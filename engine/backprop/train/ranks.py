@@ -1,9 +1,9 @@
-"""Several processes, one run: the micro-batches of each step are dealt out to ranks, their gradients are added up.
+"""Several processes, one run: the micro-batches of each step are dealt out to ranks, and the weights to be updated too.
 
 Rank 0 is the engine: it alone emits, evaluates, saves and listens. It starts the others (``train.follower``), which
 load the same model and rows, are told by it before each step how rows become micro-batches, and wait for it however
 long it evaluates or pauses. Loss and gradient of a step are divided by what the whole step weighs, so they are those of
-one process but for rounding; clipping and optimizer then do the same to the same weights on every rank.
+one process but for rounding. ``train.sharding`` has how gradients are added up and who updates what.
 
 Rank 0 draws its random numbers as a run of one process does. The others' (dropout) are a function of seed, step and
 rank: no state of theirs has to be saved, so a resumed run is exact with the number of processes that it was begun with.
@@ -36,7 +36,6 @@ from backprop.core.settings import RunConfig
 from backprop.data.split import Split
 from backprop.runs.engine_process import STOPPING
 from backprop.train.checkpoint import seed_random, trained_parameters
-from backprop.train.out_of_memory import is_out_of_memory
 from backprop.train.packing import MicroBatch
 from backprop.worker.setup import end_process
 
@@ -47,8 +46,8 @@ NOTICE = 5.0
 """Seconds that a broken connection may be older than the death that explains it."""
 EVEN = 1.25
 """The fullest rank has at most this share of the mean, or each has two micro-batches already: more would be slower."""
-BUCKET = 2**26
-"""Numbers of a gradient that are added up at once: 256 MB in float32."""
+HAND_OVER = -1
+"""In place of a step's number: rank 0 asks for the state that the others keep."""
 LOOPBACK = "127.0.0.1"
 _FOREVER = timedelta(days=365)
 
@@ -90,7 +89,7 @@ class Ranks:
         """Meet the others, and take over rank 0's trained weights."""
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        self._together(
+        self.together(
             lambda: distributed.init_process_group(
                 backend, store=self._meeting(), rank=self.rank, world_size=self.size, timeout=_FOREVER
             )
@@ -99,17 +98,27 @@ class Ranks:
         self._joined = device.type == "cpu"
         with torch.no_grad():
             for weight in trained_parameters(model).values():
-                self._together(lambda weight=weight: distributed.broadcast(weight, 0))  # type: ignore[misc]
+                self.together(lambda weight=weight: distributed.broadcast(weight, 0))  # type: ignore[misc]
 
     def _meeting(self) -> TCPStore:
         """Where the ranks find each other."""
         return TCPStore(LOOPBACK, self._port, self.size, timeout=_FOREVER)
 
-    def begin_step(self, seed: int, facts: Sequence[int]) -> list[int]:
-        """Wait for rank 0 to begin a step; its ``facts``, the first of them the step's number."""
-        told = torch.tensor(facts)
-        self._together(lambda: distributed.broadcast(told, 0))
+    def announce(self, facts: Sequence[int]) -> list[int]:
+        """What rank 0 says, which the others wait for; their own ``facts`` only tell how many numbers that is."""
+        told = torch.tensor(facts, dtype=torch.int64)
+        self.together(lambda: distributed.broadcast(told, 0))
         known: list[int] = told.tolist()
+        return known
+
+    def begin_step(self, seed: int, facts: Sequence[int], hand_over: Callable[[], object]) -> list[int]:
+        """Wait for rank 0 to begin a step; its ``facts``, the first of them the step's number.
+
+        Args:
+            hand_over: gives rank 0 what this rank keeps, whenever it asks for that in between.
+        """
+        while (known := self.announce(facts))[0] == HAND_OVER:
+            hand_over()
         if self.rank:
             seed_random(int(np.random.SeedSequence([seed, known[0], self.rank]).generate_state(1)[0]))
         return known
@@ -133,64 +142,8 @@ class Ranks:
             min(shares, key=lambda share: sum(batches[each].tokens for each in share)).append(place)
         return [batches[place] for place in sorted(shares[self.rank if rank is None else rank])]
 
-    def add_up(self, model: torch.nn.Module, work: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Do ``work`` on every rank, then add up what it returned and the gradients that it left.
-
-        Raises:
-            RuntimeError: one of the ranks ran out of memory; all of them raise.
-        """
-        weights = list(trained_parameters(model).values())
-        failed: RuntimeError | None = None
-        found: dict[str, float] | None = None
-        have: list[int] = []
-        try:
-            found = work()
-            have = [place for place, weight in enumerate(weights) if weight.grad is not None]
-            # All memory is taken before the ranks agree: from there on none may fail alone.
-            for weight in weights:
-                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            largest = max(weight.numel() for weight in weights)
-            size = max(largest, min(BUCKET, sum(weight.numel() for weight in weights)))
-            flat = torch.empty(size, dtype=torch.float32, device=weights[0].device)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            failed = error
-        told: list[Any] = [None] * self.size
-        self._together(lambda: distributed.all_gather_object(told, (found, have)))
-        if failed is not None:
-            raise failed
-        sums: dict[str, float] = {}
-        for rank, (values, _) in enumerate(told):
-            if values is None:
-                raise torch.OutOfMemoryError(f"rank {rank} ran out of memory")
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value
-        with_gradient = {place for _, places in told for place in places}
-        for place, weight in enumerate(weights):
-            if place not in with_gradient:
-                weight.grad = None
-        self._add_gradients([weight for weight in weights if weight.grad is not None], flat)
-        return sums
-
-    def _add_gradients(self, weights: list[torch.nn.Parameter], flat: torch.Tensor) -> None:
-        """Add up the gradients through ``flat``, as many at once as it holds."""
-        begin = 0
-        while begin < len(weights):
-            end, size = begin, 0
-            while end < len(weights) and size + weights[end].numel() <= len(flat):
-                size += weights[end].numel()
-                end += 1
-            gradients = [weight.grad for weight in weights[begin:end] if weight.grad is not None]
-            parts = flat[:size].split([each.numel() for each in gradients])
-            for part, gradient in zip(parts, gradients, strict=True):
-                part.copy_(gradient.flatten())
-            self._together(lambda size=size: distributed.all_reduce(flat[:size]))  # type: ignore[misc]
-            for part, gradient in zip(parts, gradients, strict=True):
-                gradient.copy_(part.view_as(gradient))
-            begin = end
-
-    def _together(self, work: Callable[[], Result]) -> Result:
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do ``work`` with the other ranks, or end by the name of the one that is gone."""
         try:
             return work()
         except RuntimeError as error:

@@ -132,7 +132,7 @@ class Run:
         )
 
     def follow(self, ranks: Ranks) -> None:
-        """Be a rank other than 0: load, then take the steps that rank 0 begins."""
+        """Be a rank other than 0: load, then take the steps that rank 0 begins, until it ends this process."""
         self.ranks = ranks
         models.use_all_cores(self.config.processes)
         self.load()

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
-from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random
+from backprop.train.checkpoint import Snapshot, capture, restore, restore_random, seed_random, trained_parameters
 from backprop.train.dataset import Subset
 from backprop.train.lora_kernel import fuse
 from backprop.train.loss import Loss, Metrics
@@ -29,6 +29,7 @@ from backprop.train.optimizers import optimizer_for
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
 from backprop.train.packing import Batching, MicroBatch, Row, step_rows, token_budget
 from backprop.train.ranks import Ranks
+from backprop.train.sharding import Sharding
 
 MIXES_ROWS = "this model would mix rows that share a sequence: they are padded instead of packed, which is slower"
 
@@ -82,12 +83,13 @@ class StepLoop:
         config: as resolved.
         between: called before each micro-batch.
         on_halved: called with the error when micro-batches became smaller.
-        ranks: the processes that share the micro-batches of each step; ``None`` for one.
+        ranks: the processes that share the micro-batches of each step, and the optimizer's state; ``None`` for one.
 
     Attributes:
         step: optimizer steps taken.
         metrics: of the last step.
         batching: how rows become micro-batches at present.
+        sharding: which rank updates which weights; ``None`` in one process.
         notes: what has to be said about choices made here.
     """
 
@@ -113,7 +115,6 @@ class StepLoop:
         self.recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
         self._between = between
         self._on_halved = on_halved
-        self._ranks = ranks
         self.batching = first_batching(loaded, config, rows)
         self.notes = [MIXES_ROWS] if config.packing and not self.batching.packing else []
         fuse(loaded.model)
@@ -123,13 +124,14 @@ class StepLoop:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self.optimizer = optimizer_for(loaded.model, config, loaded.device)
+        self.sharding = Sharding(ranks, trained_parameters(loaded.model).values()) if ranks is not None else None
         # A plain function: the scheduler would save the state of any other callable.
         self.scheduler = LambdaLR(self.optimizer, lambda step: schedule.factor(step))  # noqa: PLW0108
         self._random: dict[str, Any] | None = None
         seed_random(config.seed)
 
     def run(self, after_step: Callable[[int], bool]) -> int:
-        """Take the steps that are left, and return how many were taken in all.
+        """Take the steps that are left, and return how many were taken in all. Ranks other than 0 stay until they end.
 
         Args:
             after_step: called with the number of each step; the run ends where it says yes.
@@ -137,24 +139,27 @@ class StepLoop:
         if self._random is not None:
             restore_random(self._random)
             self._random = None
-        while self.step < self.schedule.steps:
+        follows = self.sharding is not None and self.sharding.ranks.rank > 0
+        while self.step < self.schedule.steps or follows:
             if self.step % self.schedule.steps_per_epoch == 0:
                 # The one number that a ``DataLoader`` draws when an epoch begins. Earlier versions used one, so runs
                 # that they began, and runs with their seed, see the same dropout.
                 torch.empty((), dtype=torch.int64).random_()
-            if self._ranks is not None:
-                self._begin_with_all(self._ranks)
+            if self.sharding is not None:
+                self._begin_with_all(self.sharding)
             chosen = step_rows(len(self.rows), self.schedule.rows_per_step, self.config.seed, self.step)
             self.take([self.rows.row(index) for index in chosen])
             if after_step(self.step):
                 break
         return self.step
 
-    def _begin_with_all(self, ranks: Ranks) -> None:
+    def _begin_with_all(self, sharding: Sharding) -> None:
         """Begin a step when rank 0 does, and as it does."""
         batching, recovery = self.batching, self.recovery
         facts = (self.step, batching.batch_size, batching.token_budget, recovery.halvings)
-        self.step, size, budget, recovery.halvings = ranks.begin_step(self.config.seed, facts)
+        self.step, size, budget, recovery.halvings = sharding.ranks.begin_step(
+            self.config.seed, facts, lambda: sharding.hand_over(self.optimizer)
+        )
         self.batching = batching.resized(size, budget)
 
     def take(self, rows: list[Row]) -> None:
@@ -162,13 +167,19 @@ class StepLoop:
         self.loaded.model.train()
         self.metrics = StepMetrics(learning_rate=self.optimizer.param_groups[0]["lr"], rows=len(rows))
         self.gradient(rows)
-        norm = float(clip_grad_norm_(self.loaded.model.parameters(), self.config.max_grad_norm))
+        most = self.config.max_grad_norm
+        if self.sharding is None:
+            norm = float(clip_grad_norm_(self.loaded.model.parameters(), most))
+        else:
+            norm = self.sharding.clip(most)
         self.metrics.grad_norm = norm
         if not math.isfinite(norm):
             # Without gradients the optimizer leaves weights and its own state alone.
             self.optimizer.zero_grad()
             self.metrics.skipped = True
         self.optimizer.step()
+        if self.sharding is not None:
+            self.sharding.spread()
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -179,7 +190,11 @@ class StepLoop:
 
         def work() -> dict[str, float]:
             batches[:] = self.method.collate(rows, self.batching)
-            return self._backward(batches, batches) if self._ranks is None else self._shared(self._ranks, rows, batches)
+            return (
+                self._backward(batches, batches)
+                if self.sharding is None
+                else self._shared(self.sharding, rows, batches)
+            )
 
         def take(smaller: Batching, error: BaseException) -> None:
             self.batching = smaller
@@ -193,7 +208,7 @@ class StepLoop:
         self.metrics.supervised = sum(batch.supervised for batch in batches)
         self.metrics.micro_batches = len(batches)
 
-    def _shared(self, ranks: Ranks, rows: list[Row], batches: list[MicroBatch]) -> dict[str, float]:
+    def _shared(self, sharding: Sharding, rows: list[Row], batches: list[MicroBatch]) -> dict[str, float]:
         """The same as ``_backward``, shared with the other ranks: each has the sums of all afterwards."""
         batching = self.batching
 
@@ -204,8 +219,8 @@ class StepLoop:
             batching = halved
             return self.method.collate(rows, batching)
 
-        ranks.deal(batches, smaller)
-        return ranks.add_up(self.loaded.model, lambda: self._backward(ranks.share(batches), batches))
+        sharding.ranks.deal(batches, smaller)
+        return sharding.add_up(lambda: self._backward(sharding.ranks.share(batches), batches))
 
     def _backward(self, mine: list[MicroBatch], batches: list[MicroBatch]) -> dict[str, float]:
         """What ``mine`` are of the mean loss of ``batches`` (``""``), and their metrics; gradients are added up."""
@@ -227,7 +242,10 @@ class StepLoop:
         Raises:
             CheckpointError: part of it cannot be saved.
         """
-        return capture(self.loaded.model, self.optimizer, self.scheduler, step=self.step, progress=progress)
+        snapshot = capture(self.loaded.model, self.optimizer, self.scheduler, step=self.step, progress=progress)
+        if self.sharding is not None:
+            self.sharding.collect(snapshot)
+        return snapshot
 
     def restore(self, checkpoint: Path, *, new_end: bool = False) -> dict[str, Any]:
         """Go on exactly where ``checkpoint`` was made; returns the progress that was saved with it.
@@ -238,7 +256,8 @@ class StepLoop:
         Raises:
             CheckpointError: it does not fit this run.
         """
-        restored = restore(checkpoint, self.loaded.model, self.optimizer, self.scheduler)
+        owned = (lambda weight: True) if self.sharding is None else self.sharding.owns
+        restored = restore(checkpoint, self.loaded.model, self.optimizer, self.scheduler, owned=owned)
         self.step, self._random = restored["step"], restored["random"]
         if new_end:
             # The factors are functions and were not saved with the scheduler: they are the new curve's.
