@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
 from backprop_tui.screens.base import OpenRun
-from backprop_tui.screens.dialogs import AnswerList, Help, Question
+from backprop_tui.screens.dialogs import AnswerList, Help, Palette, Question
 from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
@@ -235,6 +235,34 @@ async def test_what_covers_a_screen_can_be_left_before_it_is_drawn(output: Path)
             await pilot.pause()
             await until(lambda: app.screen is screen and not app._keys, "the screen")
         assert app.is_running
+
+
+@pytest.mark.parametrize(
+    "keys", [("up", "pagedown"), ("x", "pageup"), ("escape", "escape"), ("t", "h", "e", "m", "e", "enter", "enter")]
+)
+async def test_keys_in_one_burst_do_not_break_the_palette(output: Path, keys: tuple[str, ...]) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        screen = app.screen
+        for _ in range(3):
+            burst(pilot, "ctrl+p", *keys)
+            await until(lambda: not app._keys, "the keys")
+            for _ in range(3):
+                await pilot.press("escape")
+            assert app.screen is screen
+        assert app.is_running
+
+
+async def test_two_clicks_beside_the_palette_close_it_once(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await pilot.press("ctrl+p")
+        palette = pilot.app.screen
+        assert isinstance(palette, Palette)
+        palette.dismiss()
+        palette.dismiss()
+        await pilot.pause()
+        assert isinstance(pilot.app.screen, RunsScreen)
 
 
 async def test_the_help_is_scrolled_by_keys(output: Path) -> None:
