@@ -49,6 +49,8 @@ class BackpropApp(KeysInOrder):
     DEFAULT_MODE = "runs"
     BINDINGS: ClassVar[list[BindingType]] = bindings(EVERYWHERE)
     ENABLE_COMMAND_PALETTE = True
+    ALLOW_SELECT = False
+    """Nothing that is shown can be selected but messages, and a second click on one would meet it when it is gone."""
 
     def __init__(
         self,

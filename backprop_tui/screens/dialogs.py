@@ -30,20 +30,20 @@ Result = TypeVar("Result")
 
 
 class Dialog(ModalScreen[Result]):
-    """Covers a screen until it is left, which happens once: keys that come in one burst find it gone.
+    """Covers a screen until it is left, which happens once: keys that come in one burst find it gone, or covered.
 
     Without an id: another may lie below it, or cover another screen.
     """
 
     def dismiss(self, result: Result | None = None) -> AwaitComplete:
-        return super().dismiss(result) if self.is_current else AwaitComplete()
+        return super().dismiss(result) if self.app.screen is self else AwaitComplete()
 
 
 class Palette(CommandPalette):
-    """Textual's, which keys and clicks that come in one burst would break: it is left once, and moves when it is drawn."""
+    """Textual's, which keys and clicks of one burst would break: it is left once, and moves when it is drawn."""
 
     def dismiss(self, result: None = None) -> AwaitComplete:
-        return super().dismiss(result) if self.is_current else AwaitComplete()
+        return super().dismiss(result) if self.app.screen is self else AwaitComplete()
 
     def _action_command_list(self, action: str) -> None:
         if any(commands.scrollable_content_region for commands in self.query(CommandList)):
