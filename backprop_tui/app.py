@@ -23,6 +23,7 @@ from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
+from textual.theme import ThemeProvider
 from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
@@ -30,7 +31,7 @@ from backprop_tui import themes
 from backprop_tui.keys import bindings
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Question, TooSmall
+from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Palette, Question, TooSmall
 from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
@@ -48,6 +49,8 @@ class BackpropApp(KeysInOrder):
     DEFAULT_MODE = "runs"
     BINDINGS: ClassVar[list[BindingType]] = bindings(EVERYWHERE)
     ENABLE_COMMAND_PALETTE = True
+    ALLOW_SELECT = False
+    """Nothing that is shown can be selected but messages, and a second click on one would meet it when it is gone."""
 
     def __init__(
         self,
@@ -314,7 +317,10 @@ class BackpropApp(KeysInOrder):
 
     def action_command_palette(self) -> None:
         if not self.screen.is_modal:  # a question is answered first
-            super().action_command_palette()
+            self.push_screen(Palette())
+
+    def search_themes(self) -> None:
+        self.push_screen(Palette(providers=[ThemeProvider], placeholder="Search for themes…"))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key that works here, by its name, and the themes: a line each."""

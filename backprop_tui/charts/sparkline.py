@@ -60,6 +60,8 @@ def rounded_span(low: float, high: float) -> tuple[float, float]:
 
 def _levels(curve: Curve, shown: int, width: int) -> list[float | None]:
     """The mean of each cell's steps; a cell that no step ends in repeats its left neighbour up to the last step."""
+    if width < 1:
+        return []
     sums, counts = [0.0] * width, [0] * width
     last = 0
     for step, bucket in curve.buckets():

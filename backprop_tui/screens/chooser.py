@@ -66,7 +66,7 @@ class Chooser(Dialog[str]):
     ]
 
     def __init__(self, title: str, choices: Sequence[Choice], *, other: str = "") -> None:
-        super().__init__(id="chooser")
+        super().__init__()
         self._title, self._other = title, other
         self._list = _Choices(choices)
         self._entry = Input(id="chooser-input", compact=True, placeholder=other or "type to narrow the list")

@@ -10,6 +10,7 @@ from textual import events
 from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
+from textual.command import CommandList, CommandPalette
 from textual.containers import Vertical
 from textual.geometry import Size
 from textual.message import Message
@@ -29,10 +30,28 @@ Result = TypeVar("Result")
 
 
 class Dialog(ModalScreen[Result]):
-    """Covers a screen until it is left, which happens once: keys that come in one burst find it gone."""
+    """Covers a screen until it is left, which happens once: keys that come in one burst find it gone, or covered.
+
+    Without an id: another may lie below it, or cover another screen.
+    """
 
     def dismiss(self, result: Result | None = None) -> AwaitComplete:
-        return super().dismiss(result) if self.is_current else AwaitComplete()
+        return super().dismiss(result) if self.app.screen is self else AwaitComplete()
+
+
+class Palette(CommandPalette):
+    """Textual's, which keys and clicks of one burst would break: it is left once, and moves when it is drawn."""
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        return super().dismiss(result) if self.app.screen is self else AwaitComplete()
+
+    def _action_command_list(self, action: str) -> None:
+        if any(commands.scrollable_content_region for commands in self.query(CommandList)):
+            super()._action_command_list(action)
+
+    def _action_cursor_down(self) -> None:
+        if self.query(CommandList):
+            super()._action_cursor_down()
 
 
 class Answer(NamedTuple):
@@ -158,7 +177,7 @@ class Question(Dialog[str]):
     ]
 
     def __init__(self, title: str, text: str, answers: tuple[Answer, ...]) -> None:
-        super().__init__(id="question")
+        super().__init__()
         self.question, self.text, self.answers = title, text, AnswerList(answers)
 
     def compose(self) -> ComposeResult:
@@ -210,7 +229,7 @@ class Help(Dialog[None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,f1", "dismiss", show=False)]
 
     def __init__(self, where: str) -> None:
-        super().__init__(id="help")
+        super().__init__()
         self.where = where
 
     def compose(self) -> ComposeResult:
@@ -232,9 +251,6 @@ class TooSmall(Dialog[None]):
     """Covers everything until the window is large enough. Training and watching go on."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("q,ctrl+q", "app.leave", show=False)]
-
-    def __init__(self) -> None:
-        super().__init__(id="small")
 
     def on_screen_resume(self) -> None:
         """A question that lay over it was answered; meanwhile the window may have grown."""

@@ -19,6 +19,7 @@ from backprop.core.definition import multi_settings, settings
 from backprop.core.errors import InputError
 from backprop.core.locate import locate
 from backprop.core.multi_run import advice
+from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.core.settings_sources import settings_file
 from backprop.hardware.devices import CardFacts
@@ -313,6 +314,19 @@ async def test_it_starts_the_run_that_it_shows(rows: Path, output: Path) -> None
         assert record.config.seed == 7
         assert app.watched.path.parent == output
         await until(lambda: app.watched is not None and app.watched.state.ended, "the end")
+
+
+async def test_a_training_preset_is_chosen_by_keys(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        await pilot.press("e")
+        await until(lambda: isinstance(pilot.app.screen, Chooser), "the presets")
+        await pilot.press("down", "enter")
+        await until(lambda: pilot.app.screen is screen, "the choice")
+        preset = list(TRAINING_PRESETS)[1]
+        assert screen.given["preset"] == preset
+        assert {str(origin) for origin in screen.found.origins.values()} > {f"preset {preset} (screen)"}
+        assert screen.config is not None
 
 
 async def test_several_runs_in_sequence_are_configured_and_started(rows: Path, model: Path, output: Path) -> None:

@@ -12,11 +12,12 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from textual import events
 from textual.pilot import Pilot
+from textual.widgets._toast import Toast
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
 from backprop_tui.screens.base import OpenRun
-from backprop_tui.screens.dialogs import AnswerList, Help, Question
+from backprop_tui.screens.dialogs import AnswerList, Help, Palette, Question, TooSmall, deleting
 from backprop_tui.screens.runs import RunsScreen
 from backprop_tui.watch import Watch
 
@@ -235,6 +236,75 @@ async def test_what_covers_a_screen_can_be_left_before_it_is_drawn(output: Path)
             await pilot.pause()
             await until(lambda: app.screen is screen and not app._keys, "the screen")
         assert app.is_running
+
+
+@pytest.mark.parametrize(
+    "keys", [("up", "pagedown"), ("x", "pageup"), ("escape", "escape"), ("t", "h", "e", "m", "e", "enter", "enter")]
+)
+async def test_keys_in_one_burst_do_not_break_the_palette(output: Path, keys: tuple[str, ...]) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        screen = app.screen
+        for _ in range(3):
+            burst(pilot, "ctrl+p", *keys)
+            await until(lambda: not app._keys, "the keys")
+            for _ in range(3):
+                await pilot.press("escape")
+            assert app.screen is screen
+        assert app.is_running
+
+
+async def test_an_answer_that_comes_late_leaves_what_covers_the_question_alone(output: Path) -> None:
+    """Of two clicks in one burst the second may meet a question that something lies over by then."""
+    given: list[str | None] = []
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        question = Question("delete", "", deleting("run", "/x"))
+        pilot.app.push_screen(question, given.append)
+        await pilot.resize_terminal(50, 12)
+        assert isinstance(pilot.app.screen, TooSmall)
+        question.dismiss("delete")
+        question.dismiss("delete")
+        await pilot.pause()
+        assert isinstance(pilot.app.screen, TooSmall)
+        assert given == []
+
+
+async def test_a_click_on_a_message_that_is_just_gone_does_nothing(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24), notifications=True) as pilot:
+        screen = pilot.app.screen
+        pilot.app.notify("a message", timeout=60)
+        await until(lambda: bool(screen.query(Toast)) and "a message" in text_of(pilot.app), "the message")
+        toast = screen.query_one(Toast)
+        x, y = toast.content_region.offset
+        await toast.remove()
+        screen._forward_event(events.MouseDown(toast, x, y, 0, 0, 1, False, False, False, x, y))
+        await pilot.pause()
+        assert pilot.app.is_running
+
+
+async def test_a_question_may_lie_over_another(run: recorded.Recorder, output: Path) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test(size=(80, 24)) as pilot:
+        app = await seen(pilot, run.seq)
+        await pilot.press("a")
+        assert isinstance(app.screen, Question)
+        await pilot.resize_terminal(50, 12)
+        await pilot.press("q")
+        assert len([each for each in app.screen_stack if isinstance(each, Question)]) == 2
+        await pilot.press("escape")
+        await pilot.resize_terminal(80, 24)
+        assert isinstance(app.screen, Question)
+
+
+async def test_two_clicks_beside_the_palette_close_it_once(output: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        await pilot.press("ctrl+p")
+        palette = pilot.app.screen
+        assert isinstance(palette, Palette)
+        palette.dismiss()
+        palette.dismiss()
+        await pilot.pause()
+        assert isinstance(pilot.app.screen, RunsScreen)
 
 
 async def test_the_help_is_scrolled_by_keys(output: Path) -> None:

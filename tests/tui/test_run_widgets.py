@@ -15,7 +15,7 @@ from backprop.runs.state import RunState, read_run
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve, RunSeries
-from backprop_tui.charts.sparkline import Readings
+from backprop_tui.charts.sparkline import Readings, sparkline
 from backprop_tui.main import farewell
 from backprop_tui.text import Row
 from backprop_tui.widgets.gpu import card_rows
@@ -179,3 +179,10 @@ async def test_a_path_that_could_change_the_terminal_is_printed_as_text(
     said = capsys.readouterr().out
     assert "directory: " in said
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("width", [-2, 0, 1])
+def test_in_a_window_without_room_a_sparkline_is_as_narrow_as_that(width: int) -> None:
+    series = RunSeries()
+    series.loss.add(1, 2.0)
+    assert len(sparkline(series.loss, 10, width)) == max(0, width)

@@ -126,7 +126,8 @@ class ConfigureScreen(BaseScreen):
         """Choose a value, text or not; ``None`` takes the default again. Of steps and epochs the newer one counts."""
         self.given.pop(name, None)
         if value is not None:
-            several = isinstance(value, str) and all_settings()[name].kind == "repeated"
+            setting = all_settings().get(name)  # a preset is none
+            several = isinstance(value, str) and setting is not None and setting.kind == "repeated"
             self.given[name] = value.split(" | ") if several else value
             if name in ("steps", "epochs"):
                 self.given.pop("epochs" if name == "steps" else "steps", None)
