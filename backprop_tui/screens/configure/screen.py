@@ -26,6 +26,7 @@ from backprop.runs.queue import Queue
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
+from textual.timer import Timer
 
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens import again, number_of
@@ -44,6 +45,8 @@ from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 
 MISSING = "name a dataset"
+STILL = 0.7
+"""Seconds without a change after which the engine gets ready for what the form says."""
 PATHS = ("data", "model", "held_out", "output_dir")
 REPLACING = (
     Answer("no", "n", "Keep them", ""),
@@ -77,6 +80,7 @@ class ConfigureScreen(BaseScreen):
         """What makes it a session of several runs."""
         self.notice = ""
         self.warm: WarmEngine | None = None
+        self._still: Timer | None = None
         self.machine: Info | None = None
         self._planned: tuple[RunConfig, CountedLengths, int, Plan | None] | None = None
         """What the last plan was made of, and the plan."""
@@ -114,6 +118,7 @@ class ConfigureScreen(BaseScreen):
         starting = self.watch_run is not None and self.watch_run.live
         if self.warm is None and not self.living and not starting:
             self.warm = WarmEngine()
+            self._hint_when_still()
 
     # The values
 
@@ -163,7 +168,18 @@ class ConfigureScreen(BaseScreen):
             except BackpropError as error:
                 self._blame(error)
         self.counting.look_at(self.config)
+        self._hint_when_still()
         self._draw()
+
+    def _hint_when_still(self) -> None:
+        """Have the waiting engine get ready for what the form says, once that has not changed for a moment."""
+        if self._still is not None:
+            self._still.stop()
+        self._still = self.set_timer(STILL, self._hint) if self.is_attached else None
+
+    def _hint(self) -> None:
+        if self.warm is not None and self.config is not None and self.multi is None:
+            self.warm.hint(self.config)
 
     def _blame(self, error: BackpropError, otherwise: str = "data") -> None:
         field = str(error.details.get("field") or ("model" if "model" in error.details else otherwise))

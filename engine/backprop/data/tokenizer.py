@@ -88,34 +88,8 @@ class ChatTokenizer:
             ModelLoadError: a file is missing or broken, named with its path.
         """
         folder = Path(model_dir)
-        return cls._read(folder, _fingerprint(folder), now or datetime.now())
-
-    @classmethod
-    @lru_cache(maxsize=1)
-    def _read(cls, folder: Path, fingerprint: str, now: datetime) -> ChatTokenizer:
-        """A run asks twice, for its rows and for its model, and reading takes as long as loading a small model."""
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise ModelLoadError(
-                f"{folder}: no tokenizer.json in this directory" if folder.is_dir() else f"{folder}: no such directory",
-                hint="name a directory of a Hugging Face model with a fast tokenizer",
-                details={"path": str(file)},
-            )
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the Rust library raises nothing more exact
-            raise ModelLoadError(
-                f"{file}: not a tokenizer that can be read: {error}",
-                hint="fetch the model again: the file may be incomplete",
-                details={"path": str(file)},
-            ) from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        config = _read_json(folder / "tokenizer_config.json")
-        if "added_tokens_decoder" not in config:
-            config |= _read_json(folder / "special_tokens_map.json")
-        tokenizer.add_tokens(list(_declared(tokenizer, config, _read_json(folder / "added_tokens.json"))))
-        return cls(tokenizer, folder, config, fingerprint, now)
+        fingerprint = _fingerprint(folder)
+        return cls(*_read(folder, fingerprint), fingerprint, now or datetime.now())
 
     def _end_of_answers(self, ends: list[str]) -> int | None:
         last = self.template.last_end
@@ -131,6 +105,33 @@ class ChatTokenizer:
     def token(self, id: int) -> str:
         """A token as the vocabulary writes it."""
         return self.tokenizer.id_to_token(id) or f"<{id}>"
+
+
+@lru_cache(maxsize=1)
+def _read(folder: Path, fingerprint: str) -> tuple[Tokenizer, Path, dict[str, Any]]:
+    """A run asks twice, for its rows and for its model, and reading takes as long as loading a small model."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ModelLoadError(
+            f"{folder}: no tokenizer.json in this directory" if folder.is_dir() else f"{folder}: no such directory",
+            hint="name a directory of a Hugging Face model with a fast tokenizer",
+            details={"path": str(file)},
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust library raises nothing more exact
+        raise ModelLoadError(
+            f"{file}: not a tokenizer that can be read: {error}",
+            hint="fetch the model again: the file may be incomplete",
+            details={"path": str(file)},
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = _read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= _read_json(folder / "special_tokens_map.json")
+    tokenizer.add_tokens(list(_declared(tokenizer, config, _read_json(folder / "added_tokens.json"))))
+    return tokenizer, folder, config
 
 
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")

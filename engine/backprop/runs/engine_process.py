@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import IO
 
 import msgspec
 
 from backprop.core.log import variables
+from backprop.core.settings import RunConfig
 
 ENGINE = "backprop.train"
 WAIT = "wait"
@@ -44,12 +46,22 @@ def start_engine(
 
 
 class WarmEngine:
-    """An engine that imports its libraries and then waits for a run; it ends with whoever started it."""
+    """An engine that imports its libraries, gets ready for what it is hinted at, and waits for a run.
+
+    It ends with whoever started it.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None
         self._process = start_engine((WAIT,), log=subprocess.DEVNULL, stdin=subprocess.PIPE)
         self.pid = self._process.pid
+
+    def hint(self, config: RunConfig) -> None:
+        """Have it get ready for a run with this located configuration. Of several hints the newest counts."""
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(BrokenPipeError):  # it has ended: ``take`` says so
+                self._process.stdin.write(msgspec.json.encode(config) + b"\n")
+                self._process.stdin.flush()
 
     def take(self, words: tuple[str, ...]) -> subprocess.Popen[bytes] | None:
         """Give it its run, once: the command line of an engine. ``None`` where it is gone or was taken."""

@@ -12,7 +12,7 @@ from backprop.core.events import EndStatus
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from backprop.worker.commands import Control
-from backprop.worker.process import Emit, run_engine
+from backprop.worker.process import Emit, GetReady, run_engine
 from backprop.worker.setup import importing
 
 
@@ -56,13 +56,15 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
         return Run(start, directory, emit, control).run()
 
 
-def warm_up() -> None:
-    """Import what nearly every run needs."""
+def warm_up() -> GetReady:
+    """Import what nearly every run needs; what gets ready for one."""
     with importing():
+        from backprop.train import ahead
         from backprop.train.methods import sft  # noqa: F401
         from backprop.train.modes import lora  # noqa: F401
         from backprop.train.persistence import resume  # noqa: F401
         from backprop.train.run import Run  # noqa: F401
+    return ahead.get_ready
 
 
 if __name__ == "__main__":

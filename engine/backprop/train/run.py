@@ -23,15 +23,17 @@ from backprop.hardware.thermal import thresholds
 from backprop.runs.checkpoints import REQUESTED, Checkpoint, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import CheckpointPolicy
+from backprop.train import ahead
 from backprop.train import model as models
 from backprop.train.baseline import Baseline
 from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
-from backprop.train.dataset import Subset, in_proportion, prepare
+from backprop.train.dataset import Subset
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
+from backprop.train.known import look_at_rows
 from backprop.train.methods import Method, method_named
 from backprop.train.optimizers import require_optimizer
 from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
@@ -150,33 +152,27 @@ class Run:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        rows, self.trained, self.held_out = prepare(
-            start.prepared or config, path, emit, self.steering.look, split=start.split, now=start.now
-        )
-        self.as_text = on_texts(rows.summary)
         recorded = self.directory.read_record().config
-        config, reasons = models.for_lengths(config, recorded, rows.summary)
-
-        schedule = self.schedule = Schedule.of(config, len(self.trained))
-        self.evaluated = in_proportion(self.held_out, self.trained, schedule)
-        config, others = rules.for_rows(
+        known = look_at_rows(
             config,
             path,
-            rows=len(self.trained),
-            held_out=len(self.held_out),
-            rows_per_step=schedule.rows_per_step,
-            steps=schedule.steps,
+            emit,
+            self.steering.look,
+            asked=recorded,
+            prepared=start.prepared,
+            split=start.split,
+            now=start.now,
         )
+        config, rows = known.config, known.rows
         self.config = config
-        if reasons := models.by_memory(recorded) | reasons | others:
-            values = msgspec.to_builtins(config)
-            emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
+        self.trained, self.held_out, self.evaluated = known.trained, known.held_out, known.evaluated
+        self.schedule, self.as_text = known.schedule, on_texts(rows.summary)
 
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         for note in require_same_source(start.replays, self.identity, rows) if start.replays else ():
             emit(note)
         emit(PhaseChanged(phase="loading_model"))
-        self.loaded = models.load(config, path, emit, start.now)
+        self.loaded = ahead.load(config, path, emit, start.now)
         for each in (rows, self.held_out.rows):
             models.require_known_tokens(self.loaded.model, each.ids, self.loaded.chat)
         unlearned = models.untrained_tokens(self.loaded.model, rows.ids, self.loaded.chat)

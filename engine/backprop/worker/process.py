@@ -7,18 +7,21 @@ ends with ``run_finished`` or ``run_failed`` in the journal, whatever happens sh
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NoReturn, TypeAlias
 
 import msgspec
 
 from backprop.core import events, log
-from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError
+from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError, TrainingAbortedError
 from backprop.core.events import EndStatus, Event, PhaseChanged, RunFinished, RunStarted, Step, encode
+from backprop.core.settings import RunConfig
 from backprop.runs.describe import log_event
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_process import WAIT
@@ -30,6 +33,8 @@ from backprop.worker.setup import end_process, failure, quiet_libraries
 Emit: TypeAlias = Callable[[Event], None]
 Work: TypeAlias = Callable[[RunDirectory, Emit, Control], EndStatus]
 """Emits everything from ``run_started`` to ``run_finished`` and returns how the run ended; raises where it failed."""
+GetReady: TypeAlias = Callable[[RunConfig, Callable[[], bool]], object]
+"""Does ahead what a run with this configuration will need. It calls its second argument now and then, which may raise."""
 
 
 class _Reporter:
@@ -93,21 +98,47 @@ class _InnerReporter(_Reporter):
         self._writer.emit(event)
 
 
-def run_engine(work: Work, warm_up: Callable[[], object] | None = None) -> NoReturn:
+def run_engine(work: Work, warm_up: Callable[[], GetReady] | None = None) -> NoReturn:
     """Do ``work`` on the run directory that the first argument names, and end the process.
 
-    An engine that was started ahead imports what the work needs in ``warm_up``, then is told its arguments on standard
-    input; it ends when whoever started it has gone.
+    An engine that was started ahead imports what the work needs in ``warm_up``, then is told its arguments.
     """
     if sys.argv[1] == WAIT:
         quiet_libraries()
-        if warm_up is not None:
-            warm_up()
-        told = sys.stdin.buffer.read()
-        if not told:
-            end_process(EXIT_OK)
-        sys.argv[1:] = msgspec.json.decode(told, type=list[str])
+        sys.argv[1:] = _wait(warm_up)
     end_process(_run(RunDirectory(Path(sys.argv[1])), work))
+
+
+def _wait(warm_up: Callable[[], GetReady] | None) -> list[str]:
+    """The arguments that come on standard input. Until then the newest configuration from there is got ready for.
+
+    What is wrong with it is not said here: the run that it is started as will say it.
+    """
+    told: SimpleQueue[bytes] = SimpleQueue()
+    threading.Thread(target=_listen, args=(told,), name="hints", daemon=True).start()
+    get_ready = warm_up() if warm_up is not None else None
+
+    def look() -> bool:
+        if not told.empty():
+            raise TrainingAbortedError("something else is asked for")
+        return False
+
+    while not (line := told.get()).startswith(b"["):
+        # Nothing but events may reach standard output.
+        with suppress(Exception), redirect_stdout(sys.stderr):
+            look()
+            if get_ready is not None:
+                get_ready(msgspec.json.decode(line, type=RunConfig), look)
+    return msgspec.json.decode(line, type=list[str])
+
+
+def _listen(told: SimpleQueue[bytes]) -> None:
+    """Hand over what comes on standard input; without its arguments the process ends with whoever started it."""
+    for line in sys.stdin.buffer:
+        told.put(line)
+        if line.startswith(b"["):
+            return
+    end_process(EXIT_OK)
 
 
 def _run(directory: RunDirectory, work: Work) -> int:
