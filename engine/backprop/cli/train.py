@@ -83,7 +83,7 @@ def continue_run(run: str, model: str | None, as_json: bool, verbose: bool) -> i
 
 def _show_plan(plan: dict[str, Any]) -> None:
     from backprop.cli.estimate import gib
-    from backprop.runs.describe import describe_dataset, findings_by_kind
+    from backprop.cli.views import dataset_lines
 
     found = msgspec.convert(plan["plan"], RunPlan | None)
     values, origins = plan["config"], plan["origins"]
@@ -93,8 +93,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
     if found is None:
         output.line(f"the rows were not counted: {plan['why']}")
     else:
-        output.line(f"data      {describe_dataset(found.data)}")
-        for _, words in findings_by_kind(found.data.problems, found.data.problem_counts, found.data.unit):
+        first, *others = dataset_lines(msgspec.structs.replace(found.data, notes=[]))
+        output.line(f"data      {first}")
+        for words in others:
             output.line(f"found     {words}")
         output.line(f"rows      {found.rows:,} trained, {found.held_out:,} held out")
         epochs = found.steps / max(1, found.steps_per_epoch)
