@@ -41,6 +41,22 @@ def recorded(tmp_path: Path, *events: ev.Event) -> engine_client.EngineClient:
     return engine_client.attach(directory.path)
 
 
+@pytest.mark.parametrize(("word", "command"), [("pause", ev.Pause()), ("go-on", ev.Resume()), ("stop", ev.Stop())])
+def test_a_living_run_is_told_what_to_do_and_another_is_named(
+    word: str, command: ev.Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded(tmp_path, started(), step(1)).directory
+    assert main(["tell", str(run.path), word]) == 1
+    assert "RUN_NOT_ACTIVE" in capsys.readouterr().err
+    engine = os.open(run.control, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main(["tell", str(run.path), word, "--json"]) == 0
+        assert ev.decode_command(os.read(engine, 4096)) == command
+    finally:
+        os.close(engine)
+    assert json.loads(capsys.readouterr().out) == {"run_id": run.run_id, "asked": word}
+
+
 def ended(status: str) -> ev.RunFinished:
     end = finished(1)
     end.status = status  # type: ignore[assignment]

@@ -7,6 +7,7 @@ import io
 import json
 import threading
 from array import array
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,23 @@ def test_a_replay_of_a_run_whose_data_is_gone_is_refused_before_anything_starts(
     assert main(["replay", "aaa1", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "DATASET_NOT_FOUND"
     assert len(list(output.iterdir())) == 3
+
+
+def test_a_replay_of_other_rows_is_refused_by_their_line_and_nothing_is_made(
+    backprop: Callable[..., Any], rows_file: Path, tiny_model: Path
+) -> None:
+    flags = ["--model", str(tiny_model), "--steps", "1", "--batch-size", "2", "--backend", "cpu", "--held-out", "none"]
+    assert backprop("train", "--data", str(rows_file), *flags).code == 0
+    output = rows_file.parent / "output"
+    (run,) = output.iterdir()
+    rows = rows_file.read_text().splitlines(keepends=True)
+    other = json.loads(rows[6])
+    other["output"] += " Or so."
+    rows_file.write_text("".join([*rows[:6], json.dumps(other) + "\n", *rows[7:]]))
+    refused = backprop("replay", run.name)
+    assert refused.code == 1
+    assert "STATE_IDENTITY_MISMATCH" in refused.err
+    assert "line 7 was changed" in refused.err
+    assert list(output.iterdir()) == [run]
+    again = backprop("replay", run.name, "--data", str(rows_file), "--json")
+    assert (again.code, again.events[-1]["status"]) == (0, "done"), again.err

@@ -5,7 +5,9 @@ import json
 
 import pytest
 from backprop.cli import output, views
+from backprop.cli.data_options import ProgressLine
 from backprop.core import events as ev
+from backprop.runs.describe import duration
 from backprop.runs.state import RunState
 from made_events import finished, started, step
 
@@ -40,6 +42,33 @@ def test_plain_output_shows_the_run_id_first_and_last_loss_and_how_to_go_on(
     assert "backprop generate feed" in out
     assert "backprop show-run feed" in out
     assert len(step_lines(out)) == 5
+
+
+def test_plain_steps_say_how_long_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    play(views.PlainLines(), story(5), seconds=2.0)
+    shown = step_lines(capsys.readouterr().out)
+    seconds = step(1, 5).seconds
+    assert [line.endswith(" left") for line in shown] == [True] * 4 + [False]
+    assert shown[0].endswith(f" {duration(4 * seconds)} left")
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_long_work_says_how_far_it_is_also_where_no_line_can_be_written_over(
+    term: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, clock = Terminal(), [100.0]
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setenv("TERM", term)
+    with ProgressLine("scoring", in_bytes=False) as line:
+        for done in range(1, 5):
+            clock[0] += 5.0
+            line(done, 8)
+    told = screen.getvalue()
+    if term == "dumb":
+        assert told == "scoring  25%, 30 s left\nscoring  50%, 20 s left\n"
+    else:
+        assert told.startswith("\r\x1b[Kscoring  12%, 35 s left\r\x1b[Kscoring  25%, 30 s left")
 
 
 def test_fast_steps_are_thinned_and_the_first_and_the_last_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

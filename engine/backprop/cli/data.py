@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ _BY_TOKENS = frozenset(
 @click.command
 @dataset_command("model", "method", "max_seq_length", "reasoning_trace")
 @click.option("--held-out", metavar="FILE", help="a file that must share no row with this one")
-def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_json: bool) -> int:
+@click.option("--all", "every", is_flag=True, help="a line for each finding, not for each kind")
+def validate(config: RunConfig, *, held_out: str | None, every: bool, model: str | None, as_json: bool) -> int:
     """Check every row of a dataset without training. Exit code 1 when training would refuse rows of it.
 
     With --model, tokens are counted too, by the tokenizer of a model that is on this machine.
@@ -88,7 +90,7 @@ def validate(config: RunConfig, *, held_out: str | None, model: str | None, as_j
         answer["problems"] = sorted([*others, *cuts], key=lambda problem: problem["line"])
         counts = {**answer["problem_counts"], **counts}
         answer["problem_counts"] = dict(sorted(counts.items(), key=lambda item: -item[1]))
-    output.answer(answer, as_json, _show_validation)
+    output.answer(answer, as_json, functools.partial(_show_validation, every=every))
     return EXIT_USER if answer["invalid"] else EXIT_OK
 
 
@@ -136,7 +138,7 @@ def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[di
     return tokens, [msgspec.to_builtins(problem) for problem in summary.problems if problem.code in found], found
 
 
-def _show_validation(answer: dict[str, Any]) -> None:
+def _show_validation(answer: dict[str, Any], every: bool) -> None:
     output.line(f"{answer['path']}: {answer['format'] or 'no known format'}, {answer['rows']:,} rows", "head")
     left_out = min(answer["valid"], sum(answer["problem_counts"].get(code, 0) for code in LEFT_OUT))
     others = f", {left_out:,} are left out on purpose" * bool(left_out)
@@ -145,12 +147,15 @@ def _show_validation(answer: dict[str, Any]) -> None:
         output.line("formats: " + ", ".join(f"{count:,} {name}" for name, count in answer["formats"].items()))
     _show_notes(answer["notes"])
     problems = msgspec.convert(answer["problems"], list[Problem])
-    for first, words in findings_by_kind(problems, answer["problem_counts"], answer["unit"]):
+    told = findings_by_kind(problems, answer["problem_counts"], answer["unit"])
+    if every:
+        told = [one for each in problems for one in findings_by_kind([each], {}, answer["unit"])]
+    for first, words in told:
         output.line(words, first.severity if first.severity in ("error", "warning") else "quiet")
         if first.excerpt:
             output.line(f"    {first.excerpt}", "quiet")
-    if len(problems) > len(answer["problem_counts"]):
-        output.line("--json lists each finding with its row")
+    if len(problems) > len(answer["problem_counts"]) and not every:
+        output.line("--all has a line for each finding, --json its row too")
     tokens = answer.get("tokens")
     if tokens:
         output.line(

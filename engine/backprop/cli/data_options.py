@@ -18,40 +18,44 @@ from backprop.core.events import ModelLoading, Warning  # noqa: A004
 from backprop.core.jobs import JobProgress, Message, RowScore, RowScores, Scored
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
-from backprop.runs.describe import bytes_text, describe
+from backprop.runs.describe import bytes_text, describe, duration
 
 if TYPE_CHECKING:
     from backprop.data.quality import PerplexityReport, Scores
 
 JOB = "backprop.train.jobs.perplexity"
 _SHOWN = 10
-_EVERY = 0.2
-"""Seconds between two updates of the progress line."""
+_EVERY, _LINE_EVERY = 0.2, 10.0
+"""Seconds between two updates of the progress line, and between two lines where none can be written over."""
 
 
 class ProgressLine:
-    """One line on a terminal's standard error, rewritten in place; nothing where nobody watches."""
+    """How far long work is, on standard error: one line that is rewritten, or a line now and then."""
 
     def __init__(self, doing: str, *, in_bytes: bool = True) -> None:
         self.doing = doing
         self._in_bytes = in_bytes
-        self._last = 0.0
+        self._rewrites = output.can_rewrite(sys.stderr)
+        self._began = time.monotonic()
+        self._last = 0.0 if self._rewrites else self._began
         self._shown = False
-        self._wanted = sys.stderr.isatty()
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
-        if self._wanted and now - self._last >= _EVERY and total:
-            self._last, self._shown = now, True
+        if total and now - self._last >= (_EVERY if self._rewrites else _LINE_EVERY):
+            self._last, self._shown = now, self._rewrites
             size = f" of {bytes_text(total)}" if self._in_bytes else ""
-            sys.stderr.write(f"\r\x1b[K{self.doing} {done / total:4.0%}{size}")
+            left = f", {duration((now - self._began) / done * (total - done))} left" if done else ""
+            text = f"{self.doing} {done / total:4.0%}{size}{left}"
+            sys.stderr.write(f"\r\x1b[K{text}" if self._rewrites else f"{text}\n")
             sys.stderr.flush()
 
     def report(self, message: Message) -> None:
         """Show a message of a job: how far it is; what has to be said is said beside."""
         match message:
             case JobProgress():
-                self.doing = message.doing
+                if message.doing != self.doing:
+                    self.doing, self._began = message.doing, time.monotonic()
                 self(message.done, message.total)
             case ModelLoading():
                 output.narrate(describe(message))

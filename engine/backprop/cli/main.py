@@ -35,6 +35,7 @@ COMMANDS = {
     "resume": Lazy("backprop.cli.train", "resume", "continue a stopped or crashed run exactly"),
     "extend": Lazy("backprop.cli.train", "extend", "continue a run to a new end"),
     "fork": Lazy("backprop.cli.train", "fork", "a new run from the weights of another one's checkpoint"),
+    "tell": Lazy("backprop.cli.tell", "tell", "pause, go-on, checkpoint, sample, stop or abort a living run"),
     "eval": Lazy("backprop.cli.eval", "evaluate", "score a run's model row by row, beside another; a gate for scripts"),
     "queue": Lazy("backprop.cli.queue", "queue", "runs one after another: add, list, move, rm, run"),
     "replay": Lazy("backprop.cli.train", "replay", "the same configuration and data as a new run"),

@@ -53,6 +53,11 @@ def coloured(text: str, kind: str, stream: TextIO) -> str:
     return f"\x1b[{COLOURS[kind]}m{text}\x1b[0m"
 
 
+def can_rewrite(stream: TextIO) -> bool:
+    """Whether a line on ``stream`` can be written over. Under ``TERM=dumb`` none is, as for a screen reader."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def line(text: str = "", kind: str = "info") -> None:
     """A line of the answer for people, to standard output."""
     print(coloured(clean(text), kind, sys.stdout), flush=True)

@@ -12,8 +12,8 @@ from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import all_settings
-from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, ModelLoadError
-from backprop.core.jobs import RunPlan
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, CheckpointError, InputError, ModelLoadError, RunError
+from backprop.core.jobs import JobProgress, RunPlan
 from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
 from backprop.demo import SHIPPED, demo_config
@@ -83,7 +83,7 @@ def continue_run(run: str, model: str | None, as_json: bool, verbose: bool) -> i
 
 def _show_plan(plan: dict[str, Any]) -> None:
     from backprop.cli.estimate import gib
-    from backprop.runs.describe import describe_dataset, findings_by_kind
+    from backprop.cli.views import dataset_lines
 
     found = msgspec.convert(plan["plan"], RunPlan | None)
     values, origins = plan["config"], plan["origins"]
@@ -93,8 +93,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
     if found is None:
         output.line(f"the rows were not counted: {plan['why']}")
     else:
-        output.line(f"data      {describe_dataset(found.data)}")
-        for _, words in findings_by_kind(found.data.problems, found.data.problem_counts, found.data.unit):
+        first, *others = dataset_lines(msgspec.structs.replace(found.data, notes=[]))
+        output.line(f"data      {first}")
+        for words in others:
             output.line(f"found     {words}")
         output.line(f"rows      {found.rows:,} trained, {found.held_out:,} held out")
         epochs = found.steps / max(1, found.steps_per_epoch)
@@ -243,11 +244,19 @@ def replay(run: str, as_json: bool, verbose: bool, **given: Any) -> int:
     are warned about.
     """
     from backprop.cli import follow
+    from backprop.cli.data_options import ProgressLine
     from backprop.cli.runs import find_run
     from backprop.runs.directory import RunDirectory
+    from backprop.runs.engine_jobs import REPLAY, ReplayRequest, ask_engine
     from backprop.runs.state import read_run
 
     state = read_run(find_run(run))
     (config, origins), replays = options.replayed_config(state, given)
     forked_from = RunDirectory(Path(state.path)).find_record().forked_from
+    try:
+        with ProgressLine("comparing with the run", in_bytes=False) as line:
+            request = ReplayRequest(config=config, replays=replays, forked_from=forked_from)
+            ask_engine(REPLAY, request, JobProgress, line.report)
+    except CheckpointError as error:
+        raise RunError(error.message, code=error.code, hint=error.hint) from None
     return follow.run(config, "replay", as_json, verbose, forked_from=forked_from, origins=origins, replays=replays)

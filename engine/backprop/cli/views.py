@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import textwrap
@@ -56,7 +55,9 @@ class PlainLines:
 
     def show(self, event: ev.AnyEvent, state: RunState) -> None:
         match event:
-            case ev.Step() if not self._is_due(event):
+            case ev.Step():
+                if self._is_due(event):
+                    output.line(describe(event) + _left(state), level(event))
                 return
             case ev.ModelLoading():
                 stage, since = self._loading
@@ -122,14 +123,17 @@ def progress_line(state: RunState, event: ev.AnyEvent) -> str:
     if state.last_step is None or state.phase != "training":
         return describe(ev.PhaseChanged(phase=state.phase, detail=state.phase_detail)) if state.phase else "starting"  # type: ignore[arg-type]
     done = round(_BAR * state.step / max(1, state.total_steps))
-    eta = "" if state.eta_seconds is None else f" {duration(state.eta_seconds)} left"
     held = f" paused: {state.paused_for}" if state.status == "paused" else ""
     held = f" {silent}" if (silent := state.silence(time.time())) else held
     return (
         f"[{'#' * done}{'.' * (_BAR - done)}] {state.step}/{state.total_steps} loss {number(state.last_step.loss)} "
-        f"{state.last_step.tokens_per_second:.0f} tokens/s{eta}{held}"
+        f"{state.last_step.tokens_per_second:.0f} tokens/s{_left(state)}{held}"
         + metrics_text(state.last_step.metrics, "rewards/margins", "rewards/accuracies")
     )
+
+
+def _left(state: RunState) -> str:
+    return "" if state.eta_seconds is None else f" {duration(state.eta_seconds)} left"
 
 
 def show_event(event: ev.AnyEvent) -> None:
@@ -184,7 +188,7 @@ def choose_view(as_json: bool) -> View:
     """JSON where it was asked for; a live line on a terminal that can wipe a line; else log lines."""
     if as_json:
         return JsonLines()
-    if sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+    if output.can_rewrite(sys.stdout):
         return LiveLine()
     return PlainLines()
 

@@ -334,9 +334,7 @@ def _nothing(summary: DatasetPrepared, counts: Counter[str], rows: Rows) -> Data
     if counts["answer_lost"]:
         hint += "; a larger --max-seq-length keeps longer answers"
     if counts["trace_too_short"] + counts["trace_too_long"] + counts["trace_unbalanced"] == summary.rows:
-        hint = (
-            "no row has a reasoning trace that --reasoning-trace could use: leave it out to train the answers alone"
-        )
+        hint = "no row has a reasoning trace that --reasoning-trace could use: leave it out to train the answers alone"
     return DatasetError(
         f"{path}: none of {summary.rows} rows can be trained ({most}); {why}",
         code="DATASET_NOTHING_TO_TRAIN",

@@ -22,13 +22,23 @@ from backprop.core.extras import TRAINING, require_modules
 from backprop.core.files import sweep_outputs
 from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, Message, decode_message
 from backprop.core.paths import cache_dir
-from backprop.runs.directory import RunDirectory
+from backprop.core.settings import RunConfig
+from backprop.runs.directory import Replays, RunDirectory
 
 FETCH, EXPORT, SIZES = "backprop.fetch.datasets", "backprop.export", "backprop.export.sizes"
 OLLAMA, PUSH, EVAL = "backprop.export.ollama.register", "backprop.export.push", "backprop.train.jobs.eval"
+REPLAY = "backprop.train.jobs.replay"
 _KEPT = 7 * 24 * 3600.0
 """Seconds that the log of a failed job is kept."""
 T = TypeVar("T")
+
+
+class ReplayRequest(msgspec.Struct, kw_only=True):
+    """Compare what a run would repeat another one with, with what that was made from."""
+
+    config: RunConfig
+    replays: Replays
+    forked_from: str = ""
 
 
 class EngineJob:

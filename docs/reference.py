@@ -1,4 +1,4 @@
-"""``docs/reference.md``, made from the code: ``python -m backprop.cli.reference > docs/reference.md``.
+"""``docs/reference.md``, made from the code: ``python docs/reference.py > docs/reference.md``.
 
 Nothing is written down here that the code says elsewhere; a test compares the file with what this makes.
 """
@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any, NamedTuple, get_args
 
 import click
-
 from backprop.cli.info import OTHER_VARIABLES, PRESET_VARIABLE
 from backprop.cli.main import COMMANDS, backprop
 from backprop.core import errors, events
@@ -23,7 +22,7 @@ from backprop.data.example import PROBLEM_CODES
 
 _HEAD = """# Reference
 
-Made from the code by `python -m backprop.cli.reference`; not written by hand. The README says what all this is for."""
+Made from the code by `python docs/reference.py`; not written by hand. The README says what all this is for."""
 _SETTINGS = """A setting is a key of a section in a settings file (`[training]` with `steps = 100`). Most are a flag,
 and all but those that are given anew for every run an environment variable. The nearer one wins: default, user's
 settings file (`backprop config path`), `.env`, environment, `--config`, flag or screen."""
