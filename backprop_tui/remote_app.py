@@ -51,6 +51,8 @@ class RemoteDriver(WebDriver):
     def on_meta(self, packet_type: str, payload: dict[str, object]) -> None:
         if packet_type == "repaint":
             self._app.call_later(self._repaint)  # in the application's thread: no two write at once
+        elif packet_type == "unwatched":
+            self._app.call_later(self._app.run_action, "leave_unwatched")
         else:
             super().on_meta(packet_type, payload)
 
@@ -66,6 +68,11 @@ def write(packet: bytes) -> None:
 
 
 class RemoteApp(BackpropApp):
+    def action_leave_unwatched(self) -> None:
+        """Leave because nobody came back, unless work would end with it. Runs go on either way."""
+        if not any(screen.losing() for screen in self._made):
+            self.exit()
+
     def get_driver_class(self) -> type[Driver]:
         return RemoteDriver
 

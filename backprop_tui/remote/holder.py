@@ -48,7 +48,7 @@ class Holder:
     async def run(self, listening: socket.socket) -> None:
         """Hold the application until it ends."""
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.call_later(WAITS, self._leave)
+        self._wait_alone()
         columns, rows = map(str, self._hello["size"])
         with tempfile.TemporaryFile() as errors:
             self._app = await asyncio.create_subprocess_exec(
@@ -127,7 +127,7 @@ class Holder:
         finally:
             if self._terminal is writer:
                 self._terminal = None
-                self._deadline = self._loop.call_later(WAITS, self._leave)
+                self._wait_alone()
             writer.close()
 
     async def _is_somebody_there(self) -> bool:
@@ -156,10 +156,13 @@ class Holder:
 
     # The end
 
+    def _wait_alone(self) -> None:
+        self._deadline = self._loop.call_later(WAITS, self._leave)
+
     def _leave(self) -> None:
-        """Have the application leave, and kill it where it does not in time."""
-        self._tell_app("quit")
-        self._loop.call_later(GRACE, self._kill)
+        """Have the application leave; where that would end its work, it is asked again later."""
+        self._tell_app("unwatched")
+        self._wait_alone()
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

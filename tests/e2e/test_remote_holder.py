@@ -23,6 +23,7 @@ from place import PATIENCE
 
 from backprop_tui.remote import engine, holder
 from backprop_tui.remote.packets import pack, unpack
+from backprop_tui.remote_app import RemoteApp
 
 HELLO = {"host": "box", "session": "", "arguments": [], "size": [200, 50], "environment": {"TERM": "xterm-256color"}}
 
@@ -196,3 +197,16 @@ def test_the_far_end_says_nothing_else_on_its_line() -> None:
     words = [str(Path(sys.executable).with_name("backprop")), "engine", "--stdio"]
     done = subprocess.run(words, input=b"", capture_output=True, check=True)
     assert json.loads(done.stdout.removeprefix(b"backprop-engine ")) == {"protocol": 1, "version": "0.1.0"}
+
+
+async def test_an_application_that_is_alone_with_an_export_stays_until_that_is_done() -> None:
+    app = RemoteApp()
+    async with app.run_test():
+        work = ["An export goes on"]
+        app._made[0].losing = lambda: "".join(work)  # type: ignore[method-assign]
+        await app.run_action("leave_unwatched")
+        assert app.is_running
+        assert not app._exit
+        work.clear()
+        await app.run_action("leave_unwatched")
+        assert app._exit
