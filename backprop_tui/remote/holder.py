@@ -59,6 +59,8 @@ class Holder:
                 stderr=errors,
                 env={**os.environ, "COLUMNS": columns, "ROWS": rows},
             )
+            assert self._app.stdin is not None
+            self._keys = self._app.stdin
             server = await asyncio.start_unix_server(self._attach, sock=listening)
             with suppress(asyncio.IncompleteReadError):
                 await self._pass_on()
@@ -96,14 +98,12 @@ class Holder:
             self._terminal.write(pack(kind, payload))
 
     def _tell_app(self, kind: str, **more: int) -> None:
-        assert self._app.stdin is not None
-        self._app.stdin.write(pack(b"M", json.dumps({"type": kind, **more}).encode()))
+        self._keys.write(pack(b"M", json.dumps({"type": kind, **more}).encode()))
 
     # Terminals
 
     async def _attach(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one terminal, unless another one is there and this one does not come to take its place."""
-        assert self._app.stdin is not None
         try:
             hello = json.loads((await _read(reader))[1])
             if not hello["session"] and await self._is_somebody_there():
@@ -121,7 +121,7 @@ class Holder:
             while True:
                 self._take(*await _read(reader))
                 with suppress(OSError):  # the application has left, which is told at the end of what it says
-                    await self._app.stdin.drain()
+                    await self._keys.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -141,8 +141,7 @@ class Holder:
     def _take(self, kind: bytes, payload: bytes) -> None:
         self._heard.set()
         if kind == b"K":
-            assert self._app.stdin is not None
-            self._app.stdin.write(pack(b"D", payload))
+            self._keys.write(pack(b"D", payload))
         elif kind == b"S":
             columns, rows = json.loads(payload)
             self._tell_app("resize", width=columns, height=rows)

@@ -67,7 +67,12 @@ def test_a_run_that_was_asked_for_is_not_started_again_where_its_application_is_
         terminal.wait_for(LOST, PATIENCE)
         terminal.wait_gone(LOST, PATIENCE)
         terminal.wait_until(lambda: place.run().run_id[:8].encode() in terminal.output[before:], PATIENCE, "the run")
-        leave(terminal)
+        terminal.send("enter")  # the list has the focus
+        terminal.wait_until(lambda: shown_step(terminal) > 2, PATIENCE, "the run's screen")
+        terminal.send("q")
+        terminal.wait_for("Leave it running", PATIENCE)
+        terminal.send("enter")
+        assert terminal.wait_exit(PATIENCE) == 0
     place.wait_step(place.state().step + 2)
     assert len(list(place.output.iterdir())) == 1
 
