@@ -14,8 +14,7 @@ import signal
 import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from textual import events
 from textual.app import App
@@ -26,9 +25,6 @@ from backprop_tui import main as local
 from backprop_tui.app import BackpropApp
 from backprop_tui.remote.packets import pack
 from backprop_tui.web.application import end_with_server
-
-if TYPE_CHECKING:
-    from backprop.core.settings import RunConfig
 
 
 class RemoteDriver(WebDriver):
@@ -51,6 +47,8 @@ class RemoteDriver(WebDriver):
     def on_meta(self, packet_type: str, payload: dict[str, object]) -> None:
         if packet_type == "repaint":
             self._app.call_later(self._repaint)  # in the application's thread: no two write at once
+        elif packet_type == "unwatched":
+            self._app.call_later(self._app.run_action, "leave_unwatched")
         else:
             super().on_meta(packet_type, payload)
 
@@ -66,6 +64,11 @@ def write(packet: bytes) -> None:
 
 
 class RemoteApp(BackpropApp):
+    def action_leave_unwatched(self) -> None:
+        """Leave because nobody came back, unless work would end with it. Runs go on either way."""
+        if not any(screen.losing() for screen in self._made):
+            self.exit()
+
     def get_driver_class(self) -> type[Driver]:
         return RemoteDriver
 
@@ -74,13 +77,9 @@ def main() -> None:
     """Run the application, then tell its exit code and what it printed."""
     host, *arguments = sys.argv[1:]
     threading.Thread(target=end_with_server, name="holder-watch", daemon=True).start()
-
-    def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | None = None) -> int:
-        return local.run_app(RemoteApp(config, run, origins), f"backprop-tui --host {shlex.quote(host)}")
-
-    printed = io.StringIO()
+    command, printed = f"backprop-tui --host {shlex.quote(host)}", io.StringIO()
     with redirect_stdout(printed), redirect_stderr(printed):
-        status = local.open_with(arguments, show)
+        status = local.open_with(arguments, lambda *asked: local.run_app(RemoteApp(*asked), command))
     told: dict[str, Any] = {"type": "farewell", "status": status, "text": printed.getvalue()}
     write(pack(b"M", json.dumps(told).encode()))
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import backprop
 from backprop.core.errors import BackpropError, InputError, MissingDependencyError, RemoteError
@@ -128,20 +129,14 @@ class Client:
     def _connect(self, *, asks: bool) -> None:
         self._link: Link | None = Link(command_line(self._host, self._there, asks=asks))
         self._asks, self._is_open, self._is_greeted, self._held = asks, False, False, bytearray()
-        assert self._link.stdout is not None
-        assert self._link.stderr is not None
-        self._selector.register(self._link.stdout, selectors.EVENT_READ, self._on_stdout)
-        self._selector.register(self._link.stderr, selectors.EVENT_READ, self._on_stderr)
+        self._selector.register(self._link.stdout, selectors.EVENT_READ, partial(self._on_stdout, self._link))
+        self._selector.register(self._link.stderr, selectors.EVENT_READ, partial(self._on_stderr, self._link))
 
-    def _on_stderr(self) -> None:
-        assert self._link is not None
-        if self._link.read_errors() == b"":
-            self._selector.unregister(self._link.stderr)  # type: ignore[arg-type]
+    def _on_stderr(self, link: Link) -> None:
+        if link.read_errors() == b"":
+            self._selector.unregister(link.stderr)
 
-    def _on_stdout(self) -> None:
-        link = self._link
-        assert link is not None
-        assert link.stdout is not None
+    def _on_stdout(self, link: Link) -> None:
         data = link.stdout.read(1 << 16)
         if not data:
             self._lose(link)
@@ -223,7 +218,7 @@ class Client:
         """
         for stream in (link.stdout, link.stderr):
             with suppress(KeyError):
-                self._selector.unregister(stream)  # type: ignore[arg-type]
+                self._selector.unregister(stream)
         status = link.close()
         was_open, self._is_open, self._link, self._why = self._is_open, False, None, link.last_words()
         if not was_open and self._asks:

@@ -48,7 +48,7 @@ class Holder:
     async def run(self, listening: socket.socket) -> None:
         """Hold the application until it ends."""
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.call_later(WAITS, self._leave)
+        self._wait_alone()
         columns, rows = map(str, self._hello["size"])
         with tempfile.TemporaryFile() as errors:
             self._app = await asyncio.create_subprocess_exec(
@@ -59,6 +59,8 @@ class Holder:
                 stderr=errors,
                 env={**os.environ, "COLUMNS": columns, "ROWS": rows},
             )
+            assert self._app.stdin is not None
+            self._keys = self._app.stdin
             server = await asyncio.start_unix_server(self._attach, sock=listening)
             with suppress(asyncio.IncompleteReadError):
                 await self._pass_on()
@@ -96,14 +98,12 @@ class Holder:
             self._terminal.write(pack(kind, payload))
 
     def _tell_app(self, kind: str, **more: int) -> None:
-        assert self._app.stdin is not None
-        self._app.stdin.write(pack(b"M", json.dumps({"type": kind, **more}).encode()))
+        self._keys.write(pack(b"M", json.dumps({"type": kind, **more}).encode()))
 
     # Terminals
 
     async def _attach(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one terminal, unless another one is there and this one does not come to take its place."""
-        assert self._app.stdin is not None
         try:
             hello = json.loads((await _read(reader))[1])
             if not hello["session"] and await self._is_somebody_there():
@@ -121,13 +121,13 @@ class Holder:
             while True:
                 self._take(*await _read(reader))
                 with suppress(OSError):  # the application has left, which is told at the end of what it says
-                    await self._app.stdin.drain()
+                    await self._keys.drain()
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
             if self._terminal is writer:
                 self._terminal = None
-                self._deadline = self._loop.call_later(WAITS, self._leave)
+                self._wait_alone()
             writer.close()
 
     async def _is_somebody_there(self) -> bool:
@@ -141,8 +141,7 @@ class Holder:
     def _take(self, kind: bytes, payload: bytes) -> None:
         self._heard.set()
         if kind == b"K":
-            assert self._app.stdin is not None
-            self._app.stdin.write(pack(b"D", payload))
+            self._keys.write(pack(b"D", payload))
         elif kind == b"S":
             columns, rows = json.loads(payload)
             self._tell_app("resize", width=columns, height=rows)
@@ -156,10 +155,13 @@ class Holder:
 
     # The end
 
+    def _wait_alone(self) -> None:
+        self._deadline = self._loop.call_later(WAITS, self._leave)
+
     def _leave(self) -> None:
-        """Have the application leave, and kill it where it does not in time."""
-        self._tell_app("quit")
-        self._loop.call_later(GRACE, self._kill)
+        """Have the application leave; where that would end its work, it is asked again later."""
+        self._tell_app("unwatched")
+        self._wait_alone()
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):

@@ -7,6 +7,8 @@ import re
 import shlex
 import subprocess
 from contextlib import suppress
+from io import FileIO
+from typing import cast
 
 from backprop.core.errors import InputError, MissingDependencyError
 
@@ -66,27 +68,21 @@ class Link:
     """One ssh, from its start to its end."""
 
     def __init__(self, words: list[str]) -> None:
-        self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-        )
-        # For mypy: they are pipes.
-        self._stdin, self.stdout, self.stderr = self._process.stdin, self._process.stdout, self._process.stderr
-        assert self._stdin is not None
-        assert self.stdout is not None
-        assert self.stderr is not None
+        pipe = subprocess.PIPE
+        self._process = process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        streams = cast("tuple[FileIO, FileIO, FileIO]", (process.stdin, process.stdout, process.stderr))
+        self._stdin, self.stdout, self.stderr = streams
         os.set_blocking(self.stderr.fileno(), False)
         self.said = b""
         """The end of what came on standard error."""
 
     def send(self, kind: bytes, payload: bytes = b"") -> None:
         """Send a packet; nothing where the line is cut, which the other direction tells."""
-        assert self._stdin is not None
         with suppress(OSError):
             self._stdin.write(pack(kind, payload))
 
     def read_errors(self) -> bytes | None:
         """Keep what came on standard error, and return it; empty at its end, ``None`` where nothing came."""
-        assert self.stderr is not None
         if data := self.stderr.read(_KEPT):
             self.said = (self.said + data)[-_KEPT:]
         return data
@@ -99,7 +95,6 @@ class Link:
     def close(self) -> int:
         """End it; its exit status."""
         for stream in (self._stdin, self.stdout):
-            assert stream is not None
             with suppress(OSError):
                 stream.close()
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 import signal
 from collections.abc import Iterator
@@ -55,6 +56,25 @@ def test_a_run_started_there_loses_nothing_when_the_line_is_cut_again_and_again(
     assert len(list(place.output.iterdir())) == 1
     box.wait_holders(0)
     assert list((box.home / ".local" / "state" / "backprop" / "remote").iterdir()) == []
+
+
+def test_a_run_that_was_asked_for_is_not_started_again_where_its_application_is_gone(place: Place, box: Box) -> None:
+    with box.application(*place.flags, "--steps", str(ENDLESS)) as terminal:
+        terminal.wait_until(lambda: shown_step(terminal) > 2, PATIENCE, "a few steps")
+        before = len(terminal.output)
+        (holder,) = box.holders()
+        os.kill(holder, signal.SIGKILL)
+        terminal.wait_for(LOST, PATIENCE)
+        terminal.wait_gone(LOST, PATIENCE)
+        terminal.wait_until(lambda: place.run().run_id[:8].encode() in terminal.output[before:], PATIENCE, "the run")
+        terminal.send("enter")  # the list has the focus
+        terminal.wait_until(lambda: shown_step(terminal) > 2, PATIENCE, "the run's screen")
+        terminal.send("q")
+        terminal.wait_for("Leave it running", PATIENCE)
+        terminal.send("enter")
+        assert terminal.wait_exit(PATIENCE) == 0
+    place.wait_step(place.state().step + 2)
+    assert len(list(place.output.iterdir())) == 1
 
 
 def test_the_first_line_and_what_the_other_machine_prints_are_not_on_the_screen(box: Box) -> None:

@@ -23,6 +23,7 @@ from place import PATIENCE
 
 from backprop_tui.remote import engine, holder
 from backprop_tui.remote.packets import pack, unpack
+from backprop_tui.remote_app import RemoteApp
 
 HELLO = {"host": "box", "session": "", "arguments": [], "size": [200, 50], "environment": {"TERM": "xterm-256color"}}
 
@@ -106,13 +107,18 @@ def test_a_slow_line_is_sent_a_bounded_part_and_then_the_present(attach: Callabl
     line = attach(begin=True)
     line.read_until(lambda: "Welcome to backprop" in line.text, "the application")
     line.answer()
-    for number in range(60):
-        line.send(b"S", json.dumps([200, 40 + number % 10]).encode())
-    line.read_until(lambda: line.drawn >= holder.WINDOW, "a full line")
-    line.send(b"K", b"1")
-    line.send(b"S", b"[200, 50]")
+    while line.drawn < holder.WINDOW:
+        before = line.drawn
+        line.send(b"R")
+        line.read_until(lambda at=before: line.drawn > at, "a drawing")
+    full = line.drawn
+    for number in range(5):
+        line.send(b"K", b"1")
+        line.send(b"S", json.dumps([200, 50 - number]).encode())
+        line.send(b"K", b"\x1a")  # what it does is told, and behind what the other keys made
+        line.read_until(lambda stops=number + 1: line.other.count((b"Z", b"")) == stops, "the stop")
     line.ask()
-    assert line.drawn < holder.WINDOW + line.largest
+    assert line.drawn == full < holder.WINDOW + line.largest
     assert "No dataset is open" not in line.text
     line.answer()
     line.read_until(lambda: "No dataset is open" in line.text, "the present")
@@ -192,7 +198,22 @@ def test_a_state_directory_with_a_long_path_is_no_place_for_a_socket(monkeypatch
     assert engine._folder() == paths.temporary_folder() / "remote"
 
 
-def test_the_far_end_says_nothing_else_on_its_line() -> None:
-    words = [str(Path(sys.executable).with_name("backprop")), "engine", "--stdio"]
-    done = subprocess.run(words, input=b"", capture_output=True, check=True)
+def test_what_is_printed_at_the_far_end_is_not_on_its_line() -> None:
+    code = "from backprop_tui.remote import engine\nengine._find = lambda hello: exit(print('noise'))\nengine.engine()"
+    words = [sys.executable, "-c", code, "--stdio"]
+    done = subprocess.run(words, input=pack(b"H", b"{}"), capture_output=True, check=True)
+    assert b"noise" in done.stderr
     assert json.loads(done.stdout.removeprefix(b"backprop-engine ")) == {"protocol": 1, "version": "0.1.0"}
+
+
+async def test_an_application_that_is_alone_with_an_export_stays_until_that_is_done() -> None:
+    app = RemoteApp()
+    async with app.run_test():
+        work = ["An export goes on"]
+        app._made[0].losing = lambda: "".join(work)  # type: ignore[method-assign]
+        await app.run_action("leave_unwatched")
+        assert app.is_running
+        assert not app._exit
+        work.clear()
+        await app.run_action("leave_unwatched")
+        assert app._exit
