@@ -117,8 +117,8 @@ def _notes(model: Architecture, shape: Shape) -> list[str]:
         notes.append(f"{model.family} is counted as a Llama of its size: it is not known better")
     if shape.processes > 1:
         notes.append(
-            f"{shape.processes} processes: the numbers are of each, on a card of its own, with all weights and gradients "
-            "and its share of the optimizer's state"
+            f"{shape.processes} processes: the numbers are of each, on a card of its own, with all weights and "
+            "gradients, and its share of the optimizer's state"
         )
     if shape.packing and model.recurrent is None and BATCHES[-1] * shape.max_seq_length > CUDA_TOKEN_BUDGET:
         notes.append(
