@@ -294,13 +294,56 @@ def test_an_engine_that_died_while_it_waited_is_replaced(tmp_path: Path) -> None
     assert len(read_to_end(watched)) == 4
 
 
-def test_an_engine_that_waits_ends_with_whoever_started_it() -> None:
+def hinted(warm: WarmEngine, file: Path, *stories: str) -> list[str]:
+    """Give hints one after the other, each once the engine works on the one before; what it then has worked on."""
+    deadline = time.monotonic() + PATIENCE
+    file.touch()
+    for story in stories:
+        before = file.read_text()
+        warm.hint(RunConfig(data=str(file), run_name=story))
+        while not file.read_text().startswith(f"{before}{story}\n"):
+            assert time.monotonic() < deadline, f"it does not get ready for {story}"
+    return file.read_text().split()
+
+
+def test_an_engine_started_ahead_turns_to_the_newest_hint_and_then_to_its_run(tmp_path: Path) -> None:
+    warm = WarmEngine()
+    assert hinted(warm, tmp_path / "ready", "fail", "work", "other", "work") == ["fail", "work", "other", "work"]
+    config = RunConfig(data="d", run_name="3", output_dir=str(tmp_path))
+    watched = engine_client.start(config, warm=warm)
+    assert [event.seq for event in read_to_end(watched)] == [1, 2, 3, 4]
+    assert watched.wait(PATIENCE) == 0
+    warm.hint(config)  # nobody waits any more: nothing happens
+
+
+def test_an_engine_is_ended_while_it_gets_ready(tmp_path: Path) -> None:
+    warm = WarmEngine()
+    hinted(warm, tmp_path / "ready", "load")
+    waits = os.pidfd_open(warm.pid)
+    warm.end()
+    assert select.select([waits], [], [], PATIENCE)[0]
+    os.close(waits)
+    warm.hint(RunConfig(data="d"))
+
+
+@pytest.mark.parametrize("hint", ["", "load"])
+def test_an_engine_that_waits_ends_with_whoever_started_it(tmp_path: Path, hint: str) -> None:
     script = """
-import os
+import os, sys
+from pathlib import Path
+from backprop.core.settings import RunConfig
+from backprop.runs import engine_process
 from backprop.runs.engine_process import WarmEngine
-print(WarmEngine().pid, flush=True)
+engine_process.ENGINE = "talking_engine"
+warm, file = WarmEngine(), Path(sys.argv[1])
+if hint := sys.argv[2]:
+    warm.hint(RunConfig(data=str(file), run_name=hint))
+    while not file.exists():
+        pass
+print(warm.pid, flush=True)
 os.kill(os.getpid(), 9)"""
-    starter = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=False)
+    words = [sys.executable, "-c", script, str(tmp_path / "ready"), hint]
+    starter = subprocess.run(words, stdout=subprocess.PIPE, check=False)
     with contextlib.suppress(ProcessLookupError):
         waits = os.pidfd_open(int(starter.stdout))
         assert select.select([waits], [], [], PATIENCE)[0], "it waits for ever"

@@ -329,6 +329,25 @@ async def test_a_training_preset_is_chosen_by_keys(rows: Path) -> None:
         assert screen.config is not None
 
 
+async def test_the_waiting_engine_gets_ready_for_what_the_form_says(
+    rows: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hints: list[RunConfig] = []
+    monkeypatch.setattr("backprop.runs.engine_process.WarmEngine.hint", lambda warm, config: hints.append(config))
+    monkeypatch.setattr("backprop_tui.screens.configure.screen.STILL", 0.05)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        await until(lambda: hints and hints[-1] == screen.config, "the first hint")
+        screen.set("seed", "7")
+        await until(lambda: hints[-1].seed == 7, "a hint after a change")
+        before = len(hints)
+        screen.set("data", None)  # which leaves nothing to get ready for
+        screen.set("data", str(rows))
+        screen.set("seed", "8")
+        await until(lambda: hints[-1].seed == 8, "a hint after several changes")
+        assert {each.seed for each in hints[before:]} == {8}
+
+
 async def test_several_runs_in_sequence_are_configured_and_started(rows: Path, model: Path, output: Path) -> None:
     other = write_rows(rows.with_name("other.jsonl"), 20)
     async with BackpropApp().run_test(size=(140, 45)) as pilot:

@@ -34,7 +34,7 @@ Emit: TypeAlias = Callable[[Event], None]
 Work: TypeAlias = Callable[[RunDirectory, Emit, Control], EndStatus]
 """Emits everything from ``run_started`` to ``run_finished`` and returns how the run ended; raises where it failed."""
 GetReady: TypeAlias = Callable[[RunConfig, Callable[[], bool]], object]
-"""Does ahead what a run with this configuration will need. It calls its second argument now and then, which may raise."""
+"""Does ahead what a run with this configuration will need. Its second argument is called meanwhile, and may raise."""
 
 
 class _Reporter:
