@@ -126,7 +126,7 @@ def test_what_the_gate_rejects_ends_with_exit_code_1_and_is_told(
     words = ["eval", str(tiny_model), "--vs", "base", "--data", str(rows_file)]
     assert main([*words, "--gate", "loss"]) == 1
     told = capsys.readouterr().out
-    for said in ("the gate rejects it", "worse: held-out loss +1.000", "9 gained, 0 lost; McNemar p 0.004"):
+    for said in ("the gate rejects it", "worse: loss +1.000", "9 gained, 0 lost; McNemar p 0.004"):
         assert said in told
     assert "gained line 1: p0" in told
     assert main([*words, "--gate", "loss", "--allow", "1.1"]) == 0

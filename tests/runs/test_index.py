@@ -70,7 +70,9 @@ def rename(run: RunDirectory, name: str) -> RunDirectory:
     return RunDirectory(path)
 
 
-def test_a_prefix_finds_one_run_and_an_ambiguous_one_names_them(tmp_path: Path) -> None:
+def test_a_prefix_finds_one_run_and_an_ambiguous_one_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with RunIndex() as index:
         for name in ("abc111", "abc222", "def333"):
             run = rename(RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path))), name)
@@ -89,6 +91,10 @@ def test_a_prefix_finds_one_run_and_an_ambiguous_one_names_them(tmp_path: Path) 
         for path, said in ((tmp_path / "no", "there is no directory"), (tmp_path / "copy", "is no directory of a run")):
             with pytest.raises(RunError, match=said):
                 index.find(str(path))
+        monkeypatch.chdir(copy.path.parent)
+        copy.path.rename("moved")
+        assert index.find("moved") == Path("moved")
+        monkeypatch.chdir("moved")
         for unknown in ("", "x", "%", "abc_"):
             with pytest.raises(RunError):
                 index.find(unknown)

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from backprop.core.events import Verdict
 from backprop.core.jobs import EvaluatedRow
-from backprop.runs.verdict import LEAST, _student, compare, gate, interval, mcnemar
+from backprop.runs.verdict import _student, compare, gate, interval, mcnemar
 
 
 def scored(losses: list[float | None], tokens: list[int] | None = None) -> list[EvaluatedRow]:
@@ -50,9 +51,9 @@ def test_rows_count_with_their_tokens_and_the_same_scores_give_the_same_answer()
 
 
 def test_too_few_rows_say_nothing_however_they_fall() -> None:
-    for rows in range(1, LEAST):
+    for rows in range(1, Verdict.LEAST):
         assert compare(scored([2.0] * rows), scored([1.0 - i / 9 for i in range(rows)])).word == "cannot tell"
-    assert compare(scored([2.0] * LEAST), scored([1.0 - i / 9 for i in range(LEAST)])).word == "better"
+    assert compare(scored([2.0] * 6), scored([1.0 - i / 9 for i in range(6)])).word == "better"
     one = compare(scored([2.0]), scored([1.0]))
     assert (one.low, one.high, one.smallest) == (None, None, None)
     assert compare([], []) is None

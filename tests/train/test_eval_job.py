@@ -23,7 +23,7 @@ from backprop.train.jobs.chat import open_speaker
 from pinned_machine import within
 from runs_in_process import of, train
 from tiny_language_model import rows as tiny_rows
-from tiny_language_model import write_model, write_rows
+from tiny_language_model import write_judged, write_model, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,46 @@ def test_the_trained_rows_are_all_others(run: tuple[RunDirectory, list[Event]]) 
     lines = [{row.line for row in ask(directory, trained=trained)[0].rows} for trained in (False, True)]
     assert lines[0].isdisjoint(lines[1])
     assert lines[0] | lines[1] == set(range(1, 51))
+
+
+def test_rows_of_an_edited_file_are_those_that_were_held_out_and_what_changed_is_told(
+    run: tuple[RunDirectory, list[Event]],
+) -> None:
+    directory, _ = run
+    data = Path(directory.read_record().config.data)
+    as_trained = data.read_text()
+    held_out, trained = (set(by_line(ask(directory, trained=trained)[0])) for trained in (False, True))
+    lines = as_trained.splitlines()
+    *left, gone = sorted(held_out)
+    edited = [line for number, line in enumerate(lines, 1) if number != gone]
+    edited[min(trained) - 1] = edited[min(trained) - 1].replace("What", "Which")
+    added = [json.dumps({"instruction": f"Added {i}?", "output": f"Number {i}."}) for i in range(60)]
+    said: list[Event] = []
+    try:
+        data.write_text("\n".join([*edited, *added]) + "\n")
+        (found,) = ask(directory, said=said)
+        (others,) = ask(directory, trained=True)
+    finally:
+        data.write_text(as_trained)
+
+    assert set(by_line(found)) == set(left)
+    assert set(by_line(others)) == {n - (n > gone) for n in trained - {min(trained)}}
+    (warning,) = (each for each in of(said, Warning) if each.code == "DATA_CHANGED")
+    told = f"line {min(trained)} was changed; line {gone} was removed; line 50 was added"
+    assert warning.message.startswith(f"{data} is not as it was trained: {told}")
+    assert warning.message.endswith("; 57 more rows")
+
+
+def test_of_judged_rows_the_good_ones_that_were_held_out_are_scored(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "tiny")
+    data = str(write_judged(tmp_path / "judged.jsonl", 200))
+    config = RunConfig(data=data, model=str(model), backend="cpu", method="kto", steps=1, output_dir=str(tmp_path))
+    _, directory = train(config, [])
+    kept = evaluations.read(directory, 0)
+    assert kept is not None
+    good = {n for n, line in enumerate(Path(data).read_text().splitlines(), 1) if json.loads(line)["label"]}
+    (found,) = ask(directory)
+    assert set(by_line(found)) == set(by_line(kept)) & good
 
 
 def test_of_a_session_whose_runs_trained_other_rows_the_trained_ones_are_refused(

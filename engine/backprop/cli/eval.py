@@ -117,7 +117,7 @@ def evaluate(
     if as_json:
         output.document({**answer, "per_row": msgspec.to_builtins(ours.rows)})
     else:
-        _show(answer)
+        _show(answer, "loss" if trained or data else "held-out loss")
     return EXIT_OK if passed else EXIT_USER
 
 
@@ -206,7 +206,7 @@ def gate_of(answer: dict[str, Any], gated: str, allowed: float) -> dict[str, Any
     return {"metric": gated, "allowed": allowed, "worse_by": by, "bound": bound, "passed": passed}
 
 
-def _show(answer: dict[str, Any]) -> None:
+def _show(answer: dict[str, Any], loss: str) -> None:
     for side in (answer, answer.get("b")):
         if side is not None:
             what = "the base model" if side["step"] == 0 else f"step {side['step']}" if side["step"] else "the result"
@@ -216,7 +216,7 @@ def _show(answer: dict[str, Any]) -> None:
                 output.line(f"{name:<12} {value:.1%}")
     if (verdict := answer.get("verdict")) is not None:
         per = f" ({answer['unit']})"
-        output.line(f"against {answer['b']['source']}{per}: {verdict_words(verdict)}", "head")
+        output.line(f"against {answer['b']['source']}{per}: {verdict_words(verdict, loss)}", "head")
     for name, each in answer.get("differences", {}).items():
         bounds = (
             f"{signed(each['low'])} to {signed(each['high'])}" if np.isfinite(each["low"]) else "unknown of one row"

@@ -19,7 +19,7 @@ Units are SI or named in the field: seconds, bytes, tokens, degrees Celsius, wat
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -473,6 +473,9 @@ class Verdict(Struct, kw_only=True):
 
     Losses are nats per token; ``low`` and ``high`` are the bounds of the difference with 95 %.
     """
+
+    LEAST: ClassVar[int] = 6
+    """Of fewer rows nothing is said: five that chance alone decides all fall to one side in one of sixteen cases."""
 
     word: Literal["better", "worse", "cannot tell"]
     difference: float

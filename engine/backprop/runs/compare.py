@@ -32,6 +32,8 @@ _CODE = ("backprop-tui", "code")
 """Facts of the environment that are about this program."""
 MOST_ROWS = 200
 """Rows that are named."""
+NAMED = 5
+"""Rows that are named in one sentence."""
 _EXCERPT = 80
 _LINES = (".jsonl", ".csv", ".tsv", ".txt")
 """Files in which a line is found again."""
@@ -187,6 +189,12 @@ def describe_change(change: RowChange, unit: str = "line") -> str:
     """``line 17 was changed``."""
     old, new = change
     return f"{unit} {old or new} was {'added' if old is None else 'removed' if new is None else 'changed'}"
+
+
+def describe_changes(changed: list[RowChange], unit: str = "line") -> str:
+    """The first of them in words, and how many more there are."""
+    more = [f"{len(changed) - NAMED} more rows"] if len(changed) > NAMED else []
+    return "; ".join([describe_change(each, unit) for each in changed[:NAMED]] + more)
 
 
 def _texts(run: RunState, lines: list[int | None]) -> dict[int | None, str]:

@@ -205,11 +205,13 @@ def short_verdict(verdict: ev.Verdict) -> str:
     return f"{verdict.word} {signed(verdict.difference)} (n {verdict.rows})"
 
 
-def verdict_words(verdict: ev.Verdict) -> str:
+def verdict_words(verdict: ev.Verdict, of: str = "held-out loss") -> str:
     """Whether it helped, by how much, how sure that is, and what so many rows could have shown."""
-    words = f"{verdict.word}: held-out loss {signed(verdict.difference)}"
+    words = f"{verdict.word}: {of} {signed(verdict.difference)}"
+    if verdict.rows < verdict.LEAST and verdict.word == "cannot tell":
+        return f"{words} on {verdict.rows} row{'s' * (verdict.rows > 1)}: too few, {verdict.LEAST} at least are needed"
     if verdict.low is None or verdict.high is None or verdict.smallest is None:
-        return f"{words} on {verdict.rows} row: too few"
+        return f"{words} on {verdict.rows} row{'s' * (verdict.rows > 1)}"
     words += f", with 95 % between {signed(verdict.low)} and {signed(verdict.high)}, on {verdict.rows} rows"
     return words + (f", which show {verdict.smallest:.3f} or more" if verdict.word == "cannot tell" else "")
 

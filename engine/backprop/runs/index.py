@@ -209,7 +209,8 @@ class RunIndex:
         return [run for run in every if run.name.startswith(prefix) and is_run(run)]
 
     def find(self, prefix: str) -> Path:
-        """The directory of the run whose id starts with ``prefix``. A path to a run directory is taken as it is.
+        """The directory of the run whose id starts with ``prefix``. A path to a run directory is taken as it is;
+        one without a slash where no id is like it.
 
         Raises:
             RunError: none or several fit; several are named.
@@ -228,6 +229,8 @@ class RunIndex:
                 f"{prefix} is no directory of a run" if is_there else f"there is no directory {prefix}",
                 hint="name a run by its id or its directory; `backprop list-runs` shows the runs",
             )
+        if not found and prefix and is_run(Path(prefix)):
+            return Path(prefix)
         if not found:
             gone = f" (one was in {rows[0][0]}, which is gone)" if rows and prefix else ""
             raise RunError(

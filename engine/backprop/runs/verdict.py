@@ -22,8 +22,6 @@ from backprop.core.events import Verdict
 from backprop.core.jobs import EvaluatedRow
 
 Values = npt.NDArray[np.float64]
-LEAST = 6
-"""Of fewer rows nothing is said: five that chance alone decides all fall to one side in one of sixteen cases."""
 MATTERS = 0.005
 """Nats per token. Less than this half percent of perplexity is what rounding and other batches make as well."""
 RESAMPLES = 10_000
@@ -54,7 +52,7 @@ def compare(before: Sequence[EvaluatedRow], after: Sequence[EvaluatedRow]) -> Ve
     broken = any(a.loss is not None and b.loss is None for a, b in pairs)
     differences = np.array([(b.loss or 0.0) - (a.loss or 0.0) for a, b in usable])
     found = interval(differences, np.array([a.tokens for a, _ in usable], dtype=np.float64))
-    known = len(usable) >= LEAST and abs(found.mean) >= MATTERS
+    known = len(usable) >= Verdict.LEAST and abs(found.mean) >= MATTERS
     better, worse = known and found.high < 0, broken or (known and found.low > 0)
     return Verdict(
         word="worse" if worse else "better" if better else "cannot tell",

@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from backprop.core.errors import InputError
 from backprop.core.events import DatasetPrepared, Event, ModelLoading, Warning  # noqa: A004
 from backprop.core.jobs import EvalRequest, EvaluatedRow, Evaluation, Evaluations, JobProgress, RowScore
+from backprop.core.locate import held_out_file
 from backprop.core.settings import RunConfig
+from backprop.data.split import Split
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.train.jobs.chat import ModelSpeaker, open_speaker
 from backprop.worker.job import Send, run_job
 
 # Heavy libraries are imported where they are used: the job first sees to its log.
 if TYPE_CHECKING:
+    from backprop.data.token_cache import Prepared
     from backprop.data.tokenizer import ChatTokenizer
     from backprop.train.dataset import Subset
     from backprop.train.model import Loaded
@@ -94,12 +97,46 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
             message = f"{event.unusable} of {event.rows} rows of {event.path} cannot be used and are not scored"
             send(Warning(code="ROWS_LEFT_OUT", message=message, hint="`backprop validate` lists them"))
 
-    _, trained, held_out = prepare(config, tokenizer, tell, lambda: False, split=split, now=now)
+    prepared, trained, held_out = prepare(config, tokenizer, tell, lambda: False, split=split, now=now)
+    if request.run and not data:
+        by_then = _as_then(run, prepared, config, split or Split(seed=config.seed), None if method != "sft" else send)
+        trained, held_out = by_then or (trained, held_out)
     rows = trained if data or request.trained else held_out
     if not len(rows):
         hint = "name rows with --data, or take those that were trained with --trained"
         raise InputError("the run has no held-out rows", hint=hint)
     return rows
+
+
+def _as_then(
+    run: RunDirectory, rows: Prepared, config: RunConfig, split: Split, send: Send | None
+) -> tuple[Subset, Subset] | None:
+    """Of ``rows``, those that the run trained and those that it held out, by what they say.
+
+    Which are held out depends on how many there are: where the file was edited since, or where its bad answers are left
+    out, rows would be among them that were trained. ``None`` where it is not known, or where a file was held out.
+
+    Args:
+        send: told which rows are not those of then.
+    """
+    import numpy as np
+
+    from backprop.data import split as split_rows
+    from backprop.runs.compare import describe_changes, read_rows, row_changes
+    from backprop.train.dataset import Subset
+
+    before = read_rows(run)
+    if before is None or split.by_tokens or held_out_file(config.held_out) is not None:
+        return None
+    contents = np.fromiter(before.values(), dtype=np.int64)
+    chosen = split_rows.held_out(split_rows.places(map(np.int64.tobytes, contents), split.seed), config.held_out)
+    changed = row_changes(before, dict(zip(rows.lines.tolist(), rows.contents.tolist(), strict=True)))
+    if changed and send is not None:
+        message = f"{rows.summary.path} is not as it was trained: {describe_changes(changed, rows.summary.unit)}"
+        hint = "only rows of then that are still there are scored; --data scores all rows of a file"
+        send(Warning(code="DATA_CHANGED", message=message, hint=hint))
+    was_trained, was_held_out = (np.isin(rows.contents, contents[some]) for some in (~chosen, chosen))
+    return Subset(rows, np.flatnonzero(was_trained)), Subset(rows, np.flatnonzero(was_held_out))
 
 
 def _scored(speaker: ModelSpeaker, rows: Subset, request: EvalRequest, send: Send, by: str) -> list[EvaluatedRow]:
