@@ -153,7 +153,7 @@ class BackpropApp(KeysInOrder):
             return
         if isinstance(screen, BaseScreen) and screen.is_mounted:
             screen.living = living
-            every = [*living, *self.elsewhere]
+            every = [*living, *(watch for watch in self.elsewhere if watch.live and watch.was_alive)]
             every.sort(key=lambda watch: screen.NAME == "live" and watch is self.watched)
             screen.header.show(every, self._queued, self._place)
             screen.flush()
@@ -185,7 +185,7 @@ class BackpropApp(KeysInOrder):
 
     def _take_elsewhere(self, place: str, found: elsewhere.Elsewhere) -> None:
         first, self._place, self._queued = not self._place, place, found.queued
-        for watch in [watch for watch in self.elsewhere if not watch.live]:
+        for watch in [watch for watch in self.elsewhere if not watch.live and watch.path not in found.living]:
             self.elsewhere.remove(watch)
             watch.close()
         known = [watch for watch in (self.watched, *self.others, *self.elsewhere) if watch is not None]
