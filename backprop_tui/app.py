@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from backprop.core.errors import BackpropError
@@ -18,29 +19,29 @@ from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from backprop.runs.sessions import session_of
 from textual import events
-from textual.app import ScreenStackError, SystemCommand
+from textual.app import App, ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
 from textual.theme import ThemeProvider
 from textual.timer import Timer
+from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from backprop_tui import themes
+from backprop_tui import elsewhere, themes
 from backprop_tui.keys import bindings
-from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
+from backprop_tui.screens import EVERYWHERE, SCREENS, Entry, number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Palette, Question, TooSmall
-from backprop_tui.text import count, fit, many_lines
+from backprop_tui.screens.jump import Jump
+from backprop_tui.text import PALETTE_EDGES, count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
 """Drawings a second that can be chosen."""
 CATCH_UP = 0.02
-_PALETTE_EDGES = 6
-"""Cells of the window that a line of the palette cannot have."""
 
 
 class BackpropApp(KeysInOrder):
@@ -51,6 +52,7 @@ class BackpropApp(KeysInOrder):
     ENABLE_COMMAND_PALETTE = True
     ALLOW_SELECT = False
     """Nothing that is shown can be selected but messages, and a second click on one would meet it when it is gone."""
+    COMMANDS = App.COMMANDS | {partial(resolve_name, "backprop_tui.palette:KnownByName")}
 
     def __init__(
         self,
@@ -78,6 +80,9 @@ class BackpropApp(KeysInOrder):
         self.watched: Watch | None = None
         self.others: list[Watch] = []
         """Runs that were open before and are still being trained."""
+        self.elsewhere: list[Watch] = []
+        """Runs that are being trained and were not opened here."""
+        self._queued, self._place = 0, ""
         self.leaving = ""
         """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
         self.asked_about: list[Watch] = []
@@ -111,6 +116,7 @@ class BackpropApp(KeysInOrder):
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
+        self.call_after_refresh(self._look_elsewhere)
         # The terminal came back empty.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if self._remembers_theme:
@@ -138,6 +144,7 @@ class BackpropApp(KeysInOrder):
         """The one place where a run's news reach the screen."""
         if not self._catching_up:
             self._advance()
+        self._tell_news()
         living = self.living()
         for watch in living if self.leaving else ():
             self._end(watch)
@@ -149,6 +156,9 @@ class BackpropApp(KeysInOrder):
             return
         if isinstance(screen, BaseScreen) and screen.is_mounted:
             screen.living = living
+            every = [*living, *(watch for watch in self.elsewhere if watch.live and watch.was_alive)]
+            every.sort(key=lambda watch: screen.NAME == "live" and watch is self.watched)
+            screen.header.show(every, self._queued, self._place)
             screen.flush()
 
     def living(self) -> list[Watch]:
@@ -159,11 +169,47 @@ class BackpropApp(KeysInOrder):
         return [watch for watch in (self.watched, *self.others) if watch is not None and watch.live]
 
     def _advance(self) -> None:
-        for other in self.others:
+        for other in (*self.others, *self.elsewhere):
             other.advance()
         self._catching_up = self.watched is not None and self.watched.advance()
         if self._catching_up:
             self.set_timer(CATCH_UP, self._advance)
+
+    # Elsewhere
+
+    def _look_elsewhere(self) -> None:
+        """Look in a thread for what goes on beside what is open here, and again after a while."""
+
+        def work() -> None:
+            place = self._place or elsewhere.place()
+            self.call_from_thread(self._take_elsewhere, place, elsewhere.look())
+
+        self.run_worker(work, thread=True, exit_on_error=False)
+
+    def _take_elsewhere(self, place: str, found: elsewhere.Elsewhere) -> None:
+        first, self._place, self._queued = not self._place, place, found.queued
+        for watch in [watch for watch in self.elsewhere if not watch.live and watch.path not in found.living]:
+            self.elsewhere.remove(watch)
+            watch.close()
+        known = [watch for watch in (self.watched, *self.others, *self.elsewhere) if watch is not None]
+        for path in found.living:
+            if not any(_shows(watch, path) for watch in known):
+                watch = Watch(engine_client.attach(path))
+                self.elsewhere.append(watch)
+                if not first:
+                    self._toast(watch, "is being trained")
+        self.set_timer(elsewhere.LOOK_AGAIN, self._look_elsewhere)
+
+    def _tell_news(self) -> None:
+        """Say what happened to runs that the screen does not show."""
+        for watch in (self.watched, *self.others, *self.elsewhere):
+            seen = watch is self.watched and self.current_mode == "live"
+            if watch is not None and (news := watch.news()) and not seen and not self.leaving:
+                self._toast(watch, news)
+
+    def _toast(self, watch: Watch, words: str) -> None:
+        name = "live" if watch is self.watched else "runs"
+        self.notify(f"run {watch.state.run_id} {words} ({number_of(name)} shows it)", timeout=8)
 
     def on_resize(self, event: events.Resize) -> None:
         fits = event.size.width >= WIDTH and event.size.height >= HEIGHT
@@ -213,7 +259,7 @@ class BackpropApp(KeysInOrder):
             self.switch_mode("live")
             return
         try:
-            others = (other for other in self.others if _shows(other, message.path))
+            others = (other for other in (*self.others, *self.elsewhere) if _shows(other, message.path))
             watch = next(others, None) or Watch(message.begin())
         except BackpropError as error:
             self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
@@ -235,8 +281,9 @@ class BackpropApp(KeysInOrder):
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch
-        if watch in self.others:
-            self.others.remove(watch)
+        for others in (self.others, self.elsewhere):
+            if watch in others:
+                others.remove(watch)
         if old is not None and old.live:
             self.others.insert(0, old)
         elif old is not None:
@@ -258,6 +305,16 @@ class BackpropApp(KeysInOrder):
 
     def action_help(self) -> None:
         self.push_screen(Help(self.current_mode))
+
+    def action_jump(self) -> None:
+        """Letters on what can have the keys; over a dialog there is nowhere to go."""
+        if isinstance(self.screen, BaseScreen):
+
+            def chosen(target: Widget | None) -> None:
+                if target is not None:
+                    target.focus()
+
+            self.push_screen(Jump([each for each in self.screen.focus_chain if each.region]), chosen)
 
     def action_cadence(self) -> None:
         self._cadence = (self._cadence + 1) % len(CADENCES)
@@ -332,7 +389,7 @@ class BackpropApp(KeysInOrder):
         yield SystemCommand(self._one_line(title), "", self.search_themes)
 
     def _one_line(self, text: str) -> str:
-        return fit(text, self.size.width - _PALETTE_EDGES).rstrip()
+        return fit(text, self.size.width - PALETTE_EDGES).rstrip()
 
 
 def _shows(watch: Watch, path: Path | None) -> bool:

@@ -44,6 +44,8 @@ class Watch:
         self.error: BackpropError | None = None
         """Why the run cannot be read."""
         self.was_alive = False
+        self._told = ""
+        """Its status at the last ``news``."""
         self._inbox: deque[tuple[list[AnyEvent], bool, bool]] = deque()
         self._first: RunState | None = None
         self._rest: deque[AnyEvent] = deque()
@@ -108,6 +110,16 @@ class Watch:
         if self._over and not more and self.crash is None and self.state.status == "crashed":
             self.crash = self.link.crash()
         return more
+
+    def news(self) -> str:
+        """What happened to the run since the last call, where that is worth a word: its end, a pause of its own."""
+        state, before = self.state, self._told
+        self._told = state.status if self.was_alive else ""
+        if before in ("", state.status):
+            return ""
+        if state.status == "paused":
+            return "" if state.paused_for in ("", "requested") else f"is paused: {state.paused_for}"
+        return f"is over: {state.status}" if state.ended or state.status == "crashed" else ""
 
     @property
     def live(self) -> bool:

@@ -51,12 +51,13 @@ EVERYWHERE = (
     Key("escape", "esc", "screen.back", "back", "one layer out", 9),
     Key("question_mark,f1", "?", "app.help", "help", "this list", 1),
     Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "every command by its name; themes", 9),
+    Key("ctrl+o", "ctrl+o", "app.jump", "jump", "a letter on every pane: it goes there", 9),
     Key("f2", "f2", "app.cadence", "refresh rate", "draw 4, 2 or 1 times a second", 9),
     Key("q,ctrl+q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", 1),
     Key("ctrl+c", "ctrl+c", "app.interrupt", "leave", "the same question; twice: leave, the run goes on", 9),
     Key("ctrl+z", "ctrl+z", "app.suspend_process", "suspend", "back to the shell; fg returns here, the run goes on", 9),
     *(
-        Key(str(number), str(number), f"app.go('{entry.name}')", entry.title, f"the {entry.title} screen", 3)
+        Key(str(number), str(number), f"app.go('{entry.name}')", entry.title, f"the {entry.title} screen", 9)
         for number, entry in enumerate(SCREENS, 1)
     ),
 )

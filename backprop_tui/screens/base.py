@@ -20,7 +20,6 @@ from backprop.runs.state import RunState
 from rich.console import Console
 from rich.control import Control
 from textual._compositor import ChopsUpdate, Compositor
-from textual.events import Click
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input
@@ -28,10 +27,9 @@ from textual.widgets import Input
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
-from backprop_tui.text import STATUS, Row, clock, count
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
-from backprop_tui.widgets.cells import row_width
+from backprop_tui.widgets.header import Header
 from backprop_tui.widgets.path_input import Prompt
 
 
@@ -70,11 +68,11 @@ class BaseScreen(Screen[None]):
     def __init__(self) -> None:
         super().__init__(id=self.NAME)
         self._compositor = _SparingCompositor()
-        self.keybar = KeyBar(id="keybar")
+        self.header, self.keybar = Header(self.NAME), KeyBar(id="keybar")
         self.watch_run: Watch | None = None
         """The run that is open."""
         self.living: list[Watch] = []
-        """Every run that is being trained."""
+        """Every run that is being trained and was opened here."""
 
     def flush(self) -> None:
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
@@ -100,27 +98,9 @@ class BaseScreen(Screen[None]):
         keys = (*self.own_keys(), *(() if isinstance(self.focused, Input) else EVERYWHERE))
         self.keybar.show([key for key in keys if key.rank < 9 and key.action != f"app.go('{self.NAME}')"])
 
-    def chip(self) -> Row:
-        """The first of the runs that are being trained and not shown here, and how many more there are."""
-        elsewhere = self._elsewhere()
-        if not elsewhere:
-            return []
-        state = elsewhere[0].state
-        glyph, ink = STATUS[state.status]
-        far = f" {count(state.step)}/{count(state.total_steps)}" if state.step else ""
-        left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
-        more = f" +{len(elsewhere) - 1}" if len(elsewhere) > 1 else ""
-        return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text")]
-
-    def _elsewhere(self) -> list[Watch]:
-        return [watch for watch in self.living if self.NAME != "live" or watch is not self.watch_run]
-
-    def on_click(self, event: Click) -> None:
-        """A click on the chip shows its run."""
-        chip = self.chip()
-        if chip and event.screen_y == 0 and event.screen_x >= self.size.width - row_width(chip):
-            path = self._elsewhere()[0].path
-            self.post_message(OpenRun(partial(engine_client.attach, path), path))
+    def on_header_opened(self, message: Header.Opened) -> None:
+        path = message.watch.path
+        self.post_message(OpenRun(partial(engine_client.attach, path), path))
 
     def copy(self, state: RunState) -> None:
         """Ask what of a run goes to the clipboard, and send it there: the terminal's own, also over SSH."""

@@ -82,6 +82,7 @@ class LiveScreen(BaseScreen):
         """What was asked of the engine, in words, the events that answer it, and how many there were before."""
 
     def compose(self) -> ComposeResult:
+        yield self.header
         yield self._header
         yield self._progress
         with Horizontal(id="body"):
@@ -111,7 +112,7 @@ class LiveScreen(BaseScreen):
         if self._asked and (state is None or state.ended or count_of(state, self._asked[1]) > self._asked[2]):
             self._asked = None
         problem = watch.problem if watch else None
-        self._header.show(state, self._asked[0] if self._asked else "", self.chip())
+        self._header.show(state, self._asked[0] if self._asked else "")
         self._progress.show(state)
         self._choose_pane(watch, problem is not None)
         self._tabs.show(self._panes(state, problem is not None), self.pane)

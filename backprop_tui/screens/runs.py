@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError, RunError
 from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs import engine_client
@@ -31,10 +32,11 @@ from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.comparison import COMPARING, Comparison
 from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer, deleting
 from backprop_tui.screens.queue import QUEUED, QueuePane
-from backprop_tui.text import Row, count, from_home, short_path
+from backprop_tui.text import Row, count, from_home, safe, short_path
 from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.cells import labelled, paragraph
 from backprop_tui.widgets.list_view import ListView
-from backprop_tui.widgets.path_input import Prompt
+from backprop_tui.widgets.path_input import Prompt, candidates
 from backprop_tui.widgets.run_detail import RunDetail
 from backprop_tui.widgets.run_table import RunTable
 
@@ -67,27 +69,31 @@ NEED_RUN = (
 TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
 
 _NAMED = 8
-"""Of the runs that are to be deleted, so many are named."""
+"""Of the runs that are to be deleted, and of the files that are there, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
 
-WELCOME: list[Row] = [
-    [],
-    [],
-    [("  Welcome to backprop", "strong+bold")],
-    [],
-    [("  Fine-tune a language model here and see the difference.", "text")],
-    [],
-    *(
-        [(f"  {key}", "key+bold"), (f"   {words}", "text")]
-        for key, words in (
-            ("d", "runs the demonstration: a small model, two minutes, no GPU needed"),
-            (number_of("data"), "looks at a dataset: what is in it, what is wrong, what would be trained"),
-            (number_of("configure"), "trains on your own data: every setting with its meaning, the run it makes"),
-            ("?", "shows all keys"),
-        )
-    ),
-]
+_WAYS = (
+    ("d", "the demonstration: fetches a small model once (93 MB), trains it for some minutes; no GPU"),
+    (str(number_of("data")), "open a dataset: what is in it, what is wrong, what would be trained"),
+    (str(number_of("configure")), "train on your own data: every setting explained, the memory known before"),
+    ("?", "all keys"),
+)
+
+
+def welcome(files: Sequence[str], width: int) -> list[Row]:
+    """What a person sees who has no run yet; ``files`` are datasets in the current directory."""
+    rows: list[Row] = [
+        [],
+        [("  Welcome to backprop", "strong+bold")],
+        *paragraph("  Fine-tune a language model: see what is trained, leave, come back, ship it.", width),
+        [],
+    ]
+    for key, words in _WAYS:
+        rows += labelled(f"  {key}   ", words, width - 2, label_ink="key+bold")
+    if files:
+        rows += [[], *labelled("  here: ", ", ".join(map(safe, files)), width - 2)]
+    return rows
 
 
 class RunsScreen(BaseScreen):
@@ -113,10 +119,13 @@ class RunsScreen(BaseScreen):
         self._shown_state: RunState | None = None
         self._series = RunSeries()
         self._reader, self._reading = RunReader(OUTPUT), Lock()
+        self._files: list[str] = []
+        """Datasets of the current directory, looked for where there is no run."""
         self._troubled = False
         """It was said that the index over runs cannot be used."""
 
     def compose(self) -> ComposeResult:
+        yield self.header
         yield self._header
         yield self._filter
         yield self._table
@@ -152,7 +161,10 @@ class RunsScreen(BaseScreen):
         take = partial(self.app.call_from_thread, self._take_runs)
         try:
             some = partial(self.app.call_from_thread, self._take_some)
-            take(self._reader.read([run.path for run in self._table.seen()], some))
+            runs = self._reader.read([run.path for run in self._table.seen()], some)
+            if not runs:
+                self._files = [name for name in candidates("", FILE_ENDINGS) if not name.endswith("/")][:_NAMED]
+            take(runs)
         finally:
             self._reading.release()
         trouble = self._reader.trouble
@@ -178,9 +190,9 @@ class RunsScreen(BaseScreen):
         """Draw the list as it is filtered and sorted."""
         found = self.found or []
         runs = [run for run in found if matches(run, self.words)]
-        empty = WELCOME if self.found is not None and not found else [[], [("  no run holds this", "muted")]]
-        if self.found is None:
-            empty = []
+        empty: list[Row] = [[], [("  no run holds this", "muted")]] if found else []
+        if self.found is not None and not found:
+            empty = welcome(self._files, self.size.width)
         self._table.show(runs, self.sort, empty, backwards=self.backwards)
         self._lower.display = bool(runs) and not self._covered
         self._show_header()
@@ -193,7 +205,7 @@ class RunsScreen(BaseScreen):
         marked: Row = [(f"  {count(len(self._table.marked))} marked", "mark")] if self._table.marked else []
         title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered, *marked]
         title += self._queued.state
-        self._header.show(title, self.chip() or [("backprop ", "muted")])
+        self._header.show(title, [])
 
     @property
     def chosen_path(self) -> str:

@@ -26,6 +26,7 @@ _GROUNDS = {
     **{"shade": ("muted", 0.15), "light": ("trained", 0.15), "lighter": ("trained", 0.28)},
     **{"warm": ("bad", 0.15), "hot": ("bad", 0.35)},
     "hit": ("mark", 0.45),
+    "here": ("info", 0.45),
 }
 """Grounds mixed from an ink; a theme of sixteen colours has none and uses weight instead."""
 
@@ -114,7 +115,7 @@ class Cells(Widget):
         palette = themes.palette(theme)
         ground = self.background_colors[1]
         if theme.ansi:
-            if "cursor" in more or "hit" in more:
+            if "cursor" in more or "hit" in more or "here" in more:
                 return Style(bgcolor=ground.rich_color, reverse=("cursor" in more) != ("hit" in more))
             more = ["bold" if word in ("shade", "lighter", "hot") else word for word in more]
         for word in () if theme.ansi else more:
@@ -128,7 +129,7 @@ class Cells(Widget):
 
 def has_ground(ink: str) -> bool:
     """Whether a blank in this ink is seen."""
-    return any(word in ink for word in ("+cursor", "+shade", "+light", "+underline", "+hit", "+warm", "+hot"))
+    return any(word in ink for word in ("+cursor", "+shade", "+light", "+underline", "+hit", "+warm", "+hot", "+here"))
 
 
 class StateCells(Cells):

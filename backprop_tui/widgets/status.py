@@ -17,17 +17,17 @@ _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 class RunHeader(Cells):
     """Status, run, model, dataset; at the right what it is doing."""
 
-    _shown: tuple[RunState | None, str, Row] = (None, "", [])
+    _shown: tuple[RunState | None, str] = (None, "")
 
-    def show(self, state: RunState | None, asked: str, chip: Row) -> None:
-        """``asked`` is a command not yet answered, in words; ``chip`` tells of another run that is being trained."""
-        self._shown = state, asked, chip
+    def show(self, state: RunState | None, asked: str) -> None:
+        """``asked`` is a command not yet answered, in words."""
+        self._shown = state, asked
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        state, asked, chip = self._shown
+        state, asked = self._shown
         if state is None:
-            return [spread([(" no run is open", "muted")], chip, width)]
+            return [[(" no run is open", "muted")]]
         glyph, ink = STATUS[state.status]
         left: Row = [(f" {glyph} {state.status}", f"{ink}+bold"), ("  " + state.run_id, "strong")]
         name = state.config.get("run_name")
@@ -37,7 +37,7 @@ class RunHeader(Cells):
         left += [("  " + model, "text"), (" ← ", "muted"), (data, "text")]
         silent = state.silence(time.time())
         doing = (f"{silent or asked or self._doing(state)} ", "warn" if silent or asked else "muted")
-        return [spread(left, [doing, *([("│ ", "rule"), *chip] if chip else [])], width)]
+        return [spread(left, [doing], width)]
 
     def _doing(self, state: RunState) -> str:
         if state.status == "paused":

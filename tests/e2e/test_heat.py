@@ -49,12 +49,12 @@ def test_a_card_that_heats_up_and_cools_is_paced_held_and_let_go_on_the_screen_t
 ) -> None:
     card("60 x2\n79\n80 x2\n90 x3\n70 x2\nlost x2\ngone\n")
     with place.application(*place.flags, *ENDLESS_RUN) as application:
-        application.wait_until(lambda: "paused" in application.lines[0], PATIENCE, "the pause")
+        application.wait_until(lambda: "paused" in application.lines[1], PATIENCE, "the pause")
         held = place.state()
         assert held.status == "paused"
         assert "90 °C" in held.paused_for
         application.wait_until(lambda: place.state().status == "running", PATIENCE, "going on")
-        application.wait_until(lambda: "running" in application.lines[0], PATIENCE, "the pause's end on the screen")
+        application.wait_until(lambda: "running" in application.lines[1], PATIENCE, "the pause's end on the screen")
         place.wait_step(held.step + 2)
         application.wait_until(
             lambda: any("driver" in gpu.detail.lower() for gpu in told(place, Gpu)), PATIENCE, "the driver's loss"

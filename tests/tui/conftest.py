@@ -22,6 +22,7 @@ def fixed_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("backprop_tui.elsewhere.place", lambda: "me@box")
     # Engines that were recorded long ago would have been silent since.
     monkeypatch.setattr("backprop_tui.widgets.status.time", SimpleNamespace(time=lambda: recorded.NOW))
     time.tzset()

@@ -69,15 +69,15 @@ async def test_marked_runs_are_overlaid_each_with_its_number_stroke_and_end(
             assert any(number in row for row in body)
         assert rows[-1].startswith(" esc back  tab curves, differences")
         await pilot.press("a")
-        assert "by time" in text_of(pilot.app).split("\n")[1]
+        assert "by time" in text_of(pilot.app).split("\n")[2]
         assert "1:00" in text_of(pilot.app).split("\n")[-2]
         await pilot.press("a", "l", "minus")
-        assert "raw, log, by tokens" in text_of(pilot.app).split("\n")[1]
+        assert "raw, log, by tokens" in text_of(pilot.app).split("\n")[2]
         await pilot.press("x", "p", "n")  # keys of the list, which is not seen
         assert isinstance(pilot.app.screen, RunsScreen)
-        assert "by tokens" in text_of(pilot.app).split("\n")[1]
+        assert "by tokens" in text_of(pilot.app).split("\n")[2]
         await pilot.press("escape")
-        assert "marked" in text_of(pilot.app).split("\n")[0]
+        assert "marked" in text_of(pilot.app).split("\n")[1]
         assert "loss of" not in text_of(pilot.app)
 
 

@@ -114,13 +114,14 @@ async def test_a_run_out_of_sight_that_ends_leaves_the_chip_and_is_watched_no_lo
     run: recorded.Recorder, output: Path
 ) -> None:
     over = recorded.failed(output)
-    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30)) as pilot:
+    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 30), notifications=True) as pilot:
         app = await seen(pilot, run.seq)
         first = app.watched
         app.post_message(OpenRun(lambda: engine_client.attach(over.directory.path), over.directory.path))
         await until(lambda: "b81e40aa 40/1,000" in text_of(app), "the chip")
         run.finish(40, 1.0)
-        await until(lambda: "b81e40aa" not in text_of(app), "its going")
+        await until(lambda: "b81e40aa" not in text_of(app).split("\n")[0], "its going")
+        await until(lambda: "run b81e40aa12cd is over: done (4 shows it)" in text_of(app), "the toast")
         assert app.others == []
         assert first is not None
         assert first._closed.is_set()

@@ -66,7 +66,7 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
         screen = await opened(pilot, 4)
         assert asked
         text = text_of(pilot.app)
-        assert f"2 queued: stopped, run {a.run_id} failed; g goes on"[: size[0] - 20] in text.split("\n")[0]
+        assert f"2 queued: stopped, run {a.run_id} failed; g goes on"[: size[0] - 20] in text.split("\n")[1]
         for words in (
             f"● running     {b.run_id}",
             f"1  · waiting     {c.run_id}",

@@ -38,7 +38,7 @@ async def listed(pilot: Pilot[None], count: int) -> RunsScreen:
 def order(app: BackpropApp) -> list[str]:
     """The ids in the list, from the top."""
     known = ("3f2a9c1b", "77d0c3f1", "c0ffee12", "dead00be", "b81e40aa")
-    rows = text_of(app).split("\n")[2:8]
+    rows = text_of(app).split("\n")[3:9]
     return [run_id for row in rows for run_id in known if run_id in row]
 
 
@@ -99,7 +99,7 @@ async def test_the_loss_of_the_list_is_the_end_of_the_smoothed_curve(output: Pat
         curve = screen._plot.curve
         shown = f"{curve.smooth[SMOOTHING.index(0.6)]:.3f}"
         assert 3.0 < float(shown) < 6.0
-        row = text_of(pilot.app).split("\n")[2]
+        row = text_of(pilot.app).split("\n")[3]
         assert shown in row
         assert f"→ {shown[:-1]}" in screen._detail.text
 
@@ -128,7 +128,7 @@ async def test_columns_that_have_no_room_are_left_out_and_none_is_cut(output: Pa
     recorded.running(output)
     async with BackpropApp().run_test(size=(width + 2, 24)) as pilot:
         await listed(pilot, 1)
-        head, row = text_of(pilot.app).split("\n")[1:3]
+        head, row = text_of(pilot.app).split("\n")[2:4]
         assert head.split() == titles.split()
         assert "720/1,000" in row
         assert "…" not in row
@@ -258,7 +258,7 @@ async def test_marked_runs_are_deleted_together(output: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await listed(pilot, 5)
         await pilot.press("down", "space", "space", "x")
-        assert "2 marked" in text_of(pilot.app).split("\n")[0]
+        assert "2 marked" in text_of(pilot.app).split("\n")[1]
         assert "Delete 2 runs" in text_of(pilot.app)
         assert "dead00be" in text_of(pilot.app)
         await pilot.press("d")
@@ -299,7 +299,7 @@ async def test_the_titles_of_columns_sort_by_them_and_the_other_way_round(output
         assert order(pilot.app) == newest[::-1]
         assert "started▴" in text_of(pilot.app)
         await pilot.press("O")
-        row = text_of(pilot.app).split("\n")[1]
+        row = text_of(pilot.app).split("\n")[2]
         await pilot.click("#table", offset=(row.index("loss") - 1, 0))
         assert screen.sort == "loss"
         best = order(pilot.app)

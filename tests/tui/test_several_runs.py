@@ -152,7 +152,7 @@ async def test_from_a_session_to_one_of_its_runs_and_back(output: Path) -> None:
         app = BackpropApp(attach=session.directory.path)
         async with app.run_test(size=SMALL) as pilot:
             await seen(pilot, session.seq)
-            assert "run 4 of 5" in text_of(app).split("\n")[1]
+            assert "run 4 of 5" in text_of(app).split("\n")[2]
             await pilot.press(*TIMELINE, "enter")
             await until(lambda: app.watched is not None and app.watched.path == inner, "the run")
             await until(lambda: app.watched is not None and app.watched.state.step == 4, "its steps")

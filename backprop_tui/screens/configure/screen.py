@@ -91,6 +91,7 @@ class ConfigureScreen(BaseScreen):
         self._prompt = Prompt(id="prompt")
 
     def compose(self) -> ComposeResult:
+        yield self.header
         yield self._title
         with Container(id="panes"):
             yield self.form
@@ -265,7 +266,7 @@ class ConfigureScreen(BaseScreen):
             title.append((f"  {safe(self.file)}", "info"))
         changed = len(changes(self.found))
         title.append((f"  {changed} changed" if changed else "", "muted"))
-        self._title.show(title, self.chip())
+        self._title.show(title, [])
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
         self._status.show([(safe(words), "text")], [])
         self.show_keys()

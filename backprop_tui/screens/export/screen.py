@@ -84,6 +84,7 @@ class ExportScreen(BaseScreen):
         self._prompt = Prompt(id="prompt")
 
     def compose(self) -> ComposeResult:
+        yield self.header
         yield self._title
         with Container(id="panes"):
             yield self.list
@@ -192,7 +193,7 @@ class ExportScreen(BaseScreen):
 
     def flush(self) -> None:
         name = short_path(self.source.path) if self.source else ""
-        self._title.show([(" export ", "strong+bold"), (safe(name), "text")], self.chip())
+        self._title.show([(" export ", "strong+bold"), (safe(name), "text")], [])
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
         self._status.show([(f" {safe(words)}", "text")], [])
         if self.has_class("-result") == (self.done is None and self.failed is None):

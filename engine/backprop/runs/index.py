@@ -161,6 +161,12 @@ class RunIndex:
         count, last = self._execute("select count(*), max(rowid) from runs")[0]
         return int(count), int(last or 0)
 
+    def perhaps_living(self, newest: int = 20) -> list[Path]:
+        """Directories of the runs that were living, or not read yet, when somebody looked last, and of the newest."""
+        unread = "select path from runs where stamp = '' order by started desc"
+        last = f"select path from runs order by started desc limit {newest}"
+        return [Path(path) for path in dict.fromkeys(path for (path,) in self._execute(unread) + self._execute(last))]
+
     def each(self, paths: Collection[str] | None = None) -> Iterator[RunSummary]:
         """Every run, or those in the directories ``paths``, the newest first; what changed is read as it comes."""
         if paths is None:

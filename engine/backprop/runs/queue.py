@@ -142,6 +142,10 @@ class Queue:
             unreadable=unreadable,
         )
 
+    def count_waiting(self) -> int:
+        """How many entries wait; none is read."""
+        return sum(1 for _ in (self.home / "waiting").glob("*.json"))
+
     def _entries(self, place: Place, unreadable: list[str]) -> Iterator[Entry]:
         for path in (self.home / place).glob("*.json"):
             try:

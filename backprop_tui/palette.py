@@ -1,0 +1,61 @@
+"""What the palette finds besides keys: runs, datasets that were opened, presets; read when it is opened."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from backprop.core.presets import TRAINING_PRESETS
+from backprop.runs import engine_client
+from backprop.runs.index import RunIndex
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.message import Message
+
+from backprop_tui.screens.base import ConfigureRun, OpenRun
+from backprop_tui.text import PALETTE_EDGES, fit, safe, short_path
+
+_RUNS = 20
+"""The newest are named."""
+
+
+class Known(NamedTuple):
+    title: str
+    message: Message
+    """What choosing it asks of the application."""
+
+
+def known() -> Iterator[Known]:
+    """Everything that is known by a name; reads files."""
+    with RunIndex() as index:
+        for run in index.summaries(limit=_RUNS):
+            path = Path(run.path)
+            names = filter(None, (run.name, short_path(run.model), "←", short_path(run.dataset)))
+            title = f"Watch {run.run_id}  {run.status:<8} {' '.join(names)}"
+            yield Known(title, OpenRun(partial(engine_client.attach, path), path))
+    for name, preset in TRAINING_PRESETS.items():
+        yield Known(f"Preset {name}: {preset.remark}", ConfigureRun({"preset": name}))
+
+
+class KnownByName(Provider):
+    """Lines of the palette for them."""
+
+    async def startup(self) -> None:
+        self._known = await asyncio.to_thread(lambda: list(known()))
+
+    def _line(self, title: str) -> str:
+        return fit(safe(title), self.app.size.width - PALETTE_EDGES).rstrip()
+
+    async def discover(self) -> Hits:
+        for title, message in self._known:
+            line = self._line(title)
+            yield DiscoveryHit(line, partial(self.app.post_message, message), text=line)
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for title, message in self._known:
+            if score := matcher.match(title):
+                line = self._line(title)
+                yield Hit(score, matcher.highlight(line), partial(self.app.post_message, message), text=line)

@@ -1,0 +1,89 @@
+"""The first row of every screen: the screens by their numbers, who and where this is, and the run that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from textual import events
+from textual.message import Message
+
+from backprop_tui.screens import SCREENS
+from backprop_tui.text import STATUS, Row, clock, count, safe
+from backprop_tui.watch import Watch
+from backprop_tui.widgets.cells import Cells, row_width
+
+
+class Header(Cells):
+    """Tabs at the left and the run at the right are clicked; what has no room is left out, the run last."""
+
+    @dataclass
+    class Opened(Message):
+        """The run at the right was clicked."""
+
+        watch: Watch
+
+    _living: Sequence[Watch] = ()
+    _queued = 0
+    _place = ""
+    _tab_ends: Sequence[int] = ()
+    _chip_width = 0
+
+    def __init__(self, here: str) -> None:
+        super().__init__(id="tabs-of-screens")
+        self._here = here
+        """The screen that it is on, as in ``SCREENS``."""
+
+    def show(self, living: Sequence[Watch], queued: int, place: str) -> None:
+        """
+        Args:
+            living: runs that are being trained, the one to name first.
+            queued: runs that wait for their turn.
+            place: user, machine and card, in words.
+        """
+        self._living, self._queued, self._place = living, queued, place
+        self.redraw()
+
+    def rows(self, width: int, height: int) -> list[Row]:
+        chip = self._chip()
+        self._chip_width = row_width(chip) if self._living else 0
+        tabs = self._tabs(named=True)
+        if row_width(tabs) + row_width(chip) >= width:
+            tabs = self._tabs(named=False)
+        room = width - row_width(tabs) - row_width(chip)
+        place: Row = [(f"{safe(self._place)}  ", "muted")]
+        if not self._place or row_width(place) >= room:
+            place = []
+        return [[*tabs, (" " * (room - row_width(place)), "text"), *place, *chip]]
+
+    def _tabs(self, *, named: bool) -> Row:
+        row: Row = []
+        ends = []
+        for number, entry in enumerate(SCREENS, 1):
+            here = entry.name == self._here
+            if named or here:
+                row.append((f" {number} {entry.title} ", "strong+bold+here" if here else "text"))
+            else:
+                row.append((f" {number} ", "text"))
+            ends.append(row_width(row))
+        self._tab_ends = ends
+        return row
+
+    def _chip(self) -> Row:
+        queued: Row = [(f"{self._queued} queued ", "info")] if self._queued else []
+        if not self._living:
+            return queued
+        state = self._living[0].state
+        glyph, ink = STATUS[state.status]
+        far = f" {count(state.step)}/{count(state.total_steps)}" if state.step else ""
+        left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
+        more = f" +{len(self._living) - 1}" if len(self._living) > 1 else ""
+        return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text"), *queued]
+
+    async def on_click(self, event: events.Click) -> None:
+        for end, entry in zip(self._tab_ends, SCREENS, strict=False):
+            if event.x < end:
+                await self.app.run_action(f"app.go('{entry.name}')")
+                return
+        if self._chip_width and event.x >= self.size.width - self._chip_width:
+            self.post_message(self.Opened(self._living[0]))
