@@ -27,9 +27,9 @@ from textual.widgets import Input
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
+from backprop_tui.screens.header import Header
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
-from backprop_tui.widgets.header import Header
 from backprop_tui.widgets.path_input import Prompt
 
 

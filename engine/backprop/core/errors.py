@@ -106,6 +106,8 @@ REMEDIES: dict[str, str] = {
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "report it; nothing is served",
     "RUNTIME_CANCELLED": "nothing: start it again when it is wanted",
     "RUNTIME_INTERNAL": "report it with what `--verbose` shows",
+    "REMOTE_UNREACHABLE": "try `ssh HOST` by itself; install backprop-tui there, or name its path as the message says",
+    "REMOTE_VERSION_MISMATCH": "install the same version on both machines",
     "STATE_CHECKPOINT_INVALID": "`backprop fork RUN` from a checkpoint that passes, or train again",
     "STATE_IDENTITY_MISMATCH": "put back what is named in the list of differences, or `backprop fork RUN`",
     "UI_OUTPUT_DIR_FORBIDDEN": "name a directory inside the one that `backprop ui` gave with `--output`",
