@@ -306,8 +306,9 @@ def test_a_fork_of_the_session_says_that_its_held_out_rows_may_have_been_trained
     newest, _ = CheckpointStore(whole.directory.checkpoints, whole.directory.run_id).newest_valid()
     assert newest is not None
     now = {**newest.manifest.identity, "held_out": "of other rows"}
-    assert [each.code for each in fork_notes(newest.path, now)] == ["HELD_OUT_OVERLAP"]
-    assert [each.code for each in fork_notes(whole.directory.path / "starts" / "step-00000003", now)] == []
+    assert [each.code for each in fork_notes(newest.path, str(newest.path), now)] == ["HELD_OUT_OVERLAP"]
+    assert read_run(whole.directory.path).status == "done"
+    assert "HELD_OUT_OVERLAP" not in {event.code for event in whole.events if isinstance(event, ev.Warning)}
 
 
 def fail_in(run: int, monkeypatch: pytest.MonkeyPatch) -> None:

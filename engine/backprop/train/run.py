@@ -197,7 +197,7 @@ class Run:
                 emit(note)
         if start.weights:
             load_weights(start.weights, self.loaded.model, any_dtype=True)
-            for note in fork_notes(start.weights, self.identity):
+            for note in fork_notes(start.weights, self.directory.read_record().forked_from, self.identity):
                 emit(note)
         keep_source(self.directory, self.identity, rows)
         if recorded.model != config.model:

@@ -277,10 +277,11 @@ def require_same_identity(
     return notes
 
 
-def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
+def fork_notes(weights: Path, source: str, now: dict[str, Any]) -> list[events.Warning]:
     """What a fork from the checkpoint at ``weights`` has to say about its held-out rows.
 
     Args:
+        source: where they were when the fork was made, which tells whether it is a run of a session.
         now: the fork's identity.
 
     Raises:
@@ -296,7 +297,7 @@ def fork_notes(weights: Path, now: dict[str, Any]) -> list[events.Warning]:
             details={"differences": differences, "checkpoint": str(weights)},
         )
     before = identity.get("held_out")
-    within = manifest.boundary and weights.parent.name == STARTS  # no run of a session trains another's
+    within = manifest.boundary and Path(source).parent.name == STARTS  # no run of a session trains another's
     if within or before == now["held_out"] or not now["held_out"]:
         return []
     message = "the held-out rows are not those of the run it was forked from, which may have been trained on them: "
