@@ -312,6 +312,7 @@ def test_a_fork_of_the_session_says_that_its_held_out_rows_may_have_been_trained
     assert [each.code for each in fork_notes(newest.path, now, str(newest.path))] == ["HELD_OUT_OVERLAP"]
     start = str(whole.directory.path / "starts" / "step-00000003")
     assert [each.code for each in fork_notes(newest.path, now, start)] == []
+    assert read_run(whole.directory.path).status == "done"
     assert "HELD_OUT_OVERLAP" not in {each.code for each in of(whole.events, ev.Warning)}
 
 
