@@ -315,6 +315,7 @@ def _require_usable(path: Path) -> RunRecord:
             f"run {path.name} is being worked on",
             code="RUN_ALREADY_ACTIVE",
             hint=f"watch it: backprop-tui --attach {path.name}",
+            details={"run": str(path)},
         )
     record = directory.find_record()
     directory.require_own_journal(record.run_id)
