@@ -25,7 +25,7 @@ def main() -> None:
     output.prepare_streams()
     arguments = sys.argv[1:]
     plain = "--no-tui" in arguments or "--json" in arguments
-    asks_only = "--help" in arguments or "-h" in arguments
+    asks_only = bool({"--help", "-h", "--keys"} & set(arguments))
     reason = "" if plain or asks_only else terminal.obstacle()
     if plain or reason:
         if reason:
@@ -55,11 +55,12 @@ def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | N
     # What is loaded to begin with stays: searching it for garbage again and again would delay the first screen.
     gc.disable()
     from backprop_tui.app import BackpropApp
+    from backprop_tui.remembered import recall
 
     app = BackpropApp(config, run, origins)
     terminal.watch_terminal()
     terminal.leave_on_signals(app.leave_for)
-    app.run()
+    app.run(mouse=recall("mouse") != "off")
     if app.error is not None:
         raise app.error
     farewell(app)
@@ -111,17 +112,22 @@ def command() -> click.Command:
     @click.argument("what", required=False, type=click.Choice(["train", "demo"]))
     @click.option("--attach", metavar="RUN", help="watch this run: its id, or the beginning of it")
     @click.option("--no-tui", is_flag=True, help="the same work as plain lines (`backprop` has more commands)")
+    @click.option("--keys", is_flag=True, help="print every key with its id, as a keys.toml of your own")
     @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")
     @setting_options()
     @configuration_options
     @log_options
-    def asked(what: str | None, attach: str | None, file: str | None, no_tui: bool, as_json: bool, **given: Any) -> int:
+    def asked(
+        *, what: str | None, attach: str | None, file: str | None, no_tui: bool, keys: bool, as_json: bool, **given: Any
+    ) -> int:
         """Fine-tune language models in the terminal.
 
         Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run
         with the options of `backprop train`, `--attach RUN` watches one.
         """
         begin_log({name: given.pop(name) for name in ("log_level", "log_file")}, screen=True)
+        if keys:
+            return print_keys()
         if attach is not None:
             from backprop.cli.runs import find_run
 
@@ -136,6 +142,17 @@ def command() -> click.Command:
         return show(None, None)
 
     return asked
+
+
+def print_keys() -> int:
+    """Print every key as a ``keys.toml``, and what is wrong in the person's own; the exit code."""
+    from backprop_tui.own_keys import listed, own_keys
+
+    chosen, problems = own_keys()
+    print("\n".join(listed(chosen)))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return EXIT_USER if problems else 0
 
 
 def headless(arguments: list[str]) -> int:
