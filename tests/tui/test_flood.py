@@ -10,10 +10,12 @@ from pathlib import Path
 import made_events
 import pytest
 import recorded
-from acting import key_of, seen, until
+from acting import PATIENCE, key_of, seen, text_of, until
+from backprop.runs import engine_client
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import SCREENS
+from backprop_tui.screens.base import OpenRun
 from backprop_tui.screens.dialogs import Help
 
 
@@ -57,3 +59,54 @@ async def test_every_screen_answers_a_key_under_a_flood_of_events(
             await pilot.press("escape")
             await until(lambda: not isinstance(app.screen, Help), f"{entry.name} again")
             await until(lambda then=taken: app.watched is not None and app.watched.state.last_seq > then, "more events")  # type: ignore[misc]
+
+
+async def test_a_run_that_is_slow_to_begin_holds_up_no_key_and_is_begun_once(output: Path) -> None:
+    run = recorded.finished_demo(output)
+    go_on, begun = threading.Event(), list[Path]()
+
+    def begin() -> engine_client.EngineClient:
+        begun.append(run.directory.path)
+        assert go_on.wait(PATIENCE)
+        return engine_client.attach(run.directory.path)
+
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        app.post_message(OpenRun(begin))
+        app.post_message(OpenRun(begin))
+        await until(lambda: bool(begun), "its beginning")
+        await pilot.press("question_mark")
+        await until(lambda: isinstance(app.screen, Help), "the help")
+        await pilot.press("escape")
+        go_on.set()
+        await until(lambda: app.current_mode == "live", "the run")
+        app.post_message(OpenRun(begin))
+        await until(lambda: len(begun) == 2, "another one, when the first was begun")
+
+
+async def test_deleting_several_runs_says_how_far_it_is_and_is_stopped(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded.finished_demo(output)
+    recorded.failed(output)
+    go_on, asked = threading.Event(), list[Path]()
+
+    def slowly(path: Path) -> None:
+        asked.append(path)
+        assert go_on.wait(PATIENCE)
+
+    monkeypatch.setattr("backprop_tui.screens.runs.delete_run", slowly)
+    async with BackpropApp().run_test(size=(100, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await until(lambda: "3f2a9c1b" in text_of(app), "the runs")
+        await pilot.press("space", "space", "x", "d")
+        await until(lambda: bool(asked), "the first one")
+        app.flush()
+        await until(lambda: "deleting 1 of 2, esc stops" in text_of(app), "how far it is")
+        await pilot.press("escape")
+        go_on.set()
+        app.flush()
+        await until(lambda: "deleting" not in text_of(app), "the end")
+        assert len(asked) == 1
