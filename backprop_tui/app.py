@@ -36,7 +36,6 @@ from backprop_tui.remembered import recall, remember
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Question, TooSmall
-from backprop_tui.screens.tasks import defect_in
 from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
@@ -220,6 +219,8 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         """A thread that failed is told about; it does not take the application along."""
         error = event.worker.error
         if event.state is WorkerState.ERROR and error is not None:
+            from backprop_tui.screens.tasks import defect_in
+
             known = error if isinstance(error, BackpropError) else defect_in("working in the background", error)
             show_error(self.screen, known, log="".join(traceback.format_exception(error)))
 

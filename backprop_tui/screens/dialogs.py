@@ -74,7 +74,7 @@ REPLAYING = (
 
 
 def copies(state: RunState, log: str = "") -> tuple[Answer, ...]:
-    """What of a run can be copied: each answer is the text itself; ``log`` goes with the error."""
+    """What of a run can be copied: each answer is the text, of which it shows a line; ``log``: goes with the error."""
     failed = state.failed
     error = "\n".join(filter(None, (f"[{failed.code}] {failed.message}", failed.hint, log))) if failed else ""
     texts = (
@@ -82,10 +82,10 @@ def copies(state: RunState, log: str = "") -> tuple[Answer, ...]:
         ("d", "its directory", state.path),
         ("w", "the command that watches it", f"backprop-tui --attach {state.run_id}"),
         ("c", "the command that continues it", f"backprop resume {state.run_id}" if state.can_resume else ""),
-        ("e", "the error", error),
+        ("e", "the error, what to do and the log's end", error),
         ("r", "the directory of its result", state.output_path),
     )
-    return tuple(Answer(text, key, title, text) for key, title, text in texts if text)
+    return tuple(Answer(text, key, title, text.partition("\n")[0]) for key, title, text in texts if text)
 
 
 def deleting(what: str, path: str) -> tuple[Answer, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import recorded
 from acting import ended, key_of, seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import BackpropError, ConfigurationError, DatasetError, RunError
+from backprop.runs import engine_client
 from backprop.worker.setup import failure
 from textual.pilot import Pilot
 
@@ -153,3 +155,17 @@ async def test_a_defect_in_a_thread_is_a_panel_with_what_is_to_be_reported(faile
         await pilot.press("y")
         assert "please report it" in pilot.app.clipboard
         assert 'raise KeyError("lost")' in pilot.app.clipboard
+
+
+async def test_a_run_that_is_worked_on_can_be_watched_instead(output: Path) -> None:
+    run = recorded.running(output, steps=5)
+    with run.directory.hold_lock():
+        async with BackpropApp().run_test(size=(80, 24)) as pilot:
+            await pilot.pause()
+            assert isinstance(pilot.app, BackpropApp)
+            pilot.app.post_message(OpenRun(partial(engine_client.resume, run.directory.path)))
+            await shown_error(pilot)
+            assert "RUN_ALREADY_ACTIVE" in text_of(pilot.app)
+            await pilot.press("w")
+            await seen(pilot, run.seq)
+            assert pilot.app.current_mode == "live"
