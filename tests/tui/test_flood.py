@@ -79,6 +79,7 @@ async def test_a_run_that_is_slow_to_begin_holds_up_no_key_and_is_begun_once(out
         await pilot.press("question_mark")
         await until(lambda: isinstance(app.screen, Help), "the help")
         await pilot.press("escape")
+        assert len(begun) == 1
         go_on.set()
         await until(lambda: app.current_mode == "live", "the run")
         app.post_message(OpenRun(begin))

@@ -246,7 +246,7 @@ async def test_deleting_asks_and_removes_the_directory(output: Path, monkeypatch
         with monkeypatch.context() as patch:  # in a browser, which may not write there
             patch.setenv("WRITING_CONFINED_TO", str(output / "elsewhere"))
             await pilot.press("x", "d")
-            await until(lambda: "from a browser" in text_of(pilot.app), "why it stays")
+            await until(lambda: "UI_OUTPUT_DIR_FORBIDDEN" in text_of(pilot.app), "why it stays")
             await pilot.press("c")
         assert run.directory.path.exists()
         await pilot.press("x", "d")
