@@ -6,7 +6,8 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 from backprop.core.errors import BackpropError
 from backprop.core.events import Stop
 from backprop.core.settings import RunConfig
+from backprop.core.settings_sources import keys_file
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from backprop.runs.sessions import session_of
@@ -29,12 +31,16 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from backprop_tui import elsewhere, themes
-from backprop_tui.keys import bindings
+from backprop_tui import elsewhere, terminal, themes
+from backprop_tui.charts.curve_plot import CurvePlot
+from backprop_tui.clipboard import hand_over
+from backprop_tui.keys import bindings, shown
+from backprop_tui.remembered import recall, remember
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry, number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Palette, Question, TooSmall
 from backprop_tui.screens.jump import Jump
+from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import PALETTE_EDGES, count, fit, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
@@ -44,7 +50,7 @@ CADENCES = (4.0, 2.0, 1.0)
 CATCH_UP = 0.02
 
 
-class BackpropApp(KeysInOrder):
+class BackpropApp(KeysInOrder, inherit_bindings=False):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
     DEFAULT_MODE = "runs"
@@ -73,10 +79,11 @@ class BackpropApp(KeysInOrder):
         for theme in themes.OWN:
             self.register_theme(theme)
         few = no_color or self.console.color_system == "standard"
-        chosen = "" if few else themes.remembered()
+        chosen = "" if few else recall("theme")
         self.theme = themes.SIXTEEN.name if few else chosen if chosen in self.available_themes else themes.DARK.name
         self._remembers_theme = not few
         self.animation_level = "none"
+        CurvePlot.take_symbols(recall("symbols"))
         self.watched: Watch | None = None
         self.others: list[Watch] = []
         """Runs that were open before and are still being trained."""
@@ -94,6 +101,8 @@ class BackpropApp(KeysInOrder):
         self._asking = False
         """The person wants to leave and is asked what becomes of the run: its end is the answer."""
         self.small = False
+        self._beginning = False
+        """A run is being begun."""
         self._asked_config, self._asked_run = config, attach
         self._origins = origins
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
@@ -119,12 +128,23 @@ class BackpropApp(KeysInOrder):
         self.call_after_refresh(self._look_elsewhere)
         # The terminal came back empty.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
+        if os.path.lexists(keys_file()):
+            self._take_own_keys()
         if self._remembers_theme:
-            self.theme_changed_signal.subscribe(self, lambda theme: themes.remember(theme.name))
+            self.theme_changed_signal.subscribe(self, lambda theme: remember("theme", theme.name))
         if self._asked_config is not None:
             self._start_asked_run(self._asked_config)
         elif self._asked_run is not None:
             self._show_run(Watch(engine_client.attach(self._asked_run)))
+
+    def _take_own_keys(self) -> None:
+        from backprop_tui.own_keys import own_keys
+
+        keymap, problems = own_keys()
+        self.set_keymap(keymap)
+        if problems:
+            words = "\n".join([*problems[:3], "`backprop-tui --keys` lists all keys"])
+            self.notify(words, severity="warning", timeout=15)
 
     def _make(self, entry: Entry) -> BaseScreen:
         """A screen of the table, when it is opened first."""
@@ -233,10 +253,25 @@ class BackpropApp(KeysInOrder):
         """Show a message for a while. It is text: what a path or an error holds in brackets is no markup."""
         super().notify(many_lines(message), title=title, severity=severity, timeout=timeout, markup=False)
 
+    def copy_to_clipboard(self, text: str) -> None:
+        """Hand a text to the clipboard, in a thread, and say what became of it."""
+        self._clipboard = text
+        write = self._driver.write if self._driver is not None else bool
+        environment = {} if self.is_web else os.environ
+
+        def work() -> None:
+            self.call_from_thread(self.notify, hand_over(text, write, environment), timeout=4)
+
+        self.run_worker(work, thread=True, exit_on_error=False)
+
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
         """A thread that failed is told about; it does not take the application along."""
-        if event.state is WorkerState.ERROR:
-            self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", severity="error", timeout=8)
+        error = event.worker.error
+        if event.state is WorkerState.ERROR and error is not None:
+            from backprop_tui.screens.tasks import defect_in
+
+            known = error if isinstance(error, BackpropError) else defect_in("working in the background", error)
+            show_error(self.screen, known, log="".join(traceback.format_exception(error)))
 
     def leave_for(self, number: int) -> None:
         """Leave because of a signal, from its handler."""
@@ -258,21 +293,33 @@ class BackpropApp(KeysInOrder):
         if self.watched is not None and _shows(self.watched, message.path):
             self.switch_mode("live")
             return
+        others = (other for other in (*self.others, *self.elsewhere) if _shows(other, message.path))
+        if (watch := next(others, None)) is not None:
+            self._show_run(watch)
+        elif message.path is not None:
+            self._begin(message, lambda do, *given: do(*given))
+        elif not self._beginning:  # a key pressed twice begins one run
+            self._beginning = True
+            self.run_worker(lambda: self._begin(message, self.call_from_thread), thread=True, exit_on_error=False)
+
+    def _begin(self, message: OpenRun, call: Callable[..., object]) -> None:
+        """Begin to watch a run; a new one in a thread, which may read whole checkpoints before."""
         try:
-            others = (other for other in (*self.others, *self.elsewhere) if _shows(other, message.path))
-            watch = next(others, None) or Watch(message.begin())
+            watch = Watch(message.begin())
         except BackpropError as error:
-            self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
-            return
-        self._show_run(watch)
+            call(show_error, self.screen, error, message.values)
+        else:
+            call(self._show_run, watch)
+        finally:
+            self._beginning = self._beginning and message.path is not None
 
     async def on_configure_run(self, message: ConfigureRun) -> None:
         """Go to the Configure screen with the values that another screen chose."""
-        await self._go_with("configure", message.values)
+        await self._go_with("configure", {**message.values, "at": message.at})
 
     async def on_show_on(self, message: ShowOn) -> None:
         """Go to a screen with the run that another one chose."""
-        await self._go_with(message.screen, {"source": message.source})
+        await self._go_with(message.screen, {"source": message.source, "line": message.line})
 
     async def _go_with(self, name: str, values: Mapping[str, Any]) -> None:
         await self.switch_mode(name)
@@ -320,6 +367,14 @@ class BackpropApp(KeysInOrder):
         self._cadence = (self._cadence + 1) % len(CADENCES)
         self._set_timer()
         self.notify(f"drawing at most {CADENCES[self._cadence]:g} times a second", timeout=2)
+
+    def action_mouse(self) -> None:
+        """Have the terminal report the mouse, or not; it is remembered."""
+        if self._driver is not None:
+            on = terminal.switch_mouse(self._driver)
+            remember("mouse", "on" if on else "off")
+            words = "on" if on else "off: the terminal selects by itself"
+            self.notify(f"the mouse is {words}", timeout=4)
 
     def action_leave(self) -> None:
         """Leave; with living runs, ask what becomes of them, and say what ends with the application."""
@@ -383,7 +438,7 @@ class BackpropApp(KeysInOrder):
         """Every key that works here, by its name, and the themes: a line each."""
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
-                title = f"{key.label.capitalize():<14}{key.shown:>9}  {key.help}"
+                title = f"{key.label.capitalize():<14}{shown(key, self):>9}  {key.help}"
                 yield SystemCommand(self._one_line(title), "", partial(screen.run_action, key.action))
         title = f"{'Theme':<23}  change the colours; ansi-dark and ansi-light use the terminal's own"
         yield SystemCommand(self._one_line(title), "", self.search_themes)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.keys import format_key
 
 
 class Key(NamedTuple):
@@ -18,6 +21,8 @@ class Key(NamedTuple):
     help: str
     rank: int
     """The key bar drops the highest first; 9 is never shown there."""
+    id: str = ""
+    """By which a person gives it other keys; empty for those that stay."""
 
     @property
     def name(self) -> str:
@@ -25,10 +30,31 @@ class Key(NamedTuple):
         return self.action.partition("(")[0].rpartition(".")[2]
 
 
+_STAY = ("interrupt", "command_palette")
+
+
+def table(section: str, *keys: Key) -> tuple[Key, ...]:
+    """Keys with their ids: the section and the label, ``live.previous-pane``."""
+    words = (re.sub(r"[^a-z0-9]+", "-", key.label.lower()).strip("-") for key in keys)
+    return tuple(
+        key._replace(id="" if key.name in _STAY else f"{section}.{word}") for key, word in zip(keys, words, strict=True)
+    )
+
+
+def keys_of(key: Key, app: App[Any]) -> str:
+    """The keys that do it: the person's own, or those of the table."""
+    return app._keymap.get(key.id, key.keys)
+
+
+def shown(key: Key, app: App[Any]) -> str:
+    """The key as it is shown."""
+    return format_key(keys_of(key, app).partition(",")[0]) if key.id in app._keymap else key.shown
+
+
 def bindings(keys: Iterable[Key]) -> list[BindingType]:
     """What Textual needs to know. Leaving works on top of every dialog."""
     return [
-        Binding(key.keys, key.action, key.label, show=False, priority=key.name == "interrupt")
+        Binding(key.keys, key.action, key.label, show=False, priority=key.name == "interrupt", id=key.id or None)
         for key in keys
         if key.name != "command_palette"
     ]

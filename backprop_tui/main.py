@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _asks_only(arguments: list[str]) -> bool:
-    return not {"--help", "-h", "--version"}.isdisjoint(arguments)
+    return not {"--help", "-h", "--version", "--keys"}.isdisjoint(arguments)
 
 
 def open_with(arguments: list[str], show: Show) -> int:
@@ -82,7 +82,9 @@ def show(config: RunConfig | None, run: Path | None, origins: dict[str, str] | N
 
 def run_app(app: BackpropApp, command: str = "backprop-tui") -> int:
     """Run the application that ``command`` opens until a person leaves it; the exit code."""
-    app.run()
+    from backprop_tui.remembered import recall
+
+    app.run(mouse=recall("mouse") != "off")
     if app.error is not None:
         raise app.error
     farewell(app, command)
@@ -135,11 +137,12 @@ def command(show: Show) -> click.Command:
     @click.option("--attach", metavar="RUN", help="watch this run: its id, or the beginning of it")
     @click.option("--host", metavar="[USER@]HOST", help="the application here; data, runs and engine there, over ssh")
     @click.option("--no-tui", is_flag=True, help="the same work as plain lines (`backprop` has more commands)")
+    @click.option("--keys", is_flag=True, help="print every key with its id, as a keys.toml of your own")
     @click.option("--json", "as_json", is_flag=True, help="with --no-tui: events as JSON lines")
     @setting_options()
     @configuration_options
     @log_options
-    def asked(what: str | None, attach: str | None, file: str | None, **given: Any) -> int:
+    def asked(*, what: str | None, attach: str | None, file: str | None, keys: bool, **given: Any) -> int:
         """Fine-tune language models in the terminal.
 
         Without options: the runs that are there. `backprop-tui demo` runs the demonstration, `--data FILE` starts a run
@@ -148,6 +151,8 @@ def command(show: Show) -> click.Command:
         for said_before in ("host", "no_tui", "as_json"):
             given.pop(said_before)
         begin_log({name: given.pop(name) for name in ("log_level", "log_file")}, screen=True)
+        if keys:
+            return print_keys()
         if attach is not None:
             from backprop.cli.runs import find_run
 
@@ -162,6 +167,17 @@ def command(show: Show) -> click.Command:
         return show(None, None)
 
     return asked
+
+
+def print_keys() -> int:
+    """Print every key as a ``keys.toml``, and what is wrong in the person's own; the exit code."""
+    from backprop_tui.own_keys import listed, own_keys
+
+    chosen, problems = own_keys()
+    print("\n".join(listed(chosen)))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return EXIT_USER if problems else 0
 
 
 def headless(arguments: list[str]) -> int:

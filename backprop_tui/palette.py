@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from backprop.core.datasets import recent_datasets
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.message import Message
 
-from backprop_tui.screens.base import ConfigureRun, OpenRun
-from backprop_tui.text import PALETTE_EDGES, fit, safe, short_path
+from backprop_tui.screens.base import ConfigureRun, OpenRun, ShowOn
+from backprop_tui.text import PALETTE_EDGES, fit, from_home, safe, short_path
 
 _RUNS = 20
 """The newest are named."""
@@ -35,6 +36,8 @@ def known() -> Iterator[Known]:
             names = filter(None, (run.name, short_path(run.model), "←", short_path(run.dataset)))
             title = f"Watch {run.run_id}  {run.status:<8} {' '.join(names)}"
             yield Known(title, OpenRun(partial(engine_client.attach, path), path))
+    for data in recent_datasets():
+        yield Known(f"Open {from_home(data)}", ShowOn("data", data, 0))
     for name, preset in TRAINING_PRESETS.items():
         yield Known(f"Preset {name}: {preset.remark}", ConfigureRun({"preset": name}))
 

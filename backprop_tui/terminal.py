@@ -61,6 +61,17 @@ def watch_terminal() -> None:
     threading.Thread(target=look, name="terminal-watch", daemon=True).start()
 
 
+def switch_mouse(driver: Driver) -> bool:
+    """Turn reporting of the mouse on or off; whether it is on now. A driver starts and stops as it stands then."""
+    on = not driver._mouse
+    driver._mouse = True  # else it would write neither
+    change = getattr(driver, "_enable_mouse_support" if on else "_disable_mouse_support", None)
+    if change is not None:
+        change()
+    driver._mouse = on
+    return on
+
+
 def _end_in(seconds: float, status: int) -> None:
     timer = threading.Timer(seconds, os._exit, (status,))
     timer.daemon = True

@@ -6,11 +6,8 @@ are mixed from its own colours; the ansi themes take the terminal's sixteen.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
-from backprop.core.files import write_file
-from backprop.core.paths import state_dir
 from rich.color import Color as RichColor
 from textual.color import Color
 from textual.theme import Theme
@@ -61,22 +58,17 @@ def _theme(name: str, column: int, *, dark: bool = True, ansi: bool = False) -> 
 DARK = _theme("backprop-dark", 0)
 LIGHT = _theme("backprop-light", 1, dark=False)
 SIXTEEN = _theme("backprop-16", 2, ansi=True)
-OWN = (DARK, LIGHT, SIXTEEN)
-
-
-def remembered() -> str:
-    """Name of the theme that the person chose last; empty where none was."""
-    try:
-        return (state_dir() / "theme").read_text().strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def remember(name: str) -> None:
-    """Keep the person's choice for the next time, where it can be kept."""
-    with contextlib.suppress(OSError):
-        state_dir().mkdir(parents=True, exist_ok=True)
-        write_file(state_dir() / "theme", name.encode())
+COLOUR_BLIND = Theme(
+    **{
+        **{name: getattr(DARK, name) for name in (*_COLOURS, "dark")},
+        **{"primary": "#5fafd7", "secondary": "#5fafd7", "success": "#00af87", "warning": "#ffd75f"},
+        **{"error": "#d75f00", "accent": "#d787af", "name": "backprop-colour-blind"},
+        "variables": DARK.variables
+        | {"ink-raw": "#0087af", "ink-smooth": "#5fafd7", "ink-mark": "#d787af", "ink-trained": "#00af87"},
+    }
+)
+"""The palette of Okabe and Ito, each colour as the nearest of xterm's 256."""
+OWN = (DARK, LIGHT, SIXTEEN, COLOUR_BLIND)
 
 
 def inks(theme: Theme) -> dict[str, str]:
@@ -96,6 +88,10 @@ def inks(theme: Theme) -> dict[str, str]:
     if theme.ansi:
         grey = "ansi_bright_black"
         found |= {"ink-muted": grey, "ink-rule": grey, "ink-raw": "ansi_blue", "ink-cursor": "ansi_default"}
+        if theme.dark and theme.primary == "ansi_blue":  # blue on black is hard to read in most terminals
+            found |= dict.fromkeys(("ink-info", "ink-key", "ink-smooth"), "ansi_bright_cyan")
+        elif not theme.dark:  # where two reds are one
+            found |= {"ink-raw": "ansi_cyan", "ink-warn": "ansi_magenta"}
     else:
         text = Color.parse(found["ink-text"])
         ground = Color.parse(theme.background or ("#121212" if theme.dark else "#efefef"))

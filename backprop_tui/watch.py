@@ -21,6 +21,7 @@ from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
+from backprop_tui.remedy import place_of, remedy_of, remedy_words
 from backprop_tui.text import count, from_home
 from backprop_tui.widgets.log import Problem
 from backprop_tui.widgets.run_detail import resume_words
@@ -43,6 +44,8 @@ class Watch:
         self.crash: EngineCrashedError | None = None
         self.error: BackpropError | None = None
         """Why the run cannot be read."""
+        self.log = ""
+        """The last lines of the engine's log, once it is over."""
         self.was_alive = False
         self._told = ""
         """Its status at the last ``news``."""
@@ -60,6 +63,7 @@ class Watch:
                 found = self._next()
                 self._inbox.append((found, self.link.alive(), self.link.over))
                 if self.link.over:
+                    self.log = self.link.directory.last_lines()
                     if not self.path.is_dir():  # the engine only seems to be gone: it was looked for in the wrong place
                         raise RunError(
                             f"{self.path} is gone: it was deleted or moved while it was watched",
@@ -141,7 +145,12 @@ class Watch:
         if state.failed is not None:
             if state.failed.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
                 more.append(state.failed.traceback)
-            return Problem(f"failed [{state.failed.code}]", state.failed.message, state.failed.hint, more)
+            if remedy := remedy_of(state.failed.details):
+                more.append(f"e edits its settings with {remedy_words(remedy)} filled in")
+            failed = state.failed.error()
+            return Problem(
+                f"failed [{failed.code}]", failed.message, failed.hint, more, place=place_of(failed), log=self.log
+            )
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
         return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import pairwise
+from typing import ClassVar
 
 from backprop.runs.state import usual_smoothing
 
-from backprop_tui.charts.canvas import LABEL, SYMBOLS, Axis, Raster
+from backprop_tui.charts.canvas import LABEL, SYMBOLS, Axis, Raster, Symbols
 from backprop_tui.charts.series import SMOOTHING, Bucket, Curve
+from backprop_tui.remembered import remember
 from backprop_tui.text import Row
 from backprop_tui.widgets.cells import Cells
 
@@ -29,7 +32,8 @@ class CurvePlot(Cells):
     log_y = False
     chosen_smoothing: int | None = None
     """Index into ``SMOOTHING``; open: a light average for a short run, a heavier one for a long one."""
-    symbols = SYMBOLS[0]
+    symbols: ClassVar[Symbols] = SYMBOLS[0]
+    """Of all plots: what a font lacks it lacks everywhere."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -57,9 +61,16 @@ class CurvePlot(Cells):
         return SMOOTHING.index(usual_smoothing(self.longest))
 
     def next_symbols(self) -> None:
-        """Change to the next set of symbols."""
-        self.symbols = SYMBOLS[(SYMBOLS.index(self.symbols) + 1) % len(SYMBOLS)]
+        """Change to the next set of symbols; it is remembered."""
+        CurvePlot.symbols = SYMBOLS[(SYMBOLS.index(self.symbols) + 1) % len(SYMBOLS)]
+        remember("symbols", self.symbols.name)
         self.redraw()
+
+    @staticmethod
+    def take_symbols(name: str) -> None:
+        """Draw with the symbols of this name; without one as the terminal can: Linux's console has no braille."""
+        name = name or ("ascii" if os.environ.get("TERM") == "linux" else "")
+        CurvePlot.symbols = next((each for each in SYMBOLS if each.name == name), SYMBOLS[0])
 
     def _columns(self, curve: Curve, x_of: Callable[[int], int]) -> list[tuple[int, Bucket]]:
         """The buckets that fall on each column of dots, as one."""

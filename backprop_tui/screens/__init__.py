@@ -5,7 +5,7 @@ from __future__ import annotations
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
-from backprop_tui.keys import Key
+from backprop_tui.keys import Key, table
 
 
 class Entry(NamedTuple):
@@ -47,14 +47,16 @@ def number_of(name: str) -> int:
     return [entry.name for entry in SCREENS].index(name) + 1
 
 
-EVERYWHERE = (
+EVERYWHERE = table(
+    "everywhere",
     Key("escape", "esc", "screen.back", "back", "one layer out", 9),
     Key("question_mark,f1", "?", "app.help", "help", "this list", 1),
     Key("ctrl+p", "ctrl+p", "app.command_palette", "palette", "every command by its name; themes", 9),
     Key("ctrl+o", "ctrl+o", "app.jump", "jump", "a letter on every pane: it goes there", 9),
     Key("f2", "f2", "app.cadence", "refresh rate", "draw 4, 2 or 1 times a second", 9),
-    Key("q,ctrl+q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", 1),
-    Key("ctrl+c", "ctrl+c", "app.interrupt", "leave", "the same question; twice: leave, the run goes on", 9),
+    Key("f3", "f3", "app.mouse", "mouse", "mouse off, so that the terminal's own selection works, or on", 9),
+    Key("q", "q", "app.leave", "leave", "leave; a living run goes on unless you say otherwise", 1),
+    Key("ctrl+c", "ctrl+c", "app.interrupt", "interrupt", "the same question; twice: leave, the run goes on", 9),
     Key("ctrl+z", "ctrl+z", "app.suspend_process", "suspend", "back to the shell; fg returns here, the run goes on", 9),
     *(
         Key(str(number), str(number), f"app.go('{entry.name}')", entry.title, f"the {entry.title} screen", 9)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from backprop.runs import engine_client
+from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState
@@ -40,6 +41,8 @@ class OpenRun(Message):
     begin: Callable[[], EngineClient]
     path: Path | None = None
     """The directory of a run that exists."""
+    values: Mapping[str, Any] | None = None
+    """The settings of a new one."""
 
 
 @dataclass
@@ -47,15 +50,19 @@ class ConfigureRun(Message):
     """Configure a new run on the Configure screen, beginning with these values of settings."""
 
     values: Mapping[str, Any]
+    at: str = ""
+    """The setting to look at."""
 
 
 @dataclass
 class ShowOn(Message):
-    """Go to another screen with the run in a directory."""
+    """Go to another screen with the run in a directory; to the Data screen with a line of a file too."""
 
     screen: str
     """As in ``SCREENS``."""
     source: str
+    line: int | None = None
+    """0: none of the file's lines."""
 
 
 class BaseScreen(Screen[None]):
@@ -108,9 +115,9 @@ class BaseScreen(Screen[None]):
         def answered(text: str | None) -> None:
             if text:
                 self.app.copy_to_clipboard(text)
-                self.notify("copied; where nothing arrives: tmux wants `set -g set-clipboard on`", timeout=4)
 
-        self.app.push_screen(Question("copy", "", copies(state)), answered)
+        log = RunDirectory(Path(state.path)).last_lines() if state.failed else ""
+        self.app.push_screen(Question("copy", "", copies(state, log)), answered)
 
     def resume(self, state: RunState) -> None:
         """Continue a run, or its session; where the same again would fail the same, that is said first."""

@@ -16,17 +16,20 @@ from textual import on
 from textual.app import ComposeResult
 from textual.widgets import Input
 
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen
+from backprop_tui.screens.dialogs import Answer, Question
 from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import Row, safe, short_path, wrap_text
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.cells import cut, heading, paragraph
 from backprop_tui.widgets.path_input import Prompt
 from backprop_tui.widgets.text_view import TextView
 
-KEYS = (
+KEYS = table(
+    "chat",
     Key("enter,i", "enter", "write", "write", "write to the model; where none is loaded, load it", 1),
     Key("x", "x", "stop", "stop", "stop the reply, or the loading", 1),
     Key("b", "b", "base", "base on/off", "whether the model without its adapter answers too", 2),
@@ -34,6 +37,7 @@ KEYS = (
     Key("p", "p", "system", "system prompt", "what the models are told first", 3),
     Key("s", "s", "sampling", "sampling", "temperature, top_p, longest reply, seed", 3),
     Key("w", "w", "save", "save", "save the conversation as a row for training", 3),
+    Key("y", "y", "copy", "copy", "copy an answer, the question, or the conversation as a row", 4),
     Key("n", "n", "anew", "new", "begin a new conversation", 4),
     Key("u", "u", "unload", "unload", "let the model go, to have its memory back", 5),
 )
@@ -211,7 +215,8 @@ class ChatScreen(BaseScreen):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self.conversation.waits_for = self.conversation.ready = None
-        self.notice = f"✗ {event.error.message}. {event.error.hint}"
+        self.notice = f"✗ {event.error.message}"
+        show_error(self, event.error)
         self.flush()
 
     # What is shown
@@ -257,7 +262,7 @@ class ChatScreen(BaseScreen):
         if self.focused is self.entry:
             return [_STOP] if self.conversation.waits_for else [_ASK, _LEAVE]
         hidden = set() if self.source else {"write", "again", "unload"}
-        hidden |= set() if self.conversation.turns else {"again", "save", "anew"}
+        hidden |= set() if self.conversation.turns else {"again", "save", "anew", "copy"}
         hidden |= set() if self.loaded else {"unload"}
         hidden |= set() if self.conversation.waits_for or self.tasks.running() else {"stop"}
         return [key for key in KEYS if key.name not in hidden]
@@ -318,6 +323,25 @@ class ChatScreen(BaseScreen):
         self.conversation.begin_anew()
         self.notice = ""
         self.flush()
+
+    def action_copy(self) -> None:
+        turns = self.conversation.turns
+        if not turns:
+            return
+        last = turns[-1]
+        texts = (
+            ("t", "the tuned model's answer", last.text.get(True, "")),
+            ("b", "the base model's answer", last.text.get(False, "")),
+            ("u", "the question", last.prompt),
+            ("r", "the conversation as a row", self.conversation.row().decode() if turns[0].replies.get(True) else ""),
+        )
+        answers = tuple(Answer(text, key, title, "") for key, title, text in texts if text)
+
+        def answered(text: str | None) -> None:
+            if text:
+                self.app.copy_to_clipboard(text)
+
+        self.app.push_screen(Question("copy", "", answers), answered)
 
     # Settings and files
 

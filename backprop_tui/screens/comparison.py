@@ -14,15 +14,17 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 
 from backprop_tui.charts.overlay import Overlaid, OverlayPlot
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.text import Row, fit, from_home, safe
 from backprop_tui.widgets.cells import heading
 from backprop_tui.widgets.text_view import TextView
 
-COMPARING = (
+COMPARING = table(
+    "comparison",
     Key("escape", "esc", "screen.back", "back", "back to the list of runs", 1),
     Key("tab", "tab", "pane", "curves, differences", "from the curves to what differs of two runs, and back", 2),
     Key("a", "a", "axis", "by step, time, tokens", "draw over steps, over time, or over tokens", 2),
+    Key("y", "y", "copy", "copy", "copy what differs, or the directories of the runs", 4),
     Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the curves more", 3),
     Key("minus", "-", "smooth(-1)", "less", "smooth them less; raw at last, with every spike", 3),
     Key("l", "l", "log_y", "log", "logarithmic or linear loss axis", 3),
@@ -119,6 +121,10 @@ class Comparison(Horizontal):
         self._at_differences = not self._at_differences
         self.screen.set_focus(self.differences if self._at_differences else self.plot)
         self._arrange()
+
+    def action_copy(self) -> None:
+        seen = self.differences.display and self.differences.found
+        self.app.copy_to_clipboard(self.differences.text if seen else "\n".join(self.paths))
 
     def action_axis(self) -> None:
         self.plot.next_axis()

@@ -17,6 +17,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
+from backprop_tui.keys import shown
 from backprop_tui.screens import EVERYWHERE, PANES, SCREENS
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import Cells, heading, labelled, paragraph
@@ -91,18 +92,19 @@ REPLAYING = (
 )
 
 
-def copies(state: RunState) -> tuple[Answer, ...]:
-    """What of a run can be copied: each answer is the text itself."""
+def copies(state: RunState, log: str = "") -> tuple[Answer, ...]:
+    """What of a run can be copied: each answer is the text, of which it shows a line; ``log``: goes with the error."""
     failed = state.failed
+    error = "\n".join(filter(None, (f"[{failed.code}] {failed.message}", failed.hint, log))) if failed else ""
     texts = (
         ("i", "its id", state.run_id),
         ("d", "its directory", state.path),
         ("w", "the command that watches it", f"backprop-tui --attach {state.run_id}"),
         ("c", "the command that continues it", f"backprop resume {state.run_id}" if state.can_resume else ""),
-        ("e", "the error", f"[{failed.code}] {failed.message}\n{failed.hint}" if failed else ""),
+        ("e", "the error, what to do and the log's end", error),
         ("r", "the directory of its result", state.output_path),
     )
-    return tuple(Answer(text, key, title, text) for key, title, text in texts if text)
+    return tuple(Answer(text, key, title, text.partition("\n")[0]) for key, title, text in texts if text)
 
 
 def deleting(what: str, path: str) -> tuple[Answer, ...]:
@@ -131,8 +133,9 @@ class AnswerList(Cells):
             mark = ("▸ " if here else "  ", "info+bold")
             title = (f"  {answer.title}", "strong+bold" if here else "text")
             lines.append((i, [mark, (answer.key, "key+bold"), title]))
-            lines += [(i, [("     ", "text"), (line, "muted")]) for line in wrap_text(answer.meaning, width - 5)]
-        return lines if self.answers[-1].meaning else lines[:-1]
+            if answer.meaning:
+                lines += [(i, [("     ", "text"), (line, "muted")]) for line in wrap_text(answer.meaning, width - 5)]
+        return lines
 
     def rows(self, width: int, height: int) -> list[Row]:
         return [row for _, row in self._lines(width)]
@@ -217,7 +220,7 @@ class KeyList(TextView):
         for _, title, keys in self.tables:
             rows.append(heading(title, width))
             for key in keys:
-                rows += labelled(f"{key.shown:>9}  ", key.help, width - 1, label_ink="key+bold")
+                rows += labelled(f"{shown(key, self.app):>9}  ", key.help, width - 1, label_ink="key+bold")
             rows.append([])
         rows.append(heading("marks under the loss", width))
         rows += [[(f"{mark.sign:>9}  ", mark.ink), (mark.meaning, "text")] for mark in MARKS]
@@ -250,7 +253,7 @@ class _Need(Cells):
 class TooSmall(Dialog[None]):
     """Covers everything until the window is large enough. Training and watching go on."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("q,ctrl+q", "app.leave", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("q", "app.leave", show=False)]
 
     def on_screen_resume(self) -> None:
         """A question that lay over it was answered; meanwhile the window may have grown."""

@@ -19,10 +19,11 @@ from textual.containers import Horizontal, Vertical
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.screens import number_of
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import ABORTING
+from backprop_tui.screens.trouble import edit
 from backprop_tui.text import Row
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import PaneTabs
@@ -34,12 +35,14 @@ from backprop_tui.widgets.samples import SamplesPane, pairs
 from backprop_tui.widgets.session import ForgettingPane, RunsPane, run_number
 from backprop_tui.widgets.status import Progress, RunHeader
 
-KEYS = (
+KEYS = table(
+    "live",
     Key("p", "p", "pause", "pause", "pause after this step, or go on", 1),
     Key("s", "s", "stop", "stop", "finish this step, save, and end the run", 2),
     Key("c", "c", "checkpoint", "save", "save a checkpoint now; of a run that is over: continue it", 2),
     Key("g", "g", "sample", "sample", "answer the sample prompts with the model as it is", 4),
     Key("a", "a", "abort", "abort", "end at once without saving (asks first)", 6),
+    Key("e", "e", "edit", "edit settings", "configure a new run from its settings, its error's remedy filled in", 5),
     Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 6),
     Key("t", "t", "show_on('chat')", "talk", "talk to the finished run's model on the Chat screen", 1),
     Key("w", "w", "show_on('export')", "export", "write its model in another format on the Export screen", 1),
@@ -169,12 +172,19 @@ class LiveScreen(BaseScreen):
         labels = {"pause": "go on"} if state is not None and state.status == "paused" else {}
         if self._watch is None or not self._watch.state.output_path:
             hidden.add("show_on")
+        if self._watch is None or self._watch.live:
+            hidden.add("edit")
         if self._watch is None:
             hidden.add("copy")
         elif self._watch.state.can_resume:
             hidden.discard("checkpoint")
             labels = {"checkpoint": "resume"}
-        keys = [key._replace(label=labels.get(key.name, key.label)) for key in KEYS if key.name not in hidden]
+        first = {"edit": 1} if self._watch is not None and self._watch.state.failed is not None else {}
+        keys = [
+            key._replace(label=labels.get(key.name, key.label), rank=first.get(key.name, key.rank))
+            for key in KEYS
+            if key.name not in hidden
+        ]
         return [*keys, SESSION] if self._watch is not None and self._watch.session is not None else keys
 
     async def action_back(self) -> None:
@@ -224,6 +234,10 @@ class LiveScreen(BaseScreen):
     def action_copy(self) -> None:
         if self._watch is not None:
             self.copy(self._watch.state)
+
+    def action_edit(self) -> None:
+        if self._watch is not None and not self._watch.live:
+            edit(self, self._watch.state.path, self._watch.state.failed)
 
     @property
     def looked_at(self) -> str:

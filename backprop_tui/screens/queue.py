@@ -13,20 +13,22 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.screens.again import changed_settings
 from backprop_tui.screens.base import ConfigureRun, OpenRun
 from backprop_tui.text import STATUS, Row, fit, from_home, safe, short_path
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.text_view import TextView
 
-QUEUED = (
+QUEUED = table(
+    "queue",
     Key("escape", "esc", "screen.back", "back", "back to the list of runs", 1),
     Key("enter", "enter", "open", "open", "watch the run, once it is begun", 2),
     Key("K,shift+up", "K", "move(-1)", "earlier", "begin the entry before the one above it", 2),
     Key("J,shift+down", "J", "move(1)", "later", "begin it after the one below it", 2),
     Key("e", "e", "configure", "copy", "a copy on the Configure screen: change it there, l queues it", 2),
     Key("x,delete", "x", "remove", "remove", "take the entry out; the directory of a run that was begun stays", 2),
+    Key("y", "y", "copy", "copy command", "copy the command that starts the same run", 3),
     Key("a", "a", "after_failure", "after a failure", "after a failure the queue goes on, or stops", 3),
     Key("g", "g", "go_on", "go on", "go on with a queue that stopped", 3),
 )
@@ -124,15 +126,22 @@ class QueuePane(Vertical):
         entry, now = self.entries.chosen, self.entries.now
         rows: list[Row] = [[(_EMPTY, "muted")]]
         if entry is not None:
-            from backprop.cli.options import command_line
-
-            rows = [[("started by ", "muted"), (from_home(command_line(entry.config)), "text")]]
+            rows = [[("started by ", "muted"), (self._command(entry), "text")]]
             rows += [[("why        ", "muted"), (safe(entry.message), "bad")]] if entry.message else []
         if now is not None:
             does = "goes on" if now.rules.after_failure == "continue" else "stops"
             rows.append([("a failure  ", "muted"), (f"the queue {does} after it", "text")])
             rows += [[(f"not read: {safe(each)}", "warn")] for each in now.unreadable]
         self.about.show_rows(rows)
+
+    def _command(self, entry: Entry) -> str:
+        from backprop.cli.options import command_line
+
+        return from_home(command_line(entry.config))
+
+    def action_copy(self) -> None:
+        if (entry := self.entries.chosen) is not None:
+            self.app.copy_to_clipboard(self._command(entry))
 
     @on(ListView.Chosen)
     def _chosen(self, event: ListView.Chosen) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from backprop.core.datasets import FILE_ENDINGS
-from backprop.core.errors import BackpropError, RunError
+from backprop.core.errors import BackpropError
 from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs import engine_client
 from backprop.runs.deletion import delete_run, dependents, sizes
@@ -25,13 +25,14 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.overlay import MOST
 from backprop_tui.charts.series import RunSeries
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
 from backprop_tui.screens import again, number_of
-from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
+from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.comparison import COMPARING, Comparison
 from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer, deleting
 from backprop_tui.screens.queue import QUEUED, QueuePane
+from backprop_tui.screens.trouble import edit, show_error
 from backprop_tui.text import Row, count, from_home, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.cells import labelled, paragraph
@@ -40,7 +41,8 @@ from backprop_tui.widgets.path_input import Prompt, candidates
 from backprop_tui.widgets.run_detail import RunDetail
 from backprop_tui.widgets.run_table import RunTable
 
-KEYS = (
+KEYS = table(
+    "runs",
     Key("enter", "enter", "open", "open", "watch the run: live, or as it was", 1),
     Key("c", "c", "resume", "resume", "continue a run that was stopped or crashed, exactly", 2),
     Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
@@ -121,6 +123,8 @@ class RunsScreen(BaseScreen):
         self._reader, self._reading = RunReader(OUTPUT), Lock()
         self._files: list[str] = []
         """Datasets of the current directory, looked for where there is no run."""
+        self._deleting = ""
+        """What is being deleted, in words; emptied to end it."""
         self._troubled = False
         """It was said that the index over runs cannot be used."""
 
@@ -144,6 +148,7 @@ class RunsScreen(BaseScreen):
         self.look()
 
     def on_screen_resume(self) -> None:
+        self._plot.redraw()  # its symbols may be others now
         self.look()
 
     def look(self) -> None:
@@ -204,7 +209,7 @@ class RunsScreen(BaseScreen):
         filtered: Row = [("  with ", "muted"), (self.words, "warn")] if self.words else []
         marked: Row = [(f"  {count(len(self._table.marked))} marked", "mark")] if self._table.marked else []
         title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered, *marked]
-        title += self._queued.state
+        title += [*self._queued.state, (f"  {self._deleting}", "warn")]
         self._header.show(title, [])
 
     @property
@@ -288,15 +293,10 @@ class RunsScreen(BaseScreen):
             self.copy(self._shown_state)
 
     def action_configure(self) -> None:
-        """Go to the Configure screen with the settings of the chosen run that differ from the defaults."""
-        if not self.chosen_path:
-            return
-        try:
-            record = RunDirectory(Path(self.chosen_path)).find_record()
-        except RunError as error:
-            self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
-            return
-        self.post_message(ConfigureRun(again.changed_settings(record.config, record.multi)))
+        """Go to the Configure screen with the chosen run's settings, and what its error proposes."""
+        if self.chosen_path:
+            shown = self._shown_state
+            edit(self, self.chosen_path, shown.failed if shown and shown.path == self.chosen_path else None)
 
     @property
     def looked_at(self) -> str:
@@ -355,8 +355,10 @@ class RunsScreen(BaseScreen):
         self.set_class(bool(self.words), "-filtering")
 
     def action_back(self) -> None:
-        """From the comparison or the queue to the list; there drop the marks, then the filter."""
-        if self._covered:
+        """From the comparison or the queue to the list; there stop deleting, drop the marks, then the filter."""
+        if self._deleting:
+            self._deleting = ""
+        elif self._covered:
             self._show_instead("")
         elif self._table.marked:
             self._table.marked.clear()
@@ -443,9 +445,16 @@ class RunsScreen(BaseScreen):
             self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
-        for path in paths:
+        from backprop.cli.main import refused
+
+        for number, path in enumerate(paths, 1):
+            self._deleting = f"deleting {number} of {len(paths)}, esc stops" if len(paths) > 1 else "deleting"
             try:
                 delete_run(path)
             except (BackpropError, OSError) as error:
-                self.app.call_from_thread(self.notify, str(error), severity="error", timeout=8)
+                known = error if isinstance(error, BackpropError) else refused(error)
+                self.app.call_from_thread(show_error, self, known)
+            if not self._deleting:
+                break
+        self._deleting = ""
         self._read_runs(wait=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textual import events
 from textual.message import Message
 
-from backprop_tui.keys import Key
+from backprop_tui.keys import Key, keys_of, shown
 from backprop_tui.text import Row
 from backprop_tui.widgets.cells import Cells, paragraph, row_width, spread
 
@@ -86,18 +86,18 @@ class KeyBar(Cells):
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        shown, room = [], width
+        taken, room = [], width
         # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
         for _, key in sorted(enumerate(self.keys), key=lambda item: (item[1].rank, -item[0])):
-            size = len(key.shown) + len(key.label) + 3
+            size = len(shown(key, self.app)) + len(key.label) + 3
             if size <= room:
-                shown.append(key)
+                taken.append(key)
                 room -= size
-        shown.sort(key=self.keys.index)
+        taken.sort(key=self.keys.index)
         row: Row = [(" ", "text")]
         places: list[tuple[int, Key]] = []
-        for key in shown:
-            row += [(key.shown, "key+bold"), (f" {key.label}  ", "muted")]
+        for key in taken:
+            row += [(shown(key, self.app), "key+bold"), (f" {key.label}  ", "muted")]
             places.append((row_width(row), key))
         self._places = places
         return [row]
@@ -108,5 +108,5 @@ class KeyBar(Cells):
                 if key.action:
                     await self.screen.run_action(key.action)
                 else:
-                    self.app.simulate_key(key.keys)
+                    self.app.simulate_key(keys_of(key, self.app).partition(",")[0])
                 return

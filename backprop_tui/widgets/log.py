@@ -26,6 +26,10 @@ class Problem(NamedTuple):
     message: str
     hint: str
     more: Sequence[str] = ()
+    place: str = ""
+    """File and line, or setting."""
+    log: str = ""
+    """The last lines of the engine's log."""
 
 
 class ProblemPane(TextView):
@@ -38,12 +42,15 @@ class ProblemPane(TextView):
     def content(self, width: int) -> list[Row]:
         if self.problem is None:
             return []
-        title, message, hint, more = self.problem
+        title, message, hint, more, place, log = self.problem
         rows: list[Row] = [[(f"✗ {title}", "bad+bold")], [], *paragraph(message, width)]
+        rows += paragraph(f"at {place}", width, "muted") if place and place not in message else []
         if hint:
             rows += [[], heading("what to do", width), *paragraph(hint, width, "strong")]
         for line in more:
             rows += [[], *paragraph(line, width, "muted")]
+        if log:
+            rows += [[], heading("the log ends", width), *paragraph(log, width, "muted")]
         return rows
 
 

@@ -65,7 +65,8 @@ class Terminal:
         """Everything the program wrote, as it came."""
         self._master, slave = pty.openpty()
         self._set_size(columns, rows)
-        environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM", "SSH_CONNECTION")}
+        outside = ("NO_COLOR", "COLORTERM", "SSH_CONNECTION", "TMUX", "STY")
+        environment = {k: v for k, v in os.environ.items() if k not in outside}
         environment |= {"TERM": "xterm-256color", "LANG": "C.UTF-8", "COLUMNS": "", "LINES": "", **(env or {})}
         environment = {k: v for k, v in environment.items() if v != ""}
         self.process = subprocess.Popen(

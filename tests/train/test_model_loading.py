@@ -123,6 +123,7 @@ def test_weights_of_the_model_that_are_not_finite_are_named(tiny_config: RunConf
     assert caught.value.code == "RUNTIME_NOT_FINITE"
     assert "model.layers.1.mlp.up_proj" in caught.value.hint
     assert str(model) in caught.value.hint
+    assert caught.value.details == {}, "no rate mends the weights"
 
 
 @pytest.mark.parametrize(

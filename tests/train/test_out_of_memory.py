@@ -14,6 +14,7 @@ from backprop.core.settings import RunConfig
 from backprop.train.methods import sft
 from backprop.train.out_of_memory import Recovery, is_out_of_memory
 from backprop.train.packing import Batching
+from backprop.worker.setup import failure
 from msgspec.structs import replace
 from pinned_machine import within
 from runs_in_process import go_on, of, train
@@ -269,3 +270,32 @@ def test_these_are_not_and_are_raised_as_they_are(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
         Recovery().attempt(work, lambda: None, lambda: Batching(True, 1, 1), lambda smaller, error: None)
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("values", "smaller", "remedy"),
+    [
+        ({"batch_size": 8, "gradient_accumulation": 2}, True, {"batch_size": 1, "gradient_accumulation": 16}),
+        ({"max_seq_length": 2048}, False, {"max_seq_length": 1024}),
+        ({"max_seq_length": 32}, False, {"lora_preset": "fast"}),
+        ({"mode": "full", "weights_dtype": "float32"}, False, {"weights_dtype": "bfloat16"}),
+        ({"mode": "full", "weights_dtype": "bfloat16", "max_seq_length": 16}, False, {}),
+    ],
+)
+def test_a_run_that_does_not_fit_names_smaller_settings(
+    values: dict[str, object], smaller: bool, remedy: dict[str, object]
+) -> None:
+    def work() -> None:
+        raise torch.OutOfMemoryError("full")
+
+    recovery = Recovery(RunConfig(data="d", **values))
+    recovery.halvings = recovery.most if smaller else 0
+    halved = Batching(True, 1, 1) if smaller else None
+    with pytest.raises(GPUMemoryError) as caught:
+        recovery.attempt(work, lambda: None, lambda: halved, lambda smaller, error: None)
+    assert caught.value.details == {"remedy": remedy}
+    assert failure(caught.value).details == {"remedy": remedy}
+
+
+def test_without_recovery_nothing_is_halved_and_the_batch_is_what_is_named() -> None:
+    assert Recovery(RunConfig(data="d", oom_recovery=False)).most == 0

@@ -139,6 +139,7 @@ def test_rows_that_train_nothing_stop_the_run_and_are_named(tiny_config: RunConf
     with pytest.raises(DatasetValidationError, match=r"1 of 41 rows .*line 41") as caught:
         do(tiny_config, played())
     assert "--skip-bad" in caught.value.hint
+    assert (caught.value.details["remedy"], caught.value.details["lines"]) == ({"skip_bad": True}, [41])
 
     events, _ = do(replace(tiny_config, skip_bad=True), played())
     assert of(events, DatasetPrepared)[0].dropped == 1
@@ -252,6 +253,7 @@ def test_a_step_whose_gradient_is_not_finite_leaves_the_weights_and_many_end_the
         Run(Beginning(resolved(config)), RunDirectory.create(config), events.append, played()).run()
 
     assert caught.value.code == "RUNTIME_NOT_FINITE"
+    assert caught.value.details == {"remedy": {"learning_rate": 3e-3}}, "a third of 1e-2"
     assert [skip.in_a_row for skip in of(events, StepSkipped)] == [1, 2, 3, 4, 5]
     assert of(events, Step)[-1].loss is None
 

@@ -20,7 +20,8 @@ def fixed_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TZ", "UTC")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    for name in ("SSH_CONNECTION", "TMUX", "STY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("backprop_tui.elsewhere.place", lambda: "me@box")
     # Engines that were recorded long ago would have been silent since.

@@ -218,8 +218,8 @@ async def test_a_model_that_dies_is_said_and_loaded_again_with_what_was_said(run
         screen.entry.value = "die"
         await pilot.press("enter")
         await until(lambda: not screen.loaded, "its end")
-        await until(lambda: "the engine process is gone" in screen.notice, "why")
-        await pilot.press("enter")
+        await until(lambda: "the engine process is gone" in text_of(pilot.app), "why")
+        await pilot.press("enter", "enter")
         await until(lambda: screen.conversation.ready is not None, "the model again")
         await ask(pilot, "fail")
         assert "the conversation is too long" in shown(pilot)

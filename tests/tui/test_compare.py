@@ -174,8 +174,7 @@ async def test_a_new_end_a_fork_and_a_replay_are_begun_from_the_list(
         assert (replays.path, replays.overrides) == (str(run.directory.path), [])
 
         await pilot.press("4", "f", "f")
-        invalid = "STATE_CHECKPOINT_INVALID"
-        await until(lambda: any(invalid in str(n.title) for n in app._notifications), "that it has no checkpoint")
+        await until(lambda: "STATE_CHECKPOINT_INVALID" in text_of(app), "that it has no checkpoint")
         assert begun == []
 
 

@@ -450,11 +450,15 @@ async def test_a_failure_shows_its_traceback_where_it_was_not_foreseen(output: P
 
 async def test_the_error_of_a_run_is_copied(output: Path) -> None:
     run = recorded.failed(output)
-    async with app_on(run).run_test(size=(100, 30)) as pilot:
+    run.directory.log.write_text("a library's word\n" * 30 + "its last")
+    async with app_on(run).run_test(size=(80, 24)) as pilot:
         app = await ended(pilot)
-        await pilot.press("y", "e")
+        await pilot.press("y")
+        assert "the command that watches it" in text_of(app)
+        await pilot.press("e")
         assert app.clipboard.startswith("[RUNTIME_NOT_FINITE] 5 steps in a row")
         assert "lower the learning rate" in app.clipboard
+        assert app.clipboard.endswith("a library's word\nits last")
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ async def test_what_is_configured_is_queued_and_the_screen_stays(
         with monkeypatch.context() as patch:  # in a browser, which may not write there: that is said
             patch.setenv("WRITING_CONFINED_TO", str(tmp_path / "elsewhere"))
             await pilot.press("l")
-            said = lambda: [each.title for each in pilot.app._notifications]  # noqa: E731
-            await until(lambda: "UI_OUTPUT_DIR_FORBIDDEN" in said(), "why it is not queued")
+            await until(lambda: "UI_OUTPUT_DIR_FORBIDDEN" in text_of(pilot.app), "why it is not queued")
+            await pilot.press("c")
         assert queue.read().waiting == []
         asked.clear()
         await pilot.press("l")
@@ -123,5 +123,5 @@ async def test_what_is_configured_is_queued_and_the_screen_stays(
         assert asked
         (entry,) = queue.read().waiting
         assert (entry.config.steps, entry.config.data) == (3, str(tmp_path / "rows.jsonl"))
-        assert f"run {entry.run_id} is queued, number 1" in text_of(pilot.app)
+        await until(lambda: f"run {entry.run_id} is queued, number 1" in text_of(pilot.app), "its number")
         assert pilot.app.screen is screen

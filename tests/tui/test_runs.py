@@ -17,9 +17,9 @@ from backprop.runs.index import RunIndex
 from backprop.runs.state import read_run
 from textual.pilot import Pilot
 
-from backprop_tui import themes
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.series import SMOOTHING
+from backprop_tui.remembered import recall, remember
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs import RunsScreen, matches
 
@@ -246,8 +246,8 @@ async def test_deleting_asks_and_removes_the_directory(output: Path, monkeypatch
         with monkeypatch.context() as patch:  # in a browser, which may not write there
             patch.setenv("WRITING_CONFINED_TO", str(output / "elsewhere"))
             await pilot.press("x", "d")
-            said = lambda: [each.message for each in pilot.app._notifications]  # noqa: E731
-            await until(lambda: any("from a browser" in each for each in said()), "why it stays")
+            await until(lambda: "UI_OUTPUT_DIR_FORBIDDEN" in text_of(pilot.app), "why it stays")
+            await pilot.press("c")
         assert run.directory.path.exists()
         await pilot.press("x", "d")
         await until(lambda: not run.directory.path.exists(), "the removal")
@@ -386,9 +386,9 @@ async def test_the_palette_names_each_command_with_its_key_on_one_line(output: P
 async def test_the_theme_is_remembered(output: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         pilot.app.theme = "backprop-light"
-        await until(lambda: themes.remembered() == "backprop-light", "the theme on disk")
+        await until(lambda: recall("theme") == "backprop-light", "the theme on disk")
     assert BackpropApp().theme == "backprop-light"
-    themes.remember("no such theme")
+    remember("theme", "no such theme")
     assert BackpropApp().theme == "backprop-dark"
 
 

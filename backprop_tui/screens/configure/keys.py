@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from backprop_tui.keys import Key
+from backprop_tui.keys import Key, table
 
-KEYS = (
+KEYS = table(
+    "configure",
     Key("enter", "enter", "change", "change", "change the setting under the cursor", 2),
     Key("s", "s", "start", "start", "start the run, or go to what is missing", 1),
     Key("l", "l", "queue", "queue", "have it trained after the runs before it: u on Runs shows the queue", 2),

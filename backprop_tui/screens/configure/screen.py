@@ -38,7 +38,8 @@ from backprop_tui.screens.configure.form import SettingsForm, changes, value_tex
 from backprop_tui.screens.configure.keys import KEYS
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.dialogs import Answer, Question
-from backprop_tui.screens.tasks import Delivered, Failed, Tasks
+from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import Row, from_home, rows_of, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
@@ -126,7 +127,11 @@ class ConfigureScreen(BaseScreen):
     def take(self, values: Mapping[str, Any]) -> None:
         """Begin anew with these values."""
         self.given, self.file = dict(values), ""
+        at = self.given.pop("at", "")
         self._resolve()
+        if at:
+            self.form.go_to(at)
+            self._draw()
 
     def set(self, name: str, value: Any) -> None:
         """Choose a value, text or not; ``None`` takes the default again. Of steps and epochs the newer one counts."""
@@ -285,7 +290,10 @@ class ConfigureScreen(BaseScreen):
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
-        self.counting.failed(event.error)
+        if event.work == "queue":
+            show_error(self, event.error, self.given)
+        else:
+            self.counting.failed(event.error)
 
     @on(ListView.Moved, "#form")
     def _moved(self) -> None:
@@ -428,7 +436,6 @@ class ConfigureScreen(BaseScreen):
             self.say(f"there is no command yet: {next(iter(self.wrong), 'data')} is missing")
         else:
             self.app.copy_to_clipboard(from_home(command_line(self.config, self.multi)))
-            self.say("the command is copied")
 
     # Starting
 
@@ -456,18 +463,14 @@ class ConfigureScreen(BaseScreen):
         if self.multi is not None:
             self.say("a session of several runs is not queued: s starts it")
             return
-        try:
-            entry = Queue().add(self.config, self.found.notes())
-            now = Queue().ensure_runner()
-        except BackpropError as error:
-            self.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
-            return
-        except OSError as error:
-            self.say(f"the queue cannot be written: {error}")
-            return
-        self.say(
-            f"run {entry.run_id} is queued, number {len(now.waiting)}; u on Runs ({number_of('runs')}) shows the queue"
-        )
+        config, origins = self.config, self.found.notes()
+
+        def work(_: Task[str]) -> str:
+            entry = Queue().add(config, origins)
+            number = len(Queue().ensure_runner().waiting)
+            return f"run {entry.run_id} is queued, number {number}; u on Runs ({number_of('runs')}) shows the queue"
+
+        self.tasks.begin("queue", "queueing", work, self.say)
 
     def _in_the_way(self) -> bool:
         """Whether something is wrong; if so, go there."""
@@ -485,4 +488,4 @@ class ConfigureScreen(BaseScreen):
         self.counting.stop()
         warm, self.warm = self.warm, None
         begin = partial(again.start, self.config, self.multi, self.found.notes(), warm)
-        self.post_message(OpenRun(begin))
+        self.post_message(OpenRun(begin, values=self.given))

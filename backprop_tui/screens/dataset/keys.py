@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from backprop_tui.keys import Key
+from backprop_tui.keys import Key, table
 
-KEYS = (
+KEYS = table(
+    "data",
     Key("o", "o", "open", "open", "open a file by its path, or one opened before; tab completes it", 2),
     Key("enter", "enter", "choose", "row", "see the row under the cursor, or go to the row of a finding", 4),
     Key("v", "v", "next_view", "view", "see the row as a chat, as JSON, as tokens", 2),

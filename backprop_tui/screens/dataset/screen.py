@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -58,6 +57,8 @@ class DataScreen(BaseScreen):
         self.notice = ""
         self._run = ""
         """Directory of the run whose scores are to be shown."""
+        self._line = 0
+        """The line of the file that is to be shown once it is open."""
         self._stepped_to = 0
         """The line of the finding that a step went to last."""
         self._typed = ""
@@ -226,6 +227,12 @@ class DataScreen(BaseScreen):
         else:
             self._leave_pane()
             self.show_detail(again=True)
+            self._show_line()
+
+    def _show_line(self) -> None:
+        line, self._line = self._line, 0
+        if line:
+            self.post_message(GoToLine(line))
 
     @on(Failed)
     def _show_failure(self, event: Failed) -> None:
@@ -357,10 +364,7 @@ class DataScreen(BaseScreen):
         self._copy(self.file.fetched or self.file.path)
 
     def _copy(self, text: str) -> None:
-        """Hand a text to the terminal, which need not say whether it took it."""
         self.app.copy_to_clipboard(text.encode("utf-8", "replace").decode())
-        how = "; in tmux this needs: set -g set-clipboard on" if "TMUX" in os.environ else ""
-        self.say(f"copied {len(text):,} characters to the terminal's clipboard{how}")
 
     # The panes
 
@@ -400,7 +404,14 @@ class DataScreen(BaseScreen):
         self.show_pane("scores")
 
     def take(self, values: Mapping[str, Any]) -> None:
-        """Show what a run scored on the rows that it held out."""
+        """Show what a run scored on the rows that it held out, or a line of a file."""
+        if (line := values["line"]) is not None:
+            self._line = line
+            if self.opened is not None and values["source"] in (self.opened.path, self.opened.fetched):
+                self._show_line()
+            else:
+                self.open_path(values["source"])
+            return
         self._run = values["source"]
         try:
             path = data_of(RunDirectory(Path(self._run)))

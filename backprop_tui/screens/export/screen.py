@@ -31,19 +31,20 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen, ShowOn
 from backprop_tui.screens.export.detail import ExportDetail, failure, outlook, proof
 from backprop_tui.screens.export.formats import CHOICES, Choice, ChoiceList, Source, look_at
 from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
-from backprop_tui.text import Row, from_home, safe, short_path
+from backprop_tui.text import Row, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.cells import bar, heading, paragraph
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 
-KEYS = (
+KEYS = table(
+    "export",
     Key("enter", "enter", "export", "export", "write the run's model in the chosen format", 1),
     Key("x", "x", "cancel", "cancel", "end the export; nothing of it is left", 1),
     Key("o", "o", "place", "where to", "choose another file or folder to write", 3),
@@ -340,8 +341,6 @@ class ExportScreen(BaseScreen):
     def action_copy(self) -> None:
         if self.source is not None:
             self.app.copy_to_clipboard(self.command())
-            self.notice = f"copied: {from_home(self.command())}"
-        self.flush()
 
     def action_place(self) -> None:
         if self.source is not None and not self.exporting:

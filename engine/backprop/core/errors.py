@@ -123,7 +123,8 @@ class BackpropError(Exception):
         hint: the next thing to do.
         code: stable code from ``ERROR_CODES``; each class has a default.
         retryable: whether doing the same again can help.
-        details: machine-readable facts about the place (``path``, ``line``, ``field`` …).
+        details: machine-readable facts about the place (``path``, ``line``, ``field`` …). ``remedy``: values of
+            settings with which the hint would be followed, for a screen to fill in.
 
     The cause is the exception it was raised ``from``.
     """
@@ -352,18 +353,20 @@ _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
 )
 
 
-def error_for(code: str, message: str, hint: str = "", retryable: bool = False) -> BackpropError:
+def error_for(
+    code: str, message: str, hint: str = "", retryable: bool = False, details: dict[str, Any] | None = None
+) -> BackpropError:
     """The error that an engine process reported, as the class that raises its code here.
 
     A code that is the default of a class gives that class, another one the class of its family; one that this
     version does not know is kept in the message.
     """
     if code not in ERROR_CODES:
-        return BackpropError(f"[{code}] {message}", hint=hint, retryable=retryable)
+        return BackpropError(f"[{code}] {message}", hint=hint, retryable=retryable, details=details)
     waiting = BackpropError.__subclasses__()
     for known in waiting:
         if known.code == code:
-            return known(message, hint=hint, code=code, retryable=retryable)
+            return known(message, hint=hint, code=code, retryable=retryable, details=details)
         waiting += known.__subclasses__()
     family = next((error for prefix, error in _FAMILIES if code.startswith(prefix)), BackpropError)
-    return family(message, hint=hint, code=code, retryable=retryable)
+    return family(message, hint=hint, code=code, retryable=retryable, details=details)

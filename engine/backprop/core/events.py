@@ -513,10 +513,12 @@ class RunFailed(Event):
     retryable: bool
     traceback: str = ""
     """For ``--verbose``; secrets blacked out."""
+    details: dict[str, Any] = {}
+    """As of ``BackpropError``: where it is (``path``, ``line``, ``field``), and the ``remedy``."""
 
     def error(self) -> BackpropError:
         """The same as an exception, of the class that raises its code here."""
-        return error_for(self.code, self.message, self.hint, self.retryable)
+        return error_for(self.code, self.message, self.hint, self.retryable, self.details)
 
 
 class Unknown(Event):

@@ -79,6 +79,11 @@ def settings_file() -> Path:
     return config_dir() / "settings.toml"
 
 
+def keys_file() -> Path:
+    """The user's own keys of the application; the program never writes it."""
+    return config_dir() / "keys.toml"
+
+
 def read_settings_file() -> Source:
     """The user's settings file; nothing where there is none."""
     path = settings_file()
@@ -89,7 +94,7 @@ def read_file(path: Path, kind: Kind) -> Source:
     """The settings in a TOML or JSON file, by its ending."""
     source = Source(kind)
     try:
-        values, line_of = _parsed(path)
+        values, line_of = parsed(path)
     except BackpropError as error:
         source.errors.append(error)
         return source
@@ -144,7 +149,7 @@ def _place(path: Path, line: int) -> str:
     return f"{path}:{line}" if line else str(path)
 
 
-def _parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
+def parsed(path: Path) -> tuple[dict[str, Any], Callable[..., int]]:
     """What a file holds, and the line at which a path of keys stands in it (0 where that is not found).
 
     Raises:

@@ -113,7 +113,8 @@ class _Rows:
         if (bad and not config.skip_bad) or not self.places:
             what = f"{source.path}: {len(bad)} of {len(bad) + len(self.places)} rows cannot be used; "
             hint = "train on the others with --skip-bad, or repair them: `backprop validate` lists them all"
-            raise DatasetValidationError(what + "; ".join(bad[:3]), hint=hint, details={"path": str(source.path)})
+            details = {"path": str(source.path), "remedy": {"skip_bad": True}}
+            raise DatasetValidationError(what + "; ".join(bad[:3]), hint=hint, details=details)
         self.held_out = split.held_out(split.places(self.keys), config.held_out)
 
     def pool(self, taken: set[bytes]) -> list[int]:

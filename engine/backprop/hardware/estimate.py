@@ -220,7 +220,7 @@ def require_trainable_in_full(model: Architecture, name: str) -> None:
             f"full fine-tuning takes models of up to 4B parameters, and {name} has {count / 1e9:.1f}B",
             hint="train an adapter (--mode lora), or a smaller model: smollm3-3b, llama-3.2-3b, llama-3.2-1b",
             code="RUNTIME_FULL_FT_MODEL_TOO_LARGE",
-            details={"model": name, "parameters": count},
+            details={"model": name, "parameters": count, "remedy": {"mode": "lora"}},
         )
 
 

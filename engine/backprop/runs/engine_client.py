@@ -313,6 +313,7 @@ def _require_usable(path: Path) -> tuple[RunRecord, RunState]:
             f"run {path.name} is being worked on",
             code="RUN_ALREADY_ACTIVE",
             hint=f"watch it: backprop-tui --attach {path.name}",
+            details={"run": str(path)},
         )
     record = directory.find_record()
     directory.require_own_journal(record.run_id)

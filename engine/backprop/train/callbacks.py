@@ -51,7 +51,9 @@ class Reporter:
     ``tokens_seen`` and ``samples_seen`` go on where a resumed run stood: set them before the first step.
     """
 
-    def __init__(self, emit: Callable[[Event], None], schedule: Schedule, loaded: Loaded) -> None:
+    def __init__(self, emit: Callable[[Event], None], schedule: Schedule, loaded: Loaded, rate: float) -> None:
+        """``rate``: the run's learning rate, of which a failure names a lower one."""
+        self._rate = rate
         self._emit = emit
         self._schedule = schedule
         self._loaded = loaded
@@ -98,15 +100,17 @@ class Reporter:
         self._skipped += 1
         self._emit(StepSkipped(step=number, reason="the gradient is not finite", in_a_row=self._skipped))
         if self._skipped >= SKIPS_IN_A_ROW:
+            remedy = {"learning_rate": float(f"{self._rate / 3:.1g}")} if self._rate else {}
             hint = "lower the learning rate with --lr, or look at the rows with `backprop validate`"
             frozen = ((name, each) for name, each in self._loaded.model.named_parameters() if not each.requires_grad)
             if broken := [name for name, each in frozen if not each.isfinite().all()]:
-                path = self._loaded.path
+                path, remedy = self._loaded.path, {}
                 hint = f"the model in {path} has weights that are not finite, {some(broken)}: fetch or copy it again"
             raise TrainingError(
                 f"{self._skipped} steps in a row had a gradient that is not finite (the last was step {number})",
                 hint=hint,
                 code="RUNTIME_NOT_FINITE",
+                details={"remedy": remedy} if remedy else {},
             )
 
 

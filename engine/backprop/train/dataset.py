@@ -85,7 +85,10 @@ def _bad_rows(summary: DatasetPrepared, method: str) -> DatasetValidationError:
         + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown)
         + (f"; {method} learns from {learns}" if learns else ""),
         hint="; or ".join(filter(None, [other_method(summary.format, rows), _way_out(summary)])),
-        details={"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
+        details={
+            **{"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
+            "remedy": {"max_seq_length": summary.answers_fit} if summary.answer_lost else {"skip_bad": True},
+        },
     )
 
 

@@ -189,7 +189,12 @@ def load_base(
             **({"quantization_config": four_bit.quantization(dtype)} if nf4 else {}),
         )
     except torch.OutOfMemoryError as error:
-        raise ModelLoadError(f"{path} does not fit the GPU's memory", code="RUNTIME_GPU_OOM") from error
+        raise ModelLoadError(
+            f"{path} does not fit the GPU's memory",
+            hint="take a smaller model" if nf4 else "load it in 4 bits (--mode qlora), or take a smaller model",
+            code="RUNTIME_GPU_OOM",
+            details={} if nf4 else {"remedy": {"mode": "qlora"}},
+        ) from error
     except Exception as error:  # a damaged file or a foreign architecture can raise anything in there
         why = (str(error).splitlines() or [""])[0]
         raise ModelLoadError(

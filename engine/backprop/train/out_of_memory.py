@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from backprop.core.errors import GPUMemoryError
+from backprop.core.settings import RunConfig
 from backprop.train.checkpoint import capture_random, restore_random
 from backprop.train.packing import Batching
 
@@ -53,9 +54,11 @@ class Recovery:
         most: how many are allowed; 0 turns recovery off.
     """
 
-    def __init__(self, halvings: int = 0, most: int = MOST_HALVINGS) -> None:
-        self.halvings = halvings
-        self.most = most
+    def __init__(self, config: RunConfig | None = None) -> None:
+        """``config``: the run's settings as they are in force, of which a failure names smaller ones."""
+        self.halvings = 0
+        self.most = MOST_HALVINGS if config is None or config.oom_recovery else 0
+        self._config = config
 
     def attempt(
         self,
@@ -93,7 +96,19 @@ class Recovery:
                     f"out of memory{tried}: {str(failed).splitlines()[0]}",
                     hint="try shorter rows (--max-seq-length), a smaller adapter (--lora-preset fast), "
                     "in full fine-tuning bf16 weights (--weights-dtype bfloat16), or a smaller model",
+                    details={"remedy": _remedy(self._config, halved() is not None)} if self._config else {},
                 ) from failed
             take(smaller, failed)
             self.halvings += 1
             restore_random(before)
+
+
+def _remedy(config: RunConfig, several: bool) -> dict[str, Any]:
+    """The smaller settings that cost least; ``several``: rows still share a pass, and so can go one by one."""
+    if several and isinstance(config.batch_size, int):
+        return {"batch_size": 1, "gradient_accumulation": config.batch_size * (config.gradient_accumulation or 1)}
+    if config.mode == "full" and config.weights_dtype != "bfloat16":
+        return {"weights_dtype": "bfloat16"}
+    if isinstance(config.max_seq_length, int) and config.max_seq_length >= 64:
+        return {"max_seq_length": config.max_seq_length // 2}
+    return {} if config.mode == "full" else {"lora_preset": "fast"}

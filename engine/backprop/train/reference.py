@@ -26,7 +26,7 @@ from backprop.data.token_cache import Judged, Prepared
 from backprop.train.dataset import Referenced, Subset, now_and_then
 from backprop.train.loss import sequence_logps
 from backprop.train.model import Loaded, evaluating
-from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
+from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching, MicroBatch, Row
 from backprop.train.trainer import first_batching
 
@@ -108,7 +108,7 @@ class Scorer:
     ) -> None:
         self._loaded, self._config, self._model = loaded, config, model
         self._look, self._on_halved, self._on_progress = look, on_halved, on_progress
-        self._recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
+        self._recovery = Recovery(config)
 
     def attach(self, subset: Subset, order: Order, count: int) -> ReferencedRows | None:
         """``subset`` with the values of its first ``count`` rows by ``order``; ``None`` where the work was ended.

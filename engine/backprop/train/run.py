@@ -36,7 +36,7 @@ from backprop.train.gpu_guard import Guard
 from backprop.train.known import look_at_rows
 from backprop.train.methods import Method, method_named
 from backprop.train.optimizers import require_optimizer
-from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
+from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching, epoch_order
 from backprop.train.persistence.checkpointing import Saver, expected_bytes
 from backprop.train.persistence.output import Output
@@ -203,7 +203,7 @@ class Run:
                 config, self.schedule.steps, len(self.trained), len(self.held_out), len(self.evaluated)
             ):
                 emit(note)
-        self.reporter = Reporter(emit, self.schedule, self.loaded)
+        self.reporter = Reporter(emit, self.schedule, self.loaded, self.config.learning_rate or 0.0)
         self.steering.on_sample = self.answer
 
     def compare_with_untouched(self) -> None:
@@ -337,7 +337,7 @@ class Run:
                 method,
                 self.evaluated,
                 loop.batching,
-                recovery=Recovery(most=MOST_HALVINGS if config.oom_recovery else 0),
+                recovery=Recovery(config),
                 on_scored=baseline.remember,
                 on_halved=lambda step, batching, error: emit(halved(step, batching, error)),
                 on_progress=lambda done, total: emit(

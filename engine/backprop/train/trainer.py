@@ -26,7 +26,7 @@ from backprop.train.loss import Loss, Metrics
 from backprop.train.methods import Method
 from backprop.train.model import Loaded
 from backprop.train.optimizers import optimizer_for
-from backprop.train.out_of_memory import MOST_HALVINGS, Recovery
+from backprop.train.out_of_memory import Recovery
 from backprop.train.packing import Batching, MicroBatch, Row, step_rows, token_budget
 from backprop.train.ranks import Ranks
 from backprop.train.sharding import Sharding
@@ -112,7 +112,7 @@ class StepLoop:
         self.schedule = schedule
         self.step = 0
         self.metrics = StepMetrics()
-        self.recovery = Recovery(most=MOST_HALVINGS if config.oom_recovery else 0)
+        self.recovery = Recovery(config)
         self._between = between
         self._on_halved = on_halved
         self.batching = first_batching(loaded, config, rows)

@@ -86,6 +86,7 @@ def failure(error: BaseException) -> RunFailed:
         hint=redact(known.hint),
         retryable=known.retryable,
         traceback=redact("".join(traceback.format_exception(error))),
+        details={name: redact(each) if isinstance(each, str) else each for name, each in known.details.items()},
     )
 
 
