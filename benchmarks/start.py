@@ -79,7 +79,7 @@ def measure_trl(config: RunConfig, folder: Path) -> Marks:
     words = ["sft", "--model_name_or_path", str(find_model(config.model)), "--dataset_name", str(folder / "rows")]
     words += ["--output_dir", str(folder / "trl"), "--max_steps", "1", "--per_device_train_batch_size", "4"]
     words += ["--use_peft", "--lora_r", "16", "--lora_target_modules", "all-linear", "--max_length", "256"]
-    words += ["--report_to", "none", "--save_strategy", "no", "--bf16", "true"]
+    words += ["--report_to", "none", "--save_strategy", "no", "--bf16", "true", "--use_cpu", "true"]
     script = "import sys; from trl.cli import main; sys.exit(main())"
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-c", script, *words], check=True, stdout=subprocess.DEVNULL, timeout=1500)
