@@ -34,6 +34,12 @@ def leave(terminal: Terminal) -> None:
     assert terminal.echoes
 
 
+def is_bold(terminal: Terminal, text: str) -> bool:
+    """Whether ``text`` is on the screen in bold, as the line under the cursor of what has the focus."""
+    row, line = next(((i, line) for i, line in enumerate(terminal.lines) if text in line), (0, text))
+    return bool(terminal.screen.buffer[row][line.index(text)].bold)
+
+
 def test_a_run_started_there_loses_nothing_when_the_line_is_cut_again_and_again(place: Place, box: Box) -> None:
     with box.application(*place.flags, "--steps", str(ENDLESS)) as terminal:
         terminal.wait_until(lambda: shown_step(terminal) > 2, PATIENCE, "a few steps")
@@ -66,8 +72,10 @@ def test_a_run_that_was_asked_for_is_not_started_again_where_its_application_is_
         os.kill(holder, signal.SIGKILL)
         terminal.wait_for(LOST, PATIENCE)
         terminal.wait_gone(LOST, PATIENCE)
-        terminal.wait_until(lambda: place.run().run_id[:8].encode() in terminal.output[before:], PATIENCE, "the run")
-        terminal.send("enter")  # the list has the focus
+        name = place.run().run_id[:8]
+        terminal.wait_until(lambda: name.encode() in terminal.output[before:], PATIENCE, "the run")
+        terminal.wait_until(lambda: is_bold(terminal, name), PATIENCE, "the focus")
+        terminal.send("enter")
         terminal.wait_until(lambda: shown_step(terminal) > 2, PATIENCE, "the run's screen")
         terminal.send("q")
         terminal.wait_for("Leave it running", PATIENCE)
