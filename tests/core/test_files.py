@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from backprop.core.files import (
     too_deep,
     write_file,
 )
+from backprop.core.settings import RunConfig
+from backprop.runs.directory import RunDirectory
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
@@ -187,3 +191,24 @@ def test_what_a_killed_process_left_is_swept_and_what_is_written_stays(tmp_path:
             assert first.exists()
 
     assert sorted(each.name for each in tmp_path.iterdir()) == [".mine.output", "one", "two"]
+
+
+def test_threads_may_read_the_same_kind_of_document_for_the_first_time_at_once(tmp_path: Path) -> None:
+    """What decodes a struct is prepared at its first use, and one that is met half prepared ends the process."""
+    record = RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path))).record
+    script = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from backprop.core.files import read_json\n"
+        "from backprop.runs.directory import RunRecord\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "together = threading.Barrier(4)\n"
+        "def read():\n"
+        "    together.wait()\n"
+        "    read_json(Path(sys.argv[1]), RunRecord)\n"
+        "threads = [threading.Thread(target=read) for _ in range(4)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+    )
+    for _ in range(3):
+        assert subprocess.run([sys.executable, "-c", script, str(record)], check=False).returncode == 0

@@ -20,6 +20,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -44,6 +45,8 @@ HELD = (errno.EWOULDBLOCK, errno.EACCES)
 """Errors of a lock that somebody else holds."""
 
 _ASIDE = re.compile(r"\..+\.\d+\.\d+\.(output|partial)")
+
+_preparing = threading.Lock()
 
 T = TypeVar("T")
 
@@ -85,7 +88,22 @@ def read_json(path: Path, kind: type[T]) -> T:
     content = read_regular(path)
     if too_deep(content):
         raise ValueError(f"more than {DEEPEST} lists and objects inside each other")
-    return msgspec.json.decode(content, type=kind)
+    return decoder(kind).decode(content)
+
+
+def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """What decodes JSON as a ``kind``; where it is there, ``msgspec.convert`` to that is safe too.
+
+    msgspec prepares a struct when it is first asked for, and a second thread that meets it half prepared crashes the
+    process: threads ask one after the other.
+    """
+    with _preparing:
+        return _decoder(kind)
+
+
+@cache
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    return msgspec.json.Decoder(kind)
 
 
 def too_deep(text: bytes) -> bool:

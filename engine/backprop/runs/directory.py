@@ -40,7 +40,17 @@ from msgspec import Struct
 from backprop.core.confinement import require_writable
 from backprop.core.errors import ConfigurationError, InvalidSettingError, RunError
 from backprop.core.events import Count, Moment, RunStarted
-from backprop.core.files import HELD, exclusive, is_held, open_regular, read_json, sha256, sweep_outputs, write_file
+from backprop.core.files import (
+    HELD,
+    decoder,
+    exclusive,
+    is_held,
+    open_regular,
+    read_json,
+    sha256,
+    sweep_outputs,
+    write_file,
+)
 from backprop.core.paths import expand
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
@@ -305,6 +315,7 @@ class RunDirectory:
             started = next((event for event in events if isinstance(event, RunStarted)), None)
             if started is None:
                 raise
+        decoder(RunRecord)
         try:
             return RunRecord(
                 run_id=started.run_id,

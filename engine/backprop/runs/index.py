@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from backprop.core.errors import RunError
-from backprop.core.files import exclusive
+from backprop.core.files import decoder, exclusive
 from backprop.core.paths import data_dir, expand
 from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.state import read_run
@@ -340,7 +340,7 @@ def _is_utf8(name: str) -> bool:
 def _kept(blob: object) -> RunSummary | None:
     """The summary in a row; ``None`` where it is none."""
     try:
-        return msgspec.json.decode(blob, type=RunSummary) if isinstance(blob, bytes | str) else None
+        return decoder(RunSummary).decode(blob) if isinstance(blob, bytes | str) else None
     except ValueError:
         return None
 
