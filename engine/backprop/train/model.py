@@ -36,7 +36,6 @@ from backprop.train import four_bit, mlx_model
 from backprop.train.checkpoint import some
 from backprop.train.loss import Traits, traits_of
 from backprop.train.modes import Mode, mode_named
-from backprop.train.row_attention import use_row_attention
 
 GB = 1024**3
 OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
@@ -292,7 +291,6 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     dtype = mlx_model.choose_dtype() if mlx else choose_dtype(device)
     chat = ChatTokenizer.load(path, now)
     mode: Mode = mode_named(config.mode)(config, repository_of(config.model) or str(path))
-    use_row_attention()
     if config.mode == "qlora":
         four_bit.require_usable(device)
 
