@@ -98,7 +98,7 @@ def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     process: threads ask one after the other.
     """
     with _preparing:
-        return _decoder(kind)
+        return _decoder(kind)  # type: ignore[arg-type]  # classes are hashable
 
 
 @cache
