@@ -196,7 +196,7 @@ class Client:
             self._screen.write(payload)
         elif kind == b"O":
             self._session = json.loads(payload)["session"]
-            self._is_open, self._failures = True, 0
+            self._is_open, self._failures, link.said = True, 0, b""
             if not self._screen.is_on:
                 self._enter_screen()
         elif kind == b"P":

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -62,7 +62,7 @@ def _pass_up(link: socket.socket) -> None:
 
 
 def _find(hello: dict[str, Any]) -> tuple[socket.socket, bytes] | None:
-    """The application that this terminal comes back to, or one that a terminal left: connection and first bytes.
+    """The application that this terminal comes back to, or the newest that one left: connection and first bytes.
 
     Whoever asks for something on the command line gets an application of its own.
     """
@@ -90,7 +90,7 @@ def _open(path: Path, hello: dict[str, Any]) -> tuple[socket.socket, bytes] | No
 
 def _begin(hello: dict[str, Any]) -> tuple[socket.socket, bytes]:
     """Start a holder in a session of its own, and attach to it."""
-    path = _folder() / f"{_colours(hello['environment'])}-{secrets.token_hex(4)}"
+    path = _folder() / f"{_colours(hello['environment'])}-{time.time_ns()}"
     environment = {name: value for name, value in os.environ.items() if name not in TERMINAL} | hello["environment"]
     with socket.socket(socket.AF_UNIX) as listening:
         before = os.umask(0o177)

@@ -7,6 +7,8 @@ import json
 import os
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +54,7 @@ def test_a_run_started_there_loses_nothing_when_the_line_is_cut_again_and_again(
         terminal.send("yi")
         copied = b"\x1b]52;c;" + base64.b64encode(place.run().run_id.encode()) + b"\a"
         terminal.wait_until(lambda: copied in terminal.output, PATIENCE, "the id in the clipboard")
+        terminal.wait_for("copied", PATIENCE)  # the question is gone, and takes no key along
         terminal.send("s")
         terminal.wait_for("run stopped after", PATIENCE)
         leave(terminal)
@@ -147,6 +150,7 @@ def test_while_the_line_is_cut_keys_are_dropped_and_q_leaves(box: Box) -> None:
         terminal.send("1")
         terminal.resize(80, 20)
         terminal.wait_until(lambda: LOST in terminal.lines[-1], PATIENCE, "the line in the last row")
+        assert all(terminal.screen.buffer[19][column].reverse for column in range(79))
         (box.bin / "down").unlink()
         terminal.wait_gone(LOST, PATIENCE)
         terminal.wait_for("Welcome to backprop", PATIENCE)
@@ -289,6 +293,11 @@ def test_what_ssh_could_take_for_an_option_never_reaches_it(box: Box, words: lis
     with Terminal([program("backprop-tui"), *words], columns=200, env=variables) as terminal:
         refused(terminal, "INPUT_VALIDATION_FAILED", 1)
     assert not (box.bin / "words.jsonl").exists()
+
+
+def test_this_end_loads_neither_the_application_nor_the_command_line() -> None:
+    code = "import sys, backprop_tui.remote.client\nprint({'textual', 'click', 'rich'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_without_ssh_it_is_said(tmp_path: Path) -> None:

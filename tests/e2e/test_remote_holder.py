@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,8 @@ class Attached:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not come; the screen:\n{self.text}"
-            try:
+            with suppress(TimeoutError):
                 self._held += self._link.recv(1 << 20)
-            except TimeoutError:
-                continue
             for kind, payload in unpack(self._held):
                 if kind == b"D":
                     self._stream.feed(payload)
