@@ -245,7 +245,7 @@ def test_a_model_is_exported_and_proved(returned: Newcomer, home: Place) -> None
 def test_a_model_is_talked_to_and_the_talk_kept_as_a_row(returned: Newcomer, home: Place) -> None:
     returned.press("t", "enter ask")
     returned.type("What is number 1?")
-    returned.press("enter", "identical on", "escape", "w save", "w", "save the conversation")
+    returned.press("enter", "identical on", "escape", "enter write", "w", "save the conversation")
     returned.type("talk.jsonl")
     returned.press("enter", "saved")
     assert returned.pressed == 5
