@@ -46,12 +46,13 @@ _OF_PANE = {
 """What matters most in a pane."""
 
 
-def useful(pane: str | None, *, working: bool) -> list[Key]:
+def useful(pane: str | None, *, working: bool, checked: bool) -> list[Key]:
     """The keys that do something now, what matters most first.
 
     Args:
         pane: the one that has the keys; empty for the table, ``None`` where no file is open.
         working: whether something goes on that can be stopped.
+        checked: whether every row was; before that a check is of more use than a cleaned copy.
     """
     first = ["stop_work"] if working else []
     if pane is None:
@@ -61,4 +62,6 @@ def useful(pane: str | None, *, working: bool) -> list[Key]:
     if pane:
         first += ["back", *_OF_PANE.get(pane, ("copy",))]
     found = [key._replace(rank=1) for key in KEYS if key.name in first and key.keys not in ("N", "left")]
-    return [*found, *(key for key in KEYS if key.name not in (*first, "stop_work"))]
+    ranks = {} if checked else {"check": 2, "clean": 3}
+    others = (key for key in KEYS if key.name not in (*first, "stop_work"))
+    return [*found, *(key._replace(rank=ranks.get(key.name, key.rank)) for key in others)]

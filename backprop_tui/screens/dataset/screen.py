@@ -124,7 +124,8 @@ class DataScreen(BaseScreen):
 
     def own_keys(self) -> list[Key]:
         pane = self._side.current if self.has_class("-inside") else ""
-        return useful(pane if self.opened is not None else None, working=bool(self.tasks.running()))
+        shown = pane if self.opened is not None else None
+        return useful(shown, working=bool(self.tasks.running()), checked=self.findings.found is not None)
 
     def say(self, text: str) -> None:
         """Show a line at the bottom until the next one, or the next key."""

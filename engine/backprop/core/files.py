@@ -20,9 +20,8 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 
@@ -47,6 +46,7 @@ HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _ASIDE = re.compile(r"\..+\.\d+\.\d+\.(output|partial)")
 
 _preparing = threading.Lock()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 
 T = TypeVar("T")
 
@@ -98,12 +98,9 @@ def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     process: threads ask one after the other.
     """
     with _preparing:
-        return _decoder(kind)  # type: ignore[arg-type]  # classes are hashable
-
-
-@cache
-def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(kind)
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]
 
 
 def too_deep(text: bytes) -> bool:
