@@ -23,6 +23,8 @@ class Header(Cells):
 
         watch: Watch
 
+    DEFAULT_CSS = "Header { height: 1; background: $boost; }"
+
     _living: Sequence[Watch] = ()
     _queued = 0
     _place = ""
@@ -30,7 +32,7 @@ class Header(Cells):
     _chip_width = 0
 
     def __init__(self, here: str) -> None:
-        super().__init__(id="tabs-of-screens")
+        super().__init__()
         self._here = here
         """The screen that it is on, as in ``SCREENS``."""
 

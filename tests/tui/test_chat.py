@@ -132,7 +132,7 @@ async def test_what_must_be_known_of_the_model_stays_above_the_conversation(
         await opened(pilot)
         for number in range(6):
             await ask(pilot, f"warned {number}?")
-        assert shown(pilot).splitlines()[1].strip() == "! the base was changed; these are not the run's answers"
+        assert shown(pilot).splitlines()[2].strip() == "! the base was changed; these are not the run's answers"
 
 
 async def test_a_reply_is_stopped_and_the_next_one_comes(run: recorded.Recorder) -> None:

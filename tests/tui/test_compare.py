@@ -55,7 +55,7 @@ async def test_marked_runs_are_overlaid_each_with_its_number_stroke_and_end(
     five(output)
     async with BackpropApp().run_test(size=size) as pilot:
         await compared(pilot, 5)
-        rows = text_of(pilot.app).split("\n")
+        rows = text_of(pilot.app).split("\n")[1:]
         assert "loss of 5 runs" in rows[1]
         legend = rows[2:7]
         assert [row.split()[0] for row in legend] == list("12345")

@@ -282,7 +282,7 @@ async def test_settings_are_saved_under_a_name_and_loaded_again(rows: Path) -> N
         await pilot.press("n", "o", "enter")
         await pilot.pause()
         assert screen.found.values["seed"] == 7
-        assert "mine" in text_of(pilot.app).splitlines()[0]
+        assert "mine" in text_of(pilot.app).splitlines()[1]
         assert "mine.toml" in str(screen.found.origins["seed"])
 
 

@@ -70,7 +70,7 @@ def test_a_sensor_that_is_missing_is_unknown_and_not_zero() -> None:
 
 def test_a_pause_that_nobody_asked_for_says_why() -> None:
     header = RunHeader()
-    header.show(state_of(started(), ev.Paused(step=3, reason="92 degrees")), "", [])
+    header.show(state_of(started(), ev.Paused(step=3, reason="92 degrees")), "")
     state = header._shown[0]
     assert state is not None
     state.alive = True
