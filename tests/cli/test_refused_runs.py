@@ -1,0 +1,65 @@
+"""What cannot be gone on with, or begun, is refused before anything of a run is changed or made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backprop.runs import engine_client
+from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
+
+
+@pytest.fixture
+def trained(backprop: Callable[..., Any], rows_file: Path, tiny_model: Path) -> RunDirectory:
+    """A run of two steps that is done, on a model of its own."""
+    shutil.copytree(tiny_model, rows_file.parent / "base")
+    flags = ["--steps", "2", "--batch-size", "2", "--backend", "cpu", "--held-out", "none"]
+    answer = backprop("train", "--model", str(rows_file.parent / "base"), "--data", str(rows_file), *flags)
+    assert answer.code == 0, answer.err
+    (path,) = (rows_file.parent / "output").iterdir()
+    return RunDirectory(path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_another_base_model_is_refused_before_anything_of_a_run_changes(
+    trained: RunDirectory, backprop: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rope_theta": 77.0}))
+    before = contents(trained.path)
+    for words in (["extend", trained.run_id, "--steps", "5"], ["fork", trained.run_id], ["replay", trained.run_id]):
+        refused = backprop(*words)
+        assert (refused.code, "STATE_IDENTITY_MISMATCH" in refused.err) == (1, True), refused.err
+        assert "the model's file config.json was changed" in refused.err
+        assert contents(trained.path) == before
+        assert list((tmp_path / "output").iterdir()) == [trained.path]
+    shown = backprop("list-runs", "--json").json[0]
+    assert (shown["status"], shown["steps"], shown["total_steps"]) == ("done", 2, 2)
+
+
+def test_other_rows_leave_an_extended_run_what_it_was(
+    trained: RunDirectory, backprop: Callable[..., Any], rows_file: Path
+) -> None:
+    record, curve = trained.read_record(), read_run(trained.path).curves.loss
+    rows = rows_file.read_text()
+    rows_file.write_text(rows.replace("output", "answer", 1) if "answer" in rows else rows.replace(".", "!", 1))
+    refused = backprop("extend", trained.run_id, "--steps", "5")
+    assert (refused.code, "STATE_IDENTITY_MISMATCH" in refused.out) == (2, True), refused.err
+    state = read_run(trained.path)
+    assert (state.status, state.step, state.total_steps, state.config["steps"]) == ("done", 2, 2, 2)
+    assert state.curves.loss == curve
+    assert state.output_path == str(trained.adapter)
+    assert trained.read_record() == record
+    rows_file.write_text(rows)
+    watched = engine_client.extend(trained.path, 3)
+    while not watched.over:
+        watched.read(1.0)
+    assert (read_run(trained.path).status, read_run(trained.path).step) == ("done", 3)
