@@ -41,6 +41,11 @@ def test_another_base_model_is_refused_before_anything_of_a_run_changes(
         assert "the model's file config.json was changed" in refused.err
         assert contents(trained.path) == before
         assert list((tmp_path / "output").iterdir()) == [trained.path]
+    scored = ["eval", trained.run_id, "--data", str(tmp_path / "rows.jsonl"), "--vs", "base", "--json"]
+    gated = backprop(*scored, "--gate", "loss")
+    assert (gated.code, gated.json["error"]["code"]) == (1, "STATE_IDENTITY_MISMATCH")
+    told = backprop(*scored)
+    assert (told.code, [each["code"] for each in told.json["warnings"]]) == (0, ["BASE_CHANGED"])
     shown = backprop("list-runs", "--json").json[0]
     assert (shown["status"], shown["steps"], shown["total_steps"]) == ("done", 2, 2)
 
