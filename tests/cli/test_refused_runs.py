@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.cli.main import main
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -68,3 +69,38 @@ def test_other_rows_leave_an_extended_run_what_it_was(
     while not watched.over:
         watched.read(1.0)
     assert (read_run(trained.path).status, read_run(trained.path).step) == ("done", 3)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (["--held-out", "1.5"], "held_out: '1.5' is no share between 0 and 1"),
+        (["--held-out", "0"], "held_out: '0' is no share between 0 and 1"),
+        (["--held-out", "nan"], "held_out: 'nan' is no share"),
+        (
+            ["--target-modules", "q_proj,zzz"],
+            "target_modules: the model has no linear layer called zzz\nhint: its layers:",
+        ),
+        (["--target-modules", "zzz", "--dry-run"], "the model has no linear layer called zzz"),
+        (["--target-modules", "zzz", "-m", "phi-4-mini-3.8b"], "its layers: down_proj, gate_up_proj, o_proj, qkv_proj"),
+        (["--data", "nothing.jsonl"], "nothing.jsonl: dataset is empty"),
+        (["--held-out", "nothing.jsonl"], "nothing.jsonl: dataset is empty"),
+        (["--data", "gone.jsonl"], "gone.jsonl is a link to moved/away.jsonl, which is gone"),
+    ],
+)
+def test_what_can_be_known_before_a_run_is_made_makes_none(
+    asked: tuple[list[str], str],
+    rows_file: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags, said = asked
+    monkeypatch.chdir(rows_file.parent)
+    Path("nothing.jsonl").touch()
+    Path("gone.jsonl").symlink_to("moved/away.jsonl")
+    usual = {"--data": str(rows_file), "-m": str(tiny_model)}
+    words = [word for name, value in usual.items() if name not in flags for word in (name, value)]
+    assert main(["train", *words, *flags]) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("output").exists()

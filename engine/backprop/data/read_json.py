@@ -81,7 +81,10 @@ def _elements(data: bytes, source: IO[bytes], line: int, state: _Scan) -> Iterat
                 return
         element += data[start:]
         data = source.read(CHUNK)
-    if (number and state.in_array) or element.strip(_SPACE):
+    if not number and state.in_array and not element.strip(_SPACE):
+        words = f"the array has no end (line {line + element.count(10)} of the file)"
+        yield 1, b"[", None, RowError("broken_json", "", words)
+    elif state.in_array or element.strip(_SPACE):
         yield number + 1, bytes(element.strip(_SPACE)), *_element(bytes(element), line)
 
 
