@@ -11,6 +11,7 @@ import pytest
 from backprop import Trainer, TrainingCallback, TrainingRun
 from backprop.core.errors import (
     BackpropError,
+    DatasetError,
     DatasetFormatError,
     DatasetNotFoundError,
     DatasetValidationError,
@@ -199,10 +200,13 @@ def test_which_model_is_taken_when_none_is_named_is_printed(capsys: pytest.Captu
         ({"instruction": ["a", "b"], "output": ["c"]}, "instruction 2, output 1"),
         ([{"a": 1}, "text"], "row 2"),
         ([{"a": object()}], "row 1"),
+        (None, "NoneType is no dataset"),
+        (7, "int is no dataset"),
+        ([], "no row was given"),
     ],
 )
 def test_what_is_no_dataset_is_refused_in_words(dataset: Any, said: str, trainer: Trainer, tmp_path: Path) -> None:
-    with pytest.raises(DatasetFormatError, match=said):
+    with pytest.raises(DatasetError, match=said):
         trainer.train(dataset, steps=1)
     assert not list((tmp_path / "out").glob("*"))
 

@@ -12,6 +12,7 @@ from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.engine_jobs import require_repeatable
 from backprop.runs.engine_process import WarmEngine
 from backprop.runs.sessions import unfinished
 from backprop.runs.state import read_run
@@ -57,13 +58,14 @@ def fork(path: Path) -> EngineClient:
 
 
 def replay(path: Path) -> EngineClient:
-    """The run in ``path`` once more.
+    """The run in ``path`` once more; takes the seconds in which its model and rows are compared with those of then.
 
     Raises:
-        BackpropError: as ``cli.options.replayed_config``.
+        BackpropError: as ``cli.options.replayed_config`` and ``engine_jobs.require_repeatable``.
     """
     from backprop.cli.options import replayed_config
 
     (config, origins), replays = replayed_config(read_run(path), {})
     forked_from = RunDirectory(path).find_record().forked_from
+    require_repeatable(config, replays, forked_from)
     return engine_client.start(config, "replay", forked_from, origins, replays=replays)

@@ -419,7 +419,12 @@ class RunsScreen(BaseScreen):
     def _begin_again(self, begin: Callable[[Path], EngineClient], answers: tuple[Answer, ...], words: str) -> None:
         if self.chosen_path:
             message = OpenRun(partial(begin, Path(self.chosen_path)))
-            self.confirm(answers[-1].value, words, answers, lambda: self.post_message(message))
+
+            def go() -> None:
+                self.notify("the model is compared with the run's", timeout=4)
+                self.post_message(message)
+
+            self.confirm(answers[-1].value, words, answers, go)
 
     def action_delete(self) -> None:
         runs = self._table.targets

@@ -21,7 +21,7 @@ import msgspec
 
 from backprop.core import events as ev
 from backprop.core import log
-from backprop.core.errors import BackpropError, DatasetFormatError, InputError, InvalidSettingError
+from backprop.core.errors import BackpropError, DatasetError, DatasetFormatError, InputError, InvalidSettingError
 from backprop.core.files import new_folder
 from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
@@ -317,6 +317,7 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
 
     Raises:
         DatasetFormatError: something is no row, or a value that JSON cannot hold.
+        DatasetError: there is no row.
     """
     with path.open("wb") as file:
         for number, row in enumerate(_by_rows(rows), 1):
@@ -329,6 +330,8 @@ def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
                 raise DatasetFormatError(
                     f"row {number} cannot be written as JSON: {error}", hint="keep text, numbers and lists of them"
                 ) from error
+        if not file.tell():
+            raise DatasetError("no row was given", hint="pass at least one row", code="DATASET_EMPTY")
     return path
 
 
@@ -341,6 +344,9 @@ def _by_rows(data: Any) -> Iterable[Any]:
     for call, names in _TABLES.items():
         if all(hasattr(data, name) for name in names):
             raise DatasetFormatError("a table is not read row by row", hint=f"pass its rows: table.{call}")
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        hint = "pass the path of a file, or rows: an iterable of dictionaries"
+        raise DatasetFormatError(f"{type(data).__name__} is no dataset", hint=hint)
     if not isinstance(data, Mapping):
         return data  # type: ignore[no-any-return]
     named = ", ".join(map(str, data))

@@ -94,7 +94,11 @@ def test_two_resumes_in_the_same_instant_are_one(tmp_path: Path, capfd: pytest.C
         (["train", "--data", "~nobody-at-all/x"], "INPUT_VALIDATION_FAILED", "no home directory of ~nobody-at-all"),
         (["train", "--data", "{rows}", "-o", "~nobody-at-all/x"], "INPUT_VALIDATION_FAILED", "no home directory"),
         (["list-runs", "--output", "~nobody-at-all/x"], "INPUT_VALIDATION_FAILED", "no home directory"),
-        (["train", "--data", "\udcff.jsonl"], "CONFIG_INVALID_SETTING", "is not UTF-8"),
+        (
+            ["train", "--data", "\udcff.jsonl"],
+            "CONFIG_INVALID_SETTING",
+            "is not UTF-8: a file of that name has to be renamed",
+        ),
         (["train", "--data", "{pipe}"], "DATASET_NOT_FOUND", "write it into a file first"),
         (["validate", "{pipe}"], "DATASET_NOT_FOUND", "write it into a file first"),
         (["show-run", "\udcff"], "RUN_NOT_FOUND", "list-runs"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +115,13 @@ def test_no_secret_is_ever_printed(arguments: list[str], capsys: pytest.CaptureF
     assert "[redacted]" in told.out + told.err
     if "--json" in arguments:
         assert json.loads(told.out)["error"]["message"].startswith("got 401 for [redacted]")
+
+
+def test_a_terminal_with_ascii_alone_reads_a_minus_as_one() -> None:
+    code = "from backprop.cli import output; output.prepare_streams(); output.line('\u22120.42 \u2026 \xe9')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, check=True)
+    assert done.stdout == rb"-0.42 ... \xe9" + b"\n"
 
 
 def test_help_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,6 +52,12 @@ def test_plain_steps_say_how_long_is_left(capsys: pytest.CaptureFixture[str]) ->
     assert shown[0].endswith(f" {duration(4 * seconds)} left")
 
 
+def test_one_step_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    play(views.PlainLines(), story(1))
+    out = capsys.readouterr().out
+    assert ("over 1 step, " in out, "after 1 step in" in out, "1 steps" in out) == (True, True, False)
+
+
 @pytest.mark.parametrize("term", ["xterm", "dumb"])
 def test_long_work_says_how_far_it_is_also_where_no_line_can_be_written_over(
     term: str, monkeypatch: pytest.MonkeyPatch

@@ -157,6 +157,16 @@ def test_json_lines_named_json_with_a_broken_first_line_stay_lines(tmp_path: Pat
     assert read(tmp_path / "a.json", '{"instruction": "cut\n' + LINES) == ["broken_json", *ROWS]
 
 
+@pytest.mark.parametrize(("text", "rows"), [("[", 0), ("[\n\n", 0), ('[{"text": "a"}', 1), ('[{"text": "a"},', 1)])
+def test_an_array_without_an_end_is_broken_and_not_empty_or_whole(text: str, rows: int, tmp_path: Path) -> None:
+    assert read(tmp_path / "a.json", text) == [*[{"text": "a"}] * rows, "broken_json"]
+    with open_source(tmp_path / "a.json") as source:
+        error = list(source)[-1].error
+    assert error is not None
+    line = 1 + text.count("\n")
+    assert error.message == f"the array has no end: the file may be cut off (line {line} of the file)"
+
+
 def test_parts_in_a_folder_are_one_dataset_in_their_order(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     folder.mkdir()

@@ -73,10 +73,13 @@ class Answer:
     @property
     def code(self) -> str:
         """Of the error that it ended with, empty for none."""
-        last = self.lines[-1] if self.lines else {}
-        if last.get("type") == "run_failed":
-            return str(last["code"])
-        return str(last.get("error", {}).get("code", ""))
+        return str(self.error.get("code", "")) if self.error.get("type", "run_failed") == "run_failed" else ""
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """What it ended with: the run's last event, or what it was refused with before there was any."""
+        last: dict[str, Any] = self.lines[-1] if self.lines else {}
+        return last.get("error", last) or {}
 
 
 @dataclass
@@ -389,10 +392,10 @@ def test_a_run_goes_on_where_its_model_is_now_and_with_no_other(workshop: Worksh
     model.rename(moved)
 
     gone = workshop.command("resume", str(path))
-    assert (gone.code, "--model NEW_PATH" in gone.lines[-1]["hint"]) == ("DEP_MODEL_LOAD_FAILED", True)
+    assert (gone.code, "--model NEW_PATH" in gone.error["hint"]) == ("DEP_MODEL_LOAD_FAILED", True)
     refused = workshop.command("resume", str(path), "--model", str(other))
     assert refused.code == "STATE_IDENTITY_MISMATCH"
-    assert "the model's file config.json was changed" in refused.lines[-1]["message"]
+    assert "the model's file config.json was changed" in refused.error["message"]
     assert RunDirectory(path).read_record().config.model == str(model)
     assert workshop.command("resume", str(path), "--model", str(moved)).status == EXIT_OK
     assert RunDirectory(path).read_record().config.model == str(moved)
@@ -401,7 +404,8 @@ def test_a_run_goes_on_where_its_model_is_now_and_with_no_other(workshop: Worksh
 
     refused = workshop.command("fork", str(path), *FORKED, "--model", str(other), "--output", str(tmp_path / "forks"))
     assert refused.code == "STATE_IDENTITY_MISMATCH"
-    assert "trained on another model: the model's file config.json was changed" in refused.lines[-1]["message"]
+    assert "trained on another model: the model's file config.json was changed" in refused.error["message"]
+    assert not (tmp_path / "forks").exists()
 
 
 @pytest.mark.parametrize(("flags", "said"), [((), False), (("--held-out", "0.5"), True)], ids=["as the parent", "more"])

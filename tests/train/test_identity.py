@@ -14,11 +14,12 @@ from backprop.core.events import DatasetPrepared, Step, Stop
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
+from backprop.runs import model_files
 from backprop.runs.directory import RunDirectory
+from backprop.runs.model_files import file_hash
 from backprop.train.dataset import prepare
 from backprop.train.model import resolved
-from backprop.train.persistence import resume as module
-from backprop.train.persistence.resume import file_hash, identity, identity_differences, library_differences
+from backprop.train.persistence.resume import identity, identity_differences, library_differences
 from runs_in_process import go_on, of
 from tiny_language_model import write_rows
 
@@ -191,7 +192,7 @@ def test_another_version_of_a_library_is_said_but_no_difference_of_identity(mode
 def test_a_large_file_is_told_apart_by_length_beginning_and_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "WHOLE_FILE", 1000)
+    monkeypatch.setattr(model_files, "WHOLE_FILE", 1000)
     path = tmp_path / "large.safetensors"
     hashes = set()
     for content in (bytes(300_000), bytes(300_001), b"\x01" + bytes(299_999), bytes(299_999) + b"\x01"):

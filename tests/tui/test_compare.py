@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import recorded
 from acting import shown_path, text_of, until
+from backprop.core.errors import RunError
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState, read_run
@@ -17,6 +18,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.overlay import MOST, STYLES, Overlaid, OverlayPlot
+from backprop_tui.screens import again
 from backprop_tui.screens.runs import RunsScreen
 
 
@@ -154,6 +156,12 @@ async def test_a_new_end_a_fork_and_a_replay_are_begun_from_the_list(
 
     monkeypatch.setattr(engine_client, "extend", begin)
     monkeypatch.setattr(engine_client, "start", begin)
+
+    def another(*given: object) -> None:
+        monkeypatch.setattr(again, "require_repeatable", lambda *given: None)  # from the second time on
+        raise RunError("line 3 was changed", code="STATE_IDENTITY_MISMATCH")
+
+    monkeypatch.setattr(again, "require_repeatable", another)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         app, screen = pilot.app, pilot.app.screen
         assert isinstance(app, BackpropApp)
@@ -168,6 +176,9 @@ async def test_a_new_end_a_fork_and_a_replay_are_begun_from_the_list(
         await pilot.press("4", "p", "enter")
         assert begun == []
         await pilot.press("p", "r")
+        await until(lambda: "line 3 was changed" in text_of(app), "the refusal")
+        assert begun == []
+        await pilot.press("escape", "p", "r")
         await until(lambda: bool(begun), "the replay")
         config, kind, _, _, replays = begun.pop()
         assert (kind, config.steps, config.learning_rate) == ("replay", 60, 1e-3)

@@ -17,8 +17,9 @@ from backprop.cli.data_options import ProgressLine, dataset_file
 from backprop.cli.export import find_source
 from backprop.cli.generate import chat_request
 from backprop.cli.options import FiniteRange, json_and_verbose
-from backprop.core.errors import EXIT_OK, EXIT_USER, InputError
-from backprop.core.jobs import ChatRequest, EvalRequest, Evaluation, Evaluations
+from backprop.core.errors import EXIT_OK, EXIT_USER, InputError, RunError
+from backprop.core.events import Warning  # noqa: A004
+from backprop.core.jobs import ChatRequest, EvalRequest, Evaluation, Evaluations, Message
 from backprop.core.models import find_tokenizer
 from backprop.runs import evaluations
 from backprop.runs.describe import number, signed, verdict_words
@@ -29,6 +30,8 @@ from backprop.runs.verdict import bits_per_byte, compare, gate, interval, mcnema
 
 _SHOWN, _TEXT = 10, 300
 """Rows that are listed, and characters of a text that are."""
+_OTHER_MODEL = {"BASE_CHANGED": "STATE_IDENTITY_MISMATCH", "ADAPTER_CHANGED": "STATE_CHECKPOINT_INVALID"}
+"""Warnings that a gate lets nothing pass with, and what they are then."""
 
 
 @click.command("eval")
@@ -100,11 +103,12 @@ def evaluate(
         regex=regex,
         max_tokens=max_tokens,
     )
-    ours, *sides = _ask(request)
+    notes: list[Warning] = []
+    ours, *sides = _ask(request, notes, gated)
     if other is not None and other != "base":
-        sides = _ask(msgspec.structs.replace(request, model=_other_model(other)))
+        sides = _ask(msgspec.structs.replace(request, model=_other_model(other)), notes, gated)
     kept = _keep(source, ours)
-    answer: dict[str, Any] = {**summary(ours), "path": str(kept or "")}
+    answer: dict[str, Any] = {**summary(ours), "path": str(kept or ""), "warnings": msgspec.to_builtins(notes)}
     passed = True
     if sides:
         answer |= comparison(ours, sides[0])
@@ -129,9 +133,23 @@ def _other_model(other: str) -> ChatRequest:
     return chat_request(find_source(other), None, None)
 
 
-def _ask(request: EvalRequest) -> list[Evaluation]:
+def _ask(request: EvalRequest, notes: list[Warning], gated: str | None) -> list[Evaluation]:
+    """The scores; what is said beside them is added to ``notes``.
+
+    Raises:
+        RunError: there is a gate, and the model is not the one that was trained.
+    """
+
+    def report(message: Message) -> None:
+        if isinstance(message, Warning):
+            notes.append(message)
+            if gated and message.code in _OTHER_MODEL:
+                hint = "put its files back; without --gate it is scored as it is, with a warning"
+                raise RunError(message.message, code=_OTHER_MODEL[message.code], hint=hint)
+        progress.report(message)
+
     with ProgressLine("scoring", in_bytes=False) as progress:
-        return ask_engine(EVAL, request, Evaluations, progress.report).sides
+        return ask_engine(EVAL, request, Evaluations, report).sides
 
 
 def _keep(source: Path, found: Evaluation) -> Path | None:

@@ -6,6 +6,7 @@ so that no row can drive the terminal.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Callable
@@ -39,11 +40,23 @@ def _as_json(text: str) -> str:
     return CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
 
 
+_SIMPLER = {"\u2212": "-", "\u2026": "..."}
+"""How a terminal that has ASCII alone shows what the program itself writes."""
+
+
 def prepare_streams() -> None:
-    """A character that the terminal's encoding lacks, or half a surrogate pair, is shown as an escape."""
+    """A character that the terminal's encoding lacks, or half a surrogate pair, is shown simpler or as an escape."""
+    codecs.register_error("backprop", _shown_otherwise)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backprop")
+
+
+def _shown_otherwise(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    shown = (_SIMPLER.get(each) or each.encode("ascii", "backslashreplace").decode() for each in lacking)
+    return "".join(shown), error.end
 
 
 def coloured(text: str, kind: str, stream: TextIO) -> str:

@@ -12,8 +12,8 @@ from backprop.cli import options, output
 from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.core.definition import all_settings
-from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, CheckpointError, InputError, ModelLoadError, RunError
-from backprop.core.jobs import JobProgress, RunPlan
+from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, ModelLoadError
+from backprop.core.jobs import RunPlan
 from backprop.core.locate import locate_model
 from backprop.core.settings import RunConfig
 from backprop.demo import SHIPPED, demo_config
@@ -247,16 +247,12 @@ def replay(run: str, as_json: bool, verbose: bool, **given: Any) -> int:
     from backprop.cli.data_options import ProgressLine
     from backprop.cli.runs import find_run
     from backprop.runs.directory import RunDirectory
-    from backprop.runs.engine_jobs import REPLAY, ReplayRequest, ask_engine
+    from backprop.runs.engine_jobs import require_repeatable
     from backprop.runs.state import read_run
 
     state = read_run(find_run(run))
     (config, origins), replays = options.replayed_config(state, given)
     forked_from = RunDirectory(Path(state.path)).find_record().forked_from
-    try:
-        with ProgressLine("comparing with the run", in_bytes=False) as line:
-            request = ReplayRequest(config=config, replays=replays, forked_from=forked_from)
-            ask_engine(REPLAY, request, JobProgress, line.report)
-    except CheckpointError as error:
-        raise RunError(error.message, code=error.code, hint=error.hint) from None
+    with ProgressLine("comparing with the run", in_bytes=False) as line:
+        require_repeatable(config, replays, forked_from, line.report)
     return follow.run(config, "replay", as_json, verbose, forked_from=forked_from, origins=origins, replays=replays)

@@ -245,7 +245,7 @@ def ending_lines(state: RunState) -> list[str]:
     if len(curves):
         first, last = (None if isnan(loss) else loss for loss in (curves.loss[0], curves.loss[-1]))
         lines.append(
-            f"loss {number(first)} -> {number(last)} over {len(curves)} steps, "
+            f"loss {number(first)} -> {number(last)} over {len(curves)} step{'s' * (len(curves) > 1)}, "
             f"{state.samples_seen} rows and {state.tokens_seen} tokens seen in {duration(state.duration_seconds)}"
         )
     if state.verdict is not None:

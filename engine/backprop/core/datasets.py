@@ -97,6 +97,9 @@ def missing(path: Path, what: str = "file") -> DatasetNotFoundError:
     if path.exists():
         hint = "it would have to be read twice: write it into a file first"
         return DatasetNotFoundError(f"{path} is a pipe or a device, not a file", hint=hint, details=details)
+    if path.is_symlink():
+        hint = "put that back, or link to where it is now"
+        return DatasetNotFoundError(f"{path} is a link to {path.readlink()}, which is gone", hint=hint, details=details)
     try:
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_file()]
     except OSError:
@@ -104,6 +107,14 @@ def missing(path: Path, what: str = "file") -> DatasetNotFoundError:
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the spelling"
     return DatasetNotFoundError(f"no {what} {path}", hint=hint, details=details)
+
+
+def empty(path: Path) -> DatasetError:
+    """The error for a dataset without a row."""
+    details = {"path": str(path)}
+    return DatasetError(
+        f"{path}: dataset is empty", hint="write at least one row", code="DATASET_EMPTY", details=details
+    )
 
 
 def _fitting(pattern: Path) -> Iterable[Path]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from backprop.core.datasets import data_files, is_hub_name, missing
-from backprop.core.errors import DatasetNotFoundError, InputError
+from backprop.core.architecture import blocks
+from backprop.core.datasets import data_files, empty, is_hub_name, missing
+from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError, ModelLoadError
+from backprop.core.models import find_architecture
 from backprop.core.paths import expand
 from backprop.core.presets import MODEL_PRESETS
+from backprop.core.rules import require_layers
 from backprop.core.settings import RunConfig, shown
 
 
@@ -22,17 +26,20 @@ def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
 
     Raises:
         DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
+        DatasetError: it is empty.
+        InvalidSettingError: the model is known to lack a layer that is to have an adapter.
     """
+    _require_layers(config)
     changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
     if not rows_in_memory:
         data = _expand("data", config.data)
-        if _has_rows(data):
+        if _has_rows(data, "data"):
             changes["data"] = str(data)
         elif not is_hub_name(config.data):
             raise _no_data(data, "data")
     held_out = held_out_file(config.held_out)
     if held_out is not None:
-        if not _has_rows(held_out):
+        if not _has_rows(held_out, "held_out"):
             raise _no_data(held_out, "held_out")
         changes["held_out"] = str(held_out)
     return msgspec.structs.replace(config, **changes)
@@ -51,18 +58,36 @@ def locate_model(name: str) -> str:
 
 
 def held_out_file(held_out: str) -> Path | None:
-    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a number.
+    """The file that the setting ``held_out`` names, absolute; ``None`` where it is a word or a share.
 
     Raises:
+        InvalidSettingError: it is a number and no share.
         InputError: the path begins in the home directory of somebody unknown.
     """
     if held_out in ("auto", "none"):
         return None
     try:
-        float(held_out)
+        share = float(held_out)
     except ValueError:
         return _expand("held_out", held_out)
-    return None
+    if 0 < share < 1:
+        return None
+    raise InvalidSettingError(
+        f"held_out: {held_out!r} is no share between 0 and 1, and no file",
+        hint="auto, none, a share such as 0.05, or a dataset file",
+        details={"field": "held_out"},
+    )
+
+
+def _require_layers(config: RunConfig) -> None:
+    """Refuse names of layers that the model lacks, where its architecture says without its weights which it has."""
+    if config.mode == "full" or not config.target_modules:
+        return
+    with suppress(ModelLoadError):  # said where the model is looked for
+        model = find_architecture(config.model)
+        if model.is_known and not model.others:
+            parts = [layer for _, *both in blocks(model) for part in both for layer in part]
+            require_layers(config, {layer.kind for layer in parts})
 
 
 def _expand(setting: str, text: str) -> Path:
@@ -80,9 +105,19 @@ def _expand(setting: str, text: str) -> Path:
     return path
 
 
-def _has_rows(path: Path) -> bool:
+def _has_rows(path: Path, field: str) -> bool:
+    """Whether there are files.
+
+    Raises:
+        DatasetError: nothing is in any of them.
+    """
     try:
-        return bool(data_files(path))
+        files = data_files(path)
+        if files and not any(file.stat().st_size for file in files):
+            error = empty(path)
+            error.details["field"] = field
+            raise error
+        return bool(files)
     except OSError:  # a name that no file can have
         return False
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from backprop.core import events
+from backprop.core.errors import InvalidSettingError
 from backprop.core.methods import METHODS
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS, TRAINING_PRESETS
 from backprop.core.settings import RunConfig
@@ -56,6 +57,25 @@ _FORWARD = 1 / 3
 
 _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 _ADAPTER_ALONE = ("lora_preset", "use_dora", "use_rslora", "init_lora_weights")
+
+
+def require_layers(config: RunConfig, kinds: set[str]) -> None:
+    """Refuse ``target_modules`` that a person named among the ``kinds`` of linear layer that a model has.
+
+    Those of a preset are taken as far as there are any.
+
+    Raises:
+        InvalidSettingError: the model lacks some of them.
+    """
+    preset = LORA_PRESETS[config.lora_preset].target_modules if config.lora_preset else ALL_LINEAR
+    wanted = config.target_modules or []
+    missing = [name for name in wanted if name not in kinds]
+    if missing and wanted != list(preset):
+        raise InvalidSettingError(
+            f"target_modules: the model has no linear layer called {', '.join(missing)}",
+            hint="its layers: " + ", ".join(sorted(kinds)),
+            details={"field": "target_modules"},
+        )
 
 
 def _usual(name: str) -> Any:

@@ -438,7 +438,7 @@ def _unwritable(value: Any) -> str:
         case str() if "\0" in value:
             return "a NUL character is in no file name and no text"
         case str() if _HALF.search(value):
-            return f"{shown(value)} is not UTF-8"
+            return f"{shown(value)} is not UTF-8: a file of that name has to be renamed"
         case list() | tuple():
             return next((problem for item in value if (problem := _unwritable(item))), "")
         case dict():

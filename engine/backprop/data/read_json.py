@@ -81,8 +81,14 @@ def _elements(data: bytes, source: IO[bytes], line: int, state: _Scan) -> Iterat
                 return
         element += data[start:]
         data = source.read(CHUNK)
-    if (number and state.in_array) or element.strip(_SPACE):
-        yield number + 1, bytes(element.strip(_SPACE)), *_element(bytes(element), line)
+    error = None
+    if element.strip(_SPACE):
+        number += 1
+        value, error = _element(bytes(element), line)
+        yield number, bytes(element.strip(_SPACE)), value, error
+    if state.in_array and error is None:
+        words = f"the array has no end: the file may be cut off (line {line + element.count(10)} of the file)"
+        yield number + 1, b"", None, RowError("broken_json", "", words)
 
 
 def _held(path: Path, document: dict[str, Any], note: Note) -> list[Any] | None:

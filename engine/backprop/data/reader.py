@@ -19,7 +19,7 @@ from typing import IO, Self
 
 from msgspec import Struct
 
-from backprop.core.datasets import data_files, is_hub_name, missing
+from backprop.core.datasets import data_files, empty, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
 from backprop.data.example import RowError
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, watched
@@ -182,7 +182,7 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
         source.row(0)
     except IndexError:
         source.close()
-        raise _empty(named) from None
+        raise empty(named) from None
     return source
 
 
@@ -249,7 +249,7 @@ def _look(path: Path) -> tuple[Kind, bool, list[str]]:
     with path.open("rb") as file, unpacked(path, file) as plain:
         head = plain.read(_HEAD)
     if not head:
-        raise _empty(path)
+        raise empty(path)
     kind, notes = held_kind(path, head)
     if kind in ("parquet", "arrow"):
         return kind, False, notes
@@ -302,10 +302,4 @@ def _not_fetched(name: str) -> DatasetNotFoundError:
         f"no file {name}, and a dataset of that name on the Hugging Face Hub was not fetched yet",
         hint=f"check the path; `backprop validate {name}` fetches the dataset, which needs the network",
         details={"path": name, "hub_name": name},
-    )
-
-
-def _empty(path: Path) -> DatasetError:
-    return DatasetError(
-        f"{path}: dataset is empty", hint="write at least one row", code="DATASET_EMPTY", details={"path": str(path)}
     )

@@ -98,7 +98,7 @@ def split_rows(
 
 
 def held_out(of: Places, setting: str) -> npt.NDArray[np.bool_]:
-    """Which samples are held out, as the setting ``held_out`` says: ``auto``, ``none`` or a share.
+    """Which samples are held out, as ``held_out`` says: ``auto``, ``none`` or a share (``core.locate.held_out_file``).
 
     A row is held out when the hash of its content falls below the share: adding rows moves none of the others. Only
     where ``auto`` gives fewer than ``LEAST`` or more than ``MOST`` different contents, those with the lowest hashes are
@@ -106,22 +106,12 @@ def held_out(of: Places, setting: str) -> npt.NDArray[np.bool_]:
 
     Args:
         of: the place of each sample (``places``); those of one content are on one side.
-
-    Raises:
-        InvalidSettingError: it is no share between 0 and 1.
     """
     if setting == "none":
         return np.zeros(len(of), dtype=np.bool_)
     if setting == "auto":
         return _below(of, HELD_OUT, LEAST, MOST)
-    share = float(setting)
-    if not 0 < share < 1:
-        raise InvalidSettingError(
-            f"held_out: {setting!r} is no share between 0 and 1, and no file",
-            hint="auto, none, a share such as 0.05, or a dataset file",
-            details={"field": "held_out"},
-        )
-    return _below(of, share, 1, len(of))
+    return _below(of, float(setting), 1, len(of))
 
 
 def _below(of: Places, fraction: float, least: int, most: int) -> npt.NDArray[np.bool_]:

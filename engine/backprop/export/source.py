@@ -29,6 +29,7 @@ from backprop.export.weights import StoredWeights, Weights
 from backprop.fetch.models import fetch_model
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import IDENTITY, RunDirectory, changed_files, is_run
+from backprop.runs.model_files import base_differences
 from backprop.runs.state import RunState, read_run, require_result
 from backprop.train import model as models
 from backprop.train.checkpoint import WEIGHTS, load_weights
@@ -40,7 +41,7 @@ from backprop.train.persistence.result import (
     save_result,
     write_what_was_learned,
 )
-from backprop.train.persistence.resume import base_differences, result_notes
+from backprop.train.persistence.resume import result_notes
 from backprop.worker.job import Send
 
 _TRANSPOSED = ("gpt2", "openai-gpt")

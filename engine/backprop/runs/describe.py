@@ -169,7 +169,9 @@ def describe(event: ev.AnyEvent) -> str:
             used = "" if event.energy is None else f", {event.energy:.1f} Wh"
             helped = f"; {short_verdict(event.verdict)}" if event.verdict else ""
             took = duration(event.duration_seconds)
-            return f"run {event.status} after {event.steps} steps in {took}{loss}{used}{helped}"
+            return (
+                f"run {event.status} after {event.steps} step{'s' * (event.steps != 1)} in {took}{loss}{used}{helped}"
+            )
         case ev.RunFailed():
             return f"run failed: [{event.code}] {event.message}"
         case ev.Gpu() | ev.Heartbeat() | ev.Unknown():

@@ -24,9 +24,11 @@ from backprop.core.events import AnyEvent, Command, RunFailed, RunFinished, deco
 from backprop.core.extras import require_for
 from backprop.core.resolve import config_from
 from backprop.core.settings import MultiConfig, RunConfig
+from backprop.runs.checkpoints import CheckpointStore, read_manifest
 from backprop.runs.directory import Replays, RunDirectory, RunRecord
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
+from backprop.runs.model_files import BASE_FILES, require_same_model
 from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 
@@ -217,8 +219,12 @@ def start(
 
     Raises:
         ConfigurationError: the output directory cannot be written.
+        RunError: the weights to start from were trained on another model.
     """
     _require_startable(config)
+    if forked_from:
+        why = "the weights to start from were trained on another model"
+        require_same_model(config.model, read_manifest(Path(forked_from)).identity, why, BASE_FILES)
     return launch(RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi), "start", warm=warm)
 
 
@@ -229,7 +235,7 @@ def resume(path: Path, model: str = "") -> EngineClient:
         model: where the same base model is now, if it is no longer where the run found it.
 
     Raises:
-        RunError: it is being worked on, it is done, or its directory is damaged.
+        RunError: it is being worked on, it is done, its directory is damaged, or the model is another one.
     """
     record, state = _require_usable(path)
     if state.status == "done":
@@ -239,6 +245,7 @@ def resume(path: Path, model: str = "") -> EngineClient:
             code="RUN_NOT_ACTIVE",
             hint=further if record.multi is None else f"`backprop rewind {path.name} --to I` goes back to run I",
         )
+    _require_known_model(path, model or record.config.model)
     return launch(RunDirectory(path), "resume", "", model)
 
 
@@ -249,7 +256,8 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
 
     Raises:
         InvalidSettingError: no run has so many steps.
-        RunError: it is being worked on, it is beyond that step already, or its directory is damaged.
+        RunError: it is being worked on, it is beyond that step already, its directory is damaged, or the model is
+            another one.
     """
     record, state = _require_usable(path)
     if record.multi is not None:
@@ -262,6 +270,7 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
     if steps <= state.step:
         taken = f"run {path.name} has taken {state.step} steps already"
         raise RunError(taken, code="INPUT_VALIDATION_FAILED", hint="give more --steps")
+    _require_known_model(path, model or record.config.model)
     return launch(RunDirectory(path), "extend", str(steps), model)
 
 
@@ -303,6 +312,14 @@ def _require_startable(config: RunConfig) -> None:
             f"a launcher started this {copies} times, and each would train a run of its own",
             hint=f"start it once, without the launcher, with --processes {copies}",
         )
+
+
+def _require_known_model(path: Path, model: str) -> None:
+    """Check that ``model`` is the one that the run's newest checkpoint was made with, where it has any."""
+    directory = RunDirectory(path)
+    kept = CheckpointStore(directory.checkpoints, directory.find_record().run_id).checkpoints()
+    if kept:
+        require_same_model(model, kept[-1].manifest.identity, "the run cannot be continued exactly")
 
 
 def _require_usable(path: Path) -> tuple[RunRecord, RunState]:

@@ -16,11 +16,19 @@ from typing import TypeVar
 import msgspec
 
 from backprop.core.datasets import find_fetched
-from backprop.core.errors import BackpropError, EngineCrashedError
+from backprop.core.errors import BackpropError, CheckpointError, EngineCrashedError, RunError
 from backprop.core.events import RunFailed
 from backprop.core.extras import TRAINING, require_modules
 from backprop.core.files import sweep_outputs
-from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, Message, decode_message
+from backprop.core.jobs import (
+    Exported,
+    ExportRequest,
+    Fetched,
+    FetchRequest,
+    JobProgress,
+    Message,
+    decode_message,
+)
 from backprop.core.paths import cache_dir
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import Replays, RunDirectory
@@ -189,6 +197,25 @@ def fetch_dataset(
         EngineCrashedError: it was stopped, or went without a word.
     """
     return find_fetched(name) or ask_engine(FETCH, FetchRequest(name=name), Fetched, report, started)
+
+
+def require_repeatable(
+    config: RunConfig,
+    replays: Replays,
+    forked_from: str,
+    report: Callable[[Message], object] = lambda message: None,
+) -> None:
+    """Have an engine process compare what a replay would be made from with what the run was, before it is made.
+
+    Raises:
+        RunError: something is not as it was; the message lists it.
+        BackpropError: as the run itself would.
+    """
+    try:
+        request = ReplayRequest(config=config, replays=replays, forked_from=forked_from)
+        ask_engine(REPLAY, request, JobProgress, report)
+    except CheckpointError as error:
+        raise RunError(error.message, code=error.code, hint=error.hint) from None
 
 
 def export_model(

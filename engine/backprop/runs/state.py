@@ -121,6 +121,8 @@ class RunState(Struct, kw_only=True):
     stretch_started_at: float = 0.0
     finished: ev.RunFinished | None = None
     failed: ev.RunFailed | None = None
+    stood: tuple[ev.RunFinished, dict[str, Any], dict[str, str]] | None = None
+    """The last end in order with its settings and their origins, as long as no step was taken since."""
     last_seq: int = 0
     missing: int = 0
     """Events that the journal should have and has not."""
@@ -220,7 +222,7 @@ class RunState(Struct, kw_only=True):
                 self.journal_status, self.phase = "running", "training"
                 self.step, self.total_steps = event.step, event.total_steps
                 self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen
-                self.last_step = event
+                self.last_step, self.stood = event, None
                 self.curves.append(event)
             case ev.Gpu():
                 self.gpus[event.index] = event
@@ -285,12 +287,16 @@ class RunState(Struct, kw_only=True):
                 kept = self.notable[begun[-1] :] if begun else []
                 self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
             case ev.RunFinished():
-                self.finished = event
+                self.finished, self.stood = event, (event, self.config, self.origins)
                 self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen or self.tokens_seen
                 self._end(event.status, event.time)
             case ev.RunFailed():
                 self.failed = event
-                self._end("failed", event.time)
+                status: Status = "failed"
+                if event.code == "STATE_IDENTITY_MISMATCH" and self.stood:  # refused: the run is what it was
+                    self.finished, self.config, self.origins = self.stood
+                    status = self.finished.status
+                self._end(status, event.time)
 
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid

@@ -101,7 +101,7 @@ def score(request: RunConfig, say: Send) -> None:
 
 def _key(path: Path, data_key: str, how: str) -> str:
     """Everything that decides about the scores: rows as tokens, weights, and the arithmetic."""
-    from backprop.train.persistence.resume import file_hash
+    from backprop.runs.model_files import file_hash
 
     digest = hashlib.blake2b(f"{data_key} {how}".encode(), digest_size=20)
     for file in sorted([*path.glob("*.safetensors"), path / "config.json"]):

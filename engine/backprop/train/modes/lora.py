@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from backprop.core.errors import InvalidSettingError, TrainingError
+from backprop.core.errors import TrainingError
 from backprop.core.presets import ALL_LINEAR, LORA_PRESETS
-from backprop.core.rules import held_size
+from backprop.core.rules import held_size, require_layers
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.train import four_bit
 from backprop.train.checkpoint import seed_random, trained_parameters
@@ -103,28 +103,20 @@ def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]
     """
     layers = _linear_layers(model)
     kinds = set(layers.values())
-    wanted, preset = (
-        list(config.target_modules or []),
-        list(LORA_PRESETS[config.lora_preset].target_modules if config.lora_preset else ALL_LINEAR),
-    )
+    require_layers(config, kinds)
+    wanted = list(config.target_modules or [])
+    preset = list(LORA_PRESETS[config.lora_preset].target_modules if config.lora_preset else ALL_LINEAR)
     missing = [name for name in wanted if name not in kinds]
     found = [name for name in wanted if name in kinds]
     notes = []
-    if wanted != preset:
-        if missing:
-            raise InvalidSettingError(
-                f"the model has no linear layer called {', '.join(missing)}",
-                hint="its layers: " + ", ".join(sorted(kinds)),
-                details={"field": "target_modules"},
-            )
-    elif preset == list(ALL_LINEAR):
+    if wanted == preset == list(ALL_LINEAR):
         others = sorted(kinds.difference(found))
         if not found:
             notes.append("the preset's layers are not in this architecture: adapters are on all linear ones")
         elif others:
             notes.append(f"adapters are on all linear layers, in this architecture {', '.join(others)} too")
         found += others
-    elif not found:
+    elif wanted == preset and not found:
         found = sorted({kind for name, kind in layers.items() if "attn" in name or "attention" in name})
         found = found or sorted(kinds)
         notes.append(f"this architecture has no {', '.join(preset)}: adapters are on {', '.join(found)}")

@@ -23,6 +23,7 @@ from backprop.runs import evaluations
 from backprop.runs.checkpoints import Checkpoint
 from backprop.runs.directory import RunDirectory, RunRecord
 from backprop.runs.forgetting import Forgetting
+from backprop.runs.model_files import model_hashes
 from backprop.runs.state import read_run
 from backprop.runs.verdict import compare
 from backprop.train.checkpoint import trained_parameters
@@ -32,7 +33,6 @@ from backprop.train.multi_run.held_out_sets import HeldOutSets
 from backprop.train.multi_run.slao import Adapter, similarity, step_size
 from backprop.train.multi_run.state import Progress, SessionStore, facts_of, require_same_adapter
 from backprop.train.persistence.result import save_result
-from backprop.train.persistence.resume import model_hashes
 
 Counts = tuple[int, int, int]
 """Steps, tokens and samples of a session so far."""

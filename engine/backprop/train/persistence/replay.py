@@ -14,12 +14,12 @@ from backprop.core import events
 from backprop.core.errors import BackpropError, CheckpointError
 from backprop.core.files import write_file
 from backprop.data.token_cache import Prepared
-from backprop.runs.compare import describe_change, read_identity, read_rows, row_changes
+from backprop.runs.compare import NAMED, describe_change, read_identity, read_rows, row_changes
 from backprop.runs.directory import Replays, RunDirectory, keep_files
+from backprop.runs.model_files import changes, model_differences
 from backprop.runs.state import Curves, read_run
-from backprop.train.persistence.resume import DATA_CHANGED, changes, library_differences, model_differences
+from backprop.train.persistence.resume import DATA_CHANGED, library_differences
 
-_NAMED = 5
 _ROWS = {"data", "model", "samples", "mapping", "skip_bad", "max_seq_length", "train_on_responses", "reasoning_trace"}
 """Settings that decide which rows are trained: where one is meant to be another, so are the rows."""
 _ALSO = {"steps": "epochs", "epochs": "steps"}
@@ -56,8 +56,8 @@ def require_same_source(replays: Replays, now: dict[str, Any], rows: Prepared) -
     differences = [] if "model" in meant else model_differences(saved, now["model"])
     if not meant & _ROWS:
         found = row_changes(before, dict(zip(rows.lines.tolist(), rows.contents.tolist(), strict=True)))
-        differences += [f"{rows.summary.path}: {describe_change(each, rows.summary.unit)}" for each in found[:_NAMED]]
-        differences += [f"{len(found) - _NAMED} more rows"] if len(found) > _NAMED else []
+        differences += [f"{rows.summary.path}: {describe_change(each, rows.summary.unit)}" for each in found[:NAMED]]
+        differences += [f"{len(found) - NAMED} more rows"] if len(found) > NAMED else []
         if not found and saved["tokens"] != now["tokens"]:
             differences.append(DATA_CHANGED)
     if not meant & {*_ROWS, "held_out", "seed"} and not differences and saved["held_out"] != now["held_out"]:

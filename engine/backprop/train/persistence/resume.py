@@ -12,10 +12,8 @@ beside them ``code``, which version of this program it was.
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +25,6 @@ from backprop.core import events
 from backprop.core.definition import chosen_by_rule
 from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
-from backprop.core.files import sha256
 from backprop.core.models import settings_of
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig, settings_with_effect
@@ -36,18 +33,19 @@ from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
 from backprop.runs.directory import IDENTITY, Replays, RunDirectory, RunRecord, changed_files
+from backprop.runs.model_files import (
+    BASE_FILES,
+    base_differences,
+    changes,
+    model_differences,
+    model_hashes,
+    shown,
+)
 from backprop.runs.sessions import STARTS
 from backprop.worker.setup import environment
 
 LIBRARIES = ("python", "torch", "transformers", "peft", "bitsandbytes", "safetensors", "numpy", "mlx", "mlx-lm")
 """Those whose version can reach the last bits."""
-WHOLE_FILE = 256 * 2**20
-"""Larger files are hashed in part: reading a 15 GB model again costs minutes on a slow disk."""
-_MODEL_FILES = re.compile(r".*\.(json|safetensors|model|jinja|txt|py)")
-_BASE_FILES = re.compile(r"config\.json|.*\.safetensors")
-"""What an adapter's meaning depends on."""
-_PIECES = 256
-_PIECE = 2**16
 
 
 @dataclass
@@ -232,12 +230,6 @@ def identity(
     }
 
 
-def model_hashes(folder: Path) -> dict[str, str]:
-    """The hash of each file that a model and its tokenizer are read from, by its name."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _MODEL_FILES.fullmatch(path.name)]
-    return {path.name: file_hash(path) for path in files}
-
-
 def require_same_identity(
     checkpoint: Checkpoint, now: dict[str, Any], rows: Prepared, directory: RunDirectory, *, extended: bool = False
 ) -> list[events.Warning]:
@@ -289,7 +281,7 @@ def fork_notes(weights: Path, now: dict[str, Any], source: str) -> list[events.W
     """
     manifest = read_manifest(weights)
     identity = manifest.identity
-    if differences := model_differences(identity, now["model"], _BASE_FILES):
+    if differences := model_differences(identity, now["model"], BASE_FILES):
         raise CheckpointError(
             "the weights to start from were trained on another model: " + "; ".join(differences),
             code="STATE_IDENTITY_MISMATCH",
@@ -389,60 +381,12 @@ def identity_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str
         found.append(REFERENCE_CHANGED)
     defaults = settings_with_effect(RunConfig(data=""))
     for name, before, after in changes({**defaults, **saved.get("config", {})}, now["config"]):
-        found.append(f"{name} was {_shown(before)} and is {_shown(after)}")
+        found.append(f"{name} was {shown(before)} and is {shown(after)}")
     return found
-
-
-def model_differences(saved: dict[str, Any], now: dict[str, str], files: re.Pattern[str] = _MODEL_FILES) -> list[str]:
-    """Those ``files`` of the model that are not as in the identity ``saved``."""
-    found = []
-    for name, before, after in changes(saved.get("model", {}), now):
-        word = "is missing" if after is _ABSENT else "is new" if before is _ABSENT else "was changed"
-        found += [f"the model's file {name} {word}"] if files.fullmatch(name) else []
-    return found
-
-
-def base_differences(saved: dict[str, str], folder: Path) -> list[str]:
-    """What of the base model in ``folder`` has another hash than in ``saved``, its tokenizer apart."""
-    return model_differences({"model": saved}, model_hashes(folder), _BASE_FILES)
 
 
 def library_differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Libraries of another version than when the checkpoint was made: results may differ in the last bits."""
     before = {name: version for name, version in saved.get("libraries", {}).items() if name in LIBRARIES}
     found = changes(before, now["libraries"])
-    return [f"{name} was {_shown(was)} and is {_shown(is_now)}" for name, was, is_now in found]
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, as ``sha256:…``; above ``WHOLE_FILE`` of its length and evenly spread pieces, as ``pieces:…``.
-
-    A file of the Hugging Face cache is a link to a blob that is named by its SHA-256: that name is taken.
-    """
-    target = path.resolve()
-    if target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", target.name):
-        return f"sha256:{target.name}"
-    size = target.stat().st_size
-    if size <= WHOLE_FILE:
-        return "sha256:" + sha256(target)
-    with target.open("rb") as file:
-        digest = hashlib.sha256(str(size).encode())
-        for number in range(_PIECES):
-            file.seek((size - _PIECE) * number // (_PIECES - 1))
-            digest.update(file.read(_PIECE))
-    return "pieces:" + digest.hexdigest()
-
-
-_ABSENT = object()
-
-
-def changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Names whose values differ, those of ``before`` first, with both values."""
-    for name in [*before, *(name for name in after if name not in before)]:
-        was, is_now = before.get(name, _ABSENT), after.get(name, _ABSENT)
-        if was != is_now:
-            yield name, was, is_now
-
-
-def _shown(value: Any) -> str:
-    return "not there" if value is _ABSENT else repr(value)
+    return [f"{name} was {shown(was)} and is {shown(is_now)}" for name, was, is_now in found]
