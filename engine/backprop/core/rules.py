@@ -56,7 +56,6 @@ _FORWARD = 1 / 3
 
 
 _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
-_ADAPTER_ALONE = ("lora_preset", "use_dora", "use_rslora", "init_lora_weights")
 
 
 def require_layers(config: RunConfig, kinds: set[str]) -> None:
@@ -276,7 +275,7 @@ def without_effect(
     ]
     evaluated = held_out if evaluated is None else evaluated
     full = config.mode == "full"
-    unused = [name for name in (*_ADAPTER_ALONE, *_ADAPTER) if full and getattr(config, name) != _usual(name)]
+    unused = [name for name in ("lora_preset", *_ADAPTER) if full and getattr(config, name) != _usual(name)]
     unused += ["weights_dtype"] if config.weights_dtype is not None and config.mode not in ("full", "auto") else []
     found = {
         "SETTING_WITHOUT_EFFECT": (
