@@ -89,7 +89,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         """Runs that were open before and are still being trained."""
         self.elsewhere: list[Watch] = []
         """Runs that are being trained and were not opened here."""
-        self._queued, self._place = 0, ""
+        self._looked, self._queued, self._place = False, 0, ""
         self.leaving = ""
         """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
         self.asked_about: list[Watch] = []
@@ -207,7 +207,8 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self.run_worker(work, thread=True, exit_on_error=False)
 
     def _take_elsewhere(self, place: str, found: elsewhere.Elsewhere) -> None:
-        first, self._place, self._queued = not self._place, place, found.queued
+        first, self._looked = not self._looked, True
+        self._place, self._queued = place, found.queued
         for watch in [watch for watch in self.elsewhere if not watch.live and watch.path not in found.living]:
             self.elsewhere.remove(watch)
             watch.close()

@@ -115,8 +115,8 @@ class Cells(Widget):
         palette = themes.palette(theme)
         ground = self.background_colors[1]
         if theme.ansi:
-            if "cursor" in more or "hit" in more or "here" in more:
-                return Style(bgcolor=ground.rich_color, reverse=("cursor" in more) != ("hit" in more))
+            if grounds := {"cursor", "hit", "here"} & set(more):
+                return Style(bgcolor=ground.rich_color, reverse=grounds != {"cursor", "hit"})
             more = ["bold" if word in ("shade", "lighter", "hot") else word for word in more]
         for word in () if theme.ansi else more:
             if word in _GROUNDS:

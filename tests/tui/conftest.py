@@ -23,7 +23,7 @@ def fixed_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     for name in ("SSH_CONNECTION", "TMUX", "STY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("backprop_tui.elsewhere.place", lambda: "me@box")
+    monkeypatch.setattr("backprop_tui.elsewhere.place", lambda: "")
     # Engines that were recorded long ago would have been silent since.
     monkeypatch.setattr("backprop_tui.widgets.status.time", SimpleNamespace(time=lambda: recorded.NOW))
     time.tzset()

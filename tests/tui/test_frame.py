@@ -71,6 +71,12 @@ async def test_its_chip_opens_it_and_leaving_asks_about_it_then_alone(run: recor
         assert pilot.app.elsewhere == []
 
 
+async def test_the_header_says_who_and_where_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elsewhere, "place", lambda: "me@box  RTX 4090")
+    async with BackpropApp().run_test(size=(120, 24)) as pilot:
+        await until(lambda: text_of(pilot.app).split("\n")[0].endswith(" me@box  RTX 4090"), "it")
+
+
 async def test_the_header_says_how_many_wait() -> None:
     queue = Queue()
     for _ in range(2):
