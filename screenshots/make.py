@@ -1,7 +1,7 @@
 """Draw the pictures of the application: ``python screenshots/make.py [FOLDER]``.
 
 ``demo``, ``samples``, ``data``, ``configure``, ``export`` and ``chat`` show a real run: the demo is trained first (some
-minutes on two cores, its model in the cache). ``live`` and ``runs`` show a recorded run of made-up numbers
+minutes on two cores, its model in the cache). ``live``, ``session`` and ``runs`` show recorded runs of made-up numbers
 (``tests/tui/recorded.py``), with the panels of a graphics card. Textual exports SVG; every word is set at its own
 place, so that no renderer has to know the font's width, and ``rsvg-convert`` makes the PNG (librsvg2-bin,
 fonts-dejavu).
@@ -31,6 +31,7 @@ os.environ["TEXTUAL_COLOR_SYSTEM"] = "truecolor"
 import recorded  # noqa: E402
 from textual.pilot import Pilot  # noqa: E402
 
+from backprop_tui import elsewhere  # noqa: E402
 from backprop_tui.app import BackpropApp  # noqa: E402
 from backprop_tui.screens import number_of  # noqa: E402
 from backprop_tui.widgets.path_input import Input  # noqa: E402
@@ -118,6 +119,7 @@ def trained_demo(output: Path) -> Path:
 
 async def make(folder: Path) -> None:
     os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))  # where the model is
+    elsewhere.place = lambda: "you@gpu-box"
     with tempfile.TemporaryDirectory() as home:
         os.environ["HOME"] = home
         for kind in ("DATA", "CONFIG"):
@@ -128,7 +130,7 @@ async def make(folder: Path) -> None:
         Path("captain.jsonl").write_bytes(rows.read_bytes())
         output = Path(home, "output")
         recorded.one_of_each(output, time.time())
-        live = output / "b81e40aa12cd"
+        live, session = output / "b81e40aa12cd", recorded.session(Path(home, "sessions"), done=5).directory.path
         with recorded.RunDirectory(live).hold_lock():
             for columns, height in ((140, 45), (80, 24)):
                 size, end = (columns, height), f"{columns}x{height}"
@@ -144,6 +146,7 @@ async def make(folder: Path) -> None:
                 talked = until("identical on", "t", typed="Where are you going?")
                 await draw(folder, f"chat-{end}", size, BackpropApp(attach=demo), talked)
                 await draw(folder, f"live-{end}", size, BackpropApp(attach=live), shown())
+                await draw(folder, f"session-{end}", size, BackpropApp(attach=session), shown(*["tab"] * 4))
                 await draw(folder, f"runs-{end}", size, BackpropApp(), shown())
 
 
