@@ -50,8 +50,9 @@ class Box:
         """Kill ssh with what it runs, but for what has a session of its own."""
         ssh = psutil.Process(int((self.bin / "pid").read_text()))
         for process in (*ssh.children(recursive=True), ssh):
-            if os.getsid(process.pid) == os.getsid(ssh.pid):
-                process.kill()
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == os.getsid(ssh.pid):
+                    process.kill()
 
     def calls(self) -> list[list[str]]:
         """The words that ssh was called with, each time."""

@@ -140,7 +140,7 @@ def test_a_session_is_one_line_of_the_history_and_its_runs_are_found_by_their_id
     inner = shown["merges"][2]["run"]
     status, run = workshop.command("show-run", inner[:8])
     assert status == EXIT_OK
-    assert (run["run_id"], run["status"], run["parent"]) == (inner, "done", str(whole.path))
+    assert (run["run_id"], run["status"], run["parent"]) == (inner, "done", "")
     for words in (["extend", whole.run_id, "--steps", "99"], ["replay", whole.run_id]):
         status, answer = workshop.command(*words)
         assert status == EXIT_USER

@@ -158,7 +158,7 @@ async def test_a_page_returns_to_its_screen_and_its_application_ends_with_it(ser
         environment = served.applications[0].environ()
         assert environment[CONFINED] == environment["BACKPROPAGATE_RUN__OUTPUT_DIR"] == str(served.root)
         await page.press("2")
-        await page.wait_for("output_dir")
+        await page.wait_for("batch_size")
         for malformed in ("{", "[]", "[1]", '["stdin", 3]', '["resize", {}]', '["resize", {"width": "x"}]', '["what"]'):
             await page.socket.send_str(malformed)
         await page.socket.send_json(["resize", {"width": 90, "height": 28}])
@@ -168,7 +168,7 @@ async def test_a_page_returns_to_its_screen_and_its_application_ends_with_it(ser
         assert message.json() == ["pong", "1"]
     await served.wait_for_applications(0)
     async with served.page(tab) as page:
-        await page.wait_for("output_dir")
+        await page.wait_for("batch_size")
         await page.press("q")
         assert (await wait_closed(page)).type == aiohttp.WSMsgType.CLOSE
     await served.wait_for_applications(0)

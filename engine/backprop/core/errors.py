@@ -365,7 +365,7 @@ def error_for(
         return BackpropError(f"[{code}] {message}", hint=hint, retryable=retryable, details=details)
     waiting = BackpropError.__subclasses__()
     for known in waiting:
-        if known.code == code:
+        if vars(known).get("code") == code:
             return known(message, hint=hint, code=code, retryable=retryable, details=details)
         waiting += known.__subclasses__()
     family = next((error for prefix, error in _FAMILIES if code.startswith(prefix)), BackpropError)
