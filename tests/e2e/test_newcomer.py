@@ -40,7 +40,7 @@ def test_by_keys_at_80x24(place: Place, tiny_model: Path) -> None:
         terminal.wait_for("Welcome")
         pressed = 0
         for key, words in (
-            ("1", "\n rows.jsonl"),
+            ("1", "\n   rows.jsonl"),
             ("enter", "40 rows"),
             ("enter", "line 1"),
             ("v", "as JSON"),
@@ -70,7 +70,7 @@ def test_by_mouse_at_140x45(place: Place, tiny_model: Path) -> None:
     with application(place, tiny_model, 140, 45) as terminal:
         terminal.wait_for("Welcome")
         click(terminal, "Data")
-        terminal.wait_for("\n rows.jsonl", PATIENCE)
+        terminal.wait_for("\n   rows.jsonl", PATIENCE)
         click(terminal, "rows.jsonl")
         click(terminal, "rows.jsonl")
         terminal.wait_for("40 rows", PATIENCE)
@@ -151,21 +151,21 @@ def returned(home: Place, trained: Path) -> Iterator[Newcomer]:
 
 def test_a_file_is_opened_without_typing_its_path(bad: Path, newcomer: Newcomer) -> None:
     before = bad.read_bytes()
-    newcomer.press("1", "\n rows.jsonl", "enter", "40 rows")
+    newcomer.press("1", "\n   rows.jsonl", "enter", "40 rows")
     assert newcomer.pressed == 2
     assert bad.read_bytes() == before
     assert list(bad.parent.iterdir()) == [bad]
 
 
 def test_a_bad_row_is_found_by_the_keys_that_the_screen_names(bad: Path, newcomer: Newcomer) -> None:
-    newcomer.press("1", "\n rows.jsonl", "enter", "c check", "c", "checked 40 rows: 2 unusable")
+    newcomer.press("1", "\n   rows.jsonl", "enter", "c check", "c", "checked 40 rows: 2 unusable")
     newcomer.press("n", "31 of 40", "n", "32 of 40", "v", "line 32")
     assert newcomer.pressed == 6
     assert list(bad.parent.iterdir()) == [bad]
 
 
 def test_the_mask_of_a_row_is_seen(place: Place, newcomer: Newcomer) -> None:
-    newcomer.press("1", "\n rows.jsonl", "enter", "v view", "v", "as chat", "v", "as JSON", "v", "trained")
+    newcomer.press("1", "\n   rows.jsonl", "enter", "v view", "v", "as chat", "v", "as JSON", "v", "trained")
     assert newcomer.pressed == 5
     answer = json.loads(place.rows.read_text().splitlines()[0])["output"]
     y, x = next((y, line.index(answer)) for y, line in enumerate(newcomer.lines) if answer in line)
@@ -179,7 +179,7 @@ def test_the_mask_of_a_row_is_seen(place: Place, newcomer: Newcomer) -> None:
 def test_a_run_is_configured_and_its_settings_kept_under_a_name(
     place: Place, newcomer: Newcomer, own_home: Path
 ) -> None:
-    newcomer.press("1", "\n rows.jsonl", "enter", "t train", "t", "trained tokens")
+    newcomer.press("1", "\n   rows.jsonl", "enter", "t train", "t", "trained tokens")
     newcomer.press("down", "longest row in tokens", "enter", "enter answer")
     newcomer.type("64")
     newcomer.press("enter", "enter change", "w", "Save these settings as")
@@ -195,7 +195,7 @@ def test_a_run_is_started_paused_and_goes_on(place: Place, tiny_model: Path) -> 
     with Newcomer(place, tiny_model, BACKPROPAGATE_TRAINING__STEPS=str(ENDLESS)) as newcomer:
         newcomer.wait_for("Welcome")
         place.output = place.folder / "output"
-        newcomer.press("1", "\n rows.jsonl", "enter", "t train", "t", "s start", "s", "p pause")
+        newcomer.press("1", "\n   rows.jsonl", "enter", "t train", "t", "s start", "s", "p pause")
         place.wait_step(1)
         newcomer.press("p", "p go on")
         assert newcomer.pressed == 5
