@@ -24,6 +24,7 @@ OTHER_VARIABLES = {
     "XDG_CACHE_HOME": "and XDG_DATA_HOME, XDG_CONFIG_HOME: where caches, the list of runs and settings are kept",
     "CUDA_VISIBLE_DEVICES": "the GPUs that may be used",
     "OMP_NUM_THREADS": "threads on the CPU; as many as there are cores where it is not set",
+    "OMP_WAIT_POLICY": "how they wait for each other; they spin a moment where neither it nor GOMP_SPINCOUNT is set",
     "NO_COLOR": "no colours; nor where TERM is dumb",
     "SSH_CONNECTION": "set by ssh: the application draws half as often",
     "TMUX": "set by tmux: what it needs for copying is said",
