@@ -20,7 +20,7 @@ from backprop.core.models import find_model, weight_files
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.train import model as models
-from backprop.train.known import look_at_rows
+from backprop.train.dataset import prepare_run
 
 _TIMES = 4
 """Memory that must be free for each byte of weights in files: twice the model, which float32 makes twice as large."""
@@ -50,7 +50,7 @@ def get_ready(asked: RunConfig, look: Callable[[], bool]) -> None:
         return
     torch.set_grad_enabled(True)
     models.use_all_cores(asked.processes)
-    config = look_at_rows(models.resolved(asked), path, lambda event: None, look, asked=asked).config
+    config = prepare_run(models.resolved(asked), path, lambda event: None, look, asked=asked).config
     wanted = _wanted(config, path)
     if [ready.wanted for ready in _ready] == [wanted]:
         return

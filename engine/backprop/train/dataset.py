@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
-from backprop.core import events
+from backprop.core import events, rules
 from backprop.core.datasets import data_files
 from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, PhaseChanged
@@ -27,7 +28,7 @@ from backprop.data import split as split_rows
 from backprop.data.formats import other_method
 from backprop.data.split import Split
 from backprop.fetch import datasets
-from backprop.train.model import longest_rows
+from backprop.train import model as models
 from backprop.train.packing import Row
 
 Emit = Callable[[Event], None]
@@ -74,6 +75,54 @@ def prepare(
 
 
 _LEARNS_FROM = {"pairs": "pairs of a chosen and a rejected answer", "feedback": "answers with a label, good or bad"}
+
+
+class RunRows(NamedTuple):
+    """The rows of a run, and its configuration with all that they decide about."""
+
+    config: RunConfig
+    rows: preprocess.Prepared
+    trained: Subset
+    held_out: Subset
+    evaluated: Subset
+    """Those of ``held_out`` that evaluations take."""
+    schedule: Schedule
+
+
+def prepare_run(
+    config: RunConfig,
+    path: Path,
+    emit: Callable[[Event], None],
+    look: Callable[[], bool],
+    *,
+    asked: RunConfig,
+    prepared: RunConfig | None = None,
+    split: Split | None = None,
+    now: datetime | None = None,
+) -> RunRows:
+    """Prepare the rows of a ``resolved`` configuration for the model in ``path``, and choose what was left to them.
+
+    Args:
+        asked: the configuration with what nobody has said still open.
+        prepared: what the rows were prepared with, where another process did that.
+
+    The rest, and what it raises, is as for ``prepare``. Emits ``settings_chosen`` after that.
+    """
+    rows, trained, held_out = prepare(prepared or config, path, emit, look, split=split, now=now)
+    config, reasons = models.for_lengths(config, asked, rows.summary)
+    schedule = Schedule.of(config, len(trained))
+    config, others = rules.for_rows(
+        config,
+        path,
+        rows=len(trained),
+        held_out=len(held_out),
+        rows_per_step=schedule.rows_per_step,
+        steps=schedule.steps,
+    )
+    if reasons := models.by_memory(asked) | reasons | others:
+        values = msgspec.to_builtins(config)
+        emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
+    return RunRows(config, rows, trained, held_out, in_proportion(held_out, trained, schedule), schedule)
 
 
 def _bad_rows(summary: DatasetPrepared, method: str) -> DatasetValidationError:
@@ -130,7 +179,7 @@ def tokenise(
         model_path,
         rows=METHODS[config.method].rows,
         max_length=config.max_seq_length,
-        most=longest_rows(config),
+        most=models.longest_rows(config),
         train_on_responses=config.train_on_responses,
         traces=config.reasoning_trace,
         mapping=config.mapping or None,

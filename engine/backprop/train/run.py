@@ -29,11 +29,10 @@ from backprop.train.baseline import Baseline
 from backprop.train.batch_probe import card_of, settle
 from backprop.train.callbacks import Callbacks, Reporter
 from backprop.train.checkpoint import load_weights
-from backprop.train.dataset import Subset
+from backprop.train.dataset import Subset, prepare_run
 from backprop.train.evaluate import Evaluator
 from backprop.train.generate import on_texts, reply
 from backprop.train.gpu_guard import Guard
-from backprop.train.known import look_at_rows
 from backprop.train.methods import Method, method_named
 from backprop.train.optimizers import require_optimizer
 from backprop.train.out_of_memory import Recovery
@@ -153,7 +152,7 @@ class Run:
 
         emit(PhaseChanged(phase="preparing_data"))
         recorded = self.directory.read_record().config
-        known = look_at_rows(
+        planned = prepare_run(
             config,
             path,
             emit,
@@ -163,10 +162,10 @@ class Run:
             split=start.split,
             now=start.now,
         )
-        config, rows = known.config, known.rows
+        config, rows = planned.config, planned.rows
         self.config = config
-        self.trained, self.held_out, self.evaluated = known.trained, known.held_out, known.evaluated
-        self.schedule, self.as_text = known.schedule, on_texts(rows.summary)
+        self.trained, self.held_out, self.evaluated = planned.trained, planned.held_out, planned.evaluated
+        self.schedule, self.as_text = planned.schedule, on_texts(rows.summary)
 
         self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
         for note in require_same_source(start.replays, self.identity, rows) if start.replays else ():

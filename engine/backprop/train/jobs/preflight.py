@@ -9,43 +9,37 @@ from backprop.core.definition import chosen_by_rule
 from backprop.core.events import Event
 from backprop.core.jobs import JobProgress, RunPlan
 from backprop.core.models import find_tokenizer
-from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.worker.job import Send, run_job
 
 
 def plan(config: RunConfig, send: Send) -> None:
     """Prepare the rows and send the plan; rows that would train nothing end it as they would end the run."""
-    from backprop.train.dataset import in_proportion, prepare
-    from backprop.train.model import by_memory, for_lengths, resolved
+    from backprop.train.dataset import prepare_run
+    from backprop.train.model import resolved
 
-    path = find_tokenizer(config.model)
-    chosen = resolved(config)
+    reasons: dict[str, str] = {}
     notes: list[str] = []
 
     def emit(event: Event) -> None:
-        if isinstance(event, events.Warning):
-            notes.append(event.message)
-        else:
-            send(JobProgress(doing="counting the rows"))
+        match event:
+            case events.SettingsChosen():
+                reasons.update(event.reasons)
+            case events.Warning():
+                notes.append(event.message)
+            case _:
+                send(JobProgress(doing="counting the rows"))
 
-    rows, trained, held_out = prepare(chosen, path, emit, lambda: False)
-    chosen, by_length = for_lengths(chosen, config, rows.summary)
-    schedule = Schedule.of(chosen, len(trained))
-    final, reasons = rules.for_rows(
-        chosen,
-        path,
-        rows=len(trained),
-        held_out=len(held_out),
-        rows_per_step=schedule.rows_per_step,
-        steps=schedule.steps,
+    path = find_tokenizer(config.model)
+    final, rows, trained, held_out, evaluated, schedule = prepare_run(
+        resolved(config), path, emit, lambda: False, asked=config
     )
     send(
         RunPlan(
             config=msgspec.to_builtins(final),
             origins={
                 **chosen_by_rule(config, final),
-                **{name: f"rule: {why}" for name, why in (by_memory(config) | by_length | reasons).items()},
+                **{name: f"rule: {why}" for name, why in reasons.items()},
             },
             data=rows.summary,
             rows=len(trained),
@@ -64,7 +58,7 @@ def plan(config: RunConfig, send: Send) -> None:
                         schedule.steps,
                         len(trained),
                         len(held_out),
-                        len(in_proportion(held_out, trained, schedule)),
+                        len(evaluated),
                     )
                 ),
             ],
