@@ -10,7 +10,6 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from backprop.core.errors import BackpropError
@@ -31,17 +30,19 @@ from textual.timer import Timer
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
-from backprop_tui import elsewhere, terminal, themes
+from backprop_tui import terminal, themes
 from backprop_tui.charts.curve_plot import CurvePlot
 from backprop_tui.clipboard import hand_over
+from backprop_tui.elsewhere import Elsewhere
 from backprop_tui.keys import bindings, shown
+from backprop_tui.palette import KnownByName, in_one_line
 from backprop_tui.remembered import recall, remember
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry, number_of
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Palette, Question, TooSmall
 from backprop_tui.screens.jump import Jump
 from backprop_tui.screens.trouble import show_error
-from backprop_tui.text import PALETTE_EDGES, count, fit, many_lines
+from backprop_tui.text import count, many_lines
 from backprop_tui.type_ahead import KeysInOrder
 from backprop_tui.watch import Watch
 
@@ -58,7 +59,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
     ENABLE_COMMAND_PALETTE = True
     ALLOW_SELECT = False
     """Nothing that is shown can be selected but messages, and a second click on one would meet it when it is gone."""
-    COMMANDS = App.COMMANDS | {partial(resolve_name, "backprop_tui.palette:KnownByName")}
+    COMMANDS = App.COMMANDS | {KnownByName}
 
     def __init__(
         self,
@@ -87,9 +88,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self.watched: Watch | None = None
         self.others: list[Watch] = []
         """Runs that were open before and are still being trained."""
-        self.elsewhere: list[Watch] = []
-        """Runs that are being trained and were not opened here."""
-        self._looked, self._queued, self._place = False, 0, ""
+        self.elsewhere = Elsewhere(self, self.opened, self.tell)
         self.leaving = ""
         """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
         self.asked_about: list[Watch] = []
@@ -125,7 +124,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self._loop_of_screen = asyncio.get_running_loop()
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
-        self.call_after_refresh(self._look_elsewhere)
+        self.call_after_refresh(self.elsewhere.look)
         # The terminal came back empty.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if os.path.lexists(keys_file()):
@@ -176,9 +175,11 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             return
         if isinstance(screen, BaseScreen) and screen.is_mounted:
             screen.living = living
-            every = [*living, *(watch for watch in self.elsewhere if watch.live and watch.was_alive)]
-            every.sort(key=lambda watch: screen.NAME == "live" and watch is self.watched)
-            screen.header.show(every, self._queued, self._place)
+            every = sorted(
+                [*living, *self.elsewhere.living],
+                key=lambda watch: screen.NAME == "live" and watch is self.watched,
+            )
+            screen.header.show(every, self.elsewhere.queued, self.elsewhere.place)
             screen.flush()
 
     def living(self) -> list[Watch]:
@@ -186,49 +187,30 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         for other in [other for other in self.others if not other.live]:
             self.others.remove(other)
             other.close()
-        return [watch for watch in (self.watched, *self.others) if watch is not None and watch.live]
+        return [watch for watch in self.opened() if watch.live]
 
     def _advance(self) -> None:
-        for other in (*self.others, *self.elsewhere):
+        for other in (*self.others, *self.elsewhere.watches):
             other.advance()
         self._catching_up = self.watched is not None and self.watched.advance()
         if self._catching_up:
             self.set_timer(CATCH_UP, self._advance)
 
-    # Elsewhere
+    # What is told
 
-    def _look_elsewhere(self) -> None:
-        """Look in a thread for what goes on beside what is open here, and again after a while."""
-
-        def work() -> None:
-            place = self._place or elsewhere.place()
-            self.call_from_thread(self._take_elsewhere, place, elsewhere.look())
-
-        self.run_worker(work, thread=True, exit_on_error=False)
-
-    def _take_elsewhere(self, place: str, found: elsewhere.Elsewhere) -> None:
-        first, self._looked = not self._looked, True
-        self._place, self._queued = place, found.queued
-        for watch in [watch for watch in self.elsewhere if not watch.live and watch.path not in found.living]:
-            self.elsewhere.remove(watch)
-            watch.close()
-        known = [watch for watch in (self.watched, *self.others, *self.elsewhere) if watch is not None]
-        for path in found.living:
-            if not any(_shows(watch, path) for watch in known):
-                watch = Watch(engine_client.attach(path))
-                self.elsewhere.append(watch)
-                if not first:
-                    self._toast(watch, "is being trained")
-        self.set_timer(elsewhere.LOOK_AGAIN, self._look_elsewhere)
+    def opened(self) -> list[Watch]:
+        """The runs that were opened here, over or not."""
+        return [watch for watch in (self.watched, *self.others) if watch is not None]
 
     def _tell_news(self) -> None:
         """Say what happened to runs that the screen does not show."""
-        for watch in (self.watched, *self.others, *self.elsewhere):
+        for watch in (*self.opened(), *self.elsewhere.watches):
             seen = watch is self.watched and self.current_mode == "live"
-            if watch is not None and (news := watch.news()) and not seen and not self.leaving:
-                self._toast(watch, news)
+            if (news := watch.news()) and not seen and not self.leaving:
+                self.tell(watch, news)
 
-    def _toast(self, watch: Watch, words: str) -> None:
+    def tell(self, watch: Watch, words: str) -> None:
+        """Say what a run does, and the key that leads to it."""
         name = "live" if watch is self.watched else "runs"
         self.notify(f"run {watch.state.run_id} {words} ({number_of(name)} shows it)", timeout=8)
 
@@ -291,12 +273,13 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
 
     def on_open_run(self, message: OpenRun) -> None:
         """Show a run on the Live screen, living or over; where it cannot be begun, why is said."""
-        if self.watched is not None and _shows(self.watched, message.path):
+        if self.watched is not None and message.path is not None and self.watched.shows(message.path):
             self.switch_mode("live")
             return
-        others = (other for other in (*self.others, *self.elsewhere) if _shows(other, message.path))
-        if (watch := next(others, None)) is not None:
-            self._show_run(watch)
+        others = (*self.others, *self.elsewhere.watches)
+        known = next((other for other in others if message.path is not None and other.shows(message.path)), None)
+        if known is not None:
+            self._show_run(known)
         elif message.path is not None:
             self._begin(message, lambda do, *given: do(*given))
         elif not self._beginning:  # a key pressed twice begins one run
@@ -329,7 +312,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
 
     def _show_run(self, watch: Watch) -> None:
         old, self.watched = self.watched, watch
-        for others in (self.others, self.elsewhere):
+        for others in (self.others, self.elsewhere.watches):
             if watch in others:
                 others.remove(watch)
         if old is not None and old.live:
@@ -440,17 +423,9 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
                 title = f"{key.label.capitalize():<14}{shown(key, self):>9}  {key.help}"
-                yield SystemCommand(self._one_line(title), "", partial(screen.run_action, key.action))
+                yield SystemCommand(in_one_line(title, self), "", partial(screen.run_action, key.action))
         title = f"{'Theme':<23}  change the colours; ansi-dark and ansi-light use the terminal's own"
-        yield SystemCommand(self._one_line(title), "", self.search_themes)
-
-    def _one_line(self, text: str) -> str:
-        return fit(text, self.size.width - PALETTE_EDGES).rstrip()
-
-
-def _shows(watch: Watch, path: Path | None) -> bool:
-    """Whether it is the run in ``path``, however that is spelt."""
-    return path is not None and os.path.realpath(watch.path) == os.path.realpath(path)
+        yield SystemCommand(in_one_line(title, self), "", self.search_themes)
 
 
 def _how_far(watch: Watch) -> str:

@@ -6,20 +6,28 @@ import asyncio
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backprop.core.datasets import recent_datasets
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
+from textual.app import App
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.message import Message
 
 from backprop_tui.screens.base import ConfigureRun, OpenRun, ShowOn
-from backprop_tui.text import PALETTE_EDGES, fit, from_home, safe, short_path
+from backprop_tui.text import fit, from_home, safe, short_path
 
 _RUNS = 20
 """The newest are named."""
+_EDGES = 6
+"""Cells of the window that a line cannot have."""
+
+
+def in_one_line(title: str, app: App[Any]) -> str:
+    """As much of it as the palette has room for."""
+    return fit(safe(title), app.size.width - _EDGES).rstrip()
 
 
 class Known(NamedTuple):
@@ -48,17 +56,14 @@ class KnownByName(Provider):
     async def startup(self) -> None:
         self._known = await asyncio.to_thread(lambda: list(known()))
 
-    def _line(self, title: str) -> str:
-        return fit(safe(title), self.app.size.width - PALETTE_EDGES).rstrip()
-
     async def discover(self) -> Hits:
         for title, message in self._known:
-            line = self._line(title)
+            line = in_one_line(title, self.app)
             yield DiscoveryHit(line, partial(self.app.post_message, message), text=line)
 
     async def search(self, query: str) -> Hits:
         matcher = self.matcher(query)
         for title, message in self._known:
             if score := matcher.match(title):
-                line = self._line(title)
+                line = in_one_line(title, self.app)
                 yield Hit(score, matcher.highlight(line), partial(self.app.post_message, message), text=line)

@@ -17,9 +17,6 @@ Piece: TypeAlias = tuple[str, str]
 """Text and its ink: a name of ``themes.inks``; ``+bold``, ``+cursor`` and the like say weight and ground."""
 Row: TypeAlias = list[Piece]
 
-PALETTE_EDGES = 6
-"""Cells of the window that a line of the palette cannot have."""
-
 STATUS = {
     "starting": ("◌", "info"),
     "running": ("●", "good"),

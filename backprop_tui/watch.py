@@ -7,6 +7,7 @@ whether more waits, so that a journal of any length never holds up a key.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections import deque
@@ -124,6 +125,10 @@ class Watch:
         if state.status == "paused":
             return "" if state.paused_for in ("", "requested") else f"is paused: {state.paused_for}"
         return f"is over: {state.status}" if state.ended or state.status == "crashed" else ""
+
+    def shows(self, path: Path) -> bool:
+        """Whether it is the run in ``path``, however that is spelt."""
+        return os.path.realpath(self.path) == os.path.realpath(path)
 
     @property
     def live(self) -> bool:

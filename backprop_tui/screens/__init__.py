@@ -30,14 +30,14 @@ SCREENS = (
     Entry("data", "Data", "dataset.keys:KEYS", "dataset.screen:DataScreen"),
     Entry("configure", "Configure", "configure.keys:KEYS", "configure.screen:ConfigureScreen"),
     Entry("live", "Live", "live:KEYS", "live:LiveScreen"),
-    Entry("runs", "Runs", "runs:KEYS", "runs:RunsScreen"),
+    Entry("runs", "Runs", "runs.keys:KEYS", "runs.screen:RunsScreen"),
     Entry("export", "Export", "export.screen:KEYS", "export.screen:ExportScreen"),
     Entry("chat", "Chat", "chat:KEYS", "chat:ChatScreen"),
 )
 """In the order of their numbers."""
 PANES = (
-    Entry("runs", "runs beside each other", "comparison:COMPARING", ""),
-    Entry("runs", "the queue of runs", "queue:QUEUED", ""),
+    Entry("runs", "runs beside each other", "runs.comparison:COMPARING", ""),
+    Entry("runs", "the queue of runs", "runs.queue:QUEUED", ""),
 )
 """What has keys of its own on a screen."""
 

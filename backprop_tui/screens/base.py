@@ -103,7 +103,7 @@ class BaseScreen(Screen[None]):
             return
         # Letters and digits are text while a person types.
         keys = (*self.own_keys(), *(() if isinstance(self.focused, Input) else EVERYWHERE))
-        self.keybar.show([key for key in keys if key.rank < 9 and key.action != f"app.go('{self.NAME}')"])
+        self.keybar.show([key for key in keys if key.rank < 9])
 
     def on_header_opened(self, message: Header.Opened) -> None:
         path = message.watch.path

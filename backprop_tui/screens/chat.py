@@ -225,7 +225,7 @@ class ChatScreen(BaseScreen):
         talk, ready = self.conversation, self.conversation.ready
         title: Row = [(" chat ", "strong+bold"), (safe(short_path(self.source)), "text")]
         title.append((f"  on {ready.device}" if ready and self.loaded else "", "muted"))
-        self._title.show(title, [])
+        self._title.show(title)
         self.view.conversation, self.view.base = talk, self.compares
         self.view.words = self._empty()
         seen = (id(talk), talk.version, self.view.words, self.compares, *self.view.warnings)

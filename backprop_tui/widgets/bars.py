@@ -18,8 +18,8 @@ class Bar(Cells):
 
     _row: tuple[Row, Row] = ([], [])
 
-    def show(self, left: Row, right: Row) -> None:
-        self._row = left, right
+    def show(self, left: Row, right: Row | None = None) -> None:
+        self._row = left, right or []
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import number_of
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 
 PATIENCE = 20.0
 

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chat import ChatScreen
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 
 SMALL, LARGE = (80, 24), (140, 45)
 

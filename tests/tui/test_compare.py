@@ -19,7 +19,7 @@ from textual.pilot import Pilot
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.overlay import MOST, STYLES, Overlaid, OverlayPlot
 from backprop_tui.screens import again
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 
 
 def curve(output: Path, place: int, steps: int = 60, total: int = 60, **settings: Any) -> recorded.Recorder:

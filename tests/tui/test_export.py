@@ -19,7 +19,7 @@ from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chat import ChatScreen
 from backprop_tui.screens.export.formats import CHOICES, Choice
 from backprop_tui.screens.export.screen import ExportScreen
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 
 SMALL, LARGE = (80, 24), (140, 45)
 

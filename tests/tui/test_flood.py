@@ -97,7 +97,7 @@ async def test_deleting_several_runs_says_how_far_it_is_and_is_stopped(
         asked.append(path)
         assert go_on.wait(PATIENCE)
 
-    monkeypatch.setattr("backprop_tui.screens.runs.delete_run", slowly)
+    monkeypatch.setattr("backprop_tui.screens.runs.screen.delete_run", slowly)
     async with BackpropApp().run_test(size=(100, 24)) as pilot:
         app = pilot.app
         assert isinstance(app, BackpropApp)

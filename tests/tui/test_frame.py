@@ -68,7 +68,7 @@ async def test_its_chip_opens_it_and_leaving_asks_about_it_then_alone(run: recor
         await pilot.click(offset=(98, 0))
         await until(lambda: "step 40/1,000" in text_of(pilot.app), "the run")
         assert [watch.path for watch in pilot.app.living()] == [run.directory.path]
-        assert pilot.app.elsewhere == []
+        assert pilot.app.elsewhere.watches == []
 
 
 async def test_the_header_says_who_and_where_this_is(monkeypatch: pytest.MonkeyPatch) -> None:

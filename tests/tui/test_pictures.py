@@ -15,7 +15,7 @@ from backprop.core import events as ev
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 
 SMALL, LARGE = (80, 24), (120, 40)
 Compare = Callable[..., bool]

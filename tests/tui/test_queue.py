@@ -15,7 +15,7 @@ from tiny_language_model import write_rows
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.configure.screen import ConfigureScreen
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from backprop_tui.app import BackpropApp
 from backprop_tui.charts.series import SMOOTHING
 from backprop_tui.remembered import recall, remember
 from backprop_tui.screens.dialogs import Question
-from backprop_tui.screens.runs import RunsScreen, matches
+from backprop_tui.screens.runs.screen import RunsScreen, matches
 
 
 async def listed(pilot: Pilot[None], count: int) -> RunsScreen:

@@ -18,7 +18,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.live import LiveScreen
-from backprop_tui.screens.runs import RunsScreen
+from backprop_tui.screens.runs.screen import RunsScreen
 from backprop_tui.widgets.session import cell_words, change, forgetting_rows, piece, timeline
 
 SMALL, LARGE = (80, 24), (140, 45)

@@ -271,9 +271,9 @@ class ConfigureScreen(BaseScreen):
             title.append((f"  {safe(self.file)}", "info"))
         changed = len(changes(self.found))
         title.append((f"  {changed} changed" if changed else "", "muted"))
-        self._title.show(title, [])
+        self._title.show(title)
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
-        self._status.show([(safe(words), "text")], [])
+        self._status.show([(safe(words), "text")])
         self.show_keys()
 
     def own_keys(self) -> list[Key]:

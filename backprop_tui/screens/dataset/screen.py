@@ -116,7 +116,7 @@ class DataScreen(BaseScreen):
     def flush(self) -> None:
         self.table.flush()
         title = self.opened.words(self.table.shown()) if self.opened is not None else "Data"
-        self._title.show([(title, "text")], [])
+        self._title.show([(title, "text")])
         finding = "" if self.opened is None or self.opened.source.complete else "finding all rows"
         words = (self.table.where(), self.tasks.words(finding), self.notice)
         self._status.show("  ".join(word for word in words if word))

@@ -194,9 +194,9 @@ class ExportScreen(BaseScreen):
 
     def flush(self) -> None:
         name = short_path(self.source.path) if self.source else ""
-        self._title.show([(" export ", "strong+bold"), (safe(name), "text")], [])
+        self._title.show([(" export ", "strong+bold"), (safe(name), "text")])
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
-        self._status.show([(f" {safe(words)}", "text")], [])
+        self._status.show([(f" {safe(words)}", "text")])
         if self.has_class("-result") == (self.done is None and self.failed is None):
             self.toggle_class("-result")
         going = [(task.name, task.done, task.total) for task in self.tasks.running()]

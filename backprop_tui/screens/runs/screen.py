@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -25,77 +25,27 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.overlay import MOST
 from backprop_tui.charts.series import RunSeries
-from backprop_tui.keys import Key, bindings, table
+from backprop_tui.keys import Key, bindings
 from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
-from backprop_tui.screens import again, number_of
+from backprop_tui.screens import again
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
-from backprop_tui.screens.comparison import COMPARING, Comparison
 from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer, deleting
-from backprop_tui.screens.queue import QUEUED, QueuePane
+from backprop_tui.screens.runs.comparison import COMPARING, Comparison
+from backprop_tui.screens.runs.keys import KEYS, NEED_RUN, TYPING
+from backprop_tui.screens.runs.queue import QUEUED, QueuePane
+from backprop_tui.screens.runs.welcome import welcome
 from backprop_tui.screens.trouble import edit, show_error
-from backprop_tui.text import Row, count, from_home, safe, short_path
+from backprop_tui.text import Row, count, from_home, short_path
 from backprop_tui.widgets.bars import Bar
-from backprop_tui.widgets.cells import labelled, paragraph
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt, candidates
 from backprop_tui.widgets.run_detail import RunDetail
 from backprop_tui.widgets.run_table import RunTable
 
-KEYS = table(
-    "runs",
-    Key("enter", "enter", "open", "open", "watch the run: live, or as it was", 1),
-    Key("c", "c", "resume", "resume", "continue a run that was stopped or crashed, exactly", 2),
-    Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
-    Key("o", "o", "sort", "sort", "sort by the next column, or click its title", 5),
-    Key("O", "O", "reverse", "reverse", "the other way round; or click the title again", 9),
-    Key("space", "space", "mark", "mark", "mark a run, to compare or delete several; esc drops the marks", 6),
-    Key("v", "v", "compare", "compare", "the marked runs beside each other: their curves, and of two what differs", 2),
-    Key("n", "n", "extend", "extend", "continue the run to a new end (asks how many steps)", 7),
-    Key("f", "f", "fork", "fork", "a new run from the weights of its newest checkpoint (asks first)", 7),
-    Key("p", "p", "replay", "replay", "the same settings and data as a new run, the curves compared (asks first)", 7),
-    Key("u", "u", "queue", "queue", "the runs that are trained one after another: in which order, and why none is", 2),
-    Key("d", "d", "demo", "demo", "start the demonstration run", 5),
-    Key("e", "e", "configure", "configure", "configure a new run from this one's settings", 4),
-    Key("t", "t", "show_on('chat')", "talk", "talk to the run's model on the Chat screen", 2),
-    Key("w", "w", "show_on('export')", "export", "write the run's model in another format on the Export screen", 2),
-    Key("h", "h", "show_on('data')", "hardest", "the rows that it held out on the Data screen, the hardest first", 5),
-    Key("x,delete", "x", "delete", "delete", "delete the run, or the marked ones, if over (asks first)", 4),
-    Key("y", "y", "copy", "copy", "copy its id, a command, its error; over SSH too", 5),
-    Key("r", "r", "rescan", "read again", "look for runs again", 9),
-)
-NEED_RUN = (
-    *("open", "resume", "filter", "sort", "reverse", "mark", "configure", "show_on", "delete", "copy"),
-    *("compare", "extend", "fork", "replay"),
-)
-"""Actions that need a run in the list."""
-TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
-
 _NAMED = 8
 """Of the runs that are to be deleted, and of the files that are there, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
-
-_WAYS = (
-    ("d", "the demonstration: fetches a small model once (93 MB), trains it for some minutes; no GPU"),
-    (str(number_of("data")), "open a dataset: what is in it, what is wrong, what would be trained"),
-    (str(number_of("configure")), "train on your own data: every setting explained, the memory known before"),
-    ("?", "all keys"),
-)
-
-
-def welcome(files: Sequence[str], width: int) -> list[Row]:
-    """What a person sees who has no run yet; ``files`` are datasets in the current directory."""
-    rows: list[Row] = [
-        [],
-        [("  Welcome to backprop", "strong+bold")],
-        *paragraph("  Fine-tune a language model: see what is trained, leave, come back, ship it.", width),
-        [],
-    ]
-    for key, words in _WAYS:
-        rows += labelled(f"  {key}   ", words, width - 2, label_ink="key+bold")
-    if files:
-        rows += [[], *labelled("  here: ", ", ".join(map(safe, files)), width - 2)]
-    return rows
 
 
 class RunsScreen(BaseScreen):
@@ -210,7 +160,7 @@ class RunsScreen(BaseScreen):
         marked: Row = [(f"  {count(len(self._table.marked))} marked", "mark")] if self._table.marked else []
         title: Row = [(" runs ", "strong+bold"), (number, "text"), *filtered, *marked]
         title += [*self._queued.state, (f"  {self._deleting}", "warn")]
-        self._header.show(title, [])
+        self._header.show(title)
 
     @property
     def chosen_path(self) -> str:
