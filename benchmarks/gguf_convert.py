@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGUFReader
-from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "fixtures"))
 from backprop.fetch.models import fetch_model
@@ -75,6 +76,12 @@ def convert(program: str, model: Path, target: Path, kind: str, *more: str, **en
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
+def apart(work: Callable[..., Any], *given: Any) -> Any:
+    """Call in a process of its own: what this one had in memory at most would be counted as its children's."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(work, *given).result()
+
+
 def compare(ours: Path, theirs: Path) -> str:
     """What differs between two files, in one line."""
     files = [GGUFReader(path) for path in (ours, theirs)]
@@ -115,7 +122,10 @@ def logits(model: Path, file: Path) -> str:
 
 
 def write_large(folder: Path, tokenizer: Path) -> None:
-    """A Llama of 1.07 billion weights in float16, with the embedded model's tokenizer."""
+    """A Llama of 1.07 billion weights in bfloat16, as most are stored, with the embedded model's tokenizer."""
+    import torch
+    from safetensors.torch import save_file
+
     hidden, inner, layers, rows, keys = 2048, 5632, 22, 49152, 256
     folder.mkdir()
     settings = {
@@ -136,8 +146,8 @@ def write_large(folder: Path, tokenizer: Path) -> None:
             shapes[f"model.layers.{number}.mlp.{part}_proj.weight"] = shape
         for part in ("input", "post_attention"):
             shapes[f"model.layers.{number}.{part}_layernorm.weight"] = (hidden,)
-    chooser = np.random.default_rng(0)
-    weights = {name: chooser.normal(0, 0.02, shape).astype(np.float16) for name, shape in shapes.items()}
+    torch.manual_seed(0)
+    weights = {name: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -156,15 +166,12 @@ def main() -> None:
         files = work / "ours.gguf", work / "theirs.gguf"
         if asked.large:
             model = work / "large"
-            # In a process of its own: what this one had at most would be counted as its children's.
-            maker = multiprocessing.get_context("spawn").Process(target=write_large, args=(model, embedded))
-            maker.start()
-            maker.join()
+            apart(write_large, model, embedded)
             for kind in ("f16", "bf16", "q8_0"):
                 ours, other = convert(OURS, model, files[0], kind), convert(THEIRS, model, files[1], kind, **theirs)
                 for name, found in (("ours", ours), ("llama.cpp", other)):
                     print(f"{kind}: {name} {found[0]:.1f} s, {found[1]:.1f} CPU-s, {found[2]:.0f} MB")
-                print(" ", compare(*files))
+                print(" ", apart(compare, *files))
             return
         for model in asked.models or [embedded]:
             convert(OURS, model, files[0], "f32")

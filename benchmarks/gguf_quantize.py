@@ -1,7 +1,7 @@
 """Our quantised tensors beside those of llama.cpp's own quantiser: the type and every byte.
 
     python benchmarks/gguf_quantize.py                  # random models, each made for a rule; under a minute
-    python benchmarks/gguf_quantize.py model-f32.gguf   # a file of 32 bits, of a real model
+    python benchmarks/gguf_quantize.py model-f32.gguf [q4_k_m …]   # a file of 32 bits, of a real model
 
 Needs ``llama-cpp-python``; without it there is nothing to compare with. The last columns are the seconds that llama.cpp
 and we took for all tensors, on every core, without reading and writing (ours) and with both (theirs).
@@ -86,16 +86,14 @@ def read_model(file: GGUFReader) -> Architecture:
     return Architecture(arch, *sizes, hidden // heads, 0, "output.weight" not in names)
 
 
-def compare(name: str, path: Path, folder: Path) -> bool:
+def compare(name: str, path: Path, folder: Path, precisions: list[str]) -> bool:
     """One line per precision; whether all of it is equal."""
     from llama_cpp import llama_cpp
 
     source = GGUFReader(path)
     model, equal = read_model(source), True
     shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in source.tensors}
-    for precision in MIXTURES:
-        if precision == "f32":
-            continue
+    for precision in precisions:
         target = folder / f"{precision}.gguf"
         wanted = llama_cpp.llama_model_quantize_default_params()
         kind = precision.upper()
@@ -141,11 +139,12 @@ def main() -> int:
     quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     with tempfile.TemporaryDirectory() as name:
-        folder, files = Path(name), {path: Path(path) for path in sys.argv[1:]}
+        folder, files = Path(name), {path: Path(path) for path in sys.argv[1:] if path not in MIXTURES}
+        precisions = [word for word in sys.argv[1:] if word in MIXTURES] or [word for word in MIXTURES if word != "f32"]
         for called, model in () if files else MODELS.items():
             files[called] = folder / f"{called}.source.gguf"
             write_random(files[called], model)
-        results = [compare(called, path, folder) for called, path in files.items()]
+        results = [compare(called, path, folder, precisions) for called, path in files.items()]
     return 0 if all(results) else 1
 
 

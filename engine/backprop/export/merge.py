@@ -194,9 +194,10 @@ class MergedWeights:
         module = self._modules.get(name, "")
         across = bool(module) and self._is_across(module, self.shape(name))
         if across and "lora_magnitude_vector" in self._adapter.parts[module] and rows != ALL:
-            if self._whole is None or self._whole[0] != name:
-                self._whole = name, self.read(name)
-            return self._whole[1][rows]
+            whole = self._whole  # pieces are read side by side
+            if whole is None or whole[0] != name:
+                whole = self._whole = name, self.read(name)
+            return whole[1][rows]
         weight = self._base.read(self._source(name), rows)
         if module:
             self._change(weight, module, rows, across)

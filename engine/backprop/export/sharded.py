@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backprop.core.models import INDEX, SINGLE
-from backprop.export.weights import StoredWeights, Weights, as_stored, row_pieces, taken
+from backprop.export.weights import StoredWeights, Weights, as_stored, row_pieces, side_by_side, taken
 
 Progress = Callable[[str, int, int], None]
 """Called with what is written, the bytes that are done, and all of them. What it raises ends the work."""
@@ -47,14 +50,19 @@ def write_shards(
             out.write(_header(weights, shard, precision))
             for name in shard:
                 progress(f"writing {name}", done, total)
-                for rows in row_pieces(weights.shape(name)):
-                    out.write(as_stored(name, taken(weights, name, kind, rows), kind).data)
+                pieces = row_pieces(weights.shape(name))
+                for piece in side_by_side(partial(_converted, weights, name, kind, rows) for rows in pieces):
+                    out.write(piece.data)
                 done += tensor_bytes(weights, name, precision)
                 places[name] = file
     progress("written", done, total)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _converted(weights: Weights, name: str, kind: str, rows: slice) -> NDArray[Any]:
+    return as_stored(name, taken(weights, name, kind, rows), kind)
 
 
 def _divided(weights: Weights, precision: str, most: int) -> list[list[str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +24,30 @@ _INFINITE = {"F32": (0x7FFFFFFF, 0x7F800000), "F16": (0x7FFF, 0x7C00), "BF16": (
 _PIECE = 1 << 19
 """Weights of a piece: it stays in the processor's cache, and its memory serves the next one without being asked for."""
 ALL = slice(None)
+_T = TypeVar("_T")
 
 
 def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
     """The rows of a tensor (elements of a vector) in pieces of bounded size."""
     step = max(_PIECE // max(math.prod(shape[1:]), 1), 1)
     yield from (slice(start, start + step) for start in range(0, shape[0] if shape else 1, step))
+
+
+def side_by_side(tasks: Iterable[Callable[[], _T]]) -> Iterator[_T]:
+    """What the tasks return, in their order. A few of them work at once: what converts pieces leaves Python's lock."""
+    threads = min(os.cpu_count() or 1, 4)
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[_T]] = deque()
+        try:
+            for task in tasks:
+                begun.append(pool.submit(task))
+                if len(begun) > threads:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 class Weights(Protocol):

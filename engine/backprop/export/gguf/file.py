@@ -1,12 +1,12 @@
 """Writes a whole model as one GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-A piece is in memory at a time; of a tensor whose rows get another order, the whole.
+A few pieces are in memory at a time; of a tensor whose rows get another order, the whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from backprop.export.gguf.quantize import fallback_notes, predicted_bytes, quant
 from backprop.export.gguf.tensors import Tensor, plan_tensors
 from backprop.export.gguf.vocab import Vocabulary, read_vocabulary
 from backprop.export.gguf.writing import FILE_TYPES, Progress, add_tensor_infos, begin_file, packed_head, write_tensors
-from backprop.export.weights import Weights, row_pieces, taken
+from backprop.export.weights import Weights, row_pieces, side_by_side, taken
 
 _PHI, _PHI_TOKENS = re.compile("phi-?3", re.IGNORECASE), {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _SAMPLING = {
@@ -75,14 +75,17 @@ def write_gguf(
     plan.writer.add_file_type(FILE_TYPES[precision])
     total = add_tensor_infos(plan.writer, shapes, types)
 
-    def pieces() -> Iterator[tuple[str, NDArray[Any]]]:
-        for name, array in plan.extra.items():
-            yield name, quantize(array, types[name], name)
-        for tensor in plan.tensors:
-            for piece in _changed(weights, tensor, types[tensor.name].name):
-                yield tensor.name, quantize(piece, types[tensor.name], tensor.name)
+    def quantized(name: str, read: Callable[[], NDArray[Any]]) -> tuple[str, NDArray[Any]]:
+        return name, quantize(read(), types[name], name)
 
-    write_tensors(plan.writer, target, pieces(), total=total, progress=progress)
+    def pieces() -> Iterator[Callable[[], tuple[str, NDArray[Any]]]]:
+        for name, array in plan.extra.items():
+            yield partial(quantized, name, partial(np.asarray, array))
+        for tensor in plan.tensors:
+            for read in _changed(weights, tensor, types[tensor.name].name):
+                yield partial(quantized, tensor.name, read)
+
+    write_tensors(plan.writer, target, side_by_side(pieces()), total=total, progress=progress)
     notes = plan.notes + fallback_notes(shapes, precision, model.numbers)
     if not template:
         notes.append("the model has no chat template: programs that serve the file guess how turns are written")
@@ -143,14 +146,17 @@ def guarded_template(template: str) -> str:
     return _COMMENT + template if template else ""
 
 
-def _changed(weights: Weights, tensor: Tensor, dtype: str) -> Iterator[NDArray[Any]]:
-    """The tensor in pieces of whole rows: as ``dtype`` where it is stored so and keeps its values, else in float32."""
+def _changed(weights: Weights, tensor: Tensor, dtype: str) -> Iterator[Callable[[], NDArray[Any]]]:
+    """Calls that give a piece of whole rows each: as ``dtype`` if stored so and its values are kept, else float32."""
     change = tensor.change
     read = partial(taken, weights, tensor.source, dtype if change.keeps_values else "")
     whole = None if change.rows is None else read()
-    for rows in row_pieces(tensor.shape):
+
+    def piece(rows: slice) -> NDArray[Any]:
         array = read(rows) if whole is None or change.rows is None else whole[change.rows[rows]]
-        yield change.apply(array.reshape(-1, *tensor.shape[1:]))
+        return change.apply(array.reshape(-1, *tensor.shape[1:]))
+
+    return (partial(piece, rows) for rows in row_pieces(tensor.shape))
 
 
 def _known_as(name: str, vocabulary: Vocabulary) -> str:
