@@ -195,7 +195,7 @@ def test_an_optimizer_that_cannot_work_is_refused_before_anything_is_loaded(
     with pytest.raises(MissingDependencyError, match="needs bitsandbytes") as caught:
         runs_in_process.train(replace(full_config, optim="adamw_8bit"), events)
     assert caught.value.code == "DEP_MISSING"
-    assert "pip install 'backprop-tui[qlora]'" in caught.value.hint
+    assert 'pip install "backprop-tui[qlora]"' in caught.value.hint
     monkeypatch.setattr(optimizers, "find_spec", lambda name: name)
     with pytest.raises(InvalidSettingError, match="this run is on a CPU"):
         runs_in_process.train(replace(full_config, optim="paged_adamw_8bit"), events)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from backprop.core.errors import BackpropError, GGUFError
+from backprop.core.extras import install_command
 from backprop.core.jobs import Check, Comparison
 from backprop.export import llama
 
@@ -30,7 +31,7 @@ ANSWER = 24
 """Tokens of an answer that are compared."""
 _DIVERGENCE = {"f32": 0.02, "f16": 0.02, "bf16": 0.02, "q8_0": 0.2}
 """Mean divergence, in nats, up to which a precision passes; the narrower ones are only measured."""
-NOT_INSTALLED = "answers are not compared: llama-cpp-python is not installed (pip install 'backprop-tui[llama]')"
+NOT_INSTALLED = f"answers are not compared: llama-cpp-python is not installed ({install_command('llama')})"
 
 
 def compare_answers(
