@@ -243,7 +243,7 @@ class Run:
         """
         config, emit, steering = self.config, self.emit, self.steering
         emit(PhaseChanged(phase="training"))
-        method = method_named(config.method)(self.loaded.model, config, self.trained)
+        method = method_named(config.method)(config, self.trained)
         loop = StepLoop(
             self.loaded,
             method,
@@ -275,17 +275,7 @@ class Run:
             if self.ranks.rank:
                 return loop.run(lambda step: False), loop.step
         store = CheckpointStore(self.directory.checkpoints, self.directory.run_id)
-        saver = callbacks.saver = Saver(
-            store,
-            emit,
-            lambda: loop.snapshot(callbacks.progress()),
-            self.identity,
-            every_steps=config.save_steps,
-            every_minutes=config.save_minutes,
-            policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
-            in_use=[checkpoint.step] if checkpoint else [],
-        )
-        with closing(saver):
+        with closing(self.saver_of(loop, callbacks, store)) as saver:
             saver.require_space(expected_bytes(self.loaded.model, config))
             steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
             baseline.score(callbacks.evaluator)
@@ -310,6 +300,21 @@ class Run:
             result = self.output.save(steps, best, write, finish, self.loaded.model)
             self.verdict = baseline.judge(result, callbacks.evaluator)
         return steps, result
+
+    def saver_of(self, loop: StepLoop, callbacks: Callbacks, store: CheckpointStore) -> Saver:
+        """What writes the checkpoints of ``loop``, told by ``callbacks`` when."""
+        config, checkpoint = self.config, self.start.checkpoint
+        callbacks.saver = Saver(
+            store,
+            self.emit,
+            lambda: loop.snapshot(callbacks.progress()),
+            self.identity,
+            every_steps=config.save_steps,
+            every_minutes=config.save_minutes,
+            policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
+            in_use=[checkpoint.step] if checkpoint else [],
+        )
+        return callbacks.saver
 
     def settle_batch(self, loop: StepLoop) -> None:
         """Have the longest row measured where a card tells its memory; another batch than the estimated one is said."""
