@@ -240,7 +240,8 @@ def test_columns_are_rows(tmp_path: Path) -> None:
 
 
 def test_a_table_says_how_its_rows_are_passed(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
+
     with pytest.raises(DatasetFormatError) as told:
         spool(pyarrow.table({"a": [1]}), tmp_path / "x")
     assert "to_pylist()" in told.value.hint

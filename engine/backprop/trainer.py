@@ -301,7 +301,7 @@ def _start(
         directory = RunDirectory.create(config, kind, origins=origins, multi=multi)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
-        except BaseException:
+        except BaseException:  # rows may come from anybody's generator: whatever it raises, no half of a run stays
             shutil.rmtree(directory.path, ignore_errors=True)
             raise
         directory.update_record(config=msgspec.structs.replace(config, data=str(rows)))
@@ -392,7 +392,7 @@ class _Watch:
                     self._call_back(event)
             run = self._result()
             self._remember(run)
-        except BaseException as error:
+        except BaseException as error:  # of a callback, or Ctrl+C: the run saves first
             self._stop()
             if isinstance(error, BackpropError) and self._callback.on_error:
                 self._callback.on_error(error)

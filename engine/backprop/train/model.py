@@ -37,7 +37,6 @@ from backprop.train.checkpoint import some
 from backprop.train.loss import Traits, traits_of
 from backprop.train.modes import Mode, mode_named
 
-GB = 1024**3
 OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
 """Tensors that a language model may leave in its file: towers for images and sounds, heads for several tokens."""
 Emit = Callable[[Event], None]
