@@ -1,5 +1,5 @@
-"""What an engine that waits for its run does meanwhile: it prepares the rows, loads the model that a form names, and has
-the untouched model answer the held-out rows.
+"""What an engine that waits for its run does meanwhile: it prepares the rows, loads the model that a form names, and
+has the untouched model answer the held-out rows.
 
 The run takes that model where it would load the very same: every setting but the run's name and place, and every file
 of the model, unchanged since. Of the held-out rows it takes what was answered of the very same tokens in the very same
@@ -48,7 +48,7 @@ _ready: list[_Ready] = []
 """What is loaded ahead: one model or none."""
 
 
-class _Enough(Exception):  # noqa: N818
+class _Enough(Exception):
     """The rest of the held-out rows is the run's."""
 
 

@@ -43,8 +43,8 @@ OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
 """Tensors that a language model may leave in its file: towers for images and sounds, heads for several tokens."""
 Emit = Callable[[Event], None]
 BaseScores: TypeAlias = dict[tuple[str, Batching, int, tuple[int, ...]], tuple[Loss, float]]
-"""What the untouched model makes of micro-batches, and in how many seconds: by the fingerprint of the rows that they are
-of, how these are batched, the first one of the piece that was collated, and the micro-batch's places in that."""
+"""What the untouched model makes of micro-batches, and in how many seconds: by the fingerprint of the rows that they
+are of, how these are batched, the first one of the piece that was collated, and the micro-batch's places in that."""
 
 
 @dataclass
