@@ -428,8 +428,8 @@ class _Watch:
         """
         state = self._state
         state.alive = False
-        if state.failed is not None:
-            raise state.failed.error() from RuntimeError(state.failed.traceback)
+        if (failed := state.last_failure) is not None:
+            raise failed.error() from RuntimeError(failed.traceback)
         if state.finished is None:
             raise self._engine.crash()
         return TrainingRun(

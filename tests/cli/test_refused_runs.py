@@ -51,14 +51,28 @@ def test_another_base_model_is_refused_before_anything_of_a_run_changes(
     assert (shown["status"], shown["steps"], shown["total_steps"]) == ("done", 2, 2)
 
 
+def edit(rows: Path) -> None:
+    rows.write_text(rows.read_text().replace(".", "!", 1))
+
+
+@pytest.mark.parametrize(
+    "cause", [(edit, "STATE_IDENTITY_MISMATCH", 2), (Path.unlink, "DATASET_NOT_FOUND", 1)], ids=["edited", "gone"]
+)
 def test_other_rows_leave_an_extended_run_what_it_was(
-    trained: RunDirectory, backprop: Callable[..., Any], rows_file: Path
+    trained: RunDirectory,
+    backprop: Callable[..., Any],
+    rows_file: Path,
+    cause: tuple[Callable[[Path], None], str, int],
 ) -> None:
+    change, code, status = cause
     record, curve = trained.read_record(), read_run(trained.path).curves.loss
-    rows = rows_file.read_text()
-    rows_file.write_text(rows.replace("output", "answer", 1) if "answer" in rows else rows.replace(".", "!", 1))
+    rows, before = rows_file.read_text(), backprop("show-run", trained.run_id, "--json").json
+    change(rows_file)
     refused = backprop("extend", trained.run_id, "--steps", "5")
-    assert (refused.code, "STATE_IDENTITY_MISMATCH" in refused.out) == (2, True), refused.err
+    assert (refused.code, code in refused.out) == (status, True), refused.err
+    after = backprop("show-run", trained.run_id, "--json").json
+    assert (before.pop("refused"), after.pop("refused")["code"]) == (None, code)
+    assert after == before
     state = read_run(trained.path)
     assert (state.status, state.step, state.total_steps, state.config["steps"]) == ("done", 2, 2, 2)
     assert state.curves.loss == curve

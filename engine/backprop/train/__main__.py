@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 
-from backprop.core.errors import CheckpointError
 from backprop.core.events import EndStatus
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -54,12 +53,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             taken = read_run(directory.path).curves
             taken.truncate(start.resumed_from or 0)
             emit = CurveCheck(record.replays, emit, taken).emit
-        try:
-            return Run(start, directory, emit, control).run()
-        except CheckpointError as error:
-            if verb == "extend" and error.code == "STATE_IDENTITY_MISMATCH":  # the end is the old one
-                directory.update_record(config=record.config, extended=record.extended)
-            raise
+        return Run(start, directory, emit, control).run()
 
 
 def warm_up() -> GetReady:

@@ -71,6 +71,8 @@ class Beginning:
     """What the rows were prepared with, where rank 0 did that (``ranks``)."""
     open_batch: bool = False
     """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
+    asked: RunConfig | None = None
+    """Of a run that is given a new end: its configuration with what nobody has said still open."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -104,9 +106,9 @@ def begin(
     """
     config = record.config
     now = datetime.fromtimestamp(record.replays.created if record.replays else record.created)
+    new_end = None
     if verb == "extend":
-        config = msgspec.structs.replace(config, steps=steps, epochs=None)
-        directory.update_record(config=config, extended=True)
+        config = new_end = msgspec.structs.replace(config, steps=steps, epochs=None)
     if model:  # written down once it was found to be the same
         config = msgspec.structs.replace(config, model=model)
     store = CheckpointStore(directory.checkpoints, record.run_id)
@@ -121,6 +123,7 @@ def begin(
             replays=record.replays,
             split=split_of(weights),
             open_batch=config.batch_size == "auto",
+            asked=new_end,
         )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
@@ -138,6 +141,7 @@ def begin(
         now=now,
         extended=(record.extended or verb == "extend") and other_end,
         split=split_of(checkpoint.path),
+        asked=new_end,
         notes=[
             events.Warning(
                 code="STATE_CHECKPOINT_INVALID",
