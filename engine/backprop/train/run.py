@@ -167,7 +167,8 @@ class Run:
         self.trained, self.held_out, self.evaluated = planned.trained, planned.held_out, planned.evaluated
         self.schedule, self.as_text = planned.schedule, on_texts(rows.summary)
 
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
+        held_out = self.held_out.fingerprint
+        self.identity = identity(config, path, rows.fingerprint, held_out, start.split, hashes=start.model_hashes)
         for note in require_same_source(start.replays, self.identity, rows) if start.replays else ():
             emit(note)
         emit(PhaseChanged(phase="loading_model"))

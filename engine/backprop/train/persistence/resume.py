@@ -73,6 +73,8 @@ class Beginning:
     """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
     asked: RunConfig | None = None
     """Of a run that is given a new end: its configuration with what nobody has said still open."""
+    model_hashes: dict[str, str] | None = None
+    """Of the model's files, where they are known already."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -210,7 +212,13 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
 
 
 def identity(
-    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split: Split | None = None
+    config: RunConfig,
+    model_path: Path,
+    fingerprint: str,
+    held_out: str = "",
+    split: Split | None = None,
+    *,
+    hashes: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The identity of a run.
 
@@ -220,10 +228,11 @@ def identity(
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
         held_out: of the rows that are evaluated on; empty where there are none.
         split: how they were chosen, where not by the run's own seed.
+        hashes: of the model's files, where they are known already.
     """
     split, facts = split or Split(seed=config.seed), environment()
     return {
-        "model": model_hashes(model_path),
+        "model": hashes or model_hashes(model_path),
         "tokens": fingerprint,
         "held_out": held_out,
         "split_seed": split.seed,
