@@ -31,6 +31,7 @@ from backprop.core.presets import default_model
 from backprop.core.resolve import config_from, direct, merge, resolve, standing
 from backprop.core.settings import MultiConfig, RunConfig, override
 from backprop.data.parse import json_line, plain
+from backprop.data.reader import require_rows
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import IDENTITY, RunDirectory
@@ -184,12 +185,12 @@ class Trainer:
             dataset if isinstance(dataset, list) and all(isinstance(x, str | os.PathLike) for x in dataset) else None
         )
         files = several or ([dataset] if isinstance(dataset, str | os.PathLike) else [])
-        multi.tasks = [locate(msgspec.structs.replace(config, data=os.fspath(each))).data for each in files]
+        multi.tasks = [_located(config, each).data for each in files]
         require_mergeable(config, multi)
         for line in advice(multi):
             print(line, file=sys.stderr)
         if files:
-            config = locate(msgspec.structs.replace(config, data=multi.tasks[0]))
+            config = _located(config, multi.tasks[0])
             before = unfinished(config, multi)
             engine = _start(config, config.data, origins, multi) if before is None else engine_client.resume(before)
         else:
@@ -293,9 +294,7 @@ def _start(
     """Start an engine; rows from memory are written into the run's directory first."""
     kind = "train" if multi is None else KIND
     if isinstance(dataset, str | os.PathLike):
-        directory = RunDirectory.create(
-            locate(msgspec.structs.replace(config, data=os.fspath(dataset))), kind, origins=origins, multi=multi
-        )
+        directory = RunDirectory.create(_located(config, dataset), kind, origins=origins, multi=multi)
     else:
         config = locate(config, rows_in_memory=True)
         directory = RunDirectory.create(config, kind, origins=origins, multi=multi)
@@ -310,6 +309,10 @@ def _start(
         if index.trouble:
             print(index.trouble, file=sys.stderr)
     return engine_client.launch(directory)
+
+
+def _located(config: RunConfig, dataset: str | os.PathLike[str]) -> RunConfig:
+    return require_rows(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
 
 
 def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:

@@ -85,6 +85,12 @@ def test_other_rows_leave_an_extended_run_what_it_was(
     assert (read_run(trained.path).status, read_run(trained.path).step) == ("done", 3)
 
 
+NO_ROWS = {
+    **{"nothing.jsonl": "", "blank.jsonl": "\n \n\n", "blank.txt": "\n\n", "list.json": "[]\n"},
+    **{"header.csv": "question,answer\n", "header.tsv": "question\tanswer", "nothing/part-1.csv": "a,b\n"},
+}
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -97,8 +103,10 @@ def test_other_rows_leave_an_extended_run_what_it_was(
         ),
         (["--target-modules", "zzz", "--dry-run"], "the model has no linear layer called zzz"),
         (["--target-modules", "zzz", "-m", "phi-4-mini-3.8b"], "its layers: down_proj, gate_up_proj, o_proj, qkv_proj"),
-        (["--data", "nothing.jsonl"], "nothing.jsonl: dataset is empty"),
-        (["--held-out", "nothing.jsonl"], "nothing.jsonl: dataset is empty"),
+        *((["--data", name], f"[DATASET_EMPTY] {{here}}/{name}: dataset is empty") for name in NO_ROWS),
+        *((["--held-out", name], f"{name}: dataset is empty") for name in NO_ROWS),
+        (["--data", "nothing", "--dry-run"], "nothing: dataset is empty"),
+        (["--data", "array.jsonl"], "[DATASET_PARSE_FAILED] {here}/array.jsonl: line 1: the file holds one JSON array"),
         (["--data", "gone.jsonl"], "gone.jsonl is a link to moved/away.jsonl, which is gone"),
     ],
 )
@@ -111,10 +119,12 @@ def test_what_can_be_known_before_a_run_is_made_makes_none(
 ) -> None:
     flags, said = asked
     monkeypatch.chdir(rows_file.parent)
-    Path("nothing.jsonl").touch()
+    for name, text in {**NO_ROWS, "array.jsonl": '[{"text": "a"}]'}.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
     Path("gone.jsonl").symlink_to("moved/away.jsonl")
     usual = {"--data": str(rows_file), "-m": str(tiny_model)}
     words = [word for name, value in usual.items() if name not in flags for word in (name, value)]
     assert main(["train", *words, *flags]) == 1
-    assert said in capsys.readouterr().err
+    assert said.format(here=rows_file.parent) in capsys.readouterr().err
     assert not Path("output").exists()
