@@ -125,6 +125,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self._set_timer()
         self.call_after_refresh(_collect_garbage_again)
         self.call_after_refresh(self.elsewhere.look)
+        self.mode_change_signal.subscribe(self, lambda mode: self._cover_if_small(not self.small))
         # The terminal came back empty.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
         if os.path.lexists(keys_file()):
@@ -215,14 +216,15 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self.notify(f"run {watch.state.run_id} {words} ({number_of(name)} shows it)", timeout=8)
 
     def on_resize(self, event: events.Resize) -> None:
-        fits = event.size.width >= WIDTH and event.size.height >= HEIGHT
-        if not fits and not self.small:
-            self.small = True
+        self._cover_if_small(event.size.width >= WIDTH and event.size.height >= HEIGHT)
+
+    def _cover_if_small(self, fits: bool) -> None:
+        covered = isinstance(self.screen, TooSmall)
+        if not fits and not covered and (not self.small or not self.screen.is_modal):
             self.push_screen(TooSmall())
-        elif fits and self.small:
-            self.small = False
-            if isinstance(self.screen, TooSmall):
-                self.screen.dismiss()
+        elif fits and covered:
+            self.screen.dismiss()
+        self.small = not fits
 
     def notify(
         self,

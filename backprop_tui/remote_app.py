@@ -17,22 +17,20 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from textual import events
-from textual.app import App
 from textual.driver import Driver
-from textual.drivers.web_driver import WebDriver
 
 from backprop_tui import main as local
 from backprop_tui.app import BackpropApp
 from backprop_tui.remote.packets import pack
-from backprop_tui.web.application import end_with_server
+from backprop_tui.web.application import PageDriver, end_with_server, write
 
 
-class RemoteDriver(WebDriver):
+class RemoteDriver(PageDriver):
     """Textual's web driver for a terminal: it has the focus, can be stopped by Ctrl+Z, and may come back empty."""
 
-    def __init__(self, app: App[Any], **more: Any) -> None:
-        super().__init__(app, **more)
-        self._write = write  # type: ignore[assignment]  # it is called with bytes alone
+    def _write(self, packet: bytes) -> None:  # type: ignore[override]
+        if packet != b"__GANGLION__\n":  # no packet: the web driver begins with it
+            write(packet)
 
     @property
     def can_suspend(self) -> bool:
@@ -55,12 +53,6 @@ class RemoteDriver(WebDriver):
     def _repaint(self) -> None:
         self._request_terminal_sync_mode_support()  # it may be another terminal
         self._app.post_message(self.SignalResume())
-
-
-def write(packet: bytes) -> None:
-    """Write a packet whole. What the web driver begins with is none."""
-    while packet and packet != b"__GANGLION__\n":
-        packet = packet[os.write(1, packet) :]
 
 
 class RemoteApp(BackpropApp):

@@ -147,15 +147,14 @@ class Watch:
         if self.crash is not None:
             title = f"the engine is gone [{self.crash.code}]"
             return Problem(title, self.crash.message, from_home(self.crash.hint), more)
-        if state.failed is not None:
-            if state.failed.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
-                more.append(state.failed.traceback)
-            if remedy := remedy_of(state.failed.details):
+        if (last := state.last_failure) is not None:
+            if last.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
+                more.append(last.traceback)
+            if remedy := remedy_of(last.details):
                 more.append(f"e edits its settings with {remedy_words(remedy)} filled in")
-            failed = state.failed.error()
-            return Problem(
-                f"failed [{failed.code}]", failed.message, failed.hint, more, place=place_of(failed), log=self.log
-            )
+            failed = last.error()
+            title = f"{'not continued' if state.refused else 'failed'} [{failed.code}]"
+            return Problem(title, failed.message, failed.hint, more, place=place_of(failed), log=self.log)
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
         return None

@@ -181,7 +181,7 @@ def run_ours(work: Work, turns: Turns) -> None:
     from backprop.train.methods import method_named
     from backprop.train.trainer import StepLoop
 
-    method = method_named(work.config.method)(work.loaded.model, work.config, work.rows)
+    method = method_named(work.config.method)(work.config, work.rows)
     loop = StepLoop(work.loaded, method, work.config, work.rows, work.schedule)
 
     def after_step(step: int) -> bool:

@@ -182,6 +182,15 @@ def test_a_missing_dataset_is_noticed_before_an_engine_starts(trainer: Trainer, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dataset_without_rows_is_noticed_before_an_engine_starts(trainer: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "header.csv").write_text("question,answer\n")
+    for begin in (trainer.train, trainer.multi_run):
+        with pytest.raises(DatasetError, match=r"header\.csv: dataset is empty") as told:
+            begin(tmp_path / "header.csv")
+        assert told.value.code == "DATASET_EMPTY"
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_can_be_saved_before_training(trainer: Trainer, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no result to save yet"):
         trainer.save(tmp_path / "a")
@@ -240,7 +249,8 @@ def test_columns_are_rows(tmp_path: Path) -> None:
 
 
 def test_a_table_says_how_its_rows_are_passed(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
+
     with pytest.raises(DatasetFormatError) as told:
         spool(pyarrow.table({"a": [1]}), tmp_path / "x")
     assert "to_pylist()" in told.value.hint

@@ -19,7 +19,7 @@ from functools import partial
 
 import backprop
 from backprop.core.errors import BackpropError, InputError, MissingDependencyError, RemoteError
-from backprop.core.extras import install_command
+from backprop.core.extras import DISTRIBUTION
 
 from backprop_tui.remote.packets import MARK, PROTOCOL, TERMINAL, unpack
 from backprop_tui.remote.screen import FullScreen
@@ -30,6 +30,7 @@ LONGEST_WAIT = 30
 """Seconds between two tries, after 1, 2, 4, 8 and 16."""
 QUIET = 2.0
 """Seconds after which what ssh says before it is through is for the person: a page to log in on, say."""
+AT_ONCE = (b"r", b"\r")
 LEAVING = (b"q", b"\x03")
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GREETING = re.compile(MARK + rb"(missing|\{.*\})\n")
@@ -167,8 +168,8 @@ class Client:
             looked = self._there or f"PATH, {', '.join(PLACES[1:])}"
             raise MissingDependencyError(
                 f"there is no backprop on {self._host} (looked at {looked})",
-                hint=f"there: python3 -m venv ~/.venv && ~/.venv/bin/{install_command('train')}; where it is somewhere "
-                "else: backprop config set remote_command PATH",
+                hint=f'there: python3 -m venv ~/.venv && ~/.venv/bin/pip install "{DISTRIBUTION}[train]"; where it is '
+                "somewhere else: backprop config set remote_command PATH",
             )
         theirs = {"protocol": 0, "version": "of an unknown version"}
         with suppress(ValueError, TypeError):
@@ -235,7 +236,7 @@ class Client:
         left = round(self._again_at - time.monotonic())
         when = f"trying again in {left} s" if self._link is None and left > 0 else "trying now"
         why = f" · {self._why.rpartition(': ')[2]}" if self._why else ""
-        self._screen.write_last_line(f" connection lost, the run goes on: {when} (q leaves){why}")
+        self._screen.write_last_line(f" connection lost, the run goes on: {when} (r tries now, q leaves){why}")
 
     def _tell(self, kind: bytes, payload: bytes = b"") -> None:
         if self._link is not None and self._is_open:
@@ -259,6 +260,8 @@ class Client:
             self._status = 128 + signal.SIGHUP
         elif self._is_open:
             self._tell(b"K", data)
+        elif data in AT_ONCE:
+            self._again_at = 0.0
         elif data in LEAVING:
             self._status = 0
             self._farewell = f"come back with: backprop-tui --host {shlex.quote(self._host)}\n"

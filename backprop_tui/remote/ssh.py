@@ -17,7 +17,7 @@ from backprop_tui.remote.packets import MARK, pack
 PLACES = ("backprop", "~/.local/bin/backprop", "~/.venv/bin/backprop")
 """Where it is looked for there: ssh gives a command a bare PATH."""
 NOTICED = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
-"""So that a cut line is noticed after 15 seconds; only for those who have no interval of their own."""
+"""So that a cut line is noticed after 15 seconds."""
 UNASKED = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 _NO_MACHINE = re.compile(r"(^|[@/])-|\s|[\x00-\x1f]|^$|^ssh://[^/]*:[^/]*@")
 _KEPT = 4000
@@ -41,20 +41,12 @@ def command_line(host: str, there: str | None, *, asks: bool) -> list[str]:
         host: what ``require_destination`` let through.
         there: the path of ``backprop`` on that machine; ``None`` looks in ``PLACES``.
         asks: whether ssh may ask for passwords and about unknown machines, on the terminal.
-
-    Raises:
-        MissingDependencyError: there is no ssh.
     """
     places = " ".join(map(_quoted, [there] if there else PLACES))
     script = f'for c in {places}; do command -v "$c" >/dev/null 2>&1 && exec "$c" engine --stdio; done; '
     script += f"echo {MARK.decode()}missing"
-    try:
-        known = subprocess.run(["ssh", "-G", "--", host], capture_output=True, stdin=subprocess.DEVNULL, check=False)
-    except FileNotFoundError:
-        raise MissingDependencyError("there is no ssh on this machine", hint="install OpenSSH's client") from None
-    alive = NOTICED if b"\nserveraliveinterval 0\n" in known.stdout else ()
     # A RemoteCommand of the configuration would be refused beside this one.
-    options = ("-T", "-o", "RemoteCommand=none", *alive, *(() if asks else UNASKED))
+    options = ("-T", "-o", "RemoteCommand=none", *NOTICED, *(() if asks else UNASKED))
     return ["ssh", *options, "--", host, f"sh -c {shlex.quote(script)}"]
 
 
@@ -65,11 +57,18 @@ def _quoted(path: str) -> str:
 
 
 class Link:
-    """One ssh, from its start to its end."""
+    """One ssh, from its start to its end.
+
+    Raises:
+        MissingDependencyError: there is none.
+    """
 
     def __init__(self, words: list[str]) -> None:
         pipe = subprocess.PIPE
-        self._process = process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        try:
+            self._process = process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        except FileNotFoundError:
+            raise MissingDependencyError("there is no ssh on this machine", hint="install OpenSSH's client") from None
         streams = cast("tuple[FileIO, FileIO, FileIO]", (process.stdin, process.stdout, process.stderr))
         self._stdin, self.stdout, self.stderr = streams
         os.set_blocking(self.stderr.fileno(), False)

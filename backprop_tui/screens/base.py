@@ -116,17 +116,18 @@ class BaseScreen(Screen[None]):
             if text:
                 self.app.copy_to_clipboard(text)
 
-        log = RunDirectory(Path(state.path)).last_lines() if state.failed else ""
+        log = RunDirectory(Path(state.path)).last_lines() if state.last_failure else ""
         self.app.push_screen(Question("copy", "", copies(state, log)), answered)
 
     def resume(self, state: RunState) -> None:
         """Continue a run, or its session; where the same again would fail the same, that is said first."""
         path = Path(state.path)
         message = OpenRun(partial(engine_client.resume, session_of(path) or path))
-        if state.failed is None or state.failed.retryable:
+        failed = state.last_failure
+        if failed is None or failed.retryable:
             self.post_message(message)
             return
-        words = f"It failed: {state.failed.message}.\n\nWhat to do: {state.failed.hint or 'read its events'}."
+        words = f"It failed: {failed.message}.\n\nWhat to do: {failed.hint or 'read its events'}."
         words += "\n\nContinued as it is, it will most likely fail again."
         self.confirm("resume", words, RESUMING, lambda: self.post_message(message))
 

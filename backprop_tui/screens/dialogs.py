@@ -102,7 +102,7 @@ REPLAYING = (
 
 def copies(state: RunState, log: str = "") -> tuple[Answer, ...]:
     """What of a run can be copied: each answer is the text, of which it shows a line; ``log``: goes with the error."""
-    failed = state.failed
+    failed = state.last_failure
     error = "\n".join(filter(None, (f"[{failed.code}] {failed.message}", failed.hint, log))) if failed else ""
     texts = (
         ("i", "its id", state.run_id),

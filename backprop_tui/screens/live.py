@@ -179,7 +179,7 @@ class LiveScreen(BaseScreen):
         elif self._watch.state.can_resume:
             hidden.discard("checkpoint")
             labels = {"checkpoint": "resume"}
-        first = {"edit": 1} if self._watch is not None and self._watch.state.failed is not None else {}
+        first = {"edit": 1} if self._watch is not None and self._watch.state.last_failure is not None else {}
         keys = [
             key._replace(label=labels.get(key.name, key.label), rank=first.get(key.name, key.rank))
             for key in KEYS
@@ -237,7 +237,7 @@ class LiveScreen(BaseScreen):
 
     def action_edit(self) -> None:
         if self._watch is not None and not self._watch.live:
-            edit(self, self._watch.state.path, self._watch.state.failed)
+            edit(self, self._watch.state.path, self._watch.state.last_failure)
 
     @property
     def looked_at(self) -> str:

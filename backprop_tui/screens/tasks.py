@@ -22,7 +22,7 @@ Value = TypeVar("Value")
 _EVERY = 0.5
 """Seconds between two looks at what has been found so far."""
 _LONG = 3.0
-"""Seconds after which the rest can be told."""
+"""Seconds after which the rest can be told, and a person would miss the work."""
 
 
 @dataclass
@@ -118,13 +118,17 @@ class Task(Generic[Value]):
     def stopped(self) -> bool:
         return self._stop.is_set()
 
+    @property
+    def is_long(self) -> bool:
+        return time.monotonic() - self._began > _LONG
+
     def words(self) -> str:
         """What is done and how far; where it takes its time, how long it will go on."""
         if not self.total:
             return f"{self.name} …"
         taken = time.monotonic() - self._began
         left = taken * (self.total - self.done) / self.done if self.done else 0.0
-        more = f", {clock(left)} left" if taken > _LONG and left >= 1 else ""
+        more = f", {clock(left)} left" if self.is_long and left >= 1 else ""
         return f"{self.name} {100 * self.done // self.total} %{more}"
 
 

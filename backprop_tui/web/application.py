@@ -10,11 +10,30 @@ import select
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
+from textual.app import App
 from textual.driver import Driver
 from textual.drivers.web_driver import WebDriver
 
 from backprop_tui.app import BackpropApp
+
+
+def write(packet: bytes) -> None:
+    """Write a packet whole: a pipe whose reader is slow takes a part."""
+    while packet:
+        packet = packet[os.write(1, packet) :]
+
+
+class PageDriver(WebDriver):
+    """Textual's own ends a packet where the pipe is full."""
+
+    def __init__(self, app: App[Any], **more: Any) -> None:
+        super().__init__(app, **more)
+        del self._write
+
+    def _write(self, packet: bytes) -> None:  # type: ignore[override]
+        write(packet)
 
 
 class WebApp(BackpropApp):
@@ -28,7 +47,7 @@ class WebApp(BackpropApp):
         self._told_place: list[str] = []
 
     def get_driver_class(self) -> type[Driver]:
-        return WebDriver
+        return PageDriver
 
     def on_mount(self) -> None:
         super().on_mount()

@@ -63,9 +63,9 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     rows: list[Row] = [[(f"{glyph} {state.status}", f"{ink}+bold"), (f"{took}  ", "text"), (state.run_id, "strong")]]
     for words in state.damage:
         rows += facts("damage", from_home(words), width, "warn")
-    if state.failed is not None:
-        rows += facts("error", f"[{state.failed.code}] {state.failed.message}", width, "bad")
-        rows += facts("what to do", state.failed.hint, width, "strong") if state.failed.hint else []
+    if (failed := state.last_failure) is not None:
+        rows += facts("not continued" if state.refused else "error", f"[{failed.code}] {failed.message}", width, "bad")
+        rows += facts("what to do", failed.hint, width, "strong") if failed.hint else []
     elif state.status == "crashed":
         rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
     if state.tags or state.note:

@@ -31,6 +31,7 @@ from backprop.core.presets import default_model
 from backprop.core.resolve import config_from, direct, merge, resolve, standing
 from backprop.core.settings import MultiConfig, RunConfig, override
 from backprop.data.parse import json_line, plain
+from backprop.data.reader import require_rows
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import IDENTITY, RunDirectory
@@ -184,12 +185,12 @@ class Trainer:
             dataset if isinstance(dataset, list) and all(isinstance(x, str | os.PathLike) for x in dataset) else None
         )
         files = several or ([dataset] if isinstance(dataset, str | os.PathLike) else [])
-        multi.tasks = [locate(msgspec.structs.replace(config, data=os.fspath(each))).data for each in files]
+        multi.tasks = [_located(config, each).data for each in files]
         require_mergeable(config, multi)
         for line in advice(multi):
             print(line, file=sys.stderr)
         if files:
-            config = locate(msgspec.structs.replace(config, data=multi.tasks[0]))
+            config = _located(config, multi.tasks[0])
             before = unfinished(config, multi)
             engine = _start(config, config.data, origins, multi) if before is None else engine_client.resume(before)
         else:
@@ -293,15 +294,13 @@ def _start(
     """Start an engine; rows from memory are written into the run's directory first."""
     kind = "train" if multi is None else KIND
     if isinstance(dataset, str | os.PathLike):
-        directory = RunDirectory.create(
-            locate(msgspec.structs.replace(config, data=os.fspath(dataset))), kind, origins=origins, multi=multi
-        )
+        directory = RunDirectory.create(_located(config, dataset), kind, origins=origins, multi=multi)
     else:
         config = locate(config, rows_in_memory=True)
         directory = RunDirectory.create(config, kind, origins=origins, multi=multi)
         try:
             rows = spool(dataset, directory.path / "data.jsonl")
-        except BaseException:
+        except BaseException:  # rows may come from anybody's generator: whatever it raises, no half of a run stays
             shutil.rmtree(directory.path, ignore_errors=True)
             raise
         directory.update_record(config=msgspec.structs.replace(config, data=str(rows)))
@@ -310,6 +309,10 @@ def _start(
         if index.trouble:
             print(index.trouble, file=sys.stderr)
     return engine_client.launch(directory)
+
+
+def _located(config: RunConfig, dataset: str | os.PathLike[str]) -> RunConfig:
+    return require_rows(locate(msgspec.structs.replace(config, data=os.fspath(dataset))))
 
 
 def spool(rows: Iterable[Mapping[str, Any]], path: Path) -> Path:
@@ -392,7 +395,7 @@ class _Watch:
                     self._call_back(event)
             run = self._result()
             self._remember(run)
-        except BaseException as error:
+        except BaseException as error:  # of a callback, or Ctrl+C: the run saves first
             self._stop()
             if isinstance(error, BackpropError) and self._callback.on_error:
                 self._callback.on_error(error)
@@ -428,8 +431,8 @@ class _Watch:
         """
         state = self._state
         state.alive = False
-        if state.failed is not None:
-            raise state.failed.error() from RuntimeError(state.failed.traceback)
+        if (failed := state.last_failure) is not None:
+            raise failed.error() from RuntimeError(failed.traceback)
         if state.finished is None:
             raise self._engine.crash()
         return TrainingRun(

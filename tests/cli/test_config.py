@@ -214,3 +214,38 @@ def test_the_shell_completes_files_and_runs(
     monkeypatch.setenv("COMP_CWORD", "3")
     assert main([]) == 0
     assert capsys.readouterr().out == "file,ro\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (("mode", "full"), ("use_dora", "true"), "use_dora: mode full trains the weights themselves"),
+        (("use_dora", "true"), ("mode", "full"), "use_dora: mode full trains the weights themselves"),
+        (("processes", "2"), ("backend", "mlx"), "backend mlx trains LoRA by sft, in one process: processes 2"),
+        (("init_lora_weights", "pissa"), ("mode", "qlora"), "init_lora_weights pissa: the 4-bit weights stay"),
+        (("epochs", "2"), ("steps", "100"), "steps and"),
+    ],
+)
+def test_a_value_that_contradicts_one_that_stands_is_refused_where_it_is_set(
+    first: tuple[str, str], second: tuple[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(["config", "set", *first], capsys)
+    before = settings_file().read_text()
+    refused = answer(["config", "set", *second], capsys, code=1)["error"]
+    assert (refused["code"], said in refused["message"]) == ("CONFIG_INVALID_SETTING", True), refused
+    assert settings_file().read_text() == before
+    answer(["config", "unset", first[0]], capsys)
+    answer(["config", "set", *second], capsys)
+
+
+def test_a_value_that_contradicts_a_variable_is_refused_too_and_what_was_wrong_before_is_put_right_one_by_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BACKPROPAGATE_MODEL__MODE", "full")
+    assert answer(["config", "set", "use_dora", "true"], capsys, code=1)["error"]["code"] == "CONFIG_INVALID_SETTING"
+    settings_file().parent.mkdir(parents=True, exist_ok=True)
+    settings_file().write_text("[lora]\nuse_dora = true\nuse_rslora = true\n")
+    answer(["config", "set", "seed", "7"], capsys)
+    answer(["config", "unset", "use_dora"], capsys)
+    answer(["config", "unset", "use_rslora"], capsys)
+    assert answer(["config", "set", "use_rslora", "true"], capsys, code=1)["error"]["message"].startswith("use_rslora")

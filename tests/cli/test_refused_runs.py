@@ -51,14 +51,28 @@ def test_another_base_model_is_refused_before_anything_of_a_run_changes(
     assert (shown["status"], shown["steps"], shown["total_steps"]) == ("done", 2, 2)
 
 
+def edit(rows: Path) -> None:
+    rows.write_text(rows.read_text().replace(".", "!", 1))
+
+
+@pytest.mark.parametrize(
+    "cause", [(edit, "STATE_IDENTITY_MISMATCH", 2), (Path.unlink, "DATASET_NOT_FOUND", 1)], ids=["edited", "gone"]
+)
 def test_other_rows_leave_an_extended_run_what_it_was(
-    trained: RunDirectory, backprop: Callable[..., Any], rows_file: Path
+    trained: RunDirectory,
+    backprop: Callable[..., Any],
+    rows_file: Path,
+    cause: tuple[Callable[[Path], None], str, int],
 ) -> None:
+    change, code, status = cause
     record, curve = trained.read_record(), read_run(trained.path).curves.loss
-    rows = rows_file.read_text()
-    rows_file.write_text(rows.replace("output", "answer", 1) if "answer" in rows else rows.replace(".", "!", 1))
+    rows, before = rows_file.read_text(), backprop("show-run", trained.run_id, "--json").json
+    change(rows_file)
     refused = backprop("extend", trained.run_id, "--steps", "5")
-    assert (refused.code, "STATE_IDENTITY_MISMATCH" in refused.out) == (2, True), refused.err
+    assert (refused.code, code in refused.out) == (status, True), refused.err
+    after = backprop("show-run", trained.run_id, "--json").json
+    assert (before.pop("refused"), after.pop("refused")["code"]) == (None, code)
+    assert after == before
     state = read_run(trained.path)
     assert (state.status, state.step, state.total_steps, state.config["steps"]) == ("done", 2, 2, 2)
     assert state.curves.loss == curve
@@ -69,6 +83,12 @@ def test_other_rows_leave_an_extended_run_what_it_was(
     while not watched.over:
         watched.read(1.0)
     assert (read_run(trained.path).status, read_run(trained.path).step) == ("done", 3)
+
+
+NO_ROWS = {
+    **{"nothing.jsonl": "", "blank.jsonl": "\n \n\n", "blank.txt": "\n\n", "list.json": "[]\n"},
+    **{"header.csv": "question,answer\n", "header.tsv": "question\tanswer", "nothing/part-1.csv": "a,b\n"},
+}
 
 
 @pytest.mark.parametrize(
@@ -83,8 +103,10 @@ def test_other_rows_leave_an_extended_run_what_it_was(
         ),
         (["--target-modules", "zzz", "--dry-run"], "the model has no linear layer called zzz"),
         (["--target-modules", "zzz", "-m", "phi-4-mini-3.8b"], "its layers: down_proj, gate_up_proj, o_proj, qkv_proj"),
-        (["--data", "nothing.jsonl"], "nothing.jsonl: dataset is empty"),
-        (["--held-out", "nothing.jsonl"], "nothing.jsonl: dataset is empty"),
+        *((["--data", name], f"[DATASET_EMPTY] {{here}}/{name}: dataset is empty") for name in NO_ROWS),
+        *((["--held-out", name], f"{name}: dataset is empty") for name in NO_ROWS),
+        (["--data", "nothing", "--dry-run"], "nothing: dataset is empty"),
+        (["--data", "array.jsonl"], "[DATASET_PARSE_FAILED] {here}/array.jsonl: line 1: the file holds one JSON array"),
         (["--data", "gone.jsonl"], "gone.jsonl is a link to moved/away.jsonl, which is gone"),
     ],
 )
@@ -97,10 +119,12 @@ def test_what_can_be_known_before_a_run_is_made_makes_none(
 ) -> None:
     flags, said = asked
     monkeypatch.chdir(rows_file.parent)
-    Path("nothing.jsonl").touch()
+    for name, text in {**NO_ROWS, "array.jsonl": '[{"text": "a"}]'}.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
     Path("gone.jsonl").symlink_to("moved/away.jsonl")
     usual = {"--data": str(rows_file), "-m": str(tiny_model)}
     words = [word for name, value in usual.items() if name not in flags for word in (name, value)]
     assert main(["train", *words, *flags]) == 1
-    assert said in capsys.readouterr().err
+    assert said.format(here=rows_file.parent) in capsys.readouterr().err
     assert not Path("output").exists()

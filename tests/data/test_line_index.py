@@ -68,7 +68,7 @@ def test_every_line_is_found_at_its_number(
     path = written(tmp_path_factory.mktemp("lines"), "a.jsonl", data)
     found = LineIndex(path)
     assert [(line, raw) for batch in found.stream() for line, _, raw in batch] == expected
-    assert found.build()
+    found.build()
     assert found.known == len(expected)
     assert [found.place(i)[::2] for i in range(len(expected))] == expected
     for i, (line, raw) in enumerate(expected):
@@ -127,17 +127,6 @@ def test_first_rows_are_there_before_the_index_is_whole(tmp_path: Path) -> None:
     source.start()
     assert source.row(39_999).line == 40_000
     assert len(source) == 40_000
-    source.close()
-
-
-def test_indexing_can_be_cancelled_and_taken_up_again(tmp_path: Path) -> None:
-    source = open_source(written(tmp_path, "big.jsonl", b'{"text": "abc"}\n' * 1_000_000))
-    seen: list[int] = []
-    assert not source.build(lambda done, _: seen.append(done), cancelled=lambda: len(seen) >= 2)
-    assert len(seen) == 2
-    assert 0 < source.known < 1_000_000
-    assert source.build(lambda done, total: seen.append(total - done))
-    assert (source.known, seen[-1]) == (1_000_000, 0)
     source.close()
 
 

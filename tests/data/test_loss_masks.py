@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backprop.data.encode import Token, explain_row
+from backprop.data.encode import Token
 from backprop.data.example import RowError
 from backprop.data.tokenizer import ChatTokenizer
+from one_row import explain_row
 
 FAMILIES = ["llama3", "qwen2.5", "qwen3", "mistral", "phi-4", "gemma", "smollm2", "chatml"]
 TERMINATORS = {

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from backprop.core.errors import ModelLoadError
 from backprop.data import chat_template
-from backprop.data.encode import Renderer, explain_row
+from backprop.data.encode import Renderer
 from backprop.data.example import PLAIN, RowError
 from backprop.data.tokenizer import ChatTokenizer
+from one_row import explain_row
 from tokenizers import AddedToken, Tokenizer
 
 TURN = "<|{{ m.role }}|>{{ m.content }}<|end|>"

@@ -12,7 +12,6 @@ import pytest
 from backprop.data.clean import clean_file
 from backprop.data.convert import convert
 from backprop.data.dedup import content_key
-from backprop.data.encode import explain_row
 from backprop.data.example import Example, Fields, RowError
 from backprop.data.formats import detect_fields, detect_file, read_as
 from backprop.data.preprocess import prepare
@@ -20,6 +19,7 @@ from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.validate import validate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_row import explain_row
 
 ModelDir = Callable[[str], Path]
 QUESTION, ANSWER, BAD = "Which way?", "To windward.", "No idea."

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from backprop.data.example import RowError
 from backprop.data.tokenizer import ChatTokenizer
-
-transformers = pytest.importorskip("transformers")
 
 FAMILIES = ["llama3", "qwen2.5", "qwen3", "mistral", "phi-4", "gemma", "smollm2", "chatml", "r1"]
 EMBEDDED = Path(os.environ["TESTS_PERSONS_CACHE"]) / "backprop" / "models" / "smollm2-135m"

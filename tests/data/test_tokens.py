@@ -15,10 +15,11 @@ import pytest
 from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
-from backprop.data.encode import encode_value, explain_row
+from backprop.data.encode import encode_value
 from backprop.data.example import RowError
 from backprop.data.preprocess import Prepared, prepare
 from backprop.data.tokenizer import ChatTokenizer
+from one_row import explain_row
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 

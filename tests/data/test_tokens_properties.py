@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from backprop.core.errors import DatasetError
 from backprop.data.convert import convert
-from backprop.data.encode import Renderer, encode_row, explain_row
+from backprop.data.encode import Renderer, encode_row
 from backprop.data.example import PLAIN, Format, RowError
 from backprop.data.formats import detect_fields, find_mapping
 from backprop.data.loss_mask import answer_spans
@@ -17,6 +17,7 @@ from backprop.data.preprocess import prepare
 from backprop.data.tokenizer import ChatTokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from one_row import explain_row
 
 ModelDir = Callable[[str], Path]
 SHARED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,6 @@ import pytest
 from backprop.core.errors import DatasetError
 from backprop.core.events import LEFT_OUT
 from backprop.core.settings import RunConfig
-from backprop.data.encode import explain_row
 from backprop.data.formats import file_format
 from backprop.data.plan import plan
 from backprop.data.preprocess import prepare
@@ -21,6 +20,7 @@ from backprop.data.reader import open_source
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.truncate import count_lengths
 from backprop.data.validate import validate
+from one_row import explain_row
 
 ModelDir = Callable[[str], Path]
 IDEA = "  first this,\n\nthen that, and so on to the end "

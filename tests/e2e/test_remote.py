@@ -166,6 +166,21 @@ def test_while_the_line_is_cut_keys_are_dropped_and_q_leaves(box: Box) -> None:
     box.wait_holders(1)
 
 
+def test_r_tries_at_once_however_long_the_wait_has_become(box: Box) -> None:
+    with box.application() as terminal:
+        terminal.wait_for("Welcome to backprop", PATIENCE)
+        (box.bin / "down").touch()
+        box.cut()
+        for seconds in (1, 2, 4, 8, 16):
+            terminal.wait_for(f"again in {seconds} s", PATIENCE)
+            terminal.send("r")
+        terminal.wait_for("again in 30 s", PATIENCE)
+        (box.bin / "down").unlink()
+        terminal.send("r")
+        terminal.wait_gone(LOST, 20)
+    box.wait_holders(1)
+
+
 def test_a_password_is_asked_for_before_the_screen_and_again_when_the_line_was_cut(box: Box) -> None:
     (box.bin / "asks").write_text("secret")
     with box.application() as terminal:

@@ -9,7 +9,6 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +250,6 @@ def test_a_run_that_was_ended_and_resumed_equals_the_one_that_was_not(
 def test_a_run_of_another_kind_of_adapter_that_was_killed_goes_on_exactly(
     kind: str, workshop: Workshop, tmp_path: Path
 ) -> None:
-    if kind.startswith("QLoRA") and not find_spec("bitsandbytes"):
-        pytest.skip("bitsandbytes is not installed")
     expected = outcome(workshop.undisturbed(kind))
     directory, answer = workshop.begin(kind, tmp_path / "out", after("step", 7, signal=int(signal.SIGKILL)))
     require_ended("kill -9", answer, directory)

@@ -15,8 +15,6 @@ from backprop.train.generate import load_model
 from pinned_machine import within
 from trained_runs import run_of_four_steps
 
-pytest.importorskip("bitsandbytes")
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:

@@ -12,7 +12,7 @@ import pytest
 from backprop.core.jobs import Check
 from backprop.export.gguf.file import write_gguf
 from backprop.export.gguf.quantize import quantize
-from backprop.export.gguf.tokenization import awkward_texts
+from backprop.export.gguf.tokenization import AWKWARD_TEXTS
 from backprop.export.verify import verify
 from backprop.export.weights import StoredWeights
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
@@ -288,8 +288,8 @@ def test_a_wrong_number_of_the_network_is_named(model: Path, tmp_path: Path, key
     assert key in failed(verify(path, model, stored(model), CHATML))["numbers"]
 
 
-def test_awkward_texts_are_two_hundred_different_ones() -> None:
-    assert len(set(awkward_texts())) == len(awkward_texts()) == 200
+def test_AWKWARD_TEXTS_are_two_hundred_different_ones() -> None:
+    assert len(set(AWKWARD_TEXTS)) == len(AWKWARD_TEXTS) == 200
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -37,7 +37,7 @@ def test_a_weight_in_nf4_takes_half_a_byte_and_its_share_of_scales() -> None:
 
 
 def test_nf4_is_what_bitsandbytes_makes() -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes")
+    import bitsandbytes
     import torch
 
     model = Architecture("llama", 1, 576, 1536, 9, 3, 64, 4096, True)

@@ -167,6 +167,63 @@ def test_the_gap_before_a_resume_that_was_refused_is_not_time_worked() -> None:
     assert (state.status, state.duration_seconds) == ("failed", 5.0)
 
 
+REFUSED = ev.RunFailed(code="DATASET_NOT_FOUND", message="there are no rows", hint="", retryable=False)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (finished(3), "done"),
+        (msgspec.structs.replace(finished(3), status="stopped"), "stopped"),
+        (ev.RunFailed(code="RUNTIME_GPU_OOM", message="m", hint="", retryable=True), "failed"),
+        (None, "crashed"),
+    ],
+    ids=["done", "stopped", "failed", "crashed"],
+)
+@pytest.mark.parametrize("said_more", [False, True], ids=["at once", "after the rows"])
+def test_a_run_that_is_not_continued_is_what_it_was(end: ev.Event | None, status: str, said_more: bool) -> None:
+    first = [started(), step(1), step(2), step(3), *([end] if end else [])]
+    before, after = fold(*first), fold(*first)
+    for times in (1, 2):
+        others = ev.DatasetPrepared(path="others", format="text", rows=9, kept=9)
+        stretch = [msgspec.structs.replace(started(resumed_from=2), config={"model": "m", "steps": 99})]
+        stretch += [ev.PhaseChanged(phase="preparing_data"), others] if said_more else []
+        for event in [*stretch, msgspec.structs.replace(REFUSED)]:
+            event.seq, event.time = after.last_seq + 1, after.last_event_at + 100.0 * times
+            after.apply(event)
+        before.alive = after.alive = False
+        assert (after.status, after.refused) == (status, event)
+        assert after.last_failure is after.refused
+        for name in ("failed", "finished", "config", "step", "total_steps", "last_step", "dataset", "resumes"):
+            assert getattr(after, name) == getattr(before, name), name
+        assert repr(after.curves) == repr(before.curves)  # which have NaN
+        assert after.duration_seconds == before.duration_seconds
+
+
+def test_a_run_that_was_continued_and_failed_has_failed() -> None:
+    trained = ev.PhaseChanged(phase="training")
+    state = fold(started(), step(1), step(2), finished(2), started(resumed_from=2), trained, REFUSED)
+    assert (state.status, state.failed, state.refused) == ("failed", REFUSED, None)
+
+
+def test_a_run_that_is_continued_after_all_was_not_refused() -> None:
+    state = fold(
+        *(started(), step(1), finished(1), started(resumed_from=1), REFUSED, started(resumed_from=1), step(2)),
+        finished(2),
+    )
+    assert (state.status, state.step, state.refused, state.last_failure) == ("done", 2, None, None)
+
+
+def test_a_watched_run_that_is_not_continued_is_what_it_was() -> None:
+    state = fold(started(), step(1), finished(1))
+    state.await_start()
+    assert (state.status, state.finished) == ("starting", None)
+    for event in (started(resumed_from=1), msgspec.structs.replace(REFUSED)):
+        event.seq, event.time = state.last_seq + 1, state.last_event_at + 1.0
+        state.apply(event)
+    assert (state.status, state.finished and state.finished.steps) == ("done", 1)
+
+
 def test_a_journal_of_another_run_is_said_and_not_taken_in(directory: RunDirectory, story: Callable[..., None]) -> None:
     story(started(), step(1))
     stranger = directory.journal.read_bytes().replace(directory.run_id.encode(), b"another")

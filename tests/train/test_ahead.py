@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from backprop.core.events import Event, Step
+from backprop.core.events import Evaluated, Event, Step
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
-from backprop.train import ahead
+from backprop.train import ahead, evaluate
 from backprop.train import model as models
 from backprop.train.persistence.resume import Beginning
 from backprop.train.run import Run
@@ -46,6 +47,25 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each pass over held-out ones, in order."""
+    passes, batch_loss = [], evaluate.batch_loss
+
+    def counted(loaded: models.Loaded, method: Any, batch: Any) -> Any:
+        passes.append(batch.rows)
+        return batch_loss(loaded, method, batch)
+
+    monkeypatch.setattr(evaluate, "batch_loss", counted)
+    return passes
+
+
+@pytest.fixture
+def evaluated(tiny_config: RunConfig) -> RunConfig:
+    """A run with eight held-out rows in four passes; evaluated before it, and after its last step."""
+    return replace(tiny_config, held_out="0.2", packing=False, eval_steps=4)
+
+
+@pytest.fixture
 def do(played: Any) -> Do:
     """A whole run in this process."""
 
@@ -57,6 +77,19 @@ def do(played: Any) -> Do:
     return run
 
 
+def stop_after(calls: int) -> Callable[[], bool]:
+    """A look that finds something else asked for once it was called so often."""
+    left = [calls]
+
+    def look() -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            raise InterruptedError
+        return False
+
+    return look
+
+
 MEASURED = {
     "time",
     "tokens_per_second",
@@ -66,11 +99,11 @@ MEASURED = {
     "duration_seconds",
     "seconds_blocked",
 }
-MEASURED |= {"memory", "output_path", "path"}
+MEASURED |= {"memory", "output_path", "path", "cached"}
 
 
 def told(events: list[Event]) -> list[dict[str, Any]]:
-    """The events without what is measured and the run's own place."""
+    """The events without what is measured, the run's own place, and whether its rows were tokenised before."""
     plain = [to_builtins(event) for event in events]
     return [{name: each[name] for name in each.keys() - MEASURED} for each in plain]
 
@@ -78,12 +111,11 @@ def told(events: list[Event]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_run_is_the_same_to_the_last_bit(tiny_config: RunConfig, do: Do, loads: list[Path], mode: str) -> None:
     config = replace(tiny_config, mode=mode, held_out="0.2", lora_dropout=0.1 if mode == "lora" else None)
-    do(config)  # which tokenises the rows
     cold = do(config)
     ahead.get_ready(config, go_on)
-    assert len(loads) == 3
+    assert len(loads) == 2
     warm = do(config)
-    assert len(loads) == 3, "it was loaded again"
+    assert len(loads) == 2, "it was loaded again"
     assert [event.loss for event in warm if isinstance(event, Step)]
     assert told(warm) == told(cold)
 
@@ -167,4 +199,91 @@ def test_it_stops_where_something_else_is_asked(tiny_config: RunConfig, loads: l
 
     with pytest.raises(InterruptedError):
         ahead.get_ready(tiny_config, look)
+    assert not loads
+
+
+@pytest.mark.parametrize("method", ["sft", "orpo"])
+def test_the_base_answers_the_held_out_rows_ahead(
+    evaluated: RunConfig, do: Do, passes: list[int], tmp_path: Path, method: str
+) -> None:
+    config = replace(evaluated, method=method)
+    if method != "sft":
+        rows = [{"prompt": f"{i}?", "chosen": f"yes, {i}", "rejected": f"no, not {i} at all"} for i in range(40)]
+        config = replace(config, data=str(tmp_path / "pairs.jsonl"))
+        Path(config.data).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cold = do(config)
+    assert len(passes) > 4, "there is nothing to do in several passes"
+    half = len(passes) // 2  # once the untouched model, once the result
+    passes.clear()
+    ahead.get_ready(config, go_on)
+    assert len(passes) == half
+    passes.clear()
+    warm = do(config)
+    assert len(passes) == half, "the untouched model was asked again"
+    assert told(warm) == told(cold)
+
+
+def test_a_start_in_the_middle_goes_on_from_there(evaluated: RunConfig, do: Do, passes: list[int]) -> None:
+    cold = do(evaluated)
+    looks = len(passes) // 2
+    passes.clear()
+    ahead.get_ready(evaluated, go_on)  # tokenised, so that there is one look before loading and one for each pass
+    ahead._ready.clear()
+    passes.clear()
+    with pytest.raises(InterruptedError):
+        ahead.get_ready(evaluated, stop_after(1 + 1))
+    assert len(passes) == 1
+    with pytest.raises(InterruptedError):
+        ahead.get_ready(replace(evaluated, run_name="other"), stop_after(1))
+    assert len(passes) == 2
+    warm = do(evaluated)
+    assert len(passes) == 2 * looks
+    assert told(warm) == told(cold)
+
+
+def test_rows_that_were_edited_since_are_answered_anew(
+    evaluated: RunConfig, do: Do, passes: list[int], tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held-out.jsonl"
+    lines = Path(evaluated.data).read_text().splitlines(keepends=True)
+    held_out.write_text("".join(lines[:8]))
+    config = replace(evaluated, held_out=str(held_out))
+    ahead.get_ready(config, go_on)
+    ahead_of = len(passes)
+    passes.clear()
+    held_out.write_text("".join([*lines[:7], lines[7].replace("heron", "crane").replace("7:", "8:")]))
+    warm = do(config)
+    assert len(passes) == 2 * ahead_of
+    ahead._ready.clear()
+    assert told(warm) == told(do(config))
+
+
+def test_answering_ahead_has_an_end(evaluated: RunConfig, do: Do, passes: list[int], monkeypatch: Any) -> None:
+    cold = do(evaluated)
+    passes.clear()
+    monkeypatch.setattr(ahead, "_SCORING", -1.0)
+    ahead.get_ready(evaluated, go_on)
+    assert not passes
+    assert told(do(evaluated)) == told(cold)
+
+
+def test_what_was_answered_ahead_counts_with_its_time(evaluated: RunConfig, do: Do) -> None:
+    ahead.get_ready(evaluated, go_on)
+    (ready,) = ahead._ready
+    took = sum(seconds for _, seconds in ready.loaded.base_scores.values())
+    base = next(event for event in do(evaluated) if isinstance(event, Evaluated) and event.base)
+    assert base.seconds > took > 0
+
+
+def test_where_it_is_left_out_nothing_is_answered(evaluated: RunConfig, passes: list[int]) -> None:
+    ahead.get_ready(replace(evaluated, eval_base=False), go_on)
+    assert not passes
+
+
+def test_nothing_is_done_ahead_with_mlx(
+    tiny_config: RunConfig, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "resolved", lambda config: replace(config, backend="mlx"))  # as on Apple Silicon
+    monkeypatch.setattr(ahead, "prepare_run", None)
+    ahead.get_ready(replace(tiny_config, backend="auto"), go_on)
     assert not loads

@@ -59,7 +59,7 @@ def begin(loaded_tiny: Loaded, tiny_config: RunConfig, ragged: Any, monkeypatch:
     rows = ragged([12, 40, 20] * 8)
 
     def make(size: float) -> tuple[StepLoop, PlayedCard]:
-        loop = StepLoop(loaded_tiny, sft.SFT(loaded_tiny.model), config, rows, Schedule.of(config, len(rows)))
+        loop = StepLoop(loaded_tiny, sft.SFT(), config, rows, Schedule.of(config, len(rows)))
         trained = sum(weight.numel() for weight in loaded_tiny.model.parameters() if weight.requires_grad)
         return loop, PlayedCard(monkeypatch, size, 12 * trained)
 

@@ -77,7 +77,7 @@ def train(directory, fatal, result):
     losses = {}
     loaded = models.load(config, Path(config.model), lambda event: None)
     rows = Rows()
-    loop = StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+    loop = StepLoop(loaded, SFT(), config, rows, Schedule.of(config, len(rows)))
     store = CheckpointStore(directory, "run-a")
     store.remove_leftovers()
     newest, broken = store.newest_valid()

@@ -58,7 +58,7 @@ def weights_of(loop: StepLoop) -> dict[str, torch.Tensor]:
 
 def made(config: RunConfig, rows: Any) -> tuple[StepLoop, Watch]:
     loaded = models.load(config, Path(config.model), lambda event: None)
-    loop = StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+    loop = StepLoop(loaded, SFT(), config, rows, Schedule.of(config, len(rows)))
     return loop, Watch(loop)
 
 
@@ -143,7 +143,7 @@ def test_what_was_drawn_before_the_steps_has_no_part_in_them(config: RunConfig, 
         loaded = models.load(config, Path(config.model), lambda event: None)
         torch.rand(draws)
         rows = ragged([12] * 22)
-        loop = StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+        loop = StepLoop(loaded, SFT(), config, rows, Schedule.of(config, len(rows)))
         watch = Watch(loop)
         watch.stop_at = 4
         loop.run(watch)

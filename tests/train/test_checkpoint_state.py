@@ -94,7 +94,8 @@ def test_after_a_restore_every_loss_and_weight_is_the_same_to_the_last_bit(tmp_p
 
 
 def test_eight_bit_adam_is_put_back_exactly(tmp_path: Path) -> None:
-    bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    import bitsandbytes
+
     first, second = model(hidden=128), model(hidden=128)
     optimizer, fresh = (
         bitsandbytes.optim.AdamW8bit(trained(each), lr=1e-2, min_8bit_size=64) for each in (first, second)

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 
 def evaluator(loaded: Any, rows: Any, packing: bool = True) -> Evaluator:
     batching = Batching(packing=packing, batch_size=4, token_budget=100)
-    return Evaluator(loaded, sft.SFT(loaded.model), rows, batching, recovery=Recovery())
+    return Evaluator(loaded, sft.SFT(), rows, batching, recovery=Recovery())
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -26,7 +26,6 @@ from msgspec.structs import replace
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 60)[None]
-with_library = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 @pytest.fixture
@@ -40,7 +39,6 @@ def load(config: RunConfig) -> tuple[models.Loaded, ModelLoaded]:
     return loaded, next(event for event in events if isinstance(event, ModelLoaded))
 
 
-@with_library
 def test_every_linear_layer_below_the_head_is_in_4_bits_and_takes_what_was_estimated(config: RunConfig) -> None:
     loaded, told = load(config)
     plain, told_plain = load(replace(config, mode="lora"))
@@ -59,7 +57,6 @@ def test_every_linear_layer_below_the_head_is_in_4_bits_and_takes_what_was_estim
     assert not any(each.support_avx512bf16_for_cpu for each in four_bit.layers(loaded.model).values())
 
 
-@with_library
 def test_a_run_learns_and_comes_back_on_the_base_it_was_trained_on(config: RunConfig, tmp_path: Path) -> None:
     events, directory = runs_in_process.train(replace(config, steps=6), [])
 
@@ -74,7 +71,6 @@ def test_a_run_learns_and_comes_back_on_the_base_it_was_trained_on(config: RunCo
     assert json.loads((directory.adapter / "backprop.json").read_text())["mode"] == "qlora"
 
 
-@with_library
 def test_loftq_begins_nearer_to_the_original_weights(config: RunConfig) -> None:
     original = models.load_base(Path(config.model), CPU, models.choose_dtype(CPU)).eval()
 
@@ -86,7 +82,6 @@ def test_loftq_begins_nearer_to_the_original_weights(config: RunConfig) -> None:
     assert far("loftq") < 0.75 * far("default")
 
 
-@with_library
 def test_experts_that_would_stay_in_16_bits_are_refused_by_name(config: RunConfig, tmp_path: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 

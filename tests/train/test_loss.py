@@ -154,7 +154,7 @@ def test_scaling_and_capping_are_part_of_the_loss(kind: str, rows: Any) -> None:
 
 
 def step_loop(loaded: Loaded, config: RunConfig, rows: Any) -> StepLoop:
-    return StepLoop(loaded, SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+    return StepLoop(loaded, SFT(), config, rows, Schedule.of(config, len(rows)))
 
 
 def test_eight_times_one_four_times_two_one_times_eight_and_packed_give_one_gradient(

@@ -40,14 +40,14 @@ def config(tiny_config: RunConfig) -> RunConfig:
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_three_pairs_have_the_losses_that_were_worked_out_by_hand(name: str, config: RunConfig) -> None:
-    method: Any = method_named(name)(models.load_base(Path(config.model), *CPU), config, None)  # type: ignore[arg-type]
+    method: Any = method_named(name)(config, None)  # type: ignore[arg-type]
     found = method.compare(torch.tensor(LOGPS).double(), torch.tensor(LENGTHS), torch.tensor(UNTOUCHED).double())
     assert found.losses.tolist() == pytest.approx(BY_HAND[name], abs=1e-6)
 
 
 def test_six_judged_answers_have_the_losses_that_were_worked_out_by_hand(config: RunConfig, tmp_path: Path) -> None:
     rows: Any = type("Rows", (), {"labels": torch.tensor([True, False]), "__len__": lambda self: 2})()
-    method: Any = method_named("kto")(models.load_base(Path(config.model), *CPU), config, rows)
+    method: Any = method_named("kto")(config, rows)
     ratios = (torch.tensor(LOGPS) - torch.tensor(UNTOUCHED)).double().flatten()
     found, _ = method.judge(ratios, torch.tensor([True, False] * 3), torch.tensor(0.5).double())
     expected = [0.462570, 0.475021, 0.450166, 0.365864, 0.518741, 0.462570]

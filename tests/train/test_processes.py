@@ -202,8 +202,6 @@ def test_each_rank_keeps_half_of_the_optimizers_state_and_a_checkpoint_all_of_it
     tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, faults: Any, case: tuple[dict[str, Any], float, float]
 ) -> None:
     form, rel, uneven = case
-    if "optim" in form:
-        pytest.importorskip("bitsandbytes")
     config = replace(tiny_config, mode="full", lora_r=None, lora_dropout=None, batch_size=3, save_steps=2, **form)
     handed: list[int] = []
     whole: list[int] = []

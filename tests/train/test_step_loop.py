@@ -36,7 +36,7 @@ def rows(ragged: Any) -> Any:
 
 def loop_of(config: RunConfig, rows: Any, method: Any = None) -> StepLoop:
     loaded = models.load(config, Path(config.model), lambda event: None)
-    return StepLoop(loaded, method or sft.SFT(loaded.model), config, rows, Schedule.of(config, len(rows)))
+    return StepLoop(loaded, method or sft.SFT(), config, rows, Schedule.of(config, len(rows)))
 
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, factor: Callable[[int], float]) -> None:

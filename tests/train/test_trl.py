@@ -81,7 +81,7 @@ def test_losses_and_gradient_norms_are_those_of_trl(
     rows = ragged([9 + 5 * (i % 7) for i in range(24)])
     schedule = Schedule.of(config, len(rows))
     loaded = models.load(config, Path(config.model), lambda event: None)
-    loop = StepLoop(loaded, SFT(loaded.model), config, rows, schedule)
+    loop = StepLoop(loaded, SFT(), config, rows, schedule)
     ours: list[tuple[float, float]] = []
 
     def note(step: int) -> bool:

@@ -170,6 +170,8 @@ async def test_start_says_what_is_missing_and_goes_there(rows: Path) -> None:
     ("values", "field", "words"),
     [
         ({"data": "row.jsonl"}, "data", "did you mean"),
+        ({"data": "header.csv"}, "data", "dataset is empty; write at least one row"),
+        ({"held_out": "header.csv"}, "held_out", "dataset is empty; write at least one row"),
         ({"model": "no such model"}, "model", "it is no preset"),
         ({"held_out": "others.jsonl"}, "held_out", "others.jsonl"),
         ({"mapping": "instruction"}, "mapping", "FIELD=COLUMN"),
@@ -177,6 +179,7 @@ async def test_start_says_what_is_missing_and_goes_there(rows: Path) -> None:
     ],
 )
 async def test_what_is_wrong_is_said_at_its_setting(rows: Path, values: dict[str, str], field: str, words: str) -> None:
+    (rows.parent / "header.csv").write_text("question,answer\n")
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
         screen = await opened(pilot, **{"data": rows, **values})
         assert screen.config is None

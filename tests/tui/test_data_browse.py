@@ -6,8 +6,10 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow
 import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
+from pyarrow import parquet
 from textual.widgets import Input
 
 from backprop_tui.app import BackpropApp
@@ -193,8 +195,7 @@ async def test_every_kind_of_file_is_browsed_alike(tmp_path: Path, name: str) ->
     elif name.endswith(".gz"):
         path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     else:
-        arrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(arrow.Table.from_pylist(rows), path)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     async with DataApp(path).run_test(size=NARROW) as pilot:
         await until_text(pilot, f"{name} · text · 50 rows", "log entry 0")
         await at_rest(pilot)

@@ -93,8 +93,12 @@ async def test_scoring_can_be_stopped_and_begun_again(rows: Path, model: Path) -
     async with DataApp(rows).run_test(size=NARROW) as pilot:
         await score(pilot, model)
         await until_text(pilot, "scoring")
+        for task in pilot.app.data.tasks.running():
+            task._began -= 10  # then it is asked before the application is left
+        assert pilot.app.data.losing().startswith("Work on the dataset goes on: ")
         await pilot.press("x")
         await at_rest(pilot)
+        assert pilot.app.data.losing() == ""
         await until_text(pilot, "stopped")
         assert "the hardest first" not in pilot.app.text() or "so far" in pilot.app.text()
         await pilot.press("escape", "h")

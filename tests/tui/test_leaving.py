@@ -271,6 +271,20 @@ async def test_an_answer_that_comes_late_leaves_what_covers_the_question_alone(o
         assert given == []
 
 
+async def test_another_screen_is_covered_too_while_the_window_is_too_small(output: Path) -> None:
+    async with BackpropApp().run_test(size=(50, 12)) as pilot:
+        app = pilot.app
+        assert isinstance(app.screen, TooSmall)
+        await app.switch_mode("data")  # as a run does that is ready, or a dataset that was asked for
+        await pilot.pause()
+        assert isinstance(app.screen, TooSmall)
+        await pilot.resize_terminal(80, 24)
+        await pilot.pause()
+        assert app.screen.id == "data"
+        await app.switch_mode("runs")
+        await until(lambda: app.screen.id == "runs", "the first screen, uncovered")
+
+
 async def test_a_click_on_a_message_that_is_just_gone_does_nothing(output: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24), notifications=True) as pilot:
         screen = pilot.app.screen

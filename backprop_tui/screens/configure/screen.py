@@ -18,6 +18,7 @@ from backprop.core.presets import MODEL_PRESETS, TRAINING_PRESETS, default_model
 from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.data.plan import Plan, plan, warnings
+from backprop.data.reader import require_rows
 from backprop.data.truncate import CountedLengths
 from backprop.hardware.devices import Info, info
 from backprop.hardware.estimate import first_batch_size, fitted, longest_rows, require_size
@@ -161,13 +162,13 @@ class ConfigureScreen(BaseScreen):
             self.wrong["data"] = MISSING
         if not self.wrong:
             try:
-                config = locate(self.found.config())
+                config = require_rows(locate(self.found.config()))
                 repository_of(config.model)
                 require_size(config)
                 if self.found.several:
                     multi = self.found.multi()
                     named = [msgspec.structs.replace(config, data=each) for each in multi.tasks]
-                    multi.tasks = [locate(each).data for each in named] or [config.data]
+                    multi.tasks = [require_rows(locate(each)).data for each in named] or [config.data]
                     require_mergeable(config, multi)
                     self.multi = multi
                 self.config = config

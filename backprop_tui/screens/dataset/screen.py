@@ -97,6 +97,10 @@ class DataScreen(BaseScreen):
         self.tasks.end()
         self.table.close()
 
+    def losing(self) -> str:
+        going = [task.words() for task in self.tasks.running() if task.is_long]
+        return f"Work on the dataset goes on: {', '.join(going)}" if going else ""
+
     # What is shown
 
     @property

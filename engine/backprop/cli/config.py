@@ -10,9 +10,10 @@ from backprop.cli import output
 from backprop.cli.complete import presets
 from backprop.cli.main import CommandGroup
 from backprop.cli.options import configuration_options, json_and_verbose, shown_value
-from backprop.core.definition import Setting, all_settings, find, require_all
-from backprop.core.resolve import Resolution, resolve
-from backprop.core.settings import SECTIONS
+from backprop.core.definition import Setting, all_settings, find, require_all, settings
+from backprop.core.errors import BackpropError
+from backprop.core.resolve import Resolution, merge, resolve, standing
+from backprop.core.settings import SECTIONS, RunConfig
 
 _name = click.argument(
     "name", metavar="SETTING", shell_complete=presets([each.path for each in all_settings().values()])
@@ -100,11 +101,36 @@ def _write(setting: Setting, value: Any, as_json: bool) -> None:
     from backprop.core.saved_settings import write
     from backprop.core.settings_sources import settings_file
 
+    wrong = _contradiction({setting.name: value})
+    if wrong is not None and _contradiction({}) is None:  # what was wrong before is put right one by one
+        raise wrong
     write(settings_file(), {setting.name: value})
     found = resolve()
     answer = {**facts(setting, found), "path": str(settings_file())}
     now = f"{setting.path} is {shown_value(found.values[setting.name])} ({found.origins[setting.name]})"
     output.answer(answer, as_json, lambda _: output.line(now))
+
+
+def _contradiction(changes: dict[str, Any]) -> BackpropError | None:
+    """What a run would be refused for, as far as the sources that stand say its settings.
+
+    Args:
+        changes: values in the settings file that are to be others; ``None`` is out of it.
+    """
+    from backprop.core.settings_sources import Given
+
+    file, *others = standing()
+    for name, value in changes.items():
+        file.given.pop(name, None)
+        if value is not None:
+            file.given[name] = Given(value, "settings file", name)
+    found = merge([file, *others])
+    try:
+        require_all(found.errors)
+        RunConfig(**{**{name: found.values[name] for name in settings()}, "data": " "})
+    except BackpropError as error:
+        return error
+    return None
 
 
 @config.command

@@ -118,8 +118,7 @@ def _pass_on(engine: EngineClient, times: int) -> None:
 
 
 def _exit_code(engine: EngineClient, state: RunState, interrupted: bool, as_json: bool, verbose: bool) -> int:
-    if state.failed is not None and state.last_event_at >= engine.launched_at:
-        failed = state.failed
+    if (failed := state.last_failure) is not None and state.last_event_at >= engine.launched_at:
         if verbose and failed.traceback:
             output.narrate(failed.traceback.rstrip())
         if not as_json and failed.hint:

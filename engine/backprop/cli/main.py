@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
         error = cause = known
     except OSError as system:
         error, cause = refused(system), system
-    except Exception as unexpected:
+    except Exception as unexpected:  # the edge of the program: a defect is said as one, with its code
         hint = "this is a defect in the program; --verbose shows where"
         error, cause = BackpropError(f"{type(unexpected).__name__}: {unexpected}", hint=hint), unexpected
     if "backprop.core.log" in sys.modules:

@@ -93,11 +93,12 @@ def session_config(given: dict[str, Any], file: str | None) -> tuple[RunConfig, 
     """
     from backprop.core.locate import locate
     from backprop.core.resolve import resolve
+    from backprop.data.reader import require_rows
 
     multi = resolve(given, file=file).multi()
     config, origins = options.run_config({**given, "data": multi.tasks[0] if multi.tasks else None}, file)
     named = [msgspec.structs.replace(config, data=each) for each in multi.tasks]
-    multi.tasks = [locate(each).data for each in named] or [config.data]
+    multi.tasks = [require_rows(locate(each)).data for each in named] or [config.data]
     require_mergeable(config, multi)
     return config, multi, origins
 

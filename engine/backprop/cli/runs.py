@@ -17,6 +17,7 @@ import msgspec
 from backprop.cli import output, views
 from backprop.cli.options import json_and_verbose
 from backprop.core.errors import InputError
+from backprop.core.events import RunFailed
 from backprop.core.paths import expand
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
 from backprop.runs.describe import bytes_text, describe, duration, level, moment, number
@@ -159,10 +160,11 @@ def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
 
 def details(state: RunState) -> dict[str, Any]:
     """One run as ``show-run --json`` says it (SPEC section 13)."""
-    failed = state.failed
-    error = None
-    if failed is not None:
-        error = {name: getattr(failed, name) for name in ("code", "message", "hint", "retryable")}
+
+    def answered(failed: RunFailed | None) -> dict[str, Any] | None:
+        names = ("code", "message", "hint", "retryable")
+        return None if failed is None else {name: getattr(failed, name) for name in names}
+
     return {
         **answer(summarise(state)),
         "config": state.config,
@@ -177,7 +179,8 @@ def details(state: RunState) -> dict[str, Any]:
             "cells": msgspec.to_builtins(state.forgetting.cells),
             **msgspec.to_builtins(state.forgetting.averages()),
         },
-        "error": error,
+        "error": answered(state.failed),
+        "refused": answered(state.refused),
         "samples": msgspec.to_builtins(state.samples),
         "evaluations": msgspec.to_builtins(state.evaluations),
         "dataset_prepared": msgspec.to_builtins(state.dataset),

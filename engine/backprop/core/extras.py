@@ -5,7 +5,9 @@ The base is the application, the command line and the data tools. What is missin
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 from backprop.core.errors import MissingDependencyError
 from backprop.core.settings import RunConfig
@@ -22,8 +24,13 @@ _EXTRAS = {
 
 
 def install_command(extra: str) -> str:
-    """What installs an extra; the quotes suit every shell."""
-    return f'pip install "{DISTRIBUTION}[{extra}]"'
+    """What installs an extra into this environment; the quotes suit every shell."""
+    wanted = f'"{DISTRIBUTION}[{extra}]"'
+    if (Path(sys.prefix) / "pipx_metadata.json").is_file():
+        return f"pipx runpip {DISTRIBUTION} install {wanted}"
+    if find_spec("pip") is None:  # nor has what uv makes
+        return f'uv pip install --python "{sys.executable}" {wanted}'
+    return f"pip install {wanted}"
 
 
 def require_modules(what: str, extra: str, *modules: str) -> None:

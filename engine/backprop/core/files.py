@@ -132,11 +132,12 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None and is_full(error):
+    except OSError as error:
+        if error.filename is None and is_full(error):
             error.filename = str(path)  # a write does not know whose room it lacks
         raise
+    finally:
+        aside.unlink(missing_ok=True)
     flush_folder(path.parent)
 
 
@@ -169,9 +170,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(old)
         aside.rename(path)
-    except BaseException:
+    finally:
         shutil.rmtree(aside, ignore_errors=True)
-        raise
     flush_folder(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from backprop.core.architecture import blocks
-from backprop.core.datasets import data_files, empty, is_hub_name, missing
+from backprop.core.datasets import data_files, is_hub_name, missing
 from backprop.core.errors import DatasetNotFoundError, InputError, InvalidSettingError, ModelLoadError
 from backprop.core.models import find_architecture
 from backprop.core.paths import expand
@@ -26,20 +26,19 @@ def locate(config: RunConfig, *, rows_in_memory: bool = False) -> RunConfig:
 
     Raises:
         DatasetNotFoundError: the data file, or that of held-out rows, does not exist; the nearest name is suggested.
-        DatasetError: it is empty.
         InvalidSettingError: the model is known to lack a layer that is to have an adapter.
     """
     _require_layers(config)
     changes = {"output_dir": str(_expand("output_dir", config.output_dir)), "model": locate_model(config.model)}
     if not rows_in_memory:
         data = _expand("data", config.data)
-        if _has_rows(data, "data"):
+        if _is_there(data):
             changes["data"] = str(data)
         elif not is_hub_name(config.data):
             raise _no_data(data, "data")
     held_out = held_out_file(config.held_out)
     if held_out is not None:
-        if not _has_rows(held_out, "held_out"):
+        if not _is_there(held_out):
             raise _no_data(held_out, "held_out")
         changes["held_out"] = str(held_out)
     return msgspec.structs.replace(config, **changes)
@@ -105,19 +104,9 @@ def _expand(setting: str, text: str) -> Path:
     return path
 
 
-def _has_rows(path: Path, field: str) -> bool:
-    """Whether there are files.
-
-    Raises:
-        DatasetError: nothing is in any of them.
-    """
+def _is_there(path: Path) -> bool:
     try:
-        files = data_files(path)
-        if files and not any(file.stat().st_size for file in files):
-            error = empty(path)
-            error.details["field"] = field
-            raise error
-        return bool(files)
+        return bool(data_files(path))
     except OSError:  # a name that no file can have
         return False
 

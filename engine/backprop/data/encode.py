@@ -419,15 +419,6 @@ def encode_value(
     return sides
 
 
-def explain_row(value: Any, tokenizer: ChatTokenizer, **options: Any) -> list[Token]:
-    """The tokens of a row alone (``tokens_of``), with options of ``encode_value``; of a pair, those of the chosen side.
-
-    Raises:
-        RowError: the row cannot be trained.
-    """
-    return tokens_of(encode_value(value, tokenizer, **options)[0], tokenizer)
-
-
 def tokens_of(side: Side, tokenizer: ChatTokenizer) -> list[Token]:
     """Every token of one of ``encode_value``'s sides, uncut, with whether it is trained."""
     assert side.encoding is not None

@@ -157,15 +157,10 @@ class LineIndex:
             column.frombytes(values[chosen].astype(np.uint64).tobytes())
         self._last_row = int(offsets[-1])
 
-    def build(self, progress: Progress | None = None, cancelled: Cancelled | None = None) -> bool:
-        """Scan to the end. Returns whether it got there (False when ``cancelled`` said stop)."""
-        while not self.complete:
-            if self._closing or (cancelled is not None and cancelled()):
-                return False
+    def build(self) -> None:
+        """Scan to the end, or until it is closed."""
+        while not (self.complete or self._closing):
             self._advance_once()
-            if progress is not None:
-                progress(min(self._scanned, self.size), self.size)
-        return True
 
     def start(self) -> None:
         """Scan to the end in a thread of its own."""

@@ -101,56 +101,60 @@ def prepare(
         raise InvalidSettingError(
             f"mapping: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}"
         )
-    if max_length == "auto":
-        again = partial(
-            prepare,
-            path,
-            model_dir,
-            rows=rows,
-            train_on_responses=train_on_responses,
-            traces=traces,
-            mapping=mapping,
-            samples=samples,
-            now=now,
-            cache_dir=cache_dir,
-            progress=progress,
-            cancelled=cancelled,
-        )
-        return _at_its_own_length(again, most, traces=traces)
     tokenizer = ChatTokenizer.load(model_dir, now)
-    root = cache_dir or token_cache()
-    fits = context_length(model_dir)
+    longest = context_length(model_dir) or _WHOLE
     options = Options(
         rows=rows,
-        max_length=min(max_length, fits or max_length),
+        max_length=longest if max_length == "auto" else min(max_length, longest),
         everything=not train_on_responses and rows == "conversation",
         traces=traces,
         samples=samples,
         mapping=mapping or {},
     )
+    at = partial(
+        _at_limit,
+        Path(path),
+        tokenizer,
+        root=cache_dir or token_cache(),
+        progress=progress,
+        cancelled=cancelled,
+    )
+    return _at_its_own_length(at, options, most) if max_length == "auto" else at(options)
+
+
+def _at_limit(
+    path: Path,
+    tokenizer: ChatTokenizer,
+    options: Options,
+    *,
+    root: Path,
+    progress: Callable[[int, int], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> Prepared:
+    """The dataset cut at ``options.max_length``: what is kept of it in ``root``, else tokenised now."""
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        key = _key(Path(path), tokenizer, options)
+        key = _key(path, tokenizer, options)
         found = cache.load(root, key)
         if found is not None:
             found.summary.path = str(path)
             return found
-        writer = Writer(root, key, rows)
+        writer = Writer(root, key, options.rows)
         try:
             summary = _write_rows(source, tokenizer, options, writer, progress=progress, cancelled=cancelled)
             return writer.finish(summary)
-        except BaseException:
+        except BaseException:  # whatever it is, a cancelled pass too: nothing half written stays
             writer.discard()
             raise
 
 
-def _at_its_own_length(prepare: Callable[..., Prepared], most: int, *, traces: bool) -> Prepared:
+def _at_its_own_length(at: Callable[[Options], Prepared], options: Options, most: int) -> Prepared:
     """The dataset at the limit that the rule makes of its lengths; only one that cuts something costs a second pass."""
-    whole = prepare(max_length=_WHOLE)
+    whole = at(options)
     summary = whole.summary
-    limit = min(sequence_length(summary.p99, summary.answers_fit, most, traces=traces), summary.max_length)
+    limit = min(sequence_length(summary.p99, summary.answers_fit, most, traces=options.traces), summary.max_length)
     # A sample has what follows its last answer too; of a row whose answer is lost there is none.
     if limit < max(summary.longest, int(np.diff(whole.offsets).max())):
-        return prepare(max_length=limit)
+        return at(msgspec.structs.replace(options, max_length=limit))
     summary.max_length = limit
     summary.limits = [msgspec.structs.replace(each, max_length=min(each.max_length, limit)) for each in summary.limits]
     return whole

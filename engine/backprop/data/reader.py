@@ -21,6 +21,8 @@ from msgspec import Struct
 
 from backprop.core.datasets import data_files, empty, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
+from backprop.core.locate import held_out_file
+from backprop.core.settings import RunConfig
 from backprop.data.example import RowError
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, watched
 from backprop.data.parse import BOM, json_line, parse_json, wide_encoding
@@ -184,6 +186,24 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
         source.close()
         raise empty(named) from None
     return source
+
+
+def require_rows(config: RunConfig) -> RunConfig:
+    """``config``, located, if its files can be opened and have a row each, as far as that is known at once: large ones
+    are not looked into.
+
+    Raises:
+        DatasetError: as ``open_source``, with the setting that names the file.
+    """
+    for field, path in (("data", Path(config.data)), ("held_out", held_out_file(config.held_out))):
+        files = data_files(path) if path is not None and path.is_absolute() else []
+        if files and sum(file.stat().st_size for file in files) <= _SMALL:
+            try:
+                open_source(str(path)).close()
+            except DatasetError as error:
+                error.details["field"] = field
+                raise
+    return config
 
 
 def _open_file(path: Path, progress: Progress | None, cancelled: Cancelled | None) -> Source:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from backprop.core.errors import BackpropError, GGUFError
+from backprop.core.extras import install_command
 from backprop.core.jobs import Check, Comparison
 from backprop.export import llama
 
@@ -30,7 +31,7 @@ ANSWER = 24
 """Tokens of an answer that are compared."""
 _DIVERGENCE = {"f32": 0.02, "f16": 0.02, "bf16": 0.02, "q8_0": 0.2}
 """Mean divergence, in nats, up to which a precision passes; the narrower ones are only measured."""
-NOT_INSTALLED = "answers are not compared: llama-cpp-python is not installed (pip install 'backprop-tui[llama]')"
+NOT_INSTALLED = f"answers are not compared: llama-cpp-python is not installed ({install_command('llama')})"
 
 
 def compare_answers(
@@ -121,32 +122,17 @@ def _ask_model(
 ) -> list[Asked]:
     import torch
 
+    from backprop.train.generate import greedy
     from backprop.train.model import evaluating
 
-    device, padding = next(model.parameters()).device, min(chat.end_ids, default=0)
-    longest = max(map(len, prompts))
-
-    def answers() -> list[list[int]]:
-        """To all prompts at once, with what ends them: token by token a processor is no faster with a single one."""
-        padded = [[padding] * (longest - len(each)) + each for each in prompts]
-        mask = [[0] * (longest - len(each)) + [1] * len(each) for each in prompts]
-        output = model.generate(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=ANSWER,
-            do_sample=False,
-            eos_token_id=sorted(chat.end_ids) or None,
-            pad_token_id=padding,
-        )
-        return [_to_end(ids, chat) for ids in output[:, longest:].tolist()]
-
+    device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
         progress("asking the trained model", 0, 2)
-        tuned, base = answers(), None
+        tuned, base = greedy(model, chat, prompts, ANSWER), None
         if hasattr(model, "disable_adapter"):
             progress("asking the base model", 1, 2)
             with model.disable_adapter():
-                base = answers()
+                base = greedy(model, chat, prompts, ANSWER)
         found: list[Asked] = []
         for number, (prompt, given) in enumerate(zip(prompts, tuned, strict=True)):
             whole = torch.tensor([[*prompt, *given]], device=device)
@@ -154,12 +140,6 @@ def _ask_model(
             other = _without_end(base[number], chat) if base else None
             found.append((given, logits, _without_end(given, chat), other))
     return found
-
-
-def _to_end(ids: list[int], chat: ChatTokenizer) -> list[int]:
-    """An answer of a batch with its end, without what fills it up behind that."""
-    end = next((place + 1 for place, id in enumerate(ids) if id in chat.end_ids), len(ids))
-    return ids[:end]
 
 
 def _without_end(ids: list[int], chat: ChatTokenizer) -> list[int]:

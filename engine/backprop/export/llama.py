@@ -85,7 +85,7 @@ class Llama:
         )
         try:
             self._say(Load(path=str(path), length=length, ends=list(ends)))
-        except BaseException:
+        except BaseException:  # nobody has it yet who could close it
             self.close()
             raise
 

@@ -24,7 +24,7 @@ from backprop.data.chat_template import ChatTemplate
 from backprop.data.example import RowError, Turn
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export.gguf.read_back import compare_tensors
-from backprop.export.gguf.tokenization import awkward_texts, read_tokenizer, value
+from backprop.export.gguf.tokenization import AWKWARD_TEXTS, read_tokenizer, value
 from backprop.export.weights import Weights
 
 Messages = Sequence[Mapping[str, Any]]
@@ -162,7 +162,7 @@ def _tokenization(server: Tokenizer, chat: ChatTokenizer, templated: bool) -> Co
     """
     begin = chat.token(chat.bos_id) if templated and chat.bos_id is not None else ""
     ends = [chat.token(id) for id in sorted({*chat.end_ids, *([] if chat.bos_id is None else [chat.bos_id])})]
-    texts = [begin + text for text in (*awkward_texts(), *(f"x{token}y" for token in ends))]
+    texts = [begin + text for text in (*AWKWARD_TEXTS, *(f"x{token}y" for token in ends))]
     own = [encoding.ids for encoding in chat.encode(texts)]
     wrong, composed = [], 0
     for text, ids in zip(texts, own, strict=True):

@@ -86,12 +86,63 @@ def share(part: int, whole: int) -> str:
 
 def describe(event: ev.AnyEvent) -> str:
     """One line about ``event``; empty for events that are no news (readings, heartbeats)."""
+    if isinstance(event, ev.RunEvent):
+        return _describe_run(event)
+    if isinstance(event, ev.InputEvent):
+        return _describe_input(event)
+    if isinstance(event, ev.TrainingEvent):
+        return _describe_training(event)
+    if isinstance(event, ev.SessionEvent):
+        return _describe_session(event)
+    match event:
+        case ev.Pacing():
+            if event.rest == 0:
+                return f"pacing ended: {event.reason}"
+            return f"pacing, {event.rest:.1f} s rest after each step: {event.reason}"
+        case ev.Gpu() | ev.Unknown():
+            return ""
+        case _:
+            assert_never(event)
+
+
+def _describe_run(event: ev.RunEvent) -> str:
     match event:
         case ev.RunStarted():
             again = f" resumed_from=step {event.resumed_from}" if event.resumed_from is not None else ""
             return f"run_started run_id={event.run_id}{again} output={event.output_dir}"
         case ev.PhaseChanged():
             return PHASES[event.phase] + (f": {event.detail}" if event.detail else "")
+        case ev.SettingsChosen():
+            said = {name: value if isinstance(value, str) else f"{value:g}" for name, value in event.values.items()}
+            chosen = [f"{name} {value} ({event.reasons.get(name, '')})" for name, value in said.items()]
+            return f"chosen: {'; '.join(chosen)}"
+        case ev.Warning():
+            return event.message + (f" ({event.hint})" if event.hint else "")
+        case ev.ReplayCompared():
+            if not event.steps:
+                return f"no step to compare with run {event.replayed}"
+            if event.parted_at is None:
+                return f"the curve is that of run {event.replayed}: {event.steps} of {event.steps} losses are equal"
+            both = f"{number(event.loss, 6)} instead of {number(event.replayed_loss, 6)}"
+            return f"the curve parted from that of run {event.replayed} at step {event.parted_at}: loss {both}"
+        case ev.RunFinished():
+            loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
+            used = "" if event.energy is None else f", {event.energy:.1f} Wh"
+            helped = f"; {short_verdict(event.verdict)}" if event.verdict else ""
+            took = duration(event.duration_seconds)
+            return (
+                f"run {event.status} after {event.steps} step{'s' * (event.steps != 1)} in {took}{loss}{used}{helped}"
+            )
+        case ev.RunFailed():
+            return f"run failed: [{event.code}] {event.message}"
+        case ev.Heartbeat():
+            return ""
+        case _:
+            assert_never(event)
+
+
+def _describe_input(event: ev.InputEvent) -> str:
+    match event:
         case ev.ModelLoading():
             verb = {"download": "fetching", "convert": "converting", "load": "loading"}[event.stage]
             amount = f" {bytes_text(event.done)}" if event.done else ""
@@ -102,12 +153,14 @@ def describe(event: ev.AnyEvent) -> str:
                 f"model {event.model}: {event.parameters / 1e6:.0f}M parameters in {kind} on {event.device}, "
                 f"{event.trainable_parameters / 1e6:.2f}M trained ({event.mode}: {', '.join(event.targets)})"
             )
-        case ev.SettingsChosen():
-            said = {name: value if isinstance(value, str) else f"{value:g}" for name, value in event.values.items()}
-            chosen = [f"{name} {value} ({event.reasons.get(name, '')})" for name, value in said.items()]
-            return f"chosen: {'; '.join(chosen)}"
         case ev.DatasetPrepared():
             return describe_dataset(event)
+        case _:
+            assert_never(event)
+
+
+def _describe_training(event: ev.TrainingEvent) -> str:
+    match event:
         case ev.Step():
             return (
                 f"step {event.step}/{event.total_steps} loss {number(event.loss)} lr {event.learning_rate:.2e} "
@@ -128,8 +181,6 @@ def describe(event: ev.AnyEvent) -> str:
             return f"checkpoint of step {event.step} failed: {event.message}; training goes on"
         case ev.CheckpointPruned():
             return f"checkpoint of step {event.step} removed by the keep policy"
-        case ev.Warning():
-            return event.message + (f" ({event.hint})" if event.hint else "")
         case ev.BatchHalved():
             return (
                 f"out of memory in {event.where}: batch {event.batch_size}, accumulation {event.gradient_accumulation} "
@@ -141,17 +192,12 @@ def describe(event: ev.AnyEvent) -> str:
             return f"paused after step {event.step}: {event.reason}"
         case ev.Resumed():
             return f"resumed after step {event.step}: {event.reason}"
-        case ev.Pacing():
-            if event.rest == 0:
-                return f"pacing ended: {event.reason}"
-            return f"pacing, {event.rest:.1f} s rest after each step: {event.reason}"
-        case ev.ReplayCompared():
-            if not event.steps:
-                return f"no step to compare with run {event.replayed}"
-            if event.parted_at is None:
-                return f"the curve is that of run {event.replayed}: {event.steps} of {event.steps} losses are equal"
-            both = f"{number(event.loss, 6)} instead of {number(event.replayed_loss, 6)}"
-            return f"the curve parted from that of run {event.replayed} at step {event.parted_at}: loss {both}"
+        case _:
+            assert_never(event)
+
+
+def _describe_session(event: ev.SessionEvent) -> str:
+    match event:
         case ev.RunBegun():
             old = f", {event.replayed} of them of earlier runs" if event.replayed else ""
             rows = f"{event.rows} rows of {event.data}{old}, {event.held_out} held out"
@@ -164,18 +210,6 @@ def describe(event: ev.AnyEvent) -> str:
             return f"{who}: held-out loss of run {event.held_out} {number(event.loss)} over {event.rows} rows{exact}"
         case ev.Rewound():
             return f"rewound to the state after run {event.index}" if event.index else "rewound to the beginning"
-        case ev.RunFinished():
-            loss = "" if event.final_loss is None else f" final loss {number(event.final_loss)}"
-            used = "" if event.energy is None else f", {event.energy:.1f} Wh"
-            helped = f"; {short_verdict(event.verdict)}" if event.verdict else ""
-            took = duration(event.duration_seconds)
-            return (
-                f"run {event.status} after {event.steps} step{'s' * (event.steps != 1)} in {took}{loss}{used}{helped}"
-            )
-        case ev.RunFailed():
-            return f"run failed: [{event.code}] {event.message}"
-        case ev.Gpu() | ev.Heartbeat() | ev.Unknown():
-            return ""
         case _:
             assert_never(event)
 

@@ -222,10 +222,12 @@ def start(
         RunError: the weights to start from were trained on another model.
     """
     _require_startable(config)
+    hashes: dict[str, str] = {}
     if forked_from:
         why = "the weights to start from were trained on another model"
-        require_same_model(config.model, read_manifest(Path(forked_from)).identity, why, BASE_FILES)
-    return launch(RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi), "start", warm=warm)
+        hashes = require_same_model(config.model, read_manifest(Path(forked_from)).identity, why, BASE_FILES)
+    directory = RunDirectory.create(config, kind, forked_from, origins, replays, multi=multi)
+    return launch(directory, "start", warm=warm, hashes=hashes)
 
 
 def resume(path: Path, model: str = "") -> EngineClient:
@@ -245,8 +247,8 @@ def resume(path: Path, model: str = "") -> EngineClient:
             code="RUN_NOT_ACTIVE",
             hint=further if record.multi is None else f"`backprop rewind {path.name} --to I` goes back to run I",
         )
-    _require_known_model(path, model or record.config.model)
-    return launch(RunDirectory(path), "resume", "", model)
+    hashes = _require_known_model(path, model or record.config.model)
+    return launch(RunDirectory(path), "resume", "", model, hashes=hashes)
 
 
 def extend(path: Path, steps: int, model: str = "") -> EngineClient:
@@ -270,8 +272,8 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
     if steps <= state.step:
         taken = f"run {path.name} has taken {state.step} steps already"
         raise RunError(taken, code="INPUT_VALIDATION_FAILED", hint="give more --steps")
-    _require_known_model(path, model or record.config.model)
-    return launch(RunDirectory(path), "extend", str(steps), model)
+    hashes = _require_known_model(path, model or record.config.model)
+    return launch(RunDirectory(path), "extend", str(steps), model, hashes=hashes)
 
 
 def rewind(path: Path, index: int) -> EngineClient:
@@ -314,12 +316,17 @@ def _require_startable(config: RunConfig) -> None:
         )
 
 
-def _require_known_model(path: Path, model: str) -> None:
-    """Check that ``model`` is the one that the run's newest checkpoint was made with, where it has any."""
+def _require_known_model(path: Path, model: str) -> dict[str, str]:
+    """Check that ``model`` is the one that the run's newest checkpoint was made with, where it has any.
+
+    Returns:
+        As ``require_same_model``.
+    """
     directory = RunDirectory(path)
     kept = CheckpointStore(directory.checkpoints, directory.find_record().run_id).checkpoints()
-    if kept:
-        require_same_model(model, kept[-1].manifest.identity, "the run cannot be continued exactly")
+    if not kept:
+        return {}
+    return require_same_model(model, kept[-1].manifest.identity, "the run cannot be continued exactly")
 
 
 def _require_usable(path: Path) -> tuple[RunRecord, RunState]:
@@ -342,11 +349,17 @@ def _require_usable(path: Path) -> tuple[RunRecord, RunState]:
 
 
 def launch(
-    directory: RunDirectory, *how: str, warm: WarmEngine | None = None, holding: tuple[int, ...] = ()
+    directory: RunDirectory,
+    *how: str,
+    warm: WarmEngine | None = None,
+    holding: tuple[int, ...] = (),
+    hashes: dict[str, str] | None = None,
 ) -> EngineClient:
     """Start an engine on an existing run directory: from step 0 where ``how`` is empty.
 
-    ``holding`` is as in ``engine_process.start_engine``.
+    Args:
+        holding: as in ``engine_process.start_engine``.
+        hashes: of the model's files, where they are known: the engine takes them as they are.
 
     Raises:
         RunError: the log cannot be written.
@@ -354,6 +367,8 @@ def launch(
     """
     require_writable(directory.path)
     words = (str(directory.path), *how)
+    if hashes:
+        words += ("",) * (4 - len(words)) + (msgspec.json.encode(hashes).decode(),)
     with directory.open_log() as log:
         process = warm.take(words) if warm is not None else None
         return EngineClient(directory, process or start_engine(words, log, holding=holding))

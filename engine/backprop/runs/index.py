@@ -9,6 +9,7 @@ version, it is kept in memory. It has no write-ahead log, which network disks do
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import time
@@ -146,25 +147,19 @@ class RunIndex:
         """Forget the run in ``path``; its directory stays."""
         self._execute("delete from runs where path = ?", (os.path.realpath(path),))
 
-    def summaries(self, status: str | None = None, limit: int | None = None) -> list[RunSummary]:
-        """Runs, the newest first; those with ``status`` only, at most ``limit``."""
-        found = []
-        for summary in self.each():
-            if status is None or summary.status == status:
-                found.append(summary)
-                if limit is not None and len(found) == limit:
-                    break
-        return found
+    def summaries(self, limit: int | None = None) -> list[RunSummary]:
+        """Runs, the newest first, at most ``limit``."""
+        return list(itertools.islice(self.each(), limit))
 
     def size(self) -> tuple[int, int]:
         """Another value where a run was added or forgotten since."""
         count, last = self._execute("select count(*), max(rowid) from runs")[0]
         return int(count), int(last or 0)
 
-    def perhaps_living(self, newest: int = 20) -> list[Path]:
+    def perhaps_living(self) -> list[Path]:
         """Directories of the runs that were living, or not read yet, when somebody looked last, and of the newest."""
         unread = "select path from runs where stamp = '' order by started desc"
-        last = f"select path from runs order by started desc limit {newest}"
+        last = "select path from runs order by started desc limit 20"
         return [Path(path) for path in dict.fromkeys(path for (path,) in self._execute(unread) + self._execute(last))]
 
     def each(self, paths: Collection[str] | None = None) -> Iterator[RunSummary]:
@@ -275,7 +270,7 @@ def _connect(path: Path | str) -> sqlite3.Connection:
         if _version(db) != _VERSION:
             raise sqlite3.DatabaseError(f"it is of version {_version(db)}, not {_VERSION}")
         db.execute("select path, run_id, started, stamp, summary from runs limit 1")
-    except BaseException:
+    except sqlite3.Error:
         db.close()
         raise
     return db

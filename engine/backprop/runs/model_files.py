@@ -45,21 +45,28 @@ def base_differences(saved: dict[str, str], folder: Path) -> list[str]:
     return model_differences({"model": saved}, model_hashes(folder), BASE_FILES)
 
 
-def require_same_model(name: str, saved: dict[str, Any], why: str, files: re.Pattern[str] = MODEL_FILES) -> None:
+def require_same_model(
+    name: str, saved: dict[str, Any], why: str, files: re.Pattern[str] = MODEL_FILES
+) -> dict[str, str]:
     """Refuse the model ``name`` where its ``files`` are on this machine and not as in the identity ``saved``.
+
+    Returns:
+        The hash of each of its files, by name; none where they were not looked at.
 
     Raises:
         ModelLoadError: there is no such model.
         RunError: ``STATE_IDENTITY_MISMATCH``: ``why`` with the list of differences.
     """
     folder = find_model(name) if "model" in saved else None
-    if folder is not None and (found := model_differences(saved, model_hashes(folder), files)):
+    hashes = {} if folder is None else model_hashes(folder)
+    if hashes and (found := model_differences(saved, hashes, files)):
         raise RunError(
             f"{why}: " + "; ".join(found),
             code="STATE_IDENTITY_MISMATCH",
             hint="put its files back, or say with --model where they are now",
             details={"differences": found},
         )
+    return hashes
 
 
 def file_hash(path: Path) -> str:

@@ -37,6 +37,13 @@ _RECENT = 20
 _FELT = 400
 """Steps that a moving average still shows something of."""
 
+_STANDING = (
+    *("journal_status", "finished", "failed", "config", "origins", "environment", "pid", "model", "dataset", "resumes"),
+    *("step", "last_step", "samples_seen", "tokens_seen", "evaluations", "samples"),
+    *("ended_at", "seconds_before", "stretch_started_at"),
+)
+"""What of a run an engine that begins to continue it changes."""
+
 
 class Curves(Struct):
     """One value a step, in columns. A value that was not finite is NaN."""
@@ -55,11 +62,18 @@ class Curves(Struct):
             value = getattr(event, name)
             getattr(self, name).append(float("nan") if value is None else value)
 
-    def truncate(self, last_step: int) -> None:
-        """Forget the steps after ``last_step``: a resume takes them again."""
-        keep = bisect_right(self.step, last_step)
+    def truncate(self, last_step: int) -> Curves:
+        """Forget the steps after ``last_step``, which a resume takes again; what is forgotten."""
+        keep, forgotten = bisect_right(self.step, last_step), Curves()
         for name in self.__struct_fields__:
+            getattr(forgotten, name).extend(getattr(self, name)[keep:])
             del getattr(self, name)[keep:]
+        return forgotten
+
+    def extend(self, others: Curves) -> None:
+        """Take in later steps."""
+        for name in self.__struct_fields__:
+            getattr(self, name).extend(getattr(others, name))
 
     def __len__(self) -> int:
         return len(self.step)
@@ -121,8 +135,10 @@ class RunState(Struct, kw_only=True):
     stretch_started_at: float = 0.0
     finished: ev.RunFinished | None = None
     failed: ev.RunFailed | None = None
-    stood: tuple[ev.RunFinished, dict[str, Any], dict[str, str]] | None = None
-    """The last end in order with its settings and their origins, as long as no step was taken since."""
+    refused: ev.RunFailed | None = None
+    """Why it was not continued when that was last tried: it is what it was before."""
+    stood: dict[str, Any] | None = None
+    """What it was before an engine began to continue it (``_STANDING``), until that engine trains."""
     last_seq: int = 0
     missing: int = 0
     """Events that the journal should have and has not."""
@@ -143,6 +159,11 @@ class RunState(Struct, kw_only=True):
     def ended(self) -> bool:
         """Whether no engine works on the run any more."""
         return self.status in ENDED
+
+    @property
+    def last_failure(self) -> ev.RunFailed | None:
+        """What the last engine ended with where that was no end in order: ``refused``, else ``failed``."""
+        return self.refused or self.failed
 
     @property
     def can_resume(self) -> bool:
@@ -212,6 +233,8 @@ class RunState(Struct, kw_only=True):
             return
         self.missing += event.seq - self.last_seq - 1
         self.last_seq = event.seq
+        if isinstance(event, ev.RunStarted) and event.resumed_from is not None:
+            self._remember()
         silent = event.time - self.last_event_at > _SILENCE
         if isinstance(event, ev.RunStarted) or (silent and isinstance(event, ev.RunFailed)):
             # A new engine speaks: the one before worked up to its last event, however it ended.
@@ -234,9 +257,17 @@ class RunState(Struct, kw_only=True):
 
     def await_start(self) -> None:
         """An engine was launched on the run again and has said nothing yet: its old end is no longer the end."""
+        self._remember()
         self.alive, self.journal_status = True, "starting"
-        self.finished = self.failed = None
+        self.finished = self.failed = self.refused = None
         self.phase = self.phase_detail = ""
+
+    def _remember(self) -> None:
+        """Keep what the run is, for where it is not continued after all."""
+        if self.stood is None:
+            self.stood = {name: getattr(self, name) for name in _STANDING} | {"forgotten": Curves()}
+            if self.journal_status not in ENDED:  # its engine went without a word
+                self.stood |= {"journal_status": "crashed", "ended_at": self.last_event_at}
 
     def _notable(self, event: ev.AnyEvent) -> None:
         match event:
@@ -244,6 +275,8 @@ class RunState(Struct, kw_only=True):
                 self._start(event)
             case ev.PhaseChanged(phase=phase, detail=detail):
                 self.phase, self.phase_detail = phase, detail
+                if phase == "training":
+                    self.stood = None
             case ev.ModelLoading():
                 self.loading = event
                 self.notable.pop()  # progress, shown where it happens and not as a log of its own
@@ -271,6 +304,7 @@ class RunState(Struct, kw_only=True):
             case ev.Pacing(rest=rest):
                 self.pacing_rest = rest
             case ev.RunBegun(index=index):
+                self.stood = None
                 self.runs = [*(r for r in self.runs if r.index < index), event]
             case ev.MergeDone(index=index):
                 self.merges = [*(m for m in self.merges if m.index < index), event]
@@ -287,16 +321,16 @@ class RunState(Struct, kw_only=True):
                 kept = self.notable[begun[-1] :] if begun else []
                 self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
             case ev.RunFinished():
-                self.finished, self.stood = event, (event, self.config, self.origins)
+                self.finished, self.stood = event, None
                 self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen or self.tokens_seen
                 self._end(event.status, event.time)
             case ev.RunFailed():
-                self.failed = event
-                status: Status = "failed"
-                if event.code == "STATE_IDENTITY_MISMATCH" and self.stood:  # refused: the run is what it was
-                    self.finished, self.config, self.origins = self.stood
-                    status = self.finished.status
-                self._end(status, event.time)
+                if self.stood is None and self.journal_status not in ENDED:
+                    self.failed = event
+                    self._end("failed", event.time)
+                else:
+                    self.refused = event
+                    self._stand()
 
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
@@ -306,17 +340,28 @@ class RunState(Struct, kw_only=True):
         self.started_at = self.started_at or event.time
         self.stretch_started_at = event.time
         self.ended_at = 0.0
-        self.finished = self.failed = None
+        self.finished = self.failed = self.refused = None
         self.journal_status, self.paused_for, self.pacing_rest = "running", "", 0.0
         if event.resumed_from is not None:
             self.step = event.resumed_from
             if not self.step:
                 self.samples_seen = self.tokens_seen = 0
-            self.curves.truncate(self.step)
+            forgotten = self.curves.truncate(self.step)
+            if self.stood is not None:
+                forgotten.extend(self.stood["forgotten"])
+                self.stood["forgotten"] = forgotten
             if self.last_step is not None and self.last_step.step > self.step:
                 self.last_step = None
             self.evaluations = [e for e in self.evaluations if e.step <= self.step]
             self.samples = [s for s in self.samples if s.step <= self.step]
+
+    def _stand(self) -> None:
+        """It was not continued: it is again what it was."""
+        stood, self.stood = self.stood or {}, None
+        for name in _STANDING if stood else ():
+            setattr(self, name, stood[name])
+        self.curves.extend(stood.get("forgotten", Curves()))
+        self.phase = self.paused_for = ""
 
     def _end(self, status: Status, time: float) -> None:
         self.journal_status, self.ended_at, self.phase, self.paused_for = status, time, "", ""

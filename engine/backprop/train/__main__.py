@@ -1,6 +1,7 @@
-"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [VERB [STEPS [MODEL]]]``, or ``wait``.
+"""The engine that trains: ``python -P -m backprop.train RUN_DIRECTORY [VERB [STEPS [MODEL [HASHES]]]]``, or ``wait``.
 
 The verb is ``start``, ``resume`` or ``extend``; of a session of several runs also ``rewind``, with the number of a run.
+The hashes are those of the model's files, as JSON, where whoever starts it has compared them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-from backprop.core.errors import CheckpointError
+import msgspec
+
 from backprop.core.events import EndStatus
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -44,6 +46,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             session = MultiRun(directory, trackers.emit, control, model)
             return session.rewind(steps or 0) if verb == "rewind" else session.run(verb == "resume", notes)
     start = begin(directory, record, verb, steps, resolved, model=model)
+    start.model_hashes = msgspec.json.decode(sys.argv[5], type=dict[str, str]) if len(sys.argv) > 5 else None
     names, notes = chosen(start.config.report_to, os.environ)
     with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
         trackers.emit(run_started(directory, record, start.config, start.resumed_from))
@@ -54,12 +57,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             taken = read_run(directory.path).curves
             taken.truncate(start.resumed_from or 0)
             emit = CurveCheck(record.replays, emit, taken).emit
-        try:
-            return Run(start, directory, emit, control).run()
-        except CheckpointError as error:
-            if verb == "extend" and error.code == "STATE_IDENTITY_MISMATCH":  # the end is the old one
-                directory.update_record(config=record.config, extended=record.extended)
-            raise
+        return Run(start, directory, emit, control).run()
 
 
 def warm_up() -> GetReady:

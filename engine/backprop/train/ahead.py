@@ -1,13 +1,18 @@
-"""What an engine that waits for its run does meanwhile: it prepares the rows and loads the model that a form names.
+"""What an engine that waits for its run does meanwhile: it prepares the rows, loads the model that a form names, and
+has the untouched model answer the held-out rows.
 
 The run takes that model where it would load the very same: every setting but the run's name and place, and every file
-of the model, unchanged since. On a card nothing is done ahead: a form is no reason to hold its memory.
+of the model, unchanged since. Of the held-out rows it takes what was answered of the very same tokens in the very same
+passes, and computes the rest itself. On a card, and with MLX, nothing is done ahead: a form is no reason to hold its
+memory.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +21,21 @@ import msgspec
 import torch
 
 from backprop.core.events import Event
+from backprop.core.methods import METHODS
 from backprop.core.models import find_model, weight_files
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.train import model as models
-from backprop.train.dataset import prepare_run
+from backprop.train.dataset import RunRows, prepare_run
+from backprop.train.evaluate import Evaluator
+from backprop.train.methods import method_named
+from backprop.train.out_of_memory import Recovery
+from backprop.train.trainer import first_batching
 
 _TIMES = 4
 """Memory that must be free for each byte of weights in files: twice the model, which float32 makes twice as large."""
+_SCORING = 60.0
+"""Seconds of answering held-out rows for a form that nobody may start."""
 
 
 class _Ready(NamedTuple):
@@ -36,11 +48,15 @@ _ready: list[_Ready] = []
 """What is loaded ahead: one model or none."""
 
 
+class _Enough(Exception):
+    """The rest of the held-out rows is the run's."""
+
+
 def get_ready(asked: RunConfig, look: Callable[[], bool]) -> None:
-    """Prepare the rows of a located configuration and load its model, unless that was done; nothing is fetched.
+    """Get ready for a located configuration, going on where it was got ready for before; nothing is fetched.
 
     Args:
-        look: called while rows are prepared; may raise.
+        look: called while rows are prepared and before each pass over held-out ones; may raise.
 
     Raises:
         Exception: whatever a run with this configuration would end with.
@@ -48,17 +64,40 @@ def get_ready(asked: RunConfig, look: Callable[[], bool]) -> None:
     path = find_model(asked.model)
     if path is None or not Path(asked.data).is_absolute() or models.choose_device(asked.backend).type == "cuda":
         return
+    resolved = models.resolved(asked)
+    if resolved.backend == "mlx":
+        return
     torch.set_grad_enabled(True)
     models.use_all_cores(asked.processes)
-    config = prepare_run(models.resolved(asked), path, lambda event: None, look, asked=asked).config
-    wanted = _wanted(config, path)
-    if [ready.wanted for ready in _ready] == [wanted]:
-        return
-    _ready.clear()
-    look()
-    if _TIMES * sum(file.stat().st_size for file in weight_files(path)) <= _free_memory():
+    planned = prepare_run(resolved, path, lambda event: None, look, asked=asked)
+    wanted = _wanted(planned.config, path)
+    if [ready.wanted for ready in _ready] != [wanted]:
+        _ready.clear()
+        look()
+        if _TIMES * sum(file.stat().st_size for file in weight_files(path)) > _free_memory():
+            return
         told: list[Event] = []
-        _ready.append(_Ready(wanted, models.load(config, path, told.append), told))
+        _ready.append(_Ready(wanted, models.load(planned.config, path, told.append), told))
+    _score(_ready[0].loaded, planned, look)
+
+
+def _score(loaded: models.Loaded, planned: RunRows, look: Callable[[], bool]) -> None:
+    """Have the untouched model answer the held-out rows as ``Run`` does; what it has done is kept wherever it ends."""
+    config, until = planned.config, time.monotonic() + _SCORING
+    if not config.eval_base or not len(planned.evaluated) or METHODS[config.method].reference:
+        return
+    for rows in (planned.rows, planned.held_out.rows):
+        models.require_known_tokens(loaded.model, rows.ids, loaded.chat)
+    method = method_named(config.method)(loaded.model, config, planned.trained)
+    batching = first_batching(loaded, config, planned.trained)
+
+    def between() -> None:
+        look()
+        if time.monotonic() > until:
+            raise _Enough
+
+    with suppress(_Enough), loaded.mode.base_answers(loaded.model):
+        Evaluator(loaded, method, planned.evaluated, batching, Recovery(config)).evaluate(0, between, base=True)
 
 
 def load(config: RunConfig, path: Path, emit: Callable[[Event], None], now: datetime | None) -> models.Loaded:

@@ -57,7 +57,9 @@ class Evaluator:
         """Evaluate after ``step``; dropout is off during it and the mode is put back, also after an error.
 
         Args:
-            base: it is the untouched model that answers: what training is compared with, and no result of it.
+            between: called before each micro-batch that is computed; may raise.
+            base: it is the untouched model that answers: what training is compared with, and no result of it. What it
+                was asked before (``Loaded.base_scores``) is not computed again, and counted with the time that it took.
 
         Raises:
             GPUMemoryError: not even small micro-batches fit.
@@ -68,8 +70,8 @@ class Evaluator:
             self.batching = smaller
             self.on_halved(step, smaller, error)
 
-        sums, weights, tokens, metrics = self.recovery.attempt(
-            lambda: self._sums(between), lambda: None, lambda: self.batching.halved(self._micro_batches(0)), take
+        sums, weights, tokens, metrics, earlier = self.recovery.attempt(
+            lambda: self._sums(between, base), lambda: None, lambda: self.batching.halved(self._micro_batches(0)), take
         )
         total, weight = float(sums.sum()), int(weights.sum())
         mean = total / weight if weight and math.isfinite(total) else math.nan
@@ -78,7 +80,7 @@ class Evaluator:
             loss=mean if math.isfinite(mean) else None,
             tokens=tokens,
             rows=len(self.rows),
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - began + earlier,
             best=not base and self.record(mean),
             base=base,
             metrics={name: value for name, value in metrics.means().items() if math.isfinite(value)},
@@ -87,24 +89,35 @@ class Evaluator:
         return result
 
     @torch.no_grad()
-    def _sums(self, between: Callable[[], object]) -> tuple[Sums, Weights, int, Metrics]:
-        """Each row's summed loss, what it weighs, the number of supervised tokens of all, and the metrics."""
+    def _sums(self, between: Callable[[], object], base: bool) -> tuple[Sums, Weights, int, Metrics, float]:
+        """Each row's summed loss, what it weighs, the number of supervised tokens of all, and the metrics.
+
+        And the seconds that what was known already took.
+        """
         sums, weights = np.zeros(len(self.rows)), np.zeros(len(self.rows), dtype=np.int64)
-        tokens, done, metrics = 0, 0, Metrics()
+        tokens, done, metrics, earlier = 0, 0, Metrics(), 0.0
         show = now_and_then(self.on_progress, PROGRESS_SECONDS)
+        known, rows = (self.loaded.base_scores, self.rows.fingerprint) if base else ({}, "")
         with evaluating(self.loaded.model):
             # A piece at a time, so that only its rows are read from disk.
             for start in range(0, len(self.rows), PIECE):
                 for batch in self._micro_batches(start):
-                    between()
-                    found = batch_loss(self.loaded, self.method, batch)
+                    key = (rows, self.batching, start, tuple(batch.places))
+                    if key in known:
+                        found, seconds = known[key]
+                        earlier += seconds
+                    else:
+                        between()
+                        began = time.perf_counter()
+                        found = batch_loss(self.loaded, self.method, batch)
+                        known[key] = found, time.perf_counter() - began
                     metrics.add(found, batch.weight)
                     places = start + np.array(batch.places)
                     sums[places], weights[places] = found.rows, batch.row_weights
                     tokens += batch.supervised
                     done += batch.rows
                     show(done, len(self.rows))
-        return sums, weights, tokens, metrics
+        return sums, weights, tokens, metrics, earlier
 
     def _micro_batches(self, start: int) -> list[MicroBatch]:
         """Those of the piece of rows that begins at ``start``."""

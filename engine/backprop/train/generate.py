@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -126,6 +126,34 @@ def reply(
     if made and made[-1] in chat.end_ids:
         ended = "end"
     return Answer(answer_text(chat, made).strip(), len(made), ended)
+
+
+def greedy(model: Any, chat: ChatTokenizer, prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """The greedy answers to all ``prompts`` (token ids) at once, of at most ``most`` tokens, each with what ends it.
+
+    Token by token a processor is no faster with a single one.
+    """
+    import torch
+
+    from backprop.train.model import evaluating
+
+    padding, longest = min(chat.end_ids, default=0), max(map(len, prompts))
+    ids = torch.tensor([[padding] * (longest - len(each)) + [*each] for each in prompts])
+    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts])
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode():
+        output = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=most,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=sorted(chat.end_ids) or None,
+            pad_token_id=padding,
+        )
+    made: list[list[int]] = output[:, longest:].tolist()
+    ends = [next((place + 1 for place, id in enumerate(each) if id in chat.end_ids), most) for each in made]
+    return [each[:end] for each, end in zip(made, ends, strict=True)]
 
 
 def context_of(model: Any) -> int | None:

@@ -7,10 +7,10 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -34,13 +34,16 @@ from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
 from backprop.train import four_bit, mlx_model
 from backprop.train.checkpoint import some
-from backprop.train.loss import Traits, traits_of
+from backprop.train.loss import Loss, Traits, traits_of
 from backprop.train.modes import Mode, mode_named
+from backprop.train.packing import Batching
 
-GB = 1024**3
 OTHER_SENSES = re.compile(r"vision|visual|audio|multi_modal|^mtp")
 """Tensors that a language model may leave in its file: towers for images and sounds, heads for several tokens."""
 Emit = Callable[[Event], None]
+BaseScores: TypeAlias = dict[tuple[str, Batching, int, tuple[int, ...]], tuple[Loss, float]]
+"""What the untouched model makes of micro-batches, and in how many seconds: by the fingerprint of the rows that they
+are of, how these are batched, the first one of the piece that was collated, and the micro-batch's places in that."""
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     traits: Traits
+    base_scores: BaseScores = field(default_factory=dict)
+    """What is known of held-out rows before they are evaluated (``ahead``)."""
 
     def autocast(self) -> torch.autocast:
         """Inside, layers work in the precision of the frozen weights."""

@@ -19,6 +19,7 @@ import torch
 from torch.optim.adamw import adamw
 
 from backprop.core.errors import InvalidSettingError, MissingDependencyError
+from backprop.core.extras import install_command
 from backprop.core.settings import RunConfig
 from backprop.hardware.estimate import ROUNDED_AT_ONCE
 from backprop.train.checkpoint import trained_parameters
@@ -38,7 +39,7 @@ def require_optimizer(config: RunConfig, device: torch.device) -> None:
     if find_spec("bitsandbytes") is None:
         raise MissingDependencyError(
             f"the optimizer {config.optim} needs bitsandbytes, which is not installed",
-            hint="pip install 'backprop-tui[qlora]', or --optim adamw",
+            hint=f"{install_command('qlora')}, or --optim adamw",
             details={"field": "optim"},
         )
     if config.optim == "paged_adamw_8bit" and device.type != "cuda":

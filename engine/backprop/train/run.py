@@ -151,7 +151,7 @@ class Run:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        recorded = self.directory.read_record().config
+        recorded = start.asked or self.directory.read_record().config
         planned = prepare_run(
             config,
             path,
@@ -167,7 +167,8 @@ class Run:
         self.trained, self.held_out, self.evaluated = planned.trained, planned.held_out, planned.evaluated
         self.schedule, self.as_text = planned.schedule, on_texts(rows.summary)
 
-        self.identity = identity(config, path, rows.fingerprint, self.held_out.fingerprint, start.split)
+        held_out = self.held_out.fingerprint
+        self.identity = identity(config, path, rows.fingerprint, held_out, start.split, hashes=start.model_hashes)
         for note in require_same_source(start.replays, self.identity, rows) if start.replays else ():
             emit(note)
         emit(PhaseChanged(phase="loading_model"))
@@ -195,8 +196,9 @@ class Run:
             for note in fork_notes(start.weights, self.identity, self.directory.read_record().forked_from):
                 emit(note)
         keep_source(self.directory, self.identity, rows)
-        if recorded.model != config.model:
-            self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
+        if start.asked is not None or recorded.model != config.model:
+            changed = {} if start.asked is None else {"extended": True}
+            self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model), **changed)
         if not start.checkpoint:
             for note in rules.without_effect(
                 config, self.schedule.steps, len(self.trained), len(self.held_out), len(self.evaluated)
@@ -243,7 +245,7 @@ class Run:
         """
         config, emit, steering = self.config, self.emit, self.steering
         emit(PhaseChanged(phase="training"))
-        method = method_named(config.method)(self.loaded.model, config, self.trained)
+        method = method_named(config.method)(config, self.trained)
         loop = StepLoop(
             self.loaded,
             method,
@@ -275,17 +277,7 @@ class Run:
             if self.ranks.rank:
                 return loop.run(lambda step: False), loop.step
         store = CheckpointStore(self.directory.checkpoints, self.directory.run_id)
-        saver = callbacks.saver = Saver(
-            store,
-            emit,
-            lambda: loop.snapshot(callbacks.progress()),
-            self.identity,
-            every_steps=config.save_steps,
-            every_minutes=config.save_minutes,
-            policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
-            in_use=[checkpoint.step] if checkpoint else [],
-        )
-        with closing(saver):
+        with closing(self.saver_of(loop, callbacks, store)) as saver:
             saver.require_space(expected_bytes(self.loaded.model, config))
             steering.on_checkpoint = lambda step: saver.save(step, REQUESTED)
             baseline.score(callbacks.evaluator)
@@ -310,6 +302,21 @@ class Run:
             result = self.output.save(steps, best, write, finish, self.loaded.model)
             self.verdict = baseline.judge(result, callbacks.evaluator)
         return steps, result
+
+    def saver_of(self, loop: StepLoop, callbacks: Callbacks, store: CheckpointStore) -> Saver:
+        """What writes the checkpoints of ``loop``, told by ``callbacks`` when."""
+        config, checkpoint = self.config, self.start.checkpoint
+        callbacks.saver = Saver(
+            store,
+            self.emit,
+            lambda: loop.snapshot(callbacks.progress()),
+            self.identity,
+            every_steps=config.save_steps,
+            every_minutes=config.save_minutes,
+            policy=CheckpointPolicy(keep_best_n=config.keep_best, keep_last=2),
+            in_use=[checkpoint.step] if checkpoint else [],
+        )
+        return callbacks.saver
 
     def settle_batch(self, loop: StepLoop) -> None:
         """Have the longest row measured where a card tells its memory; another batch than the estimated one is said."""

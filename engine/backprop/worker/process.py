@@ -124,7 +124,7 @@ def _wait(warm_up: Callable[[], GetReady] | None) -> list[str]:
         return False
 
     while not (line := told.get()).startswith(b"["):
-        # Nothing but events may reach standard output.
+        # Whatever is wrong is said by the run itself. Nothing but events may reach standard output.
         with suppress(Exception), redirect_stdout(sys.stderr):
             look()
             if get_ready is not None:
@@ -189,7 +189,7 @@ def inner_run(directory: RunDirectory, control: Control) -> Iterator[Emit]:
             if not reporter.finished:
                 reporter.emit(reporter.interrupted())
             raise
-        except BaseException as error:
+        except BaseException as error:  # however it ended, its journal says so
             reporter.emit(failure(error))
             raise
         finally:
@@ -215,7 +215,7 @@ def _report(directory: RunDirectory, control: Control, reporter: _Reporter, work
         if not reporter.finished:
             reporter.emit(reporter.interrupted())
         return EXIT_INTERRUPTED
-    except BaseException as error:
+    except BaseException as error:  # the edge of the process: whatever it is, the journal has it, and never no end
         control.ignore_signals()
         log.LOGGER.error("the engine failed", exc_info=True)
         failed = failure(error)

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import libgguf
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType
 from msgspec import Struct
 from numpy.typing import NDArray
 
@@ -116,12 +116,12 @@ def fallback_notes(shapes: Mapping[str, Shape], precision: str, model: Architect
     ]
 
 
-def predicted_bytes(shapes: Mapping[str, Shape], precision: str, model: Architecture, alignment: int = 32) -> int:
+def predicted_bytes(shapes: Mapping[str, Shape], precision: str, model: Architecture) -> int:
     """Bytes of all tensors in a file, the gaps between them included; what stands before them is not."""
     total = 0
     for name, shape in shapes.items():
         size = tensor_bytes(shape, tensor_type(name, shape, precision, model))
-        total += size + -size % alignment
+        total += size + -size % GGUF_DEFAULT_ALIGNMENT
     return total
 
 

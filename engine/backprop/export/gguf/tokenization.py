@@ -151,6 +151,5 @@ _PIECES = (
 _FRAMES = ("{0}", " {0}", "x{0}y 12 {0}")
 
 
-def awkward_texts(count: int = 200) -> list[str]:
-    """Texts on which tokenizers that are nearly the same part: white space, digits, scripts, marks, look-alikes."""
-    return list(dict.fromkeys(frame.format(piece) for frame in _FRAMES for piece in _PIECES))[:count]
+AWKWARD_TEXTS = list(dict.fromkeys(frame.format(piece) for frame in _FRAMES for piece in _PIECES))[:200]
+"""Texts on which tokenizers that are nearly the same part: white space, digits, scripts, marks, look-alikes."""

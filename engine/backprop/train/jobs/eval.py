@@ -193,42 +193,24 @@ def parts(row: Row, chat: ChatTokenizer, *, on_texts: bool) -> tuple[list[int], 
 
 def answers_to(speaker: ModelSpeaker | Loaded, prompts: list[list[int]], most: int, progress: Any) -> list[str]:
     """Greedy answers, some prompts at a time, the longest first; fewer at a time where memory runs out."""
-    import torch
-
-    from backprop.train.generate import answer_text, context_of
-    from backprop.train.model import evaluating
+    from backprop.train.generate import answer_text, context_of, greedy
     from backprop.train.out_of_memory import make_room
 
     model, chat = speaker.model, speaker.chat
-    device, end = next(model.parameters()).device, sorted(chat.end_ids)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers, at, size = [""] * len(prompts), 0, AT_ONCE
     while at < len(order):
         chosen = order[at : at + size]
         width = len(prompts[chosen[0]])
-        ids = torch.full((len(chosen), width), end[0] if end else 0)
-        attended = torch.zeros_like(ids)
-        for place, number in enumerate(chosen):
-            ids[place, width - len(prompts[number]) :] = torch.tensor(prompts[number])
-            attended[place, width - len(prompts[number]) :] = 1
         room = min(most, (context_of(model) or width + most) - width)
         try:
-            with evaluating(model), torch.inference_mode():
-                output = model.generate(
-                    input_ids=ids.to(device),
-                    attention_mask=attended.to(device),
-                    max_new_tokens=max(1, room),
-                    do_sample=False,
-                    use_cache=True,
-                    eos_token_id=end or None,
-                    pad_token_id=end[0] if end else 0,
-                )
+            made = greedy(model, chat, [prompts[number] for number in chosen], max(1, room))
         except RuntimeError as error:
             make_room(error, len(chosen), f"one prompt of {width} tokens", "evaluate shorter rows with --data")
             size = len(chosen) // 2
             continue
-        for place, number in enumerate(chosen):
-            answers[number] = answer_text(chat, output[place, width:].tolist()).strip()
+        for number, ids in zip(chosen, made, strict=True):
+            answers[number] = answer_text(chat, ids).strip()
         at += len(chosen)
         progress(at, len(order))
     return answers

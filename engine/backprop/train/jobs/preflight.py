@@ -34,13 +34,11 @@ def plan(config: RunConfig, send: Send) -> None:
     final, rows, trained, held_out, evaluated, schedule = prepare_run(
         resolved(config), path, emit, lambda: False, asked=config
     )
+    idle = rules.without_effect(final, schedule.steps, len(trained), len(held_out), len(evaluated))
     send(
         RunPlan(
             config=msgspec.to_builtins(final),
-            origins={
-                **chosen_by_rule(config, final),
-                **{name: f"rule: {why}" for name, why in reasons.items()},
-            },
+            origins=chosen_by_rule(config, final) | {name: f"rule: {why}" for name, why in reasons.items()},
             data=rows.summary,
             rows=len(trained),
             held_out=len(held_out),
@@ -49,19 +47,7 @@ def plan(config: RunConfig, send: Send) -> None:
             rows_per_step=schedule.rows_per_step,
             warmup_steps=schedule.warmup_steps,
             tokens=round(schedule.steps * schedule.rows_per_step * float(trained.lengths.mean())),
-            notes=[
-                *(*rows.summary.notes, *notes),
-                *(
-                    each.message
-                    for each in rules.without_effect(
-                        final,
-                        schedule.steps,
-                        len(trained),
-                        len(held_out),
-                        len(evaluated),
-                    )
-                ),
-            ],
+            notes=[*rows.summary.notes, *notes, *(each.message for each in idle)],
         )
     )
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-import torch
-
 from backprop.core.settings import RunConfig
 from backprop.train.dataset import Subset
 from backprop.train.loss import Loss
@@ -36,7 +34,7 @@ class Method(Protocol):
         ...
 
 
-def method_named(name: str) -> Callable[[torch.nn.Module, RunConfig, Subset], Method]:
-    """``METHOD`` of the module called ``name``; called with the loaded model, the configuration, the trained rows."""
-    found: Callable[[torch.nn.Module, RunConfig, Subset], Method] = resolve_name(f"{__name__}.{name}:METHOD")
+def method_named(name: str) -> Callable[[RunConfig, Subset], Method]:
+    """``METHOD`` of the module called ``name``; called with the configuration and the trained rows."""
+    found: Callable[[RunConfig, Subset], Method] = resolve_name(f"{__name__}.{name}:METHOD")
     return found

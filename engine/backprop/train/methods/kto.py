@@ -71,7 +71,7 @@ class JudgedBatch(RowBatch):
 class KTO:
     """Rows are ``Judged`` within ``Referenced``."""
 
-    def __init__(self, model: torch.nn.Module, config: RunConfig, rows: Subset) -> None:
+    def __init__(self, config: RunConfig, rows: Subset) -> None:
         self._beta = config.kto_beta
         good = int(rows.labels.sum())
         self.weights = class_weights(good, len(rows) - good)

@@ -41,7 +41,7 @@ class Preference:
 
     notes: Sequence[str] = ()
 
-    def __init__(self, model: torch.nn.Module, config: RunConfig, *_: object) -> None:
+    def __init__(self, config: RunConfig, *_: object) -> None:
         self.config = config
 
     def collate(self, rows: Sequence[Any], batching: Batching) -> list[MicroBatch]:

@@ -172,7 +172,7 @@ class MultiRun:
                 loaded, config = self._load_result(run)
         except (_Stopped, *_ENDS_ALL):
             raise
-        except Exception as error:
+        except Exception as error:  # one run that fails, by whatever, costs the others nothing: it is kept out and said
             if isinstance(error, BackpropError) and error.retryable:
                 raise
             self.control.stepping = False

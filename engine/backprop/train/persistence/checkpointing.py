@@ -179,7 +179,7 @@ class Saver:
             except Exception as error:  # a defect here must not end the training, and must be seen
                 wrapped = CheckpointError(f"{type(error).__name__}: {error}", code="RUNTIME_INTERNAL")
                 self._failed(snapshot.step, wrapped)
-        except Exception as error:
+        except Exception as error:  # raised where the thread is waited for: here it would be lost
             self._unreported = error
 
     def _write(self, snapshot: Snapshot, reason: str, blocked: float, val_loss: float | None) -> None:

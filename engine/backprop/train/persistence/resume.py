@@ -71,6 +71,10 @@ class Beginning:
     """What the rows were prepared with, where rank 0 did that (``ranks``)."""
     open_batch: bool = False
     """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
+    asked: RunConfig | None = None
+    """Of a run that is given a new end: its configuration with what nobody has said still open."""
+    model_hashes: dict[str, str] | None = None
+    """Of the model's files, where they are known already."""
     notes: list[events.Event] = field(default_factory=list)
     """To be told once the run has started: broken checkpoints, a changed end."""
 
@@ -104,9 +108,9 @@ def begin(
     """
     config = record.config
     now = datetime.fromtimestamp(record.replays.created if record.replays else record.created)
+    new_end = None
     if verb == "extend":
-        config = msgspec.structs.replace(config, steps=steps, epochs=None)
-        directory.update_record(config=config, extended=True)
+        config = new_end = msgspec.structs.replace(config, steps=steps, epochs=None)
     if model:  # written down once it was found to be the same
         config = msgspec.structs.replace(config, model=model)
     store = CheckpointStore(directory.checkpoints, record.run_id)
@@ -121,6 +125,7 @@ def begin(
             replays=record.replays,
             split=split_of(weights),
             open_batch=config.batch_size == "auto",
+            asked=new_end,
         )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
@@ -138,6 +143,7 @@ def begin(
         now=now,
         extended=(record.extended or verb == "extend") and other_end,
         split=split_of(checkpoint.path),
+        asked=new_end,
         notes=[
             events.Warning(
                 code="STATE_CHECKPOINT_INVALID",
@@ -206,7 +212,13 @@ def as_resolved(config: RunConfig, checkpoint: Checkpoint) -> RunConfig:
 
 
 def identity(
-    config: RunConfig, model_path: Path, fingerprint: str, held_out: str = "", split: Split | None = None
+    config: RunConfig,
+    model_path: Path,
+    fingerprint: str,
+    held_out: str = "",
+    split: Split | None = None,
+    *,
+    hashes: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The identity of a run.
 
@@ -216,10 +228,11 @@ def identity(
         fingerprint: of the tokenised rows, which are all that data, template and the code between them come to.
         held_out: of the rows that are evaluated on; empty where there are none.
         split: how they were chosen, where not by the run's own seed.
+        hashes: of the model's files, where they are known already.
     """
     split, facts = split or Split(seed=config.seed), environment()
     return {
-        "model": model_hashes(model_path),
+        "model": hashes or model_hashes(model_path),
         "tokens": fingerprint,
         "held_out": held_out,
         "split_seed": split.seed,

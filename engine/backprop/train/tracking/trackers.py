@@ -24,6 +24,7 @@ from backprop.core import paths
 from backprop.core.errors import InvalidSettingError, MissingDependencyError
 from backprop.core.events import Evaluated, Event, RunFinished, RunStarted, SettingsChosen, Step
 from backprop.core.events import Warning as WarningEvent
+from backprop.core.extras import install_command
 from backprop.core.redaction import redact
 from backprop.train.tracking.spans import Spans
 
@@ -256,7 +257,7 @@ def chosen(report_to: Sequence[str] | None, given: Environment) -> tuple[list[st
             continue
         if find_spec(kind.module) is None:
             if report_to is not None:
-                hint = f'pip install {kind.module}, or all of them: pip install "backprop-tui[tracking]"'
+                hint = f"{install_command('tracking')} (all trackers), or {kind.module} alone"
                 raise MissingDependencyError(f"report_to: {name} is not installed", hint=hint)
         elif lacks := kind.lacks(given):
             if report_to is not None:
