@@ -88,7 +88,7 @@ def _score(loaded: models.Loaded, planned: RunRows, look: Callable[[], bool]) ->
         return
     for rows in (planned.rows, planned.held_out.rows):
         models.require_known_tokens(loaded.model, rows.ids, loaded.chat)
-    method = method_named(config.method)(loaded.model, config, planned.trained)
+    method = method_named(config.method)(config, planned.trained)
     batching = first_batching(loaded, config, planned.trained)
 
     def between() -> None:
