@@ -195,7 +195,7 @@ class Run:
             load_weights(start.weights, self.loaded.model, any_dtype=True)
             for note in fork_notes(start.weights, self.identity, self.directory.read_record().forked_from):
                 emit(note)
-        keep_source(self.directory, self.identity, rows)
+        keep_source(self.directory, self.identity, rows, self.held_out.rows)
         if start.asked is not None or recorded.model != config.model:
             changed = {} if start.asked is None else {"extended": True}
             self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model), **changed)
