@@ -181,7 +181,7 @@ class LaunchedError(BackpropError):
     exit_code = 0
 
 
-def begin_in_process(directory: RunDirectory, *how: str, warm: None = None) -> EngineClient:
+def begin_in_process(directory: RunDirectory, *how: str, **known: Any) -> EngineClient:
     """What an engine process does with the directory before it loads anything."""
     directory.open_log().close()
     with directory.hold_lock():

@@ -122,6 +122,25 @@ def test_rows_of_an_edited_file_are_those_that_were_held_out_and_what_changed_is
     assert warning.message.endswith("; 57 more rows")
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_of_a_file_of_held_out_rows_it_is_told_what_changed(tmp_path: Path, trained: bool) -> None:
+    rows, held_out = write_rows(tmp_path / "rows.jsonl", 20), tmp_path / "held-out.jsonl"
+    held_out.write_text("".join(rows.read_text().splitlines(keepends=True)[:6]).replace("What", "Now what"))
+    model = write_model(tmp_path / "tiny")
+    others = {"data": str(rows), "model": str(model), "held_out": str(held_out), "output_dir": str(tmp_path / "out")}
+    _, directory = train(RunConfig(backend="cpu", steps=1, **others), [])
+
+    def told() -> list[tuple[str, str]]:
+        said: list[Event] = []
+        ask(directory, trained=trained, said=said)
+        return [(each.code, each.message) for each in of(said, Warning)]
+
+    assert told() == []
+    edited = rows if trained else held_out
+    edited.write_text(edited.read_text().replace("number 2 near", "number 22 near"))
+    assert told() == [("DATA_CHANGED", f"{edited} is not as it was trained: line 3 was changed")]
+
+
 def test_of_judged_rows_the_good_ones_that_were_held_out_are_scored(tmp_path: Path) -> None:
     model = write_model(tmp_path / "tiny")
     data = str(write_judged(tmp_path / "judged.jsonl", 200))

@@ -486,3 +486,21 @@ def test_the_memory_says_what_an_earlier_run_of_this_shape_took() -> None:
         "".join(text for text, _ in row) for row in rows
     ]
     assert memory_of(config, card, [({**shape, "lora_r": 16}, peak)]).measured is None
+
+
+async def test_the_waiting_engine_is_let_go_while_other_screens_are_shown_and_is_there_again(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        first = screen.warm
+        assert first is not None
+        await pilot.press("4", "2")
+        await pilot.pause()
+        assert screen.warm is first, "a look at another screen ends nothing"
+        monkeypatch.setattr(configure, "AWAY", 0.05)
+        await pilot.press("4")
+        await until(lambda: screen.warm is None, "the end of the waiting engine")
+        assert not Path(f"/proc/{first.pid}").exists()
+        await pilot.press("2")
+        await until(lambda: screen.warm is not None, "another one")

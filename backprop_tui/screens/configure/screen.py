@@ -49,6 +49,8 @@ from backprop_tui.widgets.path_input import Prompt
 MISSING = "name a dataset"
 STILL = 0.7
 """Seconds without a change after which the engine gets ready for what the form says."""
+AWAY = 300.0
+"""Seconds on other screens after which the waiting engine gives its memory back."""
 PATHS = ("data", "model", "held_out", "output_dir")
 REPLACING = (
     Answer("no", "n", "Keep them", ""),
@@ -83,6 +85,7 @@ class ConfigureScreen(BaseScreen):
         self.notice = ""
         self.warm: WarmEngine | None = None
         self._still: Timer | None = None
+        self._away: Timer | None = None
         self.machine: Info | None = None
         self._planned: tuple[RunConfig, CountedLengths, int, Plan | None] | None = None
         """What the last plan was made of, and the plan."""
@@ -113,11 +116,20 @@ class ConfigureScreen(BaseScreen):
 
     def on_unmount(self) -> None:
         self.tasks.end()
-        if self.warm is not None:
-            self.warm.end()
+        self._let_go()
+
+    def on_screen_suspend(self) -> None:
+        self._away = self.set_timer(AWAY, self._let_go)
+
+    def _let_go(self) -> None:
+        warm, self.warm = self.warm, None
+        if warm is not None:
+            warm.end()
 
     def on_screen_resume(self) -> None:
         super().on_screen_resume()
+        if self._away is not None:
+            self._away.stop()
         starting = self.watch_run is not None and self.watch_run.live
         if self.warm is None and not self.living and not starting:
             self.warm = WarmEngine()

@@ -139,6 +139,10 @@ def _data(a: RunState, b: RunState) -> Iterator[Difference]:
         yield Difference("tokens of the same rows", before.get("tokens"), after.get("tokens"), "data")
 
 
+HELD_OUT = "held-out"
+"""Folder of what is written down of a file of held-out rows."""
+
+
 def read_identity(directory: RunDirectory) -> dict[str, Any]:
     """What a run was made from (``train.resume.identity``); empty where it did not get so far."""
     try:
@@ -147,12 +151,16 @@ def read_identity(directory: RunDirectory) -> dict[str, Any]:
         return {}
 
 
-def read_rows(directory: RunDirectory) -> dict[int, int] | None:
-    """Line → hash of what it says, of each row that a run was given; ``None`` where that is not known."""
+def read_rows(directory: RunDirectory, part: str = "") -> dict[int, int] | None:
+    """Line → hash of what it says, of each row that a run was given; ``None`` where that is not known.
+
+    Args:
+        part: ``HELD_OUT`` for the rows of a file of their own that it held out.
+    """
     columns = array("q"), array("q")
     try:
         for name, column in zip(("lines", "contents"), columns, strict=True):
-            column.frombytes((directory.source / f"{name}.bin").read_bytes())
+            column.frombytes((directory.source / part / f"{name}.bin").read_bytes())
     except (OSError, ValueError):
         return None
     return dict(zip(*columns, strict=False))

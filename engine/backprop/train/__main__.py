@@ -37,7 +37,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
         from backprop.train.tracking.spans import wanted
         from backprop.train.tracking.trackers import Trackers, chosen
 
-    record = directory.read_record()
+    record, accepted = directory.read_record(), False
     if record.multi is not None:
         from backprop.train.multi_run.session import MultiRun
 
@@ -45,19 +45,31 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
         with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
             session = MultiRun(directory, trackers.emit, control, model)
             return session.rewind(steps or 0) if verb == "rewind" else session.run(verb == "resume", notes)
-    start = begin(directory, record, verb, steps, resolved, model=model)
-    start.model_hashes = msgspec.json.decode(sys.argv[5], type=dict[str, str]) if len(sys.argv) > 5 else None
-    names, notes = chosen(start.config.report_to, os.environ)
-    with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
-        trackers.emit(run_started(directory, record, start.config, start.resumed_from))
-        for note in (*start.notes, *notes):
-            emit(note)
-        emit = trackers.emit
-        if record.replays is not None:
-            taken = read_run(directory.path).curves
-            taken.truncate(start.resumed_from or 0)
-            emit = CurveCheck(record.replays, emit, taken).emit
-        return Run(start, directory, emit, control).run()
+
+    def accept(_: object) -> None:
+        nonlocal accepted
+        accepted = True
+
+    try:
+        start = begin(directory, record, verb, steps, resolved, model=model)
+        start.model_hashes = msgspec.json.decode(sys.argv[5], type=dict[str, str]) if len(sys.argv) > 5 else None
+        names, notes = chosen(start.config.report_to, os.environ)
+        with Trackers(names, record.run_id, directory.path, emit, spans=wanted(os.environ)) as trackers:
+            trackers.emit(run_started(directory, record, start.config, start.resumed_from))
+            for note in (*start.notes, *notes):
+                emit(note)
+            emit = trackers.emit
+            if record.replays is not None:
+                taken = read_run(directory.path).curves
+                taken.truncate(start.resumed_from or 0)
+                emit = CurveCheck(record.replays, emit, taken).emit
+            run = Run(start, directory, emit, control)
+            run.on_loaded = accept
+            return run.run()
+    except Exception:
+        if verb == "extend" and not accepted:  # the end is the old one
+            directory.update_record(config=record.config, extended=record.extended)
+        raise
 
 
 def warm_up() -> GetReady:

@@ -151,7 +151,7 @@ class Run:
         path = fetch_model(config.model, emit)
 
         emit(PhaseChanged(phase="preparing_data"))
-        recorded = start.asked or self.directory.read_record().config
+        recorded = self.directory.read_record().config
         planned = prepare_run(
             config,
             path,
@@ -195,10 +195,9 @@ class Run:
             load_weights(start.weights, self.loaded.model, any_dtype=True)
             for note in fork_notes(start.weights, self.identity, self.directory.read_record().forked_from):
                 emit(note)
-        keep_source(self.directory, self.identity, rows)
-        if start.asked is not None or recorded.model != config.model:
-            changed = {} if start.asked is None else {"extended": True}
-            self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model), **changed)
+        keep_source(self.directory, self.identity, rows, self.held_out.rows)
+        if recorded.model != config.model:
+            self.directory.update_record(config=msgspec.structs.replace(recorded, model=config.model))
         if not start.checkpoint:
             for note in rules.without_effect(
                 config, self.schedule.steps, len(self.trained), len(self.held_out), len(self.evaluated)

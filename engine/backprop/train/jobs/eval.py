@@ -65,6 +65,7 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
     import msgspec
 
     from backprop.runs.checkpoints import CheckpointStore
+    from backprop.runs.compare import HELD_OUT, read_rows
     from backprop.runs.state import read_run
     from backprop.train.dataset import prepare
     from backprop.train.persistence.resume import split_of
@@ -80,7 +81,10 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
             message = f"the loss is that of the answers (chosen, or good ones), not what {method} made less of"
             send(Warning(code="OTHER_LOSS", message=message, hint="`backprop show-run` has that, of the held-out rows"))
         kept = CheckpointStore(run.checkpoints, record.run_id).checkpoints()
-        split, now = split_of(kept[-1].path if kept else None), datetime.fromtimestamp(record.created)
+        split, now = (
+            split_of(kept[-1].path if kept else None),
+            datetime.fromtimestamp((record.replays or record).created),
+        )
         if record.multi is not None and request.trained:
             hint = "score one of its runs with --trained, or rows that you name with --data"
             raise InputError(f"{record.run_id} is a session: each of its runs trained rows of its own", hint=hint)
@@ -98,7 +102,11 @@ def rows_of(request: EvalRequest, tokenizer: Path, send: Send) -> Subset:
             send(Warning(code="ROWS_LEFT_OUT", message=message, hint="`backprop validate` lists them"))
 
     prepared, trained, held_out = prepare(config, tokenizer, tell, lambda: False, split=split, now=now)
-    if request.run and not data:
+    if request.run and not data and held_out_file(config.held_out) is not None:
+        part, found = ("", prepared) if request.trained else (HELD_OUT, held_out.rows)
+        if method == "sft":
+            _tell_changed(read_rows(run, part), found, send, "its rows are scored as they are now")
+    elif request.run and not data:
         by_then = _as_then(run, prepared, config, split or Split(seed=config.seed), None if method != "sft" else send)
         trained, held_out = by_then or (trained, held_out)
     rows = trained if data or request.trained else held_out
@@ -114,7 +122,7 @@ def _as_then(
     """Of ``rows``, those that the run trained and those that it held out, by what they say.
 
     Which are held out depends on how many there are: where the file was edited since, or where its bad answers are left
-    out, rows would be among them that were trained. ``None`` where it is not known, or where a file was held out.
+    out, rows would be among them that were trained. ``None`` where it is not known.
 
     Args:
         send: told which rows are not those of then.
@@ -122,21 +130,29 @@ def _as_then(
     import numpy as np
 
     from backprop.data import split as split_rows
-    from backprop.runs.compare import describe_changes, read_rows, row_changes
+    from backprop.runs.compare import read_rows
     from backprop.train.dataset import Subset
 
     before = read_rows(run)
-    if before is None or split.by_tokens or held_out_file(config.held_out) is not None:
+    if before is None or split.by_tokens:
         return None
     contents = np.fromiter(before.values(), dtype=np.int64)
     chosen = split_rows.held_out(split_rows.places(map(np.int64.tobytes, contents), split.seed), config.held_out)
-    changed = row_changes(before, dict(zip(rows.lines.tolist(), rows.contents.tolist(), strict=True)))
-    if changed and send is not None:
-        message = f"{rows.summary.path} is not as it was trained: {describe_changes(changed, rows.summary.unit)}"
+    if send is not None:
         hint = "only rows of then that are still there are scored; --data scores all rows of a file"
-        send(Warning(code="DATA_CHANGED", message=message, hint=hint))
+        _tell_changed(before, rows, send, hint)
     was_trained, was_held_out = (np.isin(rows.contents, contents[some]) for some in (~chosen, chosen))
     return Subset(rows, np.flatnonzero(was_trained)), Subset(rows, np.flatnonzero(was_held_out))
+
+
+def _tell_changed(before: dict[int, int] | None, rows: Prepared, send: Send, hint: str) -> None:
+    """Say which of a run's ``rows`` are not those of then; ``before``: line → hash of what it said, if known."""
+    from backprop.runs.compare import describe_changes, row_changes
+
+    now = dict(zip(rows.lines.tolist(), rows.contents.tolist(), strict=True))
+    if before is not None and (changed := row_changes(before, now)):
+        message = f"{rows.summary.path} is not as it was trained: {describe_changes(changed, rows.summary.unit)}"
+        send(Warning(code="DATA_CHANGED", message=message, hint=hint))
 
 
 def _scored(speaker: ModelSpeaker, rows: Subset, request: EvalRequest, send: Send, by: str) -> list[EvaluatedRow]:

@@ -14,7 +14,7 @@ from backprop.core import events
 from backprop.core.errors import BackpropError, CheckpointError
 from backprop.core.files import write_file
 from backprop.data.token_cache import Prepared
-from backprop.runs.compare import NAMED, describe_change, read_identity, read_rows, row_changes
+from backprop.runs.compare import HELD_OUT, NAMED, describe_change, read_identity, read_rows, row_changes
 from backprop.runs.directory import Replays, RunDirectory, keep_files
 from backprop.runs.model_files import changes, model_differences
 from backprop.runs.state import Curves, read_run
@@ -25,9 +25,15 @@ _ROWS = {"data", "model", "samples", "mapping", "skip_bad", "max_seq_length", "t
 _ALSO = {"steps": "epochs", "epochs": "steps"}
 
 
-def keep_source(directory: RunDirectory, identity: dict[str, Any], rows: Prepared) -> None:
-    """Write down in a run's directory what it is made from, for whoever compares or repeats it."""
-    keep_files(rows.folder, directory.source, ("lines.bin", "contents.bin"))
+def keep_source(directory: RunDirectory, identity: dict[str, Any], rows: Prepared, held_out: Prepared) -> None:
+    """Write down in a run's directory what it is made from, for whoever compares or repeats it.
+
+    Args:
+        held_out: the rows that some are held out of: ``rows`` themselves, or those of a file of their own.
+    """
+    for each, place in ((rows, directory.source), (held_out, directory.source / HELD_OUT)):
+        if each is rows or held_out is not rows:
+            keep_files(each.folder, place, ("lines.bin", "contents.bin"))
     write_file(directory.source / "identity.json", msgspec.json.encode(identity))
 
 

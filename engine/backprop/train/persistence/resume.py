@@ -71,8 +71,6 @@ class Beginning:
     """What the rows were prepared with, where rank 0 did that (``ranks``)."""
     open_batch: bool = False
     """Whether the micro-batches are to be settled by measuring: nobody has said how large, and no step was taken."""
-    asked: RunConfig | None = None
-    """Of a run that is given a new end: its configuration with what nobody has said still open."""
     model_hashes: dict[str, str] | None = None
     """Of the model's files, where they are known already."""
     notes: list[events.Event] = field(default_factory=list)
@@ -108,9 +106,9 @@ def begin(
     """
     config = record.config
     now = datetime.fromtimestamp(record.replays.created if record.replays else record.created)
-    new_end = None
     if verb == "extend":
-        config = new_end = msgspec.structs.replace(config, steps=steps, epochs=None)
+        config = msgspec.structs.replace(config, steps=steps, epochs=None)
+        directory.update_record(config=config, extended=True)
     if model:  # written down once it was found to be the same
         config = msgspec.structs.replace(config, model=model)
     store = CheckpointStore(directory.checkpoints, record.run_id)
@@ -125,7 +123,6 @@ def begin(
             replays=record.replays,
             split=split_of(weights),
             open_batch=config.batch_size == "auto",
-            asked=new_end,
         )
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
@@ -143,7 +140,6 @@ def begin(
         now=now,
         extended=(record.extended or verb == "extend") and other_end,
         split=split_of(checkpoint.path),
-        asked=new_end,
         notes=[
             events.Warning(
                 code="STATE_CHECKPOINT_INVALID",
