@@ -83,6 +83,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         chosen = "" if few else recall("theme")
         self.theme = themes.SIXTEEN.name if few else chosen if chosen in self.available_themes else themes.DARK.name
         self._remembers_theme = not few
+        self.stylesheet = themes.ParsedOnce(variables=self.get_css_variables())
         self.animation_level = "none"
         CurvePlot.take_symbols(recall("symbols"))
         self.watched: Watch | None = None
@@ -149,6 +150,10 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         """A screen of the table, when it is opened first."""
         screen: BaseScreen = entry.load_screen()()
         screen.watch_run, screen.living = self.watched, self.living()
+        # Known before its widgets are there, they do not style each of them twice.
+        width, height = self.size
+        screen.add_class(*screen._get_breakpoint_classes(width, screen.HORIZONTAL_BREAKPOINTS))
+        screen.add_class(*screen._get_breakpoint_classes(height, screen.VERTICAL_BREAKPOINTS))
         self._made.append(screen)
         return screen
 
