@@ -214,6 +214,10 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             if (news := watch.news()) and not seen and not self.leaving:
                 self.tell(watch, news)
 
+    def delay_update(self, delay: float = 0.01) -> None:
+        """Textual holds a screen that it switches to back for 50 ms, so that it is whole when it is drawn."""
+        super().delay_update(delay)
+
     def tell(self, watch: Watch, words: str) -> None:
         """Say what a run does, and the key that leads to it."""
         name = "live" if watch is self.watched else "runs"

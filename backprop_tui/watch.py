@@ -29,7 +29,7 @@ from backprop_tui.widgets.run_detail import resume_words
 EVENTS_AT_ONCE = 4000
 _BREATH = 0.05
 """The reading thread rests so long between two reads: a fast engine comes in portions."""
-_WAITING = 4
+_WAITING = 1
 """Portions that may wait to be folded."""
 
 
