@@ -83,6 +83,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         chosen = "" if few else recall("theme")
         self.theme = themes.SIXTEEN.name if few else chosen if chosen in self.available_themes else themes.DARK.name
         self._remembers_theme = not few
+        self.stylesheet = themes.ParsedOnce(variables=self.get_css_variables())
         self.animation_level = "none"
         CurvePlot.take_symbols(recall("symbols"))
         self.watched: Watch | None = None
@@ -150,6 +151,10 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         """A screen of the table, when it is opened first."""
         screen: BaseScreen = entry.load_screen()()
         screen.watch_run, screen.living = self.watched, self.living()
+        # Known before its widgets are there, they do not style each of them twice.
+        width, height = self.size
+        screen.add_class(*screen._get_breakpoint_classes(width, screen.HORIZONTAL_BREAKPOINTS))
+        screen.add_class(*screen._get_breakpoint_classes(height, screen.VERTICAL_BREAKPOINTS))
         self._made.append(screen)
         return screen
 
@@ -209,6 +214,10 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             seen = watch is self.watched and self.current_mode == "live"
             if (news := watch.news()) and not seen and not self.leaving:
                 self.tell(watch, news)
+
+    def delay_update(self, delay: float = 0.01) -> None:
+        """Textual holds a screen that it switches to back for 50 ms, so that it is whole when it is drawn."""
+        super().delay_update(delay)
 
     def tell(self, watch: Watch, words: str) -> None:
         """Say what a run does, and the key that leads to it."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.color import Color as RichColor
 from textual.color import Color
+from textual.css.stylesheet import Stylesheet
 from textual.theme import Theme
 
 _COLOURS = {
@@ -105,3 +106,14 @@ def inks(theme: Theme) -> dict[str, str]:
 def palette(theme: Theme) -> dict[str, RichColor]:
     """The colour of each ink in ``theme``."""
     return {name.removeprefix("ink-"): Color.parse(value).rich_color for name, value in inks(theme).items()}
+
+
+class ParsedOnce(Stylesheet):
+    """Textual's own parses every rule anew for each screen that brings some, and twice before the first is drawn."""
+
+    def set_variables(self, variables: dict[str, str]) -> None:
+        if variables != self._variables:
+            super().set_variables(variables)
+
+    def reparse(self) -> None:
+        self.parse()

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 from backprop.core.errors import BackpropError, EngineCrashedError, RunError
-from backprop.core.events import AnyEvent, Command
+from backprop.core.events import AnyEvent, Command, RunStarted
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.sessions import session_of
@@ -30,6 +29,8 @@ from backprop_tui.widgets.run_detail import resume_words
 EVENTS_AT_ONCE = 4000
 _BREATH = 0.05
 """The reading thread rests so long between two reads: a fast engine comes in portions."""
+_WAITING = 1
+"""Portions that may wait to be folded."""
 
 
 class Watch:
@@ -59,9 +60,12 @@ class Watch:
 
     def _read(self) -> None:
         try:
-            self._first = read_run(self.path)
+            known = self._begin()
             while not self._closed.is_set():
-                found = self._next()
+                found = [event for event in self._next() if event.seq > known]
+                # Steps that are taken again, after others that the state has let go of.
+                if any(isinstance(event, RunStarted) and event.resumed_from is not None for event in found):
+                    known = self._begin()
                 self._inbox.append((found, self.link.alive(), self.link.over))
                 if self.link.over:
                     self.log = self.link.directory.last_lines()
@@ -72,7 +76,8 @@ class Watch:
                             hint="where it was moved, `backprop-tui --attach PATH` watches it there",
                         )
                     return
-                time.sleep(_BREATH)
+                while not self._closed.wait(_BREATH) and len(self._inbox) > _WAITING:
+                    pass
         except BackpropError as error:
             self.error = error
         except OSError as error:
@@ -80,6 +85,11 @@ class Watch:
         finally:
             if self._closed.is_set():
                 self.link.detach()
+
+    def _begin(self) -> int:
+        """Read the whole run for the state to begin with; the number of its last event."""
+        self._first = first = read_run(self.path)
+        return first.last_seq
 
     def _next(self) -> list[AnyEvent]:
         try:
@@ -94,9 +104,10 @@ class Watch:
         """Fold in what came since the last call, a bounded amount; whether more waits."""
         if self._first is not None:
             self.state, self._first = self._first, None
+            self.series = RunSeries()
             if self.state.ended and self.state.last_event_at < self.link.launched_at:
                 self.state.await_start()
-            self.was_alive = self.state.alive
+            self.was_alive = self.was_alive or self.state.alive
         if self.error is not None:
             self.state.alive, self.state.journal_status = False, "damaged"
         budget = EVENTS_AT_ONCE
@@ -112,6 +123,7 @@ class Watch:
                 budget -= 1
         more = bool(self._rest or self._inbox)
         more = self.series.follow(self.state) or more
+        self.series.release(self.state)
         if self._over and not more and self.crash is None and self.state.status == "crashed":
             self.crash = self.link.crash()
         return more

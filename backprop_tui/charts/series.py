@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import zip_longest
 from math import inf
 
-from backprop.runs.state import RunState
+from backprop.runs.state import FELT, RunState
 from msgspec import Struct
 
 BUCKETS = 1024
@@ -138,6 +138,7 @@ class RunSeries:
         self.accuracy: float | None = None
         """Share of pairs whose chosen side won in the last step, of a run on preferences."""
         self.taken = 0
+        """How many of the steps that the state has."""
 
     def follow(self, state: RunState, most: int = STEPS_AT_ONCE) -> bool:
         """Take in at most ``most`` new steps; whether more wait. After a resume the series begin anew."""
@@ -153,6 +154,13 @@ class RunSeries:
         self.accuracy = state.last_step.metrics.get("rewards/accuracies") if state.last_step else None
         self.taken = end
         return end < len(columns)
+
+    def release(self, state: RunState) -> None:
+        """Have ``state`` let go of most steps that were taken in: a run of any length needs as much memory."""
+        spare = self.taken - FELT
+        if spare > max(STEPS_AT_ONCE, len(state.curves) // 2):
+            state.curves.forget_first(spare)
+            self.taken -= spare
 
 
 def shown_steps(last: int, total: int) -> int:

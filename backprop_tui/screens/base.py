@@ -165,6 +165,11 @@ class BaseScreen(Screen[None]):
         if self.is_mounted:
             self.flush()
 
+    def _compositor_refresh(self) -> None:
+        """What cannot be shown yet waits for the next drawing. Textual draws it, and throws that away."""
+        if not self.app._batch_count:
+            super()._compositor_refresh()
+
 
 class _ExactUpdate(ChopsUpdate):
     def render_segments(self, console: Console) -> str:

@@ -110,6 +110,7 @@ class ChatScreen(BaseScreen):
 
     NAME, KEYS = "chat", KEYS
     BINDINGS = bindings(KEYS)
+    CSS_PATH = "chat.tcss"
 
     def __init__(self) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
 class LiveScreen(BaseScreen):
     NAME, KEYS = "live", KEYS
     BINDINGS = bindings(KEYS)
+    CSS_PATH = "live.tcss"
 
     def __init__(self) -> None:
         super().__init__()

@@ -63,6 +63,7 @@ class ExportScreen(BaseScreen):
 
     NAME, KEYS = "export", KEYS
     BINDINGS = bindings(KEYS)
+    CSS_PATH = "screen.tcss"
 
     def __init__(self) -> None:
         super().__init__()

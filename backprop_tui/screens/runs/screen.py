@@ -51,6 +51,8 @@ LOOK_AGAIN = 2.0
 class RunsScreen(BaseScreen):
     NAME, KEYS = "runs", KEYS
     BINDINGS = bindings(KEYS)
+    CSS_PATH = "screen.tcss"
+    AUTO_FOCUS = "#table"
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +94,6 @@ class RunsScreen(BaseScreen):
         yield self.keybar
 
     def on_mount(self) -> None:
-        self._table.focus()
         self.show_keys()
         self.set_interval(LOOK_AGAIN, self.look)
         self.look()
@@ -131,8 +132,10 @@ class RunsScreen(BaseScreen):
         changed = found != self.found
         self.found = found
         if changed:
+            before = self.chosen_path
             self.show()
-            self._read_chosen()
+            if self.chosen_path == before:  # else the table says that the cursor is on another
+                self._read_chosen()
 
     def _take_some(self, found: list[RunSummary]) -> None:
         """Show the first of many; the cursor stays at the top until a person moves it."""

@@ -34,7 +34,7 @@ SHORT_RUN = 200
 """Steps of a run whose curve a heavy average would lag behind."""
 _RECENT = 20
 """Steps whose mean duration the remaining time is estimated from."""
-_FELT = 400
+FELT = 400
 """Steps that a moving average still shows something of."""
 
 _STANDING = (
@@ -74,6 +74,11 @@ class Curves(Struct):
         """Take in later steps."""
         for name in self.__struct_fields__:
             getattr(self, name).extend(getattr(others, name))
+
+    def forget_first(self, steps: int) -> None:
+        """Let go of the first ``steps`` values, which somebody keeps in another form."""
+        for name in self.__struct_fields__:
+            del getattr(self, name)[:steps]
 
     def __len__(self) -> int:
         return len(self.step)
@@ -183,7 +188,7 @@ class RunState(Struct, kw_only=True):
         """The loss as its curve ends where it is drawn smoothed; ``None`` where no step had a finite one."""
         weight = usual_smoothing(max(self.total_steps, self.step))
         average = total = 0.0
-        for loss in self.curves.loss[-_FELT:]:
+        for loss in self.curves.loss[-FELT:]:
             if not isnan(loss):
                 average = weight * average + (1 - weight) * loss
                 total = weight * total + (1 - weight)
