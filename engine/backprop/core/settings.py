@@ -339,16 +339,8 @@ WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to", "use_unsloth"),
         *("data", "model", "mapping", "skip_bad", "samples", "reasoning_trace"),
-        *(
-            "eval_steps",
-            "eval_base",
-            "early_stopping",
-            "save_steps",
-            "save_minutes",
-            "keep_best",
-            "oom_recovery",
-            "gpu_max_temp",
-        ),
+        *("eval_steps", "eval_base", "early_stopping", "save_steps", "save_minutes", "keep_best"),
+        *("oom_recovery", "gpu_max_temp"),
     }
 )
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""
