@@ -19,15 +19,7 @@ from backprop.core.errors import DatasetParseError
 from backprop.core.events import Problem
 from backprop.core.methods import Rows
 from backprop.data.dedup import Numbers, content_hash, content_parts, repeated
-from backprop.data.example import (
-    CONTROL_TOKEN,
-    PROBLEM_CODES,
-    Fields,
-    Findings,
-    Format,
-    RowError,
-    one_label,
-)
+from backprop.data.example import CONTROL_TOKEN, PROBLEM_CODES, Fields, Findings, Format, RowError, one_label
 from backprop.data.examples import read_row
 from backprop.data.formats import file_format, other_method, read_as, rows_of
 from backprop.data.line_index import NEWLINE, Cancelled, Progress, split_lines

@@ -99,12 +99,7 @@ def _download(name: str, wanted: HubName, folder: Path, progress: hub.ReportByte
     )
     target = _put_together(folder, split, [parts / file for file in files], progress)
     record = Fetched(
-        name=name,
-        path=str(target),
-        revision=str(info.sha),
-        split=split,
-        files=len(files),
-        bytes=target.stat().st_size,
+        name=name, path=str(target), revision=str(info.sha), split=split, files=len(files), bytes=target.stat().st_size
     )
     write_file(folder / RECORD, msgspec.json.encode(record))
     shutil.rmtree(parts, ignore_errors=True)
