@@ -256,15 +256,11 @@ def examples(work: Work) -> list[dict[str, Any]]:
     return made
 
 
-def run_trl(work: Work, turns: Turns, folder: Path, arm: str) -> None:
-    """TRL as documented, its own collators and losses, on rows that are tokens already."""
+def of_trl(config: Any, packed: bool) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """TRL's trainer and settings for a method, what these are given beside the usual, and rows that it may look at."""
     import trl
-    from datasets import Dataset
-    from torch.utils.data import SequentialSampler
-    from transformers import PreTrainedTokenizerFast, TrainerCallback
     from trl.experimental import cpo, orpo
 
-    config, loaded = work.config, work.loaded
     pairs = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
     judged = {"prompt": ["a"] * 2, "completion": ["b"] * 2, "label": [True, False]}
     kind, settings, more, shown = {
@@ -278,13 +274,23 @@ def run_trl(work: Work, turns: Turns, folder: Path, arm: str) -> None:
             pairs,
         ),
     }[config.method]
-    packed = arm == "trl_packed"
     if config.method != "sft":
         more = {**more, "max_length": 512, "remove_unused_columns": False}
     elif packed:
         more = {"packing": True, "packing_strategy": "bfd", "max_length": 512}
     else:
         more = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    return kind, settings, more, shown
+
+
+def run_trl(work: Work, turns: Turns, folder: Path, arm: str) -> None:
+    """TRL as documented, its own collators and losses, on rows that are tokens already."""
+    from datasets import Dataset
+    from torch.utils.data import SequentialSampler
+    from transformers import PreTrainedTokenizerFast, TrainerCallback
+
+    config, loaded, packed = work.config, work.loaded, arm == "trl_packed"
+    kind, settings, more, shown = of_trl(config, packed)
     taken = iter(zip(work.tokens, work.trained, strict=True))
 
     class InOrder(kind):  # type: ignore[misc, valid-type]

@@ -20,10 +20,10 @@ from backprop.core.errors import (
     ModelLoadError,
 )
 from backprop.core.resolve import config_from
+from backprop.data.spool import spool
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-from backprop.trainer import spool
 from tiny_language_model import rows, write_model, write_rows
 
 

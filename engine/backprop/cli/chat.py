@@ -205,8 +205,7 @@ class Talk:
                     if message.tuned not in begun and self.base:
                         sys.stdout.write("tuned: " if message.tuned else "base: ")
                     begun.add(message.tuned)
-                    sys.stdout.write(output.clean(message.text))
-                    sys.stdout.flush()
+                    output.piece(message.text)
                 case Reply() if not self._as_json:
                     output.line("" if message.tuned in begun else "(an empty answer)")
                     if why := turn.note(message.tuned):

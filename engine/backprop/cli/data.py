@@ -278,13 +278,7 @@ def _show_split(done: SplitResult) -> None:
 @scores_option
 @click.option("--output", "-o", "target", type=Path, metavar="FILE", help="where to write")
 def clean(
-    config: RunConfig,
-    *,
-    model: str | None,
-    scores_file: Path | None,
-    target: Path | None,
-    as_json: bool,
-    **chosen: Any,
+    config: RunConfig, *, model: str | None, scores_file: Path | None, target: Path | None, as_json: bool, **chosen: Any
 ) -> None:
     """Write a cleaned copy beside the dataset, with a report of what was left out and why."""
     from backprop.data.clean import clean_file

@@ -111,11 +111,10 @@ def dataset_command(*settings: str) -> Callable[[Callable[..., int | None]], Cal
 
 
 def _dataset_config(path: str, named: dict[str, Any]) -> RunConfig:
-    from backprop.data.example import PARTS, unknown_parts
+    from backprop.data.example import require_parts
 
     config = resolve({**named, "data": path}).config()
-    if wrong := unknown_parts(config.mapping):
-        raise InputError(f"--map: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}")
+    require_parts(config.mapping)
     return msgspec.structs.replace(config, data=dataset_file(path))
 
 

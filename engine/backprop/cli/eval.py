@@ -118,10 +118,8 @@ def evaluate(
     if hardest:
         order = sorted(ours.rows, key=lambda row: -float("inf") if row.loss is None else -row.loss)
         answer["hardest"] = msgspec.to_builtins(order[:hardest])
-    if as_json:
-        output.document({**answer, "per_row": msgspec.to_builtins(ours.rows)})
-    else:
-        _show(answer, "loss" if trained or data else "held-out loss")
+    shown = "loss" if trained or data else "held-out loss"
+    output.answer({**answer, "per_row": msgspec.to_builtins(ours.rows)}, as_json, lambda found: _show(found, shown))
     return EXIT_OK if passed else EXIT_USER
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,8 +97,7 @@ def _listen(messages: Iterator[Message], turn: Turn, *, stream: bool) -> None:
     """Take in the answers; for people the text appears as it comes, unless it is compared afterwards."""
     for message in messages:
         if isinstance(message, Delta) and stream:
-            sys.stdout.write(output.clean(message.text))
-            sys.stdout.flush()
+            output.piece(message.text)
         elif isinstance(message, TurnEnded):
             break
     if stream:

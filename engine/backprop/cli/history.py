@@ -123,10 +123,8 @@ def delete_run(run: str, yes: bool, as_json: bool, verbose: bool) -> None:
             output.narrate("kept")
             return
     delete(path)
-    if as_json:
-        output.document({"run_id": path.name, "path": str(path), "bytes": size, "needed_by": needed})
-    else:
-        output.line(f"deleted run {path.name}, {bytes_text(size)}")
+    gone = {"run_id": path.name, "path": str(path), "bytes": size, "needed_by": needed}
+    output.answer(gone, as_json, lambda _: output.line(f"deleted run {path.name}, {bytes_text(size)}"))
 
 
 class TagCommand(click.Command):
@@ -168,7 +166,5 @@ def note(run: str, text: str, as_json: bool, verbose: bool) -> None:
 
 
 def _show_marks(run_id: str, tags: list[str], text: str, as_json: bool) -> None:
-    if as_json:
-        output.document({"run_id": run_id, "tags": tags, "note": text})
-    else:
-        output.line(output.inline(" ".join([run_id, *(f"+{each}" for each in tags), text]).strip()))
+    shown = output.inline(" ".join([run_id, *(f"+{each}" for each in tags), text]).strip())
+    output.answer({"run_id": run_id, "tags": tags, "note": text}, as_json, lambda _: output.line(shown))

@@ -76,6 +76,11 @@ def line(text: str = "", kind: str = "info") -> None:
     print(coloured(clean(text), kind, sys.stdout), flush=True)
 
 
+def piece(text: str) -> None:
+    """A piece of an answer as it comes, without a line's end."""
+    print(clean(text), end="", flush=True)
+
+
 def narrate(text: str, kind: str = "info") -> None:
     """A line about what goes on, to standard error."""
     print(coloured(clean(text), kind, sys.stderr), file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core import files, paths
-from backprop.core.errors import DatasetError, DatasetNotFoundError
+from backprop.core.errors import DatasetError, DatasetNotFoundError, some
 from backprop.core.jobs import Fetched
 
 RECORD = "dataset.json"
@@ -78,9 +78,8 @@ def data_files(path: Path) -> list[Path]:
     files = sorted((file for file in names if file.is_file()), key=lambda file: _by_number(file.name))
     if is_folder and len({_PART.sub("0", file.name) for file in files}) > 1:
         shown = [file.name for file in files[:_SHOWN]]
-        more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
         raise DatasetError(
-            f"{path} holds files that are not parts of one dataset: {', '.join(shown)}{more}",
+            f"{path} holds files that are not parts of one dataset: {some([file.name for file in files], _SHOWN)}",
             hint=f"name one of them, or several with a pattern: '{path}/*{files[0].suffix}'",
             code="DATASET_AMBIGUOUS",
             details={"path": str(path), "choices": shown},

@@ -7,6 +7,7 @@ is never renamed. ``backprop info --error-codes`` prints the table below (``ERRO
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 EXIT_OK = 0
@@ -370,3 +371,8 @@ def error_for(
         waiting += known.__subclasses__()
     family = next((error for prefix, error in _FAMILIES if code.startswith(prefix)), BackpropError)
     return family(message, hint=hint, code=code, retryable=retryable, details=details)
+
+
+def some(names: Sequence[str], most: int = 2) -> str:
+    """The first of ``names`` for a message, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

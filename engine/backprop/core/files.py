@@ -152,6 +152,11 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` with ``value`` as JSON that people can read."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of ``path`` when the block ends well.

@@ -114,10 +114,7 @@ def direct(given: Mapping[str, Any], kind: Kind, place: str = "") -> Source:
 
 
 def resolve(
-    given: Mapping[str, Any] | None = None,
-    *,
-    kind: Kind = "flag",
-    file: str | Path | None = None,
+    given: Mapping[str, Any] | None = None, *, kind: Kind = "flag", file: str | Path | None = None
 ) -> Resolution:
     """Every setting, from all sources.
 

@@ -74,8 +74,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     model: Annotated[
-        _Text,
-        _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m")),
+        _Text, _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m"))
     ] = EMBEDDED_MODEL
     method: Annotated[
         Literal["sft", "dpo", "orpo", "simpo", "kto"],
@@ -193,8 +192,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     gradient_checkpointing: Annotated[
         bool | None,
         _safety(
-            "recompute activations: less memory, about a third slower",
-            rule="on where a GPU has less than 40 GB free",
+            "recompute activations: less memory, about a third slower", rule="on where a GPU has less than 40 GB free"
         ),
     ] = None
 
@@ -208,8 +206,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         _lora("scale times rank", rule="as the rank; with a preset its own, or twice the rank that is given"),
     ] = None
     lora_dropout: Annotated[
-        Annotated[float, Meta(ge=0, lt=1)] | None,
-        _lora("dropout before the adapter", rule="0; 0.05 with a preset"),
+        Annotated[float, Meta(ge=0, lt=1)] | None, _lora("dropout before the adapter", rule="0; 0.05 with a preset")
     ] = None
     target_modules: Annotated[
         Annotated[list[_Text], Meta(min_length=1)] | None,
@@ -256,9 +253,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     keep_best: Annotated[_Positive, _checkpoints("checkpoints kept for their held-out loss, beside the newest")] = 3
     oom_recovery: Annotated[bool, _safety("out of memory: halve the batch, up to three times")] = True
     gpu_max_temp: Annotated[
-        float,
-        Meta(ge=50, le=110),
-        _safety("pause at this GPU temperature; pacing begins 10 degrees below", unit="°C"),
+        float, Meta(ge=50, le=110), _safety("pause at this GPU temperature; pacing begins 10 degrees below", unit="°C")
     ] = 90.0
 
     seed: Annotated[int, Meta(ge=0, lt=2**32), _training("same seed, data and machine: same run")] = 42
@@ -339,16 +334,8 @@ WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "run_name", "sample_prompts", "sample_tokens", "report_to", "use_unsloth"),
         *("data", "model", "mapping", "skip_bad", "samples", "reasoning_trace"),
-        *(
-            "eval_steps",
-            "eval_base",
-            "early_stopping",
-            "save_steps",
-            "save_minutes",
-            "keep_best",
-            "oom_recovery",
-            "gpu_max_temp",
-        ),
+        *("eval_steps", "eval_base", "early_stopping", "save_steps", "save_minutes", "keep_best"),
+        *("oom_recovery", "gpu_max_temp"),
     }
 )
 """Settings that do not reach the weights, or reach them only through the model's files and the tokenised rows."""

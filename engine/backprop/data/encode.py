@@ -56,12 +56,7 @@ class Renderer:
     """
 
     def __init__(
-        self,
-        tokenizer: ChatTokenizer,
-        *,
-        rows: Rows = "conversation",
-        everything: bool = False,
-        traces: bool = False,
+        self, tokenizer: ChatTokenizer, *, rows: Rows = "conversation", everything: bool = False, traces: bool = False
     ) -> None:
         self.tokenizer = tokenizer
         self.template = tokenizer.template.with_traces() if traces else tokenizer.template

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from msgspec import Struct, field
 
+from backprop.core.errors import InvalidSettingError
 from backprop.core.events import Problem
 from backprop.core.methods import Rows
 
@@ -334,6 +335,15 @@ def describe_mapping(mapping: Mapping[str, str]) -> str:
     return ", ".join(f"{part}={name}" for part, name in mapping.items())
 
 
-def unknown_parts(mapping: Iterable[str]) -> list[str]:
-    """The parts that no format has, for a message about a mistyped ``--map``."""
-    return [part for part in mapping if part not in PARTS]
+def require_parts(mapping: Iterable[str]) -> None:
+    """Refuse a mapping of parts that no format has.
+
+    Raises:
+        InvalidSettingError: the first of them is named.
+    """
+    if wrong := [part for part in mapping if part not in PARTS]:
+        raise InvalidSettingError(
+            f"mapping (--map): {wrong[0]!r} is no part of a row",
+            hint=f"the parts are {', '.join(PARTS)}",
+            details={"field": "mapping"},
+        )

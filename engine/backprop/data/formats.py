@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from msgspec import Struct
 
+from backprop.core.errors import some
 from backprop.core.methods import Rows, methods_for
 from backprop.data.chat_template import KEPT_THINKING
 from backprop.data.content import kind, shown
@@ -141,9 +142,8 @@ class FileFormat(FormatCounts, kw_only=True):
         if self.found:
             said.append(f"fields are read as {describe_mapping(self.found)}; --map says otherwise")
         if self.unused:
-            named = [f"{name} ({self._share(count)})" for name, count in [*self.unused.items()][:_NAMED]]
-            more = f" and {len(self.unused) - _NAMED} more" if len(self.unused) > _NAMED else ""
-            said.append(f"columns that are not used: {', '.join(named)}{more}")
+            named = [f"{name} ({self._share(count)})" for name, count in self.unused.items()]
+            said.append(f"columns that are not used: {some(named, _NAMED)}")
         if thinking := [name for name in self.unused if name.lower() in REASONING]:
             said.append(f"--map reasoning={thinking[0]} trains what is in {thinking[0]} as thinking before the answer")
         said += [f"{name} has no effect on what is trained; {way}" for name, way in self.without_effect.items()]

@@ -31,7 +31,7 @@ CHUNK = 4 * 1024 * 1024
 PIECE = 1024 * 1024
 """Bytes that are streamed at once."""
 _CACHED_BLOCKS = 8
-_NEWLINE = 10
+NEWLINE = 10
 _WHITESPACE = np.zeros(256, dtype=bool)
 _WHITESPACE[list(b" \t\r\n\v\f")] = True
 
@@ -133,7 +133,7 @@ class LineIndex:
             self.complete = True
             return
         piece = np.frombuffer(buffer, dtype=np.uint8, count=size)
-        ends = np.flatnonzero(piece == _NEWLINE)
+        ends = np.flatnonzero(piece == NEWLINE)
         if not len(ends) or ends[-1] != size - 1:
             ends = np.append(ends, size)
         starts = np.append(0, ends[:-1] + 1)

@@ -22,14 +22,14 @@ import tokenizers
 from msgspec import Struct
 
 from backprop.core.datasets import data_files
-from backprop.core.errors import DatasetError, DatasetFormatError, InvalidSettingError, TrainingAbortedError
+from backprop.core.errors import DatasetError, DatasetFormatError, TrainingAbortedError
 from backprop.core.events import DatasetPrepared, TokenSpan
 from backprop.core.methods import Rows
 from backprop.core.paths import token_cache
 from backprop.core.rules import USUAL_LENGTH, sequence_length
 from backprop.data import token_cache as cache
 from backprop.data.encode import EncodedRow, Renderer, Side, encoded_rows, merge_spans, pieces
-from backprop.data.example import PARTS, Findings, RowError, one_label, unknown_parts
+from backprop.data.example import Findings, RowError, one_label, require_parts
 from backprop.data.formats import FormatCounts, file_format, other_method
 from backprop.data.reader import Source, open_source
 from backprop.data.token_cache import Prepared, Writer
@@ -96,11 +96,7 @@ def prepare(
         ModelLoadError: the tokenizer or the template cannot be read.
         TrainingAbortedError: cancelled.
     """
-    wrong = unknown_parts(mapping or {})
-    if wrong:
-        raise InvalidSettingError(
-            f"mapping: {wrong[0]!r} is no part of a row", hint=f"the parts are {', '.join(PARTS)}"
-        )
+    require_parts(mapping or {})
     tokenizer = ChatTokenizer.load(model_dir, now)
     longest = context_length(model_dir) or _WHOLE
     options = Options(

@@ -20,7 +20,7 @@ from typing import IO, Self
 from msgspec import Struct
 
 from backprop.core.datasets import data_files, empty, is_hub_name, missing
-from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError
+from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError, some
 from backprop.core.locate import held_out_file
 from backprop.core.settings import RunConfig
 from backprop.data.example import RowError
@@ -247,8 +247,7 @@ def _put_together(
         starts.append(f"{source.path.name} from row {first}")
         notes.update(source.notes)
         first += len(source)
-    more = f" and {len(starts) - _SHOWN} more" if len(starts) > _SHOWN else ""
-    joined = f"{len(starts)} files are read as one: {', '.join(starts[:_SHOWN])}{more}"
+    joined = f"{len(starts)} files are read as one: {some(starts, _SHOWN)}"
     begin(copy, [joined, *(f"{note} ({count} files)" for note, count in notes.items())])
     done = 0
     for source in sources():

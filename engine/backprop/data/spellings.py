@@ -48,29 +48,12 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "content": ("content", "value", "text", "message", "parts", "utterance", "body"),
 }
 """Part → its names, the likeliest first. Case, blanks, hyphens and underscores make no difference."""
-_JUDGED = {
-    **dict.fromkeys(
-        ("true", "yes", "1", "1.0", "good", "up", "thumbs_up", "👍", "like", "desirable", "accepted", "correct"), True
-    ),
-    **dict.fromkeys(
-        (
-            "false",
-            "no",
-            "0",
-            "0.0",
-            "-1",
-            "bad",
-            "down",
-            "thumbs_down",
-            "👎",
-            "dislike",
-            "undesirable",
-            "rejected",
-            "wrong",
-        ),
-        False,
-    ),
-}
+_GOOD = ("true", "yes", "1", "1.0", "good", "up", "thumbs_up", "👍", "like", "desirable", "accepted", "correct")
+_BAD = (
+    *("false", "no", "0", "0.0", "-1", "bad", "down", "thumbs_down", "👎"),
+    *("dislike", "undesirable", "rejected", "wrong"),
+)
+_JUDGED = dict.fromkeys(_GOOD, True) | dict.fromkeys(_BAD, False)
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Columns of what is no text."""
 MEDIA_MARK = re.compile(r"<(?:image|video|audio)>")

@@ -10,11 +10,7 @@ from backprop.core.settings import RunConfig
 
 DATA = Path(__file__).with_name("demo.jsonl")
 
-PROMPTS = (
-    "How do I make a cup of tea?",
-    "Why is the sky blue?",
-    "I feel tired today. What should I do?",
-)
+PROMPTS = ("How do I make a cup of tea?", "Why is the sky blue?", "I feel tired today. What should I do?")
 """Questions that are not among the rows, answered before and after."""
 SHIPPED = "q4_k_m"
 """What the result is exported in at the end."""

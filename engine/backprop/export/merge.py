@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backprop.core.errors import MergeError
+from backprop.core.errors import MergeError, some
 from backprop.core.models import settings_of
 from backprop.export.weights import ALL, StoredWeights, Weights
 
@@ -140,8 +140,7 @@ class MergedWeights:
             self._replaced[name] = key
         if lost:
             raise MergeError(
-                f"the adapter in {adapter.folder} has parts without a place in the base model: {', '.join(lost[:3])}"
-                + (f" and {len(lost) - 3} more" if len(lost) > 3 else ""),
+                f"the adapter in {adapter.folder} has parts without a place in the base model: {some(lost, 3)}",
                 hint="name the model that it was trained on with --model",
                 details={"unknown": lost},
             )

@@ -34,13 +34,7 @@ from backprop.runs.state import RunState, read_run, require_result
 from backprop.train import model as models
 from backprop.train.checkpoint import WEIGHTS, load_weights
 from backprop.train.generate import on_texts
-from backprop.train.persistence.result import (
-    base_of,
-    copy_beside,
-    copy_tokenizer,
-    save_result,
-    write_what_was_learned,
-)
+from backprop.train.persistence.result import base_of, copy_beside, copy_tokenizer, save_result, write_what_was_learned
 from backprop.train.persistence.resume import result_notes
 from backprop.worker.job import Send
 

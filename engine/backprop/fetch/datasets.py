@@ -21,7 +21,7 @@ from huggingface_hub.hf_api import DatasetInfo
 
 from backprop.core import paths
 from backprop.core.datasets import RECORD, HubName, find_fetched, hub_name
-from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetFormatError, DatasetNotFoundError
+from backprop.core.errors import DatasetDownloadError, DatasetError, DatasetFormatError, DatasetNotFoundError, some
 from backprop.core.events import Event, PhaseChanged
 from backprop.core.files import exclusive, new_file, write_file
 from backprop.core.jobs import Fetched, FetchRequest, JobProgress
@@ -99,12 +99,7 @@ def _download(name: str, wanted: HubName, folder: Path, progress: hub.ReportByte
     )
     target = _put_together(folder, split, [parts / file for file in files], progress)
     record = Fetched(
-        name=name,
-        path=str(target),
-        revision=str(info.sha),
-        split=split,
-        files=len(files),
-        bytes=target.stat().st_size,
+        name=name, path=str(target), revision=str(info.sha), split=split, files=len(files), bytes=target.stat().st_size
     )
     write_file(folder / RECORD, msgspec.json.encode(record))
     shutil.rmtree(parts, ignore_errors=True)
@@ -165,7 +160,8 @@ def _configuration(
         return parts[0], parts[1] if len(parts) == 2 else None
     if len(parts) == 2:
         raise DatasetNotFoundError(
-            f"{name}: there is no configuration {parts[0]!r}, but these: {_names(configurations)}", hint="name one"
+            f"{name}: there is no configuration {parts[0]!r}, but these: {some(configurations, _SHOWN)}",
+            hint="name one",
         )
     if default is None:
         raise _several(name, "configurations", configurations)
@@ -183,7 +179,7 @@ def _split(name: str, asked: str | None, splits: Mapping[str, list[str]]) -> tup
         return chosen, filled[chosen]
     if asked is None:
         raise _several(name, "splits and none for training", list(filled))
-    raise DatasetNotFoundError(f"{name}: there is no split {asked!r}, but these: {_names(list(filled))}")
+    raise DatasetNotFoundError(f"{name}: there is no split {asked!r}, but these: {some(list(filled), _SHOWN)}")
 
 
 def _is_readable(file: str) -> bool:
@@ -195,7 +191,7 @@ def _is_readable(file: str) -> bool:
 
 def _several(name: str, what: str, names: Sequence[str]) -> DatasetError:
     return DatasetError(
-        f"{name} has several {what}: {_names(names)}",
+        f"{name} has several {what}: {some(names, _SHOWN)}",
         hint=f"say which: {name}:{names[0]}",
         code="DATASET_AMBIGUOUS",
         details={"name": name, "choices": list(names)},
@@ -208,11 +204,6 @@ def _no_rows(name: str, why: str) -> DatasetFormatError:
         hint="fetch it with its own tools, and name a file",
         details={"name": name},
     )
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _put_together(folder: Path, split: str, files: list[Path], progress: hub.ReportBytes) -> Path:

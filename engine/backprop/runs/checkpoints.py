@@ -26,12 +26,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import msgspec
 from msgspec import Struct, field
 
 from backprop.core.errors import BackpropError, CheckpointError, InputError
 from backprop.core.events import Count
-from backprop.core.files import flush_folder, is_full, new_folder, read_json, remove, sha256, write_file
+from backprop.core.files import flush_folder, is_full, new_folder, read_json, remove, sha256, write_json
 from backprop.runs.describe import bytes_text
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
@@ -168,7 +167,7 @@ class CheckpointStore:
                     identity=identity or {},
                     files=_measured(staged),
                 )
-                write_file(staged / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+                write_json(staged / MANIFEST, manifest)
             flush_folder(self.directory.parent)
         except OSError as error:
             raise self._failed(error) from error

@@ -49,7 +49,7 @@ from backprop.core.files import (
     read_json,
     sha256,
     sweep_outputs,
-    write_file,
+    write_json,
 )
 from backprop.core.paths import expand
 from backprop.core.settings import MultiConfig, RunConfig
@@ -343,7 +343,7 @@ class RunDirectory:
         return True
 
     def _write_record(self, record: RunRecord) -> None:
-        write_file(self.record, msgspec.json.format(msgspec.json.encode(record), indent=2))
+        write_json(self.record, record)
 
     def update_record(self, **changes: Any) -> None:
         """Rewrite fields of ``run.json`` atomically.

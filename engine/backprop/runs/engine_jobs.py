@@ -20,15 +20,7 @@ from backprop.core.errors import BackpropError, CheckpointError, EngineCrashedEr
 from backprop.core.events import RunFailed
 from backprop.core.extras import TRAINING, require_modules
 from backprop.core.files import sweep_outputs
-from backprop.core.jobs import (
-    Exported,
-    ExportRequest,
-    Fetched,
-    FetchRequest,
-    JobProgress,
-    Message,
-    decode_message,
-)
+from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, JobProgress, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import Replays, RunDirectory
@@ -200,10 +192,7 @@ def fetch_dataset(
 
 
 def require_repeatable(
-    config: RunConfig,
-    replays: Replays,
-    forked_from: str,
-    report: Callable[[Message], object] = lambda message: None,
+    config: RunConfig, replays: Replays, forked_from: str, report: Callable[[Message], object] = lambda message: None
 ) -> None:
     """Have an engine process compare what a replay would be made from with what the run was, before it is made.
 

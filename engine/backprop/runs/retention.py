@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-import msgspec
 from msgspec import Meta, Struct, field
 
 from backprop.core.errors import CheckpointError
-from backprop.core.files import exclusive, read_json, remove, write_file
+from backprop.core.files import exclusive, read_json, remove, write_json
 
 Loss: TypeAlias = float | Literal["nan", "inf", "-inf"] | None
 """A held-out loss as JSON holds it."""
@@ -185,7 +184,7 @@ class CheckpointManager:
             with exclusive(self.directory / f".{REGISTER}.lock"):
                 register = self._read()
                 yield register
-                write_file(self.directory / REGISTER, msgspec.json.format(msgspec.json.encode(register), indent=2))
+                write_json(self.directory / REGISTER, register)
         except OSError as error:
             raise CheckpointError(
                 f"the register of checkpoints in {self.directory} cannot be changed: {error.strerror or error}",

@@ -122,9 +122,7 @@ def gate(worsening: float | None, margin: float = 0.0, allowed: float = 0.0) -> 
     return worsening is not None and math.isfinite(worsening) and worsening - margin <= allowed + 1e-12
 
 
-def bits_per_byte(
-    pairs: Sequence[tuple[EvaluatedRow, EvaluatedRow]],
-) -> tuple[list[EvaluatedRow], list[EvaluatedRow]]:
+def bits_per_byte(pairs: Sequence[tuple[EvaluatedRow, EvaluatedRow]]) -> tuple[list[EvaluatedRow], list[EvaluatedRow]]:
     """Scores by which models with different tokenizers compare: bits per UTF-8 byte of the same supervised text.
 
     Rows of which one model saw another text (cut, or written by another template) are left out.

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from backprop.core import events
-from backprop.core.errors import TrainingError
+from backprop.core.errors import TrainingError, some
 from backprop.core.events import Event, PhaseChanged, Step, StepSkipped
 from backprop.core.schedule import Schedule
-from backprop.train.checkpoint import some
 from backprop.train.evaluate import Evaluator
 from backprop.train.gpu_guard import Guard
 from backprop.train.model import Loaded

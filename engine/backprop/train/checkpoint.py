@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LRScheduler
 
-from backprop.core.errors import CheckpointError
+from backprop.core.errors import CheckpointError, some
 
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
@@ -248,11 +248,6 @@ def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def some(names: list[str]) -> str:
-    """The first of ``names``, and how many more there are."""
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def seed_random(seed: int) -> None:

@@ -239,6 +239,5 @@ def load_model(
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"the adapter in {adapter} cannot be read: {error}",
-            hint="train again, or restore the file from a backup",
+            f"the adapter in {adapter} cannot be read: {error}", hint="train again, or restore the file from a backup"
         ) from error

@@ -19,10 +19,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from backprop.core.architecture import for_older_readers
-from backprop.core.errors import ModelLoadError
+from backprop.core.errors import ModelLoadError, some
 from backprop.core.models import settings_of
 from backprop.core.settings import RunConfig
-from backprop.train.checkpoint import seed_random, some, trained_parameters
+from backprop.train.checkpoint import seed_random, trained_parameters
 from backprop.train.packing import MicroBatch
 
 

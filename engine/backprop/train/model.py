@@ -23,6 +23,7 @@ from backprop.core.errors import (
     InvalidSettingError,
     ModelLoadError,
     TrainingError,
+    some,
 )
 from backprop.core.events import DatasetPrepared, Event, ModelLoaded, ModelLoading
 from backprop.core.extras import require_modules
@@ -33,7 +34,6 @@ from backprop.hardware import estimate
 from backprop.hardware.devices import installed_version
 from backprop.hardware.estimate import ROOMY, first_batch_size
 from backprop.train import four_bit, mlx_model
-from backprop.train.checkpoint import some
 from backprop.train.loss import Loss, Traits, traits_of
 from backprop.train.modes import Mode, mode_named
 from backprop.train.packing import Batching

@@ -52,11 +52,5 @@ def check(source: Source, target: Path, precision: str, answers: bool, progress:
     if source.state is not None and llama.is_installed():
         asked = held_out_prompts(RunDirectory(Path(source.state.path)), source.base) + asked
     return compare_answers(
-        found,
-        target,
-        precision,
-        load=partial(load_trained, source),
-        chat=source.chat,
-        prompts=asked,
-        progress=progress,
+        found, target, precision, load=partial(load_trained, source), chat=source.chat, prompts=asked, progress=progress
     )

@@ -137,14 +137,8 @@ _PIECES = (
         "<div class='a'>&nbsp;</div>",
         '{"k": [1, null]}',
     ),
-    *(
-        "SELECT * FROM t;",
-        "C:\\path\\file",
-        "https://example.org/a?b=c&d=%20#e",
-        "$\\frac{1}{2}$",
-        "#!/bin/sh",
-        "/* */ //",
-    ),
+    *("SELECT * FROM t;", "C:\\path\\file", "https://example.org/a?b=c&d=%20#e", "$\\frac{1}{2}$", "#!/bin/sh"),
+    "/* */ //",
     *("<|im_start|>", "<|im_end|", "</s>", "<s>", "[INST]", "<0x0A>", "<|endoftext|> <|eot_id|>", "<unk>", "–", "Ġ"),
     *("a" * 300, "ab " * 100, "=" * 80, "-" * 17, "…" * 9, "哈" * 40, "😀" * 20, "\n" * 12, " " * 50),
 )

@@ -39,10 +39,7 @@ PRE_TOKENIZERS: dict[tuple[str, bool], str] = {
         False,
     ): "qwen35",
     (rf"{_CASED[0]}|{_CASED[1]}|\p{{N}}|{_REST_WITH_SLASH}", True): "tekken",
-    (
-        rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}",
-        False,
-    ): "gpt-4o",
+    (rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_WITH_SLASH}", False): "gpt-4o",
     ("digits, byte level", False): "smollm",
     ("byte level", False): "gpt-2",
 }

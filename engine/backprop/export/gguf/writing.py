@@ -73,12 +73,7 @@ def add_tensor_infos(
 
 
 def write_tensors(
-    writer: GGUFWriter,
-    target: Path,
-    pieces: Iterator[tuple[str, NDArray[Any]]],
-    *,
-    total: int,
-    progress: Progress,
+    writer: GGUFWriter, target: Path, pieces: Iterator[tuple[str, NDArray[Any]]], *, total: int, progress: Progress
 ) -> None:
     """Write the file: what was given to ``writer``, then the tensors in the order in which they were announced.
 

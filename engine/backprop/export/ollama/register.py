@@ -115,10 +115,7 @@ def _wanted(served: Served, version: str, run: RunState | None) -> tuple[dict[st
     system, why = system_turn(run) if run else ("", "")
     notes = [why] if why else []
     length = (run.config if run else {}).get("max_seq_length")
-    body: dict[str, Any] = {
-        "system": system,
-        "parameters": served.parameters(length if isinstance(length, int) else 0),
-    }
+    body: dict[str, Any] = {"system": system, "parameters": served.parameters(length if isinstance(length, int) else 0)}
     if served.licence:
         body["license"] = served.licence
     else:
