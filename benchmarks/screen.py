@@ -78,7 +78,7 @@ def first_paint(argv: list[str], home: Path) -> tuple[float, float]:
     began = time.perf_counter()
     with Terminal(argv, columns=COLUMNS, rows=ROWS, cwd=home) as terminal:
         terminal.wait_for("leave")
-        took = time.perf_counter() - began
+        took = terminal.last_read_at - began  # not the time in which the stand-in for a terminal understands it
         return 1000 * took, 1000 * busy(terminal)
 
 

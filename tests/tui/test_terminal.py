@@ -25,6 +25,13 @@ def test_a_finished_run_sends_nothing_more(output: Path, tmp_path: Path) -> None
         assert terminal.read(2.0) == 0
 
 
+def test_the_first_drawing_of_the_runs_is_the_screen_itself(tmp_path: Path) -> None:
+    recorded.finished_demo(tmp_path / "output")
+    with Terminal(APPLICATION, cwd=tmp_path) as terminal:
+        terminal.wait_for("leave")
+        assert b"keep the filter" not in terminal.output
+
+
 def test_what_is_copied_goes_to_the_terminals_own_clipboard(output: Path, tmp_path: Path) -> None:
     run = recorded.finished_demo(output)
     with Terminal([*APPLICATION, "--attach", str(run.directory.path)], cwd=tmp_path) as terminal:

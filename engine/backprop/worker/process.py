@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
@@ -41,18 +41,24 @@ class _Reporter:
     """Emits events, and remembers what an interrupted run must report at its end.
 
     Args:
+        directory: the run's, whose lock is held; its journal is gone on with.
+        pipe: gets what the journal gets.
         notes: events for after ``run_started``.
-        earlier: seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
+        logs: whether the log has them too: not of a run of a session, which logs what both tell.
+
+    Raises:
+        RunError: the journal cannot be written, or is another run's.
     """
 
     def __init__(
-        self, writer: EventWriter, control: Control, directory: RunDirectory, notes: list[Event], earlier: float
+        self, directory: RunDirectory, control: Control, pipe: EventPipe, notes: Sequence[Event] = (), *, logs: bool
     ) -> None:
-        self._writer = writer
-        self._control = control
-        self._directory = directory
-        self._notes = notes
-        self._earlier = earlier
+        self.run_id = directory.read_record().run_id
+        journal = directory.open_journal(self.run_id)
+        # Seconds that earlier engines worked on the run: its duration is the time worked, without the gaps.
+        self._earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
+        self.writer = EventWriter(journal, pipe, self.run_id)
+        self._directory, self._control, self._notes, self._logs = directory, control, notes, logs
         self._started = time.monotonic()
         self._resumed_from = 0
         self._last: Step | None = None
@@ -76,8 +82,9 @@ class _Reporter:
                 self._emit(note)
 
     def _emit(self, event: Event) -> None:
-        self._writer.emit(event)
-        log_event(event)
+        self.writer.emit(event)
+        if self._logs:
+            log_event(event)
 
     def interrupted(self) -> RunFinished:
         return RunFinished(
@@ -89,13 +96,6 @@ class _Reporter:
             samples_seen=self._last.samples_seen if self._last else 0,
             tokens_seen=self._last.tokens_seen if self._last else 0,
         )
-
-
-class _InnerReporter(_Reporter):
-    """Of a run of a session, which logs what both tell."""
-
-    def _emit(self, event: Event) -> None:
-        self._writer.emit(event)
 
 
 def run_engine(work: Work, warm_up: Callable[[], GetReady] | None = None) -> NoReturn:
@@ -150,16 +150,12 @@ def _run(directory: RunDirectory, work: Work) -> int:
             if directory.restore_record():
                 message = "run.json was missing: it was made again from the journal"
                 notes.append(events.Warning(code="RECORD_RESTORED", message=message))
-            run_id = directory.read_record().run_id
-            journal = directory.open_journal(run_id)
-            earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
+            reporter = _Reporter(directory, control, pipe, notes, logs=True)
             control.listen(directory)
-            writer = EventWriter(journal, pipe, run_id)
-            reporter = _Reporter(writer, control, directory, notes, earlier)
-            log.open_log(log.from_variables(), run_id)
-            control.give_up = partial(_give_up, reporter, writer)
+            log.open_log(log.from_variables(), reporter.run_id)
+            control.give_up = partial(_give_up, reporter)
             status = _report(directory, control, reporter, work)
-            writer.close()
+            reporter.writer.close()
     except RunError as error:
         # It may not touch the journal: whoever started it is told, with a number that no event of the run has.
         print(f"[{error.code}] {error.message}", file=sys.stderr)
@@ -178,11 +174,7 @@ def inner_run(directory: RunDirectory, control: Control) -> Iterator[Emit]:
         RunError: another process works on it, or its journal cannot be written.
     """
     with directory.hold_lock():
-        run_id = directory.read_record().run_id
-        journal = directory.open_journal(run_id)
-        earlier = read_run(directory.path).duration_seconds if journal.seq else 0.0
-        writer = EventWriter(journal, EventPipe(-1), run_id)  # nobody reads: the session's pipe has the same
-        reporter = _InnerReporter(writer, control, directory, [], earlier)
+        reporter = _Reporter(directory, control, EventPipe(-1), logs=False)  # the session's pipe and log have the same
         try:
             yield reporter.emit
         except KeyboardInterrupt:
@@ -193,13 +185,13 @@ def inner_run(directory: RunDirectory, control: Control) -> Iterator[Emit]:
             reporter.emit(failure(error))
             raise
         finally:
-            writer.close()
+            reporter.writer.close()
 
 
-def _give_up(reporter: _Reporter, writer: EventWriter, error: BaseException) -> NoReturn:
+def _give_up(reporter: _Reporter, error: BaseException) -> NoReturn:
     """End the engine from another thread than the one that works, which may never come back."""
     reporter.emit(failure(error))
-    writer.close()
+    reporter.writer.close()
     end_process(error.exit_code if isinstance(error, BackpropError) else EXIT_RUNTIME)
 
 
