@@ -202,7 +202,7 @@ class ConfigureScreen(BaseScreen):
 
     def _blame(self, error: BackpropError, otherwise: str = "data") -> None:
         field = str(error.details.get("field") or ("model" if "model" in error.details else otherwise))
-        self.wrong.setdefault(field, f"{error.message}; {error.hint}" if error.hint else error.message)
+        self.wrong.setdefault(field, "; ".join(filter(None, [error.message, error.hint])) + f" ({error.code})")
 
     # What is shown
 
