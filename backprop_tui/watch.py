@@ -95,7 +95,7 @@ class Watch:
         if self._first is not None:
             self.state, self._first = self._first, None
             if self.state.ended and self.state.last_event_at < self.link.launched_at:
-                self.state.await_start()
+                self.state.await_start(self.link.launched_at)
             self.was_alive = self.state.alive
         if self.error is not None:
             self.state.alive, self.state.journal_status = False, "damaged"
