@@ -246,7 +246,8 @@ def _usage_error(usage: click.ClickException) -> InputError:
         return InputError(f"there is no option {usage.option_name}", hint=f"did you mean {near}?")
     context = usage.ctx if isinstance(usage, click.UsageError) else None
     return InputError(
-        usage.format_message(), hint=f"`{context.command_path} --help` lists the options" if context else ""
+        " ".join(usage.format_message().split()),
+        hint=f"`{context.command_path} --help` lists the options" if context else "",
     )
 
 
