@@ -119,7 +119,7 @@ async def test_the_run_is_known_before_it_starts(rows: Path, model: Path) -> Non
         assert "15 of 8 rows: 3 passes" in shown
         screen.form.go_to("learning_rate")
         await pilot.pause()
-        assert "half as much again for 15 steps" in " ".join(screen.about.text.split())
+        assert "half as much again for a run of 15" in " ".join(screen.about.text.split())
         await change(pilot, screen, "epochs", "1")
         assert "5 of 8 rows: 1 pass" in screen.about.text
         await change(pilot, screen, "steps", "4")
