@@ -38,6 +38,7 @@ def failing(error: BaseException) -> click.Command:
         (["train", "--data", "{rows}", "--model", "{rows}"], "DEP_MODEL_LOAD_FAILED", "is a file, no model directory"),
         (["train", "--data", "{rows}", "--model", "."], "DEP_MODEL_LOAD_FAILED", "no config.json"),
         (["validate", f"{'x' * 300}.jsonl"], "DATASET_NOT_FOUND", "shorten the name"),
+        (["data", "split", "{rows}", "--held-out", "2"], "INPUT_VALIDATION_FAILED", "did you mean --held-out-file?"),
         (["tell", "feed"], "INPUT_VALIDATION_FAILED", "Choose from: pause, go-on,"),
         (["chat", "gone.gguf"], "RUN_NOT_FOUND", "there is no file gone.gguf"),
         (["train", "--data", "{rows}", "--lr", "fast"], "CONFIG_INVALID_SETTING", "takes a number"),
