@@ -379,7 +379,10 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             self.exit()
         elif not isinstance(self.screen, Question):
             self._asking = len(lines) == len(living)
-            self.push_screen(Question("leave", "\n".join(lines), LEAVING if living else LOSING), self._left)
+            answers = LEAVING if living else LOSING
+            if living and all(watch.state.status == "paused" for watch in living):
+                answers = (LEAVING[0]._replace(meaning="it stays paused; come back to it any time"), *LEAVING[1:])
+            self.push_screen(Question("leave", "\n".join(lines), answers), self._left)
 
     def _left(self, value: str | None) -> None:
         self._asking = False

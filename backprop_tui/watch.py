@@ -106,7 +106,7 @@ class Watch:
             self.state, self._first = self._first, None
             self.series = RunSeries()
             if self.state.ended and self.state.last_event_at < self.link.launched_at:
-                self.state.await_start()
+                self.state.await_start(self.link.launched_at)
             self.was_alive = self.was_alive or self.state.alive
         if self.error is not None:
             self.state.alive, self.state.journal_status = False, "damaged"

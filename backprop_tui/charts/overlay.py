@@ -126,7 +126,7 @@ class OverlayPlot(CurvePlot, can_focus=True):
         sample.line(0, middle, sample.dots_across - 1, middle, f"{ink}+bold")
         loss = run.curve.smooth[self.smoothing] if run.curve.smooth else None
         steps = run.curve.last_step
-        end = f"{number(loss)} after {count(steps)} steps" if steps else "took no step"
+        end = f"{number(loss)} after {count(steps)} step{'s' * (steps != 1)}" if steps else "took no step"
         words: Row = [(f" {run.run_id[:12]:<12} ", "strong"), (f"{end:<26} {run.status:<11} ", "text")]
         return cut([(f"{place + 1} ", f"{ink}+bold"), *sample.row(0), *words, (safe(run.name), "muted")], width)
 

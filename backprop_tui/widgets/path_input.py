@@ -32,13 +32,21 @@ def candidates(text: str, endings: tuple[str, ...]) -> list[str]:
             for entry in entries:
                 if not entry.name.startswith(start) or (entry.name.startswith(".") and not start.startswith(".")):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(f"{folder}{slash}{entry.name}/")
                 elif entry.name.lower().endswith(endings):
                     files.append(f"{folder}{slash}{entry.name}")
     except (OSError, InputError):
         return []
     return [*sorted(files), *sorted(folders)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one; what cannot be looked at, such as a link that leads back to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 class Prompt(Vertical):

@@ -77,7 +77,7 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     if len(state.curves):
         first = next((v for v in state.curves.loss if not isnan(v)), None)
         losses = f"{number(first)} → {number(state.smoothed_loss)} smoothed"
-        rows.append(fact("loss", f"{losses}, in {count(state.step)} steps", "strong"))
+        rows.append(fact("loss", f"{losses}, in {count(state.step)} step{'s' * (state.step != 1)}", "strong"))
     if state.evaluations:
         last = state.evaluations[-1]
         rows.append(fact("held-out", f"{number(last.loss)} at step {count(last.step)}"))

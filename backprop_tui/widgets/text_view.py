@@ -67,9 +67,11 @@ class Scroll(Cells, can_focus=True):
         start = round(self.top / most * (body - size))
         thumb, blank = ("▐", "info" if self.has_focus else "muted"), (" ", "text")
         rows = head
+        # A wrapped row may end with the space at which it was broken: that one may stand in the margin.
+        room = max(self.text_width, width - 1)
         for y, row in enumerate(shown):
             bar = thumb if start <= y < start + size else blank
-            rows.append([*pad(cut(row, self.text_width), width - 1), bar])
+            rows.append([*pad(cut(row, room), width - 1), bar])
         return rows
 
     def scroll_by(self, rows: int) -> None:

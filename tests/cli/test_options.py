@@ -105,6 +105,7 @@ def test_paths_are_made_absolute(
 ) -> None:
     monkeypatch.chdir(rows_file.parent)
     (rows_file.parent / "my-model").mkdir()
+    (rows_file.parent / "my-model" / "config.json").touch()
     config = planned(["-d", rows_file.name, "-m", "my-model", "-o", "runs"], capsys)
     assert config.data == str(rows_file)
     assert config.model == str(rows_file.parent / "my-model")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from backprop.core.datasets import HubName, hub_name
+from backprop.core.datasets import HubName, hub_name, missing
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,10 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "harbour").mkdir()
     assert hub_name("harbour/charts") is None
+
+
+def test_a_link_that_leads_nowhere_is_told_from_one_that_leads_back_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "circle.jsonl").symlink_to("circle.jsonl")
+    (tmp_path / "gone.jsonl").symlink_to("nowhere.jsonl")
+    assert "leads back to itself" in missing(tmp_path / "circle.jsonl").message
+    assert missing(tmp_path / "gone.jsonl").message.endswith("is a link to nowhere.jsonl, which is gone")

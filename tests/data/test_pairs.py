@@ -315,6 +315,9 @@ def test_the_cache_gives_back_what_was_prepared_and_keeps_kinds_apart(ready: Cal
     assert again.summary.cached
     assert (len(made), made.width, made.lines.tolist()) == (3, 2, [1, 2, 3])
     assert all(same(one, two) for i in range(3) for one, two in zip(made.row(i), again.row(i), strict=True))
+    only = "of each pair the chosen answer alone is trained: --method dpo learns from both"
+    assert only in chosen.summary.notes
+    assert only not in made.summary.notes
     assert chosen.contents.tolist() == made.contents.tolist()  # equal rows are held out, whatever learns from them
     assert len({made.fingerprint, chosen.fingerprint}) == 2
 

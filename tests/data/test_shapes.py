@@ -260,6 +260,7 @@ def test_what_cannot_be_honoured_stops_the_row_in_checks_too(row: Any, code: str
         ({"messages": [ASKED, SAID | {"content": 5}]}, "written_value"),
         ({"instruction": QUESTION, "output": "nan"}, "missing_mark"),
         ({"instruction": "<image>\nWhat is it?", "output": "A gull."}, "unsupported_content"),
+        ({"text": "<image> A gull on a mast."}, "unsupported_content"),
         ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system": "Be a pirate."}, "ignored_field"),
         ({"text": "### Instruction:\nWho?\n\n### Response:\nMe."}, "transcript"),
         ({"text": "User: Who?\nAssistant: Me."}, "transcript"),

@@ -70,7 +70,7 @@ def test_remaining_time_counts_the_evaluations_to_come() -> None:
 
 def test_a_run_that_is_launched_again_is_starting_until_its_engine_speaks_or_goes() -> None:
     state = fold(started(), step(1), ev.RunFailed(code="X", message="no", hint="", retryable=False, traceback=""))
-    state.await_start()
+    state.await_start(0.0)
     assert (state.status, state.failed) == ("starting", None)
     state.alive = False
     assert state.status == "crashed"
@@ -92,6 +92,13 @@ def test_a_run_without_end_whose_engine_is_gone_has_crashed(
     assert read_run(directory.path).status == "crashed"
     with directory.hold_lock():
         assert read_run(directory.path).status == "running"
+
+
+def test_one_that_was_begun_again_is_silent_since_then_and_not_since_the_one_before() -> None:
+    state = fold(started(), step(1))
+    state.await_start(now=5000.0)
+    assert state.silence(5009.0) == ""
+    assert state.silence(5040.0) == "no sign of the engine for 40 s"
 
 
 def test_a_living_engine_that_says_nothing_for_long_is_told_and_one_that_is_stopped() -> None:

@@ -4,12 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import ev
 from rich.cells import cell_len
+from textual.app import App, ComposeResult
 
 from backprop_tui.charts.canvas import SYMBOLS, Raster
 from backprop_tui.text import Row, clock, percent, safe, wrap_text
 from backprop_tui.widgets.cells import changed_stretches, cut, row_width, spread
 from backprop_tui.widgets.facts import row_rows
 from backprop_tui.widgets.run_table import bars
+from backprop_tui.widgets.text_view import TextView
 
 
 def test_a_number_that_ticks_changes_its_digits_only() -> None:
@@ -94,3 +96,16 @@ def test_only_all_of_them_are_a_hundred_percent() -> None:
         "0 (0 %)",
     ]
     assert percent(1, 10_000_000) == "1 (under 0.001 %)"
+
+
+async def test_a_row_that_fills_its_width_keeps_its_last_letter_beside_the_bar() -> None:
+    class Shown(App[None]):
+        def compose(self) -> ComposeResult:
+            yield TextView()
+
+    async with Shown().run_test(size=(12, 4)) as pilot:
+        view = pilot.app.query_one(TextView)
+        view.show_rows([[("0123456789 " * 9, "text")]])
+        await pilot.pause()
+        assert [row_width(row) for row in view.rows(12, 4)] == [12] * 4
+        assert all("".join(text for text, _ in row).startswith("0123456789 ") for row in view.rows(12, 4))

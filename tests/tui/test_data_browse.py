@@ -15,6 +15,7 @@ from textual.widgets import Input
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import number_of
 from backprop_tui.screens.dataset.screen import DataScreen
+from backprop_tui.widgets.path_input import candidates
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -82,6 +83,12 @@ async def test_tab_completes_the_path_and_enter_opens_it(tmp_path: Path) -> None
         await until(pilot, lambda: entry.value.endswith("voyages/cargo-list.jsonl"), "the only dataset in it")
         await pilot.press("enter")
         await until_text(pilot, "cargo-list.jsonl", "What is in hold 1?")
+
+
+async def test_a_link_that_leads_back_to_itself_hides_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "circle.jsonl").symlink_to("circle.jsonl")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    assert candidates(f"{tmp_path}/r", (".jsonl",)) == candidates(f"{tmp_path}/", (".jsonl",))[1:] != []
 
 
 async def test_tab_again_takes_the_next_of_several_candidates(tmp_path: Path) -> None:

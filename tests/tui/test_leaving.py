@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import PATIENCE, key_of, seen, text_of, until
+from backprop.core import events as ev
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
@@ -54,6 +55,19 @@ async def test_leaving_a_living_run_asks_and_leaves_it_running(
         await pilot.press("enter")
         assert exiting(pilot)
     assert asked == []
+
+
+async def test_a_paused_run_is_not_said_to_go_on(run: recorded.Recorder) -> None:
+    async with BackpropApp(attach=run.directory.path).run_test() as pilot:
+        await seen(pilot, run.seq)
+        await pilot.press("q")
+        assert "training goes on" in text_of(pilot.app)
+        await pilot.press("escape")
+        run.write(ev.Paused(step=40))
+        await seen(pilot, run.seq)
+        await pilot.press("q")
+        assert "it stays paused" in text_of(pilot.app)
+        assert "training goes on" not in text_of(pilot.app)
 
 
 async def test_ctrl_c_twice_leaves_and_the_run_goes_on(run: recorded.Recorder, asked: list[str]) -> None:

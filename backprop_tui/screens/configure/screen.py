@@ -12,7 +12,7 @@ from backprop.core import saved_settings
 from backprop.core.definition import Setting, all_settings, settings
 from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.locate import locate
-from backprop.core.models import find_tokenizer, known_models, repository_of
+from backprop.core.models import find_tokenizer, known_models, require_model
 from backprop.core.multi_run import advice, require_mergeable, runs_of
 from backprop.core.presets import MODEL_PRESETS, TRAINING_PRESETS, default_model
 from backprop.core.resolve import Origin, Resolution, resolve
@@ -175,7 +175,7 @@ class ConfigureScreen(BaseScreen):
         if not self.wrong:
             try:
                 config = require_rows(locate(self.found.config()))
-                repository_of(config.model)
+                require_model(config.model)
                 require_size(config)
                 if self.found.several:
                     multi = self.found.multi()

@@ -234,9 +234,9 @@ def _nearest_option(usage: click.NoSuchOption) -> str:
     from backprop.core.definition import nearest, settings
 
     options = [each for each in usage.ctx.command.params if isinstance(each, click.Option)] if usage.ctx else []
-    names = {each.name for each in options}
-    if setting := nearest(usage.option_name, [each for each in settings().values() if each.name in names]):
-        return setting.flags[0]
+    named = {str(each.name): each for each in options}
+    if setting := nearest(usage.option_name, [each for each in settings().values() if each.name in named]):
+        return named[setting.name].opts[0]  # a command may have it under a flag of its own
     words = [word for option in options for word in (*option.opts, *option.secondary_opts)]
     return next(iter(difflib.get_close_matches(usage.option_name, usage.possibilities or words, n=1)), "")
 
@@ -246,7 +246,8 @@ def _usage_error(usage: click.ClickException) -> InputError:
         return InputError(f"there is no option {usage.option_name}", hint=f"did you mean {near}?")
     context = usage.ctx if isinstance(usage, click.UsageError) else None
     return InputError(
-        usage.format_message(), hint=f"`{context.command_path} --help` lists the options" if context else ""
+        " ".join(usage.format_message().split()),
+        hint=f"`{context.command_path} --help` lists the options" if context else "",
     )
 
 

@@ -21,7 +21,7 @@ from backprop.cli import output
 from backprop.cli.complete import files_and, presets
 from backprop.core.definition import Setting, all_settings, multi_settings, require_all, settings
 from backprop.core.errors import InputError, InvalidSettingError, ModelLoadError, RunError
-from backprop.core.models import repository_of
+from backprop.core.models import require_model
 from backprop.core.presets import TRAINING_PRESETS
 from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, MultiConfig, RunConfig
@@ -49,7 +49,7 @@ def run_config(given: dict[str, Any], file: str | None) -> Planned:
     found = resolve(given, file=file)
     planned = plan(found)
     with named_model():
-        repository_of(planned.config.model)
+        require_model(planned.config.model)
     if found.origins["model"].kind != "default":
         return planned
     model, why = usual_model(planned.config.backend)

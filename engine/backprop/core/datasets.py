@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import glob
 import os
 import re
@@ -97,6 +98,9 @@ def missing(path: Path, what: str = "file") -> DatasetNotFoundError:
         hint = "it would have to be read twice: write it into a file first"
         return DatasetNotFoundError(f"{path} is a pipe or a device, not a file", hint=hint, details=details)
     if path.is_symlink():
+        if _in_circle(path):
+            hint = "name the file itself"
+            return DatasetNotFoundError(f"{path} is a link that leads back to itself", hint=hint, details=details)
         hint = "put that back, or link to where it is now"
         return DatasetNotFoundError(f"{path} is a link to {path.readlink()}, which is gone", hint=hint, details=details)
     try:
@@ -106,6 +110,14 @@ def missing(path: Path, what: str = "file") -> DatasetNotFoundError:
     near = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else "check the path and the spelling"
     return DatasetNotFoundError(f"no {what} {path}", hint=hint, details=details)
+
+
+def _in_circle(link: Path) -> bool:
+    try:
+        link.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def empty(path: Path) -> DatasetError:

@@ -164,9 +164,12 @@ class Setting(Struct, frozen=True, kw_only=True):
                 return msgspec.convert(value, self.type)
             except msgspec.ValidationError as error:
                 text, _, place = str(error).partition(" - at `$")
-                problem = f"{text[0].lower()}{text[1:]}"
-                if not place:
-                    problem += f", not {shown(value)}"
+                if not place and text.endswith("of length >= 1"):
+                    problem = "it is empty"
+                elif not place and any(sign in text for sign in "<>"):
+                    problem = f"{self.range}, not {shown(value)}"
+                else:
+                    problem = f"{text[0].lower()}{text[1:]}" + ("" if place else f", not {shown(value)}")
         raise self.error(f"{label}: {problem}")
 
     def _read(self, given: Any, label: str) -> Any:

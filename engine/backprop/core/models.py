@@ -36,7 +36,7 @@ def repository_of(name: str) -> str:
     if Path(name).expanduser().exists():
         return ""
     if name.startswith(("/", ".", "~")):
-        hint = "if it was moved, say where: resume, extend, fork and generate take --model NEW_PATH"
+        hint = "check the path; if it was moved, resume, extend, fork and generate take --model NEW_PATH"
         raise ModelLoadError(f"there is no model directory {name}", hint=hint, details={"model": name})
     if (match := _REPOSITORY.fullmatch(name)) is None:
         raise ModelLoadError(
@@ -45,6 +45,17 @@ def repository_of(name: str) -> str:
             details={"model": name},
         )
     return match[1]
+
+
+def require_model(name: str) -> None:
+    """That ``name`` is a preset, a Hugging Face name, or a directory with a model or its tokenizer.
+
+    Raises:
+        ModelLoadError: it is none, and what it is instead.
+    """
+    folder = Path(name).expanduser()
+    if name != EMBEDDED_MODEL and not repository_of(name) and not (folder / "tokenizer.json").is_file():
+        _require_configuration(folder)
 
 
 def find_model(name: str) -> Path | None:
@@ -123,25 +134,7 @@ def require_weights(folder: Path) -> Path:
     Raises:
         ModelLoadError: it does not, and what it is instead.
     """
-    if folder.is_file():
-        hint = "name the folder that holds it"
-        if folder.suffix == ".gguf":
-            hint = "GGUF is a format for answering: name the model that it was made from"
-        raise ModelLoadError(f"{folder} is a file, no model directory", hint=hint)
-    has_config, has_adapter = ((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-    if has_config and has_adapter:
-        hint = "move adapter_config.json and adapter_model.safetensors away"
-        raise ModelLoadError(f"{folder} holds an adapter beside the model", hint=hint)
-    if has_adapter:
-        base = settings_of(folder, "adapter_config.json").get("base_model_name_or_path") or "unknown"
-        ours = (folder.parent / "run.json").is_file()
-        hint = f"`backprop fork {folder.parent}` starts from it" if ours else f"name its base, {base}"
-        raise ModelLoadError(f"{folder} is an adapter for the model {base}, not a model", hint=hint)
-    if (folder / "run.json").is_file():
-        hint = f"`backprop fork {folder}` starts from its weights"
-        raise ModelLoadError(f"{folder} is the directory of a run, not a model", hint=hint)
-    if not has_config:
-        raise ModelLoadError(f"{folder} has no config.json, so it is no model directory", hint="name the folder itself")
+    _require_configuration(folder)
     weights = {path.name for path in folder.glob("*.safetensors")}
     if not weights:
         raise ModelLoadError(
@@ -170,6 +163,28 @@ def require_weights(folder: Path) -> Path:
             hint="keep the one that is meant, and move the other away",
         )
     return folder
+
+
+def _require_configuration(folder: Path) -> None:
+    if folder.is_file():
+        hint = "name the folder that holds it"
+        if folder.suffix == ".gguf":
+            hint = "GGUF is a format for answering: name the model that it was made from"
+        raise ModelLoadError(f"{folder} is a file, no model directory", hint=hint)
+    has_config, has_adapter = ((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if has_config and has_adapter:
+        hint = "move adapter_config.json and adapter_model.safetensors away"
+        raise ModelLoadError(f"{folder} holds an adapter beside the model", hint=hint)
+    if has_adapter:
+        base = settings_of(folder, "adapter_config.json").get("base_model_name_or_path") or "unknown"
+        ours = (folder.parent / "run.json").is_file()
+        hint = f"`backprop fork {folder.parent}` starts from it" if ours else f"name its base, {base}"
+        raise ModelLoadError(f"{folder} is an adapter for the model {base}, not a model", hint=hint)
+    if (folder / "run.json").is_file():
+        hint = f"`backprop fork {folder}` starts from its weights"
+        raise ModelLoadError(f"{folder} is the directory of a run, not a model", hint=hint)
+    if not has_config:
+        raise ModelLoadError(f"{folder} has no config.json, so it is no model directory", hint="name the folder itself")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -208,7 +208,7 @@ def learning_rate(
         rate = 5e-4 * (2000 / hidden) ** power * math.sqrt(rows_per_step / 128)
         why = f"{family}, hidden size {hidden}, {rows_per_step} rows per step"
     if steps < _SHORT_RUN:
-        rate, why = 1.5 * rate, f"{why}, half as much again for {steps} steps"
+        rate, why = 1.5 * rate, f"{why}, half as much again for a run of {steps}"
     rate = min(_HIGHEST, rate)
     if full:
         rate, why = rate / 10, f"{why}: a tenth of LoRA's for all weights"
@@ -243,7 +243,7 @@ def for_rows(config: RunConfig, model_dir: Path, *, rows: int, held_out: int, ro
     if config.epochs == "auto" and config.steps is None:
         values["epochs"] = epochs(rows), f"{rows:,} rows"
     if config.warmup_steps == "auto":
-        values["warmup_steps"] = warmup(steps), f"5 % of {steps} steps, 10 to 100, at most a fifth of them"
+        values["warmup_steps"] = warmup(steps), f"5 % of the run's {steps}, 10 to 100, at most a fifth of them"
     if config.learning_rate is None:
         values["learning_rate"] = learning_rate(
             model_dir, rows_per_step, steps, config.method, full=config.mode == "full"

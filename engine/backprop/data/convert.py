@@ -51,11 +51,13 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
         reader.think_before(example.completion or example.chosen or example.turns)
     except RecursionError:
         raise RowError("too_deep", "", "the row is nested too deeply to be read") from None
-    for turn in (*example.turns, *example.chosen, *example.completion):
+    turns = (*example.turns, *example.chosen, *example.completion)
+    for turn in turns:
         if turn.content in MISSING and turn.role == "assistant":
             words = f"an answer is only {turn.content!r}, as programs write a missing value: it is trained as text"
             example.warnings.append(RowError("missing_mark", "", words, "warning"))
-        if "<" in turn.content and (mark := MEDIA_MARK.search(turn.content)) is not None:
+    for text in (example.text or "", *(turn.content for turn in turns)):
+        if "<" in text and (mark := MEDIA_MARK.search(text)) is not None:
             words = f"{mark[0]} stands in a text: only the text is trained"
             example.warnings.append(RowError("unsupported_content", "", words, "warning"))
     return example

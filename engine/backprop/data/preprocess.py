@@ -296,6 +296,8 @@ def _shown(side: Side, fitted: Truncated, tokenizer: ChatTokenizer) -> list[Toke
 def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
     if rows == "pairs":
         summary.notes.append("lengths are those of the longer side of a pair")
+    if rows == "conversation" and summary.format == "preference":
+        summary.notes.append("of each pair the chosen answer alone is trained: --method dpo learns from both")
     if rows == "feedback" and summary.kept:
         good, bad = counts.labels[True], counts.labels[False]
         summary.notes.append(f"{good} answers are labelled good, {bad} bad")

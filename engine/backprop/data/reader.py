@@ -10,6 +10,7 @@ A hub name such as ``user/dataset`` is not resolved here: the engine fetches it 
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -177,7 +178,7 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
     except OSError as error:
         raise DatasetNotFoundError(
             f"{named} cannot be read: {error.strerror or error}",
-            hint="check who may read it",
+            hint="shorten the name" if error.errno == errno.ENAMETOOLONG else "check who may read it",
             details={"path": str(named)},
         ) from error
     try:

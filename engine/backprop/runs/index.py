@@ -233,6 +233,8 @@ class RunIndex:
         if not found and prefix and is_run(Path(prefix)):
             return Path(prefix)
         if not found:
+            if prefix.endswith(".gguf"):
+                raise RunError(f"there is no file {prefix}", hint="check the path and the spelling")
             gone = f" (one was in {rows[0][0]}, which is gone)" if rows and prefix else ""
             raise RunError(
                 f"no run has an id that starts with {prefix!r}{gone}",

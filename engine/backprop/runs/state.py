@@ -134,6 +134,8 @@ class RunState(Struct, kw_only=True):
 
     started_at: float = 0.0
     last_event_at: float = 0.0
+    awaited_since: float = 0.0
+    """When an engine was launched that said nothing yet."""
     ended_at: float = 0.0
     seconds_before: float = 0.0
     """Working time of earlier stretches, before a resume."""
@@ -223,7 +225,7 @@ class RunState(Struct, kw_only=True):
 
     def silence(self, now: float) -> str:
         """What to say of an engine that lives and has said nothing for long; empty where all is well."""
-        quiet = now - self.last_event_at
+        quiet = now - max(self.last_event_at, self.awaited_since)
         if not self.alive or self.ended or not self.last_seq or quiet < _LONG:
             return ""
         said = f"no sign of the engine for {duration(quiet)}"
@@ -260,9 +262,10 @@ class RunState(Struct, kw_only=True):
                 self.notable.append(event)
                 self._notable(event)
 
-    def await_start(self) -> None:
+    def await_start(self, now: float) -> None:
         """An engine was launched on the run again and has said nothing yet: its old end is no longer the end."""
         self._remember()
+        self.awaited_since = now
         self.alive, self.journal_status = True, "starting"
         self.finished = self.failed = self.refused = None
         self.phase = self.phase_detail = ""
