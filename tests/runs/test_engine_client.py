@@ -180,6 +180,12 @@ def test_an_interrupt_that_a_library_swallows_ends_the_run_at_its_next_phase(tmp
     assert ended.status == "interrupted"
 
 
+def test_the_time_of_a_run_is_without_its_pauses(tmp_path: Path) -> None:
+    ended = read_to_end(start(tmp_path, "0 pause"))[-1]
+    assert isinstance(ended, RunFinished)
+    assert 0 < ended.duration_seconds < PATIENCE
+
+
 def test_the_time_of_a_continued_run_is_the_time_worked(tmp_path: Path) -> None:
     watched = start(tmp_path, "0 start")
     read_to_end(watched)

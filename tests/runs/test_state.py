@@ -85,6 +85,23 @@ def test_pausing_and_resuming_show_in_the_status() -> None:
     assert state.status == "running"
 
 
+def test_a_pause_is_no_time_worked() -> None:
+    state = fold(started(), step(1), ev.Paused(step=1))
+    worked = state.duration_seconds
+    told = [ev.Heartbeat(), ev.Paused(step=1, reason="too hot"), ev.Resumed(step=1), ev.Resumed(step=1), step(2)]
+    for seq, (event, after) in enumerate(zip(told, (300, 500, 1000, 1001, 1003), strict=True), 4):
+        event.seq, event.time = seq, state.started_at + worked + after
+        state.apply(event)
+        assert state.duration_seconds == worked + max(0, after - 1000)
+    paused = ev.Paused(step=2)
+    paused.seq, paused.time = 9, state.last_event_at
+    state.apply(paused)
+    ended = finished(2)
+    ended.seq, ended.time = 10, paused.time + 77
+    state.apply(ended)
+    assert (state.status, state.duration_seconds) == ("done", worked + 3)
+
+
 def test_a_run_without_end_whose_engine_is_gone_has_crashed(
     directory: RunDirectory, story: Callable[..., None]
 ) -> None:
@@ -223,7 +240,7 @@ def test_a_run_that_is_continued_after_all_was_not_refused() -> None:
 
 def test_a_watched_run_that_is_not_continued_is_what_it_was() -> None:
     state = fold(started(), step(1), finished(1))
-    state.await_start()
+    state.await_start(0.0)
     assert (state.status, state.finished) == ("starting", None)
     for event in (started(resumed_from=1), msgspec.structs.replace(REFUSED)):
         event.seq, event.time = state.last_seq + 1, state.last_event_at + 1.0

@@ -40,7 +40,7 @@ FELT = 400
 _STANDING = (
     *("journal_status", "finished", "failed", "config", "origins", "environment", "pid", "model", "dataset", "resumes"),
     *("step", "last_step", "samples_seen", "tokens_seen", "evaluations", "samples"),
-    *("ended_at", "seconds_before", "stretch_started_at"),
+    *("ended_at", "seconds_before", "stretch_started_at", "paused_at"),
 )
 """What of a run an engine that begins to continue it changes."""
 
@@ -140,6 +140,7 @@ class RunState(Struct, kw_only=True):
     seconds_before: float = 0.0
     """Working time of earlier stretches, before a resume."""
     stretch_started_at: float = 0.0
+    paused_at: float = 0.0
     finished: ev.RunFinished | None = None
     failed: ev.RunFailed | None = None
     refused: ev.RunFailed | None = None
@@ -198,10 +199,11 @@ class RunState(Struct, kw_only=True):
 
     @property
     def duration_seconds(self) -> float:
-        """Working time of all stretches of the run, up to its last event."""
+        """Working time of all stretches of the run, up to its last event; pauses are none."""
         if self.stretch_started_at == 0:
             return self.seconds_before
-        return self.seconds_before + max(0.0, (self.ended_at or self.last_event_at) - self.stretch_started_at)
+        until = self.paused_at or self.ended_at or self.last_event_at
+        return self.seconds_before + max(0.0, until - self.stretch_started_at)
 
     @property
     def eta_seconds(self) -> float | None:
@@ -245,7 +247,7 @@ class RunState(Struct, kw_only=True):
         silent = event.time - self.last_event_at > _SILENCE
         if isinstance(event, ev.RunStarted) or (silent and isinstance(event, ev.RunFailed)):
             # A new engine speaks: the one before worked up to its last event, however it ended.
-            self.seconds_before, self.stretch_started_at = self.duration_seconds, 0.0
+            self.seconds_before, self.stretch_started_at, self.paused_at = self.duration_seconds, 0.0, 0.0
         self.last_event_at = event.time
         match event:
             case ev.Step():
@@ -304,11 +306,14 @@ class RunState(Struct, kw_only=True):
                 self.checkpoints = [c for c in self.checkpoints if c.path != path]
             case ev.Paused(reason=reason):
                 self.journal_status, self.paused_for = "paused", reason
+                self.paused_at = self.paused_at or event.time
             case ev.SettingsChosen():
                 self.config = {**self.config, **event.values}
                 self.origins = {**self.origins, **{name: f"rule: {why}" for name, why in event.reasons.items()}}
             case ev.Resumed():
                 self.journal_status, self.paused_for = "running", ""
+                self.seconds_before -= event.time - self.paused_at if self.paused_at else 0.0
+                self.paused_at = 0.0
             case ev.Pacing(rest=rest):
                 self.pacing_rest = rest
             case ev.RunBegun(index=index):

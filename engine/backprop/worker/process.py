@@ -20,7 +20,7 @@ import msgspec
 
 from backprop.core import events, log
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError, TrainingAbortedError
-from backprop.core.events import EndStatus, Event, PhaseChanged, RunFinished, RunStarted, Step, encode
+from backprop.core.events import EndStatus, Event, Paused, PhaseChanged, Resumed, RunFinished, RunStarted, Step, encode
 from backprop.core.settings import RunConfig
 from backprop.runs.describe import log_event
 from backprop.runs.directory import RunDirectory
@@ -60,6 +60,8 @@ class _Reporter:
         self.writer = EventWriter(journal, pipe, self.run_id)
         self._directory, self._control, self._notes, self._logs = directory, control, notes, logs
         self._started = time.monotonic()
+        """Later by every pause that is over."""
+        self._paused: float | None = None
         self._resumed_from = 0
         self._last: Step | None = None
         self.finished = False
@@ -72,7 +74,12 @@ class _Reporter:
                 self._last = event
             case RunFinished():
                 self.finished = True
-                event.duration_seconds = self._earlier + time.monotonic() - self._started
+                event.duration_seconds = self._earlier + (self._paused or time.monotonic()) - self._started
+            case Paused():
+                self._paused = self._paused or time.monotonic()
+            case Resumed() if self._paused is not None:
+                self._started += time.monotonic() - self._paused
+                self._paused = None
             case RunStarted():
                 self._started = time.monotonic()
                 self._resumed_from = event.resumed_from or 0
