@@ -34,10 +34,10 @@ from backprop_tui import terminal, themes
 from backprop_tui.charts.curve_plot import CurvePlot
 from backprop_tui.clipboard import hand_over
 from backprop_tui.elsewhere import Elsewhere
-from backprop_tui.keys import bindings, shown
+from backprop_tui.keys import bindings, press, shown, take_own
 from backprop_tui.palette import KnownByName, in_one_line
 from backprop_tui.remembered import recall, remember
-from backprop_tui.screens import EVERYWHERE, SCREENS, Entry, number_of
+from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Palette, Question, TooSmall
 from backprop_tui.screens.jump import Jump
@@ -75,6 +75,8 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             self.DEFAULT_MODE = "live"  # type: ignore[misc]  # looked up on the instance when it is made
         no_color = bool(os.environ.get("NO_COLOR"))
         super().__init__(ansi_color=True if no_color else None)
+        self._own_keys = _own_keys()
+        take_own(self._own_keys[0])  # before the first sentence that names a key
         for entry in SCREENS:
             self.add_mode(entry.name, partial(self._make, entry))
         for theme in themes.OWN:
@@ -129,8 +131,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self.mode_change_signal.subscribe(self, lambda mode: self._cover_if_small(not self.small))
         # The terminal came back empty.
         self.app_resume_signal.subscribe(self, lambda _: self.refresh(layout=True))
-        if os.path.lexists(keys_file()):
-            self._take_own_keys()
+        self._set_own_keys(*self._own_keys)
         if self._remembers_theme:
             self.theme_changed_signal.subscribe(self, lambda theme: remember("theme", theme.name))
         if self._asked_config is not None:
@@ -138,10 +139,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         elif self._asked_run is not None:
             self._show_run(Watch(engine_client.attach(self._asked_run)))
 
-    def _take_own_keys(self) -> None:
-        from backprop_tui.own_keys import own_keys
-
-        keymap, problems = own_keys()
+    def _set_own_keys(self, keymap: dict[str, str], problems: list[str]) -> None:
         self.set_keymap(keymap)
         if problems:
             words = "\n".join([*problems[:3], "`backprop-tui --keys` lists all keys"])
@@ -222,7 +220,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
     def tell(self, watch: Watch, words: str) -> None:
         """Say what a run does, and the key that leads to it."""
         name = "live" if watch is self.watched else "runs"
-        self.notify(f"run {watch.state.run_id} {words} ({number_of(name)} shows it)", timeout=8)
+        self.notify(f"run {watch.state.run_id} {words} ({press(f'everywhere.{name}')} shows it)", timeout=8)
 
     def on_resize(self, event: events.Resize) -> None:
         self._cover_if_small(event.size.width >= WIDTH and event.size.height >= HEIGHT)
@@ -394,7 +392,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             words = "ending the run: leaving when it is gone"
             if value == "stop":
                 words = "the run stops after this step; leaving when it is saved"
-            self.notify(f"{words} (q leaves now)", timeout=30)
+            self.notify(f"{words} ({press('everywhere.leave')} leaves now)", timeout=30)
             self.flush()
 
     def _end(self, watch: Watch) -> None:
@@ -436,10 +434,18 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         """Every key that works here, by its name, and the themes: a line each."""
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
-                title = f"{key.label.capitalize():<14}{shown(key, self):>9}  {key.help}"
+                title = f"{key.label.capitalize():<14}{shown(key):>9}  {key.help}"
                 yield SystemCommand(in_one_line(title, self), "", partial(screen.run_action, key.action))
         title = f"{'Theme':<23}  change the colours; ansi-dark and ansi-light use the terminal's own"
         yield SystemCommand(in_one_line(title, self), "", self.search_themes)
+
+
+def _own_keys() -> tuple[dict[str, str], list[str]]:
+    if not os.path.lexists(keys_file()):
+        return {}, []
+    from backprop_tui.own_keys import own_keys
+
+    return own_keys()
 
 
 def _how_far(watch: Watch) -> str:

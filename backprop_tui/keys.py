@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from pkgutil import resolve_name
+from typing import NamedTuple
 
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.keys import format_key
 
@@ -31,24 +31,43 @@ class Key(NamedTuple):
 
 
 _STAY = ("interrupt", "command_palette")
+_known: dict[str, Key] = {}
+"""Every key that a person can change, by its id."""
+_own: dict[str, str] = {}
+"""The person's own keys, by the same."""
 
 
 def table(section: str, *keys: Key) -> tuple[Key, ...]:
     """Keys with their ids: the section and the label, ``live.previous-pane``."""
     words = (re.sub(r"[^a-z0-9]+", "-", key.label.lower()).strip("-") for key in keys)
-    return tuple(
+    found = tuple(
         key._replace(id="" if key.name in _STAY else f"{section}.{word}") for key, word in zip(keys, words, strict=True)
     )
+    _known.update((key.id, key) for key in found if key.id)
+    return found
 
 
-def keys_of(key: Key, app: App[Any]) -> str:
+def take_own(chosen: Mapping[str, str]) -> None:
+    """Show these keys, by id, in place of those of the tables."""
+    _own.clear()
+    _own.update(chosen)
+
+
+def keys_of(key: Key) -> str:
     """The keys that do it: the person's own, or those of the table."""
-    return app._keymap.get(key.id, key.keys)
+    return _own.get(key.id, key.keys)
 
 
-def shown(key: Key, app: App[Any]) -> str:
+def shown(key: Key) -> str:
     """The key as it is shown."""
-    return format_key(keys_of(key, app).partition(",")[0]) if key.id in app._keymap else key.shown
+    return format_key(keys_of(key).partition(",")[0]) if key.id in _own else key.shown
+
+
+def press(id: str) -> str:
+    """The key with this id as it is shown: for every sentence that names one."""
+    if id not in _known:  # its screen was not opened yet
+        resolve_name("backprop_tui.screens:load_keys")(id.partition(".")[0])
+    return shown(_known[id])
 
 
 def bindings(keys: Iterable[Key]) -> list[BindingType]:

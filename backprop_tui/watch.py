@@ -21,6 +21,7 @@ from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
+from backprop_tui.keys import press
 from backprop_tui.remedy import place_of, remedy_of, remedy_words
 from backprop_tui.text import count, from_home
 from backprop_tui.widgets.log import Problem
@@ -151,9 +152,9 @@ class Watch:
     def problem(self) -> Problem | None:
         """What is wrong with a run that failed, crashed or is damaged; ``None`` if it is sound."""
         state = self.state
-        more = [again] if (again := resume_words(state)) else []
+        more = [again] if (again := resume_words(state, press("live.save"))) else []
         if state.step:
-            more.append(f"its {count(state.step)} steps are kept: tab shows the curve and the events")
+            more.append(f"its {count(state.step)} steps are kept: {press('live.panes')} shows the curve and the events")
         if self.error is not None:
             return Problem(f"cannot be read [{self.error.code}]", from_home(self.error.message), self.error.hint)
         if self.crash is not None:

@@ -33,7 +33,7 @@ from textual.pilot import Pilot  # noqa: E402
 
 from backprop_tui import elsewhere  # noqa: E402
 from backprop_tui.app import BackpropApp  # noqa: E402
-from backprop_tui.screens import number_of  # noqa: E402
+from backprop_tui.keys import press  # noqa: E402
 from backprop_tui.widgets.path_input import Input  # noqa: E402
 
 _TEXT = re.compile(r'<text class="([^"]+)" x="([\d.]+)" y="([\d.]+)" textLength="([\d.]+)"([^>]*)>(.*?)</text>')
@@ -89,7 +89,7 @@ def bundled(path: Path, *keys: str) -> Callable[[Pilot], Awaitable[None]]:
     """Open a file on the Data screen, and press keys there."""
 
     async def act(pilot: Pilot) -> None:
-        await shown(str(number_of("data")), "o")(pilot)
+        await shown(press("everywhere.data"), "o")(pilot)
         pilot.app.screen.query_one(Input).value = str(path)
         await shown("enter", *keys)(pilot)
         await pilot.pause(3)  # what was asked for in the background

@@ -42,9 +42,10 @@ PANES = (
 """What has keys of its own on a screen."""
 
 
-def number_of(name: str) -> int:
-    """The key of a screen."""
-    return [entry.name for entry in SCREENS].index(name) + 1
+def load_keys(section: str) -> None:
+    """Have the tables of keys of a screen or a pane known to ``keys.press``."""
+    for entry in [entry for entry in SCREENS if entry.name == section] or PANES:
+        entry.load_keys()
 
 
 EVERYWHERE = table(

@@ -29,6 +29,7 @@ from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
 from backprop_tui.screens.header import Header
+from backprop_tui.screens.tasks import Delivered, Tasks
 from backprop_tui.watch import Watch
 from backprop_tui.widgets.bars import KeyBar
 from backprop_tui.widgets.path_input import Prompt
@@ -69,12 +70,15 @@ class BaseScreen(Screen[None]):
     NAME: ClassVar[str]
     """As in ``SCREENS``."""
     KEYS: ClassVar[tuple[Key, ...]]
+    STOP: ClassVar[str] = ""
+    """The id of the key that stops what goes on in the background; empty where there is none."""
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
     VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
 
     def __init__(self) -> None:
         super().__init__(id=self.NAME)
         self._compositor = _SparingCompositor()
+        self.tasks = Tasks(self, self.STOP)
         self.header, self.keybar = Header(self.NAME), KeyBar(id="keybar")
         self.watch_run: Watch | None = None
         """The run that is open."""
@@ -111,13 +115,16 @@ class BaseScreen(Screen[None]):
 
     def copy(self, state: RunState) -> None:
         """Ask what of a run goes to the clipboard, and send it there: the terminal's own, also over SSH."""
+        self.copy_one(copies(state, RunDirectory(Path(state.path)).last_lines() if state.last_failure else ""))
+
+    def copy_one(self, texts: tuple[Answer, ...]) -> None:
+        """Ask which of several texts goes to the clipboard: each answer's value is one."""
 
         def answered(text: str | None) -> None:
             if text:
                 self.app.copy_to_clipboard(text)
 
-        log = RunDirectory(Path(state.path)).last_lines() if state.last_failure else ""
-        self.app.push_screen(Question("copy", "", copies(state, log)), answered)
+        self.app.push_screen(Question("copy", "", texts), answered)
 
     def resume(self, state: RunState) -> None:
         """Continue a run, or its session; where the same again would fail the same, that is said first."""
@@ -139,6 +146,13 @@ class BaseScreen(Screen[None]):
                 then()
 
         self.app.push_screen(Question(title, text, answers), answered)
+
+    def on_delivered(self, event: Delivered) -> None:
+        self.tasks.take(event)
+        self.flush()
+
+    def on_unmount(self) -> None:
+        self.tasks.end()
 
     def on_prompt_answered(self, event: Prompt.Answered) -> None:
         if event.text is not None:

@@ -16,11 +16,11 @@ from textual import on
 from textual.app import ComposeResult
 from textual.widgets import Input
 
-from backprop_tui.keys import Key, bindings, table
+from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen
-from backprop_tui.screens.dialogs import Answer, Question
-from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.screens.dialogs import Answer
+from backprop_tui.screens.tasks import Failed, Task
 from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import Row, safe, short_path, wrap_text
 from backprop_tui.widgets.bars import Bar
@@ -36,15 +36,14 @@ KEYS = table(
     Key("a", "a", "again", "again", "ask the last question again; where answers are sampled, with the next seed", 3),
     Key("p", "p", "system", "system prompt", "what the models are told first", 3),
     Key("s", "s", "sampling", "sampling", "temperature, top_p, longest reply, seed", 3),
-    Key("w", "w", "save", "save", "save the conversation as a row for training", 3),
+    Key("w", "w", "save", "save", "save the conversation as a row for training", 2),
     Key("y", "y", "copy", "copy", "copy an answer, the question, or the conversation as a row", 4),
     Key("n", "n", "anew", "new", "begin a new conversation", 4),
     Key("u", "u", "unload", "unload", "let the model go, to have its memory back", 5),
 )
 _ASK = Key("enter", "enter", "", "ask", "", 1)
-_LEAVE = Key("escape", "esc", "", "other keys and screens", "", 1)
-_STOP = Key("escape", "esc", "", "stop the reply", "", 1)
-NO_RUN = "no run with a result yet: t on the Runs screen talks to one when it is finished"
+_LEAVE = Key("escape", "esc", "", "other keys and screens", "", 1, "everywhere.back")
+_STOP = Key("escape", "esc", "", "stop the reply", "", 1, "everywhere.back")
 _GAP = 3
 """Cells between the two answers."""
 
@@ -108,7 +107,7 @@ class ChatView(TextView):
 class ChatScreen(BaseScreen):
     """One model is loaded at a time, in an engine process; it stays until another is chosen or the application ends."""
 
-    NAME, KEYS = "chat", KEYS
+    NAME, KEYS, STOP = "chat", KEYS, "chat.stop"
     BINDINGS = bindings(KEYS)
     CSS_PATH = "chat.tcss"
 
@@ -121,7 +120,6 @@ class ChatScreen(BaseScreen):
         self.waiting = ""
         """A question that is asked when the model is loaded."""
         self.notice = ""
-        self.tasks = Tasks(self)
         self._title, self._status = Bar(id="title"), Bar(id="status")
         self.view = ChatView(id="conversation")
         self.entry = Input(id="entry", compact=True, placeholder="write here; enter asks")
@@ -142,9 +140,6 @@ class ChatScreen(BaseScreen):
         if not self.source:
             self.tasks.begin("find", "", lambda _: last_result(), self._offer)
         self.flush()
-
-    def on_unmount(self) -> None:
-        self.tasks.end()
 
     # The model
 
@@ -208,11 +203,6 @@ class ChatScreen(BaseScreen):
             words, self.waiting, self.notice = self.waiting, "", ""
             self.conversation.ask(words, base=self.compares)
 
-    @on(Delivered)
-    def _delivered(self, event: Delivered) -> None:
-        self.tasks.take(event)
-        self.flush()
-
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         self.conversation.waits_for = self.conversation.ready = None
@@ -249,9 +239,9 @@ class ChatScreen(BaseScreen):
         if self.loaded:
             return "The model is being loaded. You can write already."
         if not self.source:
-            return NO_RUN
+            return f"no run with a result yet: {press('runs.talk')} on the Runs screen talks to one when it is finished"
         beside = " beside the run that is being trained" if self.living else ""
-        return f"enter loads the model of run {short_path(self.source)}{beside}."
+        return f"{press('chat.write')} loads the model of run {short_path(self.source)}{beside}."
 
     @property
     def compares(self) -> bool:
@@ -281,7 +271,7 @@ class ChatScreen(BaseScreen):
             self.waiting, self.entry.value = words, ""
             self.notice = f"asked when the model is loaded: {words}"
         elif self.conversation.waits_for is not None:
-            self.notice = "a reply is coming: esc stops it"
+            self.notice = f"a reply is coming: {press('everywhere.back')} stops it"
         elif words and self.loaded:
             self.entry.value = self.notice = ""
             self.view.follows = True
@@ -336,13 +326,7 @@ class ChatScreen(BaseScreen):
             ("u", "the question", last.prompt),
             ("r", "the conversation as a row", self.conversation.row().decode() if turns[0].replies.get(True) else ""),
         )
-        answers = tuple(Answer(text, key, title, "") for key, title, text in texts if text)
-
-        def answered(text: str | None) -> None:
-            if text:
-                self.app.copy_to_clipboard(text)
-
-        self.app.push_screen(Question("copy", "", answers), answered)
+        self.copy_one(tuple(Answer(text, key, title, "") for key, title, text in texts if text))
 
     # Settings and files
 

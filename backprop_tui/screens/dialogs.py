@@ -228,7 +228,7 @@ class KeyList(TextView):
         for _, title, keys in self.tables:
             rows.append(heading(title, width))
             for key in keys:
-                rows += labelled(f"{shown(key, self.app):>9}  ", key.help, width - 1, label_ink="key+bold")
+                rows += labelled(f"{shown(key):>9}  ", key.help, width - 1, label_ink="key+bold")
             rows.append([])
         rows.append(heading("marks under the loss", width))
         rows += [[(f"{mark.sign:>9}  ", mark.ink), (mark.meaning, "text")] for mark in MARKS]

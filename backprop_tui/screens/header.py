@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from textual import events
 from textual.message import Message
 
+from backprop_tui.keys import press
 from backprop_tui.screens import SCREENS
 from backprop_tui.text import STATUS, Row, clock, count, safe
 from backprop_tui.watch import Watch
@@ -61,12 +62,10 @@ class Header(Cells):
     def _tabs(self, *, named: bool) -> Row:
         row: Row = []
         ends = []
-        for number, entry in enumerate(SCREENS, 1):
+        for entry in SCREENS:
             here = entry.name == self._here
-            if named or here:
-                row.append((f" {number} {entry.title} ", "strong+bold+here" if here else "text"))
-            else:
-                row.append((f" {number} ", "text"))
+            title = f" {entry.title}" if named or here else ""
+            row.append((f" {press(f'everywhere.{entry.name}')}{title} ", "strong+bold+here" if here else "text"))
             ends.append(row_width(row))
         self._tab_ends = ends
         return row

@@ -19,8 +19,7 @@ from textual.containers import Horizontal, Vertical
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
-from backprop_tui.keys import Key, bindings, table
-from backprop_tui.screens import number_of
+from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import ABORTING
 from backprop_tui.screens.trouble import edit
@@ -53,7 +52,7 @@ KEYS = table(
     Key("minus", "-", "smooth(-1)", "smooth less", "smooth it less", 9),
     Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", 9),
 )
-SESSION = Key("escape", "esc", "screen.back", "session", "back to the session that this run is of", 1)
+SESSION = Key("escape", "esc", "screen.back", "session", "to the session that this run is of", 1, "everywhere.back")
 COMMANDS = ("pause", "stop", "checkpoint", "sample", "abort")
 """Actions that need a living engine."""
 
@@ -131,7 +130,7 @@ class LiveScreen(BaseScreen):
 
     def _draw_curves(self, watch: Watch | None) -> None:
         if watch is None:
-            hint = f"{number_of('runs')} shows the runs; there d starts the demo"
+            hint = f"{press('everywhere.runs')} shows the runs; there {press('runs.demo')} starts the demo"
             self._plot.show(Curve(), None, 0, [[("no run is open", "strong")], [(hint, "muted")]])
         else:
             state = watch.state
@@ -270,7 +269,8 @@ class LiveScreen(BaseScreen):
         if self._watch is not None and self._watch.live:
             return True
         inner = self._watch is not None and self._watch.session is not None
-        words = "its session takes commands: esc leads there" if inner else "no engine is working here"
+        there = f"its session takes commands: {press('everywhere.back')} leads there"
+        words = there if inner else "no engine is working here"
         self.notify(words, severity="warning", timeout=4)
         return False
 

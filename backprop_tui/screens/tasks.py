@@ -16,6 +16,7 @@ from backprop.runs.engine_jobs import EngineJob
 from textual.message import Message
 from textual.screen import Screen
 
+from backprop_tui.keys import press
 from backprop_tui.text import clock
 
 Value = TypeVar("Value")
@@ -133,10 +134,10 @@ class Task(Generic[Value]):
 
 
 class Tasks:
-    """The work that goes on for one screen, by kind: one of each."""
+    """The work that goes on for one screen, by kind: one of each; ``stop`` is the id of the key that stops it."""
 
-    def __init__(self, owner: Screen[None]) -> None:
-        self._owner = owner
+    def __init__(self, owner: Screen[None], stop: str) -> None:
+        self._owner, self._stop = owner, stop
         self._tasks: dict[str, Task[Any]] = {}
         self._takers: dict[str, Callable[[Any], object]] = {}
 
@@ -205,7 +206,9 @@ class Tasks:
     def words(self, more: str) -> str:
         """What goes on, in one line, and what more does that cannot be stopped."""
         running = [task.words() for task in self.running()]
-        return "; ".join([*running, *filter(None, [more])]) + (" (x stops it)" if running else "")
+        return "; ".join([*running, *filter(None, [more])]) + (
+            f" ({press(self._stop)} stops it)" if running and self._stop else ""
+        )
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:

@@ -75,7 +75,7 @@ class PaneTabs(Cells):
 
 
 class KeyBar(Cells):
-    """Keys in the last row of a screen; those that matter most stay when it is narrow."""
+    """Keys in the last row of a screen; when it is narrow those that matter most stay, and help is called ``more``."""
 
     keys: Sequence[Key] = ()
     _places: Sequence[tuple[int, Key]] = ()
@@ -86,18 +86,18 @@ class KeyBar(Cells):
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        taken, room = [], width
+        taken, room = list[tuple[int, Key]](), width
         # Of keys that matter alike the last ones, which are those of every screen; then whatever fits into the rest.
-        for _, key in sorted(enumerate(self.keys), key=lambda item: (item[1].rank, -item[0])):
-            size = len(shown(key, self.app)) + len(key.label) + 3
+        for place, key in sorted(enumerate(self.keys), key=lambda item: (item[1].rank, -item[0])):
+            size = len(shown(key)) + len(key.label) + 3
             if size <= room:
-                taken.append(key)
+                taken.append((place, key))
                 room -= size
-        taken.sort(key=self.keys.index)
         row: Row = [(" ", "text")]
         places: list[tuple[int, Key]] = []
-        for key in taken:
-            row += [(shown(key, self.app), "key+bold"), (f" {key.label}  ", "muted")]
+        for _, key in sorted(taken):
+            more = key.id == "everywhere.help" and len(taken) < len(self.keys)
+            row += [(shown(key), "key+bold"), (f" {'more' if more else key.label}  ", "muted")]
             places.append((row_width(row), key))
         self._places = places
         return [row]
@@ -108,5 +108,5 @@ class KeyBar(Cells):
                 if key.action:
                     await self.screen.run_action(key.action)
                 else:
-                    self.app.simulate_key(keys_of(key, self.app).partition(",")[0])
+                    self.app.simulate_key(keys_of(key).partition(",")[0])
                 return

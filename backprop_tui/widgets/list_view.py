@@ -34,6 +34,8 @@ class ListView(Scroll):
 
     count = 0
     _cursor = 0
+    _filled = _early = False
+    """Whether it is known yet what the list holds, and whether a row was to be opened before."""
 
     def row_at(self, index: int, width: int) -> Row:
         """The pieces of one row; a subclass says what they are."""
@@ -59,9 +61,12 @@ class ListView(Scroll):
 
     def resize_list(self, count: int) -> None:
         """There are ``count`` rows now; the cursor stays where that is possible."""
+        early, self._filled, self._early = self._early and not self._filled, True, False
         self.count = count
         self.cursor = self._cursor
         self.redraw()
+        if early and self.screen.is_current and self.has_focus:
+            self.action_choose()
 
     @property
     def text_width(self) -> int:
@@ -94,6 +99,8 @@ class ListView(Scroll):
         self.cursor += rows
 
     def action_choose(self) -> None:
+        """Open the row under the cursor; where the list is about to be filled, then."""
+        self._early = not self.count
         if self.count:
             self.post_message(self.Chosen(self))
 

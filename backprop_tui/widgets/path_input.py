@@ -55,6 +55,11 @@ class Prompt(Vertical):
     Whoever had the keys before has them again afterwards.
     """
 
+    DEFAULT_CSS = """
+    Prompt { height: auto; background: $surface; padding: 0 1; }
+    Prompt Static { height: auto; color: $text-muted; }
+    Prompt Input { background: $surface; }
+    """
     # Tab is the prompt's own key, not the way to the next widget.
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("tab,down", "complete(1)", "complete", show=False),

@@ -10,6 +10,7 @@ from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.describe import bytes_text, describe, level, moment, number, verdict_words
 from backprop.runs.state import RunState
 
+from backprop_tui.keys import press
 from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path, verdict_piece, wrap
 from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
@@ -85,7 +86,7 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows += facts("did it help", verdict_words(state.verdict), width, verdict_piece(state.verdict)[1])
     if state.finished is not None and state.finished.energy is not None:
         rows.append(fact("energy", f"{state.finished.energy:.1f} Wh"))
-    if again := resume_words(state):
+    if again := resume_words(state, press("runs.resume"), press("runs.extend")):
         rows += facts("resume", again, width)
     if state.output_path:
         rows += facts("result", from_home(state.output_path), width)
@@ -93,18 +94,23 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
     return rows
 
 
-def resume_words(state: RunState) -> str:
-    """What continuing the run would do, or why there is nothing to continue; empty while it runs."""
+def resume_words(state: RunState, key: str, extends: str = "") -> str:
+    """What ``key`` would do to continue the run, or why there is nothing to continue; empty while it runs.
+
+    Args:
+        extends: the key that gives it a new end, where there is one.
+    """
     if state.alive or state.status == "damaged":
         return ""
     before = f"; resumed {state.resumes} times so far" if state.resumes > 1 else "; resumed once" * state.resumes
     if state.status == "done":
-        return f"nothing is left to do{'' if state.multi else '; n gives it a new end'}{before}"
+        more = f"; {extends} gives it a new end" if extends and not state.multi else ""
+        return f"nothing is left to do{more}{before}"
     if not state.checkpoints:
-        return f"no checkpoint was saved: c starts again at step 1{before}"
+        return f"no checkpoint was saved: {key} starts again at step 1{before}"
     last = max(saved.step for saved in state.checkpoints)
     again = f", {count(state.step - last)} steps are taken again" if state.step > last else ""
-    return f"c goes on exactly after step {count(last)} of {count(state.total_steps)}{again}{before}"
+    return f"{key} goes on exactly after step {count(last)} of {count(state.total_steps)}{again}{before}"
 
 
 def event_rows(state: RunState, width: int) -> list[Row]:

@@ -132,10 +132,9 @@ class RunTable(ListView):
         self.sort, self.backwards, self.empty = sort, backwards, empty
         self.marked &= {run.path for run in runs}
         paths = [run.path for run in self.runs]
-        self.count = len(paths)
+        self.resize_list(len(paths))
         self.cursor = paths.index(before) if before in paths else self.cursor
         self.bring_into_view(self.cursor)
-        self.redraw()
         if (self.chosen.path if self.chosen else None) != before:
             self.post_message(self.Moved(self))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens import number_of
+from backprop_tui.keys import press
 from backprop_tui.screens.runs.screen import RunsScreen
 
 PATIENCE = 20.0
@@ -46,7 +46,7 @@ async def ended(pilot: Pilot[None]) -> BackpropApp:
 
 def key_of(screen: str) -> str:
     """The key that opens a screen."""
-    return str(number_of(screen))
+    return press(f"everywhere.{screen}")
 
 
 def text_of(app: BackpropApp) -> str:

@@ -34,7 +34,7 @@ from tiny_tokenizer import write_model
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import again
 from backprop_tui.screens.chooser import Chooser
-from backprop_tui.screens.configure import screen as configure
+from backprop_tui.screens.configure import forecast
 from backprop_tui.screens.configure.about import memory_of, memory_rows
 from backprop_tui.screens.configure.screen import ConfigureScreen
 from backprop_tui.screens.dialogs import Question
@@ -72,7 +72,7 @@ async def opened(pilot: Pilot[None], **values: object) -> ConfigureScreen:
 
 async def settled(pilot: Pilot[None], screen: ConfigureScreen) -> None:
     await pilot.pause()
-    await until(lambda: screen.machine is not None and not screen.tasks.running(), "the count")
+    await until(lambda: screen.draft.machine is not None and not screen.tasks.running(), "the count")
     await pilot.pause()
 
 
@@ -125,7 +125,7 @@ async def test_the_run_is_known_before_it_starts(rows: Path, model: Path) -> Non
         await change(pilot, screen, "steps", "4")
         assert "4 of 8 rows: 0.8 passes" in screen.about.text
         assert "only 80 % of the rows are seen in 4 steps" in " ".join(screen.about.text.split())
-        assert screen.found.values["epochs"] == settings()["epochs"].default
+        assert screen.draft.found.values["epochs"] == settings()["epochs"].default
 
 
 async def test_moving_about_plans_nothing_anew(rows: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ async def test_moving_about_plans_nothing_anew(rows: Path, model: Path, monkeypa
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
         screen = await opened(pilot, data=rows, model=model)
         made: list[object] = []
-        monkeypatch.setattr(configure, "plan", lambda *given, **named: made.append(given))
+        monkeypatch.setattr(forecast, "plan", lambda *given, **named: made.append(given))
         await pilot.press("down", "down", "up")
         assert not made
         await change(pilot, screen, "epochs", "1")
@@ -149,9 +149,9 @@ async def test_a_wrong_value_is_said_as_it_is_typed_and_not_taken(rows: Path) ->
         assert "above 0, at most 1, not 1.5" in text_of(pilot.app)
         await pilot.press(*("left",) * 3, "ctrl+k", *"1E-3", "enter")
         await pilot.pause()
-        assert screen.found.values["learning_rate"] == 1e-3
+        assert screen.draft.found.values["learning_rate"] == 1e-3
         await pilot.press("u")
-        assert screen.found.values["learning_rate"] == settings()["learning_rate"].default
+        assert screen.draft.found.values["learning_rate"] == settings()["learning_rate"].default
 
 
 async def test_start_says_what_is_missing_and_goes_there(rows: Path) -> None:
@@ -161,8 +161,8 @@ async def test_start_says_what_is_missing_and_goes_there(rows: Path) -> None:
         screen.form.go_to("model")
         await pilot.press("s", *"rows.jsonl", "enter")
         await settled(pilot, screen)
-        assert screen.config is not None
-        assert screen.config.data == str(rows)
+        assert screen.draft.config is not None
+        assert screen.draft.config.data == str(rows)
         assert "start: " not in text_of(pilot.app)
 
 
@@ -182,8 +182,8 @@ async def test_what_is_wrong_is_said_at_its_setting(rows: Path, values: dict[str
     (rows.parent / "header.csv").write_text("question,answer\n")
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
         screen = await opened(pilot, **{"data": rows, **values})
-        assert screen.config is None
-        assert list(screen.wrong) == [field]
+        assert screen.draft.config is None
+        assert list(screen.draft.wrong) == [field]
         screen.form.go_to(field)
         await pilot.pause()
         assert "".join(words.split()) in "".join(screen.about.text.split())  # a long path is broken anywhere
@@ -215,7 +215,7 @@ async def test_what_is_wrong_in_a_file_is_said_wherever_the_cursor_is_and_start_
         assert "name a dataset" not in text_of(pilot.app)
         await pilot.press("s")
         await pilot.pause()
-        assert screen.given == {"data": str(rows)}
+        assert screen.draft.given == {"data": str(rows)}
         assert pilot.app.screen is screen
 
 
@@ -235,15 +235,15 @@ async def test_a_setting_of_a_saved_configuration_is_taken_back_to_its_default(r
         for name in ("seed", "early_stopping"):
             screen.form.go_to(name)
             await pilot.press("u")
-            assert screen.found.values[name] == settings()[name].default
+            assert screen.draft.found.values[name] == settings()[name].default
         await pilot.press("w", "enter")
         await pilot.pause()
         await pilot.press("n", "o", "enter")
         await pilot.pause()
-        assert screen.file == "mine"
-        assert screen.found.values["data"] == str(rows)
-        assert screen.found.values["seed"] == settings()["seed"].default
-        assert screen.found.values["early_stopping"] is None
+        assert screen.draft.file == "mine"
+        assert screen.draft.found.values["data"] == str(rows)
+        assert screen.draft.found.values["seed"] == settings()["seed"].default
+        assert screen.draft.found.values["early_stopping"] is None
 
 
 async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows: Path, model: Path) -> None:
@@ -251,24 +251,24 @@ async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows
         screen = await opened(pilot, data=rows)
         screen.form.go_to("lora_preset")
         await pilot.press("right")
-        assert screen.found.values["lora_preset"] == "auto"
+        assert screen.draft.found.values["lora_preset"] == "auto"
         await pilot.press("right")
-        assert screen.found.values["lora_preset"] == "balanced"
+        assert screen.draft.found.values["lora_preset"] == "balanced"
         await pilot.press("left", "left")
-        assert screen.found.values["lora_preset"] is None
+        assert screen.draft.found.values["lora_preset"] is None
         await pilot.press("left")
-        assert screen.found.values["lora_preset"] == "quality"
+        assert screen.draft.found.values["lora_preset"] == "quality"
         screen.form.go_to("model")
         await pilot.press("enter")
         assert isinstance(pilot.app.screen, Chooser)
         await until(lambda: "1.2B · Llama Community" in text_of(pilot.app), "the sizes of the models")
         await pilot.press(*"llama 1b", "enter")
         await pilot.pause()
-        assert screen.found.values["model"] == "llama-3.2-1b"
+        assert screen.draft.found.values["model"] == "llama-3.2-1b"
         await pilot.press("enter", *str(model), "enter")
         await settled(pilot, screen)
-        assert screen.config is not None
-        assert screen.config.model == str(model)
+        assert screen.draft.config is not None
+        assert screen.draft.config.model == str(model)
 
 
 async def test_settings_are_saved_under_a_name_and_loaded_again(rows: Path) -> None:
@@ -279,14 +279,14 @@ async def test_settings_are_saved_under_a_name_and_loaded_again(rows: Path) -> N
         assert saved_settings.names() == ["mine"]
         assert set(saved_settings.read_configuration("mine").given) == {"data", "seed"}
         await pilot.press("n")
-        assert screen.found.values["seed"] == 42
+        assert screen.draft.found.values["seed"] == 42
         await pilot.press("w", *"mine", "enter")
         assert isinstance(pilot.app.screen, Question)
         await pilot.press("n", "o", "enter")
         await pilot.pause()
-        assert screen.found.values["seed"] == 7
+        assert screen.draft.found.values["seed"] == 7
         assert "mine" in text_of(pilot.app).splitlines()[1]
-        assert "mine.toml" in str(screen.found.origins["seed"])
+        assert "mine.toml" in str(screen.draft.found.origins["seed"])
 
 
 async def test_the_environment_is_under_the_screen_and_named(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +297,8 @@ async def test_the_environment_is_under_the_screen_and_named(rows: Path, monkeyp
         assert "BACKPROPAGATE_TRAINING__SEED" in text_of(pilot.app)
         await change(pilot, screen, "seed", "8")
         assert "BACKPROPAGATE_TRAINING__SEED" not in text_of(pilot.app)
-        assert screen.config is not None
-        assert screen.config.seed == 8
+        assert screen.draft.config is not None
+        assert screen.draft.config.seed == 8
 
 
 async def test_it_starts_the_run_that_it_shows(rows: Path, output: Path) -> None:
@@ -313,7 +313,7 @@ async def test_it_starts_the_run_that_it_shows(rows: Path, output: Path) -> None
         assert isinstance(app, BackpropApp)
         assert app.watched is not None
         record = app.watched.link.directory.read_record()
-        assert record.config == screen.config
+        assert record.config == screen.draft.config
         assert record.config.seed == 7
         assert app.watched.path.parent == output
         await until(lambda: app.watched is not None and app.watched.state.ended, "the end")
@@ -327,9 +327,9 @@ async def test_a_training_preset_is_chosen_by_keys(rows: Path) -> None:
         await pilot.press("down", "enter")
         await until(lambda: pilot.app.screen is screen, "the choice")
         preset = list(TRAINING_PRESETS)[1]
-        assert screen.given["preset"] == preset
-        assert {str(origin) for origin in screen.found.origins.values()} > {f"preset {preset} (screen)"}
-        assert screen.config is not None
+        assert screen.draft.given["preset"] == preset
+        assert {str(origin) for origin in screen.draft.found.origins.values()} > {f"preset {preset} (screen)"}
+        assert screen.draft.config is not None
 
 
 async def test_the_waiting_engine_gets_ready_for_what_the_form_says(
@@ -340,7 +340,7 @@ async def test_the_waiting_engine_gets_ready_for_what_the_form_says(
     monkeypatch.setattr("backprop_tui.screens.configure.screen.STILL", 0.05)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot, data=rows)
-        await until(lambda: hints and hints[-1] == screen.config, "the first hint")
+        await until(lambda: hints and hints[-1] == screen.draft.config, "the first hint")
         screen.set("seed", "7")
         await until(lambda: hints[-1].seed == 7, "a hint after a change")
         before = len(hints)
@@ -355,32 +355,32 @@ async def test_several_runs_in_sequence_are_configured_and_started(rows: Path, m
     other = write_rows(rows.with_name("other.jsonl"), 20)
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
         screen = await opened(pilot, data=rows, model=model, preset="fast")
-        assert screen.multi is None  # that a preset has a number of runs makes no session
-        assert screen.config is not None
+        assert screen.draft.multi is None  # that a preset has a number of runs makes no session
+        assert screen.draft.config is not None
         assert "multi-run" not in screen.about.text
         await change(pilot, screen, "tasks", f"{other} | {rows}")
-        assert screen.multi == MultiConfig(tasks=[str(other), str(rows)])
+        assert screen.draft.multi == MultiConfig(tasks=[str(other), str(rows)])
         words = " ".join(screen.about.text.split())
         assert "2 runs in sequence, merged by slao; of the first: alpaca, 20 rows" in words
         assert "one run 1.000" in words  # what training on all rows together gives
-        assert screen.about.outlook.warnings[0] in advice(screen.multi)
+        assert screen.about.outlook.warnings[0] in advice(screen.draft.multi)
         await change(pilot, screen, "replay", "0.125")
-        assert screen.multi is not None
-        assert session_of(screen.about.outlook.command) == (screen.config, screen.multi)
+        assert screen.draft.multi is not None
+        assert session_of(screen.about.outlook.command) == (screen.draft.config, screen.draft.multi)
         await change(pilot, screen, "merge_weight", "0.5")
-        assert "without effect on slao" in screen.wrong["merge_weight"]
+        assert "without effect on slao" in screen.draft.wrong["merge_weight"]
         await pilot.press("u", "l")
         assert "not queued" in screen.notice
         await pilot.press("w", *"mine", "enter")
         await pilot.pause()
         assert saved_settings.read_configuration("mine").given["tasks"].value == [str(other), str(rows)]
-        assert screen.wrong == {}
-        assert screen.multi == MultiConfig(tasks=[str(other), str(rows)], replay=0.125)
+        assert screen.draft.wrong == {}
+        assert screen.draft.multi == MultiConfig(tasks=[str(other), str(rows)], replay=0.125)
         await pilot.press("s")
         await until(lambda: isinstance(pilot.app.screen, LiveScreen), "the Live screen")
         (run,) = output.iterdir()
         record = RunDirectory(run).read_record()
-        assert (record.kind, record.multi) == ("multi_run", screen.multi)
+        assert (record.kind, record.multi) == ("multi_run", screen.draft.multi)
         assert record.config.data == str(other)
 
 
@@ -435,8 +435,8 @@ async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeyp
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot, **values)
         await pilot.press("y")
-        assert screen.config is not None
-        assert msgspec.json.encode(config_of(copied[0])) == msgspec.json.encode(screen.config)
+        assert screen.draft.config is not None
+        assert msgspec.json.encode(config_of(copied[0])) == msgspec.json.encode(screen.draft.config)
 
 
 def config_of(command: str) -> RunConfig:
@@ -462,7 +462,7 @@ async def test_data_and_runs_lead_here(rows: Path, output: Path) -> None:
         await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the Configure screen")
         screen = pilot.app.screen
         assert isinstance(screen, ConfigureScreen)
-        await until(lambda: screen.found.values["steps"] == 60, "the run's settings")
+        await until(lambda: screen.draft.found.values["steps"] == 60, "the run's settings")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (140, 45)])
@@ -498,7 +498,7 @@ async def test_the_waiting_engine_is_let_go_while_other_screens_are_shown_and_is
         await pilot.press("4", "2")
         await pilot.pause()
         assert screen.warm is first, "a look at another screen ends nothing"
-        monkeypatch.setattr(configure, "AWAY", 0.05)
+        monkeypatch.setattr("backprop_tui.screens.configure.screen.AWAY", 0.05)
         await pilot.press("4")
         await until(lambda: screen.warm is None, "the end of the waiting engine")
         assert not Path(f"/proc/{first.pid}").exists()

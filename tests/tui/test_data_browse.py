@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from acting import key_of
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from pyarrow import parquet
 from textual.widgets import Input
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens import number_of
 from backprop_tui.screens.dataset.screen import DataScreen
 from backprop_tui.widgets.path_input import candidates
 
@@ -234,7 +234,7 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
     path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
     app = BackpropApp()
     async with app.run_test(size=NARROW) as pilot:
-        await pilot.press(str(number_of("data")))
+        await pilot.press(key_of("data"))
         await until(pilot, lambda: isinstance(app.screen, DataScreen), "the Data screen")
         screen = app.screen
         assert isinstance(screen, DataScreen)
@@ -247,9 +247,9 @@ async def test_the_application_has_the_screen_under_its_number_and_in_the_palett
         assert {"Check", "Filter", "Lengths", "Copy"} <= {
             command.title.split()[0] for command in app.get_system_commands(screen)
         }
-        await pilot.press(str(number_of("runs")))
+        await pilot.press(key_of("runs"))
         await until(pilot, lambda: not isinstance(app.screen, DataScreen), "another screen")
-        await pilot.press(str(number_of("data")))
+        await pilot.press(key_of("data"))
         await until(pilot, lambda: app.screen is screen and screen.table.count == 2, "the same file")
 
 

@@ -64,6 +64,19 @@ async def test_a_check_lists_every_finding_with_its_line_and_counts_per_code(fau
             assert f"line {line}" in screen
 
 
+async def test_the_list_begins_on_the_first_finding_below_the_counts(faulty: Path) -> None:
+    async with DataApp(faulty).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(pilot, "checked 100 rows")
+        await pilot.press("p")
+        await until_text(pilot, "1 ✗ missing_field")
+        _, problem = pilot.app.data.findings.at_cursor()
+        assert problem is pilot.app.data.findings.found.problems[0]
+        await pilot.press("enter")
+        await until_text(pilot, "line 12 as chat", "12 of 100")
+
+
 async def test_enter_on_a_finding_goes_to_its_row(faulty: Path) -> None:
     async with DataApp(faulty).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
@@ -120,7 +133,7 @@ async def test_enter_on_a_code_shows_its_findings_alone(faulty: Path) -> None:
         await at_rest(pilot)
         await pilot.press("p")
         await until_text(pilot, "line 12", "line 34")
-        await pilot.press("enter")
+        await pilot.press("home", "enter")
         await until_text(pilot, "shown alone: enter shows all")
         assert "line 78" not in pilot.app.text()
         await pilot.press("enter")

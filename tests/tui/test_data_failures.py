@@ -12,6 +12,7 @@ import pytest
 from data_screen_app import DataApp, alpaca, at_rest, until_text, write_rows
 
 from backprop_tui.screens.dataset.keys import KEYS
+from backprop_tui.screens.trouble import ErrorPanel
 
 GOOD = json.dumps(alpaca(1))
 WHOLE = {
@@ -72,6 +73,29 @@ async def test_a_path_that_does_not_exist_names_the_nearest_file(tmp_path: Path)
     write_rows(tmp_path / "voyage.jsonl", [alpaca(1)])
     async with DataApp(tmp_path / "voyages.jsonl").run_test(size=(140, 40)) as pilot:
         await until_text(pilot, "✗ no file", "did you mean", "voyage.jsonl", "DATASET_NOT_FOUND")
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_e_shows_the_whole_error_with_what_can_be_done_until_another_file_is_there(
+    tmp_path: Path, first: bool
+) -> None:
+    good = write_rows(tmp_path / "good.jsonl", [alpaca(1)])
+    (tmp_path / "rows.jsonl").write_bytes(f"[{GOOD},\n{GOOD}]".encode())
+    async with DataApp(*([] if first else [good])).run_test(size=(80, 24)) as pilot:
+        await at_rest(pilot)
+        assert "e error" not in pilot.app.text()
+        pilot.app.data.open_path(str(tmp_path / "rows.jsonl"))
+        await until_text(pilot, "e error")
+        await pilot.press("e")
+        panel = pilot.app.screen
+        assert isinstance(panel, ErrorPanel)
+        assert "[DATASET_PARSE_FAILED]" in panel.told.text
+        assert "Look at line 1 of rows.jsonl" in [answer.title for answer in panel.answers.answers]
+        await pilot.press("escape")
+        pilot.app.data.open_path(str(good))
+        await until_text(pilot, "good.jsonl · alpaca")
+        await at_rest(pilot)
+        assert "e error" not in pilot.app.text()
 
 
 async def test_a_directory_of_different_files_names_them(tmp_path: Path) -> None:

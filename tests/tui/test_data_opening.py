@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from backprop.core.datasets import hub_name, recent_datasets, remember_dataset
 from data_screen_app import DataApp, alpaca, at_rest, until, until_text, write_rows
 from textual.pilot import Pilot
 from textual.widgets import Input
+
+from backprop_tui.screens.dataset import opening
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -33,6 +36,25 @@ async def test_enter_opens_a_dataset_of_the_current_directory(rows: Path) -> Non
         assert "notes.md" not in screen
         await pilot.press("enter")
         await until_text(pilot, "cargo.jsonl · alpaca", "What is in hold 1?")
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_enter_before_the_list_is_there_opens_its_first_when_it_comes_to_who_waits(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    known, offers = threading.Event(), opening._offers
+    monkeypatch.setattr(opening, "_offers", lambda task: known.wait() and offers(task))
+    async with DataApp().run_test(size=NARROW) as pilot:
+        await until_text(pilot, "No dataset is open")
+        await pilot.press("enter", *([] if stays else ["o"]))
+        await pilot.pause()
+        known.set()
+        await until(pilot, lambda: bool(pilot.app.data.opening.offered), "the list")
+        if stays:
+            await until_text(pilot, "cargo.jsonl · alpaca", "What is in hold 1?")
+        else:
+            await at_rest(pilot)
+            assert pilot.app.data.opened is None
 
 
 async def test_what_was_opened_before_comes_first_wherever_it_is_and_not_when_it_is_gone(tmp_path: Path) -> None:

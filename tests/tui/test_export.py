@@ -20,6 +20,7 @@ from backprop_tui.screens.chat import ChatScreen
 from backprop_tui.screens.export.formats import CHOICES, Choice
 from backprop_tui.screens.export.screen import ExportScreen
 from backprop_tui.screens.runs.screen import RunsScreen
+from backprop_tui.screens.trouble import ErrorPanel
 
 SMALL, LARGE = (80, 24), (140, 45)
 
@@ -165,6 +166,11 @@ async def test_an_export_that_fails_says_why_and_what_to_do(run: recorded.Record
         words = await drawn(pilot, screen)
         assert "RUNTIME_DISK_FULL" in words
         assert "free some space" in words
+        await pilot.press("e")
+        assert isinstance(pilot.app.screen, ErrorPanel)
+        assert "RUNTIME_DISK_FULL" in pilot.app.screen.told.text
+        await pilot.press("escape", "e", "y")
+        assert "RUNTIME_DISK_FULL" in pilot.app.clipboard
 
 
 async def handed_on(pilot: Pilot[None], screen: ExportScreen, key: str, *typed: str) -> str:

@@ -71,6 +71,17 @@ async def test_its_chip_opens_it_and_leaving_asks_about_it_then_alone(run: recor
         assert pilot.app.elsewhere.watches == []
 
 
+async def test_a_bar_that_leaves_keys_out_says_so_and_keeps_what_is_done_most(output: Path) -> None:
+    recorded.one_of_each(output)
+    for width, words in ((80, "? more"), (240, "? help")):
+        async with BackpropApp().run_test(size=(width, 24)) as pilot:
+            await until(lambda: "space mark" in text_of(pilot.app).splitlines()[-1], "the keys of the list")
+            assert words in text_of(pilot.app).splitlines()[-1]
+            await pilot.press("space", "space")
+            await until(lambda: "v compare" in text_of(pilot.app).splitlines()[-1], "what marked runs are for")
+            assert "space mark" in text_of(pilot.app).splitlines()[-1]
+
+
 async def test_the_header_says_who_and_where_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(elsewhere, "place", lambda: "me@box  RTX 4090")
     async with BackpropApp().run_test(size=(120, 24)) as pilot:
@@ -127,7 +138,7 @@ async def test_the_palette_finds_runs_datasets_and_presets_by_their_names(output
             await until(lambda shown=shown: shown in text_of(pilot.app), shown)
             await pilot.press("enter")
             await until(lambda mode=mode: pilot.app.current_mode == mode, mode)
-        assert pilot.app.screen.given == {"preset": "quality"}
+        assert pilot.app.screen.draft.given == {"preset": "quality"}
 
 
 async def test_who_has_no_run_yet_sees_what_to_press_and_which_files_are_here(tmp_path: Path) -> None:

@@ -90,12 +90,46 @@ async def test_own_keys_work_and_are_shown_in_bar_help_and_palette(output: Path)
         await pilot.press("f8")
         assert isinstance(app.screen, Help)
         assert "f7  logarithmic or linear" in text_of(app)
-        await pilot.press("escape", key_of("runs"))
+        await pilot.press("escape", "4")
         assert app.current_mode == "live"
         await pilot.press("f9")
         assert app.current_mode == "runs"
         await pilot.press("ctrl+p")
         await until(lambda: "f8  this list" in " ".join(text_of(app).split(" ")), "the palette")
+
+
+async def test_every_sentence_that_names_a_key_names_the_persons_own(tmp_path: Path) -> None:
+    own = {
+        "everywhere.data": "f8",
+        "runs.demo": "f7",
+        "data.check": "f6",
+        "data.hardest": "f9",
+        "data.statistics": "f10",
+    }
+    keys_file().write_text("[keys]\n" + "".join(f'{id} = "{key}"\n' for id, key in own.items()))
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    async with BackpropApp().run_test(size=(120, 30)) as pilot:
+        await until(lambda: "f7   the demonstration" in text_of(pilot.app), "the way to the demonstration")
+        assert "f8   open a dataset" in text_of(pilot.app)
+        await pilot.press(key_of("live"))
+        await until(lambda: "there f7 starts the demo" in text_of(pilot.app), "the same on Live")
+        assert "f8 Data" in text_of(pilot.app).splitlines()[0]
+        await pilot.press("f8", "enter")
+        await until(lambda: "1 of 1" in text_of(pilot.app), "the file")
+        await pilot.press("f10")
+        await until(lambda: "f6 checks every row" in text_of(pilot.app), "what is not known yet")
+        assert "f9 scores every row" in text_of(pilot.app)
+        await pilot.press("n")
+        await until(lambda: "f6 checks the file, then n and N go to" in text_of(pilot.app), "why there is no next")
+
+
+async def test_keys_of_one_application_are_not_those_of_the_next() -> None:
+    keys_file().write_text('[keys]\nruns.demo = "f7"\n')
+    async with BackpropApp().run_test(size=(100, 30)) as pilot:
+        await until(lambda: "f7   the demonstration" in text_of(pilot.app), "the own key")
+    keys_file().unlink()
+    async with BackpropApp().run_test(size=(100, 30)) as pilot:
+        await until(lambda: "d   the demonstration" in text_of(pilot.app), "the usual one")
 
 
 async def test_a_wrong_file_is_said_at_the_start_and_hinders_nothing(output: Path) -> None:

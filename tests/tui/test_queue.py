@@ -94,7 +94,7 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
         assert "aa000000" in text_of(pilot.app)
         await pilot.press("u", "down", "e")
         await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the settings")
-        assert pilot.app.screen.given["steps"] == 4  # type: ignore[attr-defined]
+        assert pilot.app.screen.draft.given["steps"] == 4  # type: ignore[attr-defined]
 
 
 async def test_what_is_configured_is_queued_and_the_screen_stays(

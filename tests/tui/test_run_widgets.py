@@ -47,7 +47,7 @@ def started(resumed_from: int | None = None) -> ev.RunStarted:
 )
 def test_what_continuing_does_is_said_with_the_steps_that_are_taken_again(saved: int, said: str) -> None:
     checkpoint = ev.CheckpointSaved(step=saved, path="p", seconds_blocked=0.0, bytes=1)
-    assert resume_words(state_of(started(), *recorded.make_steps(1, 9, 10), checkpoint)) == said
+    assert resume_words(state_of(started(), *recorded.make_steps(1, 9, 10), checkpoint), "c") == said
 
 
 @pytest.mark.parametrize(("resumed_from", "epoch"), [(4, ""), (9, f"epoch {9 * 4 / 198:.2f}")])
@@ -60,7 +60,9 @@ def test_a_resumed_run_shows_no_epoch_of_a_step_that_is_taken_again(resumed_from
 
 
 def test_a_run_that_is_done_has_nothing_to_continue(output: Path) -> None:
-    assert resume_words(read_run(recorded.finished_demo(output).directory.path)).startswith("nothing is left to do")
+    assert resume_words(read_run(recorded.finished_demo(output).directory.path), "c").startswith(
+        "nothing is left to do"
+    )
 
 
 def test_a_sensor_that_is_missing_is_unknown_and_not_zero() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from textual.pilot import Pilot
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.series import SMOOTHING
 from backprop_tui.remembered import recall, remember
+from backprop_tui.run_reader import RunReader
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs.screen import RunsScreen, matches
 
@@ -251,6 +253,23 @@ async def test_deleting_asks_and_removes_the_directory(output: Path, monkeypatch
         assert run.directory.path.exists()
         await pilot.press("x", "d")
         await until(lambda: not run.directory.path.exists(), "the removal")
+
+
+async def test_enter_before_the_list_is_there_opens_its_first_run_when_it_comes(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = recorded.finished_demo(output)
+    known, read = threading.Event(), RunReader.read
+    monkeypatch.setattr(RunReader, "read", lambda *given: known.wait() and read(*given))
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert isinstance(app, BackpropApp)
+        await pilot.press("enter")
+        await pilot.pause()
+        known.set()
+        await until(lambda: app.watched is not None, "the run")
+        assert app.watched is not None
+        assert app.watched.path == run.directory.path
 
 
 async def test_marked_runs_are_deleted_together(output: Path) -> None:

@@ -35,12 +35,12 @@ def test_in_a_shared_cell_the_mark_that_matters_more_is_seen() -> None:
 
 def test_a_run_says_what_resuming_it_would_do() -> None:
     state = RunState(run_id="abc", step=20, total_steps=60, journal_status="stopped")
-    assert "starts again at step 1" in resume_words(state)
+    assert "starts again at step 1" in resume_words(state, "c")
     state.checkpoints = [saved(10), saved(18)]
-    assert resume_words(state) == "c goes on exactly after step 18 of 60, 2 steps are taken again"
+    assert resume_words(state, "c") == "c goes on exactly after step 18 of 60, 2 steps are taken again"
     state.resumes = 2
-    assert resume_words(state).endswith("resumed 2 times so far")
+    assert resume_words(state, "c").endswith("resumed 2 times so far")
     state.journal_status = "done"
-    assert resume_words(state).startswith("nothing is left to do; n gives it a new end")
+    assert resume_words(state, "c").startswith("nothing is left to do; n gives it a new end")
     state.alive = True
-    assert resume_words(state) == ""
+    assert resume_words(state, "c") == ""

@@ -85,8 +85,8 @@ async def test_e_on_a_failed_run_fills_in_what_its_error_proposes(failed_run: re
         await until(lambda: isinstance(app.screen, ConfigureScreen), "the screen")
         screen = app.screen
         assert isinstance(screen, ConfigureScreen)
-        assert screen.given["learning_rate"] == 3e-4
-        assert screen.given["lora_r"] == 16
+        assert screen.draft.given["learning_rate"] == 3e-4
+        assert screen.draft.given["lora_r"] == 16
         assert screen.form.chosen is not None
         assert screen.form.chosen.name == "learning_rate"
 
@@ -100,7 +100,7 @@ async def test_what_an_error_of_a_newer_version_proposes_is_left_out(output: Pat
         await pilot.press("e")
         await until(lambda: isinstance(app.screen, ConfigureScreen), "the screen")
         assert isinstance(app.screen, ConfigureScreen)
-        assert "no_such_setting" not in app.screen.given
+        assert "no_such_setting" not in app.screen.draft.given
 
 
 async def test_a_run_that_cannot_start_says_so_and_leads_to_the_setting(output: Path) -> None:
@@ -114,7 +114,7 @@ async def test_a_run_that_cannot_start_says_so_and_leads_to_the_setting(output: 
         await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the screen")
         screen = pilot.app.screen
         assert isinstance(screen, ConfigureScreen)
-        assert screen.given == {"steps": 7}
+        assert screen.draft.given == {"steps": 7}
         assert screen.form.chosen is not None
         assert screen.form.chosen.name == "output_dir"
 

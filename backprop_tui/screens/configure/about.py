@@ -25,6 +25,7 @@ from backprop.hardware.estimate import (
 from backprop.runs.measured import Measured, Peaks, of_shape
 from msgspec import Struct
 
+from backprop_tui.keys import press
 from backprop_tui.text import Row, count, from_home, safe, short_number
 from backprop_tui.widgets.cells import bar, cut, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
@@ -129,7 +130,8 @@ class About(TextView):
             for text in known.warnings:
                 rows += labelled("! ", text, width, "warn", label_ink="warn")
         if known.command:
-            rows += [[], heading("the same from a shell", width, "y copies it"), *paragraph(known.command, width)]
+            copies = f"{press('configure.copy')} copies it"
+            rows += [[], heading("the same from a shell", width, copies), *paragraph(known.command, width)]
         return rows
 
 
@@ -137,7 +139,7 @@ def setting_rows(known: Outlook, width: int) -> list[Row]:
     """Meaning, range, default and origin of the setting under the cursor."""
     setting = known.setting
     if setting is None:
-        return [[("enter shows the other settings", "muted")]]
+        return [[(f"{press('configure.change')} shows the other settings", "muted")]]
     takes = ", ".join(filter(None, [", ".join(setting.choices), setting.range]))
     unit = f" {setting.unit}" if setting.unit else ""
     rows = [heading(setting.name, width, " ".join(setting.flags[:1])), *paragraph(setting.help, width)]
@@ -214,7 +216,7 @@ def memory_rows(known: MemoryOutlook, width: int) -> list[Row]:
         fits = ", and it fits" if change.fits else ""
         rows.append(
             [
-                ("f ", "key+bold"),
+                (f"{press('configure.make-it-fit')} ", "key+bold"),
                 (f"{change.setting} {change.value}", "text"),
                 (f" saves {gib(change.saves)}{fits}", "muted"),
             ]

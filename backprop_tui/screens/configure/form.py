@@ -10,6 +10,7 @@ from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.core.resolve import Resolution
 from backprop.core.settings import SECTIONS
 
+from backprop_tui.keys import press
 from backprop_tui.text import Row, from_home, safe
 from backprop_tui.widgets.cells import cut, heading, row_width
 from backprop_tui.widgets.list_view import ListView
@@ -143,10 +144,10 @@ class SettingsForm(ListView):
 
     def _more(self, differ: set[str]) -> Row:
         if self.everything:
-            return [("  fewer settings", "info"), ("  a", "key+bold")]
+            return [("  fewer settings", "info"), (f"  {press('configure.all')}", "key+bold")]
         hidden = {each.name for each in (settings() | multi_settings()).values() if not self._is_shown(each)}
         words = f", {len(hidden & differ)} of them changed" if hidden & differ else ""
-        return [(f"  {len(hidden)} more settings{words}", "info"), ("  a", "key+bold")]
+        return [(f"  {len(hidden)} more settings{words}", "info"), (f"  {press('configure.all')}", "key+bold")]
 
     def under_cursor(self, row: Row, width: int) -> Row:
         return super().under_cursor([("▸ ", "info+bold"), *row[1:]] if self.chosen else row, width)

@@ -8,7 +8,7 @@ KEYS = table(
     "configure",
     Key("enter", "enter", "change", "change", "change the setting under the cursor", 2),
     Key("s", "s", "start", "start", "start the run, or go to what is missing", 1),
-    Key("l", "l", "queue", "queue", "have it trained after the runs before it: u on Runs shows the queue", 2),
+    Key("l", "l", "queue", "queue", "have it trained after the runs before it: the queue is on Runs", 2),
     Key("right", "→", "turn(1)", "next choice", "the next of the setting's choices", 9),
     Key("left", "←", "turn(-1)", "choice before", "the one before", 9),
     Key("u,backspace,delete", "u", "unset", "default", "take the setting back to its default", 4),

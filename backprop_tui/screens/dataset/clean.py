@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from backprop.core.errors import InputError
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, safe
@@ -43,9 +44,8 @@ def ask_and_write(
     def write(task: Task[CleanResult], words: str) -> CleanResult:
         rules, scores = rules_from(words), find_scores()
         if rules.need_scores and scores is None:
-            raise InputError(
-                "no model has scored the rows yet", hint="press h first, then leave rows out by what it finds"
-            )
+            hint = f"press {press('data.hardest')} first, then leave rows out by what it finds"
+            raise InputError("no model has scored the rows yet", hint=hint)
         return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
 
     def take(result: CleanResult) -> None:

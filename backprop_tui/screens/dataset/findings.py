@@ -11,6 +11,7 @@ from backprop.core.events import Problem
 from backprop.core.methods import Rows
 from backprop.data.example import PROBLEM_CODES
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.rows import next_in
 from backprop_tui.screens.tasks import GoToLine, Notice, RowsChanged, Task, Tasks
@@ -90,7 +91,8 @@ class FindingsPane(ListView):
         if not found.problems:
             self._say(f"nothing to say about {found.rows:,} rows{part}")
         said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
-        hint = " · p lists them, n goes to the next" if found.problem_counts and not self.has_focus else ""
+        keys = f" · {press('data.problems')} lists them, {press('data.next')} goes to the next"
+        hint = keys if found.problem_counts and not self.has_focus else ""
         self.post_message(Notice(said + hint))
         self.post_message(RowsChanged())
 
@@ -109,7 +111,8 @@ class FindingsPane(ListView):
             InputError: nothing was checked yet.
         """
         if self.found is None:
-            raise InputError("the file was not checked yet", hint="press c first, then filter by what was found")
+            hint = f"press {press('data.check')} first, then filter by what was found"
+            raise InputError("the file was not checked yet", hint=hint)
         lines = {problem.line for problem in self.found.problems if problem.code == code}
         more = self.found.problem_counts.get(code, 0) - sum(problem.code == code for problem in self.found.problems)
         return lines, f" ({more:,} more findings are counted and not listed)" if more else ""
@@ -130,9 +133,10 @@ class FindingsPane(ListView):
     def _list(self, problems: Sequence[Problem], counts: Mapping[str, int]) -> None:
         """List findings, and how many there are of each code (more than are listed, maybe).
 
-        A list that grows keeps the finding under the cursor, and the code that is shown alone.
+        The cursor begins on the first finding; a list that grows keeps the one under the cursor, and the code that is
+        shown alone.
         """
-        _, chosen = self.at_cursor()
+        first, (_, chosen) = not self._codes, self.at_cursor()
         worst: dict[str, str] = {}
         for problem in problems:
             before = worst.get(problem.code, "info")
@@ -144,8 +148,8 @@ class FindingsPane(ListView):
         self._problems = problems
         self._show_code(self._only if self._only in counts else "")
         place = next((at for at, problem in enumerate(self._shown) if problem is chosen), None)
-        if place is not None:
-            self.cursor = len(self._codes) + 1 + place
+        if place is not None or first:
+            self.cursor = len(self._codes) + 1 + (place or 0)
 
     def _say(self, text: str) -> None:
         """Say in one line why there is nothing to list."""

@@ -8,16 +8,17 @@ from backprop.core.models import find_tokenizer
 from backprop.core.resolve import resolve
 from backprop.data.truncate import CountedLengths, Lengths, count_lengths
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import error_lines
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.screens.tasks import Notice, RowsChanged, Task, Tasks
 from backprop_tui.text import Row, rows_of, short_number, wrap
+from backprop_tui.widgets.path_input import Prompt, between
 from backprop_tui.widgets.text_view import TextView
 
 LIMITS = [2**power for power in range(4, 21)]
 """Limits that keys go through."""
-_CHANGES = "  (+ and - change it, = asks)"
 LIMIT_RANGE = range(LIMITS[0], LIMITS[-1] + 1)
 """Limits that can be typed."""
 
@@ -75,6 +76,11 @@ class LengthsPane(TextView):
             return next((at for at in LIMITS if at > limit), limit)
         return next((at for at in reversed(LIMITS) if at < limit), limit)
 
+    def ask_limit(self, prompt: Prompt) -> None:
+        """Ask for the limit to look at."""
+        label = f"Longest row in tokens, {between(LIMIT_RANGE)}"
+        prompt.ask(label, self.set_limit, str(self._chosen.limit), numbers=LIMIT_RANGE)
+
     def set_limit(self, text: str) -> None:
         """Look at the rows at another limit, one of ``LIMIT_RANGE``; at the same one where none is named."""
         self._chosen.limit = int(text or self._chosen.limit)
@@ -86,7 +92,9 @@ class LengthsPane(TextView):
         if self.counted is None:
             return [[("counting …", "muted")]]
         limit = self._chosen.limit
-        words = "  (a run's, by these rows; + and - change it, = asks)" if self._chosen.by_rows else _CHANGES
+        longer, shorter, ask = map(press, ("data.longer-limit", "data.shorter-limit", "data.limit"))
+        whose = "a run's, by these rows; " if self._chosen.by_rows else ""
+        words = f"  ({whose}{longer} and {shorter} change it, {ask} asks)"
         head: list[Row] = [[(f"limit {limit:,}", "strong+bold"), (words, "muted")]]
         if (why := self._chosen.why_none) is not None:
             head = [part for line in error_lines(why) for part in wrap(line, width)] + [[]]
@@ -143,7 +151,8 @@ def _table(counted: CountedLengths, limit: int) -> Iterator[Row]:
     share = 100 * trained / max(tokens, 1)
     yield _counted(counted, f" · at this limit {short_number(tokens)} tokens, {share:.0f} % trained")
     if counted.unusable:
-        yield [(f"! {rows_of(counted.unusable)} cannot be used at any length (c lists why)", "warn")]
+        why = f"({press('data.check')} lists why)"
+        yield [(f"! {rows_of(counted.unusable)} cannot be used at any length {why}", "warn")]
     limits = counted.lengths.limits(limit)
     if not limits:
         return
@@ -164,7 +173,7 @@ def _no_limit(counted: CountedLengths) -> list[Row]:
     return [
         _counted(counted, ", in characters"),
         [(percentiles(counted.lengths), "text")],
-        [("The limit is in tokens: choose a model (m) to see what it cuts.", "muted")],
+        [(f"The limit is in tokens: choose a model ({press('data.model')}) to see what it cuts.", "muted")],
     ]
 
 

@@ -9,6 +9,7 @@ from backprop.core.datasets import recent_datasets
 from backprop.data.formats import FORMATS
 from backprop.data.reader import KINDS
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import ENDINGS
 from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, from_home, safe, wrap
@@ -46,12 +47,13 @@ class OpeningPane(ListView):
 
     def head(self) -> list[Row]:
         width = max(self.size.width - 1, 20)
+        path = "takes a path, or owner/name of the Hugging Face Hub"
         what = "opens what is chosen below" if self.offered else "opens a dataset of this directory: there is none"
         return [
             *(part for line in self._title for part in wrap(line, width)),
             [],
             *labelled("enter   ", what, width, label_ink="key+bold"),
-            *labelled("o       ", "takes a path, or owner/name of the Hugging Face Hub", width, label_ink="key+bold"),
+            *labelled(f"{press('data.open'):<8}", path, width, label_ink="key+bold"),
             [],
             *labelled("files   ", f"{', '.join(KINDS)}, each also .gz or .zst", width),
             *labelled("rows    ", f"{', '.join(FORMATS)}: found from the rows", width),

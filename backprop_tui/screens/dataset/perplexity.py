@@ -10,6 +10,7 @@ from backprop.core import jobs
 from backprop.core.settings import RunConfig
 from backprop.runs.engine_jobs import ask_engine
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.run_scores import run_scores
 from backprop_tui.screens.dataset.tokens import Chosen
@@ -75,7 +76,7 @@ class ScoresPane(ListView):
         wanted = (self._chosen.model, self._chosen.limit)
         if self._asked == wanted and (self.scores is not None or self._tasks.goes_on("score")):
             return
-        self._begin("scoring every row … (x stops it)", wanted)
+        self._begin(f"scoring every row … ({press('data.stop')} stops it)", wanted)
         self._unit = opened.source.unit
         model, limit = wanted
         request = RunConfig(data=opened.path, model=model, max_seq_length=limit, mapping=opened.file.mapping)
@@ -154,5 +155,5 @@ def _summary_lines(summary: jobs.Scored | None, found: PerplexityReport | None) 
     missing = summary.answer_lost + summary.dropped
     if missing:
         words = f"! {missing:,} rows have no score: {summary.answer_lost:,} answers do not fit, "
-        lines.append([(words + f"{summary.dropped:,} cannot be used (c lists why)", "warn")])
+        lines.append([(words + f"{summary.dropped:,} cannot be used ({press('data.check')} lists why)", "warn")])
     return lines

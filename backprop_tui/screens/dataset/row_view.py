@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from backprop.data.reader import Row as DataRow
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import chat_lines, error_lines, raw_lines
 from backprop_tui.screens.dataset.tokens import Chosen, token_lines
@@ -53,7 +54,7 @@ class RowView(TextView):
             found = opened.row(row)
             head: Row = [
                 (f"{opened.source.unit} {found.line:,}", "strong+bold"),
-                (f"  as {view}  (v: another view)", "muted"),
+                (f"  as {view}  ({press('data.view')}: another view)", "muted"),
             ]
             lines = self._lines(opened, found, view)
             # What is said of the tokens stands above them, before an empty row, and is not the row's own text.
@@ -76,7 +77,8 @@ class RowView(TextView):
         chosen = self._chosen
         if chosen.tokenizer is None:
             return error_lines(chosen.why_none) if chosen.why_none else [[("reading the tokenizer …", "muted")]]
-        head: Row = [("model   ", "muted"), (safe(chosen.model), "text"), ("  (m: another one)", "muted")]
+        another = f"  ({press('data.model')}: another one)"
+        head: Row = [("model   ", "muted"), (safe(chosen.model), "text"), (another, "muted")]
         lines = token_lines(
             *(row, file, chosen.tokenizer, chosen.limit),
             rows=chosen.rows,

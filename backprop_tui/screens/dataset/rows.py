@@ -6,7 +6,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from backprop.core.errors import InputError
 
@@ -17,9 +17,16 @@ from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.screens.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, marked, rows_of, safe, short_number
 from backprop_tui.widgets.list_view import ListView
+from backprop_tui.widgets.path_input import Prompt
 
 _REMEMBERED = 2000
 """Summaries kept: a few hundred bytes each."""
+_LABELS = {"search": "Search", "filter": "Show only rows with"}
+_HELP = {
+    "search": "text in any field, in any case",
+    "filter": "text, or: bad · role:tool · format:alpaca · finding:duplicate · finding:cut · finding:lost"
+    " · nothing: all",
+}
 _BATCH = 16
 """Rows read before those are shown."""
 
@@ -47,7 +54,7 @@ class RowTable(ListView):
         for kind in ("search", "filter"):
             self.forget(kind)
         self._tasks.forget("go")
-        self._seek = self._to_the_end = False
+        self._seek = self._to_the_end = self._filled = False
         self.close()
         self.opened, self.order = opened, None
         self._summaries.clear()
@@ -112,6 +119,12 @@ class RowTable(ListView):
         self._show(opened)
         self.cursor = self.count - 1
 
+    def ask_line(self, prompt: Prompt, opened: OpenFile) -> None:
+        """Ask for a line of the file, and go there."""
+        unit, far = opened.source.unit, "" if opened.source.complete else " so far"
+        help = f"a number · nothing: the first {unit} · {rows_of(opened.source.known)}{far}"
+        prompt.ask(f"Go to {unit}", self.go_to_line, numbers=range(1, 2**53), help=help)
+
     def go_to_line(self, number: str) -> None:
         """Go to the row of a line of the file, as soon as it is found; without one, to the first."""
         self._to_the_end = False
@@ -129,6 +142,10 @@ class RowTable(ListView):
         self.post_message(RowsChanged())
 
     # Search and filter
+
+    def ask_words(self, prompt: Prompt, kind: str, then: Callable[[str], object], text: str = "") -> None:
+        """Ask for what to ``search`` or to ``filter`` by, beginning with ``text`` or what was asked for last."""
+        prompt.ask(*(_LABELS[kind], then, text or self.words.get(kind, "")), help=_HELP[kind])
 
     def look_for(self, kind: str, words: str) -> None:
         """Search for words, or show only the rows that a filter lets through; without words, forget it."""

@@ -12,6 +12,7 @@ from backprop.runs import evaluations
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import format_of, summarise
 
@@ -43,7 +44,8 @@ def run_scores(opened: OpenFile, path: str) -> tuple[Evaluation, dict[int, str]]
         if data_of(run) in names and (found := evaluations.newest(run)) is not None:
             found.rows.sort(key=lambda row: -math.inf if row.loss is None else -row.loss)
             return found, {row.line: _text(opened, row.line, row.content) for row in found.rows[:_READ]}
-    raise InputError("no run kept what it scored on rows of this file", hint="h has every row scored by the model")
+    hint = f"{press('data.hardest')} has every row scored by the model"
+    raise InputError("no run kept what it scored on rows of this file", hint=hint)
 
 
 def _text(opened: OpenFile, line: int, content: int) -> str:

@@ -20,23 +20,18 @@ from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen, ConfigureRun
 from backprop_tui.screens.dataset.clean import ask_and_write
 from backprop_tui.screens.dataset.file import ENDINGS, OpenFile, open_file
-from backprop_tui.screens.dataset.findings import FindingsPane
 from backprop_tui.screens.dataset.keys import KEYS, NEED_FILE, useful
-from backprop_tui.screens.dataset.lengths import LIMIT_RANGE, LengthsPane
 from backprop_tui.screens.dataset.opening import OpeningPane
-from backprop_tui.screens.dataset.perplexity import ScoresPane
 from backprop_tui.screens.dataset.row_text import error_lines
-from backprop_tui.screens.dataset.row_view import VIEWS, RowView
-from backprop_tui.screens.dataset.rows import RowTable
 from backprop_tui.screens.dataset.run_scores import data_of
-from backprop_tui.screens.dataset.statistics import statistics_lines
-from backprop_tui.screens.dataset.tokens import MODEL_HELP, Chosen
-from backprop_tui.screens.tasks import Delivered, Failed, GoToLine, Notice, RowsChanged, Tasks
-from backprop_tui.text import Row, rows_of, safe
+from backprop_tui.screens.dataset.side import Side
+from backprop_tui.screens.dataset.tokens import Chosen
+from backprop_tui.screens.tasks import Failed, GoToLine, Notice, RowsChanged
+from backprop_tui.screens.trouble import show_error
+from backprop_tui.text import Row, safe
 from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
-from backprop_tui.widgets.path_input import Prompt, between
-from backprop_tui.widgets.text_view import TextView
+from backprop_tui.widgets.path_input import Prompt
 
 _MISTYPED = ("DATASET_NOT_FOUND", "DATASET_FORMAT_UNKNOWN", "DATASET_AMBIGUOUS", "INPUT_VALIDATION_FAILED")
 """Errors of a path, said while it can still be mended."""
@@ -45,34 +40,29 @@ _MISTYPED = ("DATASET_NOT_FOUND", "DATASET_FORMAT_UNKNOWN", "DATASET_AMBIGUOUS",
 class DataScreen(BaseScreen):
     """Browse and check one dataset file."""
 
-    NAME, KEYS = "data", KEYS
+    NAME, KEYS, STOP = "data", KEYS, "data.stop"
     BINDINGS = bindings(KEYS)
     CSS_PATH = "screen.tcss"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]
 
     def __init__(self) -> None:
         super().__init__()
-        self.tasks = Tasks(self)
         self.chosen = Chosen(self.tasks, self._model_chosen)
         self.notice = ""
         self._run = ""
         """Directory of the run whose scores are to be shown."""
         self._line = 0
         """The line of the file that is to be shown once it is open."""
-        self._stepped_to = 0
-        """The line of the finding that a step went to last."""
+        self._failure: BackpropError | None = None
+        """What went wrong last, until another file or report is shown."""
         self._typed = ""
         """The path that was typed and is being opened."""
         self._title, self._status = Bar(id="title"), Words(id="status")
         self.opening = OpeningPane(self.tasks, id="welcome")
-        self._report, self._statistics = TextView(id="report"), TextView(id="statistics")
-        self.findings = FindingsPane(self.tasks, id="problems")
-        self.table = RowTable(self.tasks, self.findings.lines_of, self.chosen, id="rows")
-        self.detail = RowView(self.chosen, self.findings.of_line, self.table.marked, self.tasks, id="detail")
-        self.lengths = LengthsPane(self.chosen, self.tasks, id="lengths")
-        self.scores = ScoresPane(self.chosen, self.tasks, id="scores")
+        self._side = Side(self.chosen, self.tasks, id="side")
+        self.table, self.detail, self.findings = self._side.table, self._side.detail, self._side.findings
+        self.lengths, self.scores = self._side.lengths, self._side.scores
         self._body = ContentSwitcher(id="body", initial="welcome")
-        self._side = ContentSwitcher(id="side", initial="detail")
         self._prompt = Prompt(id="prompt")
 
     def compose(self) -> ComposeResult:
@@ -82,8 +72,7 @@ class DataScreen(BaseScreen):
             yield self.opening
             with Horizontal(id="panes"):
                 yield self.table
-                with self._side:
-                    yield from (self.detail, self._report, self.findings, self.lengths, self._statistics, self.scores)
+                yield self._side
         yield self._prompt
         yield self._status
         yield self.keybar
@@ -94,7 +83,6 @@ class DataScreen(BaseScreen):
         self.flush()
 
     def on_unmount(self) -> None:
-        self.tasks.end()
         self.table.close()
 
     def losing(self) -> str:
@@ -129,7 +117,9 @@ class DataScreen(BaseScreen):
     def own_keys(self) -> list[Key]:
         pane = self._side.current if self.has_class("-inside") else ""
         shown = pane if self.opened is not None else None
-        return useful(shown, working=bool(self.tasks.running()), checked=self.findings.found is not None)
+        working, checked = bool(self.tasks.running()), self.findings.found is not None
+        failed = self._failure is not None and (self.opened is None or self._side.current == "report")
+        return useful(shown, working=working, checked=checked, failed=failed)
 
     def say(self, text: str) -> None:
         """Show a line at the bottom until the next one, or the next key."""
@@ -143,7 +133,7 @@ class DataScreen(BaseScreen):
     @on(Notice)
     def _noticed(self, event: Notice) -> None:
         """A pane knows more than before."""
-        self._draw_statistics()
+        self._side.draw_statistics(self.opened)
         self.say(event.text or self.notice)
 
     @on(RowsChanged)
@@ -151,25 +141,20 @@ class DataScreen(BaseScreen):
         self.flush()
         self.show_detail(again=True)
 
-    @on(Delivered)
-    def _delivered(self, event: Delivered) -> None:
-        self.tasks.take(event)
-        self.flush()
-
     def show_pane(self, name: str) -> None:
         """Show one of the panes beside the table (in a narrow terminal: instead of it), and give it the keys."""
         # At once: a pane that is hidden while it has the keys gives them to any other.
         self.set_focus(self._side.query_one(f"#{name}"))
         self._side.current = name
         self.add_class("-inside")
+        self._side.draw_statistics(self.opened)
         self.call_after_refresh(self.show_detail)
         self.flush()
 
     def show_detail(self, *, again: bool = False) -> None:
         """Have the row under the cursor drawn, where it is seen."""
-        row = self.table.row_of(self.table.cursor)
-        if row is not None and self.opened is not None and self._row_seen():
-            self.detail.show_row(self.opened, row, again=again)
+        if self._row_seen():
+            self._side.show_row(again=again)
 
     def _row_seen(self) -> bool:
         return (self.has_class("-wide") or self.has_class("-inside")) and self._side.current == "detail"
@@ -190,10 +175,7 @@ class DataScreen(BaseScreen):
 
     # Opening
 
-    def action_open(self) -> None:
-        self._ask_path("")
-
-    def _ask_path(self, text: str, help: str = "") -> None:
+    def action_open(self, text: str = "", help: str = "") -> None:
         label = "Open a dataset file, or owner/name of the Hugging Face Hub"
         offered = self.opening.offered
         take = partial(self.open_path, typed=True)
@@ -204,7 +186,7 @@ class DataScreen(BaseScreen):
         """A folder is no dataset: the path begins with it."""
         path = self.opening.chosen()
         if path.endswith("/"):
-            self._ask_path(path)
+            self.action_open(path)
         else:
             self.open_path(path)
 
@@ -212,17 +194,14 @@ class DataScreen(BaseScreen):
         """Open a file in place of the one on screen; nothing where the path is empty."""
         if not path:
             return
-        self.notice, self._typed = "", path if typed else ""
+        self.notice, self._typed, self._failure = "", path if typed else "", None
         self.tasks.begin("open", f"opening {path}", lambda task: open_file(path, task), self._show_file)
         self.flush()
 
     def _show_file(self, opened: OpenFile) -> None:
         """Everything begins anew, but for the model and the limit."""
-        self.tasks.forget("clean", "check", "lengths", "score")
-        for pane in (self.findings, self.lengths, self.scores):
-            pane.forget()
+        self._side.forget()
         self.notice = ""
-        self._stepped_to = 0
         opened.source.start()
         self.opening.look()
         self.table.open(opened)
@@ -247,22 +226,26 @@ class DataScreen(BaseScreen):
         if event.work == "open":
             self._run = ""
         if event.work == "open" and self._typed and error.code in _MISTYPED and not is_hub_name(self._typed):
-            self._ask_path(self._typed, safe(f"✗ {error.message}; {error.hint}"))
+            self.action_open(self._typed, safe(f"✗ {error.message}; {error.hint}"))
         elif event.work == "open" and self.opened is None:
             self.opening.say(lines)
         else:
             self._show_report(lines, error.message)
+        self._failure = error
         self.flush()
 
+    def action_error(self) -> None:
+        if self._failure is not None:
+            show_error(self, self._failure)
+
     def action_stop_work(self) -> None:
-        """Stop everything that is running in the background."""
         self.say("stopped" if self.tasks.stop() else "nothing is running")
 
     # Moving over the rows
 
     @on(ListView.Moved, "#rows")
     def _row_moved(self) -> None:
-        self._stepped_to = 0
+        self._side.stepped_to = 0
         self.show_detail()
         self.flush()
 
@@ -276,24 +259,17 @@ class DataScreen(BaseScreen):
             self.focused.action_choose()
 
     def action_next_view(self) -> None:
-        """See the row in the next form."""
-        if not self._row_seen():
+        if self._row_seen():
+            self._side.next_view()
+        else:
             self.show_pane("detail")
-            return
-        self.detail.next_view()
-        if VIEWS[self.detail.view] == "tokens":
-            self.chosen.need_tokenizer()
-        self.show_detail(again=True)
 
     def action_row(self, by: int) -> None:
         """The next or previous row, wherever the keys go."""
         self.table.cursor += by
 
     def action_go(self) -> None:
-        unit, known = self.file.source.unit, self.file.source.known
-        far = "" if self.file.source.complete else " so far"
-        help = f"a number · nothing: the first {unit} · {rows_of(known)}{far}"
-        self._prompt.ask(f"Go to {unit}", self.table.go_to_line, numbers=range(1, 2**53), help=help)
+        self.table.ask_line(self._prompt, self.file)
 
     def action_last(self) -> None:
         self.table.last(self.file)
@@ -305,35 +281,21 @@ class DataScreen(BaseScreen):
         self.show_pane("detail")
 
     def action_search(self) -> None:
-        self._ask_for("search", "Search", "text in any field, in any case · n and N step")
+        self.table.ask_words(self._prompt, "search", partial(self.table.look_for, "search"))
 
     def action_filter(self) -> None:
         """Show some rows alone; in the list of findings, those with the one under the cursor."""
         code = self.findings.at_cursor()[0] if self.findings.has_focus else ""
-        help = (
-            "text, or: bad · role:tool · format:alpaca · finding:duplicate · finding:cut · finding:lost · nothing: all"
-        )
-        self._ask_for("filter", "Show only rows with", help, f"finding:{code}" if code else "")
+        self.table.ask_words(self._prompt, "filter", self._filter, f"finding:{code}" if code else "")
 
-    def _ask_for(self, kind: str, label: str, help: str, text: str = "") -> None:
-        self._prompt.ask(label, partial(self._look_for, kind), text or self.table.words.get(kind, ""), help=help)
-
-    def _look_for(self, kind: str, words: str) -> None:
-        if kind == "filter":
-            self._leave_pane()
-        self.table.look_for(kind, words)
+    def _filter(self, words: str) -> None:
+        self._leave_pane()
+        self.table.look_for("filter", words)
 
     def action_step(self, by: int) -> None:
         """The next or previous hit of a search; without a search, the next or previous row with a finding."""
-        if "search" in self.table.words:
-            self.table.step(by)
-        elif self.findings.found is None:
-            self.say("c checks the file, then n and N go to the next and the previous finding")
-        elif (line := self.findings.line_after(self._stepped_to or self.table.line_of_cursor(), by)) is None:
-            self.say("the check found nothing to look at")
-        else:
-            self.table.go_to_line(str(line))
-            self._stepped_to = line
+        if words := self._side.step(by):
+            self.say(words)
 
     def action_back(self) -> None:
         """One layer out: the pane beside the table, then the search, then the filter."""
@@ -351,19 +313,9 @@ class DataScreen(BaseScreen):
         self._side.current = "detail"
         self.flush()
 
-    # Copying
-
     def action_copy(self) -> None:
-        """Copy what has the keys: the finding, what a pane says, or else the row as it stands in the file."""
-        opened, row, pane = self.file, self.table.row_of(self.table.cursor), self.focused
-        problem = self.findings.at_cursor()[1] if pane is self.findings else None
-        if problem is not None:
-            place = f"{opened.name}, {opened.source.unit} {problem.line}"
-            self._copy(f"{place}: {problem.code}: {problem.message}")
-        elif isinstance(pane, TextView) and pane is not self.detail:
-            self._copy(pane.text)
-        elif row is not None:
-            self.tasks.begin("copy", "", lambda _: opened.row(row).raw.decode("utf-8", "replace"), self._copy)
+        """Copy what has the keys."""
+        self._side.copy(self.file, self.focused, self._copy)
 
     def action_copy_path(self) -> None:
         self._copy(self.file.fetched or self.file.path)
@@ -374,37 +326,26 @@ class DataScreen(BaseScreen):
     # The panes
 
     def action_check(self) -> None:
-        """Check every row."""
         self.notice = ""
-        self.findings.check(self.file, self.chosen.rows, traces=self.chosen.traces)
+        self._side.check(self.file)
         self.flush()
 
     def action_problems(self) -> None:
         """The list of findings; a check is started where there was none."""
-        if self.findings.found is None and not self.tasks.goes_on("check"):
-            self.findings.check(self.file, self.chosen.rows, traces=self.chosen.traces)
+        self._side.check(self.file, anew=False)
         self.show_pane("problems")
 
     def action_lengths(self) -> None:
-        """The lengths of the rows; they are counted where they were not."""
         self.show_pane("lengths")
-        self._count()
-
-    def _count(self) -> None:
-        """Count the lengths where they are seen and were not counted; with the tokenizer, once it was looked for."""
-        wanted = self._side.current == "lengths" and self.lengths.counted is None and not self.tasks.goes_on("lengths")
-        if wanted and not self.chosen.need_tokenizer():
-            self.lengths.count(self.file)
+        self._side.count(self.file)
 
     def action_limit(self, by: int) -> None:
         self.lengths.set_limit(str(self.lengths.next_limit(by)))
 
     def action_ask_limit(self) -> None:
-        label = f"Longest row in tokens, {between(LIMIT_RANGE)}"
-        self._prompt.ask(label, self.lengths.set_limit, str(self.chosen.limit), numbers=LIMIT_RANGE)
+        self.lengths.ask_limit(self._prompt)
 
     def action_scores(self) -> None:
-        """The rows by how hard the model finds them."""
         self.scores.need_scores(self.file)
         self.show_pane("scores")
 
@@ -435,28 +376,17 @@ class DataScreen(BaseScreen):
         self.show_pane("scores")
 
     def action_statistics(self) -> None:
-        """What is known of the file."""
         self.show_pane("statistics")
-        self._draw_statistics()
-
-    def _draw_statistics(self) -> None:
-        if self._side.current == "statistics":
-            known = (self.findings.found, self.lengths.counted, self.chosen, self.scores.report)
-            self._statistics.show_rows(statistics_lines(self.file, *known))
 
     def action_model(self) -> None:
-        """Ask for the model whose tokenizer is used."""
-        ending = ("tokenizer.json",)
-        self._prompt.ask("Tokens of the model", self.chosen.choose, self.chosen.model, endings=ending, help=MODEL_HELP)
+        self.chosen.ask(self._prompt)
 
     def _model_chosen(self) -> None:
         self.lengths.forget()
-        if self.chosen.why_none is not None:
-            self.say(self.chosen.why_none.message)
-        elif self.chosen.tokenizer is not None and self.chosen.tokenizer.notes:
-            self.say(self.chosen.tokenizer.notes[0])
+        self.say(self.chosen.remark() or self.notice)
         self.show_detail(again=True)
-        self._count()
+        if self.opened is not None:
+            self._side.count(self.opened)
 
     def action_train(self) -> None:
         """Go to the Configure screen with this file, and the model and the limit where they were chosen here."""
@@ -467,6 +397,7 @@ class DataScreen(BaseScreen):
         ask_and_write(self._prompt, self.file, lambda: self.scores.scores, self.tasks, self._show_report)
 
     def _show_report(self, lines: list[Row], notice: str) -> None:
-        self._report.show_rows(lines)
+        self._failure = None
+        self._side.report.show_rows(lines)
         self.show_pane("report")
         self.say(notice)

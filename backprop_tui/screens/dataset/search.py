@@ -13,6 +13,7 @@ from backprop.data.formats import FORMATS, FileFormat, detect_fields
 from backprop.data.reader import Row as DataRow
 from backprop.data.reader import open_source
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.row_text import all_turns, format_of, read_row
 from backprop_tui.screens.tasks import Task
 
@@ -70,7 +71,7 @@ def code_named(name: str) -> str:
     """
     code = _SHORT.get(name, name)
     if code not in PROBLEM_CODES:
-        raise InputError(f"no finding is called {name!r}", hint="p lists those of this file")
+        raise InputError(f"no finding is called {name!r}", hint=f"{press('data.problems')} lists those of this file")
     return code
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backprop.data.example import describe_mapping
 
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.lengths import percentiles
 from backprop_tui.screens.dataset.perplexity import percentiles as score_percentiles
@@ -48,7 +49,7 @@ def statistics_lines(
 
 def _check_lines(found: Validation | None) -> list[Row]:
     if found is None:
-        return [[("What is wrong with it: c checks every row.", "muted")]]
+        return [[(f"What is wrong with it: {press('data.check')} checks every row.", "muted")]]
     part = "" if found.complete else " (stopped before the end)"
     lines: list[Row] = [
         [(f"Checked {found.rows:,} rows{part}", "strong+bold")],
@@ -65,7 +66,7 @@ def _check_lines(found: Validation | None) -> list[Row]:
 
 def _length_lines(counted: CountedLengths | None, chosen: Chosen) -> list[Row]:
     if counted is None:
-        return [[("How long the rows are and what is trained: l counts tokens.", "muted")]]
+        return [[(f"How long the rows are and what is trained: {press('data.lengths')} counts tokens.", "muted")]]
     part = "" if counted.whole else " so far"
     lines: list[Row] = [
         [(f"Counted {counted.rows:,} rows{part}", "strong+bold")],
@@ -84,7 +85,7 @@ def _length_lines(counted: CountedLengths | None, chosen: Chosen) -> list[Row]:
 
 def _score_lines(scored: PerplexityReport | None) -> list[Row]:
     if scored is None or scored.per_row is None:
-        return [[("What the model finds hard: h scores every row.", "muted")]]
+        return [[(f"What the model finds hard: {press('data.hardest')} scores every row.", "muted")]]
     return [
         [(f"Scored {scored.scored:,} rows", "strong+bold")],
         _fact("perplexity", f"{scored.perplexity:,.2f} over {scored.tokens:,} trained tokens"),

@@ -20,6 +20,7 @@ from backprop_tui.screens.dataset.row_text import format_of, problem_lines
 from backprop_tui.screens.tasks import Task, Tasks
 from backprop_tui.text import Row, many_lines
 from backprop_tui.widgets.cells import fact
+from backprop_tui.widgets.path_input import Prompt
 
 if TYPE_CHECKING:
     from backprop.data.encode import Token
@@ -83,6 +84,16 @@ class Chosen:
             ModelLoadError: there is none.
         """
         return self.tokenizer or load_tokenizer(self.model)
+
+    def remark(self) -> str:
+        """Why there is no tokenizer, or what has to be known of it; empty where there is nothing to say."""
+        if self.why_none is not None:
+            return self.why_none.message
+        return next(iter(self.tokenizer.notes), "") if self.tokenizer is not None else ""
+
+    def ask(self, prompt: Prompt) -> None:
+        """Ask for the model whose tokenizer is used."""
+        prompt.ask("Tokens of the model", self.choose, self.model, endings=("tokenizer.json",), help=MODEL_HELP)
 
     def choose(self, name: str) -> None:
         """Load the tokenizer of a model (a name, its directory or its tokenizer.json) in a thread."""

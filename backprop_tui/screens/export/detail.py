@@ -11,6 +11,7 @@ from backprop.core.exports import FORMATS, PRECISIONS
 from backprop.core.jobs import Exported
 from backprop.runs.describe import bytes_text
 
+from backprop_tui.keys import press
 from backprop_tui.screens.export.formats import Choice, Source
 from backprop_tui.text import Row, from_home, safe
 from backprop_tui.widgets.cells import heading, labelled, paragraph
@@ -49,10 +50,11 @@ def outlook(source: Source, choice: Choice, output: str, command: str, width: in
 
 def failure(error: BackpropError, width: int) -> list[Row]:
     """Why nothing was written, and what to do."""
-    hint = error.hint.replace("with --output", "(o)")
+    hint = error.hint.replace("with --output", f"({press('export.where-to')})")
     rows = [heading("nothing was written", width), *paragraph(f"✗ [{error.code}]", width, "bad+bold")]
     rows += [*paragraph(f"{error.message}.", width, "bad"), *paragraph(hint, width, "strong")]
-    return rows + (paragraph("y copies the command, which takes these options", width) if "--" in hint else [])
+    copies = f"{press('export.copy-command')} copies the command, which takes these options"
+    return rows + (paragraph(copies, width) if "--" in hint else [])
 
 
 def proof(done: Exported, handed: Sequence[tuple[str, str]], width: int) -> list[Row]:

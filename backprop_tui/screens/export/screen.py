@@ -31,12 +31,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 
-from backprop_tui.keys import Key, bindings, table
+from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen, ShowOn
 from backprop_tui.screens.export.detail import ExportDetail, failure, outlook, proof
 from backprop_tui.screens.export.formats import CHOICES, Choice, ChoiceList, Source, look_at
-from backprop_tui.screens.tasks import Delivered, Failed, Task, Tasks
+from backprop_tui.screens.tasks import Failed, Task
+from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import Row, safe, short_path
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.cells import bar, heading, paragraph
@@ -47,13 +48,13 @@ KEYS = table(
     "export",
     Key("enter", "enter", "export", "export", "write the run's model in the chosen format", 1),
     Key("x", "x", "cancel", "cancel", "end the export; nothing of it is left", 1),
+    Key("e", "e", "error", "error", "the whole error: to scroll, to copy, and what can be done about it", 1),
     Key("o", "o", "place", "where to", "choose another file or folder to write", 3),
     Key("r", "r", "register", "to Ollama", "register the GGUF file with Ollama, under a name", 2),
     Key("p", "p", "push", "to the hub", "upload what was written to the Hugging Face Hub, private, with a card", 3),
     Key("t", "t", "talk", "talk", "talk to the GGUF file on the Chat screen, through llama.cpp", 3),
     Key("y", "y", "copy", "copy command", "copy the command that does the same, or what comes next", 2),
 )
-NO_RUN = "no run with a result yet: w on the Runs screen exports one when it is finished"
 Say = Callable[[str, str], None]
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ T = TypeVar("T")
 class ExportScreen(BaseScreen):
     """One export at a time, in an engine process; what was written is named with its proof."""
 
-    NAME, KEYS = "export", KEYS
+    NAME, KEYS, STOP = "export", KEYS, "export.cancel"
     BINDINGS = bindings(KEYS)
     CSS_PATH = "screen.tcss"
 
@@ -77,7 +78,6 @@ class ExportScreen(BaseScreen):
         self.handed: list[tuple[str, str]] = []
         """Lines about what became of the steps after the export, with their kinds."""
         self.notice = ""
-        self.tasks = Tasks(self)
         self._title, self._status = Bar(id="title"), Bar(id="status")
         self.list = ChoiceList(id="choices-of-format")
         self.list.count = len(CHOICES)
@@ -100,9 +100,6 @@ class ExportScreen(BaseScreen):
         if self.source is None and not self.tasks.goes_on("look"):
             self.tasks.begin("find", "", lambda _: last_result(), self._offer)
         self.flush()
-
-    def on_unmount(self) -> None:
-        self.tasks.end()
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Export the run whose directory is ``source``."""
@@ -162,11 +159,6 @@ class ExportScreen(BaseScreen):
         """The format and precision under the cursor."""
         return CHOICES[self.list.cursor]
 
-    @on(Delivered)
-    def _delivered(self, event: Delivered) -> None:
-        self.tasks.take(event)
-        self.flush()
-
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         if event.work == "sizes":  # what llama.cpp cannot compute is said by its export
@@ -218,7 +210,8 @@ class ExportScreen(BaseScreen):
 
     def _detail(self, width: int) -> list[Row]:
         if self.source is None and self.failed is None:
-            return [] if self.looking else paragraph(NO_RUN, width, "muted")
+            where = f"{press('runs.export')} on the Runs screen exports one when it is finished"
+            return [] if self.looking else paragraph(f"no run with a result yet: {where}", width, "muted")
         rows = [row for text in self.warnings for row in paragraph(f"! {text}", width, "warn")]
         if self.tasks.running():
             rows.append(heading("exporting" if self.exporting else "handing it on", width))
@@ -250,6 +243,7 @@ class ExportScreen(BaseScreen):
             hidden.add("push")
         if self.source is None:
             hidden |= {key.name for key in KEYS}
+        hidden = hidden - {"error"} if self.failed else hidden | {"error"}
         label = "copy next command" if self.done else "copy command"
         keys = [key._replace(label=label) if key.name == "copy" else key for key in KEYS]
         return [key for key in keys if key.name not in hidden]
@@ -342,6 +336,10 @@ class ExportScreen(BaseScreen):
     def action_copy(self) -> None:
         if self.source is not None:
             self.app.copy_to_clipboard(self.command())
+
+    def action_error(self) -> None:
+        if self.failed is not None:
+            show_error(self, self.failed)
 
     def action_place(self) -> None:
         if self.source is not None and not self.exporting:

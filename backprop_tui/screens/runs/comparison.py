@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 
 from backprop_tui.charts.overlay import Overlaid, OverlayPlot
-from backprop_tui.keys import Key, bindings, table
+from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.text import Row, fit, from_home, safe
 from backprop_tui.widgets.cells import heading
 from backprop_tui.widgets.text_view import TextView
@@ -49,7 +49,7 @@ class Differences(TextView):
 
     def content(self, width: int) -> list[Row]:
         if self.found is None:
-            return [[("mark exactly two runs with space to see what differs", "muted")]]
+            return [[(f"mark exactly two runs with {press('runs.mark')} to see what differs", "muted")]]
         key = int(_KEY * width)
         each = (width - key) // 2
         rows: list[Row] = [

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from backprop.core.multi_run import KIND as MULTI_RUN
+from backprop.runs.summary import RunSummary
+
 from backprop_tui.keys import Key, table
+from backprop_tui.run_reader import LIVING
 
 KEYS = table(
     "runs",
@@ -11,8 +15,8 @@ KEYS = table(
     Key("slash", "/", "filter", "filter", "show the runs that hold a word", 2),
     Key("o", "o", "sort", "sort", "sort by the next column, or click its title", 5),
     Key("O", "O", "reverse", "reverse", "the other way round; or click the title again", 9),
-    Key("space", "space", "mark", "mark", "mark a run, to compare or delete several; esc drops the marks", 6),
-    Key("v", "v", "compare", "compare", "the marked runs beside each other: their curves, and of two what differs", 2),
+    Key("space", "space", "mark", "mark", "mark a run, to compare or delete several; back drops the marks", 2),
+    Key("v", "v", "compare", "compare", "the marked runs beside each other: their curves, and of two what differs", 6),
     Key("n", "n", "extend", "extend", "continue the run to a new end (asks how many steps)", 7),
     Key("f", "f", "fork", "fork", "a new run from the weights of its newest checkpoint (asks first)", 7),
     Key("p", "p", "replay", "replay", "the same settings and data as a new run, the curves compared (asks first)", 7),
@@ -31,4 +35,28 @@ NEED_RUN = (
     *("compare", "extend", "fork", "replay"),
 )
 """Actions that need a run in the list."""
-TYPING = [Key("enter", "enter", "", "keep the filter", "", 1), Key("escape", "esc", "", "drop it", "", 1)]
+TYPING = [
+    Key("enter", "enter", "", "keep the filter", "", 1),
+    Key("escape", "esc", "", "drop it", "", 1, "everywhere.back"),
+]
+
+
+def useful(run: RunSummary | None, *, queued: bool, marked: bool) -> list[Key]:
+    """The keys of the list that do something now.
+
+    Args:
+        run: the one under the cursor.
+        queued: whether there is a queue to look at.
+        marked: whether a run is marked, to be compared with another.
+    """
+    hidden = set() if run else {*NEED_RUN, "" if queued else "queue"}
+    if run and (run.status in LIVING or run.status in ("done", "damaged")):
+        hidden.add("resume")
+    if run and not run.output_path:
+        hidden.add("show_on")
+    if run and run.status in LIVING:
+        hidden |= {"extend", "delete"}
+    if run and run.kind == MULTI_RUN:
+        hidden |= {"extend", "replay"}
+    keys = [key._replace(rank=1) if key.name == "compare" and marked else key for key in KEYS]
+    return [key for key in keys if key.name not in hidden]

@@ -13,7 +13,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
-from backprop_tui.keys import Key, bindings, table
+from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.screens.again import changed_settings
 from backprop_tui.screens.base import ConfigureRun, OpenRun
 from backprop_tui.text import STATUS, Row, fit, from_home, safe, short_path
@@ -26,14 +26,13 @@ QUEUED = table(
     Key("enter", "enter", "open", "open", "watch the run, once it is begun", 2),
     Key("K,shift+up", "K", "move(-1)", "earlier", "begin the entry before the one above it", 2),
     Key("J,shift+down", "J", "move(1)", "later", "begin it after the one below it", 2),
-    Key("e", "e", "configure", "copy", "a copy on the Configure screen: change it there, l queues it", 2),
+    Key("e", "e", "configure", "copy", "a copy on the Configure screen: change it there, and queue it", 2),
     Key("x,delete", "x", "remove", "remove", "take the entry out; the directory of a run that was begun stays", 2),
     Key("y", "y", "copy", "copy command", "copy the command that starts the same run", 3),
     Key("a", "a", "after_failure", "after a failure", "after a failure the queue goes on, or stops", 3),
     Key("g", "g", "go_on", "go on", "go on with a queue that stopped", 3),
 )
 """While the queue is seen."""
-_EMPTY = "nothing is queued: l on the Configure screen does, or `backprop queue add`"
 _GLYPHS = {**STATUS, "waiting": ("·", "text")}
 
 
@@ -94,7 +93,8 @@ class QueuePane(Vertical):
         now = self.entries.now
         if now is None or (now.idle and not now.waiting):
             return []
-        why = f": stopped, {now.stopped}; g goes on" if now.stopped else f": {now.runner}" if now.runner else ""
+        why = f": {now.runner}" if now.runner else ""
+        why = f": stopped, {now.stopped}; {press('queue.go-on')} goes on" if now.stopped else why
         return [(f"  {len(now.waiting)} queued", "info"), (why, "warn")]
 
     def look(self) -> None:
@@ -124,7 +124,8 @@ class QueuePane(Vertical):
 
     def _show_entry(self) -> None:
         entry, now = self.entries.chosen, self.entries.now
-        rows: list[Row] = [[(_EMPTY, "muted")]]
+        queues = f"{press('configure.queue')} on the Configure screen does, or `backprop queue add`"
+        rows: list[Row] = [[(f"nothing is queued: {queues}", "muted")]]
         if entry is not None:
             rows = [[("started by ", "muted"), (self._command(entry), "text")]]
             rows += [[("why        ", "muted"), (safe(entry.message), "bad")]] if entry.message else []

@@ -9,11 +9,8 @@ from threading import Lock
 
 from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError
-from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs import engine_client
-from backprop.runs.deletion import delete_run, dependents, sizes
-from backprop.runs.describe import bytes_text
-from backprop.runs.directory import RunDirectory
+from backprop.runs.deletion import delete_run, sizes
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import RunState, read_run
 from backprop.runs.summary import SORTS, RunSummary, matches
@@ -25,17 +22,18 @@ from textual.widgets import Input
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.overlay import MOST
 from backprop_tui.charts.series import RunSeries
-from backprop_tui.keys import Key, bindings
+from backprop_tui.keys import Key, bindings, press
 from backprop_tui.run_reader import LIVING, OUTPUT, RunReader
 from backprop_tui.screens import again
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer, deleting
+from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer
+from backprop_tui.screens.runs import deleting
 from backprop_tui.screens.runs.comparison import COMPARING, Comparison
-from backprop_tui.screens.runs.keys import KEYS, NEED_RUN, TYPING
+from backprop_tui.screens.runs.keys import KEYS, TYPING, useful
 from backprop_tui.screens.runs.queue import QUEUED, QueuePane
 from backprop_tui.screens.runs.welcome import welcome
 from backprop_tui.screens.trouble import edit, show_error
-from backprop_tui.text import Row, count, from_home, short_path
+from backprop_tui.text import Row, count
 from backprop_tui.widgets.bars import Bar
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt, candidates
@@ -43,7 +41,7 @@ from backprop_tui.widgets.run_detail import RunDetail
 from backprop_tui.widgets.run_table import RunTable
 
 _NAMED = 8
-"""Of the runs that are to be deleted, and of the files that are there, so many are named."""
+"""Of the files that are there, so many are named."""
 LOOK_AGAIN = 2.0
 """Seconds between two looks at the runs while this screen is shown."""
 
@@ -180,19 +178,7 @@ class RunsScreen(BaseScreen):
             return TYPING
         if self._covered:
             return [key._replace(action="") for key in (COMPARING if self.has_class("-comparing") else QUEUED)]
-        run = self._table.chosen
-        hidden = set() if run else {*NEED_RUN, "" if self._queued.state else "queue"}
-        if run and (run.status in LIVING or run.status in ("done", "damaged")):
-            hidden.add("resume")
-        if run and not run.output_path:
-            hidden.add("show_on")
-        if run and run.status in LIVING:
-            hidden |= {"extend", "delete"}
-        if run and run.kind == MULTI_RUN:
-            hidden |= {"extend", "replay"}
-        ready = len(self._table.marked) > 1
-        keys = [key._replace(rank=1) if key.name == "compare" and ready else key for key in KEYS]
-        return [key for key in keys if key.name not in hidden]
+        return useful(self._table.chosen, queued=bool(self._queued.state), marked=bool(self._table.marked))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """The list's keys do nothing while it is not seen."""
@@ -323,7 +309,7 @@ class RunsScreen(BaseScreen):
 
     def action_compare(self) -> None:
         if len(self._table.marked) < 2:
-            self.notify("mark two runs or more with space, then compare them", timeout=4)
+            self.notify(f"mark two runs or more with {press('runs.mark')}, then compare them", timeout=4)
             return
         runs = self._table.targets
         if len(runs) > MOST:
@@ -380,24 +366,12 @@ class RunsScreen(BaseScreen):
             self.confirm(answers[-1].value, words, answers, go)
 
     def action_delete(self) -> None:
-        runs = self._table.targets
-        for run in runs:
-            if RunDirectory(Path(run.path)).is_locked():
-                self.notify(f"run {run.run_id} is being worked on: stop it first", severity="warning", timeout=4)
-                return
-        if len(runs) == 1:
-            (run,) = runs
-            text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
-            if run.path == (self._shown_state.path if self._shown_state else ""):
-                text += f" {bytes_text(sum(self._detail.files.values()))} on the disk."
-            if needed := dependents(Path(run.path), self.found or ()):
-                text += f"\n\nNeeds it: {'; '.join(needed)}."
-            answers = deleting(f"run {run.run_id}", from_home(run.path))
-        else:
-            text = ", ".join(f"{run.run_id[:8]} ({run.status})" for run in runs[:_NAMED])
-            text += f" and {count(len(runs) - _NAMED)} more" if len(runs) > _NAMED else ""
-            answers = deleting(f"{count(len(runs))} runs", "their directories")
-        if runs:
+        runs, shown = self._table.targets, self._shown_state
+        size = sum(self._detail.files.values()) if shown and [run.path for run in runs] == [shown.path] else None
+        if (busy := deleting.in_use(runs)) is not None:
+            self.notify(f"run {busy} is being worked on: stop it first", severity="warning", timeout=4)
+        elif runs:
+            text, answers = deleting.question(runs, self.found or (), size)
             delete = partial(self._delete, [Path(run.path) for run in runs])
             begin = partial(self.run_worker, delete, thread=True, exit_on_error=False)
             self.confirm("delete", text, answers, begin)
@@ -406,7 +380,9 @@ class RunsScreen(BaseScreen):
         from backprop.cli.main import refused
 
         for number, path in enumerate(paths, 1):
-            self._deleting = f"deleting {number} of {len(paths)}, esc stops" if len(paths) > 1 else "deleting"
+            self._deleting = (
+                f"deleting {number} of {len(paths)}, {press('everywhere.back')} stops" if len(paths) > 1 else "deleting"
+            )
             try:
                 delete_run(path)
             except (BackpropError, OSError) as error:
