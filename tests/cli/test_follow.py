@@ -87,6 +87,7 @@ def test_the_end_of_the_run_is_the_exit_code(
     told = capsys.readouterr()
     assert ("hint: mend it" in told.err) == isinstance(end, ev.RunFailed)
     assert "Traceback" not in told.out + told.err
+    assert not (tmp_path / "output").exists()
 
 
 def test_verbose_shows_the_engine_s_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,14 +175,14 @@ def test_a_reader_that_leaves_and_a_lost_terminal_do_not_stop_the_run(
     assert read_run(path).status == "stopped"
 
 
-def test_a_model_that_is_none_is_a_runtime_error_in_words(
+def test_a_model_that_is_none_is_refused_before_a_run_is_made(
     tmp_path: Path, rows_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty-model").mkdir()
-    assert main(["train", "--data", str(rows_file), "--model", "empty-model", "--backend", "cpu"]) == 2
+    assert main(["train", "--data", str(rows_file), "--model", "empty-model", "--backend", "cpu"]) == 1
     told = capsys.readouterr()
-    assert "[DEP_MODEL_LOAD_FAILED]" in told.out
-    assert "empty-model" in told.out
+    assert "[DEP_MODEL_LOAD_FAILED]" in told.err
+    assert "empty-model" in told.err
     assert "hint: " in told.err
     assert "Traceback" not in told.out + told.err

@@ -41,6 +41,6 @@ def test_a_run_says_what_resuming_it_would_do() -> None:
     state.resumes = 2
     assert resume_words(state, "c").endswith("resumed 2 times so far")
     state.journal_status = "done"
-    assert resume_words(state, "c").startswith("nothing is left to do; n gives it a new end")
+    assert resume_words(state, "c", "n").startswith("nothing is left to do; n gives it a new end")
     state.alive = True
     assert resume_words(state, "c") == ""
