@@ -14,7 +14,7 @@ from acting import PATIENCE, key_of, seen, text_of, until
 from backprop.runs import engine_client
 
 from backprop_tui.app import BackpropApp
-from backprop_tui.screens import SCREENS
+from backprop_tui.screens import SCREENS, Entry
 from backprop_tui.screens.base import OpenRun
 from backprop_tui.screens.dialogs import Help
 
@@ -40,13 +40,13 @@ def flooding(output: Path) -> Iterator[recorded.Recorder]:
         thread.join()
 
 
-@pytest.mark.parametrize("size", [(80, 24), (140, 45)])
+@pytest.mark.parametrize(("size", "screens"), [((80, 24), SCREENS), ((140, 45), SCREENS[::-1])])
 async def test_every_screen_answers_a_key_under_a_flood_of_events(
-    flooding: recorded.Recorder, size: tuple[int, int]
+    flooding: recorded.Recorder, size: tuple[int, int], screens: tuple[Entry, ...]
 ) -> None:
     async with BackpropApp(attach=flooding.directory.path).run_test(size=size) as pilot:
         app = await seen(pilot, 1_000)
-        for entry in (*SCREENS, *reversed(SCREENS)):
+        for entry in screens:
             taken = app.watched.state.last_seq if app.watched else 0
             if app.focused is not None and app.focused.id == "entry":
                 await pilot.press("escape")  # a line in which digits are text
