@@ -120,7 +120,7 @@ def event_rows(state: RunState, width: int) -> list[Row]:
     for event in reversed(state.notable[-_EVENTS:]):
         if text := describe(event):
             at = clock(max(0.0, event.time - state.started_at))
-            rows += labelled(f"{at:>9}  ", text, width, inks[level(event)])
+            rows += labelled(f"{at:>9}  ", from_home(text), width, inks[level(event)])
     return rows
 
 
@@ -131,7 +131,7 @@ def config_rows(state: RunState, width: int) -> list[Row]:
     for name, value in (state.multi | state.config).items():
         plain = name in defaults and (value == defaults[name])
         text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        rows += labelled(f"{name:<24} ", text or "–", width, "muted" if plain else "strong")
+        rows += labelled(f"{name:<24} ", from_home(text) or "–", width, "muted" if plain else "strong")
         if origin := state.origins.get(name):
-            rows += labelled(" " * 25, origin, width, "muted")
+            rows += labelled(" " * 25, from_home(origin), width, "muted")
     return rows

@@ -211,7 +211,10 @@ def test_ctrl_z_gives_the_shell_back_and_fg_returns(box: Box) -> None:
         shell.send("fg\n")
         shell.wait_until(lambda: b"Welcome to backprop" in shell.output[before:], PATIENCE, "the screen")
         shell.send("q")
-        shell.wait_until(lambda: shell.is_clean, PATIENCE, "the shell")
+        left = b"\x1b[?1049l"  # what is typed before its prompt is dropped with the answers of the terminal
+        shell.wait_until(
+            lambda: shell.is_clean and b"bash-" in shell.output[shell.output.rfind(left) :], PATIENCE, "the prompt"
+        )
         shell.send("echo still $((40 + 2))\n")
         shell.wait_for("still 42", PATIENCE)
 

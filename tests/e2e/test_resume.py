@@ -206,7 +206,10 @@ def test_when_no_checkpoint_is_whole_the_error_says_of_each_why(
     failed = failure(told)
     assert failed["code"] == "STATE_CHECKPOINT_INVALID"
     assert all(checkpoint.path.name in failed["message"] for checkpoint in present)
-    assert read_run(directory.path).status == "failed"
+    state = read_run(directory.path)
+    assert state.status == "interrupted"  # as it was
+    assert state.refused is not None
+    assert state.refused.code == "STATE_CHECKPOINT_INVALID"
 
 
 def test_sigterm_ends_a_run_like_ctrl_c(workshop: Workshop, tmp_path: Path) -> None:
