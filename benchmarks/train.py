@@ -1,13 +1,15 @@
 """Training speed beside TRL's trainers and a bare loop: same tokens, seed, adapters and steps, in one sitting.
 
     python benchmarks/train.py [--all] [--method M] [--mode M] [--dora] [--rows dense|ragged|uniform] [--steps 3]
+                                [--float32]
 
 Every arm is a process of its own that takes one step when it is its turn (A B C, C B A, …), so that whatever else the
 machine does meets all of them alike. The first steps are warm-up and not counted. An arm whose first losses differ
 from the first arm's trains something else and is void. Shown are medians of the steps: real and trained tokens (padding
 not counted) per second of CPU time, how many times as fast each of our steps was as the arm's neighbouring one (middle
 half in brackets), and the peak memory of the process. References of dpo and kto are computed before the first step on
-both sides. ``--all`` goes through every method and mode.
+both sides; where bf16 rounds them one way and the policy another, losses differ from the first step on, and
+``--float32`` computes without it. ``--all`` goes through every method and mode.
 """
 
 from __future__ import annotations
@@ -347,6 +349,10 @@ def run_trl(work: Work, turns: Turns, folder: Path, arm: str) -> None:
 
 def one_arm(options: argparse.Namespace) -> None:
     turns = Turns()
+    if options.float32:
+        from backprop.train import model
+
+        model.choose_dtype = lambda device: model.torch.float32
     with tempfile.TemporaryDirectory() as folder:
         work = Work(options, Path(folder))
         if options.arm == "ours":
@@ -438,6 +444,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every method and mode, each as a call of its own")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--float32", action="store_true")
     parser.add_argument("--rows", choices=["dense", "ragged", "uniform"], default="dense")
     parser.add_argument("--method", choices=["sft", "dpo", "orpo", "simpo", "kto"], default="sft")
     parser.add_argument("--mode", choices=["lora", "qlora", "full"], default="lora")
