@@ -148,6 +148,23 @@ def test_rows_without_a_token_are_unused_and_rows_too_few_are_refused(tiny_model
         read_vocabulary(tiny_model, count - 1)
 
 
+def test_a_special_token_that_the_model_has_no_row_for_is_left_out_where_nothing_uses_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    count = size_of(tiny_model)
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken("<image_soft_token>", special=True)])  # as in Gemma 3's, of 262,144 rows
+    folder = changed(tiny_model, tmp_path / "m", **json.loads(tokenizer.to_str()))
+
+    found = read_vocabulary(folder, count)
+
+    assert found.left_out == ("<image_soft_token>",)
+    assert found.tokens == read_vocabulary(tiny_model, count).tokens
+    tokenizer.add_tokens(["a word"])
+    with pytest.raises(GGUFError, match="tokens up to"):
+        read_vocabulary(changed(tiny_model, tmp_path / "n", **json.loads(tokenizer.to_str())), count)
+
+
 def test_added_tokens_are_steering_or_text(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
     tokenizer.add_tokens(["<|tool|>", "<think>", AddedToken("<mark>", special=True)])

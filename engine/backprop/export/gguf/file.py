@@ -202,4 +202,6 @@ def _remarks(model: Model, vocabulary: Vocabulary) -> list[str]:
         notes.append(f"llama.cpp ignores the model's sliding window: beyond {window} tokens answers may differ")
     if vocabulary.strips and not set(vocabulary.tokens) >= _PHI_TOKENS:
         notes.append(f"llama.cpp keeps whitespace behind {vocabulary.strips[0]}, which training swallowed")
+    if vocabulary.left_out:
+        notes.append(f"left out, for the model has no row for it: {', '.join(vocabulary.left_out)}")
     return notes

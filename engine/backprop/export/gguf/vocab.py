@@ -64,6 +64,8 @@ class Vocabulary(Struct):
     merges: list[str] | None = None
     strips: list[str] | None = None
     """Control tokens that swallow the whitespace behind them."""
+    left_out: tuple[str, ...] = ()
+    """Special tokens that the model has no rows for, and that nothing in it uses: those of images, in Gemma 3's."""
 
     def write(self, writer: GGUFWriter) -> None:
         """Write all of it, in the order of llama.cpp's converter."""
@@ -97,7 +99,10 @@ def read_vocabulary(folder: Path, size: int, *, with_template: bool = True) -> V
     if kind != "BPE":
         raise _unknown(folder, f"its model is {kind}, not BPE")
     ids = {id: token for token, id in chat.tokenizer.get_vocab(with_added_tokens=True).items()}
-    if max(ids) >= size:
+    added = chat.tokenizer.get_added_tokens_decoder()
+    beyond = {id: token for id, token in ids.items() if id >= size}
+    needed = [id for id in beyond if id not in added or not added[id].special or beyond[id] in chat.template.source]
+    if needed or {chat.bos_id, chat.eos_id} & set(beyond):
         raise GGUFError(
             f"the tokenizer in {folder} has tokens up to {max(ids)}, the model only {size} rows for them",
             hint="the model was not enlarged for the tokens that were added: train again from a base that has them",
@@ -105,7 +110,7 @@ def read_vocabulary(folder: Path, size: int, *, with_template: bool = True) -> V
         )
     pieces = bool(definition["model"].get("byte_fallback"))
     vocabulary = _sentence_pieces(folder, definition, with_template) if pieces else _byte_level(folder, definition)
-    added = chat.tokenizer.get_added_tokens_decoder()
+    vocabulary.left_out = tuple(beyond.values())
     merged: dict[str, int] = {}
     if pieces:
         for first, second in _merges(definition):
