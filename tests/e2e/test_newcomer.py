@@ -168,6 +168,8 @@ def test_the_mask_of_a_row_is_seen(place: Place, newcomer: Newcomer) -> None:
     newcomer.press("1", "\n   rows.jsonl", "enter", "v view", "v", "as chat", "v", "as JSON", "v", "trained")
     assert newcomer.pressed == 5
     answer = json.loads(place.rows.read_text().splitlines()[0])["output"]
+    wanted = (answer, "What is number 0", "trained")  # which may come in several pieces
+    newcomer.wait_until(lambda: all(words in newcomer.text for words in wanted), PATIENCE, "the mask")
     y, x = next((y, line.index(answer)) for y, line in enumerate(newcomer.lines) if answer in line)
     asked = next(y for y, line in enumerate(newcomer.lines) if "What is number 0" in line)
     colours = [
