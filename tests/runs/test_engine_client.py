@@ -180,6 +180,17 @@ def test_an_interrupt_that_a_library_swallows_ends_the_run_at_its_next_phase(tmp
     assert ended.status == "interrupted"
 
 
+def test_a_waiting_engine_that_was_killed_is_hinted_at_and_ended_like_any_other(tmp_path: Path) -> None:
+    warm = WarmEngine()
+    os.kill(warm.pid, 9)
+    process = warm._process
+    assert process is not None
+    process.wait(PATIENCE)
+    warm.hint(RunConfig(data=str(tmp_path / "d")))
+    warm.end()
+    assert process.returncode == -9
+
+
 def test_the_time_of_a_run_is_without_its_pauses(tmp_path: Path) -> None:
     ended = read_to_end(start(tmp_path, "0 pause"))[-1]
     assert isinstance(ended, RunFinished)

@@ -79,6 +79,6 @@ class WarmEngine:
     def end(self) -> None:
         """End it where it still waits, in the middle of its imports too."""
         if self._process is not None:
-            with self._process as process:
+            with suppress(BrokenPipeError), self._process as process:  # a hint that it did not read is still held
                 process.kill()
             self._process = None
