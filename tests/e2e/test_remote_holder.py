@@ -21,6 +21,7 @@ import pyte
 import pytest
 from backprop.core import paths
 from place import PATIENCE
+from processes import living
 
 from backprop_tui.remote import engine, holder
 from backprop_tui.remote.packets import pack, unpack
@@ -157,7 +158,7 @@ def test_the_socket_of_a_killed_holder_is_taken_away(attach: Callable[..., Attac
     line = attach(begin=True)
     line.read_until(lambda: "Welcome to backprop" in line.text, "the application")
     (path,) = engine._folder().iterdir()
-    (child,) = [each for each in psutil.Process().children() if str(path) in each.cmdline()]
+    (child,) = living(psutil.Process().children(), str(path))
     (application,) = child.children()
     child.kill()
     child.wait()
@@ -183,7 +184,7 @@ def test_an_application_that_dies_says_what_it_said_last(attach: Callable[..., A
     line = attach(begin=True)
     line.read_until(lambda: "Welcome to backprop" in line.text, "the application")
     (path,) = engine._folder().iterdir()
-    (child,) = [each for each in psutil.Process().children() if str(path) in each.cmdline()]
+    (child,) = living(psutil.Process().children(), str(path))
     (application,) = child.children()
     application.send_signal(signal.SIGABRT)
     line.read_until(lambda: line.other[-1:] != [] and line.other[-1][0] == b"E", "the end")

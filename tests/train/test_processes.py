@@ -29,6 +29,7 @@ from backprop.train.ranks import Leader, Ranks
 from backprop.train.sharding import shares
 from msgspec.structs import replace
 from pinned_machine import within
+from processes import living
 from runs_in_process import Asking, go_on, of, train
 from safetensors.torch import load_file
 
@@ -65,7 +66,7 @@ def numbers(events: list[Any]) -> list[tuple[Any, ...]]:
 
 
 def children() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children(recursive=True) if "follower" in " ".join(each.cmdline())]
+    return living(psutil.Process().children(recursive=True), "follower")
 
 
 def test_two_processes_are_one_through_a_pause_a_bad_step_and_running_out_of_memory(
