@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -20,12 +21,11 @@ from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from backprop.runs.sessions import session_of
 from textual import events
-from textual.app import App, ScreenStackError, SystemCommand
+from textual.app import ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
 from textual.notifications import SeverityLevel
 from textual.screen import Screen
-from textual.theme import ThemeProvider
 from textual.timer import Timer
 from textual.widget import Widget
 from textual.worker import Worker, WorkerState
@@ -35,11 +35,10 @@ from backprop_tui.charts.curve_plot import CurvePlot
 from backprop_tui.clipboard import hand_over
 from backprop_tui.elsewhere import Elsewhere
 from backprop_tui.keys import bindings, press, shown, take_own
-from backprop_tui.palette import KnownByName, in_one_line
 from backprop_tui.remembered import recall, remember
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Palette, Question, TooSmall
+from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Question, TooSmall
 from backprop_tui.screens.jump import Jump
 from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import count, many_lines
@@ -49,6 +48,8 @@ from backprop_tui.watch import Watch
 CADENCES = (4.0, 2.0, 1.0)
 """Drawings a second that can be chosen."""
 CATCH_UP = 0.02
+QUIET = 1.0
+"""Seconds between two drawings where nothing goes on: what other processes change is seen then."""
 
 
 class BackpropApp(KeysInOrder, inherit_bindings=False):
@@ -59,7 +60,6 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
     ENABLE_COMMAND_PALETTE = True
     ALLOW_SELECT = False
     """Nothing that is shown can be selected but messages, and a second click on one would meet it when it is gone."""
-    COMMANDS = App.COMMANDS | {KnownByName}
 
     def __init__(
         self,
@@ -110,6 +110,8 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self._cadence = 1 if "SSH_CONNECTION" in os.environ else 0
         self._timer: Timer | None = None
         self._catching_up = False
+        self._flushed_at = self._busy_at = 0.0
+        self._shown_elsewhere: tuple[int, str] = (0, "")
         self._made: list[BaseScreen] = []
         self._loop_of_screen: asyncio.AbstractEventLoop | None = None
 
@@ -161,10 +163,27 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_interval(1 / CADENCES[self._cadence], self.flush)
+        self._timer = self.set_interval(1 / CADENCES[self._cadence], self._tick)
+
+    def _tick(self) -> None:
+        """Flush, and seldom where for a while nobody pressed a key and nothing was trained, worked on or found."""
+        now = time.monotonic()
+        watches = (*self.opened(), *self.elsewhere.watches)
+        busy = self._catching_up or self._shown_elsewhere != (self.elsewhere.queued, self.elsewhere.place)
+        busy = busy or any(watch.live or watch.waits for watch in watches)
+        if busy or any(screen.tasks.running() for screen in self._made):
+            self._busy_at = now
+        if now - self._busy_at < QUIET or now - self._flushed_at >= QUIET:
+            self.flush()
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.InputEvent):
+            self._busy_at = time.monotonic()
+        await super().on_event(event)
 
     def flush(self) -> None:
         """The one place where a run's news reach the screen."""
+        self._flushed_at = time.monotonic()
         if not self._catching_up:
             self._advance()
         self._tell_news()
@@ -183,7 +202,8 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
                 [*living, *self.elsewhere.living],
                 key=lambda watch: screen.NAME == "live" and watch is self.watched,
             )
-            screen.header.show(every, self.elsewhere.queued, self.elsewhere.place)
+            self._shown_elsewhere = self.elsewhere.queued, self.elsewhere.place
+            screen.header.show(every, *self._shown_elsewhere)
             screen.flush()
 
     def living(self) -> list[Watch]:
@@ -425,13 +445,21 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
 
     def action_command_palette(self) -> None:
         if not self.screen.is_modal:  # a question is answered first
-            self.push_screen(Palette())
+            from backprop_tui.palette import KnownByName, Palette
+
+            self.push_screen(Palette(providers=[*self.COMMANDS, KnownByName]))
 
     def search_themes(self) -> None:
+        from textual.theme import ThemeProvider
+
+        from backprop_tui.palette import Palette
+
         self.push_screen(Palette(providers=[ThemeProvider], placeholder="Search for themes…"))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every key that works here, by its name, and the themes: a line each."""
+        from backprop_tui.palette import in_one_line
+
         for key in (*(screen.KEYS if isinstance(screen, BaseScreen) else ()), *EVERYWHERE):
             if key.name not in ("command_palette", "back", "interrupt"):
                 title = f"{key.label.capitalize():<14}{shown(key):>9}  {key.help}"

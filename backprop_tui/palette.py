@@ -1,4 +1,4 @@
-"""What the palette finds besides keys: runs, datasets that were opened, presets; read when it is opened."""
+"""The palette, and what it finds besides keys: runs, datasets that were opened, presets; read when it is opened."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from backprop.core.presets import TRAINING_PRESETS
 from backprop.runs import engine_client
 from backprop.runs.index import RunIndex
 from textual.app import App
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.await_complete import AwaitComplete
+from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.message import Message
+from textual.worker import Worker
 
 from backprop_tui.screens.base import ConfigureRun, OpenRun, ShowOn
 from backprop_tui.text import fit, from_home, safe, short_path
@@ -23,6 +25,28 @@ _RUNS = 20
 """The newest are named."""
 _EDGES = 6
 """Cells of the window that a line cannot have."""
+
+
+class Palette(CommandPalette):
+    """Textual's, which keys and clicks of one burst would break: it is left once, and moves when it is drawn."""
+
+    def dismiss(self, result: None = None) -> AwaitComplete:
+        return super().dismiss(result) if self.app.screen is self else AwaitComplete()
+
+    def _action_command_list(self, action: str) -> None:
+        if any(commands.scrollable_content_region for commands in self.query(CommandList)):
+            super()._action_command_list(action)
+
+    def run_worker(self, *args: Any, **how: Any) -> Worker[Any]:
+        """Its search may still go on when it is left, and then finds no list: that ends nothing."""
+        return super().run_worker(*args, **{**how, "exit_on_error": False})
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        event.stop()
+
+    def _action_cursor_down(self) -> None:
+        if self.query(CommandList):
+            super()._action_cursor_down()
 
 
 def in_one_line(title: str, app: App[Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
@@ -106,6 +107,7 @@ def short_number(number: float) -> str:
     return f"{number:.0f}{unit}" if not unit or number >= 9.95 else f"{number:.1f}{unit}"
 
 
+@lru_cache
 def short_path(text: str) -> str:
     """The last part of a path or of a hub name."""
     return Path(text).name or text

@@ -144,6 +144,11 @@ class Watch:
         return os.path.realpath(self.path) == os.path.realpath(path)
 
     @property
+    def waits(self) -> bool:
+        """Whether something was read that is not folded in yet."""
+        return self._first is not None or bool(self._rest or self._inbox)
+
+    @property
     def live(self) -> bool:
         """Whether an engine works on the run, so that it takes commands."""
         return self.state.alive and not self.state.ended and self.error is None and self.session is None

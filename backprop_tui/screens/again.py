@@ -12,7 +12,6 @@ from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
-from backprop.runs.engine_jobs import require_repeatable
 from backprop.runs.engine_process import WarmEngine
 from backprop.runs.sessions import unfinished
 from backprop.runs.state import read_run
@@ -64,6 +63,7 @@ def replay(path: Path) -> EngineClient:
         BackpropError: as ``cli.options.replayed_config`` and ``engine_jobs.require_repeatable``.
     """
     from backprop.cli.options import replayed_config
+    from backprop.runs.engine_jobs import require_repeatable
 
     (config, origins), replays = replayed_config(read_run(path), {})
     forked_from = RunDirectory(path).find_record().forked_from

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from backprop.runs.state import RunState
 from textual import events
 from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
-from textual.command import CommandList, CommandPalette
 from textual.containers import Vertical
 from textual.geometry import Size
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.worker import Worker
 
 from backprop_tui.charts.timeline import MARKS
 from backprop_tui.keys import shown
@@ -39,28 +37,6 @@ class Dialog(ModalScreen[Result]):
 
     def dismiss(self, result: Result | None = None) -> AwaitComplete:
         return super().dismiss(result) if self.app.screen is self else AwaitComplete()
-
-
-class Palette(CommandPalette):
-    """Textual's, which keys and clicks of one burst would break: it is left once, and moves when it is drawn."""
-
-    def dismiss(self, result: None = None) -> AwaitComplete:
-        return super().dismiss(result) if self.app.screen is self else AwaitComplete()
-
-    def _action_command_list(self, action: str) -> None:
-        if any(commands.scrollable_content_region for commands in self.query(CommandList)):
-            super()._action_command_list(action)
-
-    def run_worker(self, *args: Any, **how: Any) -> Worker[Any]:
-        """Its search may still go on when it is left, and then finds no list: that ends nothing."""
-        return super().run_worker(*args, **{**how, "exit_on_error": False})
-
-    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        event.stop()
-
-    def _action_cursor_down(self) -> None:
-        if self.query(CommandList):
-            super()._action_cursor_down()
 
 
 class Answer(NamedTuple):

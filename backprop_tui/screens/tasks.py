@@ -6,18 +6,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from backprop.core import jobs
 from backprop.core.errors import BackpropError
 from backprop.core.events import ModelLoading
 from backprop.runs.describe import describe
-from backprop.runs.engine_jobs import EngineJob
 from textual.message import Message
 from textual.screen import Screen
 
 from backprop_tui.keys import press
 from backprop_tui.text import clock
+
+if TYPE_CHECKING:
+    from backprop.core import jobs
+    from backprop.runs.engine_jobs import EngineJob
 
 Value = TypeVar("Value")
 _EVERY = 0.5
@@ -88,8 +90,10 @@ class Task(Generic[Value]):
 
     def report(self, message: jobs.Message) -> None:
         """Show how far an engine process is that does the work."""
+        from backprop.core.jobs import JobProgress  # no screen has work to show before it is drawn
+
         match message:
-            case jobs.JobProgress():
+            case JobProgress():
                 self.name = message.doing or self.name
                 self.progress(message.done, message.total)
             case ModelLoading():

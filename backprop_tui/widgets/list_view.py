@@ -65,7 +65,7 @@ class ListView(Scroll):
         self.count = count
         self.cursor = self._cursor
         self.redraw()
-        if early and self.screen.is_current and self.has_focus:
+        if early and self.screen.is_current and self.screen.focused is self:
             self.action_choose()
 
     @property

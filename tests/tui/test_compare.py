@@ -11,14 +11,13 @@ import pytest
 import recorded
 from acting import shown_path, text_of, until
 from backprop.core.errors import RunError
-from backprop.runs import engine_client
+from backprop.runs import engine_client, engine_jobs
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState, read_run
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.charts.overlay import MOST, STYLES, Overlaid, OverlayPlot
-from backprop_tui.screens import again
 from backprop_tui.screens.runs.screen import RunsScreen
 
 
@@ -158,10 +157,10 @@ async def test_a_new_end_a_fork_and_a_replay_are_begun_from_the_list(
     monkeypatch.setattr(engine_client, "start", begin)
 
     def another(*given: object) -> None:
-        monkeypatch.setattr(again, "require_repeatable", lambda *given: None)  # from the second time on
+        monkeypatch.setattr(engine_jobs, "require_repeatable", lambda *given: None)  # from the second time on
         raise RunError("line 3 was changed", code="STATE_IDENTITY_MISMATCH")
 
-    monkeypatch.setattr(again, "require_repeatable", another)
+    monkeypatch.setattr(engine_jobs, "require_repeatable", another)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         app, screen = pilot.app, pilot.app.screen
         assert isinstance(app, BackpropApp)

@@ -17,8 +17,9 @@ from textual.widgets._toast import Toast
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.main import farewell
+from backprop_tui.palette import Palette
 from backprop_tui.screens.base import OpenRun
-from backprop_tui.screens.dialogs import AnswerList, Help, Palette, Question, TooSmall, deleting
+from backprop_tui.screens.dialogs import AnswerList, Help, Question, TooSmall, deleting
 from backprop_tui.screens.runs.screen import RunsScreen
 from backprop_tui.watch import Watch
 

@@ -92,7 +92,7 @@ class FindingsPane(ListView):
             self._say(f"nothing to say about {found.rows:,} rows{part}")
         said = f"checked {found.rows:,} rows: {found.invalid:,} unusable, {len(lines):,} to look at{part}"
         keys = f" · {press('data.problems')} lists them, {press('data.next')} goes to the next"
-        hint = keys if found.problem_counts and not self.has_focus else ""
+        hint = keys if found.problem_counts and self.screen.focused is not self else ""  # the news of it comes later
         self.post_message(Notice(said + hint))
         self.post_message(RowsChanged())
 

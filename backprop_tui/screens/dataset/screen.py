@@ -285,7 +285,7 @@ class DataScreen(BaseScreen):
 
     def action_filter(self) -> None:
         """Show some rows alone; in the list of findings, those with the one under the cursor."""
-        code = self.findings.at_cursor()[0] if self.findings.has_focus else ""
+        code = self.findings.at_cursor()[0] if self.focused is self.findings else ""
         self.table.ask_words(self._prompt, "filter", self._filter, f"finding:{code}" if code else "")
 
     def _filter(self, words: str) -> None:

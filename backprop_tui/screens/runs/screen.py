@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError
 from backprop.runs import engine_client
 from backprop.runs.deletion import delete_run, sizes
@@ -17,6 +16,7 @@ from backprop.runs.summary import SORTS, RunSummary, matches
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.widget import AwaitMount
 from textual.widgets import Input
 
 from backprop_tui.charts.loss_plot import LossPlot
@@ -42,7 +42,7 @@ from backprop_tui.widgets.run_table import RunTable
 
 _NAMED = 8
 """Of the files that are there, so many are named."""
-LOOK_AGAIN = 2.0
+LOOK_AGAIN = 3.0
 """Seconds between two looks at the runs while this screen is shown."""
 
 
@@ -65,6 +65,8 @@ class RunsScreen(BaseScreen):
         self._plot = LossPlot(id="detail-plot")
         self._comparison, self._queued = Comparison(id="comparison"), QueuePane(id="queue")
         self._prompt = Prompt(id="prompt")
+        self._rest: AwaitMount | None = None
+        """The three of them, once they are made."""
         self.found: list[RunSummary] | None = None
         self.words = ""
         self.sort, self.backwards = next(iter(SORTS)), False
@@ -86,15 +88,19 @@ class RunsScreen(BaseScreen):
         with self._lower:
             yield self._detail
             yield self._plot
-        yield self._comparison
-        yield self._queued
-        yield self._prompt
         yield self.keybar
 
     def on_mount(self) -> None:
         self.show_keys()
         self.set_interval(LOOK_AGAIN, self.look)
-        self.look()
+        self.call_after_refresh(self._make_rest)
+
+    async def _make_rest(self) -> None:
+        """Make what is not seen at first, once the list is drawn or a key asks for it."""
+        if self._rest is None:
+            self._rest = self.mount(self._comparison, self._queued, self._prompt, before=self.keybar)
+            self._queued.look()
+        await self._rest
 
     def on_screen_resume(self) -> None:
         self._plot.redraw()  # its symbols may be others now
@@ -106,7 +112,8 @@ class RunsScreen(BaseScreen):
             compared = self._comparison.paths
             if compared and any(run.path in compared and run.status in LIVING for run in self.found or ()):
                 self._comparison.look()
-            self._queued.look()
+            if self._rest is not None:
+                self._queued.look()
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
     def _read_runs(self, *, wait: bool = False) -> None:
@@ -117,6 +124,8 @@ class RunsScreen(BaseScreen):
             some = partial(self.app.call_from_thread, self._take_some)
             runs = self._reader.read([run.path for run in self._table.seen()], some)
             if not runs:
+                from backprop.core.datasets import FILE_ENDINGS
+
                 self._files = [name for name in candidates("", FILE_ENDINGS) if not name.endswith("/")][:_NAMED]
             take(runs)
         finally:
@@ -307,17 +316,19 @@ class RunsScreen(BaseScreen):
             self._filter.value = ""
             self.remove_class("-filtering")
 
-    def action_compare(self) -> None:
+    async def action_compare(self) -> None:
         if len(self._table.marked) < 2:
             self.notify(f"mark two runs or more with {press('runs.mark')}, then compare them", timeout=4)
             return
         runs = self._table.targets
         if len(runs) > MOST:
             self.notify(f"the first {MOST} of {len(runs)} marked runs are shown", severity="warning", timeout=4)
+        await self._make_rest()
         self._show_instead("-comparing")
         self._comparison.open([run.path for run in runs[:MOST]])
 
-    def action_queue(self) -> None:
+    async def action_queue(self) -> None:
+        await self._make_rest()
         self._show_instead("-queueing")
         self.set_focus(self._queued.entries)
 
@@ -335,7 +346,7 @@ class RunsScreen(BaseScreen):
             self.set_focus(self._table)
         self.show()
 
-    def action_extend(self) -> None:
+    async def action_extend(self) -> None:
         state = self._shown_state
         if state is None or not state.ended:
             return
@@ -345,6 +356,7 @@ class RunsScreen(BaseScreen):
             if steps:
                 self.post_message(OpenRun(partial(engine_client.extend, path, int(steps))))
 
+        await self._make_rest()
         label = f"run {state.run_id} has taken {count(state.step)} of {count(state.total_steps)} steps; its new end:"
         self._prompt.ask(label, extend, numbers=range(state.step + 1, 10**9))
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 from backprop.core.errors import InvalidSettingError
-from backprop.core.locate import held_out_file
 from backprop.core.settings import MultiConfig, RunConfig
 
 KIND = "multi_run"
@@ -29,6 +28,8 @@ def require_mergeable(config: RunConfig, multi: MultiConfig) -> None:
     Raises:
         InvalidSettingError: it names the setting, and what to do instead.
     """
+    from backprop.core.locate import held_out_file  # finds data: the application's first screen names sessions alone
+
     wrong = {
         "mode": (config.mode == "full", "a whole model has no adapter to merge", "--mode lora or qlora"),
         "method": (config.method != "sft", "runs are merged that learn answers", "--method sft"),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 MASK = "[redacted]"
 
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """C0 and C1 controls, line separators, marks that turn the writing direction around, and halves of surrogate pairs."""
 
-# One pattern per family.
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\b(authorization\s*:\s*\w+)\s+\S+", re.IGNORECASE), rf"\1 {MASK}"),
-    (re.compile(r"\b(bearer|basic)\s+(?=\S{20}|\S{,19}[\d=])[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
-    (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), MASK),
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), MASK),
-    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
-    (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@", re.IGNORECASE), rf"\1{MASK}@"),
-    (
-        re.compile(
-            r"""(?ix)
+
+@cache
+def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
+    """One per family; made when a text leaves the process first, not while a program starts."""
+    return (
+        (re.compile(r"\b(authorization\s*:\s*\w+)\s+\S+", re.IGNORECASE), rf"\1 {MASK}"),
+        (re.compile(r"\b(bearer|basic)\s+(?=\S{20}|\S{,19}[\d=])[a-z0-9._~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
+        (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), MASK),
+        (re.compile(r"\bhf_[A-Za-z0-9]{8,}"), MASK),
+        (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), MASK),
+        (re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/:@]+:[^\s/@]+@", re.IGNORECASE), rf"\1{MASK}@"),
+        (
+            re.compile(
+                r"""(?ix)
             (?<![a-z0-9])
             ((?:[a-z0-9]+[_-])*
              (?:password|passwd|pwd|token|api[_-]?key|secret|secret[_-]access[_-]key|access[_-]key))
@@ -27,10 +31,11 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
             (?!\[redacted\])
             ([^\s"'&,;}\])]+)
             """
+            ),
+            rf"\1\2{MASK}",
         ),
-        rf"\1\2{MASK}",
-    ),
-)
+    )
+
 
 # ``max_tokens=5`` and ``token: 3`` in counts are prose, not secrets: the keyword is the plural or the value a number
 # below a million. A token that is written out, as ``eos_token=</s>``, is none either.
@@ -40,9 +45,9 @@ _UNLIKE_A_WORD = re.compile(r"\d|[a-z][A-Z]|.{20}")
 
 def redact(text: str) -> str:
     """Return ``text`` with every secret replaced by ``[redacted]``."""
-    for pattern, replacement in _PATTERNS[:-1]:
+    *families, (keyword, _) = _patterns()
+    for pattern, replacement in families:
         text = pattern.sub(replacement, text)
-    keyword, _ = _PATTERNS[-1]
     return keyword.sub(_mask_value, text)
 
 

@@ -8,7 +8,7 @@ of the share of exact answers a negative one.
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import fmean
+from math import fsum
 
 from msgspec import Struct, field
 
@@ -73,10 +73,10 @@ class Forgetting(Struct):
 
         now = [(task, at(last, task)) for task in tasks]
         known = [score for _, score in now if score is not None]
-        average = fmean(known) if known and len(known) == len(tasks) else None
+        average = fsum(known) / len(known) if known and len(known) == len(tasks) else None
         moved = []
         for task, score in now:
             before = at(task, task)
             if task < max(tasks) and score is not None and before is not None:
                 moved.append(score - before)
-        return average, fmean(moved) if moved and len(moved) == len(tasks) - 1 else None
+        return average, fsum(moved) / len(moved) if moved and len(moved) == len(tasks) - 1 else None
