@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import key_of, text_of, until
+from backprop.core.errors import BackpropError
 from backprop.core.exports import FORMATS
 from backprop.runs import engine_jobs
 from bare_gguf import write_gguf
@@ -20,6 +21,7 @@ from backprop_tui.screens.chat import ChatScreen
 from backprop_tui.screens.export.formats import CHOICES, Choice
 from backprop_tui.screens.export.screen import ExportScreen
 from backprop_tui.screens.runs.screen import RunsScreen
+from backprop_tui.screens.tasks import Failed
 from backprop_tui.screens.trouble import ErrorPanel
 
 SMALL, LARGE = (80, 24), (140, 45)
@@ -196,14 +198,22 @@ async def test_what_was_written_goes_to_ollama_and_a_refusal_leaves_the_export(
             assert not any(key.name in ("register", "push") for key in screen.own_keys()), "there is nothing yet"
             await pilot.press("enter")
             await until(lambda: screen.done is not None, "the result")
+            screen.post_message(Failed("export", BackpropError("it exists already")))
+            await until(lambda: screen.failed is not None, "a second export that is refused")
+            words = await drawn(pilot, screen)
+            assert words.index("it exists already") < words.index("same  tensors"), "the first one's proof stays"
             words = await handed_on(pilot, screen, "r")
+            assert "it exists already" not in words
             assert "small-q4_k_m" in str(server.models)
             assert "next: ollama run small-q4_k_m" in words
             assert screen.command() == "ollama run small-q4_k_m"
             screen.handed = []
             words = await handed_on(pilot, screen, "r")
-            assert "the export stands" in words, "the name is taken now"
-            assert "same  tensors" in words
+            assert words.index("the export stands") < words.index("same  tensors"), "the name is taken now"
+            await pilot.press("e")
+            assert isinstance(pilot.app.screen, ErrorPanel)
+            assert "--replace" in pilot.app.screen.told.text
+            await pilot.press("escape")
             screen.handed = []
             words = await handed_on(pilot, screen, "p", *"nobody")
             assert "the export stands" in words, "a name on the hub has an owner"

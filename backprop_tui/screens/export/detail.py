@@ -58,10 +58,12 @@ def failure(error: BackpropError, width: int) -> list[Row]:
 
 
 def proof(done: Exported, handed: Sequence[tuple[str, str]], width: int) -> list[Row]:
-    """What was written, opened again and compared, and what became of the steps after it."""
+    """What became of the steps after an export, and what was written, opened again and compared."""
     found: list[tuple[str, str]] = []
     show_export(done, lambda text, kind: found.append((text, kind)), follows=not handed)
-    rows = [heading("written, opened again and compared", width)]
-    for text, kind in (*found, *handed):
-        rows += paragraph(from_home(text), width, _INK.get(kind, "trained" if text.startswith("same") else "text"))
+    rows: list[Row] = []
+    for title, said in (("handed on", handed), ("written, opened again and compared", found)):
+        rows += [heading(title, width)] if said else []
+        for text, kind in said:
+            rows += paragraph(from_home(text), width, _INK.get(kind, "trained" if text.startswith("same") else "text"))
     return rows

@@ -74,6 +74,8 @@ class ExportScreen(BaseScreen):
         self.written: dict[Choice, Exported] = {}
         """What was written of the run here; each stays to be looked at and handed on."""
         self.failed: BackpropError | None = None
+        """Why nothing was written."""
+        self.not_handed: BackpropError | None = None
         self.warnings: list[str] = []
         self.handed: list[tuple[str, str]] = []
         """Lines about what became of the steps after the export, with their kinds."""
@@ -122,8 +124,9 @@ class ExportScreen(BaseScreen):
 
     def _offer(self, path: str) -> None:
         if path:
-            self.source = self.list.source = self.failed = None
-            self.warnings, self.handed, self.output, self.notice = [], [], "", ""
+            self.source = self.list.source = None
+            self._forget_news()
+            self.warnings, self.output, self.notice = [], "", ""
             self.written.clear()
             self.tasks.forget("sizes")
             self.tasks.begin("look", "", lambda _: look_at(path), self._take_source)
@@ -164,7 +167,7 @@ class ExportScreen(BaseScreen):
         if event.work == "sizes":  # what llama.cpp cannot compute is said by its export
             return
         if event.work == "hand":
-            error = event.error
+            self.not_handed = error = event.error
             self.handed = [(f"✗ [{error.code}] {error.message}. {error.hint}", "error")]
             self.handed.append(("the export stands", "quiet"))
         else:
@@ -174,9 +177,13 @@ class ExportScreen(BaseScreen):
     @on(ListView.Moved, "#choices-of-format")
     def _moved(self) -> None:
         if not self.tasks.running():
-            self.failed, self.handed = None, []
+            self._forget_news()
         self.notice = ""
         self.flush()
+
+    def _forget_news(self) -> None:
+        self.failed = self.not_handed = None
+        self.handed = []
 
     # What is shown
 
@@ -219,7 +226,7 @@ class ExportScreen(BaseScreen):
                 rows += [[(task.words(), "text")], bar(task.done / task.total if task.total else 0.0, width, "info")]
             return rows
         if self.failed is not None:
-            return rows + failure(self.failed, width)
+            rows += failure(self.failed, width)
         if self.done is not None:
             return rows + proof(self.done, self.handed, width)
         return rows + outlook(self.source, self.choice, self.output, self.command(), width) if self.source else rows
@@ -243,7 +250,7 @@ class ExportScreen(BaseScreen):
             hidden.add("push")
         if self.source is None:
             hidden |= {key.name for key in KEYS}
-        hidden = hidden - {"error"} if self.failed else hidden | {"error"}
+        hidden = hidden - {"error"} if self.failed or self.not_handed else hidden | {"error"}
         label = "copy next command" if self.done else "copy command"
         keys = [key._replace(label=label) if key.name == "copy" else key for key in KEYS]
         return [key for key in keys if key.name not in hidden]
@@ -261,8 +268,8 @@ class ExportScreen(BaseScreen):
         request = ExportRequest(
             source=self.source.path, format=choice.format, precision=choice.precision, output=self.output
         )
-        self.failed = None
-        self.warnings, self.handed, self.notice = [], [], ""
+        self._forget_news()
+        self.warnings, self.notice = [], ""
 
         def work(task: Task[Exported | str]) -> Exported:
             def report(message: Message) -> None:
@@ -326,7 +333,7 @@ class ExportScreen(BaseScreen):
             show(done, lambda text, kind: said.append((text, kind)))
             return said
 
-        self.handed = []
+        self._forget_news()
         self.tasks.begin("hand", f"handing on {name}", hand, self._take_handed)
         self.flush()
 
@@ -338,8 +345,8 @@ class ExportScreen(BaseScreen):
             self.app.copy_to_clipboard(self.command())
 
     def action_error(self) -> None:
-        if self.failed is not None:
-            show_error(self, self.failed)
+        if error := self.failed or self.not_handed:
+            show_error(self, error)
 
     def action_place(self) -> None:
         if self.source is not None and not self.exporting:
