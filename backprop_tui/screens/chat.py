@@ -120,6 +120,8 @@ class ChatScreen(BaseScreen):
         self.waiting = ""
         """A question that is asked when the model is loaded."""
         self.notice = ""
+        self._too_early = False
+        """A question was sent while a reply comes."""
         self._title, self._status = Bar(id="title"), Bar(id="status")
         self.view = ChatView(id="conversation")
         self.entry = Input(id="entry", compact=True, placeholder="write here; enter asks")
@@ -225,7 +227,9 @@ class ChatScreen(BaseScreen):
         tally = f"identical on {same} of {compared}" if compared else ""
         settings = sampling_text(talk.sampling) if talk.sampling.temperature else "greedy"
         settings += ", system prompt" if talk.system else ""
-        words = "  ".join(filter(None, [self.tasks.words(""), self.notice, tally]))
+        self._too_early = self._too_early and talk.waits_for is not None
+        coming = f"a reply is coming: {press('everywhere.back')} stops it" if self._too_early else ""
+        words = "  ".join(filter(None, [self.tasks.words(""), coming or self.notice, tally]))
         width = max(20, self.size.width - len(settings) - 2)
         self._status.show(cut([(f" {safe(words)}", "text")], width), [(f"{settings} ", "muted")])
         self.show_keys()
@@ -241,7 +245,8 @@ class ChatScreen(BaseScreen):
         if not self.source:
             return f"no run with a result yet: {press('runs.talk')} on the Runs screen talks to one when it is finished"
         beside = " beside the run that is being trained" if self.living else ""
-        return f"{press('chat.write')} loads the model of run {short_path(self.source)}{beside}."
+        what = "" if self.source.endswith(".gguf") else "the model of run "
+        return f"{press('chat.write')} loads {what}{short_path(self.source)}{beside}."
 
     @property
     def compares(self) -> bool:
@@ -271,7 +276,7 @@ class ChatScreen(BaseScreen):
             self.waiting, self.entry.value = words, ""
             self.notice = f"asked when the model is loaded: {words}"
         elif self.conversation.waits_for is not None:
-            self.notice = f"a reply is coming: {press('everywhere.back')} stops it"
+            self._too_early = True
         elif words and self.loaded:
             self.entry.value = self.notice = ""
             self.view.follows = True

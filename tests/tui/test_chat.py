@@ -141,11 +141,15 @@ async def test_a_reply_is_stopped_and_the_next_one_comes(run: recorded.Recorder)
         screen.entry.value = "please wait"
         await pilot.press("enter")
         await until(lambda: bool(screen.conversation.turns and screen.conversation.turns[0].text), "its beginning")
+        screen.entry.value = "too early"
+        await pilot.press("enter")
+        assert "a reply is coming: esc stops it" in shown(pilot)
         await pilot.press("escape")
         await until(lambda: screen.conversation.waits_for is None, "the end of the reply")
         screen.flush()
         await pilot.pause()
         assert "stopped" in shown(pilot)
+        assert "a reply is coming" not in shown(pilot)
         assert screen.focused is screen.entry, "esc stops the reply first and leaves the line then"
         await ask(pilot, "Go on")
         assert "Fair winds!" in shown(pilot)
