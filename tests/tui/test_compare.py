@@ -87,7 +87,7 @@ async def test_of_two_runs_what_differs_is_beside_the_curves_where_there_is_room
     async with BackpropApp().run_test(size=(140, 45)) as pilot:
         screen = await compared(pilot, 2)
         await until(lambda: "0.0005" in text_of(pilot.app), "the differences")
-        for words in ("loss of 2 runs", "what you set", "learning_ra… 0.001", "0.0005"):
+        for words in ("loss of 2 runs", "what you set", "learning_rate", "0.0005"):
             assert words in text_of(pilot.app)
         await pilot.resize_terminal(80, 24)
         await until(lambda: "what you set" not in text_of(pilot.app), "the curves alone")

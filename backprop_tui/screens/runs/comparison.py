@@ -10,6 +10,7 @@ from pathlib import Path
 from backprop.core.errors import BackpropError
 from backprop.runs.compare import GROUPS, Difference, compare, shown_value
 from backprop.runs.state import read_run
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
@@ -31,8 +32,8 @@ COMPARING = table(
     Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", 4),
 )
 """While runs are beside each other."""
-_KEY = 0.3
-"""Share of the width for what it is that differs."""
+_KEY = 0.42
+"""The most of the width for what it is that differs."""
 _ROOM_FOR_BOTH = 110
 
 
@@ -50,7 +51,7 @@ class Differences(TextView):
     def content(self, width: int) -> list[Row]:
         if self.found is None:
             return [[(f"mark exactly two runs with {press('runs.mark')} to see what differs", "muted")]]
-        key = int(_KEY * width)
+        key = min(int(_KEY * width), max((cell_len(one.key) + 1 for one in self.found), default=0))
         each = (width - key) // 2
         rows: list[Row] = [
             [(fit("", key), "text"), *((fit(name[:12], each), "strong+bold") for name in self.names)],

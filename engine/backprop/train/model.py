@@ -328,7 +328,7 @@ def _measured(loaded: Loaded, config: RunConfig) -> ModelLoaded:
             hint="this is a defect; the versions of torch, transformers and peft are in `backprop info`",
         )
     mlx = loaded.model if config.backend == "mlx" else None
-    threads = f"cpu ({torch.get_num_threads()} threads)"
+    threads = f"cpu ({torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''})"
     device = f"cuda ({torch.cuda.get_device_name(loaded.device)})" if loaded.device.type == "cuda" else threads
     return ModelLoaded(
         model=config.model,
