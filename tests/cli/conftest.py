@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from tiny_language_model import write_rows
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-PATIENCE = 240.0
 
 
 @pytest.fixture

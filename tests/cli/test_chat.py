@@ -15,8 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-PATIENCE = 120.0
+from patience import PATIENCE
 
 
 @pytest.fixture
@@ -149,7 +148,7 @@ def test_on_a_terminal_ctrl_c_stops_the_reply_and_then_leaves(nosy_run: Any, tmp
         nonlocal shown
         while process.poll() is None and not (words and words in shown):
             os.killpg(process.pid, signal.SIGINT)
-            while select.select([leader], [], [], 2)[0]:
+            while select.select([leader], [], [], 10)[0]:
                 try:
                     shown += os.read(leader, 4096)
                 except OSError:  # it is gone

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-from place import ENDLESS, PATIENCE, Place, program
+from patience import PATIENCE
+from place import ENDLESS, Place, program
 from terminal import Terminal
 from trained_runs import run_of_four_steps
 

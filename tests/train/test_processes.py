@@ -28,6 +28,7 @@ from backprop.train.methods import sft
 from backprop.train.ranks import Leader, Ranks
 from backprop.train.sharding import shares
 from msgspec.structs import replace
+from patience import PATIENCE
 from pinned_machine import within
 from processes import living
 from runs_in_process import Asking, go_on, of, train
@@ -143,7 +144,7 @@ def test_an_engine_that_is_killed_leaves_no_process(tiny_config: RunConfig) -> N
 
     os.kill(engine._pid(), signal.SIGKILL)
 
-    _, alive = psutil.wait_procs(found, timeout=30)
+    _, alive = psutil.wait_procs(found, timeout=PATIENCE)
     assert alive == []
 
 

@@ -6,13 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from patience import PATIENCE
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.keys import press
 from backprop_tui.screens.runs.screen import RunsScreen
-
-PATIENCE = 20.0
 
 
 async def until(condition: Callable[[], bool], what: str = "the condition") -> None:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import loop_at_rest
 import pytest
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "e2e")]
 
 import recorded  # noqa: E402
+
+loop_at_rest.take_over()
 
 
 @pytest.fixture(autouse=True)

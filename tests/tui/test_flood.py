@@ -10,8 +10,9 @@ from pathlib import Path
 import made_events
 import pytest
 import recorded
-from acting import PATIENCE, key_of, seen, text_of, until
+from acting import key_of, seen, text_of, until
 from backprop.runs import engine_client
+from patience import PATIENCE
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import SCREENS, Entry
