@@ -29,6 +29,9 @@ LONG = Sampling(max_tokens=400)
 SHORT = Sampling(max_tokens=8)
 
 
+pytestmark = pytest.mark.usefixtures("shared_start")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """The directory of a run on the tiny model that changed its answers."""
