@@ -201,7 +201,11 @@ def state_bytes(tensors: dict[str, torch.Tensor]) -> int:
     ids=["float32", "bf16", "8 bits"],
 )
 def test_each_rank_keeps_half_of_the_optimizers_state_and_a_checkpoint_all_of_it(
-    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, faults: Any, case: tuple[dict[str, Any], float, float]
+    tiny_config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    faults: Any,
+    case: tuple[dict[str, Any], float, float],
+    shared_start: None,
 ) -> None:
     form, rel, uneven = case
     config = replace(tiny_config, mode="full", lora_r=None, lora_dropout=None, batch_size=3, save_steps=2, **form)
