@@ -19,7 +19,7 @@ from place import ENDLESS, Place, program
 from terminal import Terminal
 from test_survival import shown_step
 
-CUTS = 20
+CUTS = 6
 LOST = "connection lost, the run goes on"
 
 
