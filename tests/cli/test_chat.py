@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -11,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,21 +19,12 @@ from patience import PATIENCE
 
 
 @pytest.fixture
-def chat(nosy_run: Any, tmp_path: Path) -> Callable[..., Any]:
+def chat(nosy_run: Any, backprop: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs ``backprop chat`` on a finished run, with lines on its standard input."""
 
-    def run(lines: str, *arguments: str) -> SimpleNamespace:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "backprop.cli.main", "chat", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, **nosy_run.environment},
-            input=lines,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+    def run(lines: str, *arguments: str) -> Any:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        return backprop("chat", *arguments, **nosy_run.environment)
 
     return run
 
