@@ -67,9 +67,10 @@ class Watch:
                 # Steps that are taken again, after others that the state has let go of.
                 if any(isinstance(event, RunStarted) and event.resumed_from is not None for event in found):
                     known = self._begin()
+                if self.link.over:  # before its end is told: who sees that finds the log
+                    self.log = self.link.directory.last_lines()
                 self._inbox.append((found, self.link.alive(), self.link.over))
                 if self.link.over:
-                    self.log = self.link.directory.last_lines()
                     if not self.path.is_dir():  # the engine only seems to be gone: it was looked for in the wrong place
                         raise RunError(
                             f"{self.path} is gone: it was deleted or moved while it was watched",

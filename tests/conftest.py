@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pinned_machine
 import pytest
+from forked_engines import EngineHost
 from small_hub import Hub, small_hub
 from tiny_language_model import write_model
 
@@ -34,6 +35,20 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a language model of two layers with a tokenizer of its own."""
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def engine_host() -> Iterator[EngineHost]:
+    """Where the engines of many tests are forked from, so that each has what it imports at once."""
+    with EngineHost() as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def shared_start(engine_host: EngineHost) -> Iterator[None]:
+    """Engines, jobs and followers that the tests of a file start are forked from ``engine_host``."""
+    with engine_host.in_use():
+        yield
 
 
 @pytest.fixture

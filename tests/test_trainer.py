@@ -26,6 +26,8 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from tiny_language_model import rows, write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("shared_start")
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,19 +1,22 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from backprop.cli.main import main
+from patience import PATIENCE
 from tiny_language_model import write_rows
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-PATIENCE = 240.0
 
 
 @pytest.fixture
@@ -53,8 +56,24 @@ def run_command(arguments: list[str], folder: Path, **environment: str) -> Answe
 
 
 @pytest.fixture
-def backprop(tmp_path: Path) -> Callable[..., Answer]:
-    """Runs ``backprop`` in the test's folder."""
+def backprop(tmp_path: Path, shared_start: None) -> Callable[..., Answer]:
+    """Runs ``backprop`` in the test's folder and process; the engines that it starts share one start."""
+
+    def run(*arguments: str, **environment: str) -> Answer:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(tmp_path)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            code = main(list(arguments))
+        return Answer(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def backprop_process(tmp_path: Path) -> Callable[..., Answer]:
+    """Runs ``backprop`` in the test's folder as a process of its own, with real starts of everything."""
 
     def run(*arguments: str, **environment: str) -> Answer:
         return run_command(list(arguments), tmp_path, **environment)

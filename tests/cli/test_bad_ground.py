@@ -197,13 +197,13 @@ def test_a_run_s_name_breaks_no_table_and_no_terminal(
 
 
 def test_a_run_without_a_home_trains(
-    tiny_model: Path, rows_file: Path, backprop: Callable[..., Any], tmp_path: Path
+    tiny_model: Path, rows_file: Path, backprop_process: Callable[..., Any], tmp_path: Path
 ) -> None:
     """In containers the home is often no directory; launchers of clusters leave their variables in the shell."""
     words = ["train", "--model", str(tiny_model), "--backend", "cpu", "--data", str(rows_file), "--steps", "1"]
     nowhere = {"HOME": "/dev/null", "XDG_DATA_HOME": "", "XDG_CACHE_HOME": "", "TMPDIR": str(tmp_path)}
     launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
-    done = backprop(*words, **nowhere, **launcher)
+    done = backprop_process(*words, **nowhere, **launcher)
     assert done.code == 0, done.err
     (run,) = (tmp_path / "output").iterdir()
     assert f"starting the engine of run {run.name}" in done.err

@@ -34,10 +34,10 @@ from backprop.runs.engine_client import EngineClient
 from backprop.runs.state import read_run
 from backprop.worker.commands import Control
 from made_events import started, step
+from patience import PATIENCE
 
 from backprop_tui.main import headless
 
-PATIENCE = 5.0
 CHECKPOINT = "checkpoints/step-00000002"
 FILES = (
     "run.json",

@@ -150,7 +150,7 @@ def test_a_code_from_a_newer_engine_is_kept_in_the_message() -> None:
     assert "[NEW_CODE] what" in str(error_for("NEW_CODE", "what"))
 
 
-def test_a_reader_that_leaves_is_no_error(backprop: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_reader_that_leaves_is_no_error(backprop_process: Callable[..., Any], tmp_path: Path) -> None:
     import subprocess
     import sys
 

@@ -21,8 +21,7 @@ from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from made_events import finished, started, step
-
-PATIENCE = 240.0
+from patience import PATIENCE
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -20,23 +20,23 @@ def charts(hub: Hub) -> None:
 
 
 def test_validate_and_data_fetch_once_and_write_where_the_person_stands(
-    hub: Hub, backprop: Callable[..., Any], tmp_path: Path
+    hub: Hub, backprop_process: Callable[..., Any], tmp_path: Path
 ) -> None:
-    done = backprop("validate", NAME, "--json")
+    done = backprop_process("validate", NAME, "--json")
     assert (done.code, done.json["rows"], done.json["valid"]) == (0, 12, 12)
     assert "fetching harbour/charts" in done.err
     asked = len(hub.asked)
-    cleaned = backprop("data", "clean", NAME, HF_HUB_OFFLINE="1")
+    cleaned = backprop_process("data", "clean", NAME, HF_HUB_OFFLINE="1")
     assert cleaned.code == 0
     assert len((tmp_path / "charts-train.clean.jsonl").read_text().splitlines()) == 12
     assert len(hub.asked) == asked
 
 
 def test_training_fetches_the_dataset_and_keeps_its_name(
-    hub: Hub, backprop: Callable[..., Any], tiny_model: Path
+    hub: Hub, backprop_process: Callable[..., Any], tiny_model: Path
 ) -> None:
     words = ["train", "--data", NAME, "--model", str(tiny_model), "--steps", "1", "--backend", "cpu", "--json"]
-    done = backprop(*words, "--lora-r", "4")
+    done = backprop_process(*words, "--lora-r", "4")
     assert done.code == 0, done.out
     by_type = {event["type"]: event for event in done.events}
     assert by_type["run_started"]["config"]["data"] == NAME
@@ -45,14 +45,14 @@ def test_training_fetches_the_dataset_and_keeps_its_name(
     assert by_type["run_finished"]["status"] == "done"
 
 
-def test_an_unknown_name_is_one_error_in_both_answers(hub: Hub, backprop: Callable[..., Any]) -> None:
-    plain = backprop("validate", "harbour/nothing")
+def test_an_unknown_name_is_one_error_in_both_answers(hub: Hub, backprop_process: Callable[..., Any]) -> None:
+    plain = backprop_process("validate", "harbour/nothing")
     assert (plain.code, plain.out) == (1, "")
     assert "no dataset of that name on the Hugging Face Hub" in plain.err
-    assert backprop("validate", "harbour/nothing", "--json").json["error"]["code"] == "DATASET_NOT_FOUND"
+    assert backprop_process("validate", "harbour/nothing", "--json").json["error"]["code"] == "DATASET_NOT_FOUND"
 
 
-def test_a_path_that_nearly_is_one_is_never_asked_of_the_hub(hub: Hub, backprop: Callable[..., Any]) -> None:
+def test_a_path_that_nearly_is_one_is_never_asked_of_the_hub(hub: Hub, backprop_process: Callable[..., Any]) -> None:
     for path in ("harbour/charts.jsonl", "./harbour/charts", "a/b/c", "rows.jsonl"):
-        assert backprop("validate", path).code == 1
+        assert backprop_process("validate", path).code == 1
     assert hub.asked == []

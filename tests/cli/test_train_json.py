@@ -84,33 +84,35 @@ def test_nothing_is_written_outside_output_cache_data_and_settings(nosy_run: Any
 
 
 def test_the_run_is_in_the_history_with_the_keys_that_scripts_rely_on(
-    nosy_run: Any, backprop: Callable[..., Any]
+    nosy_run: Any, backprop_process: Callable[..., Any]
 ) -> None:
-    listed = backprop("list-runs", "--json", **nosy_run.environment).json
+    listed = backprop_process("list-runs", "--json", **nosy_run.environment).json
     assert [run["run_id"] for run in listed] == [nosy_run.run.name]
     assert set(listed[0]) >= {
         *("run_id", "status", "kind", "model", "dataset", "method", "mode", "steps", "total_steps", "final_loss"),
         *("started_at", "duration_seconds", "output_path"),
     }
-    shown = backprop("show-run", nosy_run.run.name[:5], "--json", **nosy_run.environment).json
+    shown = backprop_process("show-run", nosy_run.run.name[:5], "--json", **nosy_run.environment).json
     assert set(shown) >= {*listed[0], "config", "environment", "loss_history", "checkpoints", "merges", "error"}
     assert shown["status"] == "done"
     assert len(shown["loss_history"]) == 6
     assert shown["final_loss"] == shown["loss_history"][-1]
 
 
-def test_a_person_reads_losses_rows_and_the_trained_share(nosy_run: Any, backprop: Callable[..., Any]) -> None:
-    page = backprop("show-run", nosy_run.run.name, **nosy_run.environment)
+def test_a_person_reads_losses_rows_and_the_trained_share(nosy_run: Any, backprop_process: Callable[..., Any]) -> None:
+    page = backprop_process("show-run", nosy_run.run.name, **nosy_run.environment)
     losses = [event["loss"] for event in nosy_run.answer.events if event["type"] == "step"]
     assert f"loss {losses[0]:.4f} -> {losses[-1]:.4f} over 6 steps" in page.out
     assert "40 of 40 rows kept, 0 cut" in page.out
     assert "tokens are trained" in page.out
 
 
-def test_generate_asks_the_run_again_and_leaves_its_journal_alone(nosy_run: Any, backprop: Callable[..., Any]) -> None:
+def test_generate_asks_the_run_again_and_leaves_its_journal_alone(
+    nosy_run: Any, backprop_process: Callable[..., Any]
+) -> None:
     journal = (nosy_run.run / "events.jsonl").read_bytes()
     prompt = "What is number 3?"
-    asked = backprop(
+    asked = backprop_process(
         *("generate", nosy_run.run.name, "--prompt", prompt, "--base", "--max-tokens", "8", "--json"),
         **nosy_run.environment,
     )

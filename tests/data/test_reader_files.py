@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from datetime import date, datetime
 from pathlib import Path
 
@@ -340,19 +339,28 @@ def test_damaged_pages_of_parquet_cost_the_rows_of_their_group_alone(tmp_path: P
     assert [value for value in values(path) if value is not None] == rows[:10] + rows[20:]
 
 
-def _unpack_slowly(path: str) -> None:
+def _unpack_in_part(path: str) -> None:
     to_jsonl._PIECE = 64
-    open_source(path, progress=lambda *_: time.sleep(0.001))
+
+    def stay(*_: object) -> None:
+        if _partial():
+            signal.pause()
+
+    open_source(path, progress=stay)
+
+
+def _partial() -> list[Path]:
+    """Files that are being unpacked and have something in them."""
+    return [path for path in (paths.cache_dir() / "jsonl").glob("*.partial") if path.stat().st_size > 0]
 
 
 def test_a_kill_while_unpacking_leaves_nothing_half_made_in_use(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl.gz", gzip.compress(b'{"text":"abc"}\n' * 20_000))
-    child = multiprocessing.get_context("fork").Process(target=_unpack_slowly, args=(str(path),))
+    child = multiprocessing.get_context("fork").Process(target=_unpack_in_part, args=(str(path),))
     child.start()
     folder = paths.cache_dir() / "jsonl"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not [p for p in folder.glob("*.partial") if p.stat().st_size > 0]:
-        time.sleep(0.005)
+    while not _partial():
+        assert child.is_alive()
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join()

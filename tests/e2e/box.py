@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from place import PATIENCE, program
+from patience import PATIENCE
+from place import program
 from terminal import Terminal
 
 

@@ -15,8 +15,7 @@ from typing import Any
 from backprop.runs import journal
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-
-PATIENCE = 120.0
+from patience import PATIENCE
 
 
 class Command:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState, read_run
+from patience import PATIENCE
 from terminal import Terminal
 from tiny_language_model import write_rows
 
-PATIENCE = 120.0
-"""Seconds for what takes a moment on a quiet machine."""
 ENDLESS = 1_000_000
 """Steps of a run that a test ends itself."""
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyte
+from patience import PATIENCE
 
 KEYS = {
     "enter": "\r",
@@ -128,7 +129,7 @@ class Terminal:
         if b"\x1b[6n" in data:
             os.write(self._master, f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R".encode())
 
-    def wait_until(self, condition: Callable[[], bool], timeout: float = 20.0, what: str = "the condition") -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout: float = PATIENCE, what: str = "the condition") -> None:
         """Take output until ``condition()`` holds.
 
         Raises:
@@ -146,15 +147,15 @@ class Terminal:
                     f"the program ended ({self.process.returncode}) before {what}; the screen:\n{self.text}"
                 )
 
-    def wait_for(self, text: str, timeout: float = 20.0) -> None:
+    def wait_for(self, text: str, timeout: float = PATIENCE) -> None:
         """Take output until ``text`` is on the screen (on one line)."""
         self.wait_until(lambda: text in self.text, timeout, repr(text))
 
-    def wait_gone(self, text: str, timeout: float = 20.0) -> None:
+    def wait_gone(self, text: str, timeout: float = PATIENCE) -> None:
         """Take output until ``text`` is no longer on the screen."""
         self.wait_until(lambda: text not in self.text, timeout, f"the going of {text!r}")
 
-    def wait_exit(self, timeout: float = 20.0) -> int:
+    def wait_exit(self, timeout: float = PATIENCE) -> int:
         """Take output until the program ends; its exit status."""
         deadline = time.monotonic() + timeout
         while self.process.poll() is None:

@@ -60,13 +60,13 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, engine_host: EngineHost) -> Iterator[Workshop]:
     folder = tmp_path_factory.mktemp("workshop")
     write_rows(folder / "rows.jsonl")
     long = [{"instruction": f"Number {i}?", "output": "and on " * 60} for i in range(20)]
     (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
-    with EngineHost() as host, host.in_use():
-        yield Workshop(folder, tiny_model, host)
+    with engine_host.in_use():
+        yield Workshop(folder, tiny_model, engine_host)
 
 
 @pytest.fixture(autouse=True)

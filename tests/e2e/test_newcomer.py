@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
-from place import ENDLESS, PATIENCE, Place, program
+from forked_engines import EngineHost
+from patience import PATIENCE
+from place import ENDLESS, Place, program
 from terminal import Terminal
 from trained_runs import run_of_four_steps
 
@@ -108,12 +110,12 @@ class Newcomer(Terminal):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, engine_host: EngineHost) -> Path:
     """A folder with a model, rows, and two finished runs in ``output``."""
     folder = tmp_path_factory.mktemp("newcomer")
     for rate in (1e-2, 1e-3):
         shutil.rmtree(folder / "tiny", ignore_errors=True)
-        run_of_four_steps(folder, 40, output_dir=str(folder / "output"), learning_rate=rate)
+        run_of_four_steps(folder, engine_host, 40, output_dir=str(folder / "output"), learning_rate=rate)
     return folder
 
 

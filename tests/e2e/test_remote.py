@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from box import Box, another_machine
-from place import ENDLESS, PATIENCE, Place, program
+from patience import PATIENCE
+from place import ENDLESS, Place, program
 from terminal import Terminal
 from test_survival import shown_step
 
-CUTS = 20
+CUTS = 6
 LOST = "connection lost, the run goes on"
 
 
@@ -90,8 +91,8 @@ def test_a_run_that_was_asked_for_is_not_started_again_where_its_application_is_
 
 def test_the_first_line_and_what_the_other_machine_prints_are_not_on_the_screen(box: Box) -> None:
     with box.application() as terminal:
-        terminal.wait_for("connecting to me@box")
         terminal.wait_for("Welcome to backprop", PATIENCE)
+        assert b"connecting to me@box" in terminal.output
         terminal.wait_until(lambda: terminal.read(1.0) == 0, what="silence")
         assert terminal.read(2.0) == 0
         leave(terminal)
@@ -177,7 +178,7 @@ def test_r_tries_at_once_however_long_the_wait_has_become(box: Box) -> None:
         terminal.wait_for("again in 30 s", PATIENCE)
         (box.bin / "down").unlink()
         terminal.send("r")
-        terminal.wait_gone(LOST, 20)
+        terminal.wait_gone(LOST, PATIENCE)
     box.wait_holders(1)
 
 

@@ -20,7 +20,7 @@ import psutil
 import pyte
 import pytest
 from backprop.core import paths
-from place import PATIENCE
+from patience import PATIENCE
 from processes import living
 
 from backprop_tui.remote import engine, holder

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from place import PATIENCE, program
+from patience import PATIENCE
+from place import program
 from terminal import Terminal
 
 SSH, SSHD = shutil.which("ssh"), shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")

@@ -18,7 +18,7 @@ from commands import Command, kill_engine, kill_engine_while_saving, leftovers, 
 from msgspec.structs import replace
 from place import Place
 
-STEPS = 400
+STEPS = 240
 FLAGS = ["--steps", str(STEPS), "--save-steps", "5", "--json"]
 
 

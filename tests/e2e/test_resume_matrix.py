@@ -133,14 +133,14 @@ class Workshop:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Workshop]:
+def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, engine_host: EngineHost) -> Iterator[Workshop]:
     folder = tmp_path_factory.mktemp("workshop")
     write_rows(folder / "rows.jsonl")
     write_pairs(folder / "pairs.jsonl")
     write_judged(folder / "judged.jsonl")
     write_rows(folder / "dev.jsonl", 50).write_text("".join((folder / "dev.jsonl").open().readlines()[40:]))
-    with EngineHost() as host, host.in_use():
-        yield Workshop(folder, tiny_model, host)
+    with engine_host.in_use():
+        yield Workshop(folder, tiny_model, engine_host)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ import signal
 import pytest
 from backprop.core.events import Stop
 from backprop.runs import engine_client
-from place import ENDLESS, PATIENCE, Place, program
+from patience import PATIENCE
+from place import ENDLESS, Place, program
 from terminal import Terminal
 
 ENDLESS_RUN = ["--steps", str(ENDLESS)]
@@ -178,7 +179,7 @@ def test_a_killed_engine_is_reported_and_the_terminal_stays_clean(place: Place) 
         application.wait_until(lambda: shown_step(application) > 5, PATIENCE, "a few steps")
         os.kill(place.run().lock_holder().pid, signal.SIGKILL)
         application.wait_for("RUNTIME_ENGINE_CRASHED", PATIENCE)
-        assert "crashed" in application.text
+        application.wait_for("crashed", PATIENCE)
         application.send("q")
         application.wait_exit(PATIENCE)
         assert application.is_clean

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from backprop.runs.directory import RunDirectory
+from forked_engines import EngineHost
 from trained_runs import run_of_four_steps
 
 
 @pytest.fixture(scope="session")
-def trained_once(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def trained_once(tmp_path_factory: pytest.TempPathFactory, engine_host: EngineHost) -> RunDirectory:
     folder = tmp_path_factory.mktemp("exported")
-    return run_of_four_steps(folder, lora_r=4, sample_prompts=["Who waits?"])[1]
+    return run_of_four_steps(folder, engine_host, lora_r=4, sample_prompts=["Who waits?"])[1]
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from backprop.export.formats import lora, merged
 from backprop.export.source import open_source
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import EngineJob, export_model
+from forked_engines import EngineHost
 from gguf import GGUFReader
 from peft import PeftModel
 from pinned_machine import within
@@ -358,7 +359,7 @@ def test_an_export_whose_asker_is_killed_ends_while_it_says_nothing_and_leaves_n
     assert list((tmp_path / "exports").iterdir()) == []
 
 
-def test_two_exports_at_once_are_two_exports(trained: RunDirectory) -> None:
+def test_two_exports_at_once_are_two_exports(trained: RunDirectory, engine_host: EngineHost) -> None:
     results: dict[str, Any] = {}
 
     def work(precision: str, name: str) -> None:
@@ -369,10 +370,11 @@ def test_two_exports_at_once_are_two_exports(trained: RunDirectory) -> None:
             results[name] = error
 
     threads = [threading.Thread(target=work, args=each) for each in (("f32", "a"), ("f32", "b"), ("f16", "c"))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with engine_host.in_use():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
     same = [results["a"], results["b"]]
     assert isinstance(results["c"], Exported)

@@ -16,6 +16,7 @@ from backprop.export.push import pack
 from backprop.runs.conversation import CHAT
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_jobs import engine_job
+from forked_engines import EngineHost
 from safetensors.numpy import load_file, save_file
 from tiny_language_model import write_model
 from trained_runs import run_of_four_steps
@@ -23,10 +24,10 @@ from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="module")
-def full_once(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A run by a real engine, whose base model is gone since."""
+def full_once(tmp_path_factory: pytest.TempPathFactory, engine_host: EngineHost) -> RunDirectory:
+    """A run whose base model is gone since."""
     folder = tmp_path_factory.mktemp("full")
-    trainer, run = run_of_four_steps(folder, mode="full", learning_rate=3e-3)
+    trainer, run = run_of_four_steps(folder, engine_host, mode="full", learning_rate=3e-3)
     copy = trainer.save(folder / "saved")
     assert trainer.save(copy) == copy  # a result is replaced
     assert {each.name for each in copy.iterdir()} == {each.name for each in run.model.iterdir()}
@@ -103,7 +104,7 @@ def test_the_card_says_that_every_weight_was_trained(full_run: RunDirectory) -> 
     assert all(str(full_run.path).encode() not in each for each in parcel.files.values() if isinstance(each, bytes))
 
 
-def test_it_is_talked_to_alone(full_run: RunDirectory) -> None:
-    with engine_job(CHAT, ChatRequest(source=str(full_run.path)), stays=True) as work:
+def test_it_is_talked_to_alone(full_run: RunDirectory, engine_host: EngineHost) -> None:
+    with engine_host.in_use(), engine_job(CHAT, ChatRequest(source=str(full_run.path)), stays=True) as work:
         ready = next(message for message in work.messages() if isinstance(message, ChatReady))
     assert not ready.has_base

@@ -12,14 +12,15 @@ from backprop.export import __main__ as job
 from backprop.export import nearest
 from backprop.runs.directory import RunDirectory
 from backprop.train.generate import load_model
+from forked_engines import EngineHost
 from pinned_machine import within
 from trained_runs import run_of_four_steps
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def trained(tmp_path_factory: pytest.TempPathFactory, engine_host: EngineHost) -> RunDirectory:
     folder = tmp_path_factory.mktemp("in-4-bits")
-    return run_of_four_steps(folder, 24, load_in_4bit=True, lora_r=4)[1]
+    return run_of_four_steps(folder, engine_host, 24, load_in_4bit=True, lora_r=4)[1]
 
 
 def export(folder: Path, run: RunDirectory, form: str, precision: str = "", answers: bool = True) -> Exported:

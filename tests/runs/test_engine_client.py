@@ -20,10 +20,10 @@ from backprop.runs.engine_process import WarmEngine
 from backprop.runs.queue import Queue
 from backprop.runs.state import read_run
 from backprop.worker.setup import quiet_libraries
+from patience import PATIENCE
 from recorded_runs import record
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-PATIENCE = 60.0
 
 
 @pytest.fixture(autouse=True)

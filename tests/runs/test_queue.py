@@ -19,6 +19,7 @@ from backprop.runs.index import RunIndex
 from backprop.runs.queue import Queue
 from backprop.worker import queue_runner
 from brief_engines import start_brief_engine
+from patience import PATIENCE
 
 RUNNER = Path(__file__).parents[1] / "fixtures" / "killed_runner.py"
 MOMENTS = 10
@@ -240,6 +241,6 @@ def test_whoever_has_work_starts_a_runner_unless_one_lives(runs: Path, monkeypat
         patch.setattr(subprocess, "Popen", None)
         queue.ensure_runner()
     (runner,) = started
-    assert runner.wait(20) == 0
+    assert runner.wait(PATIENCE) == 0
     assert ended() == [(entry, "done")]
     assert (queue.home / "runner.log").read_text().strip().isdigit()

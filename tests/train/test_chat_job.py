@@ -22,11 +22,14 @@ from backprop.runs.state import read_run
 from backprop.train.generate import load, reply
 from backprop.train.persistence.resume import adapter_notes
 from backprop.trainer import Trainer
+from patience import PATIENCE
 from tiny_language_model import write_model, write_rows
 
-PATIENCE = 20.0
 LONG = Sampling(max_tokens=400)
 SHORT = Sampling(max_tokens=8)
+
+
+pytestmark = pytest.mark.usefixtures("shared_start")
 
 
 @pytest.fixture(scope="module")

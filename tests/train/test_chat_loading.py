@@ -20,6 +20,8 @@ from backprop.trainer import Trainer
 from safetensors.numpy import load_file, save_file
 from tiny_language_model import write_model, write_rows
 
+pytestmark = pytest.mark.usefixtures("shared_start")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:

@@ -19,6 +19,8 @@ from backprop.train.loss import summed_loss
 from backprop.train.packing import pad
 from tiny_language_model import rows as chat_rows
 
+pytestmark = pytest.mark.usefixtures("shared_start")
+
 CPU = torch.device("cpu")
 LONG = " ".join(f"word{number}" for number in range(300))
 

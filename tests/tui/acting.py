@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from patience import PATIENCE
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.keys import press
 from backprop_tui.screens.runs.screen import RunsScreen
-
-PATIENCE = 20.0
+from backprop_tui.watch import Watch
 
 
 async def until(condition: Callable[[], bool], what: str = "the condition") -> None:
@@ -37,11 +37,16 @@ async def ended(pilot: Pilot[None]) -> BackpropApp:
     """Wait until the watched run is known to be over and drawn."""
     app = pilot.app
     assert isinstance(app, BackpropApp)
-    await until(lambda: app.watched is not None and not app.watched.state.alive and app.watched.state.ended, "the end")
+    await until(lambda: app.watched is not None and over(app.watched), "the end")
     await pilot.pause()
     app.flush()
     await pilot.pause()
     return app
+
+
+def over(watch: Watch) -> bool:
+    """Whether all is known of a run that is over, its last words too, or why it cannot be read."""
+    return watch.state.ended and not watch.state.alive and (watch._over or watch.error is not None)
 
 
 def key_of(screen: str) -> str:

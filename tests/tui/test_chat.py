@@ -11,6 +11,7 @@ import pytest
 import recorded
 from acting import key_of, text_of, until
 from backprop.runs import conversation
+from patience import PATIENCE
 from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
@@ -283,5 +284,5 @@ async def test_the_models_process_ends_with_the_screen_though_somebody_still_hol
     async with BackpropApp().run_test(size=SMALL) as pilot:
         screen = await opened(pilot)
     for thread in [each for each in threading.enumerate() if each.name == "chat"]:
-        thread.join(20)
+        thread.join(PATIENCE)
         assert not thread.is_alive(), screen

@@ -13,6 +13,7 @@ import pytest
 import recorded
 from acting import key_of
 from backprop.core.paths import state_dir
+from patience import PATIENCE
 from terminal import Terminal
 
 from backprop_tui.clipboard import LONGEST, hand_over
@@ -87,10 +88,10 @@ def test_tmux_and_the_terminal_outside_it_get_it_whatever_is_set(output: Path, t
             sent = base64.b64encode(run.directory.run_id.encode())
             terminal.wait_until(lambda: re.search(rb"\x1b\]52;c?;" + sent, terminal.output) is not None, what="the id")
             terminal.wait_for("copied 12 characters")
-            pasted = subprocess.run([*tmux, "show-buffer"], capture_output=True, text=True, check=True, timeout=20)
+            pasted = subprocess.run([*tmux, "show-buffer"], capture_output=True, text=True, check=True)
             assert pasted.stdout == run.directory.run_id
         finally:
-            subprocess.run([*tmux, "kill-server"], check=False, capture_output=True, timeout=20)
+            subprocess.run([*tmux, "kill-server"], check=False, capture_output=True, timeout=PATIENCE)
 
 
 def test_the_mouse_is_turned_off_and_stays_off(output: Path, tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_the_mouse_is_turned_off_and_stays_off(output: Path, tmp_path: Path) -> 
         assert b"\x1b[?1003h" in terminal.output
         terminal.send("\x1bOR")  # f3
         terminal.wait_for("the mouse is off")
-        assert b"\x1b[?1003l" in terminal.output
+        terminal.wait_until(lambda: b"\x1b[?1003l" in terminal.output, what="its end")
         terminal.send("q")
         assert terminal.wait_exit() == 0
     with Terminal(APPLICATION, cwd=tmp_path) as terminal:
@@ -110,7 +111,7 @@ def test_the_mouse_is_turned_off_and_stays_off(output: Path, tmp_path: Path) -> 
         assert b"\x1b[?1000h" not in terminal.output
         terminal.send("\x1bOR")
         terminal.wait_for("the mouse is on")
-        assert b"\x1b[?1003h" in terminal.output
+        terminal.wait_until(lambda: b"\x1b[?1003h" in terminal.output, what="its beginning")
         terminal.send("q")
         assert terminal.wait_exit() == 0
         assert terminal.is_clean

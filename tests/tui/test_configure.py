@@ -27,6 +27,7 @@ from backprop.hardware.estimate import Shape
 from backprop.runs import engine_process
 from backprop.runs.directory import RunDirectory
 from backprop.runs.measured import Measured
+from textual import events
 from textual.pilot import Pilot
 from tiny_language_model import write_rows
 from tiny_tokenizer import write_model
@@ -77,9 +78,11 @@ async def settled(pilot: Pilot[None], screen: ConfigureScreen) -> None:
 
 
 async def change(pilot: Pilot[None], screen: ConfigureScreen, name: str, text: str) -> None:
-    """Type a value for a setting, over the one that is there."""
+    """Paste a value for a setting, over the one that is there."""
     screen.form.go_to(name)
-    await pilot.press("enter", "ctrl+u", *text, "enter")
+    await pilot.press("enter", "ctrl+u")
+    pilot.app.post_message(events.Paste(text))
+    await pilot.press("enter")
     await settled(pilot, screen)
 
 
@@ -265,7 +268,9 @@ async def test_choices_turn_and_a_model_is_chosen_from_those_that_are_known(rows
         await pilot.press(*"llama 1b", "enter")
         await pilot.pause()
         assert screen.draft.found.values["model"] == "llama-3.2-1b"
-        await pilot.press("enter", *str(model), "enter")
+        await pilot.press("enter")
+        pilot.app.post_message(events.Paste(str(model)))
+        await pilot.press("enter")
         await settled(pilot, screen)
         assert screen.draft.config is not None
         assert screen.draft.config.model == str(model)

@@ -7,11 +7,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import loop_at_rest
 import made_events
 import pytest
 import recorded
-from acting import PATIENCE, key_of, seen, text_of, until
+from acting import key_of, seen, text_of, until
 from backprop.runs import engine_client
+from patience import PATIENCE
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens import SCREENS, Entry
@@ -42,8 +44,12 @@ def flooding(output: Path) -> Iterator[recorded.Recorder]:
 
 @pytest.mark.parametrize(("size", "screens"), [((80, 24), SCREENS), ((140, 45), SCREENS[::-1])])
 async def test_every_screen_answers_a_key_under_a_flood_of_events(
-    flooding: recorded.Recorder, size: tuple[int, int], screens: tuple[Entry, ...]
+    flooding: recorded.Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+    size: tuple[int, int],
+    screens: tuple[Entry, ...],
 ) -> None:
+    monkeypatch.setattr(loop_at_rest, "LONGEST", 0.1)  # its writer computes without end
     async with BackpropApp(attach=flooding.directory.path).run_test(size=size) as pilot:
         app = await seen(pilot, 1_000)
         for entry in screens:

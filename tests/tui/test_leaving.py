@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import recorded
-from acting import PATIENCE, key_of, seen, text_of, until
+from acting import key_of, seen, text_of, until
 from backprop.core import events as ev
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
+from patience import PATIENCE
 from textual import events
 from textual.pilot import Pilot
 from textual.widgets._toast import Toast

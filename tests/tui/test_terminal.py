@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import recorded
 from acting import key_of
+from patience import PATIENCE
 from terminal import Terminal
 
 APPLICATION = [sys.executable, "-c", "from backprop_tui.main import main; main()"]
@@ -58,7 +59,7 @@ def test_an_application_whose_terminal_goes_while_hang_ups_are_ignored_ends(outp
     with Terminal(ignoring, cwd=tmp_path) as terminal:
         terminal.wait_for("step 60/60")
         terminal.hang_up()
-        assert terminal.process.wait(20) is not None
+        assert terminal.process.wait(PATIENCE) is not None
 
 
 def test_a_run_that_nobody_has_is_an_error_with_a_hint(tmp_path: Path) -> None:

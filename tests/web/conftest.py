@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from web_pages import PASSWORD, PATIENCE, USER, Served
+from patience import PATIENCE
+from web_pages import PASSWORD, USER, Served
 
 
 @pytest.fixture(scope="module")

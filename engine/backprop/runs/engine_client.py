@@ -93,7 +93,15 @@ class EngineClient:
             if time.monotonic() >= deadline:
                 return []
             if self._pipe is None:
-                time.sleep(min(_POLL, max(0.0, deadline - time.monotonic())))
+                self._pause(min(_POLL, max(0.0, deadline - time.monotonic())))
+
+    def _pause(self, seconds: float) -> None:
+        """Let some time pass, but none after the end of the engine that this client started."""
+        if self._process is None:
+            time.sleep(seconds)
+        else:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
 
     def _read_pipe(self, timeout: float) -> list[AnyEvent]:
         assert self._pipe is not None
