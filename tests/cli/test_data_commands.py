@@ -50,6 +50,11 @@ def test_parts_are_one_dataset_which_is_said_and_what_is_written_lies_beside_the
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parts", *wrote.get(command, [])]
 
 
+@pytest.mark.parametrize("command", ["validate", "data report"])
+def test_a_file_without_a_row_that_can_be_used_ends_with_an_error_code(tmp_path: Path, command: str) -> None:
+    assert backprop(*command.split(), written(tmp_path, [{"a": 1}, {"a": 2}])).returncode == 1
+
+
 def test_validate_for_people_says_each_kind_of_finding_in_one_line(tmp_path: Path) -> None:
     part = {"messages": [{"role": "user", "content": [{"type": "text"}]}, {"role": "assistant", "content": "Aye."}]}
     done = backprop("validate", written(tmp_path, [*GOOD, *[{"instruction": str(i)} for i in range(25)], part]))

@@ -107,6 +107,10 @@ NO_ROWS = {
         *((["--held-out", name], f"{name}: dataset is empty") for name in NO_ROWS),
         (["--data", "nothing", "--dry-run"], "nothing: dataset is empty"),
         (["--data", "array.jsonl"], "[DATASET_PARSE_FAILED] {here}/array.jsonl: line 1: the file holds one JSON array"),
+        (["--method", "dpo"], "no_pair); line 1: no rejected side"),
+        (["--method", "kto", "--skip-bad"], "hint: rows like these are learned from with --method sft"),
+        (["--data", "odd.jsonl"], "[DATASET_FORMAT_UNKNOWN] {here}/odd.jsonl: no row has a known format (line 1: "),
+        (["--held-out", "odd.jsonl", "--map", "input=a"], "odd.jsonl: no row has a known format"),
         (["--data", "gone.jsonl"], "gone.jsonl is a link to moved/away.jsonl, which is gone"),
     ],
 )
@@ -119,7 +123,7 @@ def test_what_can_be_known_before_a_run_is_made_makes_none(
 ) -> None:
     flags, said = asked
     monkeypatch.chdir(rows_file.parent)
-    for name, text in {**NO_ROWS, "array.jsonl": '[{"text": "a"}]'}.items():
+    for name, text in {**NO_ROWS, "array.jsonl": '[{"text": "a"}]', "odd.jsonl": '{"a": 1}'}.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     Path("gone.jsonl").symlink_to("moved/away.jsonl")

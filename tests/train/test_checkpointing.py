@@ -194,6 +194,7 @@ def test_a_disk_that_fills_while_tensors_are_written_is_told_as_that(
     with pytest.raises(CheckpointError, match="No space left on device") as caught:
         store.save(2, snapshot(2, size=4_000_000).write)
     assert caught.value.code == "RUNTIME_DISK_FULL"
+    assert caught.value.hint == "free some space; --output can name another disk"
     assert store.newest_valid() == (older, [])
     saving = saver(store, events.append)
     saving.write(snapshot(3, size=4_000_000), "steps")

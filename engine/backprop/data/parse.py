@@ -33,6 +33,7 @@ _WIDE = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_OF_NO_TEXT = frozenset(range(0x20)) - set(b"\t\n\v\f\r\x1b")
 _ICONV = {"Windows-1252": "WINDOWS-1252", "Latin-1": "ISO-8859-1"}
 
 
@@ -139,18 +140,16 @@ def parse_text(raw: bytes, offset: int = 0) -> tuple[str | None, RowError | None
 
 
 def not_utf8(raw: bytes, offset: int, error: UnicodeDecodeError) -> RowError:
-    """Name the byte, its place, and what the text looks like in the encoding it most likely has."""
+    """Name the byte, its place, and what the text looks like in the encoding it most likely has, if it is a text."""
     at = error.start + (len(BOM) if raw.startswith(BOM) else 0)
-    byte = raw[at]
+    words = f"not UTF-8: byte 0x{raw[at]:02X} at byte {at + 1} of the row (byte {offset + at + 1} of the file)"
+    if not _OF_NO_TEXT.isdisjoint(raw):
+        return RowError("not_utf8", "", f"{words}, beside bytes that no text has: the file is no dataset, or damaged")
     around = raw[max(0, at - 12) : at + 12]
     guess = "Windows-1252" if any(0x80 <= b < 0xA0 for b in around) else "Latin-1"
     seen = around.decode("cp1252" if guess == "Windows-1252" else "latin-1", "replace")
-    return RowError(
-        "not_utf8",
-        "",
-        f"not UTF-8: byte 0x{byte:02X} at byte {at + 1} of the row (byte {offset + at + 1} of the file). "
-        f"As {guess} it reads {seen!r}: save the file as UTF-8, for instance with iconv -f {_ICONV[guess]} -t UTF-8",
-    )
+    way = f"save the file as UTF-8, for instance with iconv -f {_ICONV[guess]} -t UTF-8"
+    return RowError("not_utf8", "", f"{words}. As {guess} it reads {seen!r}: {way}")
 
 
 def may_be_misread(text: str) -> bool:

@@ -114,15 +114,15 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
         return found
 
-    def require_space(self, needed: int) -> None:
-        """Check that ``needed`` bytes fit on the disk.
+    def require_space(self, needed: int, otherwise: str = "the next save tries again") -> None:
+        """Check that ``needed`` bytes fit on the disk; ``otherwise`` is what can be done but to free space.
 
         Raises:
             CheckpointError: they do not (``RUNTIME_DISK_FULL``), or the directory cannot be used.
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            require_space(self.directory, needed, "a checkpoint", "the next save tries again", CheckpointError)
+            require_space(self.directory, needed, "a checkpoint", otherwise, CheckpointError)
         except OSError as error:
             raise self._failed(error) from error
 

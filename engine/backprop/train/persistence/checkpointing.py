@@ -87,7 +87,7 @@ class Saver:
             CheckpointError: it has not (``RUNTIME_DISK_FULL``), or the directory cannot be written.
         """
         earlier = self._store.checkpoints()
-        self._store.require_space(earlier[-1].bytes if earlier else expected)
+        self._store.require_space(earlier[-1].bytes if earlier else expected, "--output can name another disk")
 
     def after_step(self, step: int) -> None:
         """Save if time or steps say so and nothing is being written."""
