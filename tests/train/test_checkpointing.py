@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +178,15 @@ def test_a_listener_that_fails_does_not_hang_the_next_save(store: CheckpointStor
     assert [checkpoint.step for checkpoint in store.checkpoints()] == [1, 2]
 
 
+def test_without_room_before_the_first_step_another_disk_is_named(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"no room for a checkpoint") as refused:
+        saver(store, [].append).require_space(5000)
+    assert refused.value.hint == "free some space; --output can name another disk"
+
+
 def test_a_disk_that_fills_while_tensors_are_written_is_told_as_that(
     tmp_path: Path, request: pytest.FixtureRequest, events: list[Event]
 ) -> None:
@@ -194,7 +205,6 @@ def test_a_disk_that_fills_while_tensors_are_written_is_told_as_that(
     with pytest.raises(CheckpointError, match="No space left on device") as caught:
         store.save(2, snapshot(2, size=4_000_000).write)
     assert caught.value.code == "RUNTIME_DISK_FULL"
-    assert caught.value.hint == "free some space; --output can name another disk"
     assert store.newest_valid() == (older, [])
     saving = saver(store, events.append)
     saving.write(snapshot(3, size=4_000_000), "steps")
