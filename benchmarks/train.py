@@ -30,6 +30,7 @@ from typing import Any
 
 ARMS = {
     "ours": "",
+    "ours_ckpt": "with gradient checkpointing, as TRL's default has it",
     "bare": "PyTorch and PEFT: logits at trained positions only, padded rows",
     "trl": "as it comes, gradient checkpointing on",
     "trl_plain": "without checkpointing",
@@ -136,6 +137,7 @@ def configuration(options: argparse.Namespace) -> Any:
             steps=options.steps + WARMUP,
             batch_size=per_step,
             gradient_accumulation=1,
+            gradient_checkpointing=True if options.arm == "ours_ckpt" else None,
             scheduler="constant",
             warmup_steps=0,
             max_seq_length=512,
@@ -355,7 +357,7 @@ def one_arm(options: argparse.Namespace) -> None:
         model.choose_dtype = lambda device: model.torch.float32
     with tempfile.TemporaryDirectory() as folder:
         work = Work(options, Path(folder))
-        if options.arm == "ours":
+        if options.arm in ("ours", "ours_ckpt"):
             run_ours(work, turns)
         elif options.arm == "bare":
             run_bare(work, turns)
