@@ -170,7 +170,7 @@ class Watch:
             if last.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
                 more.append(last.traceback)
             if remedy := remedy_of(last.details):
-                more.append(f"e edits its settings with {remedy_words(remedy)} filled in")
+                more.append(f"{press('live.edit-settings')} edits its settings with {remedy_words(remedy)} filled in")
             failed = last.error()
             title = f"{'not continued' if state.refused else 'failed'} [{failed.code}]"
             return Problem(title, failed.message, failed.hint, more, place=place_of(failed), log=self.log)
