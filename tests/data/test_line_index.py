@@ -46,10 +46,9 @@ def both_ways(source: Source) -> list[tuple[int, bytes]]:
 @pytest.fixture(params=[7, 64, 4096])
 def small_pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scan in pieces of a few bytes, so that every construct is cut somewhere."""
-    monkeypatch.setattr(line_index, "CHUNK", request.param * 4)
     monkeypatch.setattr(line_index, "PIECE", request.param)
     monkeypatch.setattr(line_index, "LONG_ROW", 40)
-    monkeypatch.setattr(read_json, "CHUNK", request.param)
+    monkeypatch.setattr(read_json, "PIECE", request.param)
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from backprop.core.errors import DatasetError
 from backprop.data.example import TURN_PARTS, RowError
-from backprop.data.line_index import CHUNK
+from backprop.data.line_index import PIECE
 from backprop.data.parse import BOM, Found, Note, parse_json
 from backprop.data.spellings import SPELLINGS, spelled, turn_keys
 
@@ -35,10 +35,10 @@ def read_json(path: Path, source: IO[bytes], note: Note) -> Iterator[Found]:
     Raises:
         DatasetError: an object that holds several lists of rows (``DATASET_AMBIGUOUS``).
     """
-    data = source.read(CHUNK).removeprefix(BOM)
+    data = source.read(PIECE).removeprefix(BOM)
     line = 1 + data[: len(data) - len(data.lstrip(_SPACE))].count(b"\n")
     data = data.lstrip(_SPACE)
-    while not data and (data := source.read(CHUNK)):
+    while not data and (data := source.read(PIECE)):
         line += data[: len(data) - len(data.lstrip(_SPACE))].count(b"\n")
         data = data.lstrip(_SPACE)
     if data.startswith(b"["):
@@ -80,7 +80,7 @@ def _elements(data: bytes, source: IO[bytes], line: int, state: _Scan) -> Iterat
                     yield number + 1, rest, None, RowError("broken_json", "", words)
                 return
         element += data[start:]
-        data = source.read(CHUNK)
+        data = source.read(PIECE)
     error = None
     if element.strip(_SPACE):
         number += 1
