@@ -237,6 +237,9 @@ def test_a_mask_that_a_row_brings_decides(row: Any) -> None:
     [
         ({"messages": [ASKED, SAID | {"train_detail": [{"begin": 0}]}]}, "unknown_mask", "messages[1].train_detail"),
         ({"messages": CHAT, "assistant_mask": [0, 1]}, "unknown_mask", "assistant_mask"),
+        ({"messages": CHAT, "weights": [0, 1]}, "unknown_mask", "weights"),
+        ({"messages": [ASKED, SAID | {"is_target": False}]}, "unknown_mask", "messages[1].is_target"),
+        ({"messages": [ASKED, SAID | {"ignore": 1}]}, "unknown_mask", "messages[1].ignore"),
         ({"prompt": QUESTION, "completion": ANSWER, "completion_mask": [1, 1]}, "unknown_mask", "completion_mask"),
         ({"messages": AGAIN, "loss_mask": [1, 0, 1]}, "invalid_value", "loss_mask"),
         ({"messages": CHAT, "images": ["a.png"]}, "unsupported_content", "images"),
@@ -257,6 +260,8 @@ def test_what_cannot_be_honoured_stops_the_row_in_checks_too(row: Any, code: str
     ("row", "code"),
     [
         ({"messages": [ASKED | {"train": True}, SAID]}, "ignored_field"),
+        ({"messages": [ASKED | {"ignore": True}, SAID]}, "ignored_field"),
+        ({"messages": [ASKED, SAID | {"is_target": True}]}, "ignored_field"),
         ({"messages": [ASKED, SAID | {"content": 5}]}, "written_value"),
         ({"instruction": QUESTION, "output": "nan"}, "missing_mark"),
         ({"instruction": "<image>\nWhat is it?", "output": "A gull."}, "unsupported_content"),

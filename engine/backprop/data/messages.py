@@ -18,7 +18,17 @@ from backprop.data.content import (
     shown,
 )
 from backprop.data.example import PLAIN, ROLES, Fields, RowError, Turn, followed
-from backprop.data.spellings import ROLE_OF, judgement, like_mask, like_verdict, listed, pair_keys, parsed, spelled
+from backprop.data.spellings import (
+    ROLE_OF,
+    judgement,
+    leaves_out,
+    like_mask,
+    like_verdict,
+    listed,
+    pair_keys,
+    parsed,
+    spelled,
+)
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 _TRAIN = ("train", "loss_weight", "weight", "loss", "loss_scale", "training", "trainable", "loss_mask", "train_mask")
@@ -140,10 +150,11 @@ def _read_extras(turn: Turn, item: dict[str, Any], place: str, warnings: list[Ro
         turn.given, turn.train = len(turn.content), False
     for key, value in item.items():
         if key not in _KNOWN and key not in read and value is not None:
-            if like_mask(key) and not isinstance(value, str):
+            answer = turn.role == "assistant"
+            if (like_mask(key) and not isinstance(value, str)) or (answer and leaves_out(key, value)):
                 raise _unknown_mask(f"{place}.{key}")
             if (
-                turn.role == "assistant"
+                answer
                 and isinstance(value, bool | str)
                 and judgement(value) is False
                 and (like_verdict(key) or spelled("label", {key: value}))

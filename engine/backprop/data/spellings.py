@@ -65,7 +65,14 @@ _NO_MASK = frozenset({"attention_mask", "special_tokens_mask"})
 @lru_cache(maxsize=4096)
 def like_mask(name: str) -> bool:
     """True for a name that may say what is in the loss."""
-    return re.search("mask|loss|train|supervis", name.lower()) is not None and name not in _NO_MASK
+    return re.search("mask|loss|train|supervis|weights|targets", name.lower()) is not None and name not in _NO_MASK
+
+
+def leaves_out(name: str, value: Any) -> bool:
+    """True for a flag that may say of its turn that it is not in the loss: ``ignore`` set, ``is_target`` not set."""
+    if type(value) not in (bool, int, float) or value not in (0, 1):
+        return False
+    return bool(value) if re.search("ignore|skip|exclud", name.lower()) else not value and "target" in name.lower()
 
 
 def like_verdict(name: str) -> bool:
