@@ -138,6 +138,7 @@ def test_a_second_terminal_is_refused_while_the_first_one_answers(attach: Callab
     first = attach(begin=True)
     first.read_until(lambda: "Welcome to backprop" in first.text, "the application")
     first.ask()
+    first.answer()
     first.send(b"K", b"1")
     first.read_until(lambda: "No dataset is open" in first.text, "the Data screen")
 

@@ -16,7 +16,6 @@ from backprop.runs.summary import SORTS, RunSummary, matches
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.widget import AwaitMount
 from textual.widgets import Input
 
 from backprop_tui.charts.loss_plot import LossPlot
@@ -65,8 +64,6 @@ class RunsScreen(BaseScreen):
         self._plot = LossPlot(id="detail-plot")
         self._comparison, self._queued = Comparison(id="comparison"), QueuePane(id="queue")
         self._prompt = Prompt(id="prompt")
-        self._rest: AwaitMount | None = None
-        """The three of them, once they are made."""
         self.found: list[RunSummary] | None = None
         self.words = ""
         self.sort, self.backwards = next(iter(SORTS)), False
@@ -88,19 +85,14 @@ class RunsScreen(BaseScreen):
         with self._lower:
             yield self._detail
             yield self._plot
+        yield self._comparison
+        yield self._queued
+        yield self._prompt
         yield self.keybar
 
     def on_mount(self) -> None:
         self.show_keys()
         self.set_interval(LOOK_AGAIN, self.look)
-        self.call_after_refresh(self._make_rest)
-
-    async def _make_rest(self) -> None:
-        """Make what is not seen at first, once the list is drawn or a key asks for it."""
-        if self._rest is None:
-            self._rest = self.mount(self._comparison, self._queued, self._prompt, before=self.keybar)
-            self._queued.look()
-        await self._rest
 
     def on_screen_resume(self) -> None:
         self._plot.redraw()  # its symbols may be others now
@@ -112,8 +104,7 @@ class RunsScreen(BaseScreen):
             compared = self._comparison.paths
             if compared and any(run.path in compared and run.status in LIVING for run in self.found or ()):
                 self._comparison.look()
-            if self._rest is not None:
-                self._queued.look()
+            self._queued.look()
             self.run_worker(self._read_runs, thread=True, exclusive=True, group="look", exit_on_error=False)
 
     def _read_runs(self, *, wait: bool = False) -> None:
@@ -316,19 +307,17 @@ class RunsScreen(BaseScreen):
             self._filter.value = ""
             self.remove_class("-filtering")
 
-    async def action_compare(self) -> None:
+    def action_compare(self) -> None:
         if len(self._table.marked) < 2:
             self.notify(f"mark two runs or more with {press('runs.mark')}, then compare them", timeout=4)
             return
         runs = self._table.targets
         if len(runs) > MOST:
             self.notify(f"the first {MOST} of {len(runs)} marked runs are shown", severity="warning", timeout=4)
-        await self._make_rest()
         self._show_instead("-comparing")
         self._comparison.open([run.path for run in runs[:MOST]])
 
-    async def action_queue(self) -> None:
-        await self._make_rest()
+    def action_queue(self) -> None:
         self._show_instead("-queueing")
         self.set_focus(self._queued.entries)
 
@@ -346,7 +335,7 @@ class RunsScreen(BaseScreen):
             self.set_focus(self._table)
         self.show()
 
-    async def action_extend(self) -> None:
+    def action_extend(self) -> None:
         state = self._shown_state
         if state is None or not state.ended:
             return
@@ -356,7 +345,6 @@ class RunsScreen(BaseScreen):
             if steps:
                 self.post_message(OpenRun(partial(engine_client.extend, path, int(steps))))
 
-        await self._make_rest()
         label = f"run {state.run_id} has taken {count(state.step)} of {count(state.total_steps)} steps; its new end:"
         self._prompt.ask(label, extend, numbers=range(state.step + 1, 10**9))
 
