@@ -146,7 +146,7 @@ async def test_a_new_end_a_fork_and_a_replay_are_begun_from_the_list(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = curve(output, 0, 40, data=str(output / "rows.jsonl"))
-    (output / "rows.jsonl").write_text("{}\n")
+    (output / "rows.jsonl").write_text('{"prompt": "Who?", "completion": "Me."}\n')
     begun: list[tuple[Any, ...]] = []
 
     def begin(*given: Any, **more: Any) -> Any:
