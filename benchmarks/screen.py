@@ -22,7 +22,7 @@ from typing import NamedTuple
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "e2e"), str(ROOT / "tests" / "tui")]
+sys.path[:0] = [str(ROOT / "tests" / each) for each in ("e2e", "tui", "fixtures")]
 
 from backprop.runs.directory import RunDirectory  # noqa: E402
 from recorded import Recorder, demo_like, ev, finished_demo, make_steps, reading  # noqa: E402
