@@ -69,7 +69,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
     ) -> None:
         """Open with a run to start (``config``), one to watch (``attach``), or the list of runs.
 
-        ``origins`` says where the values of ``config`` come from (``runs.directory.RunRecord``).
+        ``origins`` says where the values of ``config`` come from (``runs.record.RunRecord``).
         """
         if config is not None or attach is not None:
             self.DEFAULT_MODE = "live"  # type: ignore[misc]  # looked up on the instance when it is made

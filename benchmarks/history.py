@@ -23,8 +23,8 @@ sys.path[:0] = [str(ROOT / "tests" / "tui"), str(ROOT / "tests" / "fixtures")]
 
 import msgspec  # noqa: E402
 from backprop.cli.main import main as cli  # noqa: E402
-from backprop.runs.directory import RunRecord  # noqa: E402
 from backprop.runs.index import RunIndex  # noqa: E402
+from backprop.runs.record import RunRecord  # noqa: E402
 from recorded import demo_like, ev, make_steps  # noqa: E402
 
 from backprop_tui.run_reader import RunReader  # noqa: E402

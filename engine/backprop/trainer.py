@@ -33,11 +33,12 @@ from backprop.data.require import require_rows
 from backprop.data.spool import spool
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
-from backprop.runs.directory import IDENTITY, RunDirectory
+from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_client import EngineClient
 from backprop.runs.engine_jobs import OLLAMA, ask_engine, export_model
 from backprop.runs.forgetting import Forgetting
 from backprop.runs.index import RunIndex
+from backprop.runs.result_files import IDENTITY
 from backprop.runs.sessions import unfinished
 from backprop.runs.state import RunState
 

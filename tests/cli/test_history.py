@@ -18,7 +18,8 @@ from backprop.cli.main import main
 from backprop.core.errors import RunError
 from backprop.core.settings import RunConfig
 from backprop.runs.deletion import delete_run
-from backprop.runs.directory import Replays, RunDirectory
+from backprop.runs.directory import RunDirectory
+from backprop.runs.record import Replays
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from backprop.core.errors import InvalidSettingError, RunError
 from backprop.core.redaction import CONTROLS
 from backprop.core.resolve import config_from
 from backprop.core.settings import RunConfig
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import RunDirectory
+from backprop.runs.record import RunRecord
 
 SETTINGS = RunConfig.__struct_fields__
 CODES = {

@@ -200,7 +200,7 @@ def test_threads_may_read_the_same_kind_of_document_for_the_first_time_at_once(t
         "import sys, threading\n"
         "from pathlib import Path\n"
         "from backprop.core.files import read_json\n"
-        "from backprop.runs.directory import RunRecord\n"
+        "from backprop.runs.record import RunRecord\n"
         "sys.setswitchinterval(1e-6)\n"
         "together = threading.Barrier(4)\n"
         "def read():\n"

@@ -84,5 +84,6 @@ def another_machine() -> Iterator[Box]:
         yield box
     finally:
         for pid in box.holders():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from backprop.runs import journal
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
 from patience import PATIENCE
+from processes import kill_engine
 
 
 class Command:
@@ -53,14 +54,6 @@ class Command:
     @property
     def said(self) -> str:
         return self._said.read_text()
-
-
-def kill_engine(directory: RunDirectory) -> None:
-    """``kill -9``, and wait until the lock says so."""
-    os.kill(directory.lock_holder().pid, signal.SIGKILL)
-    deadline = time.monotonic() + PATIENCE
-    while directory.is_locked():
-        assert time.monotonic() < deadline, "the engine lives on"
 
 
 def kill_engine_while_saving(directory: RunDirectory) -> Path:

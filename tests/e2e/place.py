@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from pathlib import Path
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState, read_run
 from patience import PATIENCE
+from processes import kill_engine
 from terminal import Terminal
 from tiny_language_model import write_rows
 
@@ -60,6 +59,4 @@ class Place:
 
     def kill_engines(self) -> None:
         for path in self.output.iterdir() if self.output.is_dir() else ():
-            directory = RunDirectory(path)
-            if directory.is_locked():
-                os.kill(directory.lock_holder().pid, signal.SIGKILL)
+            kill_engine(RunDirectory(path))

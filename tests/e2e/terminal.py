@@ -151,6 +151,10 @@ class Terminal:
         """Take output until ``text`` is on the screen (on one line)."""
         self.wait_until(lambda: text in self.text, timeout, repr(text))
 
+    def wait_written(self, text: str, since: int) -> None:
+        """Take output until ``text`` was written behind ``since`` bytes: it may be gone from the screen by then."""
+        self.wait_until(lambda: text.encode() in self.output[since:], what=repr(text))
+
     def wait_gone(self, text: str, timeout: float = PATIENCE) -> None:
         """Take output until ``text`` is no longer on the screen."""
         self.wait_until(lambda: text not in self.text, timeout, f"the going of {text!r}")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from backprop.core.files import write_file
 from backprop.runs.directory import RunDirectory
+from patience import PATIENCE
 from terminal import KEYS, Terminal
 from tiny_language_model import write_model, write_pairs, write_rows
 
@@ -168,18 +169,21 @@ class Hand:
             self.terminal = self.start()
 
     def ask_for_help(self) -> None:
-        """The application still answers; one that leaves because a run was ended, does so when it is started again."""
-        for _ in range(2):
+        """The application still answers; one that leaves because a run was ended, does so when it is started again.
+
+        The keys are pressed again where they came in one piece, in which an escape belongs to the key after it.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while "esc closes" not in self.terminal.text:
+            assert time.monotonic() < deadline, self.story()
+            if LEFT in self.terminal.output:
+                self.terminal.close()
+                self.terminal = self.start()
             self.terminal.resize(80, 24)
             for key in ("escape", "escape", "escape", "escape", "4", "?"):
                 self.terminal.send(key)
                 self.terminal.read(0.1)
-            self.terminal.wait_until(lambda: LEFT in self.terminal.output or "esc closes" in self.terminal.text)
-            if LEFT not in self.terminal.output:
-                return
-            self.terminal.close()
-            self.terminal = self.start()
-        raise AssertionError(self.story())
+            self.terminal.read(1.0)
 
     def check(self) -> None:
         # Before it leaves, what an engine said at its end may be shown.

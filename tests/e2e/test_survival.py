@@ -13,6 +13,7 @@ from backprop.core.events import Stop
 from backprop.runs import engine_client
 from patience import PATIENCE
 from place import ENDLESS, Place, program
+from processes import kill_engine
 from terminal import Terminal
 
 ENDLESS_RUN = ["--steps", str(ENDLESS)]
@@ -177,7 +178,7 @@ def test_a_stopped_run_is_continued_from_the_list_of_runs(place: Place) -> None:
 def test_a_killed_engine_is_reported_and_the_terminal_stays_clean(place: Place) -> None:
     with place.application(*place.flags, *ENDLESS_RUN) as application:
         application.wait_until(lambda: shown_step(application) > 5, PATIENCE, "a few steps")
-        os.kill(place.run().lock_holder().pid, signal.SIGKILL)
+        kill_engine(place.run())
         application.wait_for("RUNTIME_ENGINE_CRASHED", PATIENCE)
         application.wait_for("crashed", PATIENCE)
         application.send("q")

@@ -7,16 +7,8 @@ from backprop.core import rules
 from backprop.core.architecture import PRESETS, Architecture
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig
-from backprop.hardware.estimate import (
-    Shape,
-    changes,
-    estimate,
-    fitted,
-    parameters,
-    require_trainable_in_full,
-    trained_parameters,
-    weights_dtype,
-)
+from backprop.hardware.estimate import Shape, estimate, parameters, trained_parameters, weights_dtype
+from backprop.hardware.fit import changes, fitted, require_trainable_in_full
 from msgspec.structs import replace
 
 GB = 2**30

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -60,6 +61,13 @@ def test_an_engine_that_nobody_reads_goes_on_and_the_reader_misses_nothing(tmp_p
     watched = start(tmp_path, "5000")
     assert watched.wait(PATIENCE) == 0  # over a megabyte of events, far more than a pipe holds, and it ended
     assert [e.seq for e in read_to_end(watched)] == list(range(1, 5002))
+
+
+def test_the_end_of_an_engine_is_not_slept_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = start(tmp_path, "3")
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: pytest.fail("it sleeps"))
+    monkeypatch.setattr(engine_client, "time", clock)
+    assert len(read_to_end(watched)) == 4
 
 
 def test_an_engine_whose_reader_left_goes_on(tmp_path: Path) -> None:

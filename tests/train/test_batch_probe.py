@@ -11,7 +11,8 @@ from backprop.core import events as ev
 from backprop.core.events import BATCH_SETTLED, Event, Step
 from backprop.core.models import find_architecture
 from backprop.core.settings import RunConfig
-from backprop.hardware.estimate import Shape, estimate, first_batch_size
+from backprop.hardware.estimate import Shape, estimate
+from backprop.hardware.fit import first_batch_size
 from backprop.runs.directory import RunDirectory
 from backprop.train import run
 from backprop.train.batch_probe import settle

@@ -21,7 +21,7 @@ from backprop.data.plan import plan, warnings
 from backprop.data.reader import open_source
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.data.truncate import CountedLengths, count_lengths
-from backprop.hardware.estimate import first_batch_size
+from backprop.hardware.fit import first_batch_size
 from backprop.train.jobs import preflight
 from msgspec.structs import replace
 from runs_in_process import of, train

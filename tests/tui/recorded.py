@@ -15,7 +15,8 @@ import msgspec
 from backprop.core import events as ev
 from backprop.core.files import write_file
 from backprop.core.settings import MultiConfig, RunConfig
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import RunDirectory
+from backprop.runs.record import RunRecord
 
 NOW = 1_790_000_000.0
 """A fixed moment."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 import chromium
 import pytest
 from backprop.runs.directory import RunDirectory
+from processes import kill_engine
 from tiny_language_model import write_rows
 from web_pages import PASSWORD, USER, Served
 
@@ -35,7 +34,7 @@ def run(served: Served, tiny_model: Path) -> Iterator[RunDirectory]:
         process.kill()  # who watched; the engine goes on
     directory = RunDirectory(Path(first["output_dir"]))
     yield directory
-    os.kill(directory.lock_holder().pid, signal.SIGKILL)
+    kill_engine(directory)
 
 
 async def test_a_page_that_is_closed_ends_its_application_and_no_run(served: Served, run: RunDirectory) -> None:

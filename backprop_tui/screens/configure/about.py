@@ -12,16 +12,8 @@ from backprop.core.resolve import Origin
 from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan
 from backprop.hardware.devices import CardFacts
-from backprop.hardware.estimate import (
-    Change,
-    Parts,
-    Shape,
-    changes,
-    estimate,
-    fitted,
-    parameters,
-    trained_parameters,
-)
+from backprop.hardware.estimate import Parts, Shape, estimate, parameters, trained_parameters
+from backprop.hardware.fit import Change, changes, fitted
 from backprop.runs.measured import Measured, Peaks, of_shape
 from msgspec import Struct
 

@@ -17,7 +17,7 @@ from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.data.require import require_rows
 from backprop.hardware.devices import Info
-from backprop.hardware.estimate import require_size
+from backprop.hardware.fit import require_size
 
 from backprop_tui.screens.configure.form import changes
 

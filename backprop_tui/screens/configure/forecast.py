@@ -12,7 +12,7 @@ from backprop.core.multi_run import advice, runs_of
 from backprop.core.settings import RunConfig
 from backprop.data.plan import Plan, plan, warnings
 from backprop.data.truncate import CountedLengths
-from backprop.hardware.estimate import first_batch_size, fitted, longest_rows
+from backprop.hardware.fit import first_batch_size, fitted, longest_rows
 
 from backprop_tui.screens.configure.about import MemoryOutlook, Outlook, memory_of
 from backprop_tui.screens.configure.counting import Counting

@@ -106,7 +106,7 @@ def limit_of_run(data: str, model: str, counted: CountedLengths) -> int:
     from backprop.data.plan import length_by_rows
     from backprop.data.tokenizer import context_length
     from backprop.hardware.devices import info
-    from backprop.hardware.estimate import longest_rows
+    from backprop.hardware.fit import longest_rows
 
     config = resolve({"data": data, "model": model}, kind="screen").config()
     free = 0 if config.backend == "cpu" else max((card.vram_free or 0 for card in info().gpus), default=0)

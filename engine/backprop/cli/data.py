@@ -101,7 +101,7 @@ def _tokens(config: RunConfig, model_dir: Path) -> tuple[dict[str, Any], list[di
     from backprop.cli.estimate import card_memory
     from backprop.core.methods import METHODS
     from backprop.data.preprocess import prepare
-    from backprop.hardware.estimate import longest_rows
+    from backprop.hardware.fit import longest_rows
 
     length, most = config.max_seq_length, 0
     if length == "auto":

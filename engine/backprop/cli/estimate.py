@@ -16,7 +16,7 @@ from backprop.core.models import find_architecture, repository_of
 from backprop.core.presets import DEFAULT_MODEL, MODEL_PRESETS
 from backprop.core.resolve import resolve
 from backprop.core.settings import RunConfig
-from backprop.hardware import devices, estimate
+from backprop.hardware import devices, estimate, fit
 from backprop.hardware.estimate import CUDA_TOKEN_BUDGET, Mode, Shape
 from backprop.runs.measured import measured_peaks, of_shape
 
@@ -81,10 +81,10 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
     """
     known = find_architecture(model)
     asked_for = msgspec.structs.replace(config, model=model, mode=mode or config.mode)
-    config, reasons = estimate.fitted(asked_for, memory.bytes or 0)
+    config, reasons = fit.fitted(asked_for, memory.bytes or 0)
     shape = Shape.of(config, memory=memory.bytes)
     if shape.mode == "full":
-        estimate.require_trainable_in_full(known, model)
+        fit.require_trainable_in_full(known, model)
     asked = None if config.batch_size == "auto" else shape.batch_size
     rows, shapes, peaks = [], {}, measured_peaks(model)
     for size in sorted({*BATCHES, *([asked] if asked else [])}):
@@ -105,7 +105,7 @@ def find_answer(model: str, config: RunConfig, memory: Memory, mode: Mode | None
         "rows": rows,
         "parts": estimate.estimate(known, chosen),
         "memory": {"bytes": memory.bytes, "source": memory.source},
-        "changes": estimate.changes(known, chosen, memory.bytes or 0) if short else [],
+        "changes": fit.changes(known, chosen, memory.bytes or 0) if short else [],
         "notes": [*(f"{name} {getattr(config, name)}: {why}" for name, why in reasons.items()), *_notes(known, shape)],
     }
 

@@ -14,8 +14,8 @@ from backprop.core.log import LOGGER
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
 from backprop.runs.describe import describe_merge, log_event
-from backprop.runs.directory import Replays
 from backprop.runs.engine_client import EngineClient
+from backprop.runs.record import Replays
 from backprop.runs.state import RunState
 
 _LOOK = 0.2
@@ -47,7 +47,7 @@ def run(
     multi: MultiConfig | None = None,
     then: Callable[[Path, bool], int] | None = None,
 ) -> int:
-    """Start a run and show it to its end; the exit code. ``origins``, ``replays`` as in ``runs.directory.RunRecord``.
+    """Start a run and show it to its end; the exit code. ``origins``, ``replays`` as in ``runs.record.RunRecord``.
 
     Args:
         then: what follows a run that ended well; called with its directory and ``as_json``, gives the exit code.

@@ -27,7 +27,7 @@ from backprop.core.resolve import Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, MultiConfig, RunConfig
 
 if TYPE_CHECKING:
-    from backprop.runs.directory import Replays
+    from backprop.runs.record import Replays
     from backprop.runs.state import RunState
 
 
@@ -114,7 +114,8 @@ def replayed_config(state: RunState, given: dict[str, Any]) -> tuple[Planned, Re
         InputError, InvalidSettingError, DatasetNotFoundError: as ``run_config``.
         RunError: its settings cannot be read, or the weights that it was forked from are gone.
     """
-    from backprop.runs.directory import Replays, RunDirectory
+    from backprop.runs.directory import RunDirectory
+    from backprop.runs.record import Replays
 
     record = RunDirectory(Path(state.path)).find_record()
     if record.multi is not None:

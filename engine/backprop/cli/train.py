@@ -119,7 +119,7 @@ def _preflight(config: RunConfig) -> dict[str, Any]:
     from backprop.cli.data_options import ProgressLine
     from backprop.core.datasets import find_fetched, is_hub_name
     from backprop.core.models import find_tokenizer
-    from backprop.hardware.estimate import require_size
+    from backprop.hardware.fit import require_size
     from backprop.runs.engine_jobs import ask_engine
 
     require_size(config)

@@ -31,7 +31,8 @@ from backprop.core.redaction import redact
 from backprop.export.card import About, card
 from backprop.export.ollama.served import read_served
 from backprop.runs.describe import bytes_text
-from backprop.runs.directory import IDENTITY, RunDirectory, is_run
+from backprop.runs.directory import RunDirectory, is_run
+from backprop.runs.result_files import IDENTITY
 from backprop.runs.state import RunState, read_run, require_result
 from backprop.worker.job import Send, run_job
 

@@ -28,8 +28,9 @@ from backprop.export.merge import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter, Merg
 from backprop.export.weights import StoredWeights, Weights
 from backprop.fetch.models import fetch_model
 from backprop.runs.checkpoints import CheckpointStore
-from backprop.runs.directory import IDENTITY, RunDirectory, changed_files, is_run
+from backprop.runs.directory import RunDirectory, is_run
 from backprop.runs.model_files import base_differences
+from backprop.runs.result_files import IDENTITY, changed_files
 from backprop.runs.state import RunState, read_run, require_result
 from backprop.train import model as models
 from backprop.train.checkpoint import WEIGHTS, load_weights

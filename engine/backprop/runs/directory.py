@@ -3,7 +3,7 @@
 ::
 
     <output>/<run_id>/
-        run.json       identity and configuration (``RunRecord``)
+        run.json       identity and configuration (``record.RunRecord``)
         events.jsonl   the journal: everything that happened, append only
         engine.log     what libraries printed
         lock           who the living engine is; it holds this file and the directory, so that "running" is a fact
@@ -23,8 +23,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -47,64 +45,21 @@ from backprop.core.files import (
     is_held,
     open_regular,
     read_json,
-    sha256,
     sweep_outputs,
     write_json,
 )
 from backprop.core.paths import expand
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
+from backprop.runs.record import SCHEMA, Replays, RunRecord
+from backprop.runs.result_files import IDENTITY, changed_files
 
-SCHEMA = 1
-IDENTITY = "backprop.json"
-"""Lies beside a result and says what it is."""
 LAST_LINES = 8
 """Lines of the log that tell how an engine went."""
 START_PATIENCE = 30.0
 """Seconds that a new run may take until its engine holds the lock."""
 LOCK_PATIENCE = 2.0
 """Seconds to wait for a lock: somebody who merely looks whether it is held takes it for an instant."""
-
-
-class Replays(Struct, kw_only=True):
-    """Which run a replay repeats, as it was then."""
-
-    path: str
-    run_id: str
-    created: Moment
-    """When that was begun: the date that a chat template with a date in it writes."""
-    overrides: list[str] = []
-    """Settings that are meant to be others."""
-
-
-class RunRecord(Struct, kw_only=True):
-    """``run.json``: what the run is. How it went is in the journal."""
-
-    schema: int = SCHEMA
-    run_id: str
-    kind: str = "train"
-    created: Moment
-    config: RunConfig
-    forked_from: str = ""
-    """Folder with the adapter whose weights the run starts from; empty for the usual start."""
-    origins: dict[str, str] = {}
-    """Where the value of each setting that is no default comes from, in words: a flag, a file and its line …"""
-    extended: bool = False
-    """The run has been given its present end by an extend: checkpoints from before it have another."""
-    replays: Replays | None = None
-    multi: MultiConfig | None = None
-    """Of a session of several runs: what they share beside ``config``."""
-    rewinds: int = 0
-    """How often it was rewound: its runs from then on are other ones."""
-    tags: list[str] = []
-    note: str = ""
-
-    @property
-    def parent(self) -> str:
-        """The directory of the run that this one was forked from, or replays; empty where it came from none."""
-        fork = Path(self.forked_from)
-        # The runs of a session start from copies of what it stood at, in a folder of their own.
-        return self.replays.path if self.replays else str(fork.parents[1]) if fork.parent.name == "checkpoints" else ""
 
 
 class LockHolder(Struct):
@@ -477,23 +432,3 @@ def new_run_id() -> str:
 def is_run(path: Path) -> bool:
     """Whether ``path`` looks like a run's directory, damaged ones included."""
     return os.path.lexists(path / "run.json") or os.path.lexists(path / "events.jsonl")
-
-
-def changed_files(result: Path) -> list[str]:
-    """What of a result is not as a run saved it, in words: weights, scale, tokenizer and template."""
-    try:
-        identity = read_json(result / IDENTITY, dict[str, Any])
-        saved: dict[str, str] = identity.get("files") or identity.get("weights") or {}  # earlier runs kept only these
-        changed = [name for name, digest in saved.items() if result_digest(result / name) != digest]
-    except (OSError, ValueError) as error:
-        return [f"{result}: it cannot be told whether it is as it was saved: {error}"]
-    return [f"{result / name} is not the file that the run saved" for name in changed]
-
-
-def result_digest(path: Path) -> str:
-    """SHA-256 of a file of a result; of an adapter's settings without the base's name, which says where that is now."""
-    if path.name != "adapter_config.json":
-        return sha256(path)
-    settings = read_json(path, dict[str, Any])
-    settings.pop("base_model_name_or_path", None)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

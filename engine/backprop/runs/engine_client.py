@@ -25,10 +25,11 @@ from backprop.core.extras import require_for
 from backprop.core.resolve import config_from
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.checkpoints import CheckpointStore, read_manifest
-from backprop.runs.directory import Replays, RunDirectory, RunRecord
+from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_process import WarmEngine, start_engine
 from backprop.runs.journal import Follower
 from backprop.runs.model_files import BASE_FILES, require_same_model
+from backprop.runs.record import Replays, RunRecord
 from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 

@@ -23,7 +23,8 @@ from backprop.core.files import sweep_outputs
 from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, JobProgress, Message, decode_message
 from backprop.core.paths import cache_dir
 from backprop.core.settings import RunConfig
-from backprop.runs.directory import Replays, RunDirectory
+from backprop.runs.directory import RunDirectory
+from backprop.runs.record import Replays
 
 FETCH, EXPORT, SIZES = "backprop.fetch.datasets", "backprop.export", "backprop.export.sizes"
 OLLAMA, PUSH, EVAL = "backprop.export.ollama.register", "backprop.export.push", "backprop.train.jobs.eval"

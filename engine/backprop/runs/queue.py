@@ -58,7 +58,7 @@ class Entry(Struct, kw_only=True):
     added: Moment
     config: RunConfig
     origins: dict[str, str] = {}
-    """As in ``runs.directory.RunRecord``."""
+    """As in ``runs.record.RunRecord``."""
     status: str = "waiting"
     message: str = ""
     """Why it failed."""

@@ -21,8 +21,9 @@ from backprop.core import events as ev
 from backprop.core.errors import InputError, RunError
 from backprop.runs import journal
 from backprop.runs.describe import duration
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import RunDirectory
 from backprop.runs.forgetting import Forgetting
+from backprop.runs.record import RunRecord
 
 Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
 ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})

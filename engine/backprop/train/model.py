@@ -30,9 +30,10 @@ from backprop.core.extras import require_modules
 from backprop.core.models import find_architecture, repository_of, settings_of
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import ChatTokenizer
-from backprop.hardware import estimate
+from backprop.hardware import estimate, fit
 from backprop.hardware.devices import installed_version
-from backprop.hardware.estimate import ROOMY, first_batch_size
+from backprop.hardware.estimate import ROOMY
+from backprop.hardware.fit import first_batch_size
 from backprop.train import four_bit, mlx_model
 from backprop.train.loss import Loss, Traits, traits_of
 from backprop.train.modes import Mode, mode_named
@@ -100,7 +101,7 @@ def resolved(config: RunConfig) -> RunConfig:
             f"the run has {config.processes} processes, which need a card each, and {cards} can be used",
             hint=f"--processes {cards}, or --backend cpu; a run goes on with as many as it was begun with",
         )
-    config = estimate.fitted(config, free).config
+    config = fit.fitted(config, free).config
     if config.fp8:
         _require_fp8(config.mode, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
     if config.mode == "qlora":
@@ -111,7 +112,7 @@ def resolved(config: RunConfig) -> RunConfig:
         require_modules("--backend mlx", "mlx", "mlx", "mlx_lm")
     batch = first_batch_size(config, free) if config.batch_size == "auto" else config.batch_size
     checkpointing = config.gradient_checkpointing
-    estimate.require_size(config)
+    fit.require_size(config)
     full = config.mode == "full"
     bf16 = choose_dtype(device) == torch.bfloat16
     return msgspec.structs.replace(
@@ -138,13 +139,13 @@ def _device_and_memory(config: RunConfig) -> tuple[torch.device, int]:
 
 
 def longest_rows(config: RunConfig) -> int:
-    """Tokens of a row that this machine takes at most (``hardware.estimate.longest_rows``)."""
-    return estimate.longest_rows(config, _device_and_memory(config)[1])
+    """Tokens of a row that this machine takes at most (``hardware.fit.longest_rows``)."""
+    return fit.longest_rows(config, _device_and_memory(config)[1])
 
 
 def by_memory(asked: RunConfig) -> dict[str, str]:
     """The reasons for what the free memory of this machine decided, by setting; ``asked`` has what was left open."""
-    return estimate.fitted(asked, _device_and_memory(asked)[1]).reasons
+    return fit.fitted(asked, _device_and_memory(asked)[1]).reasons
 
 
 def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> rules.Chosen:
@@ -290,7 +291,7 @@ def load(config: RunConfig, path: Path, emit: Emit, now: datetime | None = None)
     """
     emit(ModelLoading(model=config.model, stage="load"))
     if config.mode == "full":
-        estimate.require_trainable_in_full(find_architecture(str(path)), config.model)
+        fit.require_trainable_in_full(find_architecture(str(path)), config.model)
     device = choose_device(config.backend)
     mlx = config.backend == "mlx"
     dtype = mlx_model.choose_dtype() if mlx else choose_dtype(device)

@@ -17,7 +17,8 @@ from backprop.core.events import ModelLoading
 from backprop.core.jobs import ChatLine, ChatReady, ChatRequest, ChatTurn, Delta, Reply, Sampling, StopReply, TurnEnded
 from backprop.core.models import require_weights, settings_of
 from backprop.core.redaction import redact
-from backprop.runs.directory import IDENTITY, is_run
+from backprop.runs.directory import is_run
+from backprop.runs.result_files import IDENTITY
 from backprop.runs.state import read_run
 from backprop.worker.job import Send, listen, run_job
 from backprop.worker.setup import failure

@@ -21,8 +21,8 @@ from backprop.core.errors import DatasetError
 from backprop.core.events import HeldOutScored
 from backprop.core.jobs import EvaluatedRow, RowScore
 from backprop.data import slices
-from backprop.runs.directory import RunRecord
 from backprop.runs.metrics import exact_match
+from backprop.runs.record import RunRecord
 from backprop.runs.verdict import interval
 from backprop.train.dataset import Subset, tokenise
 from backprop.train.jobs import perplexity

@@ -21,9 +21,10 @@ from backprop.core.settings import MultiConfig, RunConfig, settings_with_effect
 from backprop.data import slices
 from backprop.runs import evaluations
 from backprop.runs.checkpoints import Checkpoint
-from backprop.runs.directory import RunDirectory, RunRecord
+from backprop.runs.directory import RunDirectory
 from backprop.runs.forgetting import Forgetting
 from backprop.runs.model_files import model_hashes
+from backprop.runs.record import RunRecord
 from backprop.runs.state import read_run
 from backprop.runs.verdict import compare
 from backprop.train.checkpoint import trained_parameters

@@ -38,7 +38,8 @@ from backprop.data.slices import Slice, Slices
 from backprop.fetch import datasets
 from backprop.fetch.models import fetch_model
 from backprop.runs.checkpoints import CheckpointStore
-from backprop.runs.directory import IDENTITY, RunDirectory
+from backprop.runs.directory import RunDirectory
+from backprop.runs.result_files import IDENTITY
 from backprop.runs.state import read_run
 from backprop.train import model as models
 from backprop.train.checkpoint import load_weights

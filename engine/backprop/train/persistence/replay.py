@@ -15,8 +15,9 @@ from backprop.core.errors import BackpropError, CheckpointError
 from backprop.core.files import write_file
 from backprop.data.token_cache import Prepared
 from backprop.runs.compare import HELD_OUT, NAMED, describe_change, read_identity, read_rows, row_changes
-from backprop.runs.directory import Replays, RunDirectory, keep_files
+from backprop.runs.directory import RunDirectory, keep_files
 from backprop.runs.model_files import changes, model_differences
+from backprop.runs.record import Replays
 from backprop.runs.state import Curves, read_run
 from backprop.train.persistence.resume import DATA_CHANGED, library_differences
 

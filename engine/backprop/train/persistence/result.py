@@ -15,7 +15,7 @@ from backprop.core.architecture import for_older_readers
 from backprop.core.errors import CheckpointError, TrainingError
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES, ChatTokenizer
-from backprop.runs.directory import IDENTITY, result_digest
+from backprop.runs.result_files import IDENTITY, result_digest
 from backprop.train.checkpoint import system_error
 from backprop.train.model import Loaded
 

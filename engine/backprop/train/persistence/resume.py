@@ -32,7 +32,7 @@ from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
 from backprop.runs import journal
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore, read_manifest
-from backprop.runs.directory import IDENTITY, Replays, RunDirectory, RunRecord, changed_files
+from backprop.runs.directory import RunDirectory
 from backprop.runs.model_files import (
     BASE_FILES,
     base_differences,
@@ -41,6 +41,8 @@ from backprop.runs.model_files import (
     model_hashes,
     shown,
 )
+from backprop.runs.record import Replays, RunRecord
+from backprop.runs.result_files import IDENTITY, changed_files
 from backprop.runs.sessions import STARTS
 from backprop.worker.setup import environment
 
