@@ -58,10 +58,13 @@ def failure(error: BackpropError, width: int) -> list[Row]:
 
 
 def proof(done: Exported, handed: Sequence[tuple[str, str]], width: int) -> list[Row]:
-    """What was written, opened again and compared, and what became of the steps after it."""
+    """What was written, opened again and compared; above it, in sight, what became of the steps after it."""
     found: list[tuple[str, str]] = []
     show_export(done, lambda text, kind: found.append((text, kind)), follows=not handed)
-    rows = [heading("written, opened again and compared", width)]
-    for text, kind in (*found, *handed):
-        rows += paragraph(from_home(text), width, _INK.get(kind, "trained" if text.startswith("same") else "text"))
-    return rows
+    written = heading("written, opened again and compared", width)
+    above, below = ([row for said in lines for row in _said(*said, width)] for lines in (handed, found))
+    return [*above, written, *below]
+
+
+def _said(text: str, kind: str, width: int) -> list[Row]:
+    return paragraph(from_home(text), width, _INK.get(kind, "trained" if text.startswith("same") else "text"))

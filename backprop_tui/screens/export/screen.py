@@ -74,6 +74,8 @@ class ExportScreen(BaseScreen):
         self.written: dict[Choice, Exported] = {}
         """What was written of the run here; each stays to be looked at and handed on."""
         self.failed: BackpropError | None = None
+        self.not_handed: BackpropError | None = None
+        """Why a step after the export, which stands, was not done."""
         self.warnings: list[str] = []
         self.handed: list[tuple[str, str]] = []
         """Lines about what became of the steps after the export, with their kinds."""
@@ -122,7 +124,7 @@ class ExportScreen(BaseScreen):
 
     def _offer(self, path: str) -> None:
         if path:
-            self.source = self.list.source = self.failed = None
+            self.source = self.list.source = self.failed = self.not_handed = None
             self.warnings, self.handed, self.output, self.notice = [], [], "", ""
             self.written.clear()
             self.tasks.forget("sizes")
@@ -164,7 +166,7 @@ class ExportScreen(BaseScreen):
         if event.work == "sizes":  # what llama.cpp cannot compute is said by its export
             return
         if event.work == "hand":
-            error = event.error
+            self.not_handed = error = event.error
             self.handed = [(f"✗ [{error.code}] {error.message}. {error.hint}", "error")]
             self.handed.append(("the export stands", "quiet"))
         else:
@@ -174,7 +176,7 @@ class ExportScreen(BaseScreen):
     @on(ListView.Moved, "#choices-of-format")
     def _moved(self) -> None:
         if not self.tasks.running():
-            self.failed, self.handed = None, []
+            self.failed, self.not_handed, self.handed = None, None, []
         self.notice = ""
         self.flush()
 
@@ -243,7 +245,7 @@ class ExportScreen(BaseScreen):
             hidden.add("push")
         if self.source is None:
             hidden |= {key.name for key in KEYS}
-        hidden = hidden - {"error"} if self.failed else hidden | {"error"}
+        hidden = hidden - {"error"} if self.failed or self.not_handed else hidden | {"error"}
         label = "copy next command" if self.done else "copy command"
         keys = [key._replace(label=label) if key.name == "copy" else key for key in KEYS]
         return [key for key in keys if key.name not in hidden]
@@ -261,7 +263,7 @@ class ExportScreen(BaseScreen):
         request = ExportRequest(
             source=self.source.path, format=choice.format, precision=choice.precision, output=self.output
         )
-        self.failed = None
+        self.failed = self.not_handed = None
         self.warnings, self.handed, self.notice = [], [], ""
 
         def work(task: Task[Exported | str]) -> Exported:
@@ -326,7 +328,7 @@ class ExportScreen(BaseScreen):
             show(done, lambda text, kind: said.append((text, kind)))
             return said
 
-        self.handed = []
+        self.handed, self.not_handed = [], None
         self.tasks.begin("hand", f"handing on {name}", hand, self._take_handed)
         self.flush()
 
@@ -338,8 +340,8 @@ class ExportScreen(BaseScreen):
             self.app.copy_to_clipboard(self.command())
 
     def action_error(self) -> None:
-        if self.failed is not None:
-            show_error(self, self.failed)
+        if (error := self.failed or self.not_handed) is not None:
+            show_error(self, error)
 
     def action_place(self) -> None:
         if self.source is not None and not self.exporting:
