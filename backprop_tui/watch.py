@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from backprop.core.errors import BackpropError, EngineCrashedError, RunError
+from backprop.core.errors import EXIT_USER, BackpropError, EngineCrashedError, RunError
 from backprop.core.events import AnyEvent, Command, RunStarted
 from backprop.runs import engine_client
 from backprop.runs.engine_client import EngineClient
@@ -117,7 +118,9 @@ class Watch:
             if not self._rest:
                 events, alive, over = self._inbox.popleft()
                 self._rest.extend(events)
-                self.state.alive = alive and not over
+                before, self.state.alive = self.state.alive, alive and not over
+                if self.state.alive and not before:  # whoever continues the run: silent since now, at most
+                    self.state.awaited_since = time.time()
                 self.was_alive = self.was_alive or self.state.alive
                 self._over = self._over or over
             while self._rest and budget > 0:
@@ -173,7 +176,8 @@ class Watch:
                 more.append(f"{press('live.edit-settings')} edits its settings with {remedy_words(remedy)} filled in")
             failed = last.error()
             title = f"{'not continued' if state.refused else 'failed'} [{failed.code}]"
-            return Problem(title, failed.message, failed.hint, more, place=place_of(failed), log=self.log)
+            log = "" if failed.exit_code == EXIT_USER else self.log  # what has to be mended is said: no traceback helps
+            return Problem(title, failed.message, failed.hint, more, place=place_of(failed), log=log)
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
         return None

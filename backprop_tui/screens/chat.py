@@ -348,8 +348,8 @@ class ChatScreen(BaseScreen):
     def _set_sampling(self, text: str) -> None:
         self.conversation.sampling = sampling_of(text)
 
-    def action_save(self) -> None:
-        self._prompt.ask("save the conversation as a row in the new file (.jsonl)", self._save)
+    def action_save(self, name: str = "", help: str = "") -> None:
+        self._prompt.ask("save the conversation as a row in the new file (.jsonl)", self._save, name, help=help)
 
     def _save(self, name: str) -> None:
         if not name:
@@ -357,7 +357,7 @@ class ChatScreen(BaseScreen):
         try:
             self.notice = f"saved: {self.conversation.save(name)}"
         except (BackpropError, OSError) as error:
-            self.notice = f"✗ {error}"
+            self.action_save(name, safe(f"✗ {error}"))  # the name can be mended
 
 
 def _wrong_sampling(text: str) -> str:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from backprop.core.errors import BackpropError
 from backprop.core.events import ModelLoading
 from backprop.runs.describe import describe
+from msgspec import structs
 from textual.message import Message
 from textual.screen import Screen
+from textual.widgets import Input
 
 from backprop_tui.keys import press
-from backprop_tui.text import clock
+from backprop_tui.text import clock, short_path
 
 if TYPE_CHECKING:
     from backprop.core import jobs
@@ -97,7 +99,7 @@ class Task(Generic[Value]):
                 self.name = message.doing or self.name
                 self.progress(message.done, message.total)
             case ModelLoading():
-                self.name = describe(message)
+                self.name = describe(structs.replace(message, model=short_path(message.model)))
                 self.progress(message.done, message.total)
 
     def when_started(self, engine: EngineJob) -> None:
@@ -210,9 +212,9 @@ class Tasks:
     def words(self, more: str) -> str:
         """What goes on, in one line, and what more does that cannot be stopped."""
         running = [task.words() for task in self.running()]
-        return "; ".join([*running, *filter(None, [more])]) + (
-            f" ({press(self._stop)} stops it)" if running and self._stop else ""
-        )
+        typing = isinstance(self._owner.focused, Input)  # the key would be one more letter of the text
+        stops = f" ({press(self._stop)} stops it)" if running and self._stop and not typing else ""
+        return "; ".join([*running, *filter(None, [more])]) + stops
 
 
 def defect_in(doing: str, error: BaseException) -> BackpropError:

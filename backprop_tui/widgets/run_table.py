@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from backprop.runs.describe import number
 from backprop.runs.summary import SORTS, RunSummary, arranged
-from textual.binding import Binding, BindingType
 from textual.events import Click
 from textual.message import Message
 
@@ -93,7 +92,6 @@ class RunTable(ListView):
 
         title: str
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("space", "screen.mark", show=False)]
     runs: Sequence[RunSummary] = ()
     empty: Sequence[Row] = ()
     sort = "started"

@@ -19,7 +19,7 @@ class Scroll(Cells, can_focus=True):
         Binding("up,k", "by(-1)", "up", show=False),
         Binding("down,j", "by(1)", "down", show=False),
         Binding("pageup", "pages(-1)", "page up", show=False),
-        Binding("pagedown,space", "pages(1)", "page down", show=False),
+        Binding("pagedown", "pages(1)", "page down", show=False),
         Binding("home", "by(-1000000000)", "top", show=False),
         Binding("end", "by(1000000000)", "end", show=False),
     ]
@@ -127,6 +127,7 @@ class Scroll(Cells, can_focus=True):
 class TextView(Scroll):
     """Text in rows: those of ``show``, wrapped to the width, or what a subclass makes of the width."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("space", "pages(1)", show=False)]
     margin = 2
     _given: Sequence[Row] = ()
     _content: Sequence[Row] = ()

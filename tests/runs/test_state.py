@@ -118,6 +118,18 @@ def test_one_that_was_begun_again_is_silent_since_then_and_not_since_the_one_bef
     assert state.silence(5040.0) == "no sign of the engine for 40 s"
 
 
+def test_an_engine_that_took_a_run_of_long_ago_and_said_nothing_yet_is_silent_since_it_took_it(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    story(started(), step(1))
+    with directory.hold_lock():
+        taken = directory.lock_holder().time
+        state = read_run(directory.path)
+        assert state.last_event_at < taken - 3600
+        assert state.silence(taken + 9.0) == ""
+        assert state.silence(taken + 40.0) == "no sign of the engine for 40 s"
+
+
 def test_a_living_engine_that_says_nothing_for_long_is_told_and_one_that_is_stopped() -> None:
     with subprocess.Popen(["sleep", "60"]) as engine:
         state = fold(started(pid=engine.pid), step(1))

@@ -312,6 +312,24 @@ def failed(output: Path, run_id: str = "77d0c3f1e9ab", created: float = NOW) -> 
     return run
 
 
+def refused(output: Path, run_id: str = "4e0d1f2a3b5c", created: float = NOW, data: str = "rows.jsonl") -> Recorder:
+    """A run that took no step: rows of its dataset would train nothing. Its log has the traceback."""
+    config = msgspec.structs.replace(demo_like(output), data=data)
+    run = Recorder(output, run_id, config, created)
+    run.write(ev.RunStarted(config=msgspec.to_builtins(config), output_dir=str(run.directory.path), pid=1))
+    run.write(
+        ev.RunFailed(
+            code="DATASET_ROWS_UNUSABLE",
+            message="2 of 30 rows would train nothing; line 20: the answer is empty",
+            hint="train on the others with --skip-bad, or repair them",
+            retryable=False,
+            details={"path": data, "rows": 2, "lines": [20, 21], "remedy": {"skip_bad": True}},
+        )
+    )
+    run.directory.log.write_text("Traceback (most recent call last):\n")
+    return run
+
+
 def crashed(output: Path, run_id: str = "c0ffee123456", created: float = NOW) -> Recorder:
     """Its engine went without a word."""
     run = Recorder(output, run_id, demo_like(output), created)

@@ -116,6 +116,8 @@ async def test_a_question_before_the_model_is_loaded_is_asked_when_it_is(run: re
         await pilot.press("escape", "u")
         await until(lambda: not screen.loaded, "its end")
         await pilot.press("enter")
+        screen.flush()
+        assert "stops it" not in shown(pilot), "x is a letter while one writes"
         screen.entry.value = "Hello?"
         await pilot.press("enter")
         await until(lambda: bool(screen.conversation.turns), "the question")
@@ -206,12 +208,15 @@ async def test_settings_reach_the_next_question_and_a_wrong_one_is_not_taken(run
 
 async def test_the_conversation_is_saved_as_a_row_once(run: recorded.Recorder, tmp_path: Path) -> None:
     async with BackpropApp().run_test(size=LARGE) as pilot:
-        await opened(pilot)
+        screen = await opened(pilot)
         await ask(pilot, "Hello?")
         for words in (f"saved: {tmp_path / 'talk.jsonl'}", "exists already"):
             await pilot.press("escape", "w", *"talk", "enter")
             await pilot.pause()
             assert words in shown(pilot)
+        assert screen._prompt.display, "the name can be mended"
+        await pilot.press("end", "2", "enter")
+        await until((tmp_path / "talk2.jsonl").exists, "the second name")
         row = json.loads((tmp_path / "talk.jsonl").read_text())
         assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
 

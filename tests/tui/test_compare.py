@@ -68,7 +68,7 @@ async def test_marked_runs_are_overlaid_each_with_its_number_stroke_and_end(
             last = max(row.rfind(number) for row in body)
             assert last / (size[0] - 10) <= end + 0.03  # a shorter run ends where it ended
             assert any(number in row for row in body)
-        assert rows[-1].startswith(" esc back  tab curves, differences")
+        assert rows[-1].startswith(" esc back  tab differences")
         await pilot.press("a")
         assert "by time" in text_of(pilot.app).split("\n")[2]
         assert "1:00" in text_of(pilot.app).split("\n")[-2]
@@ -91,9 +91,15 @@ async def test_of_two_runs_what_differs_is_beside_the_curves_where_there_is_room
             assert words in text_of(pilot.app)
         await pilot.resize_terminal(80, 24)
         await until(lambda: "what you set" not in text_of(pilot.app), "the curves alone")
+        await pilot.resize_terminal(60, 16)
+        await until(
+            lambda: "tab differences" in text_of(pilot.app), "the way to the differences, also where it is narrow"
+        )
         await pilot.press("tab")
         await until(lambda: "learning_rate" in text_of(pilot.app), "the differences alone")
+        await until(lambda: "tab curves" in text_of(pilot.app), "the way back")
         assert "loss of" not in text_of(pilot.app)
+        assert "l log" not in text_of(pilot.app), "it changes nothing that is seen"
         assert [each.key for each in screen._comparison.differences.found or () if each.group == "set"] == [
             "learning_rate",
             "run_name",

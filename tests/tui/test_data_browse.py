@@ -283,7 +283,7 @@ async def test_the_narrow_key_bar_has_what_is_done_with_a_file(tmp_path: Path) -
     path = write_rows(tmp_path / "rows.jsonl", [alpaca(1), alpaca(2)])
     async with DataApp(path).run_test(size=NARROW) as pilot:
         await at_rest(pilot)
-        wanted = ("o open", "v view", "/ find", "f filter", "l lengths", "t train", "? more", "q leave")
+        wanted = ("enter row", "/ find", "f filter", "l lengths", "t train", "? more", "q leave")
         await until_text(pilot, *wanted, "c check")
         await pilot.press("c")
         await until_text(pilot, *wanted, "w write", "checked 2 rows")

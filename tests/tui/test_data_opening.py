@@ -192,7 +192,7 @@ async def test_while_a_person_types_the_key_bar_shows_the_keys_of_the_prompt_alo
         assert entry.value == "q1"
         await pilot.click("#keybar", offset=(18, 0))
         await until(pilot, lambda: not entry.has_focus, "the table")
-        assert "o open" in bar.render_line(0).text
+        assert "f filter" in bar.render_line(0).text
 
 
 @pytest.mark.parametrize(

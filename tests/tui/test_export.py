@@ -209,11 +209,16 @@ async def test_what_was_written_goes_to_ollama_and_a_refusal_leaves_the_export(
             assert screen.command() == "ollama run small-q4_k_m"
             screen.handed = []
             words = await handed_on(pilot, screen, "r")
-            assert words.index("the export stands") < words.index("same  tensors"), "the name is taken now"
+            assert "the export stands" in words, "the name is taken now"
+            assert words.index("the export stands") < words.index("same  tensors"), "in sight above the proof"
+            assert "error" in {key.name for key in screen.own_keys()}, "its panel is one key away"
             await pilot.press("e")
-            assert isinstance(pilot.app.screen, ErrorPanel)
-            assert "--replace" in pilot.app.screen.told.text
+            await until(lambda: isinstance(pilot.app.screen, ErrorPanel), "the error panel")
+            panel = pilot.app.screen
+            assert isinstance(panel, ErrorPanel)
+            assert "has a model small-q4_k_m already" in panel.told.text
             await pilot.press("escape")
+            await until(lambda: pilot.app.screen is screen, "the way back")
             screen.handed = []
             words = await handed_on(pilot, screen, "p", *"nobody")
             assert "the export stands" in words, "a name on the hub has an owner"

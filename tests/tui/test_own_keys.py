@@ -16,6 +16,7 @@ from terminal import Terminal
 from backprop_tui.app import BackpropApp
 from backprop_tui.own_keys import all_keys, listed, own_keys
 from backprop_tui.screens.dialogs import Help
+from backprop_tui.screens.runs.screen import RunsScreen
 
 TAKEN = {"ctrl+a", "ctrl+b", "ctrl+j", "ctrl+q", "ctrl+s"}
 """The prefixes of screen and tmux, of readline and of claims on it, and those that stop and start a terminal."""
@@ -96,6 +97,23 @@ async def test_own_keys_work_and_are_shown_in_bar_help_and_palette(output: Path)
         assert app.current_mode == "runs"
         await pilot.press("ctrl+p")
         await until(lambda: "f8  this list" in " ".join(text_of(app).split(" ")), "the palette")
+
+
+async def test_the_key_that_a_person_took_away_from_marking_does_what_it_was_given_to(output: Path) -> None:
+    keys_file().write_text('[keys]\nruns.mark = "m"\nruns.queue = "space"\n')
+    recorded.finished_demo(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await until(lambda: screen._table.count == 1, "the run")
+        await pilot.press("m")
+        assert len(screen._table.marked) == 1
+        bar = text_of(pilot.app).split("\n")[-1]
+        assert "m mark" in bar
+        assert "space queue" in bar
+        await pilot.press("space")
+        assert len(screen._table.marked) == 1
+        assert screen.has_class("-queueing")
 
 
 async def test_every_sentence_that_names_a_key_names_the_persons_own(tmp_path: Path) -> None:

@@ -75,8 +75,12 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
         ):
             assert words in text
         assert "backprop train --data /d/rows.jsonl" in text
-        assert text.split("\n")[-1].startswith(" esc back  enter open  K earlier  J later")
-        await pilot.press("K", "down", "J")
+        assert text.split("\n")[-1].startswith(" esc back  enter open  e copy"), "it is trained already"
+        await pilot.press("K", "down")
+        await until(
+            lambda: "enter open  K earlier  J later" in text_of(pilot.app).split("\n")[-1], "the keys of one that waits"
+        )
+        await pilot.press("J")
         await shown(screen, lambda now: [each.run_id for each in now.waiting] == [d.run_id, c.run_id])
         assert screen._queued.entries.chosen == c
         await pilot.press("end")
@@ -95,6 +99,14 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
         await pilot.press("u", "down", "e")
         await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the settings")
         assert pilot.app.screen.draft.given["steps"] == 4  # type: ignore[attr-defined]
+
+
+async def test_of_an_empty_queue_no_key_is_shown_that_does_nothing(output: Path, asked: list[Queue]) -> None:
+    recorded.finished_demo(output)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, 0)
+        await until(lambda: "nothing is queued" in text_of(pilot.app), "the queue")
+        assert [key.label for key in screen.own_keys()] == ["back", "after a failure"]
 
 
 async def test_what_is_configured_is_queued_and_the_screen_stays(

@@ -309,6 +309,17 @@ async def test_continuing_is_offered_where_there_is_something_to_continue(output
         assert "c resume" not in text_of(pilot.app).split("\n")[-1]
 
 
+async def test_a_run_that_took_no_step_is_neither_extended_nor_forked(output: Path) -> None:
+    recorded.failed(output, created=recorded.NOW + 500)
+    recorded.refused(output)
+    async with BackpropApp().run_test(size=(200, 30)) as pilot:
+        screen = await listed(pilot, 2)
+        assert {"extend", "fork", "replay"} <= {key.name for key in screen.own_keys()}
+        await pilot.press("down")
+        assert {"extend", "fork"}.isdisjoint(names := {key.name for key in screen.own_keys()})
+        assert {"resume", "replay"} <= names
+
+
 async def test_the_titles_of_columns_sort_by_them_and_the_other_way_round(output: Path) -> None:
     recorded.one_of_each(output)
     async with BackpropApp().run_test(size=(80, 24)) as pilot:

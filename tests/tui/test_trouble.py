@@ -134,6 +134,32 @@ async def test_an_error_in_data_leads_to_its_line(tmp_path: Path) -> None:
         await until(lambda: screen.opened is not None and screen.table.line_of_cursor() == 20, "line 20")
 
 
+@pytest.mark.parametrize("by", ["attach", "the list of runs"])
+async def test_of_a_run_that_its_rows_ended_no_traceback_is_shown_and_data_opens_at_the_first_of_them(
+    output: Path, tmp_path: Path, by: str
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "p{n}", "completion": "c"}}\n' for n in range(1, 31)))
+    path = recorded.refused(output, data=str(rows)).directory.path
+    async with BackpropApp(attach=path if by == "attach" else None).run_test(size=(100, 40)) as pilot:
+        if by != "attach":
+            await until(lambda: "DATASET_ROWS_UNUSABLE" in text_of(pilot.app), "the list")
+            await pilot.press("enter")
+        app = await ended(pilot)
+        assert "skip_bad on filled in" in " ".join(text_of(app).split())
+        assert "Traceback" not in text_of(app)
+        await pilot.press(key_of("data"))
+        await until(lambda: isinstance(app.screen, DataScreen), "the screen")
+        screen = app.screen
+        assert isinstance(screen, DataScreen)
+        await until(lambda: screen.opened is not None and screen.table.line_of_cursor() == 20, "line 20")
+        await pilot.press("escape", key_of("live"), key_of("data"))
+        await pilot.press("home")
+        await pilot.press(key_of("live"), key_of("data"))
+        await pilot.pause()
+        assert screen.table.line_of_cursor() == 1, "it is opened once: then it is where one left it"
+
+
 async def test_a_second_error_does_not_cover_the_first(output: Path) -> None:
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         await pilot.pause()

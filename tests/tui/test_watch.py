@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,22 @@ def in_one_piece(path: Path) -> RunSeries:
 
 def shown(series: RunSeries) -> list[list[object]]:
     return [[step, bucket.total, bucket.count, bucket.smooth] for step, bucket in series.loss.buckets()]
+
+
+async def test_an_engine_that_takes_a_watched_run_again_is_not_silent_since_the_one_before(output: Path) -> None:
+    run = recorded.crashed(output)
+    watch = Watch(engine_client.attach(run.directory.path))
+    link = watch.link
+    await until(lambda: not watch.advance() and watch.state.last_seq == run.seq, "the run")
+    watch.close()
+    watch.state.alive = False
+    watch._inbox.append(([], True, False))
+    before = time.time()
+    watch.advance()
+    assert watch.state.alive
+    assert watch.state.silence(before + 9.0) == ""
+    assert watch.state.silence(watch.state.awaited_since + 40.0) == "no sign of the engine for 40 s"
+    link.detach()
 
 
 @pytest.mark.parametrize("resumed_from", [STEPS - 5, STEPS // 2, 3, 0])

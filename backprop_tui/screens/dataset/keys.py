@@ -61,8 +61,7 @@ def useful(pane: str | None, *, working: bool, checked: bool, failed: bool) -> l
         labels = {"choose": "open", "open": "path", "stop_work": "stop", "error": "error"}
         shown = ("choose", "open", *first)
         return [key._replace(rank=1, label=labels[name]) for name in shown for key in KEYS if key.name == name]
-    if pane:
-        first += ["back", *_OF_PANE.get(pane, ("copy",))]
+    first += ["back", *_OF_PANE.get(pane, ("copy",))] if pane else ["choose"]
     found = [key._replace(rank=1) for key in KEYS if key.name in first and key.keys not in ("N", "left", "minus")]
     ranks = {} if checked else {"check": 2, "clean": 3}
     others = (key for key in KEYS if key.name not in (*first, "stop_work", "error"))

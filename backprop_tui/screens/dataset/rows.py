@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from backprop.core.errors import InputError
+from textual.binding import Binding
 
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import RowSummary, summarise
@@ -34,6 +35,7 @@ _BATCH = 16
 class RowTable(ListView):
     """Rows by position. ``order`` names the rows that are shown where a filter leaves some out."""
 
+    BINDINGS = [Binding("space", "pages(1)", show=False)]
     opened: OpenFile | None = None
     order: Sequence[int] | None = None
     _seek = False

@@ -169,6 +169,20 @@ class DataScreen(BaseScreen):
             self.flush()
 
     @on(ScreenResume)
+    def _open_run_data(self) -> None:
+        """Where nothing was opened yet: the file of the run that is open, at the row on which it failed."""
+        state = self.watch_run.state if self.watch_run is not None else None
+        if state is None or self.opened is not None or self.tasks.goes_on("open") or self._failure is not None:
+            return
+        path = str(state.config.get("data") or "")
+        details = state.last_failure.details if state.last_failure is not None else {}
+        if path and Path(path).is_file():
+            self._line = (
+                int((details.get("lines") or [details.get("line", 0)])[0]) if details.get("path") == path else 0
+            )
+            self.open_path(path)
+
+    @on(ScreenResume)
     @on(Resize)
     def _seen_anew(self) -> None:
         self.call_after_refresh(self.show_detail)

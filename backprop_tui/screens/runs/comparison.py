@@ -23,7 +23,7 @@ from backprop_tui.widgets.text_view import TextView
 COMPARING = table(
     "comparison",
     Key("escape", "esc", "screen.back", "back", "back to the list of runs", 1),
-    Key("tab", "tab", "pane", "curves, differences", "from the curves to what differs of two runs, and back", 2),
+    Key("tab", "tab", "pane", "curves, differences", "from the curves to what differs of two runs, and back", 1),
     Key("a", "a", "axis", "by step, time, tokens", "draw over steps, over time, or over tokens", 2),
     Key("y", "y", "copy", "copy", "copy what differs, or the directories of the runs", 4),
     Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the curves more", 3),
@@ -32,6 +32,8 @@ COMPARING = table(
     Key("b", "b", "symbols", "symbols", "draw with braille, blocks or ASCII", 4),
 )
 """While runs are beside each other."""
+OF_CURVES = ("axis", "smooth", "log_y", "symbols")
+"""Actions of which nothing is seen where only the differences are."""
 _KEY = 0.42
 """The most of the width for what it is that differs."""
 _ROOM_FOR_BOTH = 110
@@ -117,6 +119,14 @@ class Comparison(Horizontal):
 
     def on_resize(self) -> None:
         self._arrange()
+
+    def own_keys(self) -> list[Key]:
+        """The keys that do something now; the one to the other pane is called as that is."""
+        if self.plot.display and self.differences.display:
+            return list(COMPARING)
+        other = "curves" if self._at_differences else "differences"
+        keys = (key._replace(label=other) if key.name == "pane" else key for key in COMPARING)
+        return [key for key in keys if not self._at_differences or key.name not in OF_CURVES]
 
     def action_pane(self) -> None:
         self._at_differences = not self._at_differences

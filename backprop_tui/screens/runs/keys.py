@@ -56,6 +56,8 @@ def useful(run: RunSummary | None, *, queued: bool, marked: bool) -> list[Key]:
         hidden.add("show_on")
     if run and run.status in LIVING:
         hidden |= {"extend", "delete"}
+    if run and not run.steps:
+        hidden |= {"extend", "fork"}
     if run and run.kind == MULTI_RUN:
         hidden |= {"extend", "replay"}
     keys = [key._replace(rank=1) if key.name == "compare" and marked else key for key in KEYS]

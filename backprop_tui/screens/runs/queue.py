@@ -97,6 +97,14 @@ class QueuePane(Vertical):
         why = f": stopped, {now.stopped}; {press('queue.go-on')} goes on" if now.stopped else why
         return [(f"  {len(now.waiting)} queued", "info"), (why, "warn")]
 
+    def own_keys(self) -> list[Key]:
+        """The keys that do something now."""
+        entry, now = self.entries.chosen, self.entries.now
+        hidden = set() if entry else {"open", "move", "configure", "remove", "copy"}
+        hidden |= set() if entry and entry.status == "waiting" else {"move"}
+        hidden |= set() if now and now.stopped else {"go_on"}
+        return [key for key in QUEUED if key.name not in hidden]
+
     def look(self) -> None:
         """Read the queue in a thread; where there is work that nobody does, that is begun."""
         self._do(lambda: None)

@@ -27,9 +27,9 @@ from backprop_tui.screens import again
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer
 from backprop_tui.screens.runs import deleting
-from backprop_tui.screens.runs.comparison import COMPARING, Comparison
+from backprop_tui.screens.runs.comparison import Comparison
 from backprop_tui.screens.runs.keys import KEYS, TYPING, useful
-from backprop_tui.screens.runs.queue import QUEUED, QueuePane
+from backprop_tui.screens.runs.queue import QueuePane
 from backprop_tui.screens.runs.welcome import welcome
 from backprop_tui.screens.trouble import edit, show_error
 from backprop_tui.text import Row, count
@@ -170,6 +170,7 @@ class RunsScreen(BaseScreen):
 
     def flush(self) -> None:
         self._show_header()
+        self.show_keys()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
             self._draw_plot(self._shown_state)
 
@@ -177,7 +178,8 @@ class RunsScreen(BaseScreen):
         if self.focused is self._filter:
             return TYPING
         if self._covered:
-            return [key._replace(action="") for key in (COMPARING if self.has_class("-comparing") else QUEUED)]
+            pane = self._comparison if self.has_class("-comparing") else self._queued
+            return [key._replace(action="") for key in pane.own_keys()]
         return useful(self._table.chosen, queued=bool(self._queued.state), marked=bool(self._table.marked))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

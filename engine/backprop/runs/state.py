@@ -136,7 +136,7 @@ class RunState(Struct, kw_only=True):
     started_at: float = 0.0
     last_event_at: float = 0.0
     awaited_since: float = 0.0
-    """When an engine was launched that said nothing yet."""
+    """When the engine was launched or took the run: before that it was not silent."""
     ended_at: float = 0.0
     seconds_before: float = 0.0
     """Working time of earlier stretches, before a resume."""
@@ -406,6 +406,8 @@ def read_run(path: Path) -> RunState:
         damage.append(error.message)
     recorded = journal.read(directory.journal, record.run_id if record else "")
     state = RunState(path=str(directory.path), alive=directory.is_alive())
+    if state.alive:  # an engine that continues the run is silent since it took it, not since the one before
+        state.awaited_since = directory.lock_holder().time
     for event in recorded.events:
         state.apply(event)
     state.run_id = state.run_id or (record.run_id if record else directory.run_id)
