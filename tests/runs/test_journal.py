@@ -128,3 +128,12 @@ def test_a_follower_leaves_out_the_events_of_other_runs(tmp_path: Path) -> None:
     assert Follower(path, run_id="another").poll() == []
     path.write_bytes(path.read_bytes() + encode(Heartbeat(run_id="another", seq=3, time=1.0)))
     assert [event.seq for event in Follower(path).poll()] == [1, 2]
+
+
+def test_events_that_are_taken_one_by_one_are_not_kept(tmp_path: Path) -> None:
+    path, taken = tmp_path / "events.jsonl", []
+    write(path, 1, 2)
+
+    read = journal.read(path, take=lambda event: taken.append(event.seq))
+
+    assert (taken, read.events) == ([1, 2], [])

@@ -154,7 +154,7 @@ def find_checkpoint(directory: RunDirectory, step: int | None) -> Checkpoint:
         InputError: there is none of that step, or it is broken; those that there are, are named.
         CheckpointError: none is named, and there is none that verifies.
     """
-    store = CheckpointStore(directory.checkpoints, directory.find_record().run_id)
+    store = CheckpointStore.of_run(directory)
     return store.require_valid()[0] if step is None else store.require_step(step)
 
 

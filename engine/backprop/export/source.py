@@ -216,7 +216,7 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
     """The weights of a checkpoint as PEFT's files, in ``scratch``."""
     from peft import LoraConfig
 
-    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).require_step(step)
+    checkpoint = CheckpointStore.of_run(run).require_step(step)
     tensors = {name.replace(".default", ""): value for name, value in load_file(checkpoint.path / WEIGHTS).items()}
     settings = checkpoint.manifest.identity.get("config", {})
     modules = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
@@ -241,7 +241,7 @@ def _of_checkpoint(run: RunDirectory, step: int, base: Path, scratch: Path) -> P
 
 def _whole_of_checkpoint(run: RunDirectory, state: RunState, step: int, base: Path, folder: Path) -> Path:
     """The whole model of a checkpoint of full fine-tuning, saved in ``folder`` as a run saves its result."""
-    checkpoint = CheckpointStore(run.checkpoints, run.find_record().run_id).require_step(step)
+    checkpoint = CheckpointStore.of_run(run).require_step(step)
     settings = msgspec.convert({**state.config, "backend": "cpu"}, RunConfig)
     loaded = models.load(settings, base, lambda event: None)
     load_weights(checkpoint.path, loaded.model)

@@ -32,6 +32,7 @@ from backprop.core.errors import BackpropError, CheckpointError, InputError
 from backprop.core.events import Count
 from backprop.core.files import flush_folder, is_full, new_folder, read_json, remove, sha256, write_json
 from backprop.runs.describe import bytes_text
+from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
 SCHEMA = 1
@@ -106,6 +107,15 @@ class CheckpointStore:
     def __init__(self, directory: Path, run_id: str) -> None:
         self.directory = directory.absolute()
         self.run_id = run_id
+
+    @classmethod
+    def of_run(cls, run: RunDirectory) -> CheckpointStore:
+        """That of ``run``, whose record may be damaged.
+
+        Raises:
+            RunError: neither record nor journal says which run it is.
+        """
+        return cls(run.checkpoints, run.find_record().run_id)
 
     def remove_leftovers(self) -> list[Path]:
         """Delete what a crash left half written or half deleted. Other people's files stay. Call it at the start."""

@@ -332,7 +332,7 @@ def _require_known_model(path: Path, model: str) -> dict[str, str]:
         As ``require_same_model``.
     """
     directory = RunDirectory(path)
-    kept = CheckpointStore(directory.checkpoints, directory.find_record().run_id).checkpoints()
+    kept = CheckpointStore.of_run(directory).checkpoints()
     if not kept:
         return {}
     return require_same_model(model, kept[-1].manifest.identity, "the run cannot be continued exactly")

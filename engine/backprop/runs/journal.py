@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from msgspec import Struct, field
@@ -36,13 +36,15 @@ class Journal(Struct):
     """Why the file could not be read, or not to its end; empty where it was, or is missing."""
 
 
-def read(path: Path, run_id: str = "") -> Journal:
+def read(path: Path, run_id: str = "", take: Callable[[AnyEvent], object] | None = None) -> Journal:
     """Read a whole journal. A missing one is empty. A torn last line is left out and is no damage.
 
     Args:
         run_id: the run it should be of; open: the run of the first event.
+        take: is given each event, and none is kept: those of a long run take many times its journal's bytes.
     """
     journal = Journal()
+    take = take or journal.events.append
     try:
         for number, line in _lines(path):
             event = decode_event(line) if line is not None else None
@@ -52,7 +54,7 @@ def read(path: Path, run_id: str = "") -> Journal:
                 continue
             run_id = run_id or event.run_id
             if event.run_id == run_id:
-                journal.events.append(event)
+                take(event)
             else:
                 journal.strangers[event.run_id] = journal.strangers.get(event.run_id, 0) + 1
     except FileNotFoundError:

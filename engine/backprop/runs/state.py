@@ -404,17 +404,16 @@ def read_run(path: Path) -> RunState:
         record = directory.read_record()
     except RunError as error:
         damage.append(error.message)
-    recorded = journal.read(directory.journal, record.run_id if record else "")
-    state = RunState(path=str(directory.path), alive=directory.is_alive())
+    state = RunState(path=str(directory.path))
+    recorded = journal.read(directory.journal, record.run_id if record else "", state.apply)
+    state.alive = directory.is_alive()
     if state.alive:  # an engine that continues the run is silent since it took it, not since the one before
         state.awaited_since = directory.lock_holder().time
-    for event in recorded.events:
-        state.apply(event)
     state.run_id = state.run_id or (record.run_id if record else directory.run_id)
     state.damage = [*_damage(directory, recorded, state), *damage]
     if record is not None:
         fill_from_record(state, record)
-    elif not recorded.events:
+    elif not state.last_seq:
         state.journal_status = "damaged"
     return state
 

@@ -312,7 +312,7 @@ def fork_notes(weights: Path, now: dict[str, Any], source: str) -> list[events.W
 def result_notes(run: RunDirectory, model_path: Path, step: int | None) -> list[events.Warning]:
     """What to say before a run's result (or the checkpoint of ``step``) answers on the base model in ``model_path``."""
     notes = []
-    kept = CheckpointStore(run.checkpoints, run.find_record().run_id).checkpoints()
+    kept = CheckpointStore.of_run(run).checkpoints()
     if kept and model_path != run.model:
         notes += _another_base(kept[-1].manifest.identity.get("model", {}), model_path)
     if step is None and (found := run.changed_result()):
