@@ -122,7 +122,8 @@ class CheckpointStore:
         """
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            require_space(self.directory, needed, "a checkpoint", "the next save tries again", CheckpointError)
+            otherwise = "a later save of the run tries again, where none comes `backprop resume RUN`"
+            require_space(self.directory, needed, "a checkpoint", otherwise, CheckpointError)
         except OSError as error:
             raise self._failed(error) from error
 
