@@ -184,7 +184,7 @@ def data() -> None:
 @dataset_command(*MODEL_SETTINGS)
 @click.option("--near", type=FiniteRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates")
 @scores_option
-def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> None:
+def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> int:
     """Lengths, duplicates, near duplicates, languages, reasoning traces, problems, difficulty, perplexity."""
     from backprop.data.report import report as make
 
@@ -192,6 +192,7 @@ def report(config: RunConfig, *, near: float, model: str | None, scores_file: Pa
     with ProgressLine("reading") as progress:
         found = make(config.data, mapping=config.mapping or None, near=near, scores=scores, progress=progress)
     output.answer(found, as_json, _show_report)
+    return EXIT_OK if found.usable else EXIT_USER
 
 
 def _show_report(report: QualityReport) -> None:
