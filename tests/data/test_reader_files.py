@@ -144,6 +144,24 @@ def test_wide_encodings_are_named(tmp_path: Path, codec: str) -> None:
     assert "iconv" in caught.value.hint
 
 
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_binary_data_under_another_name_is_called_that_and_not_converted(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetParseError, match="it holds no text but binary data") as caught:
+        open_source(written(tmp_path, name, PICTURE))
+    assert "iconv" not in caught.value.hint
+
+
+def test_a_binary_row_far_into_a_file_is_not_to_be_converted(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", LINES * (70_000 // len(LINES)) + PICTURE.replace(b"\n", b"") + b"\n")
+    with open_source(path) as source:
+        error = source.row(len(source) - 1).error
+    assert error is not None
+    assert (error.code, "binary data" in error.message, "iconv" in error.message) == ("not_utf8", True, False)
+
+
 @pytest.mark.parametrize(
     "data", ['[{"a": 1}, {"a": 2}]', '[\n  {"a": 1},\n  {"a": 2}\n]\n', '[{"a": 1},\n{"a": 2}]', '{\n  "a": 1\n}\n']
 )
