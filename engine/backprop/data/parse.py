@@ -161,7 +161,8 @@ def not_utf8(raw: bytes, offset: int, error: UnicodeDecodeError) -> RowError:
     return RowError(
         "not_utf8",
         "",
-        f"{where}As {guess} it reads {seen!r}: save the file as UTF-8, for instance with iconv -f {_ICONV[guess]} -t UTF-8",
+        f"{where}As {guess} it reads {seen!r}: save the file as UTF-8, for instance with "
+        f"iconv -f {_ICONV[guess]} -t UTF-8",
     )
 
 
