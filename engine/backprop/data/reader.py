@@ -22,8 +22,6 @@ from msgspec import Struct
 
 from backprop.core.datasets import data_files, empty, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError, some
-from backprop.core.locate import held_out_file
-from backprop.core.settings import RunConfig
 from backprop.data.example import RowError
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, watched
 from backprop.data.parse import BOM, is_binary, json_line, parse_json, wide_encoding
@@ -46,7 +44,7 @@ from backprop.data.to_jsonl import (
 __all__ = ["KINDS", "PACKED", "Kind", "Row", "Source", "open_source"]
 
 _HEAD = 65536
-_SMALL = 1024 * 1024
+SMALL = 1024 * 1024
 """Bytes of a file all of whose rows are looked at by ``sample``."""
 _LOOK_ROWS = 10_000
 """Rows that are put together between two looks whether somebody wants to stop."""
@@ -105,10 +103,10 @@ class Source(LineIndex):
     def sample(self) -> Iterator[object]:
         """Values of rows from all over the file: of every row of a small one, else of the first rows and of some at
         evenly spread places. The same ones each time."""
-        for row in self if self.size <= _SMALL else islice(self, _ROWS_PER_PLACE):
+        for row in self if self.size <= SMALL else islice(self, _ROWS_PER_PLACE):
             if row.error is None:
                 yield row.value
-        for place in range(1, _PLACES if self.size > _SMALL else 0):
+        for place in range(1, _PLACES if self.size > SMALL else 0):
             # The first piece began somewhere within a row, the last one may be cut off.
             block = self.read_at(self.size * place // _PLACES, _HEAD).split(b"\n")[1:-1]
             for raw in [line for line in block if line.strip()][:_ROWS_PER_PLACE]:
@@ -187,24 +185,6 @@ def open_source(path: str | Path, *, progress: Progress | None = None, cancelled
         source.close()
         raise empty(named) from None
     return source
-
-
-def require_rows(config: RunConfig) -> RunConfig:
-    """``config``, located, if its files can be opened and have a row each, as far as that is known at once: large ones
-    are not looked into.
-
-    Raises:
-        DatasetError: as ``open_source``, with the setting that names the file.
-    """
-    for field, path in (("data", Path(config.data)), ("held_out", held_out_file(config.held_out))):
-        files = data_files(path) if path is not None and path.is_absolute() else []
-        if files and sum(file.stat().st_size for file in files) <= _SMALL:
-            try:
-                open_source(str(path)).close()
-            except DatasetError as error:
-                error.details["field"] = field
-                raise
-    return config
 
 
 def _open_file(path: Path, progress: Progress | None, cancelled: Cancelled | None) -> Source:
