@@ -29,8 +29,8 @@ from backprop.core.paths import expand
 from backprop.core.presets import default_model
 from backprop.core.resolve import config_from, direct, merge, resolve, standing
 from backprop.core.settings import MultiConfig, RunConfig, override
-from backprop.data.require import require_rows
 from backprop.data.spool import spool
+from backprop.data.startable import require_rows
 from backprop.runs import engine_client
 from backprop.runs.describe import describe
 from backprop.runs.directory import RunDirectory

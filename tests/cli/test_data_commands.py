@@ -169,6 +169,13 @@ def test_validate_of_rows_that_train_nothing_says_so_and_sends_nobody_to_validat
     assert "`backprop validate`" not in done.stdout + done.stderr
 
 
+def test_report_of_a_file_without_a_usable_row_ends_as_validate_does(tmp_path: Path) -> None:
+    path = written(tmp_path, [{"colour": "red"}, {"instruction": "Say it", "output": ""}])
+    for words in (["validate"], ["data", "report"], ["data", "report", "--json"]):
+        assert backprop(*words, path).returncode == 1
+    assert json.loads(backprop("data", "report", path, "--json").stdout)["usable"] == 0
+
+
 def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> None:
     path = written(tmp_path, [*GOOD, GOOD[0], '{"cut":'])
     found = json.loads(backprop("data", "report", path, "--json").stdout)

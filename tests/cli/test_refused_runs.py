@@ -90,6 +90,14 @@ NO_ROWS = {
     **{"header.csv": "question,answer\n", "header.tsv": "question\tanswer", "nothing/part-1.csv": "a,b\n"},
 }
 
+OTHERS = ("dpo", "orpo", "simpo", "kto")
+PLAIN, PAIR = '{"prompt": "Say it", "completion": "it"}\n', '{"prompt": "Say", "chosen": "a", "rejected": "b"}\n'
+OTHER_ROWS = {
+    **{"plain.jsonl": "\n" + 2 * PLAIN, "mixed.jsonl": PAIR + PLAIN},
+    **{"odd.jsonl": '{"a": 1}', "cut.jsonl": '{"prompt": "Say'},
+    "labels.jsonl": '{"prompt": "Say", "completion": "it", "label": true}\n',
+}
+
 
 @pytest.mark.parametrize(
     "asked",
@@ -107,10 +115,15 @@ NO_ROWS = {
         *((["--held-out", name], f"{name}: dataset is empty") for name in NO_ROWS),
         (["--data", "nothing", "--dry-run"], "nothing: dataset is empty"),
         (["--data", "array.jsonl"], "[DATASET_PARSE_FAILED] {here}/array.jsonl: line 1: the file holds one JSON array"),
-        (["--method", "dpo"], "no_pair); line 1: no rejected side"),
-        (["--method", "kto", "--skip-bad"], "hint: rows like these are learned from with --method sft"),
+        *(
+            (["--data", "plain.jsonl", "--method", name], f"2 of 2 rows are not for {name}; line 2: ")
+            for name in OTHERS
+        ),
+        (["--data", "labels.jsonl", "--method", "dpo"], "hint: rows like these are learned from with --method kto"),
+        (["--data", "mixed.jsonl", "--method", "dpo"], "[DATASET_ROWS_UNUSABLE] {here}/mixed.jsonl: 1 of 2 rows are"),
         (["--data", "odd.jsonl"], "[DATASET_FORMAT_UNKNOWN] {here}/odd.jsonl: no row has a known format (line 1: "),
         (["--held-out", "odd.jsonl", "--map", "input=a"], "odd.jsonl: no row has a known format"),
+        (["--data", "cut.jsonl"], "cut.jsonl: no row has a known format (line 1: "),
         (["--data", "gone.jsonl"], "gone.jsonl is a link to moved/away.jsonl, which is gone"),
     ],
 )
@@ -123,7 +136,7 @@ def test_what_can_be_known_before_a_run_is_made_makes_none(
 ) -> None:
     flags, said = asked
     monkeypatch.chdir(rows_file.parent)
-    for name, text in {**NO_ROWS, "array.jsonl": '[{"text": "a"}]', "odd.jsonl": '{"a": 1}'}.items():
+    for name, text in {**NO_ROWS, **OTHER_ROWS, "array.jsonl": '[{"text": "a"}]'}.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     Path("gone.jsonl").symlink_to("moved/away.jsonl")

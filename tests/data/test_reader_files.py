@@ -105,7 +105,7 @@ def test_a_broken_line_is_named_and_costs_no_other_row(tmp_path: Path) -> None:
         (b'{"a": "\\ud800"}', "lone_surrogate", "surrogate"),
         (b'{"a": "caf\xe9"}', "not_utf8", "byte 0xE9 at byte 11 of the row (byte 36 of the file). As Latin-1"),
         (b'{"a": "\x93hi\x94"}', "not_utf8", "Windows-1252"),
-        (b"\x89PNG\r\x1a\x00\x01", "not_utf8", "beside bytes that no text has: the file is no dataset"),
+        (b"\x89PNG\x00\x01\x02\x03\x04\x05\x06", "not_utf8", "but binary data"),
         (b'{"a": 1e999}', "broken_json", "too large"),
         (b'{"a": "tab\there"}', "broken_json", "control character"),
         (b"hello", "broken_json", "not JSON"),
@@ -142,6 +142,24 @@ def test_wide_encodings_are_named(tmp_path: Path, codec: str) -> None:
     with pytest.raises(DatasetParseError, match="line 1, byte 1: the file is UTF-") as caught:
         open_source(path)
     assert "iconv" in caught.value.hint
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_binary_data_under_another_name_is_called_that_and_not_converted(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetParseError, match="it holds no text but binary data") as caught:
+        open_source(written(tmp_path, name, PICTURE))
+    assert "iconv" not in caught.value.hint
+
+
+def test_a_binary_row_far_into_a_file_is_not_to_be_converted(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", LINES * (70_000 // len(LINES)) + PICTURE.replace(b"\n", b"") + b"\n")
+    with open_source(path) as source:
+        error = source.row(len(source) - 1).error
+    assert error is not None
+    assert (error.code, "binary data" in error.message, "iconv" in error.message) == ("not_utf8", True, False)
 
 
 @pytest.mark.parametrize(

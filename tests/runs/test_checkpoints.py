@@ -199,6 +199,7 @@ def test_a_save_that_cannot_fit_is_refused_before_anything_is_written(store: Che
         store.save(200, never, needed=free * 2)
     assert caught.value.code == "RUNTIME_DISK_FULL"
     assert caught.value.retryable
+    assert "`backprop resume RUN`" in caught.value.hint  # where no later save comes, as before the first step
     assert store.newest_valid() == (older, [])
 
 

@@ -236,6 +236,20 @@ def test_a_run_that_is_not_continued_is_what_it_was(end: ev.Event | None, status
         assert after.duration_seconds == before.duration_seconds
 
 
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [([started(), step(1)], "crashed"), ([started(), step(1), finished(1)], "done"), ([], "failed")],
+    ids=["crashed", "done", "new"],
+)
+def test_an_engine_that_fails_before_it_says_that_it_continues_a_run_leaves_it_what_it_was(
+    first: list[ev.Event], status: str
+) -> None:
+    state = fold(*first, msgspec.structs.replace(REFUSED, began=False))
+    state.alive = False
+    assert (state.status, state.last_failure and state.last_failure.code) == (status, REFUSED.code)
+    assert (state.step, len(state.curves)) == ((1, 1) if first else (0, 0))
+
+
 def test_a_run_that_was_continued_and_failed_has_failed() -> None:
     trained = ev.PhaseChanged(phase="training")
     state = fold(started(), step(1), step(2), finished(2), started(resumed_from=2), trained, REFUSED)

@@ -436,7 +436,7 @@ async def test_a_second_run_beside_a_living_one_is_asked_about(rows: Path) -> No
 async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[str] = []
     monkeypatch.setattr(BackpropApp, "copy_to_clipboard", lambda _, text: copied.append(text))
-    values = {"data": rows, "mapping": "output=a b", "steps": "7", "packing": "false", "sample_prompts": ["a 'b'", "c"]}
+    values = {"data": rows, "mapping": "system=a b", "steps": "7", "packing": "false", "sample_prompts": ["a 'b'", "c"]}
     async with BackpropApp().run_test(size=(80, 24)) as pilot:
         screen = await opened(pilot, **values)
         await pilot.press("y")

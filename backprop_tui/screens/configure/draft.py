@@ -15,7 +15,7 @@ from backprop.core.multi_run import require_mergeable
 from backprop.core.presets import default_model
 from backprop.core.resolve import Origin, Resolution, resolve
 from backprop.core.settings import MultiConfig, RunConfig
-from backprop.data.require import require_rows
+from backprop.data.startable import require_rows
 from backprop.hardware.devices import Info
 from backprop.hardware.fit import require_size
 

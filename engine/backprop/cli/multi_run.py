@@ -93,7 +93,7 @@ def session_config(given: dict[str, Any], file: str | None) -> tuple[RunConfig, 
     """
     from backprop.core.locate import locate
     from backprop.core.resolve import resolve
-    from backprop.data.require import require_rows
+    from backprop.data.startable import require_rows
 
     multi = resolve(given, file=file).multi()
     config, origins = options.run_config({**given, "data": multi.tasks[0] if multi.tasks else None}, file)

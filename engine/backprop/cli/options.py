@@ -85,7 +85,7 @@ def plan(found: Resolution) -> Planned:
     if not found.errors and not found.values["data"]:
         raise InputError("no dataset was given", hint="name one with --data FILE, or try `backprop demo`")
     located = locate(found.config())
-    from backprop.data.require import require_rows  # what is wrong with settings is said before numpy is imported
+    from backprop.data.startable import require_rows  # what is wrong with settings is said before numpy is imported
 
     return Planned(require_rows(located), found.notes())
 

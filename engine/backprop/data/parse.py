@@ -33,7 +33,7 @@ _WIDE = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_OF_NO_TEXT = frozenset(range(0x20)) - set(b"\t\n\v\f\r\x1b")
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _ICONV = {"Windows-1252": "WINDOWS-1252", "Latin-1": "ISO-8859-1"}
 
 
@@ -46,6 +46,15 @@ def wide_encoding(head: bytes) -> str | None:
     if len(odd) >= 8 and (odd.count(0) > 0.9 * len(odd)) != (even.count(0) > 0.9 * len(even)):
         return "UTF-16"
     return None
+
+
+def is_binary(raw: bytes) -> bool:
+    """Whether these bytes are text in no encoding: no UTF-8, and more control characters than texts have."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(raw)  # which may end within a character
+    except UnicodeDecodeError:
+        return len(_CONTROLS.findall(raw)) > max(3, len(raw) // 50)
+    return False
 
 
 def parse_json(raw: bytes, offset: int = 0) -> tuple[object | None, RowError | None]:
@@ -140,16 +149,21 @@ def parse_text(raw: bytes, offset: int = 0) -> tuple[str | None, RowError | None
 
 
 def not_utf8(raw: bytes, offset: int, error: UnicodeDecodeError) -> RowError:
-    """Name the byte, its place, and what the text looks like in the encoding it most likely has, if it is a text."""
+    """Name the byte, its place, and what the text looks like in the encoding it most likely has."""
     at = error.start + (len(BOM) if raw.startswith(BOM) else 0)
-    words = f"not UTF-8: byte 0x{raw[at]:02X} at byte {at + 1} of the row (byte {offset + at + 1} of the file)"
-    if not _OF_NO_TEXT.isdisjoint(raw):
-        return RowError("not_utf8", "", f"{words}, beside bytes that no text has: the file is no dataset, or damaged")
+    byte = raw[at]
     around = raw[max(0, at - 12) : at + 12]
     guess = "Windows-1252" if any(0x80 <= b < 0xA0 for b in around) else "Latin-1"
     seen = around.decode("cp1252" if guess == "Windows-1252" else "latin-1", "replace")
-    way = f"save the file as UTF-8, for instance with iconv -f {_ICONV[guess]} -t UTF-8"
-    return RowError("not_utf8", "", f"{words}. As {guess} it reads {seen!r}: {way}")
+    where = f"not UTF-8: byte 0x{byte:02X} at byte {at + 1} of the row (byte {offset + at + 1} of the file). "
+    if is_binary(raw):
+        return RowError("not_utf8", "", where + "It is no text in another encoding either, but binary data")
+    return RowError(
+        "not_utf8",
+        "",
+        f"{where}As {guess} it reads {seen!r}: save the file as UTF-8, for instance with "
+        f"iconv -f {_ICONV[guess]} -t UTF-8",
+    )
 
 
 def may_be_misread(text: str) -> bool:

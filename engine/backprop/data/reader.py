@@ -24,7 +24,7 @@ from backprop.core.datasets import data_files, empty, is_hub_name, missing
 from backprop.core.errors import DatasetError, DatasetNotFoundError, DatasetParseError, some
 from backprop.data.example import RowError
 from backprop.data.line_index import Cancelled, LineIndex, Place, Progress, watched
-from backprop.data.parse import BOM, json_line, parse_json, wide_encoding
+from backprop.data.parse import BOM, is_binary, json_line, parse_json, wide_encoding
 from backprop.data.to_jsonl import (
     KINDS,
     ODD,
@@ -259,6 +259,12 @@ def _look(path: Path) -> tuple[Kind, bool, list[str]]:
             f"{path}: line 1, byte 1: the file is {wide}, not UTF-8",
             hint=f"save it as UTF-8, for instance with: iconv -f {wide} -t UTF-8 {path} > utf8-{path.name}",
             details={"path": str(path), "line": 1, "encoding": wide},
+        )
+    if is_binary(head):
+        raise DatasetParseError(
+            f"{path}: it holds no text but binary data, whatever its name says",
+            hint="name the file that holds the rows: text, Parquet or Arrow",
+            details={"path": str(path), "line": 1},
         )
     has_bom = head.startswith(BOM)
     head = head.removeprefix(BOM)

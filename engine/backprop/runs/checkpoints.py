@@ -101,6 +101,9 @@ class BrokenCheckpoint(Struct, frozen=True):
     problems: list[str]
 
 
+_AGAIN = "a later save of the run tries again, where none comes `backprop resume RUN`"
+
+
 class CheckpointStore:
     """Read and write the checkpoints of run ``run_id`` in ``directory``. Creating the object touches nothing."""
 
@@ -124,7 +127,7 @@ class CheckpointStore:
             shutil.rmtree(path, ignore_errors=True)
         return found
 
-    def require_space(self, needed: int, otherwise: str = "the next save tries again") -> None:
+    def require_space(self, needed: int, otherwise: str = _AGAIN) -> None:
         """Check that ``needed`` bytes fit on the disk; ``otherwise`` is what can be done but to free space.
 
         Raises:

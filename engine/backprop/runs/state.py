@@ -245,8 +245,10 @@ class RunState(Struct, kw_only=True):
         self.last_seq = event.seq
         if isinstance(event, ev.RunStarted) and event.resumed_from is not None:
             self._remember()
+        elif isinstance(event, ev.RunFailed) and not event.began and self.started_at:
+            self._remember()  # it never got as far as to say that it continues the run
         silent = event.time - self.last_event_at > _SILENCE
-        if isinstance(event, ev.RunStarted) or (silent and isinstance(event, ev.RunFailed)):
+        if isinstance(event, ev.RunStarted) or (isinstance(event, ev.RunFailed) and (silent or not event.began)):
             # A new engine speaks: the one before worked up to its last event, however it ended.
             self.seconds_before, self.stretch_started_at, self.paused_at = self.duration_seconds, 0.0, 0.0
         self.last_event_at = event.time

@@ -20,7 +20,18 @@ import msgspec
 
 from backprop.core import events, log
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_RUNTIME, BackpropError, RunError, TrainingAbortedError
-from backprop.core.events import EndStatus, Event, Paused, PhaseChanged, Resumed, RunFinished, RunStarted, Step, encode
+from backprop.core.events import (
+    EndStatus,
+    Event,
+    Paused,
+    PhaseChanged,
+    Resumed,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    Step,
+    encode,
+)
 from backprop.core.settings import RunConfig
 from backprop.runs.describe import log_event
 from backprop.runs.directory import RunDirectory
@@ -65,6 +76,7 @@ class _Reporter:
         self._resumed_from = 0
         self._last: Step | None = None
         self.finished = False
+        self._began = False
 
     def emit(self, event: Event) -> None:
         if isinstance(event, RunStarted | PhaseChanged):
@@ -80,7 +92,10 @@ class _Reporter:
             case Resumed() if self._paused is not None:
                 self._started += time.monotonic() - self._paused
                 self._paused = None
+            case RunFailed():
+                event.began = self._began
             case RunStarted():
+                self._began = True
                 self._started = time.monotonic()
                 self._resumed_from = event.resumed_from or 0
         self._emit(event)

@@ -137,6 +137,8 @@ class RunFailed(Event):
     """For ``--verbose``; secrets blacked out."""
     details: dict[str, Any] = {}
     """As of ``BackpropError``: where it is (``path``, ``line``, ``field``), and the ``remedy``."""
+    began: bool = True
+    """Whether the engine that failed had said ``run_started``; if not, what came before is another engine's."""
 
     def error(self) -> BackpropError:
         """The same as an exception, of the class that raises its code here."""
