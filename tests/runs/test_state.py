@@ -250,6 +250,18 @@ def test_an_engine_that_fails_before_it_says_that_it_continues_a_run_leaves_it_w
     assert (state.step, len(state.curves)) == ((1, 1) if first else (0, 0))
 
 
+def test_an_engine_interrupted_at_once_after_a_refusal_was_not_refused_and_loses_no_count() -> None:
+    early = msgspec.structs.replace(finished(0), status="interrupted", samples_seen=0, tokens_seen=0)
+    state = fold(started(), step(1), started(resumed_from=1), REFUSED, early)
+    before = fold(started(), step(1))
+    assert (state.status, state.last_failure) == ("interrupted", None)
+    worked = state.duration_seconds
+    late = msgspec.structs.replace(early, seq=state.last_seq + 1, time=state.last_event_at + 500.0)
+    state.apply(late)
+    assert state.duration_seconds == worked
+    assert (state.samples_seen, state.tokens_seen) == (before.samples_seen, before.tokens_seen) != (0, 0)
+
+
 def test_a_run_that_was_continued_and_failed_has_failed() -> None:
     trained = ev.PhaseChanged(phase="training")
     state = fold(started(), step(1), step(2), finished(2), started(resumed_from=2), trained, REFUSED)

@@ -248,7 +248,10 @@ class RunState(Struct, kw_only=True):
         elif isinstance(event, ev.RunFailed) and not event.began and self.started_at:
             self._remember()  # it never got as far as to say that it continues the run
         silent = event.time - self.last_event_at > _SILENCE
-        if isinstance(event, ev.RunStarted) or (isinstance(event, ev.RunFailed) and (silent or not event.began)):
+        # An engine ends once: an end after an end is that of one that never said that it continues the run.
+        again = self.journal_status in ENDED or bool(self.journal_status == "starting" and self.started_at)
+        other = again or (isinstance(event, ev.RunFailed) and (silent or not event.began))
+        if isinstance(event, ev.RunStarted) or (other and isinstance(event, ev.RunFailed | ev.RunFinished)):
             # A new engine speaks: the one before worked up to its last event, however it ended.
             self.seconds_before, self.stretch_started_at, self.paused_at = self.duration_seconds, 0.0, 0.0
         self.last_event_at = event.time
@@ -337,8 +340,10 @@ class RunState(Struct, kw_only=True):
                 kept = self.notable[begun[-1] :] if begun else []
                 self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
             case ev.RunFinished():
-                self.finished, self.stood = event, None
-                self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen or self.tokens_seen
+                self.finished, self.stood, self.refused = event, None, None
+                # An engine that was interrupted before it said that it continues the run has seen none.
+                self.samples_seen = event.samples_seen or self.samples_seen
+                self.tokens_seen = event.tokens_seen or self.tokens_seen
                 self._end(event.status, event.time)
             case ev.RunFailed():
                 if self.stood is None and self.journal_status not in ENDED:
