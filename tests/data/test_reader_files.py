@@ -105,7 +105,6 @@ def test_a_broken_line_is_named_and_costs_no_other_row(tmp_path: Path) -> None:
         (b'{"a": "\\ud800"}', "lone_surrogate", "surrogate"),
         (b'{"a": "caf\xe9"}', "not_utf8", "byte 0xE9 at byte 11 of the row (byte 36 of the file). As Latin-1"),
         (b'{"a": "\x93hi\x94"}', "not_utf8", "Windows-1252"),
-        (b"\x89PNG\x00\x01\x02\x03\x04\x05\x06", "not_utf8", "but binary data"),
         (b'{"a": 1e999}', "broken_json", "too large"),
         (b'{"a": "tab\there"}', "broken_json", "control character"),
         (b"hello", "broken_json", "not JSON"),
