@@ -49,6 +49,7 @@ def test_a_flag_has_the_name_that_is_known_for_it(setting: str, name: str) -> No
 def test_the_command_line_that_is_shown_gives_the_same_configuration(
     rows_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rows_file.write_text('{"the question": "Who?", "reply": "Me."}\n')
     config = RunConfig(
         data=str(rows_file),
         model="smollm2-135m",

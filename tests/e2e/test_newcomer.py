@@ -167,7 +167,7 @@ def test_a_bad_row_is_found_by_the_keys_that_the_screen_names(bad: Path, newcome
 
 
 def test_the_mask_of_a_row_is_seen(place: Place, newcomer: Newcomer) -> None:
-    newcomer.press("1", "\n   rows.jsonl", "enter", "v view", "v", "as chat", "v", "as JSON", "v", "trained")
+    newcomer.press("1", "\n   rows.jsonl", "enter", "enter row", "enter", "v view", "v", "as JSON", "v", "trained")
     assert newcomer.pressed == 5
     answer = json.loads(place.rows.read_text().splitlines()[0])["output"]
     wanted = (answer, "What is number 0", "trained")  # which may come in several pieces
