@@ -60,7 +60,7 @@ def test_it_is_right_for_adapters_that_scale_or_begin_otherwise(
     loss, gradients = losses_and_gradients(loaded.model, one)
     assert abs(loss / plain_loss - 1) < within(1e-6, bf16=1e-3)
     assert all(
-        (gradients[name] - plain[name]).norm() <= within(5e-6, bf16=1e-1) * plain[name].norm() + 1e-9 for name in plain
+        (gradients[name] - plain[name]).norm() <= within(5e-6, bf16=5e-2) * plain[name].norm() + 1e-9 for name in plain
     )
 
 
@@ -106,8 +106,7 @@ def test_dora_changes_nothing_before_its_first_step(tiny_config: RunConfig, tiny
 
     fuse(loaded.model)
 
-    begun = summed_loss(loaded.model, one, plain_head=True).item()
-    assert begun == pytest.approx(untouched, rel=within(1e-6, bf16=2e-3))  # PEFT rounds its first lengths to bf16
+    assert summed_loss(loaded.model, one, plain_head=True).item() == pytest.approx(untouched, rel=1e-6)
 
 
 @pytest.mark.parametrize("bias", [False, True])

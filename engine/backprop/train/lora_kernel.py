@@ -54,8 +54,7 @@ class _Directed(torch.autograd.Function):
         ctx.scaling = scaling
         # The scale is near 1: it is rounded after it was multiplied with.
         made = whole * scale
-        rounded: torch.Tensor = (made if bias is None else made.add_(bias)).to(x.dtype)
-        return rounded
+        return (made if bias is None else made.add_(bias)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -71,14 +70,14 @@ class _Directed(torch.autograd.Function):
 def row_lengths(
     weight: torch.Tensor, squares: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Lengths of the rows of ``W + scaling B A`` ([out], float32 as PEFT's are), without that sum.
+    """Lengths of the rows of ``W + scaling B A`` ([out], in W's type as PEFT's are), without that sum.
 
     Args:
         squares: of the lengths of W's own rows ([out], float32).
         a, b: in float32.
     """
     mixed = 2 * scaling * (weight @ a.to(weight.dtype).t()).float() + scaling**2 * (b @ (a @ a.t()))
-    return (squares + (mixed * b).sum(1)).sqrt()
+    return (squares + (mixed * b).sum(1)).sqrt().to(weight.dtype)
 
 
 def fuse(model: torch.nn.Module) -> int:
@@ -132,7 +131,7 @@ def _shorter(module: Any, plain: Callable[..., torch.Tensor]) -> Callable[..., t
         flat = x.flatten(0, -2).to(kind)
         # The precision is that of the frozen weights: what autocast would choose, without its casts in between.
         with torch.autocast(x.device.type, enabled=False):
-            if lengths is not None and squares is not None:
+            if squares is not None:
                 scale = lengths.weight / row_lengths(base.weight, squares, down.weight, up.weight, scaling)
                 made = _Directed.apply(flat, base.weight, base.bias, a, b, scale, scaling)
             elif _drops(dropout):
