@@ -37,10 +37,7 @@ def test_the_shorter_way_gives_the_same_loss_and_gradients(loaded_tiny: models.L
         assert (gradient - plain[name]).norm() <= within(2e-6, bf16=5e-2) * plain[name].norm()
 
 
-KINDS = {"rsLoRA": {"use_rslora": True}, "PiSSA": {"init_lora_weights": "pissa"}, "DoRA": {"use_dora": True}}
-
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", [{"use_rslora": True}, {"init_lora_weights": "pissa"}], ids=["rsLoRA", "PiSSA"])
 def test_it_is_right_for_adapters_that_scale_or_begin_otherwise(
     kind: dict[str, Any], tiny_config: RunConfig, tiny_model: Path, ragged: Any
 ) -> None:
@@ -50,8 +47,6 @@ def test_it_is_right_for_adapters_that_scale_or_begin_otherwise(
         for name, weight in loaded.model.named_parameters():
             if "lora_B" in name:
                 weight += 0.05
-            elif "magnitude" in name:
-                weight *= 1.1
     one = pack([ragged([31, 12]).row(0)])
     plain_loss, plain = losses_and_gradients(loaded.model, one)
 
@@ -60,7 +55,7 @@ def test_it_is_right_for_adapters_that_scale_or_begin_otherwise(
     loss, gradients = losses_and_gradients(loaded.model, one)
     assert abs(loss / plain_loss - 1) < within(1e-6, bf16=1e-3)
     assert all(
-        (gradients[name] - plain[name]).norm() <= within(5e-6, bf16=5e-2) * plain[name].norm() + 1e-9 for name in plain
+        (gradients[name] - plain[name]).norm() <= within(2e-6, bf16=5e-2) * plain[name].norm() + 1e-9 for name in plain
     )
 
 
@@ -97,56 +92,8 @@ def test_adapters_can_still_be_switched_off(loaded_tiny: models.Loaded, ragged: 
     assert abs(with_adapter / without - 1) > 1e-4
 
 
-def test_dora_changes_nothing_before_its_first_step(tiny_config: RunConfig, tiny_model: Path, ragged: Any) -> None:
-    config = models.resolved(replace(tiny_config, lora_dropout=0.0, use_dora=True))
-    loaded = models.load(config, tiny_model, lambda event: None)
-    one = pack([ragged([31, 12]).row(0)])
-    with loaded.model.disable_adapter():
-        untouched = summed_loss(loaded.model, one, plain_head=True).item()
-
-    fuse(loaded.model)
-
-    assert summed_loss(loaded.model, one, plain_head=True).item() == pytest.approx(untouched, rel=1e-6)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_a_dora_layer_is_pefts_with_less_kept(bias: bool) -> None:
-    torch.manual_seed(0)
-    model = get_peft_model(
-        torch.nn.Sequential(torch.nn.Linear(192, 160, bias=bias)),  # type: ignore[arg-type]
-        LoraConfig(r=4, lora_alpha=8, target_modules=["0"], use_dora=True, init_lora_weights=False),
-    )
-    with torch.no_grad():
-        model.base_model.model[0].lora_magnitude_vector["default"].weight *= 0.8
-
-    def found() -> tuple[list[torch.Tensor], int]:
-        kept: dict[int, int] = {}
-
-        def keep(each: torch.Tensor) -> torch.Tensor:
-            kept[each.untyped_storage().data_ptr()] = each.untyped_storage().nbytes()
-            return each
-
-        x = torch.linspace(-1, 1, 50 * 192).sin().view(2, 25, 192).requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda each: each):
-            made = model(x)
-        made.square().sum().backward()
-        trained = [each for each in model.parameters() if each.grad is not None]
-        gradients = [x.grad, *(each.grad.clone() for each in trained)]
-        model.zero_grad()
-        return [made.detach(), *gradients], sum(kept.values())
-
-    plain, plain_bytes = found()
-    assert fuse(model) == 1
-    ours, our_bytes = found()
-
-    assert len(ours) == len(plain) == 5
-    for one, other in zip(ours, plain, strict=True):
-        assert (one - other).norm() <= 2e-6 * other.norm()
-    assert our_bytes < plain_bytes
-
-
 def test_other_kinds_of_adapter_are_left_alone(tiny_model: Path) -> None:
     base = models.load_base(tiny_model, torch.device("cpu"), torch.float32)
-    dropped = LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, lora_dropout=0.1, task_type="CAUSAL_LM")
+    dora = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM"))
 
-    assert fuse(get_peft_model(base, dropped)) == 0
+    assert fuse(dora) == 0

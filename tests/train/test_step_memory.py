@@ -35,8 +35,6 @@ GEMMA = {**LLAMA, "model_type": "gemma3_text", "head_dim": 64, "vocab_size": 600
         (GEMMA, Shape(mode="full", weights_dtype="bfloat16", max_seq_length=1024, gradient_checkpointing=False)),
         (LLAMA, Shape(batch_size=4, max_seq_length=2048, lora_r=16, target_modules=("q_proj", "v_proj"))),
         (LLAMA, Shape(max_seq_length=512, gradient_checkpointing=False, use_dora=True)),
-        (DEEP, Shape(batch_size=4, max_seq_length=1024, use_dora=True)),
-        (LLAMA, Shape(max_seq_length=512, lora_dropout=0.05, use_dora=True)),
         (QWEN, Shape(batch_size=3, max_seq_length=512, packing=False)),
         (GEMMA, Shape(max_seq_length=1024, lora_dropout=0.05)),
     ],

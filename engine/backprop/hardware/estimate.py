@@ -243,7 +243,7 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
         gone = (3 if shape.lora_dropout and not full else 2) if adapted else 0
         at_layer = stored + max(kept) + tokens * max(2 * model.mlp + 8 * hidden, (6 - gone) * model.mlp + 4 * hidden)
         at_layer += 8 * model.heads * tokens * seen if family.capped else 0
-        if _as_peft(shape):  # which makes the product of the factors with an identity matrix
+        if shape.use_dora:  # PEFT makes the product of the factors with an identity matrix
             at_layer += max(
                 6 * each.inputs**2 + 8 * each.parameters for each in _targeted(*blocks(model)[0][1:], shape)
             )
@@ -280,11 +280,6 @@ def _moments(model: Architecture, shape: Shape) -> list[tuple[int, int]]:
     ]
 
 
-def _as_peft(shape: Shape) -> bool:
-    """Whether there are DoRA layers that compute as PEFT's do (``train.lora_kernel``)."""
-    return shape.use_dora and shape.mode != "full" and (shape.lora_dropout > 0 or shape.mode == "qlora")
-
-
 def _kept(model: Architecture, attention: list[Linear], mlp: list[Linear], shape: Shape) -> int:
     """Bytes that one block keeps for its backward pass."""
     tokens, seen = _tokens(model, shape)
@@ -300,8 +295,8 @@ def _kept(model: Architecture, attention: list[Linear], mlp: list[Linear], shape
     else:
         weights = 0 if full else 2 * _adapters(targeted, shape)
         width += 0 if full else 2 * shape.rank * len(targeted)
-        if shape.use_dora and not full:  # its result before it is scaled; of PEFT's layer both parts: measured
-            width += sum((5 if _as_peft(shape) else 2) * each.outputs for each in targeted)
+        # Both parts of a DoRA layer's result are kept, and it is in float32: measured.
+        width += sum(5 * each.outputs for each in targeted) if shape.use_dora and not full else 0
         targeted = attention + mlp if full else targeted
         if shape.lora_dropout and not full:  # each layer drops its own: a bf16 copy and a byte for the mask
             width += sum(3 * each.inputs for each in targeted)
