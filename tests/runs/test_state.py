@@ -196,11 +196,11 @@ def test_the_gap_before_a_resume_is_not_time_worked(end: str | None) -> None:
 
 def test_the_gap_before_a_resume_that_was_refused_is_not_time_worked() -> None:
     state = RunState(alive=False)
-    failed = ev.RunFailed(code="STATE_IDENTITY_MISMATCH", message="m", hint="", retryable=False)
+    failed = ev.RunFailed(code="STATE_IDENTITY_MISMATCH", message="m", hint="", retryable=False, began=False)
     for number, (time, event) in enumerate([(1000.0, started()), (1005.0, step(1)), (9000.0, failed)], 1):
         event.seq, event.time = number, time
         state.apply(event)
-    assert (state.status, state.duration_seconds) == ("failed", 5.0)
+    assert (state.status, state.duration_seconds) == ("crashed", 5.0)
 
 
 REFUSED = ev.RunFailed(code="DATASET_NOT_FOUND", message="there are no rows", hint="", retryable=False)
@@ -250,16 +250,28 @@ def test_an_engine_that_fails_before_it_says_that_it_continues_a_run_leaves_it_w
     assert (state.step, len(state.curves)) == ((1, 1) if first else (0, 0))
 
 
-def test_an_engine_interrupted_at_once_after_a_refusal_was_not_refused_and_loses_no_count() -> None:
-    early = msgspec.structs.replace(finished(0), status="interrupted", samples_seen=0, tokens_seen=0)
-    state = fold(started(), step(1), started(resumed_from=1), REFUSED, early)
-    before = fold(started(), step(1))
-    assert (state.status, state.last_failure) == ("interrupted", None)
+@pytest.mark.parametrize(
+    ("first", "status"),
+    [
+        ([started(), step(1)], "crashed"),
+        ([started(), step(1), finished(1)], "done"),
+        ([started(), step(1), started(resumed_from=1), REFUSED], "crashed"),
+        ([], "interrupted"),
+    ],
+    ids=["crashed", "done", "refused", "new"],
+)
+def test_an_engine_interrupted_before_it_says_that_it_continues_a_run_leaves_it_what_it_was(
+    first: list[ev.Event], status: str
+) -> None:
+    early = msgspec.structs.replace(finished(0), status="interrupted", samples_seen=0, tokens_seen=0, began=False)
+    before, state = fold(*first), fold(*first, early)
+    before.alive = state.alive = False
+    assert (state.status, state.last_failure) == (status, None)
+    assert (state.step, len(state.curves)) == ((1, 1) if first else (0, 0))
+    assert (state.samples_seen, state.tokens_seen) == (before.samples_seen, before.tokens_seen)
     worked = state.duration_seconds
-    late = msgspec.structs.replace(early, seq=state.last_seq + 1, time=state.last_event_at + 500.0)
-    state.apply(late)
+    state.apply(msgspec.structs.replace(early, seq=state.last_seq + 1, time=state.last_event_at + 500.0))
     assert state.duration_seconds == worked
-    assert (state.samples_seen, state.tokens_seen) == (before.samples_seen, before.tokens_seen) != (0, 0)
 
 
 def test_a_run_that_was_continued_and_failed_has_failed() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from backprop.cli import output
 from backprop.cli.views import View, choose_view
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL
+from backprop.core.events import RunFinished
 from backprop.core.log import LOGGER
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
@@ -124,12 +125,11 @@ def _exit_code(engine: EngineClient, state: RunState, interrupted: bool, as_json
         if not as_json and failed.hint:
             output.narrate(f"hint: {failed.hint}")
         return failed.error().exit_code
-    if interrupted:
+    last = state.notable[-1] if state.notable else None
+    if interrupted or (isinstance(last, RunFinished) and last.status == "interrupted"):
         return EXIT_INTERRUPTED
     if state.finished is None or state.last_event_at < engine.launched_at:  # an end of before is not this engine's
         raise engine.crash()
-    if state.finished.status == "interrupted":
-        return EXIT_INTERRUPTED
     lost = [merge for merge in state.merges if merge.failed]
     for merge in lost:
         output.narrate(describe_merge(merge), "warning")

@@ -27,8 +27,6 @@ from backprop.runs.record import RunRecord
 
 Status = Literal["starting", "running", "paused", "done", "stopped", "interrupted", "failed", "crashed", "damaged"]
 ENDED: frozenset[Status] = frozenset({"done", "stopped", "interrupted", "failed", "crashed", "damaged"})
-_SILENCE = 60.0
-"""A living engine speaks more often than this: what comes later is from another one, which failed before it started."""
 _LONG = 30.0
 """Seconds without an event, of which there is one in ten at least, after which an engine may hang."""
 SHORT_RUN = 200
@@ -243,15 +241,10 @@ class RunState(Struct, kw_only=True):
             return
         self.missing += event.seq - self.last_seq - 1
         self.last_seq = event.seq
-        if isinstance(event, ev.RunStarted) and event.resumed_from is not None:
+        never_began = isinstance(event, ev.RunFailed | ev.RunFinished) and not event.began and self.started_at > 0
+        if never_began or (isinstance(event, ev.RunStarted) and event.resumed_from is not None):
             self._remember()
-        elif isinstance(event, ev.RunFailed) and not event.began and self.started_at:
-            self._remember()  # it never got as far as to say that it continues the run
-        silent = event.time - self.last_event_at > _SILENCE
-        # An engine ends once: an end after an end is that of one that never said that it continues the run.
-        again = self.journal_status in ENDED or bool(self.journal_status == "starting" and self.started_at)
-        other = again or (isinstance(event, ev.RunFailed) and (silent or not event.began))
-        if isinstance(event, ev.RunStarted) or (other and isinstance(event, ev.RunFailed | ev.RunFinished)):
+        if never_began or isinstance(event, ev.RunStarted):
             # A new engine speaks: the one before worked up to its last event, however it ended.
             self.seconds_before, self.stretch_started_at, self.paused_at = self.duration_seconds, 0.0, 0.0
         self.last_event_at = event.time
@@ -339,11 +332,12 @@ class RunState(Struct, kw_only=True):
                 begun = [n for n, e in enumerate(self.notable) if isinstance(e, ev.RunBegun) and e.index == index]
                 kept = self.notable[begun[-1] :] if begun else []
                 self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
+            case ev.RunFinished(began=False) if self.started_at:
+                self.refused = None
+                self._stand()
             case ev.RunFinished():
-                self.finished, self.stood, self.refused = event, None, None
-                # An engine that was interrupted before it said that it continues the run has seen none.
-                self.samples_seen = event.samples_seen or self.samples_seen
-                self.tokens_seen = event.tokens_seen or self.tokens_seen
+                self.finished, self.stood = event, None
+                self.samples_seen, self.tokens_seen = event.samples_seen, event.tokens_seen or self.tokens_seen
                 self._end(event.status, event.time)
             case ev.RunFailed():
                 if self.stood is None and self.journal_status not in ENDED:

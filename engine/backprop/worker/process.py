@@ -81,6 +81,8 @@ class _Reporter:
     def emit(self, event: Event) -> None:
         if isinstance(event, RunStarted | PhaseChanged):
             self._control.require_uninterrupted()
+        if isinstance(event, RunFinished | RunFailed):
+            event.began = self._began
         match event:
             case Step():
                 self._last = event
@@ -92,8 +94,6 @@ class _Reporter:
             case Resumed() if self._paused is not None:
                 self._started += time.monotonic() - self._paused
                 self._paused = None
-            case RunFailed():
-                event.began = self._began
             case RunStarted():
                 self._began = True
                 self._started = time.monotonic()

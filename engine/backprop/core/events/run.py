@@ -124,6 +124,8 @@ class RunFinished(Event):
     """Watt-hours, where the card reports power."""
     verdict: Verdict | None = None
     """The result beside the base model on the held-out rows; ``None`` where one of them was not evaluated on them."""
+    began: bool = True
+    """Whether its engine had said ``run_started``; if not, what came before is another one's, and stays as it was."""
 
 
 class RunFailed(Event):
@@ -138,7 +140,7 @@ class RunFailed(Event):
     details: dict[str, Any] = {}
     """As of ``BackpropError``: where it is (``path``, ``line``, ``field``), and the ``remedy``."""
     began: bool = True
-    """Whether the engine that failed had said ``run_started``; if not, what came before is another engine's."""
+    """As of ``run_finished``."""
 
     def error(self) -> BackpropError:
         """The same as an exception, of the class that raises its code here."""
