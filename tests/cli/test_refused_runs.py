@@ -115,15 +115,15 @@ OTHER_ROWS = {
         *((["--held-out", name], f"{name}: dataset is empty") for name in NO_ROWS),
         (["--data", "nothing", "--dry-run"], "nothing: dataset is empty"),
         (["--data", "array.jsonl"], "[DATASET_PARSE_FAILED] {here}/array.jsonl: line 1: the file holds one JSON array"),
-        *(
-            (["--data", "plain.jsonl", "--method", name], f"2 of 2 rows are not for {name}; line 2: ")
-            for name in OTHERS
-        ),
+        *((["--data", "plain.jsonl", "--method", name], "none of 2 rows can be trained (2 no_") for name in OTHERS),
         (["--data", "labels.jsonl", "--method", "dpo"], "hint: rows like these are learned from with --method kto"),
-        (["--data", "mixed.jsonl", "--method", "dpo"], "[DATASET_ROWS_UNUSABLE] {here}/mixed.jsonl: 1 of 2 rows are"),
+        (
+            ["--data", "mixed.jsonl", "--method", "dpo"],
+            "[DATASET_ROWS_UNUSABLE] {here}/mixed.jsonl: 1 of 2 rows would train nothing; line 2: ",
+        ),
         (["--data", "odd.jsonl"], "[DATASET_FORMAT_UNKNOWN] {here}/odd.jsonl: no row has a known format (line 1: "),
         (["--held-out", "odd.jsonl", "--map", "input=a"], "odd.jsonl: no row has a known format"),
-        (["--data", "cut.jsonl"], "cut.jsonl: no row has a known format (line 1: "),
+        (["--data", "cut.jsonl"], "cut.jsonl: none of 1 rows can be trained (1 broken_json); line 1: "),
         (["--data", "gone.jsonl"], "gone.jsonl is a link to moved/away.jsonl, which is gone"),
     ],
 )

@@ -22,7 +22,7 @@ import tokenizers
 from msgspec import Struct
 
 from backprop.core.datasets import data_files
-from backprop.core.errors import DatasetError, DatasetFormatError, TrainingAbortedError
+from backprop.core.errors import DatasetError, TrainingAbortedError
 from backprop.core.events import DatasetPrepared, TokenSpan
 from backprop.core.methods import Rows
 from backprop.core.paths import token_cache
@@ -30,11 +30,12 @@ from backprop.core.rules import USUAL_LENGTH, sequence_length
 from backprop.data import token_cache as cache
 from backprop.data.encode import EncodedRow, Renderer, Side, encoded_rows, merge_spans, pieces
 from backprop.data.example import Findings, RowError, one_label, require_parts
-from backprop.data.formats import FormatCounts, file_format, other_method
+from backprop.data.formats import FormatCounts, file_format
 from backprop.data.reader import Source, open_source
 from backprop.data.token_cache import Prepared, Writer
 from backprop.data.tokenizer import ChatTokenizer, context_length
 from backprop.data.truncate import LengthCounter, Truncated, truncate_sides
+from backprop.data.unusable import none_usable
 
 __all__ = ["Prepared", "prepare"]
 
@@ -306,7 +307,7 @@ def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
     if not summary.rows:
         raise DatasetError(f"{summary.path}: the dataset holds no row", code="DATASET_EMPTY", hint="add rows to it")
     if not summary.kept:
-        raise _nothing(summary, counts.findings.counts, rows)
+        raise none_usable(summary, counts.findings.counts, rows)
     lengths = counts.lengths.snapshot()
     summary.p50, summary.p90, summary.p99 = (lengths.percentile(share) for share in (0.5, 0.9, 0.99))
     summary.longest = lengths.longest
@@ -320,26 +321,3 @@ def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
     if counts.split_texts:
         words = f"{counts.split_texts} long texts were split into pieces of {summary.max_length} tokens"
         summary.notes.append(words)
-
-
-def _nothing(summary: DatasetPrepared, counts: Counter[str], rows: Rows) -> DatasetError:
-    path, first = summary.path, min(summary.problems, key=lambda problem: problem.line)
-    why = f"line {first.line}: {first.message}"
-    if set(counts) == {"unknown_format"}:
-        return DatasetFormatError(
-            f"{path}: no row has a known format ({why})",
-            hint="say which field is what, for instance: --map instruction=question --map output=answer",
-            details={"path": path, "line": first.line},
-        )
-    most = ", ".join(f"{count} {code}" for code, count in counts.most_common(4))
-    hint = "`backprop validate` lists every problem"
-    if counts["answer_lost"]:
-        hint += "; a larger --max-seq-length keeps longer answers"
-    if counts["trace_too_short"] + counts["trace_too_long"] + counts["trace_unbalanced"] == summary.rows:
-        hint = "no row has a reasoning trace that --reasoning-trace could use: leave it out to train the answers alone"
-    return DatasetError(
-        f"{path}: none of {summary.rows} rows can be trained ({most}); {why}",
-        code="DATASET_NOTHING_TO_TRAIN",
-        hint=other_method(summary.format, rows) or hint,
-        details={"path": path, "problems": dict(counts)},
-    )

@@ -17,16 +17,16 @@ from msgspec import structs
 
 from backprop.core import events, rules
 from backprop.core.datasets import data_files
-from backprop.core.errors import DatasetNotFoundError, DatasetValidationError
-from backprop.core.events import DatasetPrepared, Event, PhaseChanged
+from backprop.core.errors import DatasetNotFoundError
+from backprop.core.events import Event, PhaseChanged
 from backprop.core.locate import held_out_file
 from backprop.core.methods import METHODS
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.data import split as split_rows
-from backprop.data.formats import other_method
 from backprop.data.split import Split
+from backprop.data.unusable import some_unusable
 from backprop.fetch import datasets
 from backprop.train import model as models
 from backprop.train.packing import Row
@@ -62,7 +62,7 @@ def prepare(
     summary = rows.summary
     if summary.unusable and not config.skip_bad:
         emit(summary)
-        raise _bad_rows(summary, config.method)
+        raise some_unusable(summary, config.method)
     if config.max_seq_length == "auto":
         config = structs.replace(config, max_seq_length=summary.max_length)
     trained, held_out = divide(rows, config, read, emit, split or Split(seed=config.seed))
@@ -72,9 +72,6 @@ def prepare(
         if problem.code == "one_label":
             emit(events.Warning(code="ONE_LABEL", message=problem.message))
     return rows, trained, held_out
-
-
-_LEARNS_FROM = {"pairs": "pairs of a chosen and a rejected answer", "feedback": "answers with a label, good or bad"}
 
 
 class RunRows(NamedTuple):
@@ -123,33 +120,6 @@ def prepare_run(
         values = msgspec.to_builtins(config)
         emit(events.SettingsChosen(values={name: values[name] for name in reasons}, reasons=reasons))
     return RunRows(config, rows, trained, held_out, in_proportion(held_out, trained, schedule), schedule)
-
-
-def _bad_rows(summary: DatasetPrepared, method: str) -> DatasetValidationError:
-    shown = [problem for problem in summary.problems if problem.severity == "error"][:3]
-    rows = METHODS[method].rows
-    learns = _LEARNS_FROM.get(rows, "") if {"no_pair", "no_label"} & {*summary.problem_counts} else ""
-    return DatasetValidationError(
-        f"{summary.path}: {summary.unusable} of {summary.rows} rows would train nothing; "
-        + "; ".join(f"{summary.unit} {problem.line}: {problem.message}" for problem in shown)
-        + (f"; {method} learns from {learns}" if learns else ""),
-        hint="; or ".join(filter(None, [other_method(summary.format, rows), _way_out(summary)])),
-        details={
-            **{"path": summary.path, "rows": summary.unusable, "lines": [problem.line for problem in shown]},
-            "remedy": {"max_seq_length": summary.answers_fit} if summary.answer_lost else {"skip_bad": True},
-        },
-    )
-
-
-def _way_out(summary: DatasetPrepared) -> str:
-    others = "train on the others with --skip-bad"
-    if not summary.answer_lost:
-        return f"{others}, or repair them: `backprop validate` lists them all"
-    hint = (
-        f"every answer fits with --max-seq-length {summary.answers_fit} (more memory, and a model that reads as many)"
-    )
-    hint += f"; or {others}"
-    return hint + "; `backprop validate` lists them all" if summary.dropped else hint
 
 
 def tokenise(
@@ -324,7 +294,7 @@ def _held_out_rows_of(
     rows = read(config, str(file))
     summary = rows.summary
     if summary.unusable:
-        error = _bad_rows(summary, config.method)
+        error = some_unusable(summary, config.method)
         if not config.skip_bad:
             raise error
         emit(events.Warning(code="HELD_OUT_ROWS_LEFT_OUT", message=f"not evaluated: {error.message}"))
