@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from backprop.core.errors import BackpropError
-from backprop.core.events import Stop
 from backprop.core.settings import RunConfig
 from backprop.core.settings_sources import keys_file
 from backprop.runs import engine_client
@@ -35,14 +34,14 @@ from backprop_tui.charts.curve_plot import CurvePlot
 from backprop_tui.clipboard import hand_over
 from backprop_tui.elsewhere import Elsewhere
 from backprop_tui.keys import bindings, press, shown, take_own
+from backprop_tui.leaving import Leaving
 from backprop_tui.remembered import recall, remember
 from backprop_tui.screens import EVERYWHERE, SCREENS, Entry
 from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun, ShowOn
-from backprop_tui.screens.dialogs import HEIGHT, LEAVING, LOSING, WIDTH, Help, Question, TooSmall
+from backprop_tui.screens.dialogs import HEIGHT, WIDTH, Help, TooSmall
 from backprop_tui.screens.jump import Jump
 from backprop_tui.screens.trouble import show_error
-from backprop_tui.text import count, many_lines
-from backprop_tui.type_ahead import KeysInOrder
+from backprop_tui.text import many_lines
 from backprop_tui.watch import Watch
 
 CADENCES = (4.0, 2.0, 1.0)
@@ -52,7 +51,7 @@ QUIET = 1.0
 """Seconds between two drawings where nothing goes on: what other processes change is seen then."""
 
 
-class BackpropApp(KeysInOrder, inherit_bindings=False):
+class BackpropApp(Leaving, inherit_bindings=False):
     TITLE = "backprop"
     CSS_PATH = "app.tcss"
     DEFAULT_MODE = "runs"
@@ -92,16 +91,8 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
         self.others: list[Watch] = []
         """Runs that were open before and are still being trained."""
         self.elsewhere = Elsewhere(self, self.opened, self.tell)
-        self.leaving = ""
-        """How the runs are to end, ``stop`` or ``kill``, before the application leaves."""
-        self.asked_about: list[Watch] = []
-        """Runs that were living when a person left."""
-        self._told: list[Watch] = []
-        """Runs that were asked to stop."""
         self.error: BackpropError | None = None
         """Why the run of the command line could not start."""
-        self._asking = False
-        """The person wants to leave and is asked what becomes of the run: its end is the answer."""
         self.small = False
         self._beginning = False
         """A run is being begun."""
@@ -188,10 +179,7 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             self._advance()
         self._tell_news()
         living = self.living()
-        for watch in living if self.leaving else ():
-            self._end(watch)
-        if (self.leaving or self._asking) and not living:
-            self.exit()
+        self.go_on_leaving(living)
         try:
             screen = self.screen
         except ScreenStackError:  # the timer ticks before the first screen is there, and after the last one went
@@ -205,6 +193,9 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             self._shown_elsewhere = self.elsewhere.queued, self.elsewhere.place
             screen.header.show(every, *self._shown_elsewhere)
             screen.flush()
+
+    def losing(self) -> list[str]:
+        return [words for screen in self._made if (words := screen.losing())]
 
     def living(self) -> list[Watch]:
         """Every run that is being trained and was opened here, the one that is open first."""
@@ -389,58 +380,6 @@ class BackpropApp(KeysInOrder, inherit_bindings=False):
             words = "on" if on else "off: the terminal selects by itself"
             self.notify(f"the mouse is {words}", timeout=4)
 
-    def action_leave(self) -> None:
-        """Leave; with living runs, ask what becomes of them, and say what ends with the application."""
-        living = self.living()
-        lines = [*map(_how_far, living), *filter(None, (screen.losing() for screen in self._made))]
-        if not lines or self.leaving:
-            self.exit()
-        elif not isinstance(self.screen, Question):
-            self._asking = len(lines) == len(living)
-            answers = LEAVING if living else LOSING
-            if living and all(watch.state.status == "paused" for watch in living):
-                answers = (LEAVING[0]._replace(meaning="it stays paused; come back to it any time"), *LEAVING[1:])
-            self.push_screen(Question("leave", "\n".join(lines), answers), self._left)
-
-    def _left(self, value: str | None) -> None:
-        self._asking = False
-        self.asked_about = self.living()
-        if value == "leave":
-            self.exit()
-        elif value:
-            self.leaving = value
-            words = "ending the run: leaving when it is gone"
-            if value == "stop":
-                words = "the run stops after this step; leaving when it is saved"
-            self.notify(f"{words} ({press('everywhere.leave')} leaves now)", timeout=30)
-            self.flush()
-
-    def _end(self, watch: Watch) -> None:
-        """Have a run end. An engine that was only just started is not found and does not listen: each flush tries."""
-        try:
-            if self.leaving == "kill":
-                watch.kill()
-            elif watch not in self._told:
-                watch.send(Stop())
-                self._told.append(watch)
-        except BackpropError as error:
-            if not error.retryable:
-                self.leaving = ""
-                self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
-
-    def action_interrupt(self) -> None:
-        """Ctrl+C never stops training: it asks; the second one leaves the run going."""
-        if isinstance(self.screen, Question):
-            self.exit()
-        else:
-            self.action_leave()
-
-    async def action_quit(self) -> None:
-        self.action_leave()
-
-    def action_help_quit(self) -> None:
-        self.action_interrupt()
-
     # Palette
 
     def action_command_palette(self) -> None:
@@ -474,13 +413,6 @@ def _own_keys() -> tuple[dict[str, str], list[str]]:
     from backprop_tui.own_keys import own_keys
 
     return own_keys()
-
-
-def _how_far(watch: Watch) -> str:
-    state = watch.state
-    if not state.step:
-        return f"Run {state.run_id} is being prepared."
-    return f"Run {state.run_id} is at step {count(state.step)} of {count(state.total_steps)}."
 
 
 def _collect_garbage_again() -> None:

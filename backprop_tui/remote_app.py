@@ -58,7 +58,7 @@ class RemoteDriver(PageDriver):
 class RemoteApp(BackpropApp):
     def action_leave_unwatched(self) -> None:
         """Leave because nobody came back, unless work would end with it. Runs go on either way."""
-        if not any(screen.losing() for screen in self._made):
+        if not self.losing():
             self.exit()
 
     def get_driver_class(self) -> type[Driver]:

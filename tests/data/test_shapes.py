@@ -341,6 +341,7 @@ SHAPES_OF_ONE = {"alpaca": {"instruction": QUESTION, "output": ANSWER}, "openai"
         ("reward", 2.5, -3.5, "a label, true or false"),
         ("sample_weight", 0.5, 0, "a label, true or false"),
         ("scores_high", True, False, "--map label=scores_high"),
+        ("loss_weights", 1, 0, "--map label=loss_weights"),
     ],
 )
 def test_an_answer_that_an_unread_column_calls_bad_is_said_to_be_trained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import recorded
@@ -30,6 +31,30 @@ def run(output: Path) -> Iterator[recorded.Recorder]:
     recorder = recorded.running(output, steps=40)
     with recorder.directory.hold_lock():
         yield recorder
+
+
+async def test_where_nothing_goes_on_it_is_drawn_seldom_and_soon_after_a_key_or_news(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, drawn = [1000.0], []
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        app = pilot.app
+        assert app._timer is not None
+        app._timer.stop()  # it ticks by hand
+        monkeypatch.setattr("backprop_tui.app.time", SimpleNamespace(monotonic=lambda: now[0]))
+        monkeypatch.setattr(app.screen, "flush", lambda: drawn.append(now[0]))
+
+        def tick(*times: float) -> list[float]:
+            for now[0] in times:
+                app._tick()
+            return [drawn.pop(0) for _ in range(len(drawn))]
+
+        app.flush()
+        assert tick(1000.25, 1000.5, 1000.75, 1001.0, 1001.25) == [1000.0, 1001.0]
+        await pilot.press("f5")  # which does nothing
+        assert tick(1001.5, 1002.0, 1002.5, 1002.75) == [1001.5, 1002.0]
+        app.elsewhere.place = "me@elsewhere"
+        assert tick(1002.75)[:1] == [1002.75]
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in SCREENS])

@@ -27,6 +27,18 @@ def test_the_application_starts_without_any_of_the_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_the_first_screen_loads_nothing_that_it_does_not_show() -> None:
+    later = ("backprop.core.datasets", "backprop.core.jobs", "backprop_tui.palette", "statistics")
+    script = (
+        "import sys\n"
+        "from backprop_tui.app import BackpropApp\n"
+        "import backprop_tui.screens.runs.screen\n"
+        f"print([name for name in {later!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_watching_a_run_loads_no_command_line(tmp_path: Path) -> None:
     run = recorded.failed(tmp_path / "output")
     script = (

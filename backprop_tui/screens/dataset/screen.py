@@ -177,9 +177,8 @@ class DataScreen(BaseScreen):
         path = str(state.config.get("data") or "")
         details = state.last_failure.details if state.last_failure is not None else {}
         if path and Path(path).is_file():
-            self._line = (
-                int((details.get("lines") or [details.get("line", 0)])[0]) if details.get("path") == path else 0
-            )
+            lines = details.get("lines") or [details.get("line", 0)]
+            self._line = int(lines[0]) if details.get("path") == path else 0
             self.open_path(path)
 
     @on(ScreenResume)

@@ -76,6 +76,7 @@ class ExportScreen(BaseScreen):
         self.failed: BackpropError | None = None
         """Why nothing was written."""
         self.not_handed: BackpropError | None = None
+        """Why a step after the export, which stands, was not done."""
         self.warnings: list[str] = []
         self.handed: list[tuple[str, str]] = []
         """Lines about what became of the steps after the export, with their kinds."""

@@ -115,7 +115,7 @@ class RunsScreen(BaseScreen):
             some = partial(self.app.call_from_thread, self._take_some)
             runs = self._reader.read([run.path for run in self._table.seen()], some)
             if not runs:
-                from backprop.core.datasets import FILE_ENDINGS
+                from backprop.core.datasets import FILE_ENDINGS  # not for the first drawing of runs that are there
 
                 self._files = [name for name in candidates("", FILE_ENDINGS) if not name.endswith("/")][:_NAMED]
             take(runs)

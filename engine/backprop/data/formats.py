@@ -238,10 +238,10 @@ def _thinks(row: Any, format: Format | None, names: Fields) -> bool:
 
 def _what_would_use(name: str, values: list[Any], format: Format | None) -> str:
     """What would use a column that looks like a label, a weight or a mask; empty for any other."""
-    if like_mask(name) and all(isinstance(value, bool) or value in (0, 1) for value in values):
-        return "turns are left out by 'train' in a message, or --map loss_mask=FIELD, a list of one 0 or 1 a turn"
     if not like_verdict(name):
-        return ""
+        flags = like_mask(name) and all(isinstance(value, bool) or value in (0, 1) for value in values)
+        turns = "turns are left out by 'train' in a message, or --map loss_mask=FIELD, a list of one 0 or 1 a turn"
+        return turns if flags else ""
     judged = [value for value in values if judgement(value) is not None]
     if format == "text" and len(judged) == len(values):
         return "texts have no answer that a label could leave out"

@@ -36,6 +36,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json
 
 SCHEMA = 1
+_AGAIN = "a later save of the run tries again, where none comes `backprop resume RUN`"
 MANIFEST = "manifest.json"
 REQUESTED = "requested"
 """The reason for a checkpoint that a person asked for."""
@@ -99,9 +100,6 @@ class BrokenCheckpoint(Struct, frozen=True):
 
     path: Path
     problems: list[str]
-
-
-_AGAIN = "a later save of the run tries again, where none comes `backprop resume RUN`"
 
 
 class CheckpointStore:
