@@ -164,7 +164,7 @@ class Tasks:
             try:
                 if (value := function(task)) is not None:
                     self._owner.post_message(Delivered(task, value, last=True))
-            except Exception as error:
+            except Exception as error:  # a defect in a thread is told, and ends nothing
                 task.ended = True  # before the screen hears of it: it draws what goes on
                 if not task.stopped():
                     known = error if isinstance(error, BackpropError) else defect_in(words or "reading a row", error)

@@ -66,7 +66,7 @@ def train(directory: RunDirectory, emit: Emit, control: Control) -> EndStatus:
             run = Run(start, directory, emit, control)
             run.on_loaded = accept
             return run.run()
-    except Exception:
+    except Exception:  # whatever it is goes on, to the edge of the process
         if verb == "extend" and not accepted:  # the end is the old one
             directory.update_record(config=record.config, extended=record.extended)
         raise
