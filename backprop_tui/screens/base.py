@@ -25,6 +25,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
@@ -134,7 +135,7 @@ class BaseScreen(Screen[None]):
         if failed is None or failed.retryable:
             self.post_message(message)
             return
-        words = f"It failed: {failed.message}.\n\nWhat to do: {failed.hint or 'read its events'}."
+        words = f"It failed: {failed.message}.\n\nWhat to do: {hint_here(failed.hint) or 'read its events'}."
         words += "\n\nContinued as it is, it will most likely fail again."
         self.confirm("resume", words, RESUMING, lambda: self.post_message(message))
 

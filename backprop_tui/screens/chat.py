@@ -16,6 +16,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.widgets import Input
 
+from backprop_tui.hints import keys_here
 from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen
@@ -93,7 +94,7 @@ class ChatView(TextView):
         if turn.identical:
             rows.append([("= both say the same", "muted")])
         if turn.failed is not None:
-            rows += paragraph(f"✗ {turn.failed.message}; {turn.failed.hint}", width, "bad")
+            rows += paragraph(f"✗ {turn.failed.message}; {keys_here(turn.failed.hint)}", width, "bad")
         return rows
 
     def _lines(self, turn: Turn, tuned: bool, width: int) -> list[str]:
@@ -199,7 +200,7 @@ class ChatScreen(BaseScreen):
 
     def _take_news(self, message: Warning | ChatReady) -> None:
         if isinstance(message, Warning):
-            hint = f"; {message.hint}" if message.hint else ""
+            hint = f"; {keys_here(message.hint)}" if message.hint else ""
             self.view.warnings = [*self.view.warnings, f"{message.message}{hint}"]
         elif self.waiting:
             words, self.waiting, self.notice = self.waiting, "", ""

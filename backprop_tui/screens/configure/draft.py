@@ -19,6 +19,7 @@ from backprop.data.startable import require_rows
 from backprop.hardware.devices import Info
 from backprop.hardware.fit import require_size
 
+from backprop_tui.hints import hint_here
 from backprop_tui.screens.configure.form import changes
 
 MISSING = "name a dataset"
@@ -113,4 +114,6 @@ class Draft:
 
     def _blame(self, error: BackpropError, otherwise: str = "data") -> None:
         field = str(error.details.get("field") or ("model" if "model" in error.details else otherwise))
-        self.wrong.setdefault(field, "; ".join(filter(None, [error.message, error.hint])) + f" ({error.code})")
+        self.wrong.setdefault(
+            field, "; ".join(filter(None, [error.message, hint_here(error.hint)])) + f" ({error.code})"
+        )

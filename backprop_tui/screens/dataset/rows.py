@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from backprop.core.errors import InputError
 from textual.binding import Binding
 
+from backprop_tui.hints import hint_here
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import RowSummary, summarise
 from backprop_tui.screens.dataset.search import LinesOf, Test, row_test, scan, text_test
@@ -160,7 +161,7 @@ class RowTable(ListView):
                 if kind == "filter":
                     meant = row_test(words, self.opened.file, self._lines_of, self._chosen)
             except InputError as error:
-                self.post_message(Notice(f"{error.message}; {error.hint}"))
+                self.post_message(Notice(f"{error.message}; {hint_here(error.hint)}"))
                 return
             self._scan(kind, words, self.opened.path, *meant)
         self.post_message(Notice())
