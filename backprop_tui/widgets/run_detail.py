@@ -7,7 +7,7 @@ from math import isnan
 
 import msgspec
 from backprop.core.settings import MultiConfig, RunConfig
-from backprop.runs.describe import bytes_text, describe, level, moment, number, verdict_words
+from backprop.runs.describe import bytes_text, level, moment, number, verdict_words
 from backprop.runs.state import RunState
 
 from backprop_tui.hints import hint_here

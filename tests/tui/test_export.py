@@ -18,11 +18,11 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chat import ChatScreen
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.export.formats import CHOICES, Choice
 from backprop_tui.screens.export.screen import ExportScreen
 from backprop_tui.screens.runs.screen import RunsScreen
 from backprop_tui.screens.tasks import Failed
-from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.trouble import ErrorPanel
 
 SMALL, LARGE = (80, 24), (140, 45)

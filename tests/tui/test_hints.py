@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from backprop.core.errors import InputError
+
 from backprop_tui import hints
 from backprop_tui.app import BackpropApp
 from backprop_tui.keys import take_own
