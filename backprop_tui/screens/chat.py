@@ -345,7 +345,8 @@ class ChatScreen(BaseScreen):
             row = self.conversation.row()
         except InputError:
             return ""
-        return "" if row == self._saved else f"The conversation, {turns} question{'' if turns == 1 else 's'}, is not saved"
+        words = f"The conversation, {turns} question{'' if turns == 1 else 's'}, is not saved"
+        return "" if row == self._saved else words
 
     def losing(self) -> str:
         return f"{self.unsaved}." if self.unsaved else ""
