@@ -120,7 +120,7 @@ class DataScreen(BaseScreen):
         shown = pane if self.opened is not None else None
         working, checked = bool(self.tasks.running()), self.findings.found is not None
         failed = self._failure is not None and (self.opened is None or self._side.current == "report")
-        return useful(shown, working=working, checked=checked, failed=failed)
+        return useful(shown, working=working, checked=checked, failed=failed, steps_to=self._side.steps_to)
 
     def say(self, text: str) -> None:
         """Show a line at the bottom until the next one, or the next key."""
