@@ -94,6 +94,11 @@ class BaseScreen(Screen[None]):
         """Work of the screen that ends with the application, in words; empty where there is none."""
         return ""
 
+    @property
+    def keys_in_front(self) -> tuple[Key, ...]:
+        """The table of keys of a pane that is seen in place of what the screen shows; empty where there is none."""
+        return ()
+
     def own_keys(self) -> list[Key]:
         """Those of the screen's keys that do something now."""
         return list(self.KEYS)

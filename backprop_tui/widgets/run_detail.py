@@ -71,6 +71,10 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows += facts("what to do", hint_here(failed.hint), width, "strong") if failed.hint else []
     elif state.status == "crashed":
         rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
+    if name := state.config.get("run_name"):
+        rows += facts("name", str(name), width, "strong")
+    if state.runs:
+        rows += facts("session", f"{state.runs[-1].of} runs in sequence, merged into one adapter", width)
     if state.tags or state.note:
         rows += facts("note", " ".join([*(f"+{tag}" for tag in state.tags), state.note]).strip(), width, "mark")
     if state.parent:
