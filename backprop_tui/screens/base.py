@@ -85,6 +85,8 @@ class BaseScreen(Screen[None]):
         """The run that is open."""
         self.living: list[Watch] = []
         """Every run that is being trained and was opened here."""
+        self.living_elsewhere: list[Watch] = []
+        """Those that were not, as the queue's."""
 
     def flush(self) -> None:
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
