@@ -69,11 +69,11 @@ RESUMING = (
 
 FORKING = (
     Answer("no", "n", "Leave it", ""),
-    Answer("fork", "f", "Fork it", "with its settings; `backprop fork RUN` takes others as flags"),
+    Answer("fork", "f", "Fork it", "with its settings; in a shell `backprop fork RUN` takes others"),
 )
 REPLAYING = (
     Answer("no", "n", "Leave it", ""),
-    Answer("replay", "r", "Replay it", "`backprop replay RUN` takes other settings as flags"),
+    Answer("replay", "r", "Replay it", "in a shell `backprop replay RUN` takes other settings"),
 )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs.describe import number
 from backprop.runs.summary import SORTS, RunSummary, arranged
+from rich.cells import cell_len
 from textual.events import Click
 from textual.message import Message
 
@@ -161,6 +162,10 @@ class RunTable(ListView):
             if spare >= column.width - column.narrow:
                 spare -= column.width - column.narrow
                 sizes[column.title] = column.width
+        if sizes["name"] and spare > 0:
+            longest = max(cell_len(safe(run.name)) for run in self.runs) + 1
+            more = max(0, min(spare, longest - sizes["name"]))
+            sizes["name"], spare = sizes["name"] + more, spare - more
         sizes["curve"] += max(0, spare) if sizes["curve"] else 0
         return [(column, sizes[column.title]) for column in COLUMNS if sizes[column.title]]
 

@@ -61,6 +61,7 @@ async def test_rows_are_listed_from_the_hardest_and_enter_goes_to_one(rows: Path
         assert losses == sorted(losses, reverse=True)
         hardest = listed._rows[0]
         assert f"line {hardest.line}" in screen
+        assert "enter row" in screen.splitlines()[-1]
         await pilot.press("enter")
         await until_text(pilot, f"line {hardest.line} as chat", f"{hardest.line} of 30")
 

@@ -460,6 +460,8 @@ def test_a_run_matches_by_any_part_of_what_is_shown(output: Path) -> None:
     assert matches(run, "")
     assert matches(run, "DEMO smollm")
     assert not matches(run, "demo llama")
+    assert not matches(run, "session")
+    assert matches(msgspec.structs.replace(run, kind="multi-run"), "session"), "the word that the list has for it"
 
 
 async def test_nothing_that_a_run_s_files_say_controls_the_terminal(output: Path) -> None:

@@ -42,6 +42,7 @@ NEED_FILE = {key.name for key in KEYS} - {"open", "choose", "model", "ask_limit"
 _OF_PANE = {
     "detail": ("next_view", "row", "step", "copy"),
     "problems": ("choose", "step", "filter", "copy"),
+    "scores": ("choose", "copy"),
     "lengths": ("limit", "ask_limit", "model"),
 }
 """What matters most in a pane."""

@@ -38,7 +38,8 @@ def question(
     if len(runs) == 1:
         (run,) = runs
         what, path = f"run {run.run_id}", from_home(run.path)
-        text = f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
+        text = f"{run.name}: " if run.name else ""
+        text += f"{short_path(run.model)} on {short_path(run.dataset)}, {count(run.steps)} steps, {run.status}."
         text += "" if size is None else f" {bytes_text(size)} on the disk."
         if needed := dependents(Path(run.path), known):
             text += f"\n\nNeeds it: {'; '.join(needed)}."

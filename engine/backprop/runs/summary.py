@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from backprop.core.events import Verdict
+from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs.state import RunState
 
 
@@ -82,7 +83,8 @@ def thin(values: list[float], most: int) -> list[float | None]:
 def matches(run: RunSummary, words: str) -> bool:
     """Whether every word is somewhere in what lists show of the run."""
     shown = (run.run_id, run.name, run.model, run.dataset, run.status, run.kind, run.method, run.mode)
-    text = " ".join((*shown, *run.tags, run.note)).lower()
+    session = ("session",) if run.kind == MULTI_RUN else ()
+    text = " ".join((*shown, *session, *run.tags, run.note)).lower()
     return all(word in text for word in words.lower().split())
 
 
