@@ -11,6 +11,7 @@ import recorded
 from acting import key_of, seen, shown_path, text_of, until
 from backprop.core import events as ev
 from backprop.core.errors import RunError
+from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.core.redaction import CONTROLS
 from backprop.runs import engine_client
 from backprop.runs.deletion import delete_run
@@ -461,7 +462,7 @@ def test_a_run_matches_by_any_part_of_what_is_shown(output: Path) -> None:
     assert matches(run, "DEMO smollm")
     assert not matches(run, "demo llama")
     assert not matches(run, "session")
-    assert matches(msgspec.structs.replace(run, kind="multi-run"), "session"), "the word that the list has for it"
+    assert matches(msgspec.structs.replace(run, kind=MULTI_RUN), "session"), "the word that the list has for it"
 
 
 async def test_nothing_that_a_run_s_files_say_controls_the_terminal(output: Path) -> None:
