@@ -109,7 +109,7 @@ def begin(
     config = record.config
     now = datetime.fromtimestamp(record.replays.created if record.replays else record.created)
     if verb == "extend":
-        config = msgspec.structs.replace(config, steps=steps, epochs=None)
+        config = msgspec.structs.replace(config, steps=steps, epochs="auto")
         directory.update_record(config=config, extended=True)
     if model:  # written down once it was found to be the same
         config = msgspec.structs.replace(config, model=model)
