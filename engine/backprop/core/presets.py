@@ -13,6 +13,8 @@ from backprop.core.errors import InvalidSettingError
 EMBEDDED_MODEL = "smollm2-135m"
 DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EVERY_LAYER = "all-linear"
+"""Stands for the names of all linear layers below the head, as in PEFT."""
 
 
 class LoRAPreset(Struct, frozen=True):

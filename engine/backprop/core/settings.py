@@ -210,7 +210,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     target_modules: Annotated[
         Annotated[list[_Text], Meta(min_length=1)] | None,
-        _lora("layers that get an adapter", rule="the preset's, else all linear ones"),
+        _lora("layers that get an adapter, by name, or all-linear", rule="the preset's, else all linear ones"),
     ] = None
     use_dora: Annotated[bool, _lora("DoRA: directions by the adapter, lengths by a vector; slower")] = False
     use_rslora: Annotated[bool, _lora("rsLoRA: alpha is divided by the root of the rank, for high ranks")] = False
