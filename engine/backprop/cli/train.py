@@ -15,6 +15,7 @@ from backprop.core.definition import all_settings
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, ModelLoadError
 from backprop.core.jobs import RunPlan
 from backprop.core.locate import locate_model
+from backprop.core.presets import terms_of
 from backprop.core.settings import RunConfig
 from backprop.demo import SHIPPED, demo_config
 
@@ -45,6 +46,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
         plan |= _preflight(config)
         counted = msgspec.convert(plan["plan"]["config"], RunConfig) if plan["plan"] else config
         plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(counted)}
+        plan["terms"] = terms_of(config.model)
         output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
@@ -107,6 +109,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
             output.line(f"takes     {takes['words']}")
         for note in found.notes:
             output.line(f"note      {note}")
+    if plan["terms"]:
+        output.line(f"licence   {plan['terms']}")
     if memory := plan["memory"]:
         fits = "" if memory["fits"] else "; it does not fit: `backprop estimate-vram` says what would save memory"
         output.line(f"memory    {gib(memory['bytes'])} needed, {gib(memory['limit'])} {memory['source']}{fits}")

@@ -89,7 +89,9 @@ def require_same_source(replays: Replays, now: dict[str, Any], rows: Prepared) -
         if texts
     ]
     if parent.read_record().extended:
-        message = f"run {replays.run_id} was extended on its way: its learning rate came down to the end that it had then"
+        message = (
+            f"run {replays.run_id} was extended on its way: its learning rate came down to the end that it had then"
+        )
         message += ", here it comes down once, so that the curves part"
         notes.append(events.Warning(code="SCHEDULE_CHANGED", message=message))
     return notes
