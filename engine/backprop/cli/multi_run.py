@@ -38,7 +38,7 @@ def multi_run(file: str | None, resumed: str | None, dry_run: bool, as_json: boo
     from backprop.runs.sessions import unfinished
 
     if resumed:
-        require_alone({**given, "config": file})
+        require_alone({**given, "config": file}, "a session with other settings is a new one, in another --output")
         return continue_run(resumed, given["model"], as_json, verbose)
     config, multi, origins = session_config(given, file)
     for line in advice(multi):

@@ -57,8 +57,14 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
 _moved = click.option("--model", "-m", metavar="M", help="where the same model is now, if it was moved")
 
 
-def require_alone(given: dict[str, Any]) -> None:
+_OTHERWISE = "`backprop extend RUN --steps N` gives it a new end, `backprop fork RUN` other settings in a new run"
+
+
+def require_alone(given: dict[str, Any], hint: str = _OTHERWISE) -> None:
     """Refuse flags beside ``--resume``, but for where the model is now: a run goes on with its own settings.
+
+    Args:
+        hint: how else to come by them.
 
     Raises:
         InputError: some are given.
@@ -69,7 +75,7 @@ def require_alone(given: dict[str, Any]) -> None:
         flags = ", ".join(known[name].flag if name in known else f"--{name}" for name in others)
         raise InputError(
             f"{flags}: without effect, for a resumed run goes on with its own settings",
-            hint="`backprop extend RUN --steps N` gives it a new end, `backprop fork RUN` other settings in a new run",
+            hint=hint,
         )
 
 
