@@ -189,6 +189,8 @@ def test_digits_are_those_from_0_to_9(text: str, setting: str) -> None:
     [
         (["train", "--lr", "0.1", "--preset", "fast"], "--lr, --preset", "backprop extend RUN"),
         (["train", "--no-packing"], "--no-packing", "backprop fork RUN"),
+        (["train", "--dry-run"], "--dry-run", "backprop fork RUN"),
+        (["multi-run", "--dry-run"], "--dry-run", "in another --output"),
         (["multi-run", "--replay", "0.2", "--data", "d.jsonl"], "--data, --replay", "in another --output"),
     ],
 )

@@ -38,7 +38,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
     """
     if resumed:
-        require_alone({**given, "config": file})
+        require_alone({**given, "config": file, "dry-run": dry_run or None})
         return continue_run(resumed, given["model"], as_json, verbose)
     config, origins = options.run_config(given, file)
     if dry_run:
