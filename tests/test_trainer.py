@@ -186,10 +186,13 @@ def test_a_missing_dataset_is_noticed_before_an_engine_starts(trainer: Trainer, 
 
 def test_a_dataset_without_rows_is_noticed_before_an_engine_starts(trainer: Trainer, tmp_path: Path) -> None:
     (tmp_path / "header.csv").write_text("question,answer\n")
+    called_back: list[BackpropError] = []
     for begin in (trainer.train, trainer.multi_run):
         with pytest.raises(DatasetError, match=r"header\.csv: dataset is empty") as told:
-            begin(tmp_path / "header.csv")
+            begin(tmp_path / "header.csv", callback=TrainingCallback(on_error=called_back.append))
         assert told.value.code == "DATASET_EMPTY"
+        assert called_back[-1] is told.value
+    assert len(called_back) == 2
     assert not (tmp_path / "out").exists()
 
 

@@ -105,7 +105,7 @@ def test_an_extended_run_has_its_new_end_and_the_learning_rate_of_before(tiny_co
     extended = go_on(directory, "extend", end)
     assert [each.step for each in of(extended, Step)] == [end - 1, end]
     start = begin(directory, directory.read_record(), "resume", None, resolved)
-    assert (start.config.steps, start.config.epochs) == (end, None)
+    assert (start.config.steps, start.config.epochs) == (end, "auto")
     peak = chosen.values["learning_rate"]
     assert all(0.1 * peak <= each.learning_rate <= peak for each in of(extended, Step))
 
