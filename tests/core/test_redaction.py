@@ -44,7 +44,7 @@ def test_secrets_are_masked_whatever_their_length(text: str, secret: str) -> Non
         "answers end with no special token: the model may not learn to stop",
         "another special token: 3 rows\nThe secret: patience.",
         "the end token: <|im_end|>, eos_token=</s>",
-        *["a_" * 100_000, "a." * 100_000],
+        *[pytest.param(part * 100_000, id=f"many {part}") for part in ("a_", "a.")],
         "Basic training, basic end-to-end checks and the bearer of news",
     ],
 )
