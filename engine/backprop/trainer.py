@@ -277,7 +277,7 @@ def register_with_ollama(
 
     Raises:
         InputError: the name is not allowed or taken, or there is no such GGUF file.
-        OllamaError: Ollama is not there, too old, or did not take the model.
+        OllamaRegistrationError: Ollama is not there, too old, or did not take the model.
     """
     file = str(expand(path).absolute())
     request = OllamaRequest(path=file, name=name, replace=replace, prompt=prompt, expected=expected)

@@ -86,7 +86,7 @@ def test_only_unknown_roles_are_an_error() -> None:
     ("row", "format", "code", "field"),
     [
         ({"instruction": "x"}, "alpaca", "missing_field", "output"),
-        ({"conversations": [{"value": "a"}, "x"]}, "sharegpt", "missing_field", "conversations[0].role"),
+        ({"conversations": [{"value": "a"}, "x"]}, "sharegpt", "missing_field", "conversations[0].from"),
         ({"conversations": [{"from": "gpt", "value": "a"}, "x"]}, "sharegpt", "invalid_type", "conversations[1]"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
@@ -141,6 +141,8 @@ def test_roles_out_of_order_are_reported() -> None:
     assert codes("user", "user", "assistant") == ["role_order"]
     assert codes("assistant", "user", "assistant") == ["role_order"]
     assert codes("user", "system", "assistant") == ["role_order"]
+    assert codes("user", "assistant", "tool", "tool", "assistant") == []
+    assert codes("user", "tool", "assistant") == codes("tool", "assistant") == ["role_order"]
 
 
 def test_content_parts_become_text_and_reasoning() -> None:
