@@ -81,7 +81,10 @@ def test_what_is_open_in_a_configuration_is_filled_as_the_engine_would() -> None
 
 @pytest.mark.parametrize(
     ("free", "preset"),
-    [*((8, "fast"), (10, "fast"), (12, "fast"), (14, "balanced"), (16, "balanced"), (20, "balanced")), (24, "quality")],
+    [
+        *((8, "fast"), (10, "fast"), (12, "fast"), (14, "balanced"), (16, "balanced"), (20, "balanced")),
+        *((24, "quality"), (32, "quality")),
+    ],
 )
 def test_the_lora_preset_auto_is_the_largest_that_fits_with_room_to_spare(free: int, preset: str) -> None:
     config = RunConfig(data="rows", model="qwen2.5-7b", mode="qlora", lora_preset="auto")
