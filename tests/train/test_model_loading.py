@@ -14,8 +14,9 @@ from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, Mode
 from backprop.core.events import Event, ModelLoaded, Step
 from backprop.core.settings import RunConfig
 from backprop.data import tokenizer
+from backprop.train import generate
 from backprop.train import model as models
-from backprop.train.loss import traits_of
+from backprop.train.loss import base_model, traits_of
 from backprop.train.modes import lora
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
@@ -84,6 +85,32 @@ def test_a_model_that_cannot_be_loaded_is_said_with_what_helps(
         models.load_base(model, torch.device("cpu"), torch.float32)
     assert hint in caught.value.hint
     assert len(caught.value.message) < 500
+
+
+def test_code_that_a_model_brings_runs_only_where_it_is_trusted(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    folder = changed(Path(tiny_config.model), tmp_path / "model", dict, model_type="own", auto_map=names)
+    (folder / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = models.resolved(replace(tiny_config, model=str(folder)))
+
+    for load in (lambda: models.load(config, folder, ignore), lambda: generate.load_model(folder, None, "cpu")):
+        with pytest.raises(ModelLoadError, match="cannot be loaded") as caught:
+            load()
+        assert "--trust-remote-code" in caught.value.hint
+    assert not (tmp_path / "ran").exists()
+
+    loaded = models.load(replace(config, trust_remote_code=True), folder, ignore)
+    assert (tmp_path / "ran").exists()
+    assert type(base_model(loaded.model)).__name__ == "Own"
 
 
 def test_a_model_that_sees_the_tokens_it_should_predict_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
