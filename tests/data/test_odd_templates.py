@@ -253,6 +253,14 @@ def test_what_is_left_out_is_told_though_its_words_stand_elsewhere(
     assert warnings(load(template), row) == right
 
 
+def test_an_answer_of_which_the_template_leaves_nothing_is_none(load: Callable[[str], ChatTokenizer]) -> None:
+    headings = "{% for m in messages %}# {{ m.role }}\n{{ m.content.split('</think>')[-1] }}\n{% endfor %}"
+    tokenizer = load(headings + "{% if add_generation_prompt %}# assistant\n{% endif %}")
+    row = {"messages": [WHO, {**ME, "content": "<think>hm</think>"}, *SEVERAL[2:]]}
+    rendered = Renderer(tokenizer).render(row, "openai", PLAIN)
+    assert [rendered.text[span.start : span.end] for span in rendered.spans] == ["So."]
+
+
 def test_a_result_of_a_call_is_never_trained(load: Callable[[str], ChatTokenizer]) -> None:
     with pytest.raises(RowError, match="turn 2"):
         shown(load("result inside"), [WHO, {**call("clock"), "content": "Let me see."}, RESULT, ME])

@@ -380,6 +380,8 @@ def test_a_tokenizer_that_sets_a_begin_token_gives_text_one_and_chats_one(model_
     for i in range(3):
         ids, trained = prepared.row(i)
         assert (ids[0], int((ids == bos).sum()), bool(trained[0])) == (bos, 1, False)
+        alone = encode_value(rows[i], ChatTokenizer.load(folder))[0].encoded
+        assert (alone.ids.tolist(), alone.trained.tolist()) == (ids.tolist(), trained.tolist())
 
 
 def test_a_second_begin_token_and_control_tokens_in_the_text_are_counted(
@@ -452,7 +454,11 @@ def test_answers_alone_are_trained_where_nobody_says_otherwise(model_dir: ModelD
 
 
 @pytest.mark.parametrize(
-    ("end", "words"), [("<|im_end|>", "with <|im_end|>, which"), ("</s>", "with </s>, which"), ("", "no special token")]
+    ("end", "words"),
+    [
+        *(("<|im_end|>", "with <|im_end|>, which"), ("</s>", "with </s>, which"), ("", "no special token")),
+        ("!", "with !, which"),  # an ordinary token, by which the model ends its answers
+    ],
 )
 def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: str, words: str) -> None:
     folder = tmp_path / "model"
@@ -464,6 +470,9 @@ def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: s
         if end == "</s>"
         else "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}"
     )
+    if end == "!":
+        ends = {"eos_token_id": ChatTokenizer.load(folder).tokenizer.token_to_id("!")}
+        (folder / "generation_config.json").write_text(json.dumps(ends))
     answer = {"role": "assistant", "content": "Me.", **({"name": end} if end == "</s>" else {})}
     row = {"messages": [{"role": "user", "content": "Who?"}, answer]}
     notes = prepare(write(tmp_path / "data.jsonl", [row]), folder).summary.notes
