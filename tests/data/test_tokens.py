@@ -375,11 +375,13 @@ def test_a_tokenizer_that_sets_a_begin_token_gives_text_one_and_chats_one(model_
     bos = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    rows = [{"text": "Once."}, {"text": "<s>Once."}, pair("Who?", "Me.")]
+    eos = tokenizer.token_to_id("</s>")
+    rows = [{"text": "Once."}, {"text": "<s>Once.</s>"}, pair("Who?", "Me.")]
     prepared = prepare(write(tmp_path / "data.jsonl", rows), folder)
     for i in range(3):
         ids, trained = prepared.row(i)
         assert (ids[0], int((ids == bos).sum()), bool(trained[0])) == (bos, 1, False)
+        assert (ids[-1], int((ids == eos).sum()), bool(trained[-1])) == (eos, 1, True)
         alone = encode_value(rows[i], ChatTokenizer.load(folder))[0].encoded
         assert (alone.ids.tolist(), alone.trained.tolist()) == (ids.tolist(), trained.tolist())
 

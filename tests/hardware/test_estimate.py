@@ -8,7 +8,7 @@ from backprop.core.architecture import PRESETS, Architecture
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig
 from backprop.hardware.estimate import Shape, estimate, parameters, trained_parameters, weights_dtype
-from backprop.hardware.fit import changes, fitted, require_trainable_in_full
+from backprop.hardware.fit import changes, fitted, longest_rows, require_trainable_in_full
 from msgspec.structs import replace
 
 GB = 2**30
@@ -111,6 +111,20 @@ def test_the_mode_auto_is_lora_where_the_model_fits_in_16_bits(model: str, free:
     assert chosen.mode == mode
     assert bool(reasons) == bool(free)
     assert fitted(chosen, free * GB) == (chosen, {})
+
+
+@pytest.mark.parametrize("free", [8, 12])
+def test_rows_are_as_long_as_the_free_memory_takes_and_no_longer(free: int) -> None:
+    config = RunConfig(data="rows", model="llama-3.2-3b", mode="qlora", max_seq_length="auto")
+    length = longest_rows(config, free * GB)
+    shape = replace(Shape.of(config, memory=free * GB), batch_size=1)
+    fits, not_any_more = (
+        estimate(PRESETS[model], replace(shape, max_seq_length=n)).total for n in (length, length + 64)
+    )
+    assert fits <= free * GB < not_any_more
+    assert longest_rows(config, 0) == 2048  # a CPU
+    assert longest_rows(replace(config, reasoning_trace=True), 0) == 8192
+    assert longest_rows(replace(config, model="somebody/not-here"), free * GB) == 2048
 
 
 def test_a_start_beside_the_adapter_and_lengths_are_counted() -> None:
