@@ -118,9 +118,8 @@ def test_rows_are_as_long_as_the_free_memory_takes_and_no_longer(free: int) -> N
     config = RunConfig(data="rows", model="llama-3.2-3b", mode="qlora", max_seq_length="auto")
     length = longest_rows(config, free * GB)
     shape = replace(Shape.of(config, memory=free * GB), batch_size=1)
-    fits, not_any_more = (
-        estimate(PRESETS[model], replace(shape, max_seq_length=n)).total for n in (length, length + 64)
-    )
+    model, lengths = PRESETS["llama-3.2-3b"], (length, length + 64)
+    fits, not_any_more = (estimate(model, replace(shape, max_seq_length=each)).total for each in lengths)
     assert fits <= free * GB < not_any_more
     assert longest_rows(config, 0) == 2048  # a CPU
     assert longest_rows(replace(config, reasoning_trace=True), 0) == 8192
