@@ -71,6 +71,20 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(config: RunConfig,
     assert loop.metrics.grad_norm > 1e-2
 
 
+def test_a_step_has_the_gradient_of_its_own_rows_alone(config: RunConfig, rows: Any) -> None:
+    loop = loop_of(config, rows)
+    trained = [each for each in loop.loaded.model.parameters() if each.requires_grad]
+    begun = [each.detach().clone() for each in trained]
+    norms = []
+    for _ in range(2):
+        loop.take([rows.row(0), rows.row(1)])
+        norms.append(loop.metrics.grad_norm)
+        with torch.no_grad():
+            for each, before in zip(trained, begun, strict=True):
+                each.copy_(before)
+    assert norms[0] == norms[1] > 0
+
+
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_learns(
     config: RunConfig, rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
