@@ -292,6 +292,24 @@ def test_another_option_another_row_or_another_template_is_another_key(
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("chat_template.jinja", "generation_config.json", "chat_template.json", "processor_config.json"),
+        "additional_chat_templates/tool_use.jinja",
+    ],
+)
+def test_every_file_that_decides_about_tokens_is_in_the_key(model_dir: ModelDir, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_dir("chatml"), folder)
+    file = folder / name
+    before = ChatTokenizer.load(folder).fingerprint
+    file.parent.mkdir(exist_ok=True)
+    file.write_text((file.read_text() if file.exists() else "{}") + " ")
+    assert ChatTokenizer.load(folder).fingerprint != before
+
+
 @pytest.mark.parametrize("damage", ["missing", "short", "altered", "no summary"])
 def test_a_broken_cache_entry_is_made_again(ready: Callable[..., Prepared], damage: str) -> None:
     rows = [pair("Who?", "Me.")]
