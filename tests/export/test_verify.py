@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,16 @@ def test_a_wrong_word_about_the_text_is_named(
     found = failed(verify(path, model, stored(model)))
     assert name in found
     assert words in found[name]
+
+
+def test_another_begin_token_than_the_models_is_named(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "begins")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|im_start|>"}))
+    right = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["<|im_start|>"]
+    for bos, said in ((right, None), (0, f"the begin token is 0 in the file and {right} in the model")):
+        path = write(tmp_path / f"{bos}.gguf", tensors(folder), vocabulary(folder) | {"bos": bos})
+        assert failed(verify(path, folder, stored(folder))).get("end tokens") == said
 
 
 def test_a_comment_before_the_template_changes_nothing(model: Path, tmp_path: Path) -> None:

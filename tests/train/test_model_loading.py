@@ -341,19 +341,44 @@ def test_experts_with_shared_ones_are_trained_and_the_adapter_comes_back_on_the_
     assert {name.replace(".default", "") for name in back if "lora_" in name} == set(saved)
 
 
+def _half_the_rank(config: Any) -> None:
+    config.r //= 2
+
+
+def _narrow(made: Any, part: str) -> None:
+    for name, each in made.named_parameters():
+        each.data = each.data.bfloat16() if part in name else each.data
+
+
+def _frozen(made: Any) -> None:
+    made.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (_half_the_rank, lambda made: None, "not what was asked for: ranks"),
+        (lambda config: None, lambda made: _narrow(made, "lora_"), "not what was asked for: ranks .* torch.bfloat16"),
+        (lambda config: None, lambda made: _narrow(made, "norm"), "not what was asked for: frozen ones in .*bfloat16"),
+        (lambda config: None, _frozen, "the adapters are not what is trained"),
+    ],
+    ids=["rank", "adapters narrow", "frozen weights narrow", "nothing trained"],
+)
 def test_what_is_in_memory_is_held_against_what_was_asked(
-    tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, before: Any, after: Any, words: str
 ) -> None:
     plain = lora.get_peft_model
 
-    def halved(model: Any, config: Any) -> Any:
-        config.r //= 2
-        return plain(model, config)
+    def careless(model: Any, config: Any) -> Any:
+        before(config)
+        made = plain(model, config)
+        after(made)
+        return made
 
-    monkeypatch.setattr(lora, "get_peft_model", halved)
+    monkeypatch.setattr(lora, "get_peft_model", careless)
 
-    with pytest.raises(models.TrainingError, match="not what was asked for"):
-        models.load(models.resolved(tiny_config), tiny_model, ignore)
+    with pytest.raises(models.TrainingError, match=words):
+        models.load(models.resolved(tiny_config), Path(tiny_config.model), ignore)
 
 
 def test_the_mode_comes_back_after_an_exception() -> None:
