@@ -358,7 +358,7 @@ def _frozen(made: Any) -> None:
     ("before", "after", "words"),
     [
         (_half_the_rank, lambda made: None, "not what was asked for: ranks"),
-        (lambda config: None, lambda made: _narrow(made, "lora_"), "not what was asked for: ranks .* torch.bfloat16"),
+        (lambda config: None, lambda made: _narrow(made, "lora_"), "not what was asked for: ranks .*bfloat16"),
         (lambda config: None, lambda made: _narrow(made, "norm"), "not what was asked for: frozen ones in .*bfloat16"),
         (lambda config: None, _frozen, "the adapters are not what is trained"),
     ],
