@@ -257,6 +257,10 @@ def test_another_count_of_tokens_than_rows_is_named(model: Path, tmp_path: Path)
     said |= {"tokens": said["tokens"] + MORE_TOKENS, "types": said["types"] + [TokenType.UNUSED] * 4}
     found = failed(verify(write(tmp_path / "a.gguf", tensors(model), said), model, stored(model)))
     assert found == {"vocabulary": "token_embd.weight has 320 rows for 324 tokens"}
+    said = vocabulary(model)
+    said |= {"tokens": said["tokens"][:290], "types": said["types"][:290]}
+    found = failed(verify(write(tmp_path / "b.gguf", tensors(model), said), model, stored(model)))
+    assert "; the tokenizer knows 296 tokens, the file 290" in found["vocabulary"]
 
 
 def test_padding_that_is_no_padding_and_a_wrong_token_are_named(model: Path, tmp_path: Path) -> None:
