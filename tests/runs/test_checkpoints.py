@@ -14,6 +14,7 @@ import pytest
 from backprop.core.errors import CheckpointError
 from backprop.runs.checkpoints import MANIFEST, CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
+from written_order import written_order
 
 FILES = {"weights.safetensors": b"weights" * 100, "state.json": b"{}", "optimizer/state.safetensors": b"moments" * 50}
 NEWEST_ONLY = CheckpointPolicy(keep_best_n=0)
@@ -50,6 +51,20 @@ def test_a_saved_checkpoint_verifies_and_says_what_it_is(store: CheckpointStore)
     assert set(saved.manifest.files) == set(FILES)
     assert saved.bytes == sum(map(len, FILES.values()))
     assert names(store) == ["step-00000100"]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = written_order(monkeypatch)
+    store.save(100, write)
+    aside = store.directory / ".step-00000100.partial"
+    named = told.index(("renamed", aside))
+    assert {path for what, path in told[:named] if what == "flushed"} >= {
+        *(aside / name for name in (*FILES, MANIFEST)),
+        *(aside, aside / "optimizer"),
+    }
+    assert {path for what, path in told[named:] if what == "flushed"} >= {store.directory, store.directory.parent}
 
 
 def test_a_loss_that_is_not_finite_survives_the_manifest(store: CheckpointStore) -> None:

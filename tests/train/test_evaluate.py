@@ -40,8 +40,9 @@ def evaluator(loaded: Any, rows: Any, packing: bool = True) -> Evaluator:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_loss_is_the_mean_over_supervised_tokens_and_not_over_passes(
-    loaded_tiny: Any, ragged: Any, packing: bool
+    loaded_tiny: Any, ragged: Any, packing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(evaluate, "PIECE", 3)
     rows = ragged([90, 12, 7, 33, 5, 61, 18])
     total, count, means = 0.0, 0, []
     loaded_tiny.model.eval()

@@ -95,6 +95,8 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
         text_keys = ("value", text_key) if role_key == "from" else (text_key, "value", "content")
         text_key = next((key for key in text_keys if item.get(key) is not None), text_keys[0])
         value = item.get(text_key)
+    if given is None and text_key == "value":
+        role_key = "from"
     speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     if given is None:
         raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")
