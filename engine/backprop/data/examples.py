@@ -17,6 +17,7 @@ from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError, InputError
 from backprop.core.files import new_file
 from backprop.core.paths import cache_dir
+from backprop.core.refused import refusal
 from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
 from backprop.data.example import Example, Format, RowError
@@ -201,17 +202,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when it is complete.
 
     Raises:
-        BackpropError: it cannot be written (``RUNTIME_IO_FAILED``); nothing is left behind.
+        BackpropError: it cannot be written (``RUNTIME_IO_FAILED``, ``RUNTIME_DISK_FULL``); nothing is left behind.
     """
     try:
         with new_file(path) as file:
             yield file
     except OSError as error:
-        raise BackpropError(
-            f"{path} could not be written: {error.strerror or error}",
-            hint="look at the free space and the permissions there, or name another place",
-            code="RUNTIME_IO_FAILED",
-        ) from error
+        raise refusal(error, f"{path} could not be written", BackpropError, otherwise="name another place") from error
 
 
 def line_of(row: Row) -> bytes:
