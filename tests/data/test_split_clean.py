@@ -222,3 +222,13 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Exception, match="No space left on device"):
         clean_file(path)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("write", [clean_file, split_file])
+def test_a_file_that_came_while_rows_were_read_is_not_replaced(write: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, [{"text": f"row {i}"} for i in range(10)])
+    other = tmp_path / ("rows.clean.jsonl" if write is clean_file else "rows.held-out.jsonl")
+    with pytest.raises(InputError, match="exists already and is not overwritten"):
+        write(path, progress=lambda done, total: other.write_text("another's"))
+    assert other.read_text() == "another's"
+    assert not [file.name for file in tmp_path.iterdir() if file.name.endswith(("report.json", "output", "partial"))]

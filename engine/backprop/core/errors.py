@@ -154,6 +154,8 @@ class BackpropError(Exception):
             if code not in ERROR_CODES:
                 raise ValueError(f"{code} is not in ERROR_CODES")
             self.code = code
+            if code.startswith("RUNTIME_") and self.exit_code == EXIT_USER:
+                self.exit_code = EXIT_RUNTIME  # of whatever class: a full disk is no bad argument
         self.hint = hint or REMEDIES[self.code]
         if retryable is not None:
             self.retryable = retryable

@@ -217,12 +217,16 @@ class RunState(Struct, kw_only=True):
     @property
     def output_path(self) -> str:
         """The directory of the trained adapter or whole model; empty before the end."""
-        return self.finished.output_path if self.finished else ""
+        return self._here(self.finished.output_path) if self.finished else ""
 
     @property
     def verdict(self) -> ev.Verdict | None:
         """Whether the result is better than the base model; ``None`` before the end, and where it is not known."""
         return self.finished.verdict if self.finished else None
+
+    def _here(self, named: str, *below: str) -> str:
+        """Where something of the run is: its directory may have been moved or copied since an event named it."""
+        return str(Path(self.path, *below, Path(named).name)) if named and self.path else named
 
     def silence(self, now: float) -> str:
         """What to say of an engine that lives and has said nothing for long; empty where all is well."""
@@ -300,9 +304,10 @@ class RunState(Struct, kw_only=True):
                 # A resumed run answers again what it was ended at.
                 self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]
             case ev.CheckpointSaved():
+                event.path = self._here(event.path, "checkpoints")
                 self.checkpoints.append(event)
-            case ev.CheckpointPruned(path=path):
-                self.checkpoints = [c for c in self.checkpoints if c.path != path]
+            case ev.CheckpointPruned():
+                self.checkpoints = [c for c in self.checkpoints if Path(c.path).name != Path(event.path).name]
             case ev.Paused(reason=reason):
                 self.journal_status, self.paused_for = "paused", reason
                 self.paused_at = self.paused_at or event.time
@@ -442,7 +447,7 @@ def _damage(directory: RunDirectory, recorded: journal.Journal, state: RunState)
     found = []
     if recorded.problem:
         found.append(recorded.problem)
-    elif not state.alive and not os.path.lexists(directory.journal) and os.path.lexists(directory.lock):
+    elif not state.alive and not os.path.lexists(directory.journal) and directory.was_worked_on():
         found.append("it is missing, though an engine worked here")
     if recorded.damaged:
         lines = ", ".join(map(str, recorded.damaged[:5]))
