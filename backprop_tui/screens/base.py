@@ -25,6 +25,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
@@ -93,6 +94,11 @@ class BaseScreen(Screen[None]):
         """Work of the screen that ends with the application, in words; empty where there is none."""
         return ""
 
+    @property
+    def keys_in_front(self) -> tuple[Key, ...]:
+        """The table of keys of a pane that is seen in place of what the screen shows; empty where there is none."""
+        return ()
+
     def own_keys(self) -> list[Key]:
         """Those of the screen's keys that do something now."""
         return list(self.KEYS)
@@ -134,7 +140,7 @@ class BaseScreen(Screen[None]):
         if failed is None or failed.retryable:
             self.post_message(message)
             return
-        words = f"It failed: {failed.message}.\n\nWhat to do: {failed.hint or 'read its events'}."
+        words = f"It failed: {failed.message}.\n\nWhat to do: {hint_here(failed.hint) or 'read its events'}."
         words += "\n\nContinued as it is, it will most likely fail again."
         self.confirm("resume", words, RESUMING, lambda: self.post_message(message))
 

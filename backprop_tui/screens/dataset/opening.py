@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from backprop.core.datasets import recent_datasets
 from backprop.data.formats import FORMATS
 from backprop.data.reader import KINDS
 
 from backprop_tui.keys import press
-from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.tasks import Task, Tasks
+from backprop_tui.screens.dataset.file import offers
+from backprop_tui.screens.tasks import Tasks
 from backprop_tui.text import Row, from_home, safe, wrap
 from backprop_tui.widgets.cells import labelled
 from backprop_tui.widgets.list_view import ListView
-from backprop_tui.widgets.path_input import candidates
 
 
 class OpeningPane(ListView):
@@ -36,7 +34,7 @@ class OpeningPane(ListView):
 
     def look(self) -> None:
         """Find what can be offered, in a thread."""
-        self._tasks.begin("offer", "", _offers, self._take)
+        self._tasks.begin("offer", "", lambda _: offers(), self._take)
 
     def _take(self, offered: list[str]) -> None:
         self.offered = offered
@@ -68,10 +66,3 @@ class OpeningPane(ListView):
         if not Path(name).is_absolute():
             return [(f" {safe(name)}", "text"), ("  opened before, from the Hugging Face Hub", "muted")]
         return [(f" {safe(last)}", "text"), (f"  opened before, in {safe(from_home(folder + '/'))}", "muted")]
-
-
-def _offers(_: Task[list[str]]) -> list[str]:
-    here = candidates("", ENDINGS)
-    recent = recent_datasets()
-    known = set(recent)
-    return [*recent, *(name for name in here if str(Path(name).absolute()) not in known)]

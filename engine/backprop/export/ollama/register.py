@@ -48,9 +48,8 @@ def register(request: OllamaRequest, send: Send) -> Registered:
         )
     before = {_full(str(model.get("name", ""))) for model in server.models()}
     if _full(name) in before and not request.replace:
-        raise InputError(
-            f"Ollama has a model {name} already", hint="choose another --name, or replace it with --replace"
-        )
+        hint = "choose another --name, or replace it with --replace"
+        raise InputError(f"Ollama has a model {name} already", hint=hint, details={"taken": name})
     run = run_of(path, request.run)
     body, notes = _wanted(served, version, run)
     digest = _send_file(server, path, send)
