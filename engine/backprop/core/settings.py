@@ -205,7 +205,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     lora_preset: Annotated[
         Literal["auto", "quality", "balanced", "fast"] | None,
-        _lora("rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits", common=True),
+        _lora(
+            "rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits, on a CPU fast",
+            common=True,
+        ),
     ] = None
     lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _lora("rank", rule="the preset's, else 32")] = None
     lora_alpha: Annotated[
