@@ -2,7 +2,7 @@
 
 Flags, variables, settings files, saved configurations, the library's parameters and the Configure screen are made from
 these fields (``core.definition`` says of each what they need). What a field left open (``None`` or ``"auto"``) becomes
-is chosen when the run starts and recorded in ``run_started``.
+is chosen when the run starts and recorded in ``run_started`` and ``settings_chosen``.
 """
 
 from __future__ import annotations
