@@ -87,15 +87,16 @@ def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
     state = read_run(Path(run.output_path).parent)
     assert (state.run_id, state.final_loss) == (run.run_id, run.final_loss)
 
-    exported = trainer.export("gguf", quantization="q8_0", answers=False)
+    exported = trainer.export("gguf", quantization="Q8_0", answers=False)  # as llama.cpp writes it
     assert Path(exported.path).parent == Path(run.output_path).parent / "exports"
     assert (exported.quantization, exported.check.passed) == ("q8_0", True)
     with pytest.raises(InputError, match="exists already"):
         trainer.export("gguf", quantization="q8_0")
 
     trainer.save(tmp_path / "my-adapter")  # again: it replaces the adapter
-    with pytest.raises(InputError, match="that is no run's result"):
-        trainer.save(tmp_path)
+    for taken in (tmp_path, tmp_path / "rows.jsonl"):
+        with pytest.raises(InputError, match="that is no run's result"):
+            trainer.save(taken)
     assert (tmp_path / "rows.jsonl").exists()
 
 
@@ -125,6 +126,7 @@ def test_a_model_that_is_none_raises_a_model_error(tmp_path: Path) -> None:
     trainer = Trainer(str(tmp_path / "empty"), backend="cpu", output_dir=str(tmp_path / "out"))
     with pytest.raises(ModelLoadError, match="empty"):
         trainer.train(write_rows(tmp_path / "rows.jsonl"), steps=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_stops_the_run_keeps_the_result_and_comes_out(trainer: Trainer, tmp_path: Path) -> None:

@@ -140,6 +140,12 @@ def adapter(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def by_lengths(asked: RunConfig) -> dict[str, Any]:
+    """The settings that follow from the lengths of the rows where nobody has said the limit, as they were asked for."""
+    batch = ("batch_size", "gradient_accumulation") if asked.batch_size == "auto" else ()
+    return {name: getattr(asked, name) for name in (*batch, "weights_dtype")}
+
+
 def held_size(settings: Mapping[str, Any]) -> tuple[int, float]:
     """Rank and alpha of the adapters in memory and in files, which scale as those asked for.
 

@@ -2,7 +2,7 @@
 
 Flags, variables, settings files, saved configurations, the library's parameters and the Configure screen are made from
 these fields (``core.definition`` says of each what they need). What a field left open (``None`` or ``"auto"``) becomes
-is chosen when the run starts and recorded in ``run_started``.
+is chosen when the run starts and recorded in ``run_started`` and ``settings_chosen``.
 """
 
 from __future__ import annotations
@@ -205,7 +205,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     lora_preset: Annotated[
         Literal["auto", "quality", "balanced", "fast"] | None,
-        _lora("rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits", common=True),
+        _lora(
+            "rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits, on a CPU fast",
+            common=True,
+        ),
     ] = None
     lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _lora("rank", rule="the preset's, else 32")] = None
     lora_alpha: Annotated[

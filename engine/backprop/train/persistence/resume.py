@@ -28,6 +28,7 @@ from backprop.core.events import DatasetPrepared
 from backprop.core.models import settings_of
 from backprop.core.paths import token_cache
 from backprop.core.presets import terms_of
+from backprop.core.rules import by_lengths
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
@@ -159,7 +160,12 @@ def begin(
 def run_started(
     directory: RunDirectory, record: RunRecord, config: RunConfig, resumed_from: int | None
 ) -> events.RunStarted:
-    """The first event of a stretch of the run in ``directory``, with its ``resolved`` configuration."""
+    """The first event of a stretch of the run in ``directory``, with its ``resolved`` configuration.
+
+    What the lengths of its rows decide about is open until they are known.
+    """
+    if config.max_seq_length == "auto":
+        config = msgspec.structs.replace(config, **by_lengths(record.config))
     return events.RunStarted(
         config=msgspec.to_builtins(config),
         output_dir=str(directory.path),
