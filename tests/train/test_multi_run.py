@@ -13,7 +13,13 @@ import pytest
 import torch
 from backprop.cli.options import forked_config
 from backprop.core import events as ev
-from backprop.core.errors import CheckpointError, EngineCrashedError, SLAOMergeError, TrainingError
+from backprop.core.errors import (
+    BatchOperationError,
+    CheckpointError,
+    EngineCrashedError,
+    SLAOMergeError,
+    TrainingError,
+)
 from backprop.core.events import Event
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
@@ -366,7 +372,7 @@ def test_a_session_fails_where_all_its_runs_do(
 ) -> None:
     fail_in(0, monkeypatch)
     directory = create(settings(tiny_model, tmp_path), multi(tmp_path))
-    with pytest.raises(TrainingError, match=r"all 3 runs failed.*run 1 .*cat sat.*run 3 "):
+    with pytest.raises(BatchOperationError, match=r"all 3 runs failed.*run 1 .*cat sat.*run 3 "):
         work(directory)
     assert not directory.result
 
