@@ -174,6 +174,21 @@ def test_the_journal_has_one_curve_the_merges_and_the_whole_table(whole: Session
         assert (own.status, own.step, own.parent) == ("done", STEPS, "")
 
 
+def test_a_row_that_parts_of_a_dataset_hold_out_in_common_counts_once(tiny_model: Path, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path, 10)
+    config = settings(tiny_model, tmp_path, data=tasks[0], samples=4, steps=1)
+    directory = create(config, MultiConfig(runs=3))
+    work(directory)
+    state = read_run(directory.path)
+    held_out = len((directory.path / "data" / "held-out.jsonl").read_text().splitlines())
+    assert sum(each.held_out for each in state.runs) > held_out
+    assert state.finished is not None
+    assert state.finished.verdict is not None
+    assert state.finished.verdict.rows == held_out
+    last = [cell.rows for cell in state.forgetting.cells if cell.after == 3]
+    assert last == [each.held_out for each in state.runs]
+
+
 def test_commands_reach_the_run_that_works_and_are_answered_in_the_sessions_steps(whole: Session) -> None:
     second = runs_of(whole.directory)[1]
     saved = [each for each in of(whole.events, ev.CheckpointSaved) if each.step == 5]
