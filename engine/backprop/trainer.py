@@ -24,6 +24,7 @@ from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.files import new_folder
 from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
+from backprop.core.models import require_model
 from backprop.core.multi_run import KIND, advice, require_mergeable
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
@@ -218,7 +219,7 @@ class Trainer:
             raise InputError("there is no result to save yet", hint="call train() first")
         target = expand(path)
         theirs = not any((target / name).is_file() for name in (IDENTITY, "adapter_config.json"))
-        if target.exists() and theirs and any(target.iterdir()):
+        if target.is_file() or (target.exists() and theirs and any(target.iterdir())):
             raise InputError(f"{target} holds something that is no run's result", hint="save into a new folder")
         with new_folder(target) as folder:
             shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
@@ -299,6 +300,7 @@ def _start(
     multi: MultiConfig | None = None,
 ) -> EngineClient:
     """Start an engine; rows from memory are written into the run's directory first."""
+    require_model(config.model)
     kind = "train" if multi is None else KIND
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(_located(config, dataset), kind, origins=origins, multi=multi)

@@ -159,6 +159,14 @@ def test_errors_can_be_caught_by_their_family() -> None:
     assert (type(merging), type(batch)) == (errors.SLAOMergeError, errors.BatchOperationError)
 
 
+def test_codes_that_scripts_know_are_kept() -> None:
+    kept = """INPUT_VALIDATION_FAILED INPUT_AUTH_REQUIRED CONFIG_INVALID CONFIG_INVALID_SETTING DEP_GPU_NOT_AVAILABLE
+    DEP_MODEL_LOAD_FAILED DEP_OLLAMA_REGISTRATION_FAILED RUNTIME_GPU_OOM RUNTIME_GPU_TEMPERATURE_CRITICAL
+    RUNTIME_FULL_FT_MODEL_TOO_LARGE RUNTIME_GGUF_EXPORT_FAILED RUNTIME_UI_AUTH_NOT_ENFORCED STATE_CHECKPOINT_INVALID
+    UI_OUTPUT_DIR_FORBIDDEN"""
+    assert set(kept.split()) <= set(ERROR_CODES)
+
+
 @pytest.mark.parametrize("code", ERROR_CODES)
 def test_an_error_without_a_hint_of_its_own_says_what_to_do_about_its_code(code: str) -> None:
     assert BackpropError("what", code=code).to_dict()["hint"] == errors.REMEDIES[code] != ""

@@ -69,7 +69,7 @@ def test_a_file_is_sent_once_and_a_name_is_replaced_only_when_asked(ollama: Olla
     for taken in ("captain", "captain:latest", "Captain"):
         with pytest.raises(InputError, match=r"has a model .* already") as refused:
             registered(file, taken)
-        assert "--replace" in refused.value.hint
+        assert f"`backprop ollama register {file} --name {taken} --replace`" in refused.value.hint
         assert refused.value.details == {"taken": taken}
     assert len(ollama.created) == 1
     assert registered(file, replace=True).notes == ["the model of that name was replaced"]

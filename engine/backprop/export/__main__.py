@@ -93,12 +93,12 @@ def chosen_precision(request: ExportRequest) -> str:
     """
     if request.format not in FORMATS:
         raise InputError(f"there is no format {request.format!r}", hint=f"formats: {', '.join(FORMATS)}")
-    known = FORMATS[request.format].precisions
-    if request.precision and request.precision not in known:
+    known, wanted = FORMATS[request.format].precisions, request.precision.lower()  # llama.cpp writes them in capitals
+    if wanted and wanted not in known:
         raise InputError(
             f"{request.format} is not written in {request.precision!r}", hint=f"it is in: {', '.join(known)}"
         )
-    return request.precision or known[0]
+    return wanted or known[0]
 
 
 def require_passed(check: Check, format: str) -> None:

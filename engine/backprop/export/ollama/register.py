@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def register(request: OllamaRequest, send: Send) -> Registered:
         )
     before = {_full(str(model.get("name", ""))) for model in server.models()}
     if _full(name) in before and not request.replace:
-        hint = "choose another --name, or replace it with --replace"
+        again = f"backprop ollama register {shlex.quote(str(path))} --name {shlex.quote(name)} --replace"
+        hint = f"choose another name; `{again}` replaces it"
         raise InputError(f"Ollama has a model {name} already", hint=hint, details={"taken": name})
     run = run_of(path, request.run)
     body, notes = _wanted(served, version, run)
