@@ -266,6 +266,12 @@ def test_what_a_person_asked_for_is_not_pruned(store: CheckpointStore) -> None:
     assert [item.step for item in store.prune(NEWEST_ONLY)] == [1, 3]
 
 
+def test_the_newest_that_verifies_stays_whatever_the_policy_is(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        store.save(step, write)
+    assert [item.step for item in store.prune(CheckpointPolicy(keep_best_n=0, keep_final=False))] == [1]
+
+
 def test_when_nothing_verifies_nothing_is_pruned(store: CheckpointStore) -> None:
     for step in (1, 2, 3):
         (store.save(step, write).path / "state.json").unlink()
