@@ -8,13 +8,21 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import runs_in_process
 import torch
 from backprop.core import files
-from backprop.core.errors import BackpropError, DatasetValidationError, RunError, TrainingAbortedError, TrainingError
+from backprop.core.errors import (
+    BackpropError,
+    CheckpointError,
+    DatasetValidationError,
+    RunError,
+    TrainingAbortedError,
+    TrainingError,
+)
 from backprop.core.events import (
     Abort,
     DatasetPrepared,
@@ -36,7 +44,7 @@ from backprop.core.events import (
 )
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
-from backprop.runs.checkpoints import CheckpointStore
+from backprop.runs.checkpoints import SPARE_BYTES, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.train.evaluate import Evaluator
 from backprop.train.methods import sft
@@ -303,6 +311,16 @@ def refuse_to_write(monkeypatch: pytest.MonkeyPatch, error: int, times: int) -> 
         plain(folder)
 
     monkeypatch.setattr(files, "flush_tree", refused)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=SPARE_BYTES + 1000))
+    events: list[Event] = []
+    with pytest.raises(CheckpointError, match="no room for a checkpoint") as caught:
+        runs_in_process.train(tiny_config, events)
+    assert (caught.value.code, of(events, Step)) == ("RUNTIME_DISK_FULL", [])
 
 
 @pytest.mark.parametrize("stopped_early", [False, True])
