@@ -202,6 +202,14 @@ def test_stop_ends_a_pause(tiny_config: RunConfig, played: Any) -> None:
     assert events[-1].status == "stopped"  # type: ignore[attr-defined]
 
 
+def test_the_checkpoint_that_a_run_went_on_from_stays(tiny_config: RunConfig) -> None:
+    config = replace(tiny_config, steps=6, save_steps=1, keep_best=0)
+    _, directory = runs_in_process.train(config, [], lambda seen: [Stop()] if len(of(seen, Step)) == 2 else [])
+    runs_in_process.go_on(directory)
+    kept = [each.step for each in CheckpointStore.of_run(directory).checkpoints()]
+    assert (kept[0], kept[-1], len(kept)) == (2, 6, 3)
+
+
 def test_stop_before_the_first_step_leaves_no_adapter(tiny_config: RunConfig, played: Any) -> None:
     events, directory = do(tiny_config, played({1: [Stop()]}))
 
