@@ -203,7 +203,7 @@ def test_stop_ends_a_pause(tiny_config: RunConfig, played: Any) -> None:
 
 
 def test_the_checkpoint_that_a_run_went_on_from_stays(tiny_config: RunConfig) -> None:
-    config = replace(tiny_config, steps=6, save_steps=1, keep_best=0)
+    config = replace(tiny_config, steps=6, save_steps=1, keep_best=1)
     _, directory = runs_in_process.train(config, [], lambda seen: [Stop()] if len(of(seen, Step)) == 2 else [])
     runs_in_process.go_on(directory)
     kept = [each.step for each in CheckpointStore.of_run(directory).checkpoints()]
