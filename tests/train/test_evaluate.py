@@ -387,11 +387,12 @@ def test_a_run_that_stopped_early_does_not_go_on_unless_it_is_extended(
     evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = Losses(monkeypatch, 1.0, 0.9, 0.95, 0.92, 0.91, 0.8, 0.7)
-    _, directory = train(evaluated_config, [])
+    first, directory = train(evaluated_config, [])
 
     again = go_on(directory)
     assert of(again, Step) == []
     assert (again[-1].status, again[-1].steps) == ("done", 4)
+    assert again[-1].final_loss == first[-1].final_loss == of(first, Step)[-1].loss
     assert json.loads((directory.adapter / "backprop.json").read_text())["steps"] == 2
 
     extended = go_on(directory, "extend", 7)
