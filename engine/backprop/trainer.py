@@ -28,6 +28,7 @@ from backprop.core.models import require_model
 from backprop.core.multi_run import KIND, advice, require_mergeable
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
+from backprop.core.refused import refusal
 from backprop.core.resolve import config_from, direct, merge, resolve, standing
 from backprop.core.settings import MultiConfig, RunConfig, override
 from backprop.data.spool import spool
@@ -214,15 +215,19 @@ class Trainer:
 
         Raises:
             InputError: nothing was trained yet, or ``path`` holds something that no run saved.
+            BackpropError: it cannot be written (``RUNTIME_IO_FAILED``, ``RUNTIME_DISK_FULL``).
         """
         if self.last_run is None or not self.last_run.output_path:
             raise InputError("there is no result to save yet", hint="call train() first")
         target = expand(path)
         theirs = not any((target / name).is_file() for name in (IDENTITY, "adapter_config.json"))
-        if target.is_file() or (target.exists() and theirs and any(target.iterdir())):
+        if target.exists() and theirs and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target} holds something that is no run's result", hint="save into a new folder")
-        with new_folder(target) as folder:
-            shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
+        try:
+            with new_folder(target) as folder:
+                shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
+        except OSError as error:
+            raise refusal(error, f"the result could not be saved in {target}", BackpropError) from error
         return target
 
     def export(

@@ -25,6 +25,7 @@ def test_a_disk_without_room_is_no_bad_argument_whatever_was_to_be_written(kind:
         (errno.EDQUOT, "RUNTIME_DISK_FULL", "free some space"),
         (errno.EROFS, "RUNTIME_IO_FAILED", "look at the permissions of the path, or write somewhere else"),
         (errno.EIO, "RUNTIME_IO_FAILED", "look at the disk and at the path"),
+        (errno.ECONNREFUSED, "RUNTIME_IO_FAILED", "look at the connection and at the path"),
     ],
 )
 def test_command_and_engine_say_the_same_of_one_error(number: int, code: str, hint: str) -> None:

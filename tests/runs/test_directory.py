@@ -198,3 +198,14 @@ def test_an_engine_that_has_the_lock_already_is_not_announced(directory: RunDire
         directory.announce(1)
         assert directory.lock_holder().pid == os.getpid()
         assert directory.was_worked_on()
+
+
+def test_a_tag_of_a_run_whose_record_is_lost_is_kept_beside_what_the_journal_tells(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    record = directory.read_record()
+    story(started(config=msgspec.to_builtins(record.config)))
+    directory.record.unlink()
+    directory.update_record(tags=["good"])
+    found = directory.read_record()
+    assert (found.run_id, found.config, found.tags) == (record.run_id, record.config, ["good"])

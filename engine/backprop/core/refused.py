@@ -47,6 +47,8 @@ def refusal(
     elif error.errno in NOT_ALLOWED:
         hint = "look at the permissions of the path"
         otherwise = otherwise or "write somewhere else"
+    elif error.errno is None or isinstance(error, ConnectionError | TimeoutError):  # a library's, of its network
+        hint = "look at the connection and at the path"
     return kind(
         f"{what}: {reason}" if what else reason,
         hint=f"{hint}, or {otherwise}" if otherwise else hint,

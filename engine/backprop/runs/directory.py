@@ -135,11 +135,7 @@ class RunDirectory:
         except OSError as error:
             if not known:
                 shutil.rmtree(directory.path, ignore_errors=True)  # no run that nobody asked for
-            what = f"cannot write to the output directory {config.output_dir}"
-            hint, details = "choose another one with --output", {"path": str(config.output_dir)}
-            if is_full(error):
-                raise refusal(error, what, RunError, otherwise=hint, details=details) from error
-            raise ConfigurationError(f"{what}: {error.strerror}", hint=hint, details=details) from error
+            raise _no_output(config, error) from error
         return directory
 
     @property
@@ -254,9 +250,11 @@ class RunDirectory:
             try:
                 record = read_json(self.record, RunRecord)
             except FileNotFoundError:
-                raise _damaged(f"{self.record} is missing", "the journal beside it may still be read") from None
+                raise _damaged(
+                    f"{self.record} is missing", "restore it from a backup: the journal does not tell what it said"
+                ) from None
             except (ValueError, InvalidSettingError) as error:
-                hint = "move it away: `backprop resume` makes it again from the journal"
+                hint = "move it away: what it said is taken from the journal then"
                 raise _damaged(f"{self.record} cannot be read: {error}", hint) from error
         if record.schema > SCHEMA:
             why = f"was written by a newer version (schema {record.schema})"
@@ -319,7 +317,7 @@ class RunDirectory:
         with _using(self.record), contextlib.ExitStack() as held:
             with contextlib.suppress(OSError):  # a file system that cannot lock
                 held.enter_context(exclusive(self.path / ".run.json.lock"))
-            record = self.read_record()
+            record = self.find_record()
             record = msgspec.structs.replace(record, **change(record))
             self._write_record(record)
         return record
@@ -450,6 +448,29 @@ def _damaged(what: str, hint: str) -> RunError:
 def new_run_id() -> str:
     """An id that no run has."""
     return secrets.token_hex(6)
+
+
+def _no_output(config: RunConfig, error: OSError) -> RunError | ConfigurationError:
+    what = f"cannot write to the output directory {config.output_dir}"
+    hint, details = "choose another one with --output", {"path": str(config.output_dir)}
+    if is_full(error):
+        return refusal(error, what, RunError, otherwise=hint, details=details)
+    return ConfigurationError(f"{what}: {error.strerror}", hint=hint, details=details)
+
+
+def require_output(config: RunConfig) -> None:
+    """Check that a run could be made in the output directory. Nothing is written.
+
+    Raises:
+        ConfigurationError: it could not, as ``RunDirectory.create`` would say.
+        InputError: writing is confined elsewhere.
+    """
+    folder = expand(config.output_dir)
+    require_writable(folder)
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+    if number == errno.ENOTDIR or not os.access(there, os.W_OK | os.X_OK):
+        raise _no_output(config, OSError(number, os.strerror(number)))
 
 
 def is_run(path: Path) -> bool:

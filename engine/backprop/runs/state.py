@@ -89,6 +89,8 @@ class RunState(Struct, kw_only=True):
     run_id: str = ""
     kind: str = "train"
     path: str = ""
+    worked_in: str = ""
+    """Its directory as its newest engine knew it."""
     config: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     """Where the value of each setting that is no default comes from, in words."""
@@ -224,9 +226,13 @@ class RunState(Struct, kw_only=True):
         """Whether the result is better than the base model; ``None`` before the end, and where it is not known."""
         return self.finished.verdict if self.finished else None
 
-    def _here(self, named: str, *below: str) -> str:
-        """Where something of the run is: its directory may have been moved or copied since an event named it."""
-        return str(Path(self.path, *below, Path(named).name)) if named and self.path else named
+    def _here(self, named: str) -> str:
+        """Where a file of the run is: its directory may have been moved or copied since an event named it."""
+        for home in filter(None, (self.worked_in, self.run_id)):
+            _, found, below = named.partition(f"{home}/")
+            if found and below and self.path:
+                return str(Path(self.path, below))
+        return named
 
     def silence(self, now: float) -> str:
         """What to say of an engine that lives and has said nothing for long; empty where all is well."""
@@ -304,10 +310,11 @@ class RunState(Struct, kw_only=True):
                 # A resumed run answers again what it was ended at.
                 self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]
             case ev.CheckpointSaved():
-                event.path = self._here(event.path, "checkpoints")
+                event.path = self._here(event.path)
                 self.checkpoints.append(event)
-            case ev.CheckpointPruned():
-                self.checkpoints = [c for c in self.checkpoints if Path(c.path).name != Path(event.path).name]
+            case ev.CheckpointPruned(path=path):
+                path = self._here(path)
+                self.checkpoints = [c for c in self.checkpoints if c.path != path]
             case ev.Paused(reason=reason):
                 self.journal_status, self.paused_for = "paused", reason
                 self.paused_at = self.paused_at or event.time
@@ -354,6 +361,7 @@ class RunState(Struct, kw_only=True):
 
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
+        self.worked_in = event.output_dir
         self.config, self.environment, self.origins = event.config, event.environment, event.origins
         self.multi = event.multi
         self.resumes += event.resumed_from is not None
