@@ -187,7 +187,7 @@ class BackpropApp(Leaving, inherit_bindings=False):
         except ScreenStackError:  # the timer ticks before the first screen is there, and after the last one went
             return
         if isinstance(screen, BaseScreen) and screen.is_mounted:
-            screen.living = living
+            screen.living, screen.living_elsewhere = living, self.elsewhere.living
             every = sorted(
                 [*living, *self.elsewhere.living],
                 key=lambda watch: screen.NAME == "live" and watch is self.watched,

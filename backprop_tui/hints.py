@@ -51,6 +51,8 @@ def keys_here(hint: str) -> str:
 def _key(found: re.Match[str]) -> str:
     assert found.lastindex is not None
     key, screen = list(_COMMANDS.values())[found.lastindex - 1]
+    if screen == "live":  # where the run is: its keys are at hand
+        return press(key)
     there = f"{screen.capitalize()} ({press(f'everywhere.{screen}')})"
     return f"{press(key)} on {there}" if key else there
 

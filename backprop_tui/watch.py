@@ -179,7 +179,8 @@ class Watch:
                 more.append(f"{press('live.edit-settings')} edits its settings with {remedy_words(remedy)} filled in")
             failed = last.error()
             title = f"{'not continued' if state.refused else 'failed'} [{failed.code}]"
-            log = "" if failed.exit_code == EXIT_USER else self.log  # what has to be mended is said: no traceback helps
+            # What has to be mended is said, and what was asked for is no fault: no traceback helps.
+            log = "" if failed.exit_code == EXIT_USER or last.code == "RUNTIME_TRAINING_ABORTED" else self.log
             return Problem(title, failed.message, hint_here(failed.hint), more, place=place_of(failed), log=log)
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")

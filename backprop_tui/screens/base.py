@@ -85,6 +85,8 @@ class BaseScreen(Screen[None]):
         """The run that is open."""
         self.living: list[Watch] = []
         """Every run that is being trained and was opened here."""
+        self.living_elsewhere: list[Watch] = []
+        """Those that were not, as the queue's."""
 
     def flush(self) -> None:
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
@@ -186,9 +188,16 @@ class BaseScreen(Screen[None]):
             self.flush()
 
     def _compositor_refresh(self) -> None:
-        """What cannot be shown yet waits for the next drawing. Textual draws it, and throws that away."""
+        """What cannot be shown yet waits for the next drawing. Textual draws it, and throws that away.
+
+        It also draws once more what was just drawn with the whole screen and had asked for it before.
+        """
         if not self.app._batch_count:
+            whole = self._compositor.size.region in self._compositor._dirty_regions
             super()._compositor_refresh()
+            if whole and self.app.screen is self:
+                for widget in (self, *self._compositor.visible_widgets):
+                    widget._repaint_required = False
 
 
 class _ExactUpdate(ChopsUpdate):

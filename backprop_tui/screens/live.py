@@ -176,7 +176,7 @@ class LiveScreen(BaseScreen):
         if self._watch is None or self._watch.live:
             hidden.add("edit")
         if self._watch is None:
-            hidden.add("copy")
+            hidden |= {"copy", "log_y", "smooth", "symbols"}
         elif self._watch.state.can_resume:
             hidden.discard("checkpoint")
             labels = {"checkpoint": "resume"}

@@ -211,10 +211,11 @@ class Prompt(Vertical):
         event.stop()
         if self._entry.value != event.text:
             return
-        self._found, self._place = (), -1
+        before, self._found, self._place = self._found, (), -1
         if not event.complete:
             self._found = event.found
-            self._list()
+            if before or event.found:  # else what was said of a path that nothing begins like stays
+                self._list()
             return
         common = os.path.commonprefix(event.found)  # noqa: RUF071  (by characters is what is wanted)
         if not event.found:

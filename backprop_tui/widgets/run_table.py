@@ -87,6 +87,8 @@ COLUMNS = (
 """Those whose titles are in ``SORTS`` can be sorted by."""
 _WIDENED = ("dataset", "helped", "name", "steps", "took", "run", "model", "curve", "status", "loss", "started")
 """The order in which columns get their full width where there is room; names, where a run has one."""
+_DROPPED = ("curve", "started", "model")
+"""Those that are left out, in this order, where not even their narrow width has room."""
 
 
 class RunTable(ListView):
@@ -148,14 +150,18 @@ class RunTable(ListView):
     def columns(self, width: int) -> list[tuple[Column, int]]:
         """Those that have room, each with its width; what is left goes to the curve."""
         sizes = {column.title: column.narrow for column in COLUMNS}
+        for title in _DROPPED:
+            if width - 2 < sum(sizes.values()):
+                sizes[title] = 0
         spare = width - 2 - sum(sizes.values())
         for column in sorted(COLUMNS, key=lambda column: _WIDENED.index(column.title)):
-            if column.title == "name" and not any(run.name for run in self.runs):
+            dropped = column.narrow and not sizes[column.title]
+            if dropped or (column.title == "name" and not any(run.name for run in self.runs)):
                 continue
             if spare >= column.width - column.narrow:
                 spare -= column.width - column.narrow
                 sizes[column.title] = column.width
-        sizes["curve"] += max(0, spare)
+        sizes["curve"] += max(0, spare) if sizes["curve"] else 0
         return [(column, sizes[column.title]) for column in COLUMNS if sizes[column.title]]
 
     def head(self) -> list[Row]:

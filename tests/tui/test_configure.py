@@ -26,6 +26,7 @@ from backprop.hardware.devices import CardFacts
 from backprop.hardware.estimate import Shape
 from backprop.runs import engine_process
 from backprop.runs.directory import RunDirectory
+from backprop.runs.index import RunIndex
 from backprop.runs.measured import Measured
 from textual import events
 from textual.pilot import Pilot
@@ -507,6 +508,21 @@ async def test_a_second_run_beside_a_living_one_is_asked_about(rows: Path) -> No
         assert len(app.living()) == 1
         app.watched and app.watched.kill()
         await until(lambda: not app.living(), "the end")
+
+
+async def test_a_run_beside_one_of_the_queue_or_of_a_shell_is_asked_about(rows: Path, output: Path) -> None:
+    run = recorded.running(output, steps=40)
+    with RunIndex() as index:
+        index.add(run.directory.path)
+    with run.directory.hold_lock():
+        async with BackpropApp().run_test(size=(80, 24)) as pilot:
+            app = pilot.app
+            await opened(pilot, data=rows)
+            await until(lambda: "b81e40aa" in text_of(app).split("\n")[0], "the run of somebody else")
+            await pilot.press("s")
+            assert isinstance(app.screen, Question)
+            assert "b81e40aa12cd is being trained" in " ".join(app.screen.text.split())
+            await pilot.press("n")
 
 
 async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,10 @@ async def asked(pilot: Pilot[None], key: str) -> Input:
     return entry
 
 
-async def test_enter_opens_a_dataset_of_the_current_directory(rows: Path) -> None:
+@pytest.mark.parametrize("size", [(60, 16), NARROW])
+async def test_enter_opens_a_dataset_of_the_current_directory(rows: Path, size: tuple[int, int]) -> None:
     (rows.parent / "notes.md").write_text("no dataset")
-    async with DataApp().run_test(size=NARROW) as pilot:
+    async with DataApp().run_test(size=size) as pilot:
         screen = await until_text(pilot, "No dataset is open", "cargo.jsonl", "enter open", "o path")
         assert "notes.md" not in screen
         await pilot.press("enter")

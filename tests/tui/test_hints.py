@@ -19,6 +19,7 @@ IN_A_SHELL = {
     "`backprop extend 3ab4 --steps N` gives it a new end": "n on Runs (4) gives it a new end",
     "`backprop queue list` shows the entries": "u on Runs (4) shows the entries",
     "try shorter rows (--max-seq-length), or --mode qlora": "try shorter rows (max_seq_length), or mode qlora",
+    "`stop` instead of `abort` keeps the adapter": "s instead of a keeps the adapter",
     "--no-unsloth leaves this line out": "use_unsloth off leaves this line out",
     "`pip install --force-reinstall torch`": "`pip install --force-reinstall torch`",
     "`backprop data split --seed 3` is for a shell": "`backprop data split --seed 3` is for a shell",

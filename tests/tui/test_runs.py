@@ -121,6 +121,7 @@ async def test_numbers_are_written_one_way(output: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "titles"),
     [
+        (58, "status run model steps loss"),
         (78, "status run model steps loss curve started▾"),
         (118, "status run model dataset steps loss helped curve started▾"),
         (138, "status run name model dataset steps loss helped curve started▾"),

@@ -340,8 +340,8 @@ class ConfigureScreen(BaseScreen):
         """Start, or go to what is in the way."""
         if self._in_the_way():
             return
-        if self.living:
-            text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
+        if living := [*self.living, *self.living_elsewhere]:
+            text = f"Run {living[0].state.run_id} is being trained: two share memory and time."
             self.app.push_screen(Question("start", text, STARTING), self._answered)
         else:
             self._start()

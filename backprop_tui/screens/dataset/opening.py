@@ -15,6 +15,9 @@ from backprop_tui.text import Row, from_home, safe, wrap
 from backprop_tui.widgets.cells import labelled
 from backprop_tui.widgets.list_view import ListView
 
+_SEEN = 4
+"""So much of the list is seen in any window."""
+
 
 class OpeningPane(ListView):
     """Shown while no file is open; enter opens what is under the cursor."""
@@ -47,16 +50,21 @@ class OpeningPane(ListView):
         width = max(self.size.width - 1, 20)
         path = "takes a path, or owner/name of the Hugging Face Hub"
         what = "opens what is chosen below" if self.offered else "opens a dataset of this directory: there is none"
-        return [
+        said = [
             *(part for line in self._title for part in wrap(line, width)),
             [],
             *labelled("enter   ", what, width, label_ink="key+bold"),
             *labelled(f"{press('data.open'):<8}", path, width, label_ink="key+bold"),
             [],
+        ]
+        kinds = [
             *labelled("files   ", f"{', '.join(KINDS)}, each also .gz or .zst", width),
             *labelled("rows    ", f"{', '.join(FORMATS)}: found from the rows", width),
             [],
         ]
+        # Where the window is low, what can be chosen is worth more.
+        room = self.size.height - min(len(self.offered), _SEEN)
+        return [*said, *kinds] if len(said) + len(kinds) <= room else said
 
     def row_at(self, index: int, width: int) -> Row:
         name = self.offered[index]
