@@ -408,7 +408,8 @@ class DataScreen(BaseScreen):
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""
-        ask_and_write(self._prompt, self.file, lambda: self.scores.scores, self.tasks, self._show_report)
+        scores, rows = lambda: self.scores.scores, self.chosen.rows
+        ask_and_write(self._prompt, self.file, scores, self.tasks, self._show_report, rows=rows)
 
     def _show_report(self, lines: list[Row], notice: str) -> None:
         self._failure = None

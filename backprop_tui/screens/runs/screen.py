@@ -386,7 +386,7 @@ class RunsScreen(BaseScreen):
             self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
-        from backprop.cli.main import refused
+        from backprop.core.refused import refused
 
         for number, path in enumerate(paths, 1):
             self._deleting = (
