@@ -165,6 +165,17 @@ async def test_over_ssh_it_draws_half_as_often(
         assert any(f"at most {next_rate} times" in n.message for n in app._notifications)
 
 
+@pytest.mark.parametrize("size", [(60, 16), (60, 20), (80, 24), (100, 31), (140, 16), (140, 45)])
+async def test_the_newest_event_is_in_sight_in_every_window(output: Path, size: tuple[int, int]) -> None:
+    run = recorded.finished_demo(output)
+    async with BackpropApp(attach=run.directory.path).run_test(size=size) as pilot:
+        app = await ended(pilot)
+        lines = text_of(app).splitlines()
+        tabs = next(at for at, line in enumerate(lines) if "▸events" in line)
+        assert "run done" in " ".join(lines[tabs:])
+        assert len(lines) - tabs > 3, "two lines of it at least"
+
+
 async def test_abort_asks_and_the_safe_answer_comes_first(run: recorded.Recorder, commands: list[ev.Command]) -> None:
     async with app_on(run).run_test() as pilot:
         await seen(pilot, run.seq)
