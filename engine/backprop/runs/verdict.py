@@ -5,7 +5,8 @@ again with replacement, both models' scores of a row together. With few rows its
 as Student's t is (the expanded percentile interval of Hesterberg 2015, arXiv:1411.5279). The seed is fixed: the same
 scores give the same answer.
 
-A row counts with its supervised tokens, so that the difference is that of the two losses on the curve.
+A row counts with its supervised tokens, so that the difference is that of the two losses on the curve. Rows of the same
+content are one with the tokens of all: they cannot disagree, and as many witnesses they would make chance look sure.
 """
 
 from __future__ import annotations
@@ -50,16 +51,20 @@ def compare(before: Sequence[EvaluatedRow], after: Sequence[EvaluatedRow]) -> Ve
     if not usable:
         return None
     broken = any(a.loss is not None and b.loss is None for a, b in pairs)
-    differences = np.array([(b.loss or 0.0) - (a.loss or 0.0) for a, b in usable])
-    found = interval(differences, np.array([a.tokens for a, _ in usable], dtype=np.float64))
-    known = len(usable) >= Verdict.LEAST and abs(found.mean) >= MATTERS
+    told: dict[int, tuple[float, int]] = {}
+    for a, b in usable:
+        by, tokens = told.get(a.content, (0.0, 0))
+        told[a.content] = by + ((b.loss or 0.0) - (a.loss or 0.0)) * a.tokens, tokens + a.tokens
+    weights = np.array([tokens for _, tokens in told.values()], dtype=np.float64)
+    found = interval(np.array([by for by, _ in told.values()]) / weights, weights)
+    known = len(told) >= Verdict.LEAST and abs(found.mean) >= MATTERS
     better, worse = known and found.high < 0, broken or (known and found.low > 0)
     return Verdict(
         word="worse" if worse else "better" if better else "cannot tell",
         difference=found.mean,
         low=_known(found.low),
         high=_known(found.high),
-        rows=len(usable),
+        rows=len(told),
         smallest=_known(max(MATTERS, detectable(found.error))),
     )
 
