@@ -122,6 +122,7 @@ def test_a_failed_run_in_json_ends_with_run_failed_and_nothing_after_it(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["seq"] for event in events] == [1, 2]
     assert events[-1]["code"] == "RUNTIME_IO_FAILED"
+    assert set(events[-1]) >= {"message", "hint", "retryable"}
 
 
 def train(folder: Path, model: Path, rows: Path, *more: str) -> subprocess.Popen[str]:

@@ -129,6 +129,8 @@ def test_a_byte_order_mark_costs_no_row(tmp_path: Path) -> None:
             assert source.has_bom
             assert "row 0" in str(source.row(0).value)
             assert list(source.row(0).value) == ["text"]
+    joined = written(tmp_path, "b.jsonl", 2 * (b"\xef\xbb\xbf" + LINES))  # cat one.jsonl other.jsonl
+    assert (values(joined), errors(joined)) == (2 * ROWS, {})
 
 
 @pytest.mark.parametrize("codec", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -269,6 +269,12 @@ def test_what_cannot_be_honoured_stops_the_row_in_checks_too(row: Any, code: str
         ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system": "Be a pirate."}, "ignored_field"),
         ({"text": "### Instruction:\nWho?\n\n### Response:\nMe."}, "transcript"),
         ({"text": "User: Who?\nAssistant: Me."}, "transcript"),
+        ({"text": "A chat. USER: Who? ASSISTANT: Me.</s>"}, "transcript"),
+        ({"text": "Q: Who?\nA: Me.\n\nQ: Why?\nA: So."}, "transcript"),
+        ({"text": "Instruct: Who?\nOutput: Me."}, "transcript"),
+        ({"messages": [ASKED, SAID | {"content": "Me.\n\nHuman: Why?\n\nAssistant: So."}]}, "transcript"),
+        ({"instruction": "Who?", "output": "Me.\n### Instruction:\nWhy?\n### Response:\nSo."}, "transcript"),
+        ({"prompt": "Who?", "completion": "Me. USER: Why? ASSISTANT: So."}, "transcript"),
     ],
 )
 def test_what_is_odd_is_said_by_checking_and_by_preparing(

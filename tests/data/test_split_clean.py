@@ -57,12 +57,11 @@ def test_split_sizes(rows: int, ratio: float, train: int, held: int) -> None:
 
 
 def test_rows_that_share_four_fifths_of_their_word_triples_stay_together_and_others_need_not(tmp_path: Path) -> None:
-    words = [f"{letter}{number}" for letter in "ab" for number in range(15)]
-    one, other = words[:15], words[15:]
-    texts = [one, [*one[:14], "changed"], other, [*other[:13], "both", "changed"]]
-    said = [" ".join(text) for text in texts]
+    words = [f"{letter}{number}" for letter in "ab" for number in range(11)]
+    one, other = words[:11], words[11:21]
+    said = [" ".join(text) for text in (one, [*one[:10], "changed"], other, [*other[:9], "changed"])]
     pairs = [(shingles(said[0]), shingles(said[1])), (shingles(said[2]), shingles(said[3]))]
-    assert [overlap(*pair) for pair in pairs] == [12 / 14, 11 / 15]
+    assert [overlap(*pair) for pair in pairs] == [8 / 10, 7 / 9]
     path = written(tmp_path, [{"instruction": text, "output": "."} for text in said])
     assert split_file(path).kept_together == 2
 
@@ -245,3 +244,13 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Exception, match="No space left on device"):
         clean_file(path)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("write", [clean_file, split_file])
+def test_a_file_that_came_while_rows_were_read_is_not_replaced(write: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, [{"text": f"row {i}"} for i in range(10)])
+    other = tmp_path / ("rows.clean.jsonl" if write is clean_file else "rows.held-out.jsonl")
+    with pytest.raises(InputError, match="exists already and is not overwritten"):
+        write(path, progress=lambda done, total: other.write_text("another's"))
+    assert other.read_text() == "another's"
+    assert not [file.name for file in tmp_path.iterdir() if file.name.endswith(("report.json", "output", "partial"))]

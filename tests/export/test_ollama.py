@@ -70,6 +70,7 @@ def test_a_file_is_sent_once_and_a_name_is_replaced_only_when_asked(ollama: Olla
         with pytest.raises(InputError, match=r"has a model .* already") as refused:
             registered(file, taken)
         assert f"`backprop ollama register {file} --name {taken} --replace`" in refused.value.hint
+        assert refused.value.details == {"taken": taken}
     assert len(ollama.created) == 1
     assert registered(file, replace=True).notes == ["the model of that name was replaced"]
     assert sum(method == "POST" and "blobs" in path for method, path in ollama.asked) == 1
@@ -93,6 +94,9 @@ class _Run:
         ("first", "Ollama refused: invalid file magic"),
         ("blob", "broke off before its end"),
         ("system", "would not answer as trained, so captain was removed again: the system text"),
+        ("license", "captain was removed again: the licence is missing"),
+        ("stop", r"captain was removed again: parameter stop is not '<\|endoftext\|>'$"),
+        ("num_ctx", "captain was removed again: parameter num_ctx is not 2048"),
         ("load", "captain is registered, but does not answer: .*runner process has terminated"),
     ],
 )
@@ -150,6 +154,12 @@ def test_the_system_turn_and_the_answer_of_the_run_that_a_file_is_from(
     again = registered(write_gguf(tmp_path / "moved.gguf"), run=str(run), replace=True)
     assert (again.system, again.same) == ("", False)
     assert "data cannot be read any more" in again.notes[0]
+
+
+def test_what_a_file_does_not_say_is_told(ollama: Ollama, tmp_path: Path) -> None:
+    notes = registered(write_gguf(tmp_path / "silent.gguf", silent=True)).notes
+    assert ["no licence" in notes[0], "answers may not stop" in notes[1]] == [True, True]
+    assert not {"license", "stop"} & {*ollama.created[0], *ollama.created[0]["parameters"]}
 
 
 def test_a_real_ollama_takes_or_refuses_a_file(tmp_path: Path) -> None:

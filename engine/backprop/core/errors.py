@@ -16,7 +16,8 @@ EXIT_USER = 1
 EXIT_RUNTIME = 2
 """Model, GPU, export or IO failed while working."""
 EXIT_PARTIAL = 3
-"""Part of what was asked for is done: the export stands, Ollama did not take it or the fine-tune is lost in it."""
+"""Part of what was asked for is done: some of several runs failed; or the export stands, and Ollama did not take it or
+the fine-tune is lost in it."""
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl+C or SIGTERM."""
 
@@ -87,7 +88,7 @@ REMEDIES: dict[str, str] = {
     "DEP_GPU_MONITORING_FAILED": "look at the driver with `nvidia-smi`, then `backprop resume`",
     "DEP_MODEL_LOAD_FAILED": "look at the name or folder; delete an incomplete download",
     "DEP_MODEL_DOWNLOAD_FAILED": "try again when the network is there; a model behind a licence needs HF_TOKEN",
-    "DEP_OLLAMA_REGISTRATION_FAILED": "start Ollama, then `backprop ollama register FILE`: the export itself stands",
+    "DEP_OLLAMA_REGISTRATION_FAILED": "start Ollama, then `backprop ollama register FILE --name N`: the export stands",
     "RUN_NOT_FOUND": "`backprop list-runs` has the ids; a path to the run's directory works too",
     "RUN_ALREADY_ACTIVE": "watch it: `backprop-tui --attach RUN`; or wait until it has ended",
     "RUN_NOT_ACTIVE": "`backprop resume RUN` continues it",
@@ -154,6 +155,8 @@ class BackpropError(Exception):
             if code not in ERROR_CODES:
                 raise ValueError(f"{code} is not in ERROR_CODES")
             self.code = code
+            if code.startswith("RUNTIME_") and self.exit_code == EXIT_USER:
+                self.exit_code = EXIT_RUNTIME  # of whatever class: a full disk is no bad argument
         self.hint = hint or REMEDIES[self.code]
         if retryable is not None:
             self.retryable = retryable

@@ -119,11 +119,10 @@ def clean_file(
             left_out=sorted(sieve.left_out, key=lambda row: row.line),
             notes=source.notes,
         )
-        with whole_file(output) as out:
+        with whole_file(report) as told, whole_file(output) as out:
+            told.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
             for index in kept:
                 out.write(line_of(source.row(index)))
-        with whole_file(report) as out:
-            out.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
         return result
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from backprop.core.errors import BackpropError, ExportError, GGUFError, InputError, LoRAExportError
 from backprop.core.events import ModelLoading
 from backprop.core.exports import FORMATS
-from backprop.core.files import is_full, new_output
+from backprop.core.files import new_output
 from backprop.core.jobs import Check, Exported, ExportRequest, JobProgress
+from backprop.core.refused import refusal
 from backprop.runs.checkpoints import require_space
 from backprop.worker.job import Send, paced, run_job
 
@@ -72,7 +73,8 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
             f"{target} exists already", hint="name another place with --output, or move it away; nothing is replaced"
         ) from error
     except OSError as error:
-        raise _refused(error, target) from error
+        what = f"{target} could not be written"
+        raise refusal(error, what, ExportError, otherwise="name another place with --output") from error
     except BackpropError as error:  # the person's folder, not the copy of its small files that was read
         error.message = error.message.replace(str(scratch / "model"), str(source.base))
         raise
@@ -112,16 +114,6 @@ def require_passed(check: Check, format: str) -> None:
             f"what was written is not the trained model, and was deleted: {'; '.join(failed)}",
             hint="this is a defect; the versions of the libraries are in `backprop info`",
         )
-
-
-def _refused(error: OSError, target: Path) -> ExportError:
-    full = is_full(error)
-    return ExportError(
-        f"{target} could not be written: {error.strerror or error}",
-        hint="free some space, or name another disk with --output" if full else "look at the permissions of the path",
-        code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
-        retryable=True,
-    )
 
 
 def answer(request: ExportRequest, send: Send) -> Exported:

@@ -50,7 +50,8 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     before = {_full(str(model.get("name", ""))) for model in server.models()}
     if _full(name) in before and not request.replace:
         again = f"backprop ollama register {shlex.quote(str(path))} --name {shlex.quote(name)} --replace"
-        raise InputError(f"Ollama has a model {name} already", hint=f"choose another name; `{again}` replaces it")
+        hint = f"choose another name; `{again}` replaces it"
+        raise InputError(f"Ollama has a model {name} already", hint=hint, details={"taken": name})
     run = run_of(path, request.run)
     body, notes = _wanted(served, version, run)
     digest = _send_file(server, path, send)
