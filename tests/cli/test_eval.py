@@ -14,6 +14,7 @@ from backprop.cli.main import main
 from backprop.core.errors import InputError
 from backprop.core.jobs import EvaluatedRow, Evaluation, Evaluations
 from backprop.core.settings import RunConfig
+from msgspec.structs import replace
 from recorded_runs import record
 
 
@@ -39,6 +40,16 @@ def test_rows_that_flip_are_listed_with_both_answers_and_counted_exactly() -> No
     assert flipped["p"] == pytest.approx(2 * 7 / 64)
     assert found["differences"]["exact_match"]["mean"] == pytest.approx(0.5)
     assert found["verdict"].word == "better"
+
+
+def test_rows_that_say_the_same_flip_once() -> None:
+    before, after = made([1.0] * 4, "0001"), made([1.0] * 4, "1001")
+    for side in (before, after):
+        side.rows += [replace(side.rows[0], line=5), replace(side.rows[0], line=6)]
+    found = comparison(after, before)
+    assert [row["prompt"] for row in found["flipped"]["gained"]] == ["p0"]
+    assert (found["flipped"]["p"], found["verdict"].rows) == (1.0, 4)
+    assert found["differences"]["exact_match"]["mean"] == 0.25
 
 
 def test_other_tokens_are_compared_by_bits_per_byte_or_refused_with_the_reason() -> None:

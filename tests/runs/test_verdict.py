@@ -9,6 +9,7 @@ import pytest
 from backprop.core.events import Verdict
 from backprop.core.jobs import EvaluatedRow
 from backprop.runs.verdict import _student, compare, gate, interval, mcnemar
+from msgspec.structs import replace
 
 
 def scored(losses: list[float | None], tokens: list[int] | None = None) -> list[EvaluatedRow]:
@@ -48,6 +49,17 @@ def test_rows_count_with_their_tokens_and_the_same_scores_give_the_same_answer()
     assert found == compare(before, after)
     assert found.rows == 8
     assert found.smallest > abs(found.difference)
+
+
+def test_rows_that_say_the_same_are_one_witness() -> None:
+    def thrice(rows: list[EvaluatedRow]) -> list[EvaluatedRow]:
+        return [replace(row, line=row.line + 100 * i) for i in range(3) for row in rows]
+
+    before, after = pairs(-0.05, 12, 1)
+    once, again = compare(before, after), compare(thrice(before), thrice(after))
+    assert (again.rows, again.difference) == (12, pytest.approx(once.difference))
+    assert (again.low, again.high) == (pytest.approx(once.low), pytest.approx(once.high))
+    assert compare(thrice(scored([2.0] * 5)), thrice(scored([1.0] * 5))).word == "cannot tell"
 
 
 def test_too_few_rows_say_nothing_however_they_fall() -> None:

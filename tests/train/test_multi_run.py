@@ -21,6 +21,7 @@ from backprop.core.errors import (
     TrainingError,
 )
 from backprop.core.events import Event
+from backprop.core.jobs import EvaluatedRow
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
 from backprop.runs.checkpoints import CheckpointStore
@@ -172,6 +173,12 @@ def test_the_journal_has_one_curve_the_merges_and_the_whole_table(whole: Session
     for run in runs_of(whole.directory):
         own = read_run(run.path)
         assert (own.status, own.step, own.parent) == ("done", STEPS, "")
+
+
+def test_the_interval_of_a_cell_is_that_of_rows_that_say_something_else() -> None:
+    rows = [EvaluatedRow(line=i, content=i, loss=1 + i / 8, tokens=5 + i) for i in range(8)]
+    once, again = held_out_sets._cell(1, 1, rows), held_out_sets._cell(1, 1, rows * 3)
+    assert (again.loss, again.low, again.high) == pytest.approx((once.loss, once.low, once.high))
 
 
 def test_a_row_that_parts_of_a_dataset_hold_out_in_common_counts_once(tiny_model: Path, tmp_path: Path) -> None:

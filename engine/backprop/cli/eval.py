@@ -202,6 +202,7 @@ def comparison(ours: Evaluation, theirs: Evaluation) -> dict[str, Any]:
             why = "their tokenizers differ, and their chat templates or lengths train another text of every row"
             raise InputError(f"the losses of the two models cannot be compared: {why}", hint="look at --metrics alone")
     found: dict[str, Any] = {"b": summary(theirs), "unit": unit, "verdict": compare(before, after)}
+    pairs = list({b.content: (a, b) for a, b in pairs}.values())  # rows that say the same are answered the same
     names = [name for name in METRICS if all(name in side.metrics for pair in pairs for side in pair)]
     found["differences"] = {
         name: interval(np.array([b.metrics[name] - a.metrics[name] for a, b in pairs]))._asdict() for name in names

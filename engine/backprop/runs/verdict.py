@@ -5,13 +5,14 @@ again with replacement, both models' scores of a row together. With few rows its
 as Student's t is (the expanded percentile interval of Hesterberg 2015, arXiv:1411.5279). The seed is fixed: the same
 scores give the same answer.
 
-A row counts with its supervised tokens, so that the difference is that of the two losses on the curve.
+A row counts with its supervised tokens, so that the difference is that of the two losses on the curve. Rows of the same
+content are one with the tokens of all: they cannot disagree, and as many witnesses they would make chance look sure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -50,16 +51,15 @@ def compare(before: Sequence[EvaluatedRow], after: Sequence[EvaluatedRow]) -> Ve
     if not usable:
         return None
     broken = any(a.loss is not None and b.loss is None for a, b in pairs)
-    differences = np.array([(b.loss or 0.0) - (a.loss or 0.0) for a, b in usable])
-    found = interval(differences, np.array([a.tokens for a, _ in usable], dtype=np.float64))
-    known = len(usable) >= Verdict.LEAST and abs(found.mean) >= MATTERS
+    found, rows = by_content((a.content, (b.loss or 0.0) - (a.loss or 0.0), a.tokens) for a, b in usable)
+    known = rows >= Verdict.LEAST and abs(found.mean) >= MATTERS
     better, worse = known and found.high < 0, broken or (known and found.low > 0)
     return Verdict(
         word="worse" if worse else "better" if better else "cannot tell",
         difference=found.mean,
         low=_known(found.low),
         high=_known(found.high),
-        rows=len(usable),
+        rows=rows,
         smallest=_known(max(MATTERS, detectable(found.error))),
     )
 
@@ -68,6 +68,20 @@ def paired(before: Sequence[EvaluatedRow], after: Sequence[EvaluatedRow]) -> lis
     """The rows that both have, by place and content."""
     known = {(row.line, row.content): row for row in before}
     return [(known[row.line, row.content], row) for row in after if (row.line, row.content) in known]
+
+
+def by_content(scored: Iterable[tuple[int, float, int]]) -> tuple[Interval, int]:
+    """The mean of rows' values, of which those of the same content are one, and how many that are.
+
+    Args:
+        scored: content, value and weight of each row.
+    """
+    told: dict[int, tuple[float, int]] = {}
+    for content, value, weight in scored:
+        total, weights = told.get(content, (0.0, 0))
+        told[content] = total + value * weight, weights + weight
+    every = np.array([weight for _, weight in told.values()], dtype=np.float64)
+    return interval(np.array([total for total, _ in told.values()]) / every, every), len(told)
 
 
 def interval(values: Values, weights: Values | None = None) -> Interval:

@@ -106,6 +106,7 @@ class Verdict(Struct, kw_only=True):
     low: float | None
     high: float | None
     rows: Count
+    """Rows that differ in what they say."""
     smallest: float | None
     """The smallest difference that so many rows could have shown, in four of five cases. ``None``: of one row nothing
     is known."""

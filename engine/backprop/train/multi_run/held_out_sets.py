@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 import torch
 
 from backprop.core.errors import DatasetError
@@ -23,7 +22,7 @@ from backprop.core.jobs import EvaluatedRow, RowScore
 from backprop.data import slices
 from backprop.runs.metrics import exact_match
 from backprop.runs.record import RunRecord
-from backprop.runs.verdict import interval
+from backprop.runs.verdict import by_content
 from backprop.train.dataset import Subset, tokenise
 from backprop.train.jobs import perplexity
 from backprop.train.jobs.eval import answers_to, parts
@@ -107,10 +106,9 @@ class HeldOutSets:
 
 
 def _cell(after: int, number: int, rows: list[EvaluatedRow]) -> HeldOutScored:
-    losses = [row.loss for row in rows]
-    known = [loss for loss in losses if loss is not None]
-    if len(known) < len(losses):
+    known = [(row.content, row.loss, row.tokens) for row in rows if row.loss is not None]
+    if len(known) < len(rows):
         return HeldOutScored(after=after, held_out=number, loss=None, rows=len(rows))
-    found = interval(np.array(known), np.array([row.tokens for row in rows], dtype=np.float64))
+    found, _ = by_content(known)
     low, high = (bound if math.isfinite(bound) else None for bound in (found.low, found.high))
     return HeldOutScored(after=after, held_out=number, loss=found.mean, rows=len(rows), low=low, high=high)
