@@ -117,6 +117,12 @@ def test_every_run_is_written_out_with_its_settings(
     assert table[2]["note"] == "'=1+1"  # a spreadsheet does not run it
     assert main(["export-runs", "--file", "runs.csv"]) == 1
     assert "runs.csv" in capsys.readouterr().err
+    assert main(["export-runs", "--format", "csv", "--file", "again.csv", "--json", "try"]) == 0
+    again = {"file": str(tmp_path / "again.csv"), "format": "csv", "count": 3}
+    assert json.loads(capsys.readouterr().out) == again
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "runs.csv").read_text()
+    assert main(["export-runs", "--format", "csv", "--json"]) == 1
+    assert "--format is without effect" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_deleting_says_what_it_frees_and_what_needs_it(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

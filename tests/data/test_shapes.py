@@ -313,8 +313,8 @@ def test_a_missing_value_beside_the_question_is_read_as_empty_and_said_once(
     ],
 )
 def test_what_a_tool_answers_is_text_whatever_it_is(answered: Any, text: str) -> None:
-    example = read({"messages": [ASKED, {"role": "tool", "content": answered}, SAID]})
-    assert [(turn.role, turn.content) for turn in example.turns][1] == ("tool", text)
+    example = read({"messages": [ASKED, SAID, {"role": "tool", "content": answered}, SAID]})
+    assert [(turn.role, turn.content) for turn in example.turns][2] == ("tool", text)
     assert [warning.code for warning in example.warnings] == (["written_value"] if text != "clear" else [])
 
 

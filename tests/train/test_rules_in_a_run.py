@@ -13,8 +13,9 @@ from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import context_length
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState
+from backprop.train import model as models
 from backprop.train.model import resolved
-from backprop.train.persistence.resume import begin
+from backprop.train.persistence.resume import begin, run_started
 from msgspec.structs import replace
 from runs_in_process import go_on, of, train
 
@@ -80,21 +81,40 @@ def test_the_model_s_own_limit_and_a_given_one_stand(tiny_config: RunConfig, tmp
     assert "max_seq_length" not in of(events, SettingsChosen)[0].values
 
 
+def test_rows_that_the_memory_does_not_take_are_not_the_limit(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "longest_rows", lambda config: 128)
+    data = chats(tmp_path / "rows.jsonl", [5] * 30 + [60])
+    config = replace(tiny_config, data=str(data), max_seq_length="auto", skip_bad=True, steps=1)
+    events, _ = train(config, [])
+    (prepared,) = of(events, DatasetPrepared)
+    assert prepared.answers_fit > 128
+    assert (prepared.max_length, prepared.answer_lost) == (128, 1)
+    assert of(events, SettingsChosen)[0].values["max_seq_length"] == 128
+
+
 def model_limit(config: RunConfig) -> int:
     found = context_length(find_tokenizer(config.model))
     assert found is not None
     return found
 
 
-def test_a_batch_that_nobody_chose_follows_the_rows_lengths(tiny_config: RunConfig, tmp_path: Path) -> None:
-    data = chats(tmp_path / "rows.jsonl", [5] * 40)
+# Packed passes on a CPU are of 512 tokens; a step keeps its sixteen rows.
+@pytest.mark.parametrize(("words", "length", "batch"), [(5, 64, (8, 2)), (90, 512, (1, 16))])
+def test_a_batch_that_nobody_chose_is_open_until_the_rows_lengths_are_known_and_follows_them(
+    words: int, length: int, batch: tuple[int, int], tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    data = chats(tmp_path / "rows.jsonl", [words] * 40)
     open_ = {"max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": None, "steps": 1}
     directory = RunDirectory.create(replace(tiny_config, data=str(data), **open_))
+    record = directory.read_record()
+    started = run_started(directory, record, resolved(record.config), None)
     events = go_on(directory, "start")
     (chosen,) = of(events, SettingsChosen)
-    assert chosen.values["max_seq_length"] == 64
-    # Eight rows of 64 tokens fill a packed pass on a CPU; a step keeps its sixteen rows.
-    assert (chosen.values["batch_size"], chosen.values["gradient_accumulation"]) == (8, 2)
+    assert (started.config["batch_size"], started.config["gradient_accumulation"]) == ("auto", None)
+    assert chosen.values["max_seq_length"] == length
+    assert (chosen.values["batch_size"], chosen.values["gradient_accumulation"]) == batch
     assert of(events, Step)[0].samples_seen == 16
 
 
@@ -105,7 +125,7 @@ def test_an_extended_run_has_its_new_end_and_the_learning_rate_of_before(tiny_co
     extended = go_on(directory, "extend", end)
     assert [each.step for each in of(extended, Step)] == [end - 1, end]
     start = begin(directory, directory.read_record(), "resume", None, resolved)
-    assert (start.config.steps, start.config.epochs) == (end, None)
+    assert (start.config.steps, start.config.epochs) == (end, "auto")
     peak = chosen.values["learning_rate"]
     assert all(0.1 * peak <= each.learning_rate <= peak for each in of(extended, Step))
 

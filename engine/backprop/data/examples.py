@@ -17,6 +17,7 @@ from msgspec import Struct
 from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError, InputError
 from backprop.core.files import new_output
+from backprop.core.methods import Rows
 from backprop.core.paths import cache_dir
 from backprop.core.refused import refusal
 from backprop.data.convert import convert
@@ -70,6 +71,7 @@ class Reader:
         mapping: part → field; found from the rows where not given.
         progress: called with bytes read and their total.
         cancelled: asked often; reading then ends with ``OperationCancelledError``.
+        rows: what the method learns from that is to be trained with: other rows teach it nothing.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Reader:
         mapping: Mapping[str, str] | None = None,
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
+        rows: Rows = "conversation",
     ) -> None:
         self.source = source
+        self._rows: Rows = rows
         self.file = file_format(source, mapping)
         self._watch = watched(source.path, source.size, progress, cancelled)
 
@@ -96,7 +100,7 @@ class Reader:
         read.index = index
         if isinstance(read.became, Example):
             read.became.warnings += read.warnings
-            if (fault := read.became.fault()) is not None:
+            if (fault := read.became.fault(self._rows)) is not None:
                 read.became = fault
             else:
                 read.key = content_key(row.value, read.format, self.file.names)

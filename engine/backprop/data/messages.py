@@ -82,7 +82,8 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
     role_key, text_key = names.role, names.content
     given, value = item.get(role_key), item.get(text_key)
     if given is None or "from" in item:
-        role_key = next((key for key in ("from", "role") if item.get(key) is not None), role_key)
+        usual = "from" if "value" in item and role_key == "role" else role_key
+        role_key = next((key for key in ("from", "role") if item.get(key) is not None), usual)
         given = item.get(role_key)
     if given is None and role_key not in item and (pair := pair_keys(item)) is not None:
         system = as_text(item.get("system"), f"{place}.system")
@@ -94,6 +95,8 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
         text_keys = ("value", text_key) if role_key == "from" else (text_key, "value", "content")
         text_key = next((key for key in text_keys if item.get(key) is not None), text_keys[0])
         value = item.get(text_key)
+    if given is None and text_key == "value":
+        role_key = "from"
     speaker, said = f"{place}.{role_key}", f"{place}.{text_key}"
     if given is None:
         raise RowError("missing_field", speaker, f"{place} has no {role_key!r}: who speaks?")
@@ -243,6 +246,9 @@ def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None
         elif turn.role == "assistant" and not before:
             first = "the assistant speaks first: nothing was asked"
             warnings.append(RowError("role_order", f"{field}[{i}]", first, "warning"))
+        elif turn.role == "tool" and before in ("", "user"):
+            uncalled = f"turn {i + 1} is a tool's result, and no turn of the assistant is before it"
+            warnings.append(RowError("role_order", f"{field}[{i}]", uncalled, "warning"))
         if turn.role != "system":
             before = turn.role
 

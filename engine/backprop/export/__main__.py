@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from backprop.core.errors import BackpropError, ExportError, InputError
+from backprop.core.errors import BackpropError, ExportError, GGUFError, InputError, LoRAExportError
 from backprop.core.events import ModelLoading
 from backprop.core.exports import FORMATS
 from backprop.core.files import new_output
@@ -65,7 +65,7 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
                 check.compared.insert(0, settled)
             elif source.nf4:
                 notes.append(BESIDE_NF4)
-            require_passed(check, target)
+            require_passed(check, request.format)
     except FileExistsError as error:
         if error.filename != str(target):
             raise
@@ -93,27 +93,26 @@ def chosen_precision(request: ExportRequest) -> str:
     """
     if request.format not in FORMATS:
         raise InputError(f"there is no format {request.format!r}", hint=f"formats: {', '.join(FORMATS)}")
-    known = FORMATS[request.format].precisions
-    if request.precision and request.precision not in known:
+    known, wanted = FORMATS[request.format].precisions, request.precision.lower()  # llama.cpp writes them in capitals
+    if wanted and wanted not in known:
         raise InputError(
             f"{request.format} is not written in {request.precision!r}", hint=f"it is in: {', '.join(known)}"
         )
-    return request.precision or known[0]
+    return wanted or known[0]
 
 
-def require_passed(check: Check, target: Path) -> None:
+def require_passed(check: Check, format: str) -> None:
     """Check that the proof holds.
 
     Raises:
-        ExportError: a comparison failed; all that did are named.
+        ExportError: a comparison failed; all that did are named. The format's own kind of it.
     """
     failed = [f"{each.name}: {each.detail}" for each in check.compared if not each.passed]
     if failed or not check.passed:
-        code = "RUNTIME_GGUF_EXPORT_FAILED" if target.suffix == ".gguf" else "RUNTIME_EXPORT_FAILED"
-        raise ExportError(
+        failing = {"lora": LoRAExportError, "merged": ExportError}.get(format, GGUFError)
+        raise failing(
             f"what was written is not the trained model, and was deleted: {'; '.join(failed)}",
             hint="this is a defect; the versions of the libraries are in `backprop info`",
-            code=code,
         )
 
 

@@ -297,7 +297,7 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
             code="INPUT_VALIDATION_FAILED",
             hint="start a new one with more --steps; `backprop extend` takes one of its runs",
         )
-    config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
+    config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": "auto"})
     if steps <= state.step:
         taken = f"run {path.name} has taken {state.step} steps already"
         raise RunError(taken, code="INPUT_VALIDATION_FAILED", hint="give more --steps")

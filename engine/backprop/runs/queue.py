@@ -72,7 +72,9 @@ class Entry(Struct, kw_only=True):
     @property
     def length(self) -> str:
         """How long the run is to be, as it was asked for."""
-        return f"{self.config.steps:,} steps" if self.config.steps else f"{self.config.epochs or 'auto'} epochs"
+        steps = self.config.steps
+        number, unit = (steps, "step") if steps else (self.config.epochs or "auto", "epoch")
+        return f"{number if isinstance(number, str) else f'{number:,.10g}'} {unit}{'' if number == 1 else 's'}"
 
 
 class Rules(Struct, kw_only=True):
