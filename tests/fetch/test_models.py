@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from small_hub import Hub
 
 NAME = "somebody/a-model"
-FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"w" * 100, "a.bin": b"x" * 900}
+WEIGHTS = (92).to_bytes(8, "little") + b"{}".ljust(92)
+FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": WEIGHTS, "a.bin": b"x" * 900}
 CODE = {"modeling_own.py": b"class Own: ..."}
 """What a model may bring, and is run only where it is trusted."""
 

@@ -96,7 +96,7 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
             lambda: "is being trained" in " ".join(each.message for each in pilot.app._notifications), "why not"
         )
         await pilot.press("escape")
-        assert "aa000000" in text_of(pilot.app)
+        await until(lambda: "aa000000" in text_of(pilot.app), "the runs again")
         await pilot.press("u", "down", "e")
         await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the settings")
         assert pilot.app.screen.draft.given["steps"] == 4  # type: ignore[attr-defined]

@@ -44,10 +44,11 @@ def cache_dir() -> Path:
     the temporary files.
     """
     usual = Path(platformdirs.user_cache_dir(APP, appauthor=False))
-    return usual if _can_hold(usual) else temporary_folder()
+    return usual if can_hold(usual) else temporary_folder()
 
 
-def _can_hold(path: Path) -> bool:
+def can_hold(path: Path) -> bool:
+    """Whether this process may make ``path``, or write in it where it is there."""
     there = next(each for each in (path, *path.parents) if os.path.lexists(each))
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 

@@ -49,7 +49,7 @@ from backprop.core.files import (
     sweep_outputs,
     write_json,
 )
-from backprop.core.paths import expand
+from backprop.core.paths import can_hold, expand
 from backprop.core.refused import FULL, NOT_ALLOWED, is_full, refusal
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
@@ -467,10 +467,8 @@ def require_output(config: RunConfig) -> None:
     """
     folder = expand(config.output_dir)
     require_writable(folder)
-    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-    number = errno.EACCES if there.is_dir() else errno.ENOTDIR
-    if number == errno.ENOTDIR or not os.access(there, os.W_OK | os.X_OK):
-        raise _no_output(config, OSError(number, os.strerror(number)))
+    if not can_hold(folder):
+        raise _no_output(config, OSError(errno.EACCES, "it cannot be made, or not be written"))
 
 
 def is_run(path: Path) -> bool:
