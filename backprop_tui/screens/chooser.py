@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -89,8 +89,8 @@ class Chooser(Dialog[str]):
         self._list.narrow(event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if self._list.shown:
-            self.dismiss(self._list.shown[self._list.cursor].value)
+        if self._list.count:
+            self._take()
         elif self._other and event.value.strip():
             self.dismiss(event.value.strip())
 
@@ -99,5 +99,8 @@ class Chooser(Dialog[str]):
         if event.widget is self:
             self.dismiss()
 
-    def on_list_view_chosen(self) -> None:
-        self.dismiss(self._list.shown[self._list.cursor].value)
+    @on(ListView.Chosen)
+    def _take(self) -> None:
+        """What the cursor is on: the list may have been narrowed to nothing since a row of it was clicked."""
+        if self._list.count:
+            self.dismiss(self._list.shown[self._list.cursor].value)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import msgspec
@@ -264,7 +265,10 @@ def test_an_engine_interrupted_before_it_says_that_it_continues_a_run_leaves_it_
     first: list[ev.Event], status: str
 ) -> None:
     early = msgspec.structs.replace(finished(0), status="interrupted", samples_seen=0, tokens_seen=0, began=False)
-    before, state = fold(*first), fold(*first, early)
+    before = fold(*first)
+    state = deepcopy(before)
+    state.started_at = state.started_at or 1.0  # as whoever watches has it from run.json, before an engine spoke
+    state.apply(msgspec.structs.replace(early, seq=state.last_seq + 1, time=state.last_event_at + 1.0))
     before.alive = state.alive = False
     assert (state.status, state.last_failure) == (status, None)
     assert (state.step, len(state.curves)) == ((1, 1) if first else (0, 0))

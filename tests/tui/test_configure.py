@@ -29,6 +29,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.measured import Measured
 from textual import events
 from textual.pilot import Pilot
+from textual.widgets import Input
 from tiny_language_model import write_rows
 from tiny_tokenizer import write_model
 
@@ -40,6 +41,7 @@ from backprop_tui.screens.configure.about import memory_of, memory_rows
 from backprop_tui.screens.configure.screen import ConfigureScreen
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
+from backprop_tui.widgets.list_view import ListView
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -335,6 +337,22 @@ async def test_a_training_preset_is_chosen_by_keys(rows: Path) -> None:
         assert screen.draft.given["preset"] == preset
         assert {str(origin) for origin in screen.draft.found.origins.values()} > {f"preset {preset} (screen)"}
         assert screen.draft.config is not None
+
+
+async def test_a_row_that_was_clicked_is_not_taken_from_a_list_that_was_narrowed_to_nothing_since(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        await pilot.press("e")
+        await until(lambda: isinstance(pilot.app.screen, Chooser), "the presets")
+        choices = pilot.app.screen.query_one("#choices", ListView)
+        pilot.app.screen.query_one("#chooser-input", Input).value = "no preset is called so"
+        await until(lambda: not choices.count, "the narrowed list")
+        choices.post_message(ListView.Chosen(choices))  # of a click in the same instant, which waited behind the text
+        await pilot.press("enter")
+        assert isinstance(pilot.app.screen, Chooser)
+        await pilot.press("escape")
+        await until(lambda: pilot.app.screen is screen, "the form")
+        assert "preset" not in screen.draft.given
 
 
 async def test_the_waiting_engine_gets_ready_for_what_the_form_says(

@@ -241,7 +241,7 @@ class RunState(Struct, kw_only=True):
             return
         self.missing += event.seq - self.last_seq - 1
         self.last_seq = event.seq
-        never_began = isinstance(event, ev.RunFailed | ev.RunFinished) and not event.began and self.started_at > 0
+        never_began = isinstance(event, ev.RunFailed | ev.RunFinished) and not event.began and self.pid > 0
         if never_began or (isinstance(event, ev.RunStarted) and event.resumed_from is not None):
             self._remember()
         if never_began or isinstance(event, ev.RunStarted):
@@ -332,7 +332,7 @@ class RunState(Struct, kw_only=True):
                 begun = [n for n, e in enumerate(self.notable) if isinstance(e, ev.RunBegun) and e.index == index]
                 kept = self.notable[begun[-1] :] if begun else []
                 self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
-            case ev.RunFinished(began=False) if self.started_at:
+            case ev.RunFinished(began=False) if self.pid:
                 self.refused = None
                 self._stand()
             case ev.RunFinished():
