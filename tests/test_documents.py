@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -28,6 +29,9 @@ TEXTS = {name: (ROOT / name).read_text("utf-8") for name in DOCUMENTS}
 TEXTS["the remedies of errors"] = "\n".join(REMEDIES.values())
 OTHERS = ("--build-arg", "--gpus")
 """Options of container engines."""
+OF_PIP = {"--dest", "--disable-pip-version-check", "--force-reinstall", "--no-cache-dir", "--no-deps", "--no-input"}
+OF_PIP |= {"--only-binary", "--python", "--quiet"}
+CODE = [path.read_text("utf-8") for top in ("engine", "backprop_tui") for path in (ROOT / top).rglob("*.py")]
 TOPS = "|".join(re.escape(path.name) for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -92,14 +96,25 @@ def test_what_is_no_command_or_option_is_noticed() -> None:
     assert len([problem for program, words in commands(text) for problem in parse(program, words)]) == 4
 
 
+def flags() -> set[str]:
+    programs = [*(command for _, command in reference.commands()), application(lambda *_: 0)]
+    return {"--help"} | {word for each in programs for p in each.params for word in (*p.opts, *p.secondary_opts)}
+
+
 def test_every_flag_in_a_document_is_of_some_command() -> None:
-    known = {word for _, each in reference.commands() for p in each.params for word in (*p.opts, *p.secondary_opts)}
-    known |= {word for p in application(lambda *_: 0).params for word in (*p.opts, *p.secondary_opts)}
     pieces = [piece for text in TEXTS.values() for piece in fragments(text)]
     ours = [piece for piece in pieces if piece.startswith(("--", "backprop")) and not piece.startswith(OTHERS)]
     words = {word.partition("=")[0] for piece in ours for word in re.findall(r"--[a-z][\w-]*", piece)}
     assert len(words) > 20
-    assert words - known == {"--help", "--version"} & words
+    assert words - flags() == {"--version"} & words
+
+
+def test_every_flag_in_a_message_is_of_some_command() -> None:
+    nodes = [node for text in CODE for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    texts = [node.value for node in nodes if isinstance(node.value, str)]
+    words = {word for text in texts for word in re.findall(r"(?<![\w-])--[a-z]+(?:-\w+)*(?![\w-])", text)}
+    assert len(words) > 100
+    assert words - flags() == OF_PIP | {"--gpus"}
 
 
 def test_every_file_in_a_document_exists() -> None:
@@ -122,8 +137,7 @@ def test_every_benchmark_in_the_readme_has_its_options() -> None:
 
 
 def test_every_extra_in_the_code_exists() -> None:
-    texts = [path.read_text("utf-8") for top in ("engine", "backprop_tui") for path in (ROOT / top).rglob("*.py")]
-    texts += [*TEXTS.values(), (ROOT / "container/Containerfile").read_text("utf-8")]
+    texts = [*CODE, *TEXTS.values(), (ROOT / "container/Containerfile").read_text("utf-8")]
     found = re.findall(r"pip install [^\n]*?'?(?:\.|/source|backprop-tui)\[([a-z0-9,]+)\]", "\n".join(texts))
     assert {"train", "web"} <= set(",".join(found).split(",")) <= set(PROJECT["optional-dependencies"])
 

@@ -94,9 +94,14 @@ def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
         trainer.export("gguf", quantization="q8_0")
 
     trainer.save(tmp_path / "my-adapter")  # again: it replaces the adapter
-    for taken in (tmp_path, tmp_path / "rows.jsonl"):
-        with pytest.raises(InputError, match="that is no run's result"):
-            trainer.save(taken)
+    with pytest.raises(InputError, match="that is no run's result"):
+        trainer.save(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="holds something that is no run's result"):
+        trainer.save(tmp_path / "file")
+    with pytest.raises(BackpropError, match=r"could not be saved in .*: Not a directory") as refused:
+        trainer.save(tmp_path / "file" / "below")
+    assert refused.value.code == "RUNTIME_IO_FAILED"
     assert (tmp_path / "rows.jsonl").exists()
 
 

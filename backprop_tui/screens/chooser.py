@@ -13,7 +13,7 @@ from textual.widgets import Input
 
 from backprop_tui.screens.dialogs import Dialog
 from backprop_tui.text import Row, safe
-from backprop_tui.widgets.cells import row_width
+from backprop_tui.widgets.cells import paragraph, row_width
 from backprop_tui.widgets.list_view import ListView
 
 
@@ -28,17 +28,25 @@ class _Choices(ListView):
 
     can_focus = False
 
-    def __init__(self, choices: Sequence[Choice]) -> None:
+    def __init__(self, choices: Sequence[Choice], *, others: bool) -> None:
         super().__init__(id="choices")
+        self._words, self._others = "", others
         self.all = self.shown = choices
         self.count = len(choices)
         self._titles = max((len(each.title) for each in choices), default=0) + 2
 
     def narrow(self, words: str) -> None:
-        wanted = words.lower().split()
+        self._words, wanted = words.strip(), words.lower().split()
         self.shown = [each for each in self.all if all(word in f"{each.title} {each.note}".lower() for word in wanted)]
         self.resize_list(len(self.shown))
         self.cursor = 0
+
+    def head(self) -> list[Row]:
+        """Where no choice is left, what enter does then."""
+        if self.shown:
+            return []
+        does = f"enter takes {self._words!r} as it is" if self._others and self._words else "there is nothing to take"
+        return paragraph(f"no choice holds this: {does}", max(1, self.size.width), "muted")
 
     def row_at(self, index: int, width: int) -> Row:
         _, title, note = self.shown[index]
@@ -68,7 +76,7 @@ class Chooser(Dialog[str]):
     def __init__(self, title: str, choices: Sequence[Choice], *, other: str = "") -> None:
         super().__init__()
         self._title, self._other = title, other
-        self._list = _Choices(choices)
+        self._list = _Choices(choices, others=bool(other))
         self._entry = Input(id="chooser-input", compact=True, placeholder=other or "type to narrow the list")
         self._entry.cursor_blink = False
 

@@ -24,9 +24,11 @@ from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.files import new_folder
 from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
+from backprop.core.models import require_model
 from backprop.core.multi_run import KIND, advice, require_mergeable
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
+from backprop.core.refused import refusal
 from backprop.core.resolve import config_from, direct, merge, resolve, standing
 from backprop.core.settings import MultiConfig, RunConfig, override
 from backprop.data.spool import spool
@@ -213,15 +215,19 @@ class Trainer:
 
         Raises:
             InputError: nothing was trained yet, or ``path`` holds something that no run saved.
+            BackpropError: it cannot be written (``RUNTIME_IO_FAILED``, ``RUNTIME_DISK_FULL``).
         """
         if self.last_run is None or not self.last_run.output_path:
             raise InputError("there is no result to save yet", hint="call train() first")
         target = expand(path)
         theirs = not any((target / name).is_file() for name in (IDENTITY, "adapter_config.json"))
-        if target.exists() and theirs and any(target.iterdir()):
+        if target.exists() and theirs and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target} holds something that is no run's result", hint="save into a new folder")
-        with new_folder(target) as folder:
-            shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
+        try:
+            with new_folder(target) as folder:
+                shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
+        except OSError as error:
+            raise refusal(error, f"the result could not be saved in {target}", BackpropError) from error
         return target
 
     def export(
@@ -277,7 +283,7 @@ def register_with_ollama(
 
     Raises:
         InputError: the name is not allowed or taken, or there is no such GGUF file.
-        OllamaError: Ollama is not there, too old, or did not take the model.
+        OllamaRegistrationError: Ollama is not there, too old, or did not take the model.
     """
     file = str(expand(path).absolute())
     request = OllamaRequest(path=file, name=name, replace=replace, prompt=prompt, expected=expected)
@@ -299,6 +305,7 @@ def _start(
     multi: MultiConfig | None = None,
 ) -> EngineClient:
     """Start an engine; rows from memory are written into the run's directory first."""
+    require_model(config.model)
     kind = "train" if multi is None else KIND
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(_located(config, dataset), kind, origins=origins, multi=multi)

@@ -196,3 +196,9 @@ def test_a_replay_of_other_rows_is_refused_by_their_line_and_nothing_is_made(
     assert list(output.iterdir()) == [run]
     again = backprop("replay", run.name, "--data", str(rows_file), "--json")
     assert (again.code, again.events[-1]["status"]) == (0, "done"), again.err
+
+
+def test_a_mistyped_output_directory_is_said(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list-runs", "export-runs"):
+        assert main([command, "--output", f"{output}s"]) == 1
+        assert f"there is no directory {output}s" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from backprop.core.files import (
 )
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
+from written_order import written_order
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
@@ -39,6 +40,29 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
         write_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("kind", ["file", "output file", "output folder", "removed"])
+def test_content_survives_a_power_cut_before_its_name_says_that_it_is_there(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "made"
+    if kind == "removed":
+        path.touch()
+    told = written_order(monkeypatch)
+    if kind == "removed":
+        remove(path)
+    elif kind == "file":
+        write_file(path, b"new")
+    else:
+        with new_output(path, folder=kind == "output folder") as aside:
+            (aside / "part" if aside.is_dir() else aside).write_bytes(b"new")
+    (named,) = (place for place, (what, _) in enumerate(told) if what != "flushed")
+    before, after = ({each for what, each in part if what == "flushed"} for part in (told[:named], told[named:]))
+    aside = told[named][1]
+    wanted = {"removed": set(), "output folder": {aside, aside / "part"}}
+    assert before == wanted.get(kind, {aside})
+    assert after == {tmp_path}
 
 
 def test_a_disk_without_room_is_told_with_the_file_that_needed_it(

@@ -298,6 +298,13 @@ def test_trust_is_never_given_by_a_file_that_is_read_unasked(monkeypatch: pytest
     assert resolve({"trust_remote_code": True}).values["trust_remote_code"] is True
 
 
+def test_settings_that_were_saved_as_utf_16_are_not_passed_over() -> None:
+    Path(".env").write_text("BACKPROPAGATE_LORA__R=7\n", encoding="utf-16")
+    (error,) = resolve().errors
+    assert error.message == f"{Path.cwd() / '.env'} cannot be read: it is no text in UTF-8"
+    assert error.hint == "save it as UTF-8"
+
+
 def test_the_line_of_a_key_is_found_however_it_is_written() -> None:
     lines = [
         "# seed = 9, lora.x = 1",

@@ -27,11 +27,15 @@ CHATML = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>"
         ({"text": "plain"}, "text"),
         ("plain", "text"),
         (CHATML, "chatml"),
+        ("half of a turn <|im_start|>", "text"),
+        ({"text": "half of a turn <|im_start|>"}, "chatml"),
         ({"chosen": "a", "rejected": "b"}, "preference"),
         ({"chosen": "a", "rejected": "b", "messages": [{"role": "user", "content": "q"}]}, "preference"),
         ({"chosen": "a"}, None),
         ({"completion": "a", "label": True}, "kto"),
+        ({"completion": "a", "label": False}, "kto"),
         ({"completion": "a", "label": 0}, "kto"),
+        ({"completion": "a", "label": 1}, "kto"),
         ({"completion": "a", "label": 2}, None),
         ({"completion": "a", "label": 1.0}, "kto"),
         ({"completion": "a", "label": "No"}, "kto"),
@@ -62,6 +66,14 @@ def test_zero_and_false_are_answers() -> None:
     assert turns({"instruction": "1-1?", "output": 0})[-1] == ("assistant", "0")
     assert turns({"instruction": "so?", "output": False})[-1] == ("assistant", "false")
     assert turns({"prompt": "1-1?", "completion": 0.0})[-1] == ("assistant", "0.0")
+    assert turns({"prompt": 0, "chosen": 0, "rejected": False}) == [("user", "0"), ("assistant", "0")]
+    row = {"instruction": "a", "input": 0, "output": "b", "system": 0}
+    assert turns(row) == [("system", "0"), ("user", "a\n\n0"), ("assistant", "b")]
+    for chat in (
+        {"conversations": [{"from": "human", "value": 0}, {"from": "gpt", "value": False}]},
+        {"messages": [{"role": "user", "content": 0}, {"role": "assistant", "content": False}]},
+    ):
+        assert turns(chat) == [("user", "0"), ("assistant", "false")]
 
 
 def test_sharegpt_roles_become_the_templates_roles() -> None:
@@ -86,7 +98,8 @@ def test_only_unknown_roles_are_an_error() -> None:
     ("row", "format", "code", "field"),
     [
         ({"instruction": "x"}, "alpaca", "missing_field", "output"),
-        ({"conversations": [{"value": "a"}, "x"]}, "sharegpt", "missing_field", "conversations[0].role"),
+        ({"conversations": [{"value": "a"}, "x"]}, "sharegpt", "missing_field", "conversations[0].from"),
+        ({"messages": [{"content": "a"}]}, "openai", "missing_field", "messages[0].role"),
         ({"conversations": [{"from": "gpt", "value": "a"}, "x"]}, "sharegpt", "invalid_type", "conversations[1]"),
         (
             {"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]},
@@ -141,6 +154,8 @@ def test_roles_out_of_order_are_reported() -> None:
     assert codes("user", "user", "assistant") == ["role_order"]
     assert codes("assistant", "user", "assistant") == ["role_order"]
     assert codes("user", "system", "assistant") == ["role_order"]
+    assert codes("user", "assistant", "tool", "tool", "assistant") == []
+    assert codes("user", "tool", "assistant") == codes("tool", "assistant") == ["role_order"]
 
 
 def test_content_parts_become_text_and_reasoning() -> None:

@@ -206,6 +206,12 @@ def shown(tokenizer: ChatTokenizer, messages: list[dict[str, Any]], **extra: Any
             [WHO, {**ME, "content": "    x = 1"}],
             "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n<think></think>⟦    x = 1<|im_end|>⟧\n",
         ),
+        # What asks for an answer leaves out those before it.
+        (
+            f"{{% for m in messages if m.role == 'user' or not add_generation_prompt %}}{TURN}{{% endfor %}}{ASK}",
+            [WHO, ME, SEVERAL[3]],
+            "<|user|>Who?<|end|><|assistant|>⟦Me.<|end|>⟧<|assistant|>⟦So.<|end|>⟧",
+        ),
     ],
 )
 def test_the_answer_and_its_own_end_are_trained(
@@ -245,12 +251,59 @@ def warnings(tokenizer: ChatTokenizer, row: dict[str, Any]) -> list[tuple[str, s
             {"messages": [WHO, {**ME, "content": THOUGHT + "Me."}, *SEVERAL[2:]]},
             [("reasoning_dropped", "turns[1]")],
         ),
+        (
+            "opened thinking",
+            {"messages": [WHO, {**ME, "reasoning_content": "hm"}, *SEVERAL[2:]]},
+            [("reasoning_dropped", "turns[1]")],
+        ),
     ],
 )
 def test_what_is_left_out_is_told_though_its_words_stand_elsewhere(
     load: Callable[[str], ChatTokenizer], template: str, row: dict[str, Any], right: list[tuple[str, str]]
 ) -> None:
     assert warnings(load(template), row) == right
+
+
+def test_an_answer_of_which_the_template_leaves_nothing_is_none(load: Callable[[str], ChatTokenizer]) -> None:
+    headings = "{% for m in messages %}# {{ m.role }}\n{{ m.content.split('</think>')[-1] }}\n{% endfor %}"
+    tokenizer = load(headings + "{% if add_generation_prompt %}# assistant\n{% endif %}")
+    row = {"messages": [WHO, {**ME, "content": "<think>hm</think>"}, *SEVERAL[2:]]}
+    rendered = Renderer(tokenizer).render(row, "openai", PLAIN)
+    assert [rendered.text[span.start : span.end] for span in rendered.spans] == ["So."]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "turn"),
+    [
+        # An answer is there only as long as it is the last one.
+        (
+            "{% for m in messages %}{% if m.role == 'user' or loop.last %}\n{{ m.role }}: {{ m.content }}{% endif %}"
+            "{% endfor %}{% if add_generation_prompt %}\nassistant: {% endif %}",
+            SEVERAL,
+            2,
+        ),
+        # Of answers behind each other only the last one is, and here it reads the same.
+        (
+            "{% for m in messages %}{% if loop.last or m.role != loop.nextitem.role %}"
+            f"{TURN}{{% endif %}}{{% endfor %}}{ASK}",
+            [WHO, ME, ME],
+            3,
+        ),
+        # An answer that another one follows ends in a way of its own.
+        (
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if not loop.last and m.role == 'assistant' and "
+            "loop.nextitem.role == m.role %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}" + ASK,
+            [WHO, ME, SEVERAL[3]],
+            2,
+        ),
+    ],
+)
+def test_an_answer_whose_place_or_end_cannot_be_told_is_named_and_never_guessed(
+    load: Callable[[str], ChatTokenizer], template: str, messages: list[dict[str, Any]], turn: int
+) -> None:
+    with pytest.raises(RowError, match=f"changes turn {turn} ") as caught:
+        shown(load(template), messages)
+    assert caught.value.code == "mask_unclear"
 
 
 def test_a_result_of_a_call_is_never_trained(load: Callable[[str], ChatTokenizer]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
+from backprop.core.errors import BackpropError, DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
 from backprop.core.settings import RunConfig
-from backprop.data import preprocess
+from backprop.data import preprocess, token_cache
 from backprop.data.encode import encode_value
 from backprop.data.example import RowError
 from backprop.data.preprocess import Prepared, prepare
@@ -292,6 +292,24 @@ def test_another_option_another_row_or_another_template_is_another_key(
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("chat_template.jinja", "generation_config.json", "chat_template.json", "processor_config.json"),
+        "additional_chat_templates/tool_use.jinja",
+    ],
+)
+def test_every_file_that_decides_about_tokens_is_in_the_key(model_dir: ModelDir, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_dir("chatml"), folder)
+    file = folder / name
+    before = ChatTokenizer.load(folder).fingerprint
+    file.parent.mkdir(exist_ok=True)
+    file.write_text((file.read_text() if file.exists() else "{}") + " ")
+    assert ChatTokenizer.load(folder).fingerprint != before
+
+
 @pytest.mark.parametrize("damage", ["missing", "short", "altered", "no summary"])
 def test_a_broken_cache_entry_is_made_again(ready: Callable[..., Prepared], damage: str) -> None:
     rows = [pair("Who?", "Me.")]
@@ -308,6 +326,28 @@ def test_a_broken_cache_entry_is_made_again(ready: Callable[..., Prepared], dama
     assert not again.summary.cached
     assert again.ids.tolist() == wanted
     assert ready(rows).summary.cached
+
+
+@pytest.mark.parametrize("rows", [1, 2000])
+def test_a_cache_without_room_is_named_and_nothing_is_left_in_it(
+    ready: Callable[..., Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    class Full(token_cache.Writer):
+        """All that it writes goes to a disk that is full."""
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            for name, file in self._files.items():
+                file.close()
+                self._files[name] = Path("/dev/full").open("wb")  # noqa: SIM115 - the writer closes it
+
+    monkeypatch.setattr(preprocess, "Writer", Full)
+    with pytest.raises(BackpropError) as caught:
+        ready([pair(f"a{number}", "b") for number in range(rows)], cache_dir=tmp_path / "cache")
+    assert caught.value.code == "RUNTIME_DISK_FULL"
+    assert caught.value.message == f"tokens cannot be kept in {tmp_path / 'cache'}: No space left on device"
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_cancelling_leaves_nothing_in_the_cache(ready: Callable[..., Prepared], tmp_path: Path) -> None:
@@ -375,11 +415,15 @@ def test_a_tokenizer_that_sets_a_begin_token_gives_text_one_and_chats_one(model_
     bos = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    rows = [{"text": "Once."}, {"text": "<s>Once."}, pair("Who?", "Me.")]
+    eos = tokenizer.token_to_id("</s>")
+    rows = [{"text": "Once."}, {"text": "<s>Once.</s>"}, pair("Who?", "Me.")]
     prepared = prepare(write(tmp_path / "data.jsonl", rows), folder)
     for i in range(3):
         ids, trained = prepared.row(i)
         assert (ids[0], int((ids == bos).sum()), bool(trained[0])) == (bos, 1, False)
+        assert (ids[-1], int((ids == eos).sum()), bool(trained[-1])) == (eos, 1, True)
+        alone = encode_value(rows[i], ChatTokenizer.load(folder))[0].encoded
+        assert (alone.ids.tolist(), alone.trained.tolist()) == (ids.tolist(), trained.tolist())
 
 
 def test_a_second_begin_token_and_control_tokens_in_the_text_are_counted(
@@ -452,7 +496,11 @@ def test_answers_alone_are_trained_where_nobody_says_otherwise(model_dir: ModelD
 
 
 @pytest.mark.parametrize(
-    ("end", "words"), [("<|im_end|>", "with <|im_end|>, which"), ("</s>", "with </s>, which"), ("", "no special token")]
+    ("end", "words"),
+    [
+        *(("<|im_end|>", "with <|im_end|>, which"), ("</s>", "with </s>, which"), ("", "no special token")),
+        ("!", "with !, which"),  # an ordinary token, by which the model ends its answers
+    ],
 )
 def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: str, words: str) -> None:
     folder = tmp_path / "model"
@@ -464,6 +512,9 @@ def test_what_ends_an_answer_is_said(model_dir: ModelDir, tmp_path: Path, end: s
         if end == "</s>"
         else "{% for m in messages %}{{ m.role }}: {{ m.content }}" + end + "\n{% endfor %}"
     )
+    if end == "!":
+        ends = {"eos_token_id": ChatTokenizer.load(folder).tokenizer.token_to_id("!")}
+        (folder / "generation_config.json").write_text(json.dumps(ends))
     answer = {"role": "assistant", "content": "Me.", **({"name": end} if end == "</s>" else {})}
     row = {"messages": [{"role": "user", "content": "Who?"}, answer]}
     notes = prepare(write(tmp_path / "data.jsonl", [row]), folder).summary.notes

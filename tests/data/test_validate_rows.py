@@ -273,7 +273,7 @@ def test_findings_of_each_format_name_field_and_severity(tmp_path: Path) -> None
         [{"conversations": said}, {"conversations": [said[0], {"value": "b"}]}, {"conversations": [*said, "x"]}],
     )
     assert [(p.line, p.code, p.field) for p in share.problems] == [
-        (2, "missing_field", "conversations[1].role"),
+        (2, "missing_field", "conversations[1].from"),
         (3, "invalid_type", "conversations[2]"),
     ]
     assert share.invalid == 2

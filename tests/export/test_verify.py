@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,16 @@ def test_a_wrong_word_about_the_text_is_named(
     assert words in found[name]
 
 
+def test_another_begin_token_than_the_models_is_named(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "begins")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|im_start|>"}))
+    right = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]["<|im_start|>"]
+    for bos, said in ((right, None), (0, f"the begin token is 0 in the file and {right} in the model")):
+        path = write(tmp_path / f"{bos}.gguf", tensors(folder), vocabulary(folder) | {"bos": bos})
+        assert failed(verify(path, folder, stored(folder))).get("end tokens") == said
+
+
 def test_a_comment_before_the_template_changes_nothing(model: Path, tmp_path: Path) -> None:
     said = vocabulary(model) | {"template": "{# " + "-" * 120 + " #}" + CHATML}
     assert failed(verify(write(tmp_path / "a.gguf", tensors(model), said), model, stored(model))) == {}
@@ -246,6 +257,10 @@ def test_another_count_of_tokens_than_rows_is_named(model: Path, tmp_path: Path)
     said |= {"tokens": said["tokens"] + MORE_TOKENS, "types": said["types"] + [TokenType.UNUSED] * 4}
     found = failed(verify(write(tmp_path / "a.gguf", tensors(model), said), model, stored(model)))
     assert found == {"vocabulary": "token_embd.weight has 320 rows for 324 tokens"}
+    said = vocabulary(model)
+    said |= {"tokens": said["tokens"][:290], "types": said["types"][:290]}
+    found = failed(verify(write(tmp_path / "b.gguf", tensors(model), said), model, stored(model)))
+    assert "; the tokenizer knows 296 tokens, the file 290" in found["vocabulary"]
 
 
 def test_padding_that_is_no_padding_and_a_wrong_token_are_named(model: Path, tmp_path: Path) -> None:

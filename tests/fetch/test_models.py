@@ -14,6 +14,8 @@ from small_hub import Hub
 
 NAME = "somebody/a-model"
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": b"w" * 100, "a.bin": b"x" * 900}
+CODE = {"modeling_own.py": b"class Own: ..."}
+"""What a model may bring, and is run only where it is trusted."""
 
 
 @pytest.fixture
@@ -34,8 +36,9 @@ def ignore(event: ModelLoading) -> None:
 
 
 def test_a_model_is_fetched_once_and_only_what_is_wanted_of_it(hub: Hub, cache: Path) -> None:
+    hub.models[NAME] |= CODE
     folder = fetch_model(NAME, ignore)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert {path.name for path in folder.iterdir()} == {*CODE, "config.json", "model.safetensors", "tokenizer.json"}
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
     asked = len(hub.asked)
     assert fetch_model(NAME, lambda event: pytest.fail("nothing is fetched")) == folder

@@ -34,6 +34,12 @@ def test_info_says_that_the_cards_are_hidden(play):
     assert play("55\n", INFO, env={"CUDA_VISIBLE_DEVICES": ""})["gpu_problem"]["cause"] == "hidden"
 
 
+def test_info_says_that_the_torch_beside_a_card_cannot_use_it(play):
+    cpu_torch = "from backprop.hardware import devices\ndevices.installed_torch = lambda: ('2.9.0+cpu', None)\n"
+    info = play("55\n", cpu_torch + "answer(devices.info())")
+    assert (info["gpu_problem"]["cause"], info["torch"], info["cuda"]) == ("cpu_torch", "2.9.0+cpu", None)
+
+
 def test_info_imports_no_heavy_library():
     code = """
 import json, sys

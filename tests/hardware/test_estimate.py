@@ -8,7 +8,7 @@ from backprop.core.architecture import PRESETS, Architecture
 from backprop.core.errors import TrainingError
 from backprop.core.settings import RunConfig
 from backprop.hardware.estimate import Shape, estimate, parameters, trained_parameters, weights_dtype
-from backprop.hardware.fit import changes, fitted, require_trainable_in_full
+from backprop.hardware.fit import changes, fitted, longest_rows, require_trainable_in_full
 from msgspec.structs import replace
 
 GB = 2**30
@@ -81,7 +81,10 @@ def test_what_is_open_in_a_configuration_is_filled_as_the_engine_would() -> None
 
 @pytest.mark.parametrize(
     ("free", "preset"),
-    [*((8, "fast"), (10, "fast"), (12, "fast"), (14, "balanced"), (16, "balanced"), (20, "balanced")), (24, "quality")],
+    [
+        *((8, "fast"), (10, "fast"), (12, "fast"), (14, "balanced"), (16, "balanced"), (20, "balanced")),
+        *((24, "quality"), (32, "quality")),
+    ],
 )
 def test_the_lora_preset_auto_is_the_largest_that_fits_with_room_to_spare(free: int, preset: str) -> None:
     config = RunConfig(data="rows", model="qwen2.5-7b", mode="qlora", lora_preset="auto")
@@ -109,6 +112,19 @@ def test_the_mode_auto_is_lora_where_the_model_fits_in_16_bits(model: str, free:
     assert chosen.mode == mode
     assert bool(reasons) == bool(free)
     assert fitted(chosen, free * GB) == (chosen, {})
+
+
+@pytest.mark.parametrize("free", [8, 12])
+def test_rows_are_as_long_as_the_free_memory_takes_and_no_longer(free: int) -> None:
+    config = RunConfig(data="rows", model="llama-3.2-3b", mode="qlora", max_seq_length="auto")
+    length = longest_rows(config, free * GB)
+    shape = replace(Shape.of(config, memory=free * GB), batch_size=1)
+    model, lengths = PRESETS["llama-3.2-3b"], (length, length + 64)
+    fits, not_any_more = (estimate(model, replace(shape, max_seq_length=each)).total for each in lengths)
+    assert fits <= free * GB < not_any_more
+    assert longest_rows(config, 0) == 2048  # a CPU
+    assert longest_rows(replace(config, reasoning_trace=True), 0) == 8192
+    assert longest_rows(replace(config, model="somebody/not-here"), free * GB) == 2048
 
 
 def test_a_start_beside_the_adapter_and_lengths_are_counted() -> None:

@@ -14,6 +14,7 @@ import pytest
 from backprop.core.errors import CheckpointError
 from backprop.runs.checkpoints import MANIFEST, CheckpointStore
 from backprop.runs.retention import CheckpointPolicy
+from written_order import written_order
 
 FILES = {"weights.safetensors": b"weights" * 100, "state.json": b"{}", "optimizer/state.safetensors": b"moments" * 50}
 NEWEST_ONLY = CheckpointPolicy(keep_best_n=0)
@@ -50,6 +51,20 @@ def test_a_saved_checkpoint_verifies_and_says_what_it_is(store: CheckpointStore)
     assert set(saved.manifest.files) == set(FILES)
     assert saved.bytes == sum(map(len, FILES.values()))
     assert names(store) == ["step-00000100"]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_then_its_name_is(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = written_order(monkeypatch)
+    store.save(100, write)
+    aside = store.directory / ".step-00000100.partial"
+    named = told.index(("renamed", aside))
+    assert {path for what, path in told[:named] if what == "flushed"} >= {
+        *(aside / name for name in (*FILES, MANIFEST)),
+        *(aside, aside / "optimizer"),
+    }
+    assert {path for what, path in told[named:] if what == "flushed"} >= {store.directory, store.directory.parent}
 
 
 def test_a_loss_that_is_not_finite_survives_the_manifest(store: CheckpointStore) -> None:
@@ -230,10 +245,31 @@ def test_an_older_one_is_kept_until_a_newer_verifies(store: CheckpointStore) -> 
     assert not older.path.exists()
 
 
+def test_one_that_does_not_verify_takes_the_place_of_none(store: CheckpointStore) -> None:
+    for step in (1, 2, 3, 4):
+        saved = store.save(step, write)
+    (saved.path / "state.json").write_bytes(b"[]")
+    assert [item.step for item in store.prune(CheckpointPolicy(keep_best_n=0, keep_last=2))] == [1]
+    assert [item.step for item in store.checkpoints()] == [2, 3, 4]
+
+
+def test_the_latest_attempt_at_a_step_is_the_newest_however_many_there_were(store: CheckpointStore) -> None:
+    for _ in range(11):
+        saved = store.save(5, write)
+    assert saved.manifest.attempt == 11
+    assert store.newest_valid()[0] == saved
+
+
 def test_what_a_person_asked_for_is_not_pruned(store: CheckpointStore) -> None:
     for step, reason in ((1, "steps"), (2, "requested"), (3, "steps"), (4, "steps")):
         store.save(step, lambda folder: None, reason=reason)
     assert [item.step for item in store.prune(NEWEST_ONLY)] == [1, 3]
+
+
+def test_the_newest_that_verifies_stays_whatever_the_policy_is(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        store.save(step, write)
+    assert [item.step for item in store.prune(CheckpointPolicy(keep_best_n=0, keep_final=False))] == [1]
 
 
 def test_when_nothing_verifies_nothing_is_pruned(store: CheckpointStore) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backprop.core.errors import InputError
+from backprop.core.errors import ConfigurationError, InputError
 from backprop.core.events import Gpu
 from backprop.core.files import is_held
 from backprop.core.settings import RunConfig
@@ -150,8 +150,10 @@ def test_after_a_failure_the_queue_goes_on_or_stops_until_a_person_says_so(runs:
 
 
 def test_a_run_that_cannot_be_begun_fails_with_the_reason(runs: Path) -> None:
-    (runs / "file").touch()
     entry = Queue().add(RunConfig(data="d", output_dir=str(runs / "file")))
+    (runs / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot write to the output directory"):
+        Queue().add(RunConfig(data="d", output_dir=str(runs / "file")))
     serve()
     (over,) = Queue().read().over
     assert (over.run_id, over.status) == (entry.run_id, "failed")

@@ -142,6 +142,38 @@ def test_a_failed_save_is_told_and_the_next_one_succeeds(
     assert isinstance(events[-1], CheckpointSaved)
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CheckpointError("it holds a lambda"), "STATE_CHECKPOINT_INVALID"),
+        (MemoryError("no memory"), "RUNTIME_IO_FAILED"),
+        (RuntimeError("CUDA error"), "RUNTIME_IO_FAILED"),
+    ],
+)
+def test_a_state_that_cannot_be_copied_is_told_and_training_goes_on(
+    store: CheckpointStore, events: list[Event], error: Exception, code: str
+) -> None:
+    def broken() -> Snapshot:
+        raise error
+
+    saving = Saver(store, events.append, broken, {}, every_steps=1, policy=CheckpointPolicy())
+    saving.after_step(4)
+    (told,) = events
+    assert isinstance(told, CheckpointFailed)
+    assert (told.step, told.code, str(error) in told.message) == (4, code, True)
+
+
+def test_the_last_save_is_made_again_where_it_failed_before(store: CheckpointStore, events: list[Event]) -> None:
+    saving = Saver(store, events.append, lambda: snapshot(3), {}, every_steps=3, policy=CheckpointPolicy())
+    store.directory.write_text("in the way")
+    saving.after_step(3)
+    saving.wait()
+    store.directory.unlink()
+    for _ in range(2):  # once it is on disk nothing is left to do
+        saving.finish(3, "final")
+    assert [type(event) for event in events] == [CheckpointFailed, CheckpointSaved]
+
+
 def test_a_defect_while_writing_is_told_and_not_swallowed(saving: Saver, events: list[Event]) -> None:
     class Defective(Snapshot):
         def write(self, folder: Path) -> None:

@@ -40,8 +40,9 @@ def evaluator(loaded: Any, rows: Any, packing: bool = True) -> Evaluator:
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_the_loss_is_the_mean_over_supervised_tokens_and_not_over_passes(
-    loaded_tiny: Any, ragged: Any, packing: bool
+    loaded_tiny: Any, ragged: Any, packing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(evaluate, "PIECE", 3)
     rows = ragged([90, 12, 7, 33, 5, 61, 18])
     total, count, means = 0.0, 0, []
     loaded_tiny.model.eval()
@@ -386,11 +387,12 @@ def test_a_run_that_stopped_early_does_not_go_on_unless_it_is_extended(
     evaluated_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = Losses(monkeypatch, 1.0, 0.9, 0.95, 0.92, 0.91, 0.8, 0.7)
-    _, directory = train(evaluated_config, [])
+    first, directory = train(evaluated_config, [])
 
     again = go_on(directory)
     assert of(again, Step) == []
     assert (again[-1].status, again[-1].steps) == ("done", 4)
+    assert again[-1].final_loss == first[-1].final_loss == of(first, Step)[-1].loss
     assert json.loads((directory.adapter / "backprop.json").read_text())["steps"] == 2
 
     extended = go_on(directory, "extend", 7)

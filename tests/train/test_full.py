@@ -16,6 +16,7 @@ from backprop.core.settings import RunConfig
 from backprop.train import generate, optimizers
 from backprop.train import model as models
 from backprop.train.checkpoint import load_weights, trained_parameters
+from backprop.train.modes import full
 from msgspec import to_builtins
 from msgspec.structs import replace
 from safetensors.torch import load_file
@@ -89,6 +90,27 @@ def test_a_fork_may_keep_its_weights_in_another_type(full_config: RunConfig) -> 
     loaded = models.load(models.resolved(narrow), Path(narrow.model), lambda event: None)
     load_weights(saved, loaded.model, any_dtype=True)
     assert all(torch.equal(each, wide[name].bfloat16()) for name, each in trained_parameters(loaded.model).items())
+
+
+@pytest.mark.parametrize("wrong", ["not trained", "of another type"])
+def test_a_weight_that_is_not_trained_or_of_another_type_is_noticed(
+    full_config: RunConfig, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    plain = full.Full.load
+
+    def careless(mode: full.Full, base: Any) -> Any:
+        model = plain(mode, base)
+        weight = model.model.norm.weight
+        if wrong == "not trained":
+            weight.requires_grad = False
+        else:
+            weight.data = weight.data.bfloat16()
+        return model
+
+    monkeypatch.setattr(full.Full, "load", careless)
+    words = "1 are not trained" if wrong == "not trained" else "0 are not trained, in .*torch.bfloat16"
+    with pytest.raises(TrainingError, match=words):
+        models.load(models.resolved(full_config), Path(full_config.model), lambda event: None)
 
 
 def test_a_model_of_more_than_4b_is_refused_from_its_configuration_alone(

@@ -20,6 +20,7 @@ from backprop.core.events import (
     Paused,
     Resume,
     Resumed,
+    RunFinished,
     SampleNow,
     Step,
     Stop,
@@ -31,7 +32,7 @@ from backprop.train import gpu_guard as guards
 from backprop.train.gpu_guard import QUIET, SILENCE, Guard
 from backprop.train.steering import HEAT_SECONDS, Steering
 from msgspec.structs import replace
-from runs_in_process import of, train
+from runs_in_process import go_on, of, train
 
 
 class Room:
@@ -250,6 +251,14 @@ def test_energy_of_earlier_stretches_is_added(guard: Guard, room: Room) -> None:
     assert guard.energy == 2.5
     room.read(60, energy=1.25)
     assert guard.energy == 3.75
+
+
+def test_a_run_that_goes_on_counts_the_energy_of_its_earlier_stretch(
+    tiny_config: RunConfig, events: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Guard, "energy", property(lambda guard: (guard.earlier_energy or 0.0) + 1.0))
+    _, directory = train(tiny_config, events, lambda seen: [Stop()] if of(seen, Step) else [])
+    assert [each.energy for each in of([*events, *go_on(directory)], RunFinished)] == [1.0, 2.0]
 
 
 def test_the_temperature_that_a_person_set_is_where_the_run_pauses(tiny_config: RunConfig) -> None:

@@ -15,8 +15,9 @@ from backprop.core.events import Event, ModelLoaded, Step
 from backprop.core.rules import require_layers
 from backprop.core.settings import RunConfig
 from backprop.data import tokenizer
+from backprop.train import generate
 from backprop.train import model as models
-from backprop.train.loss import traits_of
+from backprop.train.loss import base_model, traits_of
 from backprop.train.modes import lora
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
@@ -85,6 +86,32 @@ def test_a_model_that_cannot_be_loaded_is_said_with_what_helps(
         models.load_base(model, torch.device("cpu"), torch.float32)
     assert hint in caught.value.hint
     assert len(caught.value.message) < 500
+
+
+def test_code_that_a_model_brings_runs_only_where_it_is_trusted(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    folder = changed(Path(tiny_config.model), tmp_path / "model", dict, model_type="own", auto_map=names)
+    (folder / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    config = models.resolved(replace(tiny_config, model=str(folder)))
+
+    for load in (lambda: models.load(config, folder, ignore), lambda: generate.load_model(folder, None, "cpu")):
+        with pytest.raises(ModelLoadError, match="cannot be loaded") as caught:
+            load()
+        assert "--trust-remote-code" in caught.value.hint
+    assert not (tmp_path / "ran").exists()
+
+    loaded = models.load(replace(config, trust_remote_code=True), folder, ignore)
+    assert (tmp_path / "ran").exists()
+    assert type(base_model(loaded.model)).__name__ == "Own"
 
 
 def test_a_model_that_sees_the_tokens_it_should_predict_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
@@ -325,19 +352,44 @@ def test_experts_with_shared_ones_are_trained_and_the_adapter_comes_back_on_the_
     assert {name.replace(".default", "") for name in back if "lora_" in name} == set(saved)
 
 
+def _half_the_rank(config: Any) -> None:
+    config.r //= 2
+
+
+def _narrow(made: Any, part: str) -> None:
+    for name, each in made.named_parameters():
+        each.data = each.data.bfloat16() if part in name else each.data
+
+
+def _frozen(made: Any) -> None:
+    made.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (_half_the_rank, lambda made: None, "not what was asked for: ranks"),
+        (lambda config: None, lambda made: _narrow(made, "lora_"), "not what was asked for: ranks .*bfloat16"),
+        (lambda config: None, lambda made: _narrow(made, "norm"), "not what was asked for: frozen ones in .*bfloat16"),
+        (lambda config: None, _frozen, "the adapters are not what is trained"),
+    ],
+    ids=["rank", "adapters narrow", "frozen weights narrow", "nothing trained"],
+)
 def test_what_is_in_memory_is_held_against_what_was_asked(
-    tiny_config: RunConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch, before: Any, after: Any, words: str
 ) -> None:
     plain = lora.get_peft_model
 
-    def halved(model: Any, config: Any) -> Any:
-        config.r //= 2
-        return plain(model, config)
+    def careless(model: Any, config: Any) -> Any:
+        before(config)
+        made = plain(model, config)
+        after(made)
+        return made
 
-    monkeypatch.setattr(lora, "get_peft_model", halved)
+    monkeypatch.setattr(lora, "get_peft_model", careless)
 
-    with pytest.raises(models.TrainingError, match="not what was asked for"):
-        models.load(models.resolved(tiny_config), tiny_model, ignore)
+    with pytest.raises(models.TrainingError, match=words):
+        models.load(models.resolved(tiny_config), Path(tiny_config.model), ignore)
 
 
 def test_the_mode_comes_back_after_an_exception() -> None:

@@ -13,6 +13,7 @@ from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import context_length
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState
+from backprop.train import model as models
 from backprop.train.model import resolved
 from backprop.train.persistence.resume import begin, run_started
 from msgspec.structs import replace
@@ -78,6 +79,19 @@ def test_the_model_s_own_limit_and_a_given_one_stand(tiny_config: RunConfig, tmp
     events, _ = train(replace(config, skip_bad=True, steps=1, max_seq_length=32), [])
     assert of(events, DatasetPrepared)[0].max_length == 32
     assert "max_seq_length" not in of(events, SettingsChosen)[0].values
+
+
+def test_rows_that_the_memory_does_not_take_are_not_the_limit(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "longest_rows", lambda config: 128)
+    data = chats(tmp_path / "rows.jsonl", [5] * 30 + [60])
+    config = replace(tiny_config, data=str(data), max_seq_length="auto", skip_bad=True, steps=1)
+    events, _ = train(config, [])
+    (prepared,) = of(events, DatasetPrepared)
+    assert prepared.answers_fit > 128
+    assert (prepared.max_length, prepared.answer_lost) == (128, 1)
+    assert of(events, SettingsChosen)[0].values["max_seq_length"] == 128
 
 
 def model_limit(config: RunConfig) -> int:

@@ -8,13 +8,21 @@ import os
 import shutil
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import runs_in_process
 import torch
 from backprop.core import files
-from backprop.core.errors import BackpropError, DatasetValidationError, RunError, TrainingAbortedError, TrainingError
+from backprop.core.errors import (
+    BackpropError,
+    CheckpointError,
+    DatasetValidationError,
+    RunError,
+    TrainingAbortedError,
+    TrainingError,
+)
 from backprop.core.events import (
     Abort,
     DatasetPrepared,
@@ -36,7 +44,7 @@ from backprop.core.events import (
 )
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
-from backprop.runs.checkpoints import CheckpointStore
+from backprop.runs.checkpoints import SPARE_BYTES, CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.train.evaluate import Evaluator
 from backprop.train.methods import sft
@@ -45,7 +53,6 @@ from backprop.train.modes import lora
 from backprop.train.persistence.resume import Beginning
 from backprop.train.run import Run
 from msgspec.structs import replace
-from pinned_machine import within
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -109,15 +116,6 @@ def test_the_same_seed_gives_the_same_loss_at_every_step(tiny_config: RunConfig,
     losses = [[step.loss for step in of(events, Step)] for events in [*runs, other]]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
-
-
-def test_packing_changes_the_speed_and_not_the_losses(tiny_config: RunConfig, played: Any) -> None:
-    calm = replace(tiny_config, lora_dropout=0.0, steps=12)
-
-    packed = [step.loss for step in of(do(calm, played())[0], Step)]
-    padded = [step.loss for step in of(do(replace(calm, packing=False), played())[0], Step)]
-
-    assert packed == pytest.approx(padded, rel=within(1e-5, bf16=1e-3))
 
 
 def test_epochs_become_steps_and_the_last_step_takes_the_rows_that_are_left(
@@ -192,6 +190,14 @@ def test_stop_ends_a_pause(tiny_config: RunConfig, played: Any) -> None:
 
     assert of(events, Paused)
     assert events[-1].status == "stopped"  # type: ignore[attr-defined]
+
+
+def test_the_checkpoint_that_a_run_went_on_from_stays(tiny_config: RunConfig) -> None:
+    config = replace(tiny_config, steps=6, save_steps=1, keep_best=1)
+    _, directory = runs_in_process.train(config, [], lambda seen: [Stop()] if len(of(seen, Step)) == 2 else [])
+    runs_in_process.go_on(directory)
+    kept = [each.step for each in CheckpointStore.of_run(directory).checkpoints()]
+    assert (kept[0], kept[-1], len(kept)) == (2, 6, 3)
 
 
 def test_stop_before_the_first_step_leaves_no_adapter(tiny_config: RunConfig, played: Any) -> None:
@@ -303,6 +309,16 @@ def refuse_to_write(monkeypatch: pytest.MonkeyPatch, error: int, times: int) -> 
         plain(folder)
 
     monkeypatch.setattr(files, "flush_tree", refused)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_the_first_step(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=SPARE_BYTES + 1000))
+    events: list[Event] = []
+    with pytest.raises(CheckpointError, match="no room for a checkpoint") as caught:
+        runs_in_process.train(tiny_config, events)
+    assert (caught.value.code, of(events, Step)) == ("RUNTIME_DISK_FULL", [])
 
 
 @pytest.mark.parametrize("stopped_early", [False, True])

@@ -58,10 +58,11 @@ def test_the_first_run_is_the_result_as_it_is() -> None:
     assert all(torch.equal(state.result.b[name], first.b[name]) for name in first.b)
 
 
-def test_the_next_a_is_an_orthonormal_basis_of_the_same_rows_each_on_its_own_side() -> None:
-    a = adapter(0, rank=64, width=256).a["q"]
+@pytest.mark.parametrize("rank", [4, 8, 16, 32, 64])
+def test_the_next_a_is_an_orthonormal_basis_of_the_same_rows_each_on_its_own_side(rank: int) -> None:
+    a = adapter(0, rank, width=256).a["q"]
     q = orthonormal_rows(a)
-    assert torch.allclose(q @ q.T, torch.eye(64), atol=1e-6)
+    assert torch.allclose(q @ q.T, torch.eye(rank), atol=1e-6)
     assert (torch.diagonal(a @ q.T) > 0).all()
     assert torch.allclose(a @ q.T @ q, a, atol=1e-4)
     assert torch.allclose(q[0], a[0] / a[0].norm(), atol=1e-6)

@@ -16,10 +16,11 @@ from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.train import model as models
 from backprop.train import trainer
-from backprop.train.loss import Loss
+from backprop.train.callbacks import Liveness
+from backprop.train.loss import Loss, base_model
 from backprop.train.methods import sft
 from backprop.train.modes import lora
-from backprop.train.trainer import MIXES_ROWS, StepLoop
+from backprop.train.trainer import MIXES_ROWS, StepLoop, StepMetrics
 from msgspec.structs import replace
 from runs_in_process import of, train
 
@@ -69,6 +70,38 @@ def test_gradients_are_clipped_to_the_norm_that_was_asked_for(config: RunConfig,
 
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert loop.metrics.grad_norm > 1e-2
+
+
+def test_a_step_is_taken_with_dropout_whatever_looked_at_the_model_before(config: RunConfig, rows: Any) -> None:
+    loop = loop_of(config, rows)
+    loop.loaded.model.eval()
+    seen: list[bool] = []
+    base_model(loop.loaded.model).model.register_forward_pre_hook(lambda model, given: seen.append(model.training))
+    loop.take([rows.row(0)])
+    assert seen
+    assert all(seen)
+
+
+def test_a_step_without_a_learning_rate_is_no_sign_that_nothing_is_learned(config: RunConfig, rows: Any) -> None:
+    liveness = Liveness(loop_of(config, rows).loaded.model)
+    liveness.check(1, StepMetrics(learning_rate=0.0, grad_norm=1.0))
+    liveness.check(2, StepMetrics(learning_rate=1e-4, grad_norm=math.nan, skipped=True))
+    with pytest.raises(TrainingError, match="step 3 changed no trained weight"):
+        liveness.check(3, StepMetrics(learning_rate=1e-4, grad_norm=1.0))
+
+
+def test_a_step_has_the_gradient_of_its_own_rows_alone(config: RunConfig, rows: Any) -> None:
+    loop = loop_of(config, rows)
+    trained = [each for each in loop.loaded.model.parameters() if each.requires_grad]
+    begun = [each.detach().clone() for each in trained]
+    norms = []
+    for _ in range(2):
+        loop.take([rows.row(0), rows.row(1)])
+        norms.append(loop.metrics.grad_norm)
+        with torch.no_grad():
+            for each, before in zip(trained, begun, strict=True):
+                each.copy_(before)
+    assert norms[0] == norms[1] > 0
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_learns(

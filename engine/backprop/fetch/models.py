@@ -13,7 +13,8 @@ from backprop.core.models import find_model, repository_of, require_weights
 from backprop.core.presets import EMBEDDED_MODEL
 from backprop.fetch import embedded, hub
 
-WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt", "LICENSE*"]
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.py", "merges.txt", "vocab.txt", "LICENSE*"]
+"""Code that a model brings too, which is run only where it is trusted."""
 UNWANTED = ["original/*", "onnx/*", "consolidated*"]
 Emit = Callable[[ModelLoading], None]
 

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 
 from backprop.core.errors import CheckpointError
 from backprop.core.files import exclusive, read_json, remove, write_json
+from backprop.core.refused import refusal
 
 Loss: TypeAlias = float | Literal["nan", "inf", "-inf"] | None
 """A held-out loss as JSON holds it."""
@@ -193,7 +194,5 @@ class CheckpointManager:
                 yield register
                 write_json(self.directory / REGISTER, register)
         except OSError as error:
-            raise CheckpointError(
-                f"the register of checkpoints in {self.directory} cannot be changed: {error.strerror or error}",
-                code="RUNTIME_IO_FAILED",
-            ) from error
+            what = f"the register of checkpoints in {self.directory} cannot be changed"
+            raise refusal(error, what, CheckpointError) from error

@@ -59,7 +59,7 @@ def require_same_source(replays: Replays, now: dict[str, Any], rows: Prepared) -
         raise CheckpointError(
             f"what run {replays.run_id} was made from is not written down in {parent.source}",
             code="STATE_IDENTITY_MISMATCH",
-            hint="it ended before its data was prepared: `backprop train` starts a new run",
+            hint="its files were deleted, or it ended before its data was prepared: `backprop train` starts a new run",
         )
     differences = [] if "model" in meant else model_differences(saved, now["model"])
     if not meant & _ROWS:
