@@ -85,6 +85,17 @@ def test_the_command_line_gives_the_same_run_beside_other_sources(
     assert "--seed" not in options.arguments(config)
 
 
+def test_the_command_line_gives_the_same_run_where_a_preset_stands(
+    rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BACKPROPAGATE_PRESET", "fast")
+    rest = {"data": str(rows_file), "model": "smollm2-135m", "steps": 5, "output_dir": str(tmp_path / "out")}
+    config = RunConfig(**rest, lora_r=32, lora_alpha=16.0, batch_size=8, gradient_accumulation=4, learning_rate=5e-4)
+    words = options.arguments(config)
+    assert planned(words, capsys) == config
+    assert "--lr" not in words
+
+
 def test_a_fork_has_its_parent_s_settings_where_no_flag_says_otherwise(
     rows_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -380,6 +380,43 @@ def test_a_preset_stands_below_the_other_values_of_its_source(monkeypatch: pytes
     assert resolve().values["lora_r"] == 8
 
 
+@pytest.mark.parametrize(
+    ("flags", "adapter"),
+    [
+        ({}, (None, 16, 32.0)),
+        ({"lora_r": "4"}, (None, 4, 8.0)),
+        ({"lora_alpha": "4"}, (None, 16, 4.0)),
+        ({"lora_r": "4", "lora_alpha": "4"}, (None, 4, 4.0)),
+        ({"lora_preset": "quality"}, ("quality", None, None)),
+        ({"lora_preset": "quality", "lora_r": "4"}, ("quality", 4, None)),
+    ],
+)
+def test_flags_win_over_the_adapter_of_a_preset(flags: dict[str, str], adapter: tuple[Any, ...]) -> None:
+    found = resolve({"preset": "balanced", **flags})
+    assert tuple(found.values[name] for name in ("lora_preset", "lora_r", "lora_alpha")) == adapter
+    settings_text('preset = "balanced"\n')
+    found = resolve(flags)
+    assert tuple(found.values[name] for name in ("lora_preset", "lora_r", "lora_alpha")) == adapter
+
+
+@pytest.mark.parametrize(
+    ("flags", "passes"),
+    [
+        ({}, (2, 8)),
+        ({"batch_size": "8"}, (8, 2)),
+        ({"batch_size": "3"}, (3, 6)),
+        ({"batch_size": "32"}, (32, 1)),
+        ({"gradient_accumulation": "4"}, (2, 4)),
+        ({"batch_size": "8", "gradient_accumulation": "4"}, (8, 4)),
+    ],
+)
+def test_a_step_has_as_many_rows_as_the_preset_says_with_another_batch(
+    flags: dict[str, str], passes: tuple[int, int]
+) -> None:
+    found = resolve({"preset": "balanced", **flags}).values
+    assert (found["batch_size"], found["gradient_accumulation"]) == passes
+
+
 def test_an_unknown_preset_is_an_error_at_its_place() -> None:
     settings_text('preset = "qualty"\n')
     (error,) = resolve().errors

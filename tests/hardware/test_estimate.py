@@ -171,8 +171,21 @@ def test_full_fine_tuning_keeps_float32_weights_where_they_fit_and_bf16_ones_els
     assert weights_dtype(replace(config, weights_dtype="float32"), 1) == "float32"
     # 3B in bf16 with an 8-bit optimizer: 2 + 2 + 2 bytes a weight, and 1/32 for the scales.
     count = parameters(PRESETS["smollm3-3b"])
-    parts = estimate(PRESETS["smollm3-3b"], Shape(mode="full", weights_dtype="bfloat16", optim="paged_adamw_8bit"))
+    parts = estimate(PRESETS["smollm3-3b"], Shape(mode="full", weights_dtype="bfloat16", optim="adamw_8bit"))
     assert parts.weights + parts.gradients + parts.optimizer == round((6 + 1 / 32) * count)
+
+
+@pytest.mark.parametrize(
+    ("model", "card"),
+    [("smollm3-3b", 16), ("llama-3.2-3b", 16), ("qwen2.5-3b", 16), ("phi-4-mini-3.8b", 24), ("qwen-3.5-4b", 24)],
+)
+def test_full_fine_tuning_fits_the_card_that_it_is_known_to_fit_with_a_paged_optimizer(model: str, card: int) -> None:
+    plain = Shape(mode="full", weights_dtype="bfloat16")
+    paged = estimate(PRESETS[model], replace(plain, optim="paged_adamw_8bit"))
+    assert (16 * GB if card == 24 else 0) < paged.total <= card * GB
+    assert paged.optimizer == 0  # the main memory has it
+    last = [each for each in changes(PRESETS[model], plain, card * GB) if each.setting == "optim"][-1]
+    assert (last.value, last.fits) == ("paged_adamw_8bit", True)
 
 
 def test_of_several_processes_each_has_its_share_of_the_optimizers_state_and_all_else_whole() -> None:

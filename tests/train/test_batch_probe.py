@@ -50,19 +50,20 @@ class PlayedCard:
         return self._used
 
 
-Begin = Callable[[float], tuple[StepLoop, PlayedCard]]
+Begin = Callable[..., tuple[StepLoop, PlayedCard]]
 
 
 @pytest.fixture
 def begin(loaded_tiny: Loaded, tiny_config: RunConfig, ragged: Any, monkeypatch: pytest.MonkeyPatch) -> Begin:
     """A step loop that is estimated to take two of sixteen rows in a pass, and a card of some size."""
-    config = replace(tiny_config, batch_size=2, gradient_accumulation=8, packing=False)
+    plain = replace(tiny_config, batch_size=2, gradient_accumulation=8, packing=False)
     rows = ragged([12, 40, 20] * 8)
 
-    def make(size: float) -> tuple[StepLoop, PlayedCard]:
+    def make(size: float, optim: str = "adamw", state: float = 8) -> tuple[StepLoop, PlayedCard]:
+        config = replace(plain, optim=optim)
         loop = StepLoop(loaded_tiny, sft.SFT(), config, rows, Schedule.of(config, len(rows)))
         trained = sum(weight.numel() for weight in loaded_tiny.model.parameters() if weight.requires_grad)
-        return loop, PlayedCard(monkeypatch, size, 12 * trained)
+        return loop, PlayedCard(monkeypatch, size, round((4 + state) * trained))
 
     return make
 
@@ -78,6 +79,12 @@ def test_as_many_rows_are_taken_as_fit(begin: Begin, size: int, rows: int) -> No
     assert loop.batching.batch_size == rows
     # It is the longest row that is measured.
     assert all(taken % 40 == 0 for taken in card.passes)
+
+
+def test_room_is_left_for_the_state_of_the_run_s_own_optimizer(begin: Begin) -> None:
+    loop, card = begin(330, "adamw_8bit", 2 + 8 / 256)
+    settle(loop, card)
+    assert loop.batching.batch_size == 8
 
 
 def test_measuring_leaves_no_trace_in_what_is_learned(begin: Begin) -> None:

@@ -102,11 +102,12 @@ def model_limit(config: RunConfig) -> int:
 
 # Packed passes on a CPU are of 512 tokens; a step keeps its sixteen rows.
 @pytest.mark.parametrize(("words", "length", "batch"), [(5, 64, (8, 2)), (90, 512, (1, 16))])
+@pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_batch_that_nobody_chose_is_open_until_the_rows_lengths_are_known_and_follows_them(
-    words: int, length: int, batch: tuple[int, int], tiny_config: RunConfig, tmp_path: Path
+    *, mode: str, words: int, length: int, batch: tuple[int, int], tiny_config: RunConfig, tmp_path: Path
 ) -> None:
     data = chats(tmp_path / "rows.jsonl", [words] * 40)
-    open_ = {"max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": None, "steps": 1}
+    open_ = {"max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": None, "steps": 1, "mode": mode}
     directory = RunDirectory.create(replace(tiny_config, data=str(data), **open_))
     record = directory.read_record()
     started = run_started(directory, record, resolved(record.config), None)
@@ -115,6 +116,7 @@ def test_a_batch_that_nobody_chose_is_open_until_the_rows_lengths_are_known_and_
     assert (started.config["batch_size"], started.config["gradient_accumulation"]) == ("auto", None)
     assert chosen.values["max_seq_length"] == length
     assert (chosen.values["batch_size"], chosen.values["gradient_accumulation"]) == batch
+    assert "weights_dtype" not in chosen.values  # a CPU has float32, whatever the rows
     assert of(events, Step)[0].samples_seen == 16
 
 

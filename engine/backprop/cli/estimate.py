@@ -115,6 +115,9 @@ def _notes(model: Architecture, shape: Shape) -> list[str]:
     notes = ["counted for cards that compute in bf16 (RTX 30 and later): on older ones numbers take twice as much"]
     if not model.is_known:
         notes.append(f"{model.family} is counted as a Llama of its size: it is not known better")
+    if shape.optim == "paged_adamw_8bit":
+        state = estimate.STATE_BYTES[shape.optim] * estimate.trained_parameters(model, shape)
+        notes.append(f"the optimizer's state, {gib(state)}, is in the main memory as far as the card is full: slower")
     if shape.processes > 1:
         notes.append(
             f"{shape.processes} processes: the numbers are of each, on a card of its own, with all weights and "

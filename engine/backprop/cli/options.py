@@ -23,7 +23,7 @@ from backprop.core.definition import Setting, all_settings, multi_settings, requ
 from backprop.core.errors import InputError, InvalidSettingError, ModelLoadError, RunError
 from backprop.core.models import require_model
 from backprop.core.presets import TRAINING_PRESETS
-from backprop.core.resolve import Resolution, direct, merge, resolve, standing
+from backprop.core.resolve import OF_A_PRESET, Resolution, direct, merge, resolve, standing
 from backprop.core.settings import SECTIONS, AppConfig, MultiConfig, RunConfig
 
 if TYPE_CHECKING:
@@ -142,19 +142,20 @@ def arguments(config: RunConfig, multi: MultiConfig | None = None) -> list[str]:
 
     In the order of the settings.
     """
-    usual = merge(standing()).values
-    words = []
+    sources = standing()
+    usual = merge(sources).values
     of_session = multi_settings() if multi is not None else {}
-    for setting in (of_session | settings()).values():
-        if of_session and setting.name == "data":
-            continue
-        value = getattr(multi if setting.name in of_session else config, setting.name)
-        # Which model is taken when none is named depends on the machine.
-        other_length = setting.name in ("steps", "epochs") and value in (None, "auto")
-        other_length = other_length and (config.steps is not None or config.epochs not in (None, "auto"))
-        if setting.name == "model" or (value != usual[setting.name] and not other_length):
-            words += _written(setting, value)
-    return words
+    known = {name: each for name, each in (of_session | settings()).items() if name != "data" or not of_session}
+    values = {name: getattr(multi if name in of_session else config, name) for name in known}
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):  # one length of the two is enough
+        if values[name] in (None, "auto") and values[other] not in (None, "auto"):
+            usual[name] = values[name]
+    # Which model is taken when none is named depends on the machine.
+    needed = {name: value for name, value in values.items() if name == "model" or value != usual[name]}
+    # What a preset that stands says of one setting may follow another that is given: then it is given too.
+    beside = merge([*sources, direct(needed, "argument")]).values
+    needed |= {name: values[name] for name in OF_A_PRESET if beside[name] != values[name]}
+    return [word for name, setting in known.items() if name in needed for word in _written(setting, values[name])]
 
 
 def _written(setting: Setting, value: Any) -> list[str]:

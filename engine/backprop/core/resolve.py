@@ -19,6 +19,9 @@ from backprop.core.presets import training_preset
 from backprop.core.settings import AppConfig, MultiConfig, RunConfig, override, shown
 from backprop.core.settings_sources import Given, Kind, Source, read_dotenv, read_environment, read_settings_file
 
+OF_A_PRESET = ("lora_r", "lora_alpha", "gradient_accumulation")
+"""Settings of a training preset that follow others where those are given nearer (``merge``)."""
+
 
 class Origin(Struct, frozen=True):
     """Where a value comes from: the kind of source, the place in it, a rule's reason. ``str()`` is for people."""
@@ -145,6 +148,7 @@ def merge(sources: list[Source]) -> Resolution:
     values = {name: setting.default for name, setting in all_settings().items()}
     origins = {name: Origin("default", reason=setting.rule) for name, setting in all_settings().items()}
     errors: list[BackpropError] = []
+    rows_per_step = 0
     for source in sources:
         errors += source.errors
         if source.preset is not None:
@@ -155,6 +159,7 @@ def merge(sources: list[Source]) -> Resolution:
             else:
                 origin = Origin("preset", f"preset {source.preset.value} ({source.preset.place})")
                 values |= preset.settings()
+                rows_per_step = preset.effective_batch
                 origins |= dict.fromkeys(preset.settings(), origin)
         found: dict[str, Any] = {}
         for name, each in source.given.items():
@@ -168,4 +173,18 @@ def merge(sources: list[Source]) -> Resolution:
         for name, value in override({}, found).items():
             origin = Origin(source.kind, source.given[name].place) if name in found else Origin("default")
             values[name], origins[name] = value, origin
+        _adapt(found, values, origins, rows_per_step)
     return Resolution(values, origins, errors)
+
+
+def _adapt(found: dict[str, Any], values: dict[str, Any], origins: dict[str, Origin], rows_per_step: int) -> None:
+    """Have what a training preset says follow what was ``found`` nearer: its adapter a LoRA preset, its alpha, twice
+    the rank, another rank, and the passes of a step, which are for so many rows, another batch."""
+    of_preset = {name for name in OF_A_PRESET if origins[name].kind == "preset"}
+    if found.get("lora_preset") is not None:
+        for name in of_preset & {"lora_r", "lora_alpha"}:
+            values[name], origins[name] = None, Origin("default", reason=all_settings()[name].rule)
+    elif found.get("lora_r") is not None and "lora_alpha" in of_preset:
+        values["lora_alpha"] = 2.0 * found["lora_r"]
+    if isinstance(batch := found.get("batch_size"), int) and "gradient_accumulation" in of_preset:
+        values["gradient_accumulation"] = -(-rows_per_step // batch)

@@ -141,9 +141,9 @@ def adapter(config: RunConfig) -> dict[str, Any]:
 
 
 def by_lengths(asked: RunConfig) -> dict[str, Any]:
-    """The settings that follow from the lengths of the rows where nobody has said the limit, as they were asked for."""
-    batch = ("batch_size", "gradient_accumulation") if asked.batch_size == "auto" else ()
-    return {name: getattr(asked, name) for name in (*batch, "weights_dtype")}
+    """The settings that follow from the lengths of the rows where nobody has said them, as they were ``asked`` for."""
+    names = ("batch_size", "gradient_accumulation") if asked.batch_size == "auto" else ()
+    return {name: getattr(asked, name) for name in names}
 
 
 def held_size(settings: Mapping[str, Any]) -> tuple[int, float]:

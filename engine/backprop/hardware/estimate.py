@@ -165,8 +165,13 @@ def estimate(model: Architecture, shape: Shape) -> Parts:
     activations, logits = max(_moments(model, shape), key=sum)
     # A weight is updated by one process, so that the embedding may be more than a share (``train.sharding``).
     largest = model.vocabulary * model.hidden if shape.mode == "full" else 0
-    state = round(STATE_BYTES[shape.optim] * min(trained, max(trained / shape.processes, largest)))
+    state = state_on_card(shape.optim, min(trained, max(trained / shape.processes, largest)))
     return Parts(weights, gradients, state, round(SLACK * activations), round(SLACK * logits))
+
+
+def state_on_card(optim: str, weights: float) -> int:
+    """Bytes of the optimizer's state for so many weights that a card must hold: the main memory takes a paged one."""
+    return 0 if optim.startswith("paged") else round(STATE_BYTES[optim] * weights)
 
 
 def weights_dtype(config: RunConfig, memory: int) -> Literal["float32", "bfloat16"]:

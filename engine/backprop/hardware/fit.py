@@ -68,7 +68,8 @@ def changes(model: Architecture, shape: Shape, memory: int) -> list[Change]:
     halved, fast = max(1, shape.batch_size // 2), rules.adapter(RunConfig(data="", lora_preset="fast"))
     smaller: list[tuple[str, int | str | bool]] = [
         *(("gradient_checkpointing", True), ("batch_size", halved), ("batch_size", 1), ("lora_dropout", 0)),
-        *(("weights_dtype", "bfloat16"), ("optim", "adamw_8bit")) * (shape.mode == "full"),
+        *(("weights_dtype", "bfloat16"), *(("optim", each) for each in ("adamw_8bit", "paged_adamw_8bit")))
+        * (shape.mode == "full"),
         *(("mode", "lora"), ("mode", "qlora"), ("lora_r", 16), ("lora_preset", "fast")),
         *(("max_seq_length", 1024), ("max_seq_length", 512)),
     ]

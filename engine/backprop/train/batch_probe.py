@@ -10,6 +10,7 @@ import gc
 
 import torch
 
+from backprop.hardware.estimate import state_on_card
 from backprop.train.checkpoint import capture_random, restore_random, trained_parameters
 from backprop.train.out_of_memory import is_out_of_memory
 from backprop.train.packing import Batching, MicroBatch, Row
@@ -85,8 +86,9 @@ def _largest(loop: StepLoop, batching: Batching, longest: Row) -> MicroBatch:
 
 def _fits(loop: StepLoop, micro_batch: MicroBatch, card: Card) -> bool:
     """Whether a pass over the micro-batch leaves room for the gradients and the optimizer's state to come."""
-    trained = sum(weight.numel() for weight in trained_parameters(loop.loaded.model).values())
-    to_come = 4 * trained + 8 * (loop.sharding.most if loop.sharding else trained)
+    weights = trained_parameters(loop.loaded.model).values()
+    owned = loop.sharding.most if loop.sharding else sum(weight.numel() for weight in weights)
+    to_come = sum(weight.nbytes for weight in weights) + state_on_card(loop.config.optim, owned)
     card.reset()
     try:
         batch_loss(loop.loaded, loop.method, micro_batch).sum.backward()

@@ -163,8 +163,10 @@ def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> r
         )
     }
     still_open = rules.by_lengths(asked)
-    known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **still_open))
+    again = {"max_seq_length": data.max_length, "weights_dtype": asked.weights_dtype}
+    known = resolved(msgspec.structs.replace(config, **again, **still_open))
     chosen = [name for name, said in still_open.items() if said != getattr(known, name)]
+    chosen += ["weights_dtype"] if known.weights_dtype != config.weights_dtype else []
     return rules.Chosen(known, reasons | dict.fromkeys(chosen, f"rows of up to {data.max_length:,} tokens"))
 
 
