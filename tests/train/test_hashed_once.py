@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +43,12 @@ def test_the_engine_takes_the_hashes_that_were_compared(
 
     told: list[list[str]] = []
     monkeypatch.setattr(model_files, "file_hash", counted)
-    monkeypatch.setattr(engine_client, "start_engine", lambda words, *_, **__: told.append(list(words)))
+
+    def start(words: Sequence[str], *_: Any, **__: Any) -> Any:
+        told.append(list(words))
+        return SimpleNamespace(pid=os.getpid())
+
+    monkeypatch.setattr(engine_client, "start_engine", start)
     begin(directory, replace(tiny_config, steps=2))
     (words,) = told
     run, events = RunDirectory(Path(words[0])), list[Event]()
