@@ -46,7 +46,7 @@ def test_the_engine_takes_the_hashes_that_were_compared(
 
     def start(words: Sequence[str], *_: Any, **__: Any) -> Any:
         told.append(list(words))
-        return SimpleNamespace(pid=os.getpid())
+        return SimpleNamespace(pid=os.getpid(), stdout=None)
 
     monkeypatch.setattr(engine_client, "start_engine", start)
     begin(directory, replace(tiny_config, steps=2))
