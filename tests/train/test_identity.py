@@ -74,6 +74,14 @@ def test_changed_files_and_data_are_named(model_path: Path) -> None:
     ]
 
 
+def test_other_held_out_rows_and_other_answers_of_the_untouched_model_are_named(model_path: Path) -> None:
+    saved = identity(CONFIG, model_path, "tokens", "held out") | {"reference": "then"}
+    assert identity_differences(saved, saved) == []
+    assert identity_differences(saved, saved | {"held_out": "others"}) == ["the held-out rows were changed"]
+    (found,) = identity_differences(saved, saved | {"reference": "now"})
+    assert "log-probabilities of the rows are no longer those of then" in found
+
+
 def test_a_setting_that_came_later_counts_as_its_default(model_path: Path) -> None:
     saved = made(model_path)
     del saved["config"]["packing"]
