@@ -23,7 +23,7 @@ from textual import events
 from textual.app import ScreenStackError, SystemCommand
 from textual.binding import BindingType
 from textual.driver import Driver
-from textual.notifications import SeverityLevel
+from textual.notifications import Notification, Notify, SeverityLevel
 from textual.screen import Screen
 from textual.timer import Timer
 from textual.widget import Widget
@@ -103,6 +103,8 @@ class BackpropApp(Leaving, inherit_bindings=False):
         self._catching_up = False
         self._flushed_at = self._busy_at = 0.0
         self._shown_elsewhere: tuple[int, str] = (0, "")
+        self._said: list[tuple[Watch, Notification]] = []
+        """What was said of runs."""
         self._made: list[BaseScreen] = []
         self._loop_of_screen: asyncio.AbstractEventLoop | None = None
 
@@ -185,7 +187,7 @@ class BackpropApp(Leaving, inherit_bindings=False):
         except ScreenStackError:  # the timer ticks before the first screen is there, and after the last one went
             return
         if isinstance(screen, BaseScreen) and screen.is_mounted:
-            screen.living = living
+            screen.living, screen.living_elsewhere = living, self.elsewhere.living
             every = sorted(
                 [*living, *self.elsewhere.living],
                 key=lambda watch: screen.NAME == "live" and watch is self.watched,
@@ -220,18 +222,30 @@ class BackpropApp(Leaving, inherit_bindings=False):
     def _tell_news(self) -> None:
         """Say what happened to runs that the screen does not show."""
         for watch in (*self.opened(), *self.elsewhere.watches):
-            seen = watch is self.watched and self.current_mode == "live"
-            if (news := watch.news()) and not seen and not self.leaving:
+            if (news := watch.news()) and not self.leaving:
                 self.tell(watch, news)
+        for watch, said in [each for each in self._said if self._seen(each[0])]:
+            if said in self._notifications:
+                self._unnotify(said)
+                self._said.remove((watch, said))
+
+    def _seen(self, watch: Watch) -> bool:
+        """Whether the screen shows what a run does."""
+        return self.current_mode == "runs" or (watch is self.watched and self.current_mode == "live")
 
     def delay_update(self, delay: float = 0.01) -> None:
         """Textual holds a screen that it switches to back for 50 ms, so that it is whole when it is drawn."""
         super().delay_update(delay)
 
     def tell(self, watch: Watch, words: str) -> None:
-        """Say what a run does, and the key that leads to it."""
+        """Say what a run does that is not seen, and the key that leads to it; until it is seen."""
         name = "live" if watch is self.watched else "runs"
-        self.notify(f"run {watch.state.run_id} {words} ({press(f'everywhere.{name}')} shows it)", timeout=8)
+        if not self._seen(watch):
+            words = f"run {watch.state.run_id} {words} ({press(f'everywhere.{name}')} shows it)"
+            said = Notification(words, timeout=8, markup=False)
+            self._said = [each for each in self._said if not each[1].has_expired]
+            self._said.append((watch, said))
+            self.post_message(Notify(said))
 
     def on_resize(self, event: events.Resize) -> None:
         self._cover_if_small(event.size.width >= WIDTH and event.size.height >= HEIGHT)
@@ -355,7 +369,8 @@ class BackpropApp(Leaving, inherit_bindings=False):
             self.screen.offer(source)
 
     def action_help(self) -> None:
-        self.push_screen(Help(self.current_mode))
+        pane = self.screen.keys_in_front if isinstance(self.screen, BaseScreen) else ()
+        self.push_screen(Help(self.current_mode, pane))
 
     def action_jump(self) -> None:
         """Letters on what can have the keys; over a dialog there is nowhere to go."""

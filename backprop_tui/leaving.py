@@ -5,6 +5,7 @@ from __future__ import annotations
 from backprop.core.errors import BackpropError
 from backprop.core.events import Stop
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import press
 from backprop_tui.screens.dialogs import LEAVING, LOSING, Question
 from backprop_tui.text import count
@@ -82,7 +83,7 @@ class Leaving(KeysInOrder):
         except BackpropError as error:
             if not error.retryable:
                 self.leaving = ""
-                self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+                self.notify(f"{error.message}. {hint_here(error.hint)}", severity="warning", timeout=6)
 
     def action_interrupt(self) -> None:
         """Ctrl+C never stops training: it asks; the second one leaves the run going."""

@@ -61,7 +61,7 @@ def open_with(arguments: list[str], show: Show) -> int:
             return show(None, run)
         return _understood(arguments, show)
     except (BackpropError, OSError) as error:
-        from backprop.cli.main import refused
+        from backprop.core.refused import refused
 
         known = refused(error) if isinstance(error, OSError) else error
         output.show_error(known, as_json=False)

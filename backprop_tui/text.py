@@ -107,6 +107,11 @@ def short_number(number: float) -> str:
     return f"{number:.0f}{unit}" if not unit or number >= 9.95 else f"{number:.1f}{unit}"
 
 
+def parameters_text(number: float) -> str:
+    """How large a model is: ``31k``, ``135M``, ``4.2B`` parameters."""
+    return short_number(number).replace("G", "B")
+
+
 @lru_cache
 def short_path(text: str) -> str:
     """The last part of a path or of a hub name."""

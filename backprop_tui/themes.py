@@ -6,6 +6,7 @@ are mixed from its own colours; the ansi themes take the terminal's sixteen.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from rich.color import Color as RichColor
@@ -31,9 +32,9 @@ _VARIABLES = {
     "ink-strong": ("#eeeeee", "#080808", "ansi_default"),
     "ink-muted": ("#8a8a8a", "#6c6c6c", None),
     "ink-rule": ("#444444", "#bcbcbc", None),
-    "ink-raw": ("#5f87af", "#afafd7", "ansi_blue"),
+    "ink-raw": ("#5f87af", "#8787af", "ansi_blue"),
     "ink-smooth": ("#87d7ff", "#005faf", "ansi_bright_cyan"),
-    "ink-mark": ("#ffd75f", "#d75f00", "ansi_bright_yellow"),
+    "ink-mark": ("#ffd75f", "#af5f00", "ansi_bright_yellow"),
     "ink-trained": ("#87d787", "#005f00", None),
     "ink-cursor": ("#303030", "#d7d7d7", None),
     "block-cursor-background": ("#303030", "#d7d7d7", "ansi_default"),
@@ -69,6 +70,10 @@ COLOUR_BLIND = Theme(
     }
 )
 """The palette of Okabe and Ito, each colour as the nearest of xterm's 256."""
+CONTRAST = 4.5
+"""Of a text to its ground, at least (WCAG 2, AA)."""
+_CURVE = 3.0
+"""Of a curve."""
 OWN = (DARK, LIGHT, SIXTEEN, COLOUR_BLIND)
 
 
@@ -97,10 +102,32 @@ def inks(theme: Theme) -> dict[str, str]:
         text = Color.parse(found["ink-text"])
         ground = Color.parse(theme.background or ("#121212" if theme.dark else "#efefef"))
         found["ink-muted"] = text.blend(ground, 0.4, alpha=1).hex
+        mixed = found.keys() - theme.variables.keys()
+        found |= {name: legible(found[name], ground, dark=theme.dark) for name in mixed}
         found["ink-rule"] = text.blend(ground, 0.75, alpha=1).hex
         found["ink-cursor"] = text.blend(ground, 0.85, alpha=1).hex
-        found["ink-raw"] = Color.parse(found["ink-smooth"]).blend(ground, 0.55, alpha=1).hex
+        raw = Color.parse(found["ink-smooth"]).blend(ground, 0.55, alpha=1).hex
+        found["ink-raw"] = legible(raw, ground, dark=theme.dark, least=_CURVE)
     return found | {name: value for name, value in theme.variables.items() if name.startswith("ink-")}
+
+
+@lru_cache(maxsize=256)
+def legible(colour: str, ground: Color, *, dark: bool, least: float = CONTRAST) -> str:
+    """The colour, as much lighter on a dark ground or darker on a light one as it has to be to be read."""
+    chosen, end = Color.parse(colour), Color(255, 255, 255) if dark else Color(0, 0, 0)
+    steps = (chosen.blend(end, step / 20) for step in range(20))
+    return next((mixed for mixed in steps if contrast(mixed, ground) >= least), end).hex
+
+
+def contrast(a: Color, b: Color) -> float:
+    """From 1 (the same) to 21 (black on white), by relative luminance as WCAG 2 has it."""
+    low, high = sorted(_luminance(colour) for colour in (a, b))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: Color) -> float:
+    linear = (each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in colour.normalized)
+    return sum(share * each for share, each in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def palette(theme: Theme) -> dict[str, RichColor]:

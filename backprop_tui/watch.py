@@ -22,6 +22,7 @@ from backprop.runs.sessions import session_of
 from backprop.runs.state import RunState, read_run
 
 from backprop_tui.charts.series import RunSeries
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import press
 from backprop_tui.remedy import place_of, remedy_of, remedy_words
 from backprop_tui.text import count, from_home
@@ -165,10 +166,12 @@ class Watch:
         if state.step:
             more.append(f"its {count(state.step)} steps are kept: {press('live.panes')} shows the curve and the events")
         if self.error is not None:
-            return Problem(f"cannot be read [{self.error.code}]", from_home(self.error.message), self.error.hint)
+            return Problem(
+                f"cannot be read [{self.error.code}]", from_home(self.error.message), hint_here(self.error.hint)
+            )
         if self.crash is not None:
             title = f"the engine is gone [{self.crash.code}]"
-            return Problem(title, self.crash.message, from_home(self.crash.hint), more)
+            return Problem(title, self.crash.message, hint_here(from_home(self.crash.hint)), more)
         if (last := state.last_failure) is not None:
             if last.code == "RUNTIME_TRAINING_FAILED":  # unexpected: what a person would have to report
                 more.append(last.traceback)
@@ -176,8 +179,9 @@ class Watch:
                 more.append(f"{press('live.edit-settings')} edits its settings with {remedy_words(remedy)} filled in")
             failed = last.error()
             title = f"{'not continued' if state.refused else 'failed'} [{failed.code}]"
-            log = "" if failed.exit_code == EXIT_USER else self.log  # what has to be mended is said: no traceback helps
-            return Problem(title, failed.message, failed.hint, more, place=place_of(failed), log=log)
+            # What has to be mended is said, and what was asked for is no fault: no traceback helps.
+            log = "" if failed.exit_code == EXIT_USER or last.code == "RUNTIME_TRAINING_ABORTED" else self.log
+            return Problem(title, failed.message, hint_here(failed.hint), more, place=place_of(failed), log=log)
         if state.damage and not state.alive:
             return Problem("damaged [RUN_DAMAGED]", from_home("\n".join(state.damage)), "what could be read is shown")
         return None

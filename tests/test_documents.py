@@ -74,8 +74,9 @@ def parse(program: str, words: list[str]) -> list[str]:
 
 
 def options_unknown(command: click.Command, words: list[str]) -> list[str]:
+    # With the settings of the group: click makes the help option once, for whoever asks later too.
     try:
-        command.make_parser(click.Context(command)).parse_args(list(words))
+        command.make_parser(click.Context(command, **backprop.context_settings)).parse_args(list(words))
     except click.UsageError as error:
         return [f"{command.name} {shlex.join(words)}: {error.format_message()}"]
     return []

@@ -87,7 +87,7 @@ def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
     state = read_run(Path(run.output_path).parent)
     assert (state.run_id, state.final_loss) == (run.run_id, run.final_loss)
 
-    exported = trainer.export("gguf", quantization="q8_0", answers=False)
+    exported = trainer.export("gguf", quantization="Q8_0", answers=False)  # as llama.cpp writes it
     assert Path(exported.path).parent == Path(run.output_path).parent / "exports"
     assert (exported.quantization, exported.check.passed) == ("q8_0", True)
     with pytest.raises(InputError, match="exists already"):
@@ -96,6 +96,12 @@ def test_three_lines_train_and_save(trainer: Trainer, tmp_path: Path) -> None:
     trainer.save(tmp_path / "my-adapter")  # again: it replaces the adapter
     with pytest.raises(InputError, match="that is no run's result"):
         trainer.save(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="holds something that is no run's result"):
+        trainer.save(tmp_path / "file")
+    with pytest.raises(BackpropError, match=r"could not be saved in .*: Not a directory") as refused:
+        trainer.save(tmp_path / "file" / "below")
+    assert refused.value.code == "RUNTIME_IO_FAILED"
     assert (tmp_path / "rows.jsonl").exists()
 
 
@@ -125,6 +131,7 @@ def test_a_model_that_is_none_raises_a_model_error(tmp_path: Path) -> None:
     trainer = Trainer(str(tmp_path / "empty"), backend="cpu", output_dir=str(tmp_path / "out"))
     with pytest.raises(ModelLoadError, match="empty"):
         trainer.train(write_rows(tmp_path / "rows.jsonl"), steps=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_stops_the_run_keeps_the_result_and_comes_out(trainer: Trainer, tmp_path: Path) -> None:
@@ -186,10 +193,13 @@ def test_a_missing_dataset_is_noticed_before_an_engine_starts(trainer: Trainer, 
 
 def test_a_dataset_without_rows_is_noticed_before_an_engine_starts(trainer: Trainer, tmp_path: Path) -> None:
     (tmp_path / "header.csv").write_text("question,answer\n")
+    called_back: list[BackpropError] = []
     for begin in (trainer.train, trainer.multi_run):
         with pytest.raises(DatasetError, match=r"header\.csv: dataset is empty") as told:
-            begin(tmp_path / "header.csv")
+            begin(tmp_path / "header.csv", callback=TrainingCallback(on_error=called_back.append))
         assert told.value.code == "DATASET_EMPTY"
+        assert called_back[-1] is told.value
+    assert len(called_back) == 2
     assert not (tmp_path / "out").exists()
 
 

@@ -25,6 +25,7 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import Key
 from backprop_tui.screens import EVERYWHERE
 from backprop_tui.screens.dialogs import RESUMING, Answer, Question, copies
@@ -84,6 +85,8 @@ class BaseScreen(Screen[None]):
         """The run that is open."""
         self.living: list[Watch] = []
         """Every run that is being trained and was opened here."""
+        self.living_elsewhere: list[Watch] = []
+        """Those that were not, as the queue's."""
 
     def flush(self) -> None:
         """Bring every widget up to date, as the application's timer wants it; what did not change is not drawn."""
@@ -92,6 +95,11 @@ class BaseScreen(Screen[None]):
     def losing(self) -> str:
         """Work of the screen that ends with the application, in words; empty where there is none."""
         return ""
+
+    @property
+    def keys_in_front(self) -> tuple[Key, ...]:
+        """The table of keys of a pane that is seen in place of what the screen shows; empty where there is none."""
+        return ()
 
     def own_keys(self) -> list[Key]:
         """Those of the screen's keys that do something now."""
@@ -134,7 +142,7 @@ class BaseScreen(Screen[None]):
         if failed is None or failed.retryable:
             self.post_message(message)
             return
-        words = f"It failed: {failed.message}.\n\nWhat to do: {failed.hint or 'read its events'}."
+        words = f"It failed: {failed.message}.\n\nWhat to do: {hint_here(failed.hint) or 'read its events'}."
         words += "\n\nContinued as it is, it will most likely fail again."
         self.confirm("resume", words, RESUMING, lambda: self.post_message(message))
 
@@ -180,9 +188,16 @@ class BaseScreen(Screen[None]):
             self.flush()
 
     def _compositor_refresh(self) -> None:
-        """What cannot be shown yet waits for the next drawing. Textual draws it, and throws that away."""
+        """What cannot be shown yet waits for the next drawing. Textual draws it, and throws that away.
+
+        It also draws once more what was just drawn with the whole screen and had asked for it before.
+        """
         if not self.app._batch_count:
+            whole = self._compositor.size.region in self._compositor._dirty_regions
             super()._compositor_refresh()
+            if whole and self.app.screen is self:
+                for widget in (self, *self._compositor.visible_widgets):
+                    widget._repaint_required = False
 
 
 class _ExactUpdate(ChopsUpdate):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.widgets import Input
 
+from backprop_tui.hints import keys_here
 from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen
@@ -44,6 +46,10 @@ KEYS = table(
 _ASK = Key("enter", "enter", "", "ask", "", 1)
 _LEAVE = Key("escape", "esc", "", "other keys and screens", "", 1, "everywhere.back")
 _STOP = Key("escape", "esc", "", "stop the reply", "", 1, "everywhere.back")
+DROPPING = (
+    Answer("no", "n", "Keep it", ""),
+    Answer("drop", "d", "Drop it", "nothing of it is left"),
+)
 _GAP = 3
 """Cells between the two answers."""
 
@@ -93,7 +99,7 @@ class ChatView(TextView):
         if turn.identical:
             rows.append([("= both say the same", "muted")])
         if turn.failed is not None:
-            rows += paragraph(f"✗ {turn.failed.message}; {turn.failed.hint}", width, "bad")
+            rows += paragraph(f"✗ {turn.failed.message}; {keys_here(turn.failed.hint)}", width, "bad")
         return rows
 
     def _lines(self, turn: Turn, tuned: bool, width: int) -> list[str]:
@@ -120,6 +126,8 @@ class ChatScreen(BaseScreen):
         self.waiting = ""
         """A question that is asked when the model is loaded."""
         self.notice = ""
+        self._saved = b""
+        """The row that was saved last."""
         self._too_early = False
         """A question was sent while a reply comes."""
         self._title, self._status = Bar(id="title"), Bar(id="status")
@@ -138,7 +146,7 @@ class ChatScreen(BaseScreen):
         yield self.keybar
 
     def on_mount(self) -> None:
-        self.entry.focus()
+        self.set_focus(self.entry)
         if not self.source:
             self.tasks.begin("find", "", lambda _: last_result(), self._offer)
         self.flush()
@@ -149,11 +157,14 @@ class ChatScreen(BaseScreen):
         """Talk to the run whose directory is ``source``."""
         self.tasks.forget("find")
         if self.source != values["source"] or not self.loaded:
-            self.action_unload()
-            self.source = str(values["source"])
-            self.conversation = Conversation(self.conversation.system, self.conversation.sampling)
-            self._load()
+            self._unless_dropped(partial(self._talk_to, str(values["source"])))
         self.entry.focus()
+
+    def _talk_to(self, source: str) -> None:
+        self.action_unload()
+        self.source = source
+        self.conversation = Conversation(self.conversation.system, self.conversation.sampling)
+        self._load()
 
     def offer(self, source: str) -> None:
         self.tasks.forget("find")
@@ -171,6 +182,8 @@ class ChatScreen(BaseScreen):
         self.source = source
         if source and not self.living:
             self._load()
+        elif not source:
+            self.set_focus(self.view)  # nobody would read what is typed, and the digits lead away
 
     @property
     def loaded(self) -> bool:
@@ -199,7 +212,7 @@ class ChatScreen(BaseScreen):
 
     def _take_news(self, message: Warning | ChatReady) -> None:
         if isinstance(message, Warning):
-            hint = f"; {message.hint}" if message.hint else ""
+            hint = f"; {keys_here(message.hint)}" if message.hint else ""
             self.view.warnings = [*self.view.warnings, f"{message.message}{hint}"]
         elif self.waiting:
             words, self.waiting, self.notice = self.waiting, "", ""
@@ -285,9 +298,10 @@ class ChatScreen(BaseScreen):
 
     def action_write(self) -> None:
         """Go to the input line; where no model is there, load it."""
-        if not self.loaded and self.source:
+        if self.source and not self.loaded:
             self._load()
-        self.entry.focus()
+        if self.source:
+            self.entry.focus()
 
     def action_back(self) -> None:
         """Stop the reply; else leave the input line."""
@@ -315,10 +329,35 @@ class ChatScreen(BaseScreen):
         self.flush()
 
     def action_anew(self) -> None:
+        self._unless_dropped(self._begin_anew)
+
+    def _begin_anew(self) -> None:
         self.conversation.stop()
         self.conversation.begin_anew()
         self.notice = ""
         self.flush()
+
+    @property
+    def unsaved(self) -> str:
+        """What of the conversation is in no file, in words; empty where that is nothing."""
+        turns = len(self.conversation.turns)
+        try:
+            row = self.conversation.row()
+        except InputError:
+            return ""
+        words = f"The conversation, {turns} question{'' if turns == 1 else 's'}, is not saved"
+        return "" if row == self._saved else words
+
+    def losing(self) -> str:
+        return f"{self.unsaved}." if self.unsaved else ""
+
+    def _unless_dropped(self, go_on: Callable[[], None]) -> None:
+        """Go on with what ends the conversation; before one that was not saved is dropped, ask."""
+        if self.unsaved:
+            words = f"{self.unsaved}: {press('chat.save')} would save it as a row."
+            self.confirm("new conversation", words, DROPPING, go_on)
+        else:
+            go_on()
 
     def action_copy(self) -> None:
         turns = self.conversation.turns
@@ -349,6 +388,10 @@ class ChatScreen(BaseScreen):
         self.conversation.sampling = sampling_of(text)
 
     def action_save(self, name: str = "", help: str = "") -> None:
+        if not self.conversation.turns:
+            self.notice = "nothing was said yet: there is nothing to save"
+            self.flush()
+            return
         self._prompt.ask("save the conversation as a row in the new file (.jsonl)", self._save, name, help=help)
 
     def _save(self, name: str) -> None:
@@ -356,6 +399,7 @@ class ChatScreen(BaseScreen):
             return
         try:
             self.notice = f"saved: {self.conversation.save(name)}"
+            self._saved = self.conversation.row()
         except (BackpropError, OSError) as error:
             self.action_save(name, safe(f"✗ {error}"))  # the name can be mended
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from textual import events
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -13,7 +13,7 @@ from textual.widgets import Input
 
 from backprop_tui.screens.dialogs import Dialog
 from backprop_tui.text import Row, safe
-from backprop_tui.widgets.cells import row_width
+from backprop_tui.widgets.cells import paragraph, row_width
 from backprop_tui.widgets.list_view import ListView
 
 
@@ -28,17 +28,25 @@ class _Choices(ListView):
 
     can_focus = False
 
-    def __init__(self, choices: Sequence[Choice]) -> None:
+    def __init__(self, choices: Sequence[Choice], *, others: bool) -> None:
         super().__init__(id="choices")
+        self._words, self._others = "", others
         self.all = self.shown = choices
         self.count = len(choices)
         self._titles = max((len(each.title) for each in choices), default=0) + 2
 
     def narrow(self, words: str) -> None:
-        wanted = words.lower().split()
+        self._words, wanted = words.strip(), words.lower().split()
         self.shown = [each for each in self.all if all(word in f"{each.title} {each.note}".lower() for word in wanted)]
         self.resize_list(len(self.shown))
         self.cursor = 0
+
+    def head(self) -> list[Row]:
+        """Where no choice is left, what enter does then."""
+        if self.shown:
+            return []
+        does = f"enter takes {self._words!r} as it is" if self._others and self._words else "there is nothing to take"
+        return paragraph(f"no choice holds this: {does}", max(1, self.size.width), "muted")
 
     def row_at(self, index: int, width: int) -> Row:
         _, title, note = self.shown[index]
@@ -68,7 +76,7 @@ class Chooser(Dialog[str]):
     def __init__(self, title: str, choices: Sequence[Choice], *, other: str = "") -> None:
         super().__init__()
         self._title, self._other = title, other
-        self._list = _Choices(choices)
+        self._list = _Choices(choices, others=bool(other))
         self._entry = Input(id="chooser-input", compact=True, placeholder=other or "type to narrow the list")
         self._entry.cursor_blink = False
 
@@ -89,8 +97,8 @@ class Chooser(Dialog[str]):
         self._list.narrow(event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if self._list.shown:
-            self.dismiss(self._list.shown[self._list.cursor].value)
+        if self._list.count:
+            self._take()
         elif self._other and event.value.strip():
             self.dismiss(event.value.strip())
 
@@ -99,5 +107,8 @@ class Chooser(Dialog[str]):
         if event.widget is self:
             self.dismiss()
 
-    def on_list_view_chosen(self) -> None:
-        self.dismiss(self._list.shown[self._list.cursor].value)
+    @on(ListView.Chosen)
+    def _take(self) -> None:
+        """What the cursor is on: the list may have been narrowed to nothing since a row of it was clicked."""
+        if self._list.count:
+            self.dismiss(self._list.shown[self._list.cursor].value)

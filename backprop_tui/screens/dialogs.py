@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from textual.message import Message
 from textual.screen import ModalScreen
 
 from backprop_tui.charts.timeline import MARKS
-from backprop_tui.keys import shown
+from backprop_tui.keys import Key, shown
 from backprop_tui.screens import EVERYWHERE, PANES, SCREENS
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import Cells, heading, labelled, paragraph
@@ -190,14 +191,15 @@ class Question(Dialog[str]):
 
 
 class KeyList(TextView):
-    """Every key by screen, the one of ``first`` on top, and the marks of the timeline."""
+    """Every key by screen, the pane in front and the screen ``first`` on top, and the marks of the timeline."""
 
-    def __init__(self, first: str) -> None:
+    def __init__(self, first: str, pane: Sequence[Key] = ()) -> None:
         super().__init__(id="keys")
         entries = (each for entry in SCREENS for each in (entry, *(pane for pane in PANES if pane.name == entry.name)))
         tables = [(entry.name, entry.title, entry.load_keys()) for entry in entries]
         tables.append(("everywhere", "everywhere", EVERYWHERE))
-        self.tables = sorted(tables, key=lambda table: (table[0] != first, table[0] != "everywhere"))
+        order = sorted(tables, key=lambda table: (table[0] != first, table[0] != "everywhere"))
+        self.tables = sorted(order, key=lambda table: table[2] is not pane)
 
     def content(self, width: int) -> list[Row]:
         rows: list[Row] = []
@@ -215,15 +217,16 @@ class Help(Dialog[None]):
     AUTO_FOCUS = "#keys"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,question_mark,f1", "dismiss", show=False)]
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, pane: Sequence[Key] = ()) -> None:
+        """``pane``: the keys of what is seen in place of the screen's own."""
         super().__init__()
-        self.where = where
+        self.where, self.pane = where, pane
 
     def compose(self) -> ComposeResult:
         with Vertical(id="box") as box:
             box.border_title = "keys"
             box.border_subtitle = "esc closes"
-            yield KeyList(self.where)
+            yield KeyList(self.where, self.pane)
 
 
 class _Need(Cells):

@@ -48,11 +48,14 @@ class Header(Cells):
         self.redraw()
 
     def rows(self, width: int, height: int) -> list[Row]:
-        chip = self._chip()
+        tabs = self._tabs(named=False)
+        chips = (self._chip(least) for least in range(3))
+        chip = next((chip for chip in chips if row_width(tabs) + row_width(chip) <= width), [])
         self._chip_width = row_width(chip) if self._living else 0
-        tabs = self._tabs(named=True)
-        if row_width(tabs) + row_width(chip) >= width:
-            tabs = self._tabs(named=False)
+        if row_width(self._tabs(named=True)) + row_width(chip) < width:
+            tabs = self._tabs(named=True)
+        else:
+            tabs = self._tabs(named=False)  # again: it remembers where each ends
         room = width - row_width(tabs) - row_width(chip)
         place: Row = [(f"{safe(self._place)}  ", "muted")]
         if not self._place or row_width(place) >= room:
@@ -70,14 +73,15 @@ class Header(Cells):
         self._tab_ends = ends
         return row
 
-    def _chip(self) -> Row:
+    def _chip(self, least: int) -> Row:
+        """The run that is trained; with ``least`` 1 without the time that is left, with 2 its id alone."""
         queued: Row = [(f"{self._queued} queued ", "info")] if self._queued else []
         if not self._living:
             return queued
         state = self._living[0].state
         glyph, ink = STATUS[state.status]
-        far = f" {count(state.step)}/{count(state.total_steps)}" if state.step else ""
-        left = "" if state.eta_seconds is None else f" {clock(state.eta_seconds)}"
+        far = f" {count(state.step)}/{count(state.total_steps)}" if state.step and least < 2 else ""
+        left = "" if state.eta_seconds is None or least else f" {clock(state.eta_seconds)}"
         more = f" +{len(self._living) - 1}" if len(self._living) > 1 else ""
         return [(f"{glyph} ", ink), (state.run_id[:8], "strong"), (f"{far}{left}{more} ", "text"), *queued]
 

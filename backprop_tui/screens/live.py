@@ -19,6 +19,7 @@ from textual.containers import Horizontal, Vertical
 from backprop_tui.charts.loss_plot import LossPlot
 from backprop_tui.charts.series import Curve
 from backprop_tui.charts.sparkline import Readings
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import ABORTING
@@ -175,7 +176,7 @@ class LiveScreen(BaseScreen):
         if self._watch is None or self._watch.live:
             hidden.add("edit")
         if self._watch is None:
-            hidden.add("copy")
+            hidden |= {"copy", "log_y", "smooth", "symbols"}
         elif self._watch.state.can_resume:
             hidden.discard("checkpoint")
             labels = {"checkpoint": "resume"}
@@ -256,7 +257,9 @@ class LiveScreen(BaseScreen):
 
     def action_sample(self) -> None:
         if self._watch is not None and self._watch.live and not self._watch.state.config.get("sample_prompts"):
-            self.notify("this run has no sample prompts: they are given with --sample-prompt", timeout=4)
+            self.notify(
+                "this run has no sample prompts: sample_prompts on Configure are answered by the next", timeout=4
+            )
             return
         self._ask(SampleNow(), "answering after this step…", "sample")
 
@@ -281,7 +284,7 @@ class LiveScreen(BaseScreen):
         try:
             self._watch.send(command)
         except RunError as error:
-            self.notify(f"{error.message}. {error.hint}", severity="warning", timeout=6)
+            self.notify(f"{error.message}. {hint_here(error.hint)}", severity="warning", timeout=6)
             return
         self._asked = (words, answers, count_of(self._watch.state, answers))
         self.flush()

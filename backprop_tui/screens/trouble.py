@@ -20,6 +20,7 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.screen import Screen
 
+from backprop_tui.hints import hint_here
 from backprop_tui.remedy import place_of, remedy_of, remedy_words
 from backprop_tui.screens.again import changed_settings
 from backprop_tui.screens.base import ConfigureRun, OpenRun, ShowOn
@@ -45,7 +46,7 @@ def show_error(
     """
     app = screen.app
     if isinstance(app.screen, ErrorPanel):  # one at a time
-        app.notify(f"{error.message}. {error.hint}", title=error.code, severity="error", timeout=10)
+        app.notify(f"{error.message}. {hint_here(error.hint)}", title=error.code, severity="error", timeout=10)
         return
     found = ways(error, values)
 
@@ -54,7 +55,7 @@ def show_error(
             if answer.value == value:
                 app.post_message(message)
 
-    problem = Problem(f"[{error.code}]", error.message, error.hint, place=place_of(error), log=log)
+    problem = Problem(f"[{error.code}]", error.message, hint_here(error.hint), place=place_of(error), log=log)
     app.push_screen(ErrorPanel(problem, [answer for answer, _ in found]), answered)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backprop.core.events import DatasetPrepared, ModelLoaded, TokenSpan
 from backprop.runs.describe import findings_by_kind, share
 
-from backprop_tui.text import Row, count, many_lines, safe, short_path, wrap
+from backprop_tui.text import Row, count, many_lines, parameters_text, safe, short_path, wrap
 from backprop_tui.widgets.cells import StateCells, bar, cut, fact, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import StateView
 
@@ -21,8 +21,8 @@ def model_rows(model: ModelLoaded, width: int) -> list[Row]:
     part = share(model.trainable_parameters, model.parameters)
     nf4 = f", {model.share_4bit:.0%} of its bytes in 4 bits," if model.share_4bit else ""
     rows = [
-        fact("weights", f"{model.parameters / 1e6:,.0f} M in {model.dtype}{nf4} on {model.device}"),
-        fact("trained", f"{model.trainable_parameters / 1e6:.2f} M ({part}), {model.mode}"),
+        fact("weights", f"{parameters_text(model.parameters)} in {model.dtype}{nf4} on {model.device}"),
+        fact("trained", f"{parameters_text(model.trainable_parameters)} ({part}), {model.mode}"),
         *facts("layers", ", ".join(model.targets), width),
     ]
     for note in model.notes:

@@ -88,12 +88,17 @@ class ListView(Scroll):
 
     def bring_into_view(self, index: int) -> None:
         """Scroll as little as shows the row; far away, put it in the middle."""
+        if not self.size:  # how much would be seen is known when it is
+            return
         height = self.body_height
         if self.top <= index < self.top + height:
             return
         far = index < self.top - height or index > self.top + 2 * height
         target = index - height // 2 if far else index if index < self.top else index - height + 1
         self.scroll_by(max(0, target) - self.top)
+
+    def on_resize(self) -> None:
+        self.bring_into_view(self.cursor)
 
     def action_by(self, rows: int) -> None:
         self.cursor += rows

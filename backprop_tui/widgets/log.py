@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
-from backprop.core.events import AnyEvent, Sample
+from backprop.core.events import AnyEvent, Sample, Warning  # noqa: A004
 from backprop.runs.describe import describe, level
 from backprop.runs.state import RunState
 
+from backprop_tui.hints import hint_here
 from backprop_tui.text import Row, from_home, wrap_text
 from backprop_tui.widgets.cells import heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
@@ -79,9 +80,15 @@ class EventLog(TextView):
         return rows or [[("nothing has happened yet", "muted")]]
 
 
+def event_words(event: AnyEvent) -> str:
+    """What happened, in words of the application; empty where it is worth none."""
+    text = from_home(describe(event))
+    return hint_here(text) if isinstance(event, Warning) else text
+
+
 def event_rows(event: AnyEvent, width: int) -> list[Row]:
     """One event as rows: the time of day, then its words."""
-    text = from_home(describe(event))
+    text = event_words(event)
     if not text:
         return []
     if isinstance(event, Sample):

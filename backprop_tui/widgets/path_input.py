@@ -76,10 +76,11 @@ class Prompt(Vertical):
 
     @dataclass
     class Candidates(Message):
-        """Paths found in a thread for the text as it was."""
+        """Paths found in a thread for the text as it was: to complete it, or only to be seen while a person types."""
 
         text: str
         found: list[str]
+        complete: bool
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -133,7 +134,8 @@ class Prompt(Vertical):
             self._before = self.screen.focused
         self._then, self._numbers, self._endings = then, numbers, endings
         self._check, self._help = check, help
-        self._found = self._offered = () if text else offered
+        self._offered = offered
+        self._found = () if text else offered
         # A path is mended or gone on with, anything else is written anew.
         self._entry.select_on_focus = not endings
         self._found_for, self._place = text, -1
@@ -158,9 +160,13 @@ class Prompt(Vertical):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         event.stop()
-        if self._check is not None:
-            problem = self._check(event.value)
-            self._below.update(f"✗ {problem}" if problem else self._help)
+        problem = self._check(event.value) if self._check is not None else ""
+        if problem:
+            self._below.update(f"✗ {problem}")
+        elif self._endings and event.value != self._found_for:
+            self._look(complete=False)
+        elif not self._endings:
+            self._below.update(self._help)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -186,18 +192,31 @@ class Prompt(Vertical):
         if self._found and text == self._found_for:
             self._take((self._place + by if self._place >= 0 or by > 0 else by) % len(self._found))
         elif self._endings:
-            endings = self._endings
+            self._look(complete=True)
 
-            def look() -> None:
-                self.post_message(self.Candidates(text, candidates(text, endings)))
+    def _look(self, *, complete: bool) -> None:
+        """Find what begins like the text; where there is none, what is offered."""
+        text, endings = self._entry.value, self._endings
 
+        def look() -> None:
+            self.post_message(self.Candidates(text, candidates(text, endings), complete))
+
+        if text or complete:
             self.run_worker(look, thread=True, group="complete", exit_on_error=False)
+        else:
+            self._found, self._found_for, self._place = self._offered, text, -1
+            self._list()
 
     def on_prompt_candidates(self, event: Candidates) -> None:
         event.stop()
         if self._entry.value != event.text:
             return
-        self._found, self._place = (), -1
+        before, self._found, self._place = self._found, (), -1
+        if not event.complete:
+            self._found = event.found
+            if before or event.found:  # else what was said of a path that nothing begins like stays
+                self._list()
+            return
         common = os.path.commonprefix(event.found)  # noqa: RUF071  (by characters is what is wanted)
         if not event.found:
             self._below.update("no file or directory begins like this")
@@ -221,14 +240,14 @@ class Prompt(Vertical):
         found, place = self._found, self._place
         first = max(0, min(place - 1, len(found) - _SHOWN))
         width = max(self.screen.size.width - 24, 20)
-        lines = []
+        lines = [] if found else [self._help]
         for number, name in enumerate(found[first : first + _SHOWN], first):
             folder, _, last = name.removesuffix("/").rpartition("/")
             last += "/" * name.endswith("/")
             # What is offered comes from many folders, what completes a path from one.
             last += f"  in {from_home(folder + '/')}" if found is self._offered and folder else ""
             lines.append(f"{'▸' if number == place else ' '} {fit(safe(last), width).rstrip()}")
-        if len(found) > len(lines):
+        if found and len(found) > len(lines):
             lines[-1] += f"   (and {count(len(found) - len(lines))} more)"
         self._below.update("\n".join(lines))
 

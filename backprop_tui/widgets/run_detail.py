@@ -7,13 +7,15 @@ from math import isnan
 
 import msgspec
 from backprop.core.settings import MultiConfig, RunConfig
-from backprop.runs.describe import bytes_text, describe, level, moment, number, verdict_words
+from backprop.runs.describe import bytes_text, level, moment, number, verdict_words
 from backprop.runs.state import RunState
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import press
 from backprop_tui.text import STATUS, Row, clock, count, from_home, safe, short_path, verdict_piece, wrap
 from backprop_tui.widgets.cells import fact, heading, labelled
 from backprop_tui.widgets.facts import data_rows, facts, model_rows
+from backprop_tui.widgets.log import event_words
 from backprop_tui.widgets.session import forgetting_rows, run_number, timeline, timeline_head
 from backprop_tui.widgets.text_view import StateView
 
@@ -66,9 +68,13 @@ def outcome_rows(state: RunState, width: int) -> list[Row]:
         rows += facts("damage", from_home(words), width, "warn")
     if (failed := state.last_failure) is not None:
         rows += facts("not continued" if state.refused else "error", f"[{failed.code}] {failed.message}", width, "bad")
-        rows += facts("what to do", failed.hint, width, "strong") if failed.hint else []
+        rows += facts("what to do", hint_here(failed.hint), width, "strong") if failed.hint else []
     elif state.status == "crashed":
         rows += facts("error", "the engine went without a word: killed, or the machine went down", width, "bad")
+    if name := state.config.get("run_name"):
+        rows += facts("name", str(name), width, "strong")
+    if state.runs:
+        rows += facts("session", f"{state.runs[-1].of} runs in sequence, merged into one adapter", width)
     if state.tags or state.note:
         rows += facts("note", " ".join([*(f"+{tag}" for tag in state.tags), state.note]).strip(), width, "mark")
     if state.parent:
@@ -118,9 +124,9 @@ def event_rows(state: RunState, width: int) -> list[Row]:
     inks = {"error": "bad", "warning": "warn", "info": "text"}
     rows: list[Row] = []
     for event in reversed(state.notable[-_EVENTS:]):
-        if text := describe(event):
+        if text := event_words(event):
             at = clock(max(0.0, event.time - state.started_at))
-            rows += labelled(f"{at:>9}  ", from_home(text), width, inks[level(event)])
+            rows += labelled(f"{at:>9}  ", text, width, inks[level(event)])
     return rows
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from backprop.core.multi_run import KIND as MULTI_RUN
 from backprop.runs.describe import number
 from backprop.runs.summary import SORTS, RunSummary, arranged
 from textual.events import Click
@@ -45,6 +46,11 @@ def _status(run: RunSummary, width: int) -> Row:
     return [(f"{glyph} {run.status}", ink), (" !" if run.damage else "", "warn")]
 
 
+def _dataset(run: RunSummary, width: int) -> Row:
+    session: Row = [("session ", "info")] if run.kind == MULTI_RUN else []
+    return [*session, (safe(short_path(run.dataset)), "text")]
+
+
 def _loss(run: RunSummary, width: int) -> Row:
     return [(number(run.smoothed_loss, 3) if run.smoothed_loss is not None else "–", "strong")]
 
@@ -68,9 +74,9 @@ def _helped(run: RunSummary, width: int) -> Row:
 COLUMNS = (
     Column("status", 13, _status, 13),
     Column("run", 13, lambda run, width: [(run.run_id[: max(8, width - 1)], "strong")], 9),
-    Column("name", 12, lambda run, width: [(safe(run.name), "text")], 0),
+    Column("name", 14, lambda run, width: [(safe(run.name), "text")], 0),
     Column("model", 17, lambda run, width: [(safe(short_path(run.model)), "text")], 13),
-    Column("dataset", 20, lambda run, width: [(safe(short_path(run.dataset)), "text")], 0),
+    Column("dataset", 20, _dataset, 0),
     Column("steps", 12, _steps, 11, right=True),
     Column("loss", 8, _loss, 8, right=True),
     Column("helped", 19, _helped, 0),
@@ -79,8 +85,10 @@ COLUMNS = (
     Column("took", 8, lambda run, width: [(clock(run.duration_seconds), "muted")], 0),
 )
 """Those whose titles are in ``SORTS`` can be sorted by."""
-_WIDENED = ("dataset", "helped", "took", "steps", "run", "model", "name", "curve", "status", "loss", "started")
-"""The order in which columns get their full width where there is room."""
+_WIDENED = ("dataset", "helped", "name", "steps", "took", "run", "model", "curve", "status", "loss", "started")
+"""The order in which columns get their full width where there is room; names, where a run has one."""
+_DROPPED = ("curve", "started", "model")
+"""Those that are left out, in this order, where not even their narrow width has room."""
 
 
 class RunTable(ListView):
@@ -142,12 +150,18 @@ class RunTable(ListView):
     def columns(self, width: int) -> list[tuple[Column, int]]:
         """Those that have room, each with its width; what is left goes to the curve."""
         sizes = {column.title: column.narrow for column in COLUMNS}
+        for title in _DROPPED:
+            if width - 2 < sum(sizes.values()):
+                sizes[title] = 0
         spare = width - 2 - sum(sizes.values())
         for column in sorted(COLUMNS, key=lambda column: _WIDENED.index(column.title)):
+            dropped = column.narrow and not sizes[column.title]
+            if dropped or (column.title == "name" and not any(run.name for run in self.runs)):
+                continue
             if spare >= column.width - column.narrow:
                 spare -= column.width - column.narrow
                 sizes[column.title] = column.width
-        sizes["curve"] += max(0, spare)
+        sizes["curve"] += max(0, spare) if sizes["curve"] else 0
         return [(column, sizes[column.title]) for column in COLUMNS if sizes[column.title]]
 
     def head(self) -> list[Row]:

@@ -8,6 +8,7 @@ from backprop.core.events import Sample
 from msgspec import Struct
 from rich.cells import cell_len
 
+from backprop_tui.keys import press
 from backprop_tui.text import Row, wrap_text
 from backprop_tui.widgets.cells import heading, paragraph
 from backprop_tui.widgets.text_view import StateView
@@ -53,7 +54,11 @@ class SamplesPane(StateView):
 
     def _beside(self, pair: Pair, left: int, right: int) -> list[Row]:
         before = wrap_text(answer(pair.before), left) if pair.before else ["–"]
-        waiting = "–" if self.state is not None and self.state.ended else "comes after the last step, or with g"
+        waiting = (
+            "–"
+            if self.state is not None and self.state.ended
+            else f"comes after the last step, or with {press('live.sample')}"
+        )
         after = wrap_text(answer(pair.after), right) if pair.after else wrap_text(waiting, right)
         ink = "trained" if pair.after else "muted"
         return [
@@ -63,7 +68,7 @@ class SamplesPane(StateView):
 
     def _empty(self) -> str:
         if self.state is not None and not self.state.config.get("sample_prompts"):
-            return "no sample prompts in this run: give some with --sample-prompt, they are answered before and after"
+            return "no sample prompts in this run: those of the setting sample_prompts are answered before and after"
         return "no answers yet: the prompts are answered before the first step and after the last"
 
 

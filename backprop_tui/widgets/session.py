@@ -13,7 +13,7 @@ from backprop.runs.state import RunState
 from textual.binding import Binding, BindingType
 
 from backprop_tui.text import STATUS, Piece, Row, count, fit, from_home, safe, short_path
-from backprop_tui.widgets.cells import StateCells, paragraph
+from backprop_tui.widgets.cells import StateCells, labelled, paragraph
 from backprop_tui.widgets.list_view import ListView
 
 _CELL, _NAME = 8, 11
@@ -109,11 +109,12 @@ def table_row(state: RunState, after: int, columns: list[int], at: int = 0) -> R
     return [*name, *(piece(state.forgetting, after, each, "+cursor" * (each == at)) for each in columns)]
 
 
-def averages_row(table: Forgetting, after: int) -> Row:
+def averages_rows(table: Forgetting, after: int, width: int) -> list[Row]:
     """AA and BWT after a run."""
     found = table.averages(after)
     risen = found.backward is not None and found.backward > 0
-    return [(f"{'▲' if risen else ' '} {describe_averages(found)}", "bad" if risen else "text")]
+    ink = "bad" if risen else "text"
+    return labelled("▲ " if risen else "  ", describe_averages(found), width, ink, label_ink=ink)
 
 
 def forgetting_rows(state: RunState, width: int) -> list[Row]:
@@ -125,7 +126,7 @@ def forgetting_rows(state: RunState, width: int) -> list[Row]:
         rows.append(table_head(columns))
         shown = [after for after in table.rows if any(table.cell(after, each) for each in columns)]
         rows += [table_row(state, after, columns) for after in shown]
-    return [*rows, averages_row(table, max(table.rows)), *paragraph(LEGEND, width, "muted")] if rows else []
+    return [*rows, *averages_rows(table, max(table.rows), width), *paragraph(LEGEND, width, "muted")] if rows else []
 
 
 class _SessionList(ListView, StateCells):
@@ -246,7 +247,7 @@ class ForgettingPane(_SessionList):
         table, width = self.state.forgetting, self.size.width
         after, held_out = table.rows[self.cursor], table.columns[self._column]
         words = paragraph(cell_words(table, after, held_out), width)
-        return [[], averages_row(table, after), [], *words, *paragraph(LEGEND, width, "muted")]
+        return [[], *averages_rows(table, after, width), [], *words, *paragraph(LEGEND, width, "muted")]
 
 
 def cell_words(table: Forgetting, after: int, held_out: int) -> str:

@@ -6,11 +6,14 @@ import time
 
 from backprop.runs.describe import PHASES, bytes_text
 from backprop.runs.state import RunState
+from rich.cells import cell_len
 
-from backprop_tui.text import STATUS, Row, clock, count, safe, short_path, verdict_piece
+from backprop_tui.text import STATUS, Row, clock, count, fit, safe, short_path, verdict_piece
 from backprop_tui.widgets.cells import Cells, StateCells, bar, cut, row_width, spread
 from backprop_tui.widgets.session import run_number
 
+_LEAST = 8
+"""Cells below which a run's name is left out."""
 _VERBS = {"download": "fetching", "convert": "converting", "load": "loading"}
 
 
@@ -30,14 +33,17 @@ class RunHeader(Cells):
             return [[(" no run is open", "muted")]]
         glyph, ink = STATUS[state.status]
         left: Row = [(f" {glyph} {state.status}", f"{ink}+bold"), ("  " + state.run_id, "strong")]
-        name = state.config.get("run_name")
-        if name and width >= 100:
-            left += [("  " + safe(str(name)), "text")]
         model, data = (safe(short_path(str(state.config.get(part) or ""))) for part in ("model", "data"))
-        left += [("  " + model, "text"), (" ← ", "muted"), (data, "text")]
+        others = len(state.multi.get("tasks") or ()) - 1
+        data += f" and {others} more" if others > 0 else ""
+        made: Row = [("  " + model, "text"), (" ← ", "muted"), (data, "text")]
         silent = state.silence(time.time())
         doing = (f"{silent or asked or self._doing(state)} ", "warn" if silent or asked else "muted")
-        return [spread(left, [doing], width)]
+        room = width - row_width(left) - row_width(made) - row_width([doing]) - 3
+        name = safe(str(state.config.get("run_name") or ""))
+        if name and room >= _LEAST:
+            left.append(("  " + fit(name, min(room, cell_len(name))), "text"))
+        return [spread([*left, *made], [doing], width)]
 
     def _doing(self, state: RunState) -> str:
         if state.status == "paused":

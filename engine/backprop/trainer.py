@@ -24,9 +24,11 @@ from backprop.core.errors import BackpropError, InputError, InvalidSettingError
 from backprop.core.files import new_folder
 from backprop.core.jobs import Exported, ExportRequest, Message, OllamaRequest, Registered
 from backprop.core.locate import locate
+from backprop.core.models import require_model
 from backprop.core.multi_run import KIND, advice, require_mergeable
 from backprop.core.paths import expand
 from backprop.core.presets import default_model
+from backprop.core.refused import refusal
 from backprop.core.resolve import config_from, direct, merge, resolve, standing
 from backprop.core.settings import MultiConfig, RunConfig, override
 from backprop.data.spool import spool
@@ -71,7 +73,8 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainingCallback:
-    """Called while a run goes on, in the thread that called ``train``; each one is optional.
+    """Called while a run goes on, in the thread that called ``train``; each one is optional. ``on_error`` is called too
+    where a run could not begin, for its data is not there for example.
 
     An exception raised in one of them stops the run after the step in progress and comes out of ``train``.
     """
@@ -106,8 +109,8 @@ class Trainer:
         named = settings if model is None else {"model": model, **settings}
         found = resolve({"data": _IN_MEMORY, **named}, kind="argument")
         self.config = found.config()
-        log.choose(found.app())
         """The settings of every run; its data is named when it starts."""
+        log.choose(found.app())
         self._origins = {name: place for name, place in found.notes().items() if name != "data"}
         if found.origins["model"].kind == "default":
             self.config = _with_default_model(self.config)
@@ -126,7 +129,8 @@ class Trainer:
 
         Args:
             dataset: a file, a ``datasets.Dataset``, or any iterable of rows.
-            steps: optimizer steps; without ``steps`` and ``epochs`` one pass over the data.
+            steps: optimizer steps; without ``steps`` and ``epochs``, here and in the settings, three passes over data
+                of fewer than 1,000 rows, two below 10,000, else one.
             samples: use the first ``samples`` usable rows only.
 
         Raises:
@@ -138,9 +142,8 @@ class Trainer:
         config = config_from(override(msgspec.to_builtins(self.config), chosen))
         replaced = {"steps": "epochs", "epochs": "steps"}
         kept = {name: place for name, place in self._origins.items() if replaced.get(name) not in chosen}
-        engine = _start(config, dataset, kept | dict.fromkeys(chosen, "argument"))
-        print(f"run_started run_id={engine.run_id}", file=sys.stderr)
-        return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
+        origins = kept | dict.fromkeys(chosen, "argument")
+        return self._follow(lambda: _start(config, dataset, origins), callback)
 
     def multi_run(
         self,
@@ -179,18 +182,30 @@ class Trainer:
             dataset if isinstance(dataset, list) and all(isinstance(x, str | os.PathLike) for x in dataset) else None
         )
         files = several or ([dataset] if isinstance(dataset, str | os.PathLike) else [])
-        multi.tasks = [_located(config, each).data for each in files]
-        require_mergeable(config, multi)
-        for line in advice(multi):
-            print(line, file=sys.stderr)
-        if files:
-            config = _located(config, multi.tasks[0])
-            before = unfinished(config, multi)
-            engine = _start(config, config.data, origins, multi) if before is None else engine_client.resume(before)
-        else:
-            engine = _start(config, dataset, origins, multi)
+
+        def start() -> EngineClient:
+            multi.tasks = [_located(config, each).data for each in files]
+            require_mergeable(config, multi)
+            for line in advice(multi):
+                print(line, file=sys.stderr)
+            if not files:
+                return _start(config, dataset, origins, multi)
+            first = _located(config, multi.tasks[0])
+            before = unfinished(first, multi)
+            return _start(first, first.data, origins, multi) if before is None else engine_client.resume(before)
+
+        return self._follow(start, callback)
+
+    def _follow(self, start: Callable[[], EngineClient], callback: TrainingCallback | None) -> TrainingRun:
+        callback = callback or TrainingCallback()
+        try:
+            engine = start()
+        except BackpropError as error:
+            if callback.on_error:
+                callback.on_error(error)
+            raise
         print(f"run_started run_id={engine.run_id}", file=sys.stderr)
-        return _Watch(engine, callback or TrainingCallback(), self._remember).to_the_end()
+        return _Watch(engine, callback, self._remember).to_the_end()
 
     def _remember(self, run: TrainingRun) -> None:
         self.last_run = run
@@ -200,15 +215,19 @@ class Trainer:
 
         Raises:
             InputError: nothing was trained yet, or ``path`` holds something that no run saved.
+            BackpropError: it cannot be written (``RUNTIME_IO_FAILED``, ``RUNTIME_DISK_FULL``).
         """
         if self.last_run is None or not self.last_run.output_path:
             raise InputError("there is no result to save yet", hint="call train() first")
         target = expand(path)
         theirs = not any((target / name).is_file() for name in (IDENTITY, "adapter_config.json"))
-        if target.exists() and theirs and any(target.iterdir()):
+        if target.exists() and theirs and (not target.is_dir() or any(target.iterdir())):
             raise InputError(f"{target} holds something that is no run's result", hint="save into a new folder")
-        with new_folder(target) as folder:
-            shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
+        try:
+            with new_folder(target) as folder:
+                shutil.copytree(self.last_run.output_path, folder, dirs_exist_ok=True)
+        except OSError as error:
+            raise refusal(error, f"the result could not be saved in {target}", BackpropError) from error
         return target
 
     def export(
@@ -264,7 +283,7 @@ def register_with_ollama(
 
     Raises:
         InputError: the name is not allowed or taken, or there is no such GGUF file.
-        OllamaError: Ollama is not there, too old, or did not take the model.
+        OllamaRegistrationError: Ollama is not there, too old, or did not take the model.
     """
     file = str(expand(path).absolute())
     request = OllamaRequest(path=file, name=name, replace=replace, prompt=prompt, expected=expected)
@@ -286,6 +305,7 @@ def _start(
     multi: MultiConfig | None = None,
 ) -> EngineClient:
     """Start an engine; rows from memory are written into the run's directory first."""
+    require_model(config.model)
     kind = "train" if multi is None else KIND
     if isinstance(dataset, str | os.PathLike):
         directory = RunDirectory.create(_located(config, dataset), kind, origins=origins, multi=multi)

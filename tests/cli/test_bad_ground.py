@@ -171,7 +171,7 @@ def test_an_answer_onto_a_full_disk_is_an_error_of_its_own(as_json: bool, tmp_pa
             timeout=60,
         )
     assert done.returncode == 2
-    assert "error [RUNTIME_IO_FAILED]" in done.stderr
+    assert "error [RUNTIME_DISK_FULL]" in done.stderr
     assert "defect" not in done.stderr
     assert "Exception" not in done.stderr
 

@@ -42,6 +42,12 @@ def references(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     return {name: said(command, capsys) for name, command in words.items()}
 
 
+def test_the_variables_that_scripts_set_are_there(references: dict[str, str]) -> None:
+    names = ["MODEL__NAME", "TRAINING__LEARNING_RATE", "LORA__R", "UI__OUTPUT_DIR", "LOG_LEVEL", "LOG_JSON", "LOG_FILE"]
+    for name in (*names, "SECURITY__REQUIRE_AUTH_FOR_SHARE"):
+        assert f"BACKPROPAGATE_{name} " in references["variables"]
+
+
 def test_help_config_and_variables_say_of_every_setting_what_the_definition_says(references: dict[str, str]) -> None:
     def needs(setting: Setting) -> dict[str, list[str]]:
         meaning = [" ".join(setting.help.split())]

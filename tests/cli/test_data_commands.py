@@ -195,6 +195,14 @@ def test_report_split_and_clean_answer_in_json_and_in_words(tmp_path: Path) -> N
     assert "between 0 and 1" in bad.stderr
 
 
+def test_a_copy_for_a_method_has_only_what_it_can_learn_from(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"q{i}", "chosen": "right", "rejected": "wrong" if i else "right"} for i in range(6)]
+    path = written(tmp_path, pairs)
+    assert "5 can be used" in backprop("data", "report", path, "--method", "dpo").stdout
+    for command in ("clean", "split"):
+        assert "1  same_sides" in backprop("data", command, path, "--method", "dpo").stdout.replace("1 same", "1  same")
+
+
 def test_checking_data_loads_neither_torch_nor_transformers(tmp_path: Path) -> None:
     code = (
         "import sys; from backprop.cli.main import main; "

@@ -97,6 +97,22 @@ def test_it_warns_as_the_run_does(words: list[str], backprop: Callable[..., Any]
     assert "the run will not stop early" in notes
 
 
+@pytest.mark.parametrize(
+    ("model", "told"), [("qwen2.5-3b", True), ("Qwen/Qwen2.5-3B-Instruct", True), ("qwen2.5-7b", False)]
+)
+def test_a_licence_that_forbids_commercial_use_is_said_before_anything_is_fetched(
+    words: list[str], backprop: Callable[..., Any], model: str, told: bool
+) -> None:
+    words[words.index("--model") + 1] = model
+    said = f"{model}: a research licence: no commercial use without reading it"
+    planned = backprop(*words, "--dry-run", HF_HUB_OFFLINE="1").out.splitlines()
+    assert (f"licence   {said}" in planned) is told
+    events = backprop(*words, "--json", HF_HUB_OFFLINE="1").events
+    assert events[-1]["code"] == "DEP_MODEL_DOWNLOAD_FAILED"
+    warned = [event["message"] for event in events if event.get("code") == "MODEL_LICENCE"]
+    assert warned == [said] * told
+
+
 def test_the_memory_is_that_of_rows_as_long_as_they_are(
     words: list[str],
     backprop: Callable[..., Any],

@@ -13,6 +13,7 @@ from typing import Any
 import click
 import pytest
 from backprop.cli.main import main
+from backprop.core import errors
 from backprop.core.errors import ERROR_CODES, BackpropError, ConfigurationError, ModelLoadError, error_for
 
 
@@ -136,6 +137,41 @@ def test_help_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr()
     assert "list-runs" in told.out
     assert told.err == ""
+
+
+FAMILIES: dict[type[BackpropError], set[str]] = {
+    errors.ConfigurationError: {"InvalidSettingError"},
+    errors.DatasetError: {f"Dataset{kind}Error" for kind in ("NotFound", "Parse", "Validation", "Format")},
+    errors.TrainingError: {"ModelLoadError", "TrainingAbortedError", "CheckpointError"},
+    errors.ExportError: {"LoRAExportError", "GGUFError", "MergeError", "OllamaRegistrationError"},
+    errors.GPUError: {f"GPU{kind}Error" for kind in ("NotAvailable", "Memory", "Temperature", "Monitoring")},
+    errors.SLAOError: {"SLAOMergeError", "SLAOCheckpointError"},
+    errors.BatchOperationError: set(),
+}
+
+
+def test_errors_can_be_caught_by_their_family() -> None:
+    for family, kinds in FAMILIES.items():
+        assert kinds <= {kind.__name__ for kind in family.__subclasses__()}
+        assert issubclass(family, BackpropError)
+    assert issubclass(errors.SLAOCheckpointError, errors.CheckpointError)
+    merging, batch = error_for("RUNTIME_SLAO_MERGE_FAILED", "x"), error_for("RUNTIME_BATCH_FAILED", "x")
+    assert (type(merging), type(batch)) == (errors.SLAOMergeError, errors.BatchOperationError)
+
+
+def test_codes_that_scripts_know_are_kept() -> None:
+    kept = """INPUT_VALIDATION_FAILED INPUT_AUTH_REQUIRED CONFIG_INVALID CONFIG_INVALID_SETTING DEP_GPU_NOT_AVAILABLE
+    DEP_MODEL_LOAD_FAILED DEP_OLLAMA_REGISTRATION_FAILED RUNTIME_GPU_OOM RUNTIME_GPU_TEMPERATURE_CRITICAL
+    RUNTIME_FULL_FT_MODEL_TOO_LARGE RUNTIME_GGUF_EXPORT_FAILED RUNTIME_UI_AUTH_NOT_ENFORCED STATE_CHECKPOINT_INVALID
+    UI_OUTPUT_DIR_FORBIDDEN"""
+    assert set(kept.split()) <= set(ERROR_CODES)
+
+
+@pytest.mark.parametrize("code", ERROR_CODES)
+def test_an_error_without_a_hint_of_its_own_says_what_to_do_about_its_code(code: str) -> None:
+    assert BackpropError("what", code=code).to_dict()["hint"] == errors.REMEDIES[code] != ""
+    assert error_for(code, "what").hint == errors.REMEDIES[code]
+    assert BackpropError("what", code=code, hint="do this").hint == "do this"
 
 
 @pytest.mark.parametrize("code", ERROR_CODES)

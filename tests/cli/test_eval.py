@@ -131,3 +131,18 @@ def test_what_the_gate_rejects_ends_with_exit_code_1_and_is_told(
     assert "gained line 1: p0" in told
     assert main([*words, "--gate", "loss", "--allow", "1.1"]) == 0
     assert main([*words, "--gate", "f1"]) == 0
+
+
+def test_scores_that_cannot_be_kept_are_shown_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = record(tmp_path, "a" * 12, RunConfig(data="d", model="m"))
+    (run.path / "evaluations").touch()
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(eval_command, "ask_engine", lambda *asked: Evaluations(sides=[made([2.0] * 3)]))
+    assert main(["eval", str(run.path), "--json"]) == 0
+    shown = capsys.readouterr()
+    answer = json.loads(shown.out)
+    assert (answer["loss"], answer["path"], answer["warnings"][0]["code"]) == (2.0, "", "RUNTIME_IO_FAILED")
+    assert "the scores are not kept: " in shown.err

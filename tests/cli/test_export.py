@@ -11,7 +11,7 @@ import pytest
 from backprop.cli import export as command
 from backprop.cli import train
 from backprop.cli.main import main
-from backprop.core.errors import OllamaError
+from backprop.core.errors import OllamaRegistrationError
 from backprop.core.jobs import Check, Comparison, Exported, ExportRequest, OllamaRequest, Registered
 from backprop.core.settings import RunConfig
 from backprop.demo import demo_config
@@ -123,7 +123,7 @@ REGISTERED = Registered(
 )
 
 
-@pytest.mark.parametrize("words", [["--ollama-name", "captain"], ["--ollama"]], ids=["taken", "refused"])
+@pytest.mark.parametrize("words", [["--ollama-name", "captain"], ["--ollama-name", "admiral"], ["--ollama"]])
 def test_an_export_that_ollama_does_not_take_stands_and_is_exit_code_3(
     written: dict[str, Any],
     tmp_path: Path,
@@ -138,18 +138,19 @@ def test_an_export_that_ollama_does_not_take_stands_and_is_exit_code_3(
     def register(request: OllamaRequest, answer: type[Registered]) -> Registered:
         asked.append(request)
         if fails:
-            raise OllamaError("nothing answers at http://o", hint="start it: ollama serve")
+            raise OllamaRegistrationError("nothing answers at http://o", hint="start it: ollama serve")
         return REGISTERED
 
     monkeypatch.setattr(command, "run_ollama", register)
 
     assert main(["export", run, *words]) == (3 if fails else 0)
-    name = "captain" if "captain" in words else "tiny-model-q4_k_m"
+    name = words[1] if len(words) > 1 else "tiny-model-q4_k_m"
     assert (asked[0].path, asked[0].name, asked[0].run) == (DONE.path, name, run)
     out, err = capfd.readouterr()
     assert "1.5 MB, gguf in q4_k_m" in out
     assert ("captain:latest" in out) == (not fails)
     assert ("[DEP_OLLAMA_REGISTRATION_FAILED] nothing answers" in err) == fails
+    assert (f"next: backprop ollama register '{DONE.path}' --name {name}\n" in out) == fails
 
     assert main(["export", run, "--json", *words]) == (3 if fails else 0)
     answer = json.loads(capfd.readouterr().out)

@@ -56,6 +56,19 @@ def test_a_living_run_is_told_what_to_do_and_another_is_named(
     assert json.loads(capsys.readouterr().out) == {"run_id": run.run_id, "asked": word}
 
 
+def test_a_run_without_sample_prompts_is_not_asked_for_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recorded(tmp_path, started(), step(1)).directory
+    engine = os.open(run.control, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert main(["tell", str(run.path), "sample"]) == 1
+        assert "--sample-prompt" in capsys.readouterr().err
+        assert os.read(engine, 1) == b""
+    finally:
+        os.close(engine)
+
+
 def ended(status: str) -> ev.RunFinished:
     end = finished(1)
     end.status = status  # type: ignore[assignment]
@@ -109,6 +122,7 @@ def test_a_failed_run_in_json_ends_with_run_failed_and_nothing_after_it(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [event["seq"] for event in events] == [1, 2]
     assert events[-1]["code"] == "RUNTIME_IO_FAILED"
+    assert set(events[-1]) >= {"message", "hint", "retryable"}
 
 
 def train(folder: Path, model: Path, rows: Path, *more: str) -> subprocess.Popen[str]:

@@ -117,6 +117,12 @@ def test_every_run_is_written_out_with_its_settings(
     assert table[2]["note"] == "'=1+1"  # a spreadsheet does not run it
     assert main(["export-runs", "--file", "runs.csv"]) == 1
     assert "runs.csv" in capsys.readouterr().err
+    assert main(["export-runs", "--format", "csv", "--file", "again.csv", "--json", "try"]) == 0
+    again = {"file": str(tmp_path / "again.csv"), "format": "csv", "count": 3}
+    assert json.loads(capsys.readouterr().out) == again
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "runs.csv").read_text()
+    assert main(["export-runs", "--format", "csv", "--json"]) == 1
+    assert "--format is without effect" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_deleting_says_what_it_frees_and_what_needs_it(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,3 +196,9 @@ def test_a_replay_of_other_rows_is_refused_by_their_line_and_nothing_is_made(
     assert list(output.iterdir()) == [run]
     again = backprop("replay", run.name, "--data", str(rows_file), "--json")
     assert (again.code, again.events[-1]["status"]) == (0, "done"), again.err
+
+
+def test_a_mistyped_output_directory_is_said(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list-runs", "export-runs"):
+        assert main([command, "--output", f"{output}s"]) == 1
+        assert f"there is no directory {output}s" in capsys.readouterr().err

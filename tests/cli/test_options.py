@@ -185,17 +185,20 @@ def test_digits_are_those_from_0_to_9(text: str, setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "flags"),
+    ("words", "flags", "otherwise"),
     [
-        (["train", "--lr", "0.1", "--preset", "fast"], "--lr, --preset"),
-        (["train", "--no-packing"], "--no-packing"),
-        (["multi-run", "--replay", "0.2", "--data", "d.jsonl"], "--data, --replay"),
+        (["train", "--lr", "0.1", "--preset", "fast"], "--lr, --preset", "backprop extend RUN"),
+        (["train", "--no-packing"], "--no-packing", "backprop fork RUN"),
+        (["train", "--dry-run"], "--dry-run", "backprop fork RUN"),
+        (["multi-run", "--dry-run"], "--dry-run", "in another --output"),
+        (["multi-run", "--replay", "0.2", "--data", "d.jsonl"], "--data, --replay", "in another --output"),
     ],
 )
 def test_flags_beside_resume_are_refused_for_they_would_do_nothing(
-    words: list[str], flags: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], flags: str, otherwise: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--resume", "abc", "--model", "moved", "--json"]) == 1
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "INPUT_VALIDATION_FAILED"
     assert sorted(error["message"].split(":")[0].split(", ")) == sorted(flags.split(", "))
+    assert otherwise in error["hint"]

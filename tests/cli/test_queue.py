@@ -72,8 +72,8 @@ def test_a_queue_that_is_run_ends_with_every_run_and_says_which_failed(
     rows = write_rows(tmp_path / "rows.jsonl", 8)
     queue = Queue()
     plain = {"data": str(rows), "model": str(tiny_model), "backend": "cpu", "steps": 2, "held_out": "none"}
-    (tmp_path / "file").touch()
     bad = queue.add(RunConfig(**plain, output_dir=str(tmp_path / "file"))).run_id
+    (tmp_path / "file").touch()
     good = queue.add(RunConfig(**plain, output_dir=str(tmp_path / "out"))).run_id
     assert main(["queue", "run", "--json"]) == 3
     said = capsys.readouterr()

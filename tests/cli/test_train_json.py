@@ -49,6 +49,10 @@ def test_the_events_have_the_keys_that_scripts_rely_on(events: list[dict[str, An
     steps = [event for event in events if event["type"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
     assert all(set(event) >= STEP_KEYS for event in steps)
+    (saved, *_) = [event for event in events if event["type"] == "checkpoint_saved"]
+    assert set(saved) >= {"step", "path", "seconds_blocked", "bytes"}
+    files = [path for path in Path(saved["path"]).rglob("*") if path.is_file() and path.name != "manifest.json"]
+    assert saved["bytes"] == sum(path.stat().st_size for path in files)
     assert set(events[-1]) >= FINISHED_KEYS
     assert events[-1]["steps"] == 6
     assert Path(events[-1]["output_path"], "adapter_config.json").is_file()

@@ -28,10 +28,14 @@ def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+EMPTY = (2).to_bytes(8, "little") + b"{}"
+"""Weights without a tensor."""
+
+
 def write(folder: Path, *names: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_text("{}")
+        (folder / name).write_bytes(EMPTY if name.endswith(".safetensors") else b"{}")
 
 
 def test_a_name_that_is_nothing_is_refused_with_the_presets() -> None:
@@ -84,6 +88,18 @@ def half_of_them(folder: Path) -> None:
         (folder / name).unlink()
 
 
+def half_a_file(folder: Path) -> None:
+    write(folder, "config.json", "a.safetensors")
+    header = json.dumps({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    (folder / "b.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(7))
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors"}}))
+
+
+def half_a_header(folder: Path) -> None:
+    write(folder, *MODEL)
+    (folder / "model.safetensors").write_bytes(EMPTY[:-1])
+
+
 def index_of(places: Any) -> Any:
     def make(folder: Path) -> None:
         write(folder, "config.json", "a.safetensors")
@@ -118,6 +134,8 @@ def a_runs_adapter(folder: Path) -> None:
         (pointer, "model.safetensors is a Git LFS pointer", "lfs pull"),
         (two_sets, "two sets of weights: model.safetensors, and 2 others", "keep the one"),
         (half_of_them, "lacks 1 of its files of weights, the first of them 'b.safetensors'", "copy the model again"),
+        (half_a_file, r"b\.safetensors has \d+ bytes where its header tells of \d+", "copy this file again"),
+        (half_a_header, r"model\.safetensors is cut off", "copy this file again"),
         (index_of({"x": "../outside.safetensors"}), "lacks 1 of its files .* '../outside.safetensors'", ""),
         (index_of({"x": ["a.safetensors"]}), "index.json does not say where", "copy it again"),
         (index_of([]), "index.json does not say where", "copy it again"),
@@ -133,6 +151,8 @@ def a_runs_adapter(folder: Path) -> None:
         "LFS",
         "two sets",
         "half",
+        "half a file",
+        "half a header",
         "outside",
         "list",
         "no map",

@@ -18,6 +18,11 @@ from backprop.core.redaction import MASK, redact
         ("token=abcdefgh", "abcdefgh"),
         ("api_key: 'x1'", "x1"),
         ('{"password": "p"}', '"p"'),
+        ('password="correct horse battery"', "battery"),
+        ("{'api_key': 'two words'}", "words"),
+        (json.dumps({"body": json.dumps({"password": "hunter2 it is"})}), "hunter2"),
+        (json.dumps({"body": json.dumps({"password": "hunter2 it is"})}), "it is"),
+        ('password="not closed', "not"),
         ("WANDB_API_KEY=0123abc", "0123abc"),
         ("HF_TOKEN=zz", "zz"),
         ("Authorization: Basic dXNlcjpwdw", "dXNlcjpwdw"),
@@ -39,6 +44,7 @@ def test_secrets_are_masked_whatever_their_length(text: str, secret: str) -> Non
         "answers end with no special token: the model may not learn to stop",
         "another special token: 3 rows\nThe secret: patience.",
         "the end token: <|im_end|>, eos_token=</s>",
+        *[pytest.param(part * 100_000, id=f"many {part}") for part in ("a_", "a.")],
         "Basic training, basic end-to-end checks and the bearer of news",
     ],
 )
@@ -47,8 +53,11 @@ def test_prose_and_counts_are_untouched(text: str) -> None:
 
 
 def test_a_json_line_stays_json() -> None:
-    line = json.dumps({"message": "x", "api_key": "abc", "list": ["token=zz"]})
-    assert json.loads(redact(line))["message"] == "x"
+    inside = json.dumps({"token": "a b", "n": "kept"})
+    line = json.dumps({"message": "token=", "api_key": "abc def", "list": ["token=zz"], "body": inside})
+    read = json.loads(redact(line))
+    assert (read["message"], read["api_key"], read["list"]) == ("token=", MASK, [f"token={MASK}"])
+    assert json.loads(read["body"]) == {"token": MASK, "n": "kept"}
 
 
 def test_masking_twice_changes_nothing() -> None:

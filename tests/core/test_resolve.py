@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from backprop.core.definition import OTHERS, all_settings, nearest, settings
+from backprop.core.definition import OTHERS, all_settings, chosen_by_rule, nearest, settings
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.paths import config_dir
 from backprop.core.resolve import Resolution, resolve
@@ -298,6 +298,13 @@ def test_trust_is_never_given_by_a_file_that_is_read_unasked(monkeypatch: pytest
     assert resolve({"trust_remote_code": True}).values["trust_remote_code"] is True
 
 
+def test_settings_that_were_saved_as_utf_16_are_not_passed_over() -> None:
+    Path(".env").write_text("BACKPROPAGATE_LORA__R=7\n", encoding="utf-16")
+    (error,) = resolve().errors
+    assert error.message == f"{Path.cwd() / '.env'} cannot be read: it is no text in UTF-8"
+    assert error.hint == "save it as UTF-8"
+
+
 def test_the_line_of_a_key_is_found_however_it_is_written() -> None:
     lines = [
         "# seed = 9, lora.x = 1",
@@ -341,6 +348,12 @@ def test_a_file_that_cannot_be_used_says_why(name: str, content: str | None, sai
 def test_the_names_of_other_trainers_are_known() -> None:
     assert all(nearest(name) == all_settings()[ours] for name, ours in OTHERS.items())
     assert not set(OTHERS) & set(all_settings())
+
+
+def test_a_rule_chose_what_was_open_and_nothing_that_was_named() -> None:
+    before = RunConfig(data="rows", model="somewhere")
+    after = msgspec.structs.replace(before, model="/elsewhere", learning_rate=1e-4, max_seq_length=64)
+    assert set(chosen_by_rule(before, after)) == {"learning_rate", "max_seq_length"}
 
 
 def test_every_setting_has_a_place_of_its_own() -> None:

@@ -154,6 +154,8 @@ def test_roles_out_of_order_are_reported() -> None:
     assert codes("user", "user", "assistant") == ["role_order"]
     assert codes("assistant", "user", "assistant") == ["role_order"]
     assert codes("user", "system", "assistant") == ["role_order"]
+    assert codes("user", "assistant", "tool", "tool", "assistant") == []
+    assert codes("user", "tool", "assistant") == codes("tool", "assistant") == ["role_order"]
 
 
 def test_content_parts_become_text_and_reasoning() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -51,26 +52,21 @@ def errors(path: Path) -> dict[int, str]:
         return {row.line: f"{row.error.code}: {row.error.message}" for row in source if row.error is not None}
 
 
-@pytest.mark.parametrize(
-    "ending", ["jsonl", "ndjson", "json", "csv", "parquet", "txt", "jsonl.gz", "json.zst", "csv.gz"]
-)
-def test_every_file_type_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
-    kind = ending.split(".", maxsplit=1)[0]
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "json", "csv", "parquet", "txt"])
+def test_every_file_type_gives_the_same_rows(tmp_path: Path, kind: str, packed: str) -> None:
+    table = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), table, row_group_size=7)
     data = {
         "jsonl": LINES,
         "ndjson": LINES,
         "json": json.dumps(ROWS, indent=2).encode(),
         "csv": ("text\r\n" + "".join(f"{row['text']}\r\n" for row in ROWS)).encode(),
         "txt": "".join(f"{row['text']}\n" for row in ROWS).encode(),
-        "parquet": b"",
+        "parquet": table.getvalue(),
     }[kind]
-    if ending.endswith(".gz"):
-        data = gzip.compress(data)
-    if ending.endswith(".zst"):
-        data = zstd(data)
-    path = written(tmp_path, f"rows.{ending}", data)
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=7)
+    data = {"": bytes, ".gz": gzip.compress, ".zst": zstd}[packed](data)
+    path = written(tmp_path, f"rows.{kind}{packed}", data)
     with open_source(path) as source:
         expected = [row["text"] for row in ROWS] if kind == "txt" else ROWS
         assert [row.value for row in source] == expected

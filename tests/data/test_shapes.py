@@ -269,6 +269,12 @@ def test_what_cannot_be_honoured_stops_the_row_in_checks_too(row: Any, code: str
         ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT], "system": "Be a pirate."}, "ignored_field"),
         ({"text": "### Instruction:\nWho?\n\n### Response:\nMe."}, "transcript"),
         ({"text": "User: Who?\nAssistant: Me."}, "transcript"),
+        ({"text": "A chat. USER: Who? ASSISTANT: Me.</s>"}, "transcript"),
+        ({"text": "Q: Who?\nA: Me.\n\nQ: Why?\nA: So."}, "transcript"),
+        ({"text": "Instruct: Who?\nOutput: Me."}, "transcript"),
+        ({"messages": [ASKED, SAID | {"content": "Me.\n\nHuman: Why?\n\nAssistant: So."}]}, "transcript"),
+        ({"instruction": "Who?", "output": "Me.\n### Instruction:\nWhy?\n### Response:\nSo."}, "transcript"),
+        ({"prompt": "Who?", "completion": "Me. USER: Why? ASSISTANT: So."}, "transcript"),
     ],
 )
 def test_what_is_odd_is_said_by_checking_and_by_preparing(
@@ -307,8 +313,8 @@ def test_a_missing_value_beside_the_question_is_read_as_empty_and_said_once(
     ],
 )
 def test_what_a_tool_answers_is_text_whatever_it_is(answered: Any, text: str) -> None:
-    example = read({"messages": [ASKED, {"role": "tool", "content": answered}, SAID]})
-    assert [(turn.role, turn.content) for turn in example.turns][1] == ("tool", text)
+    example = read({"messages": [ASKED, SAID, {"role": "tool", "content": answered}, SAID]})
+    assert [(turn.role, turn.content) for turn in example.turns][2] == ("tool", text)
     assert [warning.code for warning in example.warnings] == (["written_value"] if text != "clear" else [])
 
 

@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from backprop.core.errors import DatasetError, InputError, InvalidSettingError
+from backprop.core.methods import Rows as Learned
 from backprop.data.clean import Rules, clean_file
 from backprop.data.dedup import clusters, overlap, shingles
 from backprop.data.quality import LengthLimits
+from backprop.data.report import report
 from backprop.data.split import held_out, held_out_size, places, split_file, split_rows
 from backprop.data.traces import TraceLimits
+from backprop.data.validate import validate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -189,6 +192,25 @@ def test_a_cleaned_copy_says_of_every_row_why_it_went(tmp_path: Path) -> None:
         clean_file(path, rules)
 
 
+def test_what_is_written_for_a_method_is_what_it_can_learn_from(tmp_path: Path) -> None:
+    odd: dict[Learned, list[Any]] = {
+        "pairs": [{"prompt": "p", "chosen": "x", "rejected": "x"}, {"prompt": "p", "chosen": "x", "rejected": " "}],
+        "feedback": [{"prompt": "q", "completion": "a"}],
+    }
+    codes = {"pairs": {"same_sides": 1, "empty_content": 1}, "feedback": {"no_label": 1}}
+    good: dict[Learned, list[Any]] = {
+        "pairs": [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(8)],
+        "feedback": [{"prompt": f"q{i}", "completion": f"a {i}", "label": i % 2 == 0} for i in range(8)],
+    }
+    for rows, kept in good.items():
+        path = written(tmp_path, [*kept, *odd[rows]], f"{rows}.jsonl")
+        cleaned, parted = clean_file(path, rows=rows), split_file(path, rows=rows)
+        assert (cleaned.kept, cleaned.removed) == (8, codes[rows])
+        assert (parted.train_rows + parted.held_out_rows, parted.left_out) == (8, codes[rows])
+        assert validate(cleaned.output, rows=rows).invalid == validate(parted.train, rows=rows).invalid == 0
+        assert (report(path, rows=rows).usable, report(path).usable) == (8, 8 + len(odd[rows]))
+
+
 def test_language_traces_and_order_are_rules_too(tmp_path: Path) -> None:
     english = "The captain looked at the sea and said nothing for a long while. "
     rows = [
@@ -222,3 +244,13 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(Exception, match="No space left on device"):
         clean_file(path)
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("write", [clean_file, split_file])
+def test_a_file_that_came_while_rows_were_read_is_not_replaced(write: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, [{"text": f"row {i}"} for i in range(10)])
+    other = tmp_path / ("rows.clean.jsonl" if write is clean_file else "rows.held-out.jsonl")
+    with pytest.raises(InputError, match="exists already and is not overwritten"):
+        write(path, progress=lambda done, total: other.write_text("another's"))
+    assert other.read_text() == "another's"
+    assert not [file.name for file in tmp_path.iterdir() if file.name.endswith(("report.json", "output", "partial"))]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backprop.core.errors import DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
+from backprop.core.errors import BackpropError, DatasetError, InvalidSettingError, ModelLoadError, TrainingAbortedError
 from backprop.core.settings import RunConfig
-from backprop.data import preprocess
+from backprop.data import preprocess, token_cache
 from backprop.data.encode import encode_value
 from backprop.data.example import RowError
 from backprop.data.preprocess import Prepared, prepare
@@ -326,6 +326,28 @@ def test_a_broken_cache_entry_is_made_again(ready: Callable[..., Prepared], dama
     assert not again.summary.cached
     assert again.ids.tolist() == wanted
     assert ready(rows).summary.cached
+
+
+@pytest.mark.parametrize("rows", [1, 2000])
+def test_a_cache_without_room_is_named_and_nothing_is_left_in_it(
+    ready: Callable[..., Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    class Full(token_cache.Writer):
+        """All that it writes goes to a disk that is full."""
+
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            for name, file in self._files.items():
+                file.close()
+                self._files[name] = Path("/dev/full").open("wb")  # noqa: SIM115 - the writer closes it
+
+    monkeypatch.setattr(preprocess, "Writer", Full)
+    with pytest.raises(BackpropError) as caught:
+        ready([pair(f"a{number}", "b") for number in range(rows)], cache_dir=tmp_path / "cache")
+    assert caught.value.code == "RUNTIME_DISK_FULL"
+    assert caught.value.message == f"tokens cannot be kept in {tmp_path / 'cache'}: No space left on device"
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_cancelling_leaves_nothing_in_the_cache(ready: Callable[..., Prepared], tmp_path: Path) -> None:

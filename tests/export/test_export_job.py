@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from backprop.core import files
-from backprop.core.errors import BackpropError, EngineCrashedError
+from backprop.core.errors import BackpropError, EngineCrashedError, ExportError, GGUFError, LoRAExportError
 from backprop.core.jobs import Check, Comparison, Exported, ExportRequest
 from backprop.data.tokenizer import ChatTokenizer
 from backprop.export import __main__ as job
@@ -394,10 +394,11 @@ def test_a_failed_comparison_is_named() -> None:
             Comparison(name="template", passed=False, detail="another one"),
         ],
     )
-    with pytest.raises(BackpropError, match="template: another one") as refused:
-        job.require_passed(check, Path("x.gguf"))
-    assert refused.value.code == "RUNTIME_GGUF_EXPORT_FAILED"
-    assert "vocabulary" not in refused.value.message
+    for format, failing in {"gguf": GGUFError, "lora-gguf": GGUFError, "lora": LoRAExportError}.items():
+        with pytest.raises(failing, match="template: another one") as refused:
+            job.require_passed(check, format)
+        assert refused.value.code == failing.code != ExportError.code
+        assert "vocabulary" not in refused.value.message
 
 
 def test_a_run_becomes_one_gguf_file_that_was_proved(trained: RunDirectory, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import backprop
 import msgspec
 import pytest
 from backprop.cli.main import main
-from backprop.core.errors import InputError, OllamaError
+from backprop.core.errors import InputError, OllamaRegistrationError
 from backprop.core.events import RunStarted, Sample
 from backprop.core.jobs import JobProgress, OllamaRequest, Registered
 from backprop.core.settings import RunConfig
@@ -69,7 +69,8 @@ def test_a_file_is_sent_once_and_a_name_is_replaced_only_when_asked(ollama: Olla
     for taken in ("captain", "captain:latest", "Captain"):
         with pytest.raises(InputError, match=r"has a model .* already") as refused:
             registered(file, taken)
-        assert "--replace" in refused.value.hint
+        assert f"`backprop ollama register {file} --name {taken} --replace`" in refused.value.hint
+        assert refused.value.details == {"taken": taken}
     assert len(ollama.created) == 1
     assert registered(file, replace=True).notes == ["the model of that name was replaced"]
     assert sum(method == "POST" and "blobs" in path for method, path in ollama.asked) == 1
@@ -105,7 +106,7 @@ def test_what_goes_wrong_is_said_in_its_own_words(
     ollama.fault = fault
     monkeypatch.setattr("backprop.export.ollama.register.system_turn", lambda run: ("Be brief.", ""))
     monkeypatch.setattr("backprop.export.ollama.register.run_of", lambda path, named: _Run)
-    with pytest.raises(OllamaError, match=words) as error:
+    with pytest.raises(OllamaRegistrationError, match=words) as error:
         registered(file, prompt="Who?")
     assert error.value.code == "DEP_OLLAMA_REGISTRATION_FAILED"
     assert error.value.hint
@@ -165,16 +166,16 @@ def test_a_real_ollama_takes_or_refuses_a_file(tmp_path: Path) -> None:
     server = OllamaServer()
     try:
         server.version()
-    except OllamaError as error:
+    except OllamaRegistrationError as error:
         pytest.skip(f"no Ollama here: {error.message}")
-    with suppress(OllamaError):  # a version that looks at tensors refuses a file without any
+    with suppress(OllamaRegistrationError):  # a version that looks at tensors refuses a file without any
         registered(write_gguf(tmp_path / "bare.gguf"), "backprop-test", replace=True)
         server.remove("backprop-test")
     assert "backprop-test:latest" not in [each["name"] for each in server.models()]
 
 
 def test_a_template_that_ollama_takes_for_its_own_is_not_left_there(ollama: Ollama, tmp_path: Path) -> None:
-    with pytest.raises(OllamaError, match="it took another chat template"):
+    with pytest.raises(OllamaRegistrationError, match="it took another chat template"):
         registered(write_gguf(tmp_path / "bare.gguf", template=CHATML))
     assert ollama.models == {}
 
@@ -203,10 +204,10 @@ def test_an_older_ollama_gets_the_turns_in_its_own_language(
 
 def test_an_ollama_that_cannot_serve_the_model_is_said(ollama: Ollama, tmp_path: Path) -> None:
     ollama.version = "0.29.9"
-    with pytest.raises(OllamaError, match="no other form of it is known"):
+    with pytest.raises(OllamaRegistrationError, match="no other form of it is known"):
         registered(write_gguf(tmp_path / "strange.gguf", template="<<{{ messages }}>>"))
     ollama.version = "0.5.4"
-    with pytest.raises(OllamaError, match=r"0\.5\.4 is too old"):
+    with pytest.raises(OllamaRegistrationError, match=r"0\.5\.4 is too old"):
         registered(write_gguf(tmp_path / "plain.gguf"))
     assert ollama.created == []
 
@@ -265,7 +266,7 @@ def test_the_host_is_read_as_ollama_reads_it(host: str, url: str) -> None:
 @pytest.mark.parametrize("host", ["a box", "bo\tx", "http://box/a b", "ftp://box"])
 def test_a_host_that_is_none_is_named(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", host)
-    with pytest.raises(OllamaError, match="OLLAMA_HOST does not name a server"):
+    with pytest.raises(OllamaRegistrationError, match="OLLAMA_HOST does not name a server"):
         OllamaServer()
 
 

@@ -11,7 +11,7 @@ import pytest
 from backprop.cli.main import main
 from backprop.core.errors import ExportError, InputError
 from backprop.core.jobs import Pushed, PushRequest
-from backprop.export.card import licence_word
+from backprop.export.card import About, card, licence_word
 from backprop.export.push import pack, push, require_nothing_private, require_repository
 from backprop.runs.directory import RunDirectory
 from backprop.runs.state import read_run
@@ -78,19 +78,33 @@ def test_the_command_uploads_a_run_in_private_with_its_card(
     assert json.loads(there["adapter_config.json"])["base_model_name_or_path"] is None
     assert any("base model's local path is left out" in note for note in done["notes"])
 
-    card = there["README.md"].decode()
-    assert card == done["card"]
-    assert card.startswith('---\nlibrary_name: "peft"\n')
+    text = there["README.md"].decode()
+    assert text == done["card"]
+    assert text.startswith('---\nlibrary_name: "peft"\n')
     state = read_run(run.path)
     identity = json.loads((run.adapter / "backprop.json").read_bytes())
     assert state.dataset is not None
     trained = f"| trained rows | {state.dataset.kept - state.dataset.held_out} |"
     for fact in (identity["data"], run.run_id, "| rows | 8 |", trained, "| lora_r | 4 |", "| learning_rate | 0.01 |"):
-        assert fact in card
-    assert f"{state.curves.loss[-1]:.4f}" in card
-    assert state.environment["torch"] in card
-    assert state.environment["host"] not in card
-    assert "base_model" not in card
+        assert fact in text
+    assert f"{state.curves.loss[-1]:.4f}" in text
+    assert state.environment["torch"] in text
+    assert state.environment["host"] not in text
+    assert "base_model" not in text
+    assert "A LoRA adapter for a model." in text
+    base, *others = state.evaluations
+    assert base.base
+    assert f"| loss on held-out rows, before training | {base.loss:.4f} |" in text
+    assert f"| loss on held-out rows, at the end | {others[-1].loss:.4f} (step 2) |" in text
+
+
+def test_a_run_that_was_stopped_before_its_first_evaluation_has_no_loss_at_the_end(run: RunDirectory) -> None:
+    state = read_run(run.path)
+    state.evaluations = state.evaluations[:1]
+    about = About(repo=REPO, relation="finetune", library="transformers", base="", licence="", data_hash="", run=state)
+    assert "A model, fine-tuned: base" in card(about)
+    assert "before training" in card(about)
+    assert not any(words in card(about) for words in ("at the end", "rows, best"))
 
 
 def test_a_gguf_file_and_a_merged_folder_say_what_they_are(loopback: Hub, tmp_path: Path, tiny_model: Path) -> None:

@@ -91,6 +91,7 @@ def test_the_lora_preset_auto_is_the_largest_that_fits_with_room_to_spare(free: 
     chosen, reasons = fitted(config, free * GB)
     assert chosen.lora_preset == preset
     assert f"{free}.0 are free" in reasons["lora_preset"]
+    assert fitted(config, 0).reasons == {"lora_preset": "on a CPU: the smallest"}
     # A rank that is given stands, with the alpha of a preset.
     with_rank = fitted(replace(config, lora_r=8), free * GB).config
     assert (rules.adapter(with_rank)["lora_r"], rules.adapter(with_rank)["lora_alpha"]) == (8, 16)

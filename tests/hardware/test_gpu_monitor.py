@@ -1,6 +1,9 @@
 """The real NVML bindings over a compiled library that plays a script (tests/fixtures/nvml/stand_in.c)."""
 
-from backprop.hardware.gpu import Energy
+import pytest
+from backprop.core.errors import GPUMonitoringError
+from backprop.hardware import nvml
+from backprop.hardware.gpu import Energy, check_gpu_safe
 
 READ = """
 from backprop.hardware.gpu import GPUMonitor
@@ -212,6 +215,15 @@ except GPUNotAvailableError as error: answer(error.to_dict())
     error = play("", code, library=no_library)
     assert error["code"] == "DEP_GPU_NOT_AVAILABLE"
     assert "NVIDIA" in error["message"]
+
+
+def test_check_gpu_safe_tells_a_driver_that_does_not_answer_from_no_card(monkeypatch):
+    def lost():
+        raise nvml.CardGoneError("GPU is lost")
+
+    monkeypatch.setattr(nvml, "open_cards", lost)
+    with pytest.raises(GPUMonitoringError, match="GPU is lost"):
+        check_gpu_safe()
 
 
 def test_energy_is_the_cards_own_counter_where_it_has_one(play):

@@ -17,6 +17,7 @@ from backprop.core.files import new_file
 from backprop.core.settings import RunConfig
 from backprop.runs import directory as directory_module
 from backprop.runs.directory import RunDirectory
+from backprop.runs.state import read_run
 from made_events import started
 
 HOLDER = """
@@ -170,3 +171,41 @@ def test_what_a_kill_left_half_written_is_gone_when_the_run_is_held_again(direct
         writing.write(b"{}")
     assert [path.name for path in directory.path.rglob(".*")] == [".adapter.old"]
     assert (directory.path / "note.json").read_bytes() == b"{}"
+
+
+def test_a_disk_that_is_full_is_said_as_such_and_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(directory_module, "write_json", full)
+    with pytest.raises(RunError, match="No space left on device") as caught:
+        RunDirectory.create(RunConfig(data="d", output_dir=str(tmp_path)))
+    assert (caught.value.code, caught.value.exit_code) == ("RUNTIME_DISK_FULL", 2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_that_was_killed_before_it_took_the_lock_is_missed_at_once(directory: RunDirectory) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as engine:
+        directory.announce(engine.pid)
+        assert directory.is_alive()
+        engine.kill()
+    assert not directory.is_alive()
+    assert read_run(directory.path).status == "crashed"
+
+
+def test_an_engine_that_has_the_lock_already_is_not_announced(directory: RunDirectory) -> None:
+    with directory.hold_lock():
+        directory.announce(1)
+        assert directory.lock_holder().pid == os.getpid()
+        assert directory.was_worked_on()
+
+
+def test_a_tag_of_a_run_whose_record_is_lost_is_kept_beside_what_the_journal_tells(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    record = directory.read_record()
+    story(started(config=msgspec.to_builtins(record.config)))
+    directory.record.unlink()
+    directory.update_record(tags=["good"])
+    found = directory.read_record()
+    assert (found.run_id, found.config, found.tags) == (record.run_id, record.config, ["good"])

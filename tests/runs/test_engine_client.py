@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from backprop.core.errors import InvalidSettingError, MissingDependencyError, RunError
-from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFinished, Stop, encode
+from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFailed, RunFinished, Stop, encode
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
 from backprop.runs.directory import RunDirectory
@@ -21,6 +22,7 @@ from backprop.runs.engine_process import WarmEngine
 from backprop.runs.queue import Queue
 from backprop.runs.state import read_run
 from backprop.worker.setup import quiet_libraries
+from made_events import started, step
 from patience import PATIENCE
 from recorded_runs import record
 
@@ -373,3 +375,38 @@ os.kill(os.getpid(), 9)"""
         waits = os.pidfd_open(int(starter.stdout))
         assert select.select([waits], [], [], PATIENCE)[0], "it waits for ever"
         os.close(waits)
+
+
+def test_what_a_full_disk_keeps_from_the_journal_comes_by_the_pipe(directory: RunDirectory, tmp_path: Path) -> None:
+    told = [
+        started(),
+        step(1),
+        step(2),
+        RunFailed(code="RUNTIME_DISK_FULL", message="no room", hint="", retryable=True),
+    ]
+    for seq, event in enumerate(told, 1):
+        event.run_id, event.seq = directory.run_id, seq
+    directory.journal.write_bytes(b"".join(map(encode, told[:2])))
+    (tmp_path / "pipe").write_bytes(b"".join(map(encode, told[2:])))
+    engine = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)
+    engine.wait()
+    assert [event.seq for event in read_to_end(EngineClient(directory, engine))] == [1, 2, 3, 4]
+
+
+def test_a_command_that_cannot_reach_a_living_engine_does_not_call_it_gone(tmp_path: Path) -> None:
+    watched = start(tmp_path, "1 obey")
+    while not watched.read(PATIENCE):
+        pass
+    watched.directory.control.unlink()
+    with pytest.raises(RunError, match="is gone") as caught:
+        engine_client.attach(watched.directory.path).send(Pause())
+    assert f"`kill -INT {watched.directory.lock_holder().pid}`" in caught.value.hint
+    watched.kill()
+    watched.wait(PATIENCE)
+    with pytest.raises(RunError, match="no engine is working"):
+        watched.send(Pause())
+
+
+def test_an_engine_whose_run_was_deleted_is_not_to_be_resumed(directory: RunDirectory) -> None:
+    shutil.rmtree(directory.path)
+    assert engine_client.attach(directory.path).crash().hint.startswith("the directory was deleted meanwhile")

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from backprop.core.errors import InputError
+from backprop.core.errors import ConfigurationError, InputError
 from backprop.core.events import Gpu
 from backprop.core.files import is_held
 from backprop.core.settings import RunConfig
@@ -16,7 +17,7 @@ from backprop.hardware.gpu import GPUMonitor
 from backprop.runs import engine_client
 from backprop.runs.directory import RunDirectory
 from backprop.runs.index import RunIndex
-from backprop.runs.queue import Queue
+from backprop.runs.queue import Entry, Queue
 from backprop.worker import queue_runner
 from brief_engines import start_brief_engine
 from patience import PATIENCE
@@ -149,8 +150,10 @@ def test_after_a_failure_the_queue_goes_on_or_stops_until_a_person_says_so(runs:
 
 
 def test_a_run_that_cannot_be_begun_fails_with_the_reason(runs: Path) -> None:
-    (runs / "file").touch()
     entry = Queue().add(RunConfig(data="d", output_dir=str(runs / "file")))
+    (runs / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot write to the output directory"):
+        Queue().add(RunConfig(data="d", output_dir=str(runs / "file")))
     serve()
     (over,) = Queue().read().over
     assert (over.run_id, over.status) == (entry.run_id, "failed")
@@ -244,3 +247,17 @@ def test_whoever_has_work_starts_a_runner_unless_one_lives(runs: Path, monkeypat
     assert runner.wait(PATIENCE) == 0
     assert ended() == [(entry, "done")]
     assert (queue.home / "runner.log").read_text().strip().isdigit()
+
+
+@pytest.mark.parametrize(
+    ("asked", "length"),
+    [
+        ({"steps": 1}, "1 step"),
+        ({"steps": 1_234_567}, "1,234,567 steps"),
+        ({"epochs": 1.0}, "1 epoch"),
+        ({"epochs": 2.5}, "2.5 epochs"),
+        ({}, "auto epochs"),
+    ],
+)
+def test_how_long_an_entry_is_to_be_is_said_as_it_was_asked_for(asked: dict[str, Any], length: str) -> None:
+    assert Entry(run_id="a", added=0.0, config=RunConfig(data="d", **asked)).length == length

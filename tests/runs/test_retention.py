@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,22 @@ def test_registering_a_path_again_replaces_its_loss(tmp_path: Path) -> None:
     manager = _filled(tmp_path, [0.3, 0.1])
     manager.register(0, "run-0", NAN)
     assert [(entry.path, entry.val_loss) for entry in manager.checkpoints()] == [("run-0", "nan"), ("run-1", 0.1)]
+
+
+@pytest.mark.parametrize("stands", [".", "elsewhere", "saved/run-2"])
+def test_a_path_may_be_written_as_the_directory_is(
+    stands: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / "saved" / f"run-{index}" for index in range(3)]
+    for folder in (*folders, tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / stands)
+    saved = Path(os.path.relpath(tmp_path / "saved"))
+    manager = CheckpointManager(saved, CheckpointPolicy(keep_best_n=1, keep_final=False))
+    for index, folder in enumerate(folders):
+        manager.register(index, saved / folder.name, 1 / (1 + index))
+    assert manager.prune() == folders[:2]
+    assert _folders(tmp_path / "saved") == ["run-2"]
 
 
 @pytest.mark.parametrize("path", ["../elsewhere", "/etc", ".", "a/../../b"])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import msgspec
@@ -264,7 +265,10 @@ def test_an_engine_interrupted_before_it_says_that_it_continues_a_run_leaves_it_
     first: list[ev.Event], status: str
 ) -> None:
     early = msgspec.structs.replace(finished(0), status="interrupted", samples_seen=0, tokens_seen=0, began=False)
-    before, state = fold(*first), fold(*first, early)
+    before = fold(*first)
+    state = deepcopy(before)
+    state.started_at = state.started_at or 1.0  # as whoever watches has it from run.json, before an engine spoke
+    state.apply(msgspec.structs.replace(early, seq=state.last_seq + 1, time=state.last_event_at + 1.0))
     before.alive = state.alive = False
     assert (state.status, state.last_failure) == (status, None)
     assert (state.step, len(state.curves)) == ((1, 1) if first else (0, 0))
@@ -317,3 +321,19 @@ def test_a_journal_that_was_removed_is_damage(directory: RunDirectory) -> None:
 
 def test_a_step_of_zero_has_an_estimate_too() -> None:
     assert fold(started(), step(0, total=4)).eta_seconds is not None
+
+
+def test_a_run_that_was_moved_names_its_files_where_they_are_now(
+    directory: RunDirectory, story: Callable[..., None]
+) -> None:
+    def saved(number: int, below: str = "checkpoints") -> ev.CheckpointSaved:
+        return ev.CheckpointSaved(step=number, path=f"/x/{below}/step-0000000{number}", seconds_blocked=0, bytes=1)
+
+    pruned = ev.CheckpointPruned(step=1, path=f"/elsewhere/{directory.run_id}/checkpoints/step-00000001")
+    inner = saved(1, "runs/a/checkpoints")
+    story(started(), step(1), saved(1), inner, step(2), saved(2), pruned, finished(2))
+    moved = directory.path.rename(directory.path.with_name("moved"))
+    state = read_run(moved)
+    assert state.output_path == str(moved / "adapter")
+    kept = ["runs/a/checkpoints/step-00000001", "checkpoints/step-00000002"]
+    assert [each.path for each in state.checkpoints] == [str(moved / below) for below in kept]

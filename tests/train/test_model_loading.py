@@ -12,6 +12,7 @@ import runs_in_process
 import torch
 from backprop.core.errors import GPUNotAvailableError, InvalidSettingError, ModelLoadError
 from backprop.core.events import Event, ModelLoaded, Step
+from backprop.core.rules import require_layers
 from backprop.core.settings import RunConfig
 from backprop.data import tokenizer
 from backprop.train import generate
@@ -269,6 +270,16 @@ def test_a_presets_layers_are_found_among_the_models_own(
 
     assert found == targets
     assert note in notes[0]
+
+
+def test_all_linear_is_every_linear_layer_whatever_the_preset_and_the_names(tiny_config: RunConfig) -> None:
+    asked = replace(tiny_config, lora_preset="fast", target_modules=["all-linear"])
+    require_layers(asked, {"qkv_proj", "o_proj"})
+
+    found, notes = lora.choose_targets(Layers(["qkv_proj", "o_proj"]), models.resolved(asked))
+
+    assert found == ["o_proj", "qkv_proj"]
+    assert "qkv_proj too" in notes[0]
 
 
 def test_gpt2_whose_layers_are_convolutions_in_name_gets_adapters_on_all_of_them(

@@ -13,7 +13,13 @@ import pytest
 import torch
 from backprop.cli.options import forked_config
 from backprop.core import events as ev
-from backprop.core.errors import CheckpointError, EngineCrashedError, SLAOMergeError, TrainingError
+from backprop.core.errors import (
+    BatchOperationError,
+    CheckpointError,
+    EngineCrashedError,
+    SLAOMergeError,
+    TrainingError,
+)
 from backprop.core.events import Event
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import engine_client
@@ -166,6 +172,21 @@ def test_the_journal_has_one_curve_the_merges_and_the_whole_table(whole: Session
     for run in runs_of(whole.directory):
         own = read_run(run.path)
         assert (own.status, own.step, own.parent) == ("done", STEPS, "")
+
+
+def test_a_row_that_parts_of_a_dataset_hold_out_in_common_counts_once(tiny_model: Path, tmp_path: Path) -> None:
+    tasks = write_tasks(tmp_path, 10)
+    config = settings(tiny_model, tmp_path, data=tasks[0], samples=4, steps=1)
+    directory = create(config, MultiConfig(runs=3))
+    work(directory)
+    state = read_run(directory.path)
+    held_out = len((directory.path / "data" / "held-out.jsonl").read_text().splitlines())
+    assert sum(each.held_out for each in state.runs) > held_out
+    assert state.finished is not None
+    assert state.finished.verdict is not None
+    assert state.finished.verdict.rows == held_out
+    last = [cell.rows for cell in state.forgetting.cells if cell.after == 3]
+    assert last == [each.held_out for each in state.runs]
 
 
 def test_commands_reach_the_run_that_works_and_are_answered_in_the_sessions_steps(whole: Session) -> None:
@@ -366,7 +387,7 @@ def test_a_session_fails_where_all_its_runs_do(
 ) -> None:
     fail_in(0, monkeypatch)
     directory = create(settings(tiny_model, tmp_path), multi(tmp_path))
-    with pytest.raises(TrainingError, match=r"all 3 runs failed.*run 1 .*cat sat.*run 3 "):
+    with pytest.raises(BatchOperationError, match=r"all 3 runs failed.*run 1 .*cat sat.*run 3 "):
         work(directory)
     assert not directory.result
 

@@ -92,3 +92,16 @@ def test_a_replay_takes_the_same_steps_and_another_row_is_refused_by_its_line(
     assert caught.value.code == "STATE_IDENTITY_MISMATCH"
     meant = work(replay_of(first, data=config.data))
     assert compared(meant).steps == config.steps
+
+
+def test_a_replay_of_an_extended_run_says_why_its_curve_parts_and_takes_no_setting_for_changed(
+    tiny_config: RunConfig, work: Callable[..., list[ev.Event]]
+) -> None:
+    first = RunDirectory.create(replace(tiny_config, steps=2))
+    assert "SCHEDULE_CHANGED" not in [each.code for each in runs_in_process.of(work(first), ev.Warning)]
+    work(first, "extend", "4")
+    assert (first.read_record().config.steps, first.read_record().config.epochs) == (4, "auto")
+
+    warnings = [each.code for each in runs_in_process.of(work(replay_of(first)), ev.Warning)]
+    assert "SCHEDULE_CHANGED" in warnings
+    assert "SETTINGS_CHANGED" not in warnings

@@ -15,7 +15,7 @@ from backprop.runs.directory import RunDirectory
 from backprop.runs.state import RunState
 from backprop.train import model as models
 from backprop.train.model import resolved
-from backprop.train.persistence.resume import begin
+from backprop.train.persistence.resume import begin, run_started
 from msgspec.structs import replace
 from runs_in_process import go_on, of, train
 
@@ -100,15 +100,21 @@ def model_limit(config: RunConfig) -> int:
     return found
 
 
-def test_a_batch_that_nobody_chose_follows_the_rows_lengths(tiny_config: RunConfig, tmp_path: Path) -> None:
-    data = chats(tmp_path / "rows.jsonl", [5] * 40)
+# Packed passes on a CPU are of 512 tokens; a step keeps its sixteen rows.
+@pytest.mark.parametrize(("words", "length", "batch"), [(5, 64, (8, 2)), (90, 512, (1, 16))])
+def test_a_batch_that_nobody_chose_is_open_until_the_rows_lengths_are_known_and_follows_them(
+    words: int, length: int, batch: tuple[int, int], tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    data = chats(tmp_path / "rows.jsonl", [words] * 40)
     open_ = {"max_seq_length": "auto", "batch_size": "auto", "gradient_accumulation": None, "steps": 1}
     directory = RunDirectory.create(replace(tiny_config, data=str(data), **open_))
+    record = directory.read_record()
+    started = run_started(directory, record, resolved(record.config), None)
     events = go_on(directory, "start")
     (chosen,) = of(events, SettingsChosen)
-    assert chosen.values["max_seq_length"] == 64
-    # Eight rows of 64 tokens fill a packed pass on a CPU; a step keeps its sixteen rows.
-    assert (chosen.values["batch_size"], chosen.values["gradient_accumulation"]) == (8, 2)
+    assert (started.config["batch_size"], started.config["gradient_accumulation"]) == ("auto", None)
+    assert chosen.values["max_seq_length"] == length
+    assert (chosen.values["batch_size"], chosen.values["gradient_accumulation"]) == batch
     assert of(events, Step)[0].samples_seen == 16
 
 
@@ -119,7 +125,7 @@ def test_an_extended_run_has_its_new_end_and_the_learning_rate_of_before(tiny_co
     extended = go_on(directory, "extend", end)
     assert [each.step for each in of(extended, Step)] == [end - 1, end]
     start = begin(directory, directory.read_record(), "resume", None, resolved)
-    assert (start.config.steps, start.config.epochs) == (end, None)
+    assert (start.config.steps, start.config.epochs) == (end, "auto")
     peak = chosen.values["learning_rate"]
     assert all(0.1 * peak <= each.learning_rate <= peak for each in of(extended, Step))
 

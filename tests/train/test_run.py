@@ -53,7 +53,6 @@ from backprop.train.modes import lora
 from backprop.train.persistence.resume import Beginning
 from backprop.train.run import Run
 from msgspec.structs import replace
-from pinned_machine import within
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -117,15 +116,6 @@ def test_the_same_seed_gives_the_same_loss_at_every_step(tiny_config: RunConfig,
     losses = [[step.loss for step in of(events, Step)] for events in [*runs, other]]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
-
-
-def test_packing_changes_the_speed_and_not_the_losses(tiny_config: RunConfig, played: Any) -> None:
-    calm = replace(tiny_config, lora_dropout=0.0, steps=12)
-
-    packed = [step.loss for step in of(do(calm, played())[0], Step)]
-    padded = [step.loss for step in of(do(replace(calm, packing=False), played())[0], Step)]
-
-    assert packed == pytest.approx(padded, rel=within(1e-5, bf16=1e-3))
 
 
 def test_epochs_become_steps_and_the_last_step_takes_the_rows_that_are_left(

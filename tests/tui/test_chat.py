@@ -16,6 +16,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chat import ChatScreen
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs.screen import RunsScreen
 
 SMALL, LARGE = (80, 24), (140, 45)
@@ -219,6 +220,52 @@ async def test_the_conversation_is_saved_as_a_row_once(run: recorded.Recorder, t
         await until((tmp_path / "talk2.jsonl").exists, "the second name")
         row = json.loads((tmp_path / "talk.jsonl").read_text())
         assert [each["role"] for each in row["messages"]] == ["user", "assistant"]
+
+
+async def test_an_unsaved_conversation_is_not_dropped_unasked(run: recorded.Recorder) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await ask(pilot, "Hello?")
+        for key in ("n", "q"):
+            await pilot.press("escape", key)
+            await until(lambda: isinstance(pilot.app.screen, Question), "the question")
+            asked = pilot.app.screen
+            assert isinstance(asked, Question)
+            assert "The conversation, 1 question, is not saved" in asked.text
+            await pilot.press("escape")
+            await until(lambda: pilot.app.screen is screen, "the way back")
+            assert len(screen.conversation.turns) == 1
+        screen.take({"source": str(run.directory.path / "another")})
+        await until(lambda: isinstance(pilot.app.screen, Question), "the question before another model")
+        await pilot.press("escape")
+        await until(lambda: pilot.app.screen is screen, "the way back")
+        assert screen.source == str(run.directory.path)
+        await pilot.press("escape", "n", "d")
+        await until(lambda: not screen.conversation.turns, "a new conversation")
+
+
+async def test_a_saved_conversation_is_begun_anew_at_once(run: recorded.Recorder, tmp_path: Path) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        screen = await opened(pilot)
+        await ask(pilot, "Hello?")
+        await pilot.press("escape", "w", *"talk", "enter")
+        await until((tmp_path / "talk.jsonl").exists, "the file")
+        await pilot.press("n")
+        await until(lambda: not screen.conversation.turns, "a new conversation")
+        await pilot.press("w")
+        assert not screen._prompt.display
+        assert "nothing was said yet" in shown(pilot)
+
+
+async def test_without_a_model_a_digit_leads_away(output: Path) -> None:
+    async with BackpropApp().run_test(size=SMALL) as pilot:
+        await pilot.press(key_of("chat"))
+        await until(lambda: isinstance(pilot.app.screen, ChatScreen), "the screen")
+        screen = pilot.app.screen
+        assert isinstance(screen, ChatScreen)
+        await until(lambda: screen.focused is screen.view, "the keys")
+        await pilot.press("enter", key_of("runs"))
+        await until(lambda: isinstance(pilot.app.screen, RunsScreen), "the list of runs")
 
 
 async def test_a_model_that_dies_is_said_and_loaded_again_with_what_was_said(run: recorded.Recorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,27 @@ async def test_of_two_runs_what_differs_is_beside_the_curves_where_there_is_room
         await until(lambda: "tab curves" in text_of(pilot.app), "the way back")
         assert "loss of" not in text_of(pilot.app)
         assert "l log" not in text_of(pilot.app), "it changes nothing that is seen"
-        assert [each.key for each in screen._comparison.differences.found or () if each.group == "set"] == [
+        assert [each.key for each in screen._comparison.differences.found if each.group == "set"] == [
             "learning_rate",
             "run_name",
         ]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (140, 45)])
+async def test_of_five_runs_what_differs_has_a_column_for_each(output: Path, size: tuple[int, int]) -> None:
+    five(output)
+    async with BackpropApp().run_test(size=size) as pilot:
+        screen = await compared(pilot, 5)
+        await pilot.press("tab")
+        await until(lambda: "learning_rate" in text_of(pilot.app), "the differences")
+        line = next(line for line in text_of(pilot.app).splitlines() if "learning_rate" in line)
+        assert line.split() == ["learning_rate", "0.001", "0.0005", "0.000333333", "0.00025", "0.0002"]
+        head = next(line for line in text_of(pilot.app).splitlines() if "1 0a000000" in line)
+        starts = [head.index(f"{number} {place}") for place, number in enumerate("12345")]
+        assert [value.start() for value in re.finditer(r"\S+", line)][1:] == starts, "each below its run"
+        found = {each.key: each for each in screen._comparison.differences.found}
+        assert found["learning_rate"].group == "set"
+        assert found["steps"].values == [60, 60, 60, 60, 30], "what is the same of the first two is in all columns"
 
 
 async def test_comparing_needs_two_runs_and_shows_no_more_than_can_be_told_apart(output: Path) -> None:

@@ -26,9 +26,11 @@ from backprop.hardware.devices import CardFacts
 from backprop.hardware.estimate import Shape
 from backprop.runs import engine_process
 from backprop.runs.directory import RunDirectory
+from backprop.runs.index import RunIndex
 from backprop.runs.measured import Measured
 from textual import events
 from textual.pilot import Pilot
+from textual.widgets import Input
 from tiny_language_model import write_rows
 from tiny_tokenizer import write_model
 
@@ -40,6 +42,7 @@ from backprop_tui.screens.configure.about import memory_of, memory_rows
 from backprop_tui.screens.configure.screen import ConfigureScreen
 from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.live import LiveScreen
+from backprop_tui.widgets.list_view import ListView
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -100,6 +103,64 @@ async def test_every_setting_is_shown_with_its_definition() -> None:
             assert setting.help in words
             for part in (setting.range, setting.unit, setting.shown_default, *setting.choices, *setting.flags[:1]):
                 assert part in words, setting.name
+
+
+async def test_settings_that_others_took_the_place_of_are_brought_back(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        await change(pilot, screen, "steps", "77")
+        await pilot.press("n")
+        await pilot.pause()
+        assert "steps" not in screen.draft.given
+        assert "o brings back the settings that were here" in text_of(pilot.app)
+        await pilot.press("o", "enter")
+        await settled(pilot, screen)
+        assert (screen.draft.given["steps"], screen.draft.given["data"]) == ("77", str(rows))
+        screen.take({"data": str(rows)})  # as from the Data screen
+        await settled(pilot, screen)
+        screen.take({"data": str(rows), "method": "sft"})
+        await pilot.press("o", "enter")
+        await settled(pilot, screen)
+        assert screen.draft.given["steps"] == "77", "what nobody chose by hand is not what is brought back"
+
+
+async def test_a_name_that_cannot_be_one_is_said_while_it_is_typed() -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await pilot.press("w", *"a/b", "enter")
+        await pilot.pause()
+        assert screen._prompt.display, "it can be mended"
+        assert "is no name for a configuration: use letters" in text_of(pilot.app)
+        await pilot.press("backspace", "backspace", "enter")
+        await until(lambda: saved_settings.names() == ["a"], "the file")
+
+
+async def test_datasets_that_are_there_are_listed_where_one_is_asked_for(rows: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "other.jsonl", 4)
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        await until(lambda: bool(screen._offered), "what is there")
+        screen.form.go_to("data")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert "rows.jsonl" in text_of(pilot.app), "before anything is typed"
+        await pilot.press("o")
+        await until(lambda: "other.jsonl" in text_of(pilot.app) and "rows.jsonl" not in text_of(pilot.app), "the list")
+        await pilot.press("tab", "enter")
+        await settled(pilot, screen)
+        assert screen.draft.given["data"] == "other.jsonl"
+
+
+async def test_a_chooser_narrowed_to_nothing_says_what_enter_does() -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot)
+        screen.form.go_to("model")
+        await pilot.press("enter", *"zzz")
+        await pilot.pause()
+        assert "no choice holds this: enter takes 'zzz' as it is" in text_of(pilot.app)
+        await pilot.press("escape", "e", *"zzz", "enter")
+        await pilot.pause()
+        assert "no choice holds this: there is nothing to take" in text_of(pilot.app)
 
 
 async def test_the_short_form_counts_what_it_does_not_show(rows: Path) -> None:
@@ -337,6 +398,22 @@ async def test_a_training_preset_is_chosen_by_keys(rows: Path) -> None:
         assert screen.draft.config is not None
 
 
+async def test_a_row_that_was_clicked_is_not_taken_from_a_list_that_was_narrowed_to_nothing_since(rows: Path) -> None:
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, data=rows)
+        await pilot.press("e")
+        await until(lambda: isinstance(pilot.app.screen, Chooser), "the presets")
+        choices = pilot.app.screen.query_one("#choices", ListView)
+        pilot.app.screen.query_one("#chooser-input", Input).value = "no preset is called so"
+        await until(lambda: not choices.count, "the narrowed list")
+        choices.post_message(ListView.Chosen(choices))  # of a click in the same instant, which waited behind the text
+        await pilot.press("enter")
+        assert isinstance(pilot.app.screen, Chooser)
+        await pilot.press("escape")
+        await until(lambda: pilot.app.screen is screen, "the form")
+        assert "preset" not in screen.draft.given
+
+
 async def test_the_waiting_engine_gets_ready_for_what_the_form_says(
     rows: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +508,21 @@ async def test_a_second_run_beside_a_living_one_is_asked_about(rows: Path) -> No
         assert len(app.living()) == 1
         app.watched and app.watched.kill()
         await until(lambda: not app.living(), "the end")
+
+
+async def test_a_run_beside_one_of_the_queue_or_of_a_shell_is_asked_about(rows: Path, output: Path) -> None:
+    run = recorded.running(output, steps=40)
+    with RunIndex() as index:
+        index.add(run.directory.path)
+    with run.directory.hold_lock():
+        async with BackpropApp().run_test(size=(80, 24)) as pilot:
+            app = pilot.app
+            await opened(pilot, data=rows)
+            await until(lambda: "b81e40aa" in text_of(app).split("\n")[0], "the run of somebody else")
+            await pilot.press("s")
+            assert isinstance(app.screen, Question)
+            assert "b81e40aa12cd is being trained" in " ".join(app.screen.text.split())
+            await pilot.press("n")
 
 
 async def test_the_command_that_is_copied_gives_the_same_run(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -499,6 +499,18 @@ async def test_the_cleaned_copy_is_written_beside_the_original_with_a_report(fau
         assert faulty.read_bytes() == before
 
 
+async def test_the_cleaned_copy_has_what_the_configured_method_learns_from(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"q{i}", "chosen": "right", "rejected": "wrong" if i else "right"} for i in range(6)]
+    async with DataApp(write_rows(tmp_path / "pairs.jsonl", pairs)).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        assert isinstance(pilot.app, DataApp)
+        pilot.app.data.chosen.rows = "pairs"
+        await pilot.press("w")
+        await until_text(pilot, "Write pairs.clean.jsonl")
+        await pilot.press("enter")
+        await until_text(pilot, "5 of 6 rows written", "1 same_sides")
+
+
 async def test_a_word_that_is_no_rule_writes_nothing(faulty: Path) -> None:
     async with DataApp(faulty).run_test(size=WIDE) as pilot:
         await at_rest(pilot)

@@ -14,6 +14,7 @@ from tiny_tokenizer import write_model
 
 from backprop_tui.screens.dataset.search import code_named
 from backprop_tui.text import marked
+from backprop_tui.widgets.text_view import TextView
 
 NARROW, WIDE = (80, 24), (140, 40)
 
@@ -59,6 +60,29 @@ async def test_a_finding_is_filtered_by_from_the_list_of_findings(cargo: Path) -
         await pilot.press("enter")
         await until_text(pilot, "1 of 1", "only 'finding:broken_json'")
         await until(pilot, lambda: pilot.app.focused is pilot.app.data.table, "the list of rows to have the keys")
+
+
+async def test_a_filter_that_lets_nothing_through_says_so_and_how_to_go_on(cargo: Path) -> None:
+    async with DataApp(cargo).run_test(size=WIDE) as pilot:
+        await at_rest(pilot)
+        await until_text(pilot, "line 1", "Barrel 1")
+        await ask(pilot, "f", "walrus")
+        await until_text(pilot, "no row is let through by 'walrus'", "esc shows every row")
+        await until(pilot, lambda: not pilot.app.data.query_one("#detail", TextView).text.strip(), "no row beside it")
+        assert "step" not in {key.name for key in pilot.app.data.own_keys()}, "there is no next"
+        await pilot.press("escape")
+        await until_text(pilot, "1 of 40")
+
+
+async def test_the_counts_stand_above_the_findings_of_a_check_that_nobody_watched(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "bad.jsonl", [{"instruction": f"{number}?"} for number in range(80)])
+    async with DataApp(path).run_test(size=NARROW) as pilot:
+        await at_rest(pilot)
+        await pilot.press("c")
+        await until_text(pilot, "checked 80 rows")
+        assert "finding" in {key.label for key in pilot.app.data.own_keys()}
+        await pilot.press("p")
+        await until_text(pilot, "80 ✗", "line 1 ✗")
 
 
 async def test_a_filter_that_nothing_is_known_of_yet_says_what_to_press(cargo: Path) -> None:

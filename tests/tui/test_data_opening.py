@@ -29,9 +29,10 @@ async def asked(pilot: Pilot[None], key: str) -> Input:
     return entry
 
 
-async def test_enter_opens_a_dataset_of_the_current_directory(rows: Path) -> None:
+@pytest.mark.parametrize("size", [(60, 16), NARROW])
+async def test_enter_opens_a_dataset_of_the_current_directory(rows: Path, size: tuple[int, int]) -> None:
     (rows.parent / "notes.md").write_text("no dataset")
-    async with DataApp().run_test(size=NARROW) as pilot:
+    async with DataApp().run_test(size=size) as pilot:
         screen = await until_text(pilot, "No dataset is open", "cargo.jsonl", "enter open", "o path")
         assert "notes.md" not in screen
         await pilot.press("enter")
@@ -42,8 +43,8 @@ async def test_enter_opens_a_dataset_of_the_current_directory(rows: Path) -> Non
 async def test_enter_before_the_list_is_there_opens_its_first_when_it_comes_to_who_waits(
     rows: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
 ) -> None:
-    known, offers = threading.Event(), opening._offers
-    monkeypatch.setattr(opening, "_offers", lambda task: known.wait() and offers(task))
+    known, offers = threading.Event(), opening.offers
+    monkeypatch.setattr(opening, "offers", lambda: known.wait() and offers())
     async with DataApp().run_test(size=NARROW) as pilot:
         await until_text(pilot, "No dataset is open")
         await pilot.press("enter", *([] if stays else ["o"]))

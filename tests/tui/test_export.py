@@ -18,6 +18,7 @@ from textual.pilot import Pilot
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.chat import ChatScreen
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.export.formats import CHOICES, Choice
 from backprop_tui.screens.export.screen import ExportScreen
 from backprop_tui.screens.runs.screen import RunsScreen
@@ -208,8 +209,12 @@ async def test_what_was_written_goes_to_ollama_and_a_refusal_leaves_the_export(
             assert "next: ollama run small-q4_k_m" in words
             assert screen.command() == "ollama run small-q4_k_m"
             screen.handed = []
-            words = await handed_on(pilot, screen, "r")
-            assert "the export stands" in words, "the name is taken now"
+            await pilot.press("r", "enter")
+            await until(lambda: isinstance(pilot.app.screen, Question), "the name is taken now: is it replaced?")
+            await pilot.press("enter")  # it is kept
+            words = await drawn(pilot, screen)
+            assert "the export stands" in words
+            assert "--" not in words.partition("the export stands")[0], "no flag: there is a key"
             assert words.index("the export stands") < words.index("same  tensors"), "in sight above the proof"
             assert "error" in {key.name for key in screen.own_keys()}, "its panel is one key away"
             await pilot.press("e")
@@ -219,6 +224,11 @@ async def test_what_was_written_goes_to_ollama_and_a_refusal_leaves_the_export(
             assert "has a model small-q4_k_m already" in panel.told.text
             await pilot.press("escape")
             await until(lambda: pilot.app.screen is screen, "the way back")
+            await pilot.press("r", "enter")
+            await until(lambda: isinstance(pilot.app.screen, Question), "asked again")
+            await pilot.press("r")
+            await until(lambda: screen.not_handed is None and bool(screen.handed), "it is replaced")
+            assert "the model of that name was replaced" in await drawn(pilot, screen)
             screen.handed = []
             words = await handed_on(pilot, screen, "p", *"nobody")
             assert "the export stands" in words, "a name on the hub has an owner"

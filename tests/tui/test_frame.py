@@ -77,9 +77,11 @@ async def test_a_run_of_somebody_else_is_on_every_screen_and_its_end_is_told(run
             await until(
                 lambda: "● b81e40aa 40/1,000" in text_of(pilot.app).split("\n")[0], f"the run on screen {number}"
             )
-        await pilot.press("escape", "4")
+        await pilot.press("escape", "5")
         run.finish(40, 1.0)
         await until(lambda: "run b81e40aa12cd is over: done (4 shows it)" in text_of(pilot.app), "the toast")
+        await pilot.press("4")
+        await until(lambda: "is over: done" not in text_of(pilot.app), "what was said is seen in the list")
         await until(lambda: "b81e40aa" not in text_of(pilot.app).split("\n")[0], "its going")
         assert pilot.app.living() == []
 

@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import recorded
-from acting import key_of
+from acting import key_of, text_of, until
+from textual._compositor import ChopsUpdate, LayoutUpdate
+from textual.screen import Screen
 
+from backprop_tui.app import BackpropApp
 from backprop_tui.screens import SCREENS
 
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "numpy", "pyarrow")
@@ -69,3 +73,26 @@ def test_deleting_a_run_names_its_whole_directory() -> None:
     text = "".join(piece for row in rows for piece, _ in row).replace(" ", "")
     assert path in text
     assert all(sum(len(piece) for piece, _ in row) <= 60 for row in rows)
+
+
+async def test_what_was_drawn_with_the_whole_screen_is_not_drawn_once_more(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells that are sent until the list and the run under the cursor are there, in screens."""
+    recorded.one_of_each(output)
+    width, height = size = 140, 45
+    sent = []
+
+    def display(app: BackpropApp, screen: Screen[None], update: object) -> None:
+        if isinstance(update, LayoutUpdate):
+            sent.append(width * height)
+        elif isinstance(update, ChopsUpdate):
+            sent.append(sum(end - start for _, start, end in update.spans))
+        shown(app, screen, update)
+
+    shown = BackpropApp._display
+    monkeypatch.setattr(BackpropApp, "_display", display)
+    async with BackpropApp().run_test(size=size) as pilot:
+        await until(lambda: "directory" in text_of(pilot.app), "the run under the cursor")
+        await pilot.pause()
+        assert sum(sent) < 2.6 * width * height, sent

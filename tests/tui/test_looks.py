@@ -28,6 +28,17 @@ def test_every_ink_is_an_entry_of_the_256_colours(theme: object) -> None:
         assert Color.parse(value).rgb in XTERM, name
 
 
+def test_every_text_can_be_read_in_every_theme() -> None:
+    """Also in those that come with Textual, whose colours are not all meant for text."""
+    for name, theme in BackpropApp().available_themes.items():
+        if theme.ansi:  # the terminal's own colours are nobody's to know
+            continue
+        ground = Color.parse(theme.background or ("#121212" if theme.dark else "#efefef"))
+        for ink, colour in themes.inks(theme).items():
+            least = {"ink-rule": 1.0, "ink-cursor": 1.0, "ink-raw": 3.0}.get(ink, themes.CONTRAST)
+            assert themes.contrast(Color.parse(colour), ground) >= least - 0.05, (name, ink)
+
+
 def test_inks_with_a_meaning_of_their_own_are_told_apart_in_every_theme_of_ours() -> None:
     for name in (*(theme.name for theme in themes.OWN), "ansi-dark", "ansi-light"):
         inks = themes.inks(BackpropApp().available_themes[name])

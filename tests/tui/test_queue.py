@@ -15,6 +15,7 @@ from tiny_language_model import write_rows
 
 from backprop_tui.app import BackpropApp
 from backprop_tui.screens.configure.screen import ConfigureScreen
+from backprop_tui.screens.dialogs import Question
 from backprop_tui.screens.runs.screen import RunsScreen
 
 
@@ -99,6 +100,49 @@ async def test_the_queue_is_shown_arranged_and_emptied(output: Path, asked: list
         await pilot.press("u", "down", "e")
         await until(lambda: isinstance(pilot.app.screen, ConfigureScreen), "the settings")
         assert pilot.app.screen.draft.given["steps"] == 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+async def test_length_and_as_much_of_a_name_as_there_is_room_for_are_seen(
+    output: Path, asked: list[Queue], width: int
+) -> None:
+    name = "the third try with a lower rate and all of the rows"
+    Queue().add(RunConfig(data="/d/rows.jsonl", model="/m/tiny", steps=300_000, run_name=name))
+    async with BackpropApp().run_test(size=(width, 24)) as pilot:
+        await opened(pilot, 1)
+        line = next(line for line in text_of(pilot.app).splitlines() if "waiting" in line)
+        assert line.rstrip().endswith("300,000 steps")
+        assert name[:13] in line
+        assert width < 140 or name in line
+        head = next(line for line in text_of(pilot.app).splitlines() if "name or data" in line)
+        assert head.index("name or data") == line.index(name[:13])
+        assert head.index("length") == line.index("300,000")
+
+
+async def test_what_waits_is_taken_out_only_when_that_is_meant(output: Path, asked: list[Queue]) -> None:
+    entry = Queue().add(RunConfig(data="/d/rows.jsonl", model="/m/tiny", steps=3))
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, 1)
+        await pilot.press("x")
+        await until(lambda: isinstance(pilot.app.screen, Question), "the question")
+        assert f"Take run {entry.run_id} (rows.jsonl, 3 steps) out" in " ".join(text_of(pilot.app).split())
+        await pilot.press("enter")
+        await until(lambda: pilot.app.screen is screen, "the queue")
+        assert [each.run_id for each in Queue().read().waiting] == [entry.run_id]
+        await pilot.press("x", "x")
+        await shown(screen, lambda now: not now.entries)
+
+
+async def test_the_help_begins_with_what_is_seen(output: Path, asked: list[Queue]) -> None:
+    Queue().add(RunConfig(data="/d/rows.jsonl", model="/m/tiny", steps=3))
+    async with BackpropApp().run_test(size=(80, 24)) as pilot:
+        screen = await opened(pilot, 1)
+        for keys, title in (("?", "the queue of runs"), ("escape", ""), ("escape", ""), ("?", "Runs")):
+            await pilot.press(keys)
+            await pilot.pause()
+            lines = [line for line in text_of(pilot.app).splitlines() if "──" in line]
+            assert not title or f"│  {title} ──" in lines[1]
+        assert pilot.app.screen is not screen
 
 
 async def test_of_an_empty_queue_no_key_is_shown_that_does_nothing(output: Path, asked: list[Queue]) -> None:

@@ -121,9 +121,11 @@ async def test_numbers_are_written_one_way(output: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "titles"),
     [
+        (58, "status run model steps loss"),
         (78, "status run model steps loss curve started▾"),
         (118, "status run model dataset steps loss helped curve started▾"),
-        (138, "status run model dataset steps loss helped curve started▾ took"),
+        (138, "status run name model dataset steps loss helped curve started▾"),
+        (148, "status run name model dataset steps loss helped curve started▾ took"),
     ],
 )
 async def test_columns_that_have_no_room_are_left_out_and_none_is_cut(output: Path, width: int, titles: str) -> None:
@@ -370,7 +372,7 @@ async def test_a_run_that_failed_for_good_is_not_continued_without_a_question(
         await listed(pilot, 1)
         await pilot.press("c")
         shown = " ".join(text_of(pilot.app).replace("│", " ").split())
-        assert "What to do: lower the learning rate (--lr 0.0002)" in shown
+        assert "What to do: lower the learning rate (learning_rate 0.0002)" in shown
         await pilot.press("enter")
         assert begun == []
         await pilot.press("c", "c")

@@ -33,6 +33,17 @@ def failed_run(output: Path) -> recorded.Recorder:
     return run
 
 
+async def test_a_run_that_was_aborted_on_request_shows_no_traceback(output: Path) -> None:
+    run = recorded.crashed(output)
+    aborted = BackpropError("aborted on request", hint="`stop` instead of `abort`", code="RUNTIME_TRAINING_ABORTED")
+    run.write(failure(aborted))
+    run.directory.log.write_text("Traceback (most recent call last):\n")
+    async with BackpropApp(attach=run.directory.path).run_test(size=(100, 40)) as pilot:
+        app = await ended(pilot)
+        await until(lambda: "s instead of a" in text_of(app), "what to do, by the keys of this screen")
+        assert "Traceback" not in text_of(app)
+
+
 async def shown_error(pilot: Pilot[None]) -> ErrorPanel:
     await until(lambda: isinstance(pilot.app.screen, ErrorPanel), "the panel")
     await pilot.pause()

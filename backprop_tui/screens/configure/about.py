@@ -18,7 +18,7 @@ from backprop.runs.measured import Measured, Peaks, of_shape
 from msgspec import Struct
 
 from backprop_tui.keys import press
-from backprop_tui.text import Row, count, from_home, safe, short_number
+from backprop_tui.text import Row, count, from_home, parameters_text, safe, short_number
 from backprop_tui.widgets.cells import bar, cut, heading, labelled, paragraph
 from backprop_tui.widgets.text_view import TextView
 
@@ -64,7 +64,7 @@ def memory_of(config: RunConfig, card: CardFacts | None, peaks: Peaks) -> Memory
 def size_of(name: str) -> str:
     """How many parameters a model has, as its configuration says; empty where that cannot be told."""
     try:
-        return f"{parameters(find_architecture(name)) / 1e9:.2g}B"
+        return parameters_text(parameters(find_architecture(name)))
     except BackpropError:
         return ""
 

@@ -16,6 +16,7 @@ from backprop.data.truncate import CountedLengths, count_lengths
 from backprop.runs.measured import Peaks, measured_peaks
 from backprop.runs.pace import Pace, pace
 
+from backprop_tui.hints import hint_here
 from backprop_tui.screens.tasks import Task, Tasks
 
 Named = tuple[str, tuple[tuple[str, str], ...], str, Rows, bool, bool, int]
@@ -111,5 +112,5 @@ class Counting:
         self._then()
 
     def failed(self, error: BackpropError) -> None:
-        self.words = f"{error.message}; {error.hint}" if error.hint else error.message
+        self.words = f"{error.message}; {hint_here(error.hint)}" if error.hint else error.message
         self._then()

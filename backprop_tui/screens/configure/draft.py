@@ -19,6 +19,7 @@ from backprop.data.startable import require_rows
 from backprop.hardware.devices import Info
 from backprop.hardware.fit import require_size
 
+from backprop_tui.hints import hint_here
 from backprop_tui.screens.configure.form import changes
 
 MISSING = "name a dataset"
@@ -40,10 +41,15 @@ class Draft:
         """The run, located, where nothing is wrong with it."""
         self.multi: MultiConfig | None
         """What makes it a session of several runs."""
+        self.before: tuple[dict[str, Any], str] | None = None
+        """What was chosen by hand and under it when others took its place; ``None`` where nothing was."""
+        self._touched = False
+        """Something was chosen by hand and is in no file."""
         self.begin({})
 
     def set(self, name: str, value: Any) -> None:
         """Choose a value, text or not; ``None`` takes the default again. Of steps and epochs the newer one counts."""
+        self._touched = True
         self.given.pop(name, None)
         if value is not None:
             setting = all_settings().get(name)  # a preset is none
@@ -58,6 +64,7 @@ class Draft:
         self.set(setting.name, None)
         if setting.name in changes(self.found):
             self.given[setting.name] = setting.default
+            self._touched = True
             self.resolve()
 
     def save(self, name: str) -> str:
@@ -71,12 +78,15 @@ class Draft:
         if self.multi is not None:  # a preset's number of runs may have given way to that of the datasets
             values |= {"tasks": self.multi.tasks, "runs": self.multi.runs}
         path = saved_settings.save(name, values, replace=True)
+        self._touched = False
         self.begin({}, name)
         return str(path)
 
     def begin(self, values: Mapping[str, Any], file: str = "") -> None:
         """Begin anew with these values, over those that were saved under a name."""
-        self.given, self.file = dict(values), file
+        if self._touched:
+            self.before = self.given, self.file
+        self.given, self.file, self._touched = dict(values), file, False
         self.resolve()
 
     def resolve(self) -> None:
@@ -113,4 +123,5 @@ class Draft:
 
     def _blame(self, error: BackpropError, otherwise: str = "data") -> None:
         field = str(error.details.get("field") or ("model" if "model" in error.details else otherwise))
-        self.wrong.setdefault(field, "; ".join(filter(None, [error.message, error.hint])) + f" ({error.code})")
+        words = "; ".join(filter(None, [error.message, hint_here(error.hint)]))
+        self.wrong.setdefault(field, f"{words} ({error.code})")

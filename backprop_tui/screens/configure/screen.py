@@ -30,12 +30,12 @@ from backprop_tui.screens.configure.draft import MISSING, Draft
 from backprop_tui.screens.configure.forecast import Forecast
 from backprop_tui.screens.configure.form import SettingsForm, changes, value_text
 from backprop_tui.screens.configure.keys import KEYS
-from backprop_tui.screens.dataset.file import ENDINGS
+from backprop_tui.screens.dataset.file import ENDINGS, offers
 from backprop_tui.screens.dialogs import Answer, Question
 from backprop_tui.screens.tasks import Failed, Task
 from backprop_tui.screens.trouble import show_error
 from backprop_tui.text import Row, from_home, safe, short_path
-from backprop_tui.widgets.bars import Bar
+from backprop_tui.widgets.bars import Bar, Words
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 
@@ -52,6 +52,8 @@ STARTING = (
     Answer("queue", "l", "Queue it", "it starts when the other one is over"),
     Answer("start", "s", "Start it beside the other", ""),
 )
+_BEFORE = ":before"
+"""Stands for settings that others took the place of; no name of saved ones."""
 
 
 class ConfigureScreen(BaseScreen):
@@ -65,12 +67,14 @@ class ConfigureScreen(BaseScreen):
         super().__init__()
         self.draft = Draft()
         self.notice = ""
+        self._offered: list[str] = []
+        """Datasets that can be named without typing a path."""
         self.warm: WarmEngine | None = None
         self._still: Timer | None = None
         self._away: Timer | None = None
         self.counting = Counting(self.tasks, self._draw)
         self.forecast = Forecast(self.draft, self.counting)
-        self._title, self._status = Bar(id="title"), Bar(id="status")
+        self._title, self._status = Bar(id="title"), Words(id="status")
         self.form, self.about = SettingsForm(id="form"), About(id="about")
         self._prompt = Prompt(id="prompt")
 
@@ -86,8 +90,12 @@ class ConfigureScreen(BaseScreen):
 
     def on_mount(self) -> None:
         self.form.focus()
+        self.tasks.begin("offer", "", lambda _: offers(), self._take_offers)
         self.tasks.begin("machine", "", lambda _: info(), self._take_machine)
         self._changed()
+
+    def _take_offers(self, offered: list[str]) -> None:
+        self._offered = offered
 
     def _take_machine(self, machine: Info) -> None:
         self.draft.machine = machine
@@ -118,7 +126,10 @@ class ConfigureScreen(BaseScreen):
 
     def take(self, values: Mapping[str, Any]) -> None:
         """Begin anew with these values."""
+        before = self.draft.before
         self.draft.begin({name: value for name, value in values.items() if name != "at"})
+        back = f"{press('configure.load')} brings back the settings that were here"
+        self.notice = back if self.draft.before is not before else ""
         self._changed()
         if at := values.get("at"):
             self.form.go_to(at)
@@ -162,7 +173,7 @@ class ConfigureScreen(BaseScreen):
         title.append((f"  {changed} changed" if changed else "", "muted"))
         self._title.show(title)
         words = "  ".join(filter(None, [self.tasks.words(""), self.notice]))
-        self._status.show([(safe(words), "text")])
+        self._status.show(words)
         self.show_keys()
 
     def own_keys(self) -> list[Key]:
@@ -221,8 +232,13 @@ class ConfigureScreen(BaseScreen):
         shown = self.draft.given.get(setting.name, self.draft.found.values[setting.name])
         shown = shown if isinstance(shown, str) else value_text(setting, shown)
         endings = ENDINGS if setting.name in ("data", "held_out") else ()
-        label, check = f"{setting.name}: {setting.help}", partial(self._check, setting)
-        self._prompt.ask(label, lambda text: self.set(setting.name, text or None), shown, endings=endings, check=check)
+        label, check = f"{setting.name}: {setting.help.removeprefix('dataset: ')}", partial(self._check, setting)
+        offered = self._offered if endings else ()
+        take = partial(self._set_text, setting.name)
+        self._prompt.ask(label, take, shown, endings=endings, offered=offered, check=check)
+
+    def _set_text(self, name: str, text: str) -> None:
+        self.set(name, text or None)
 
     def _check(self, setting: Setting, text: str) -> str:
         """What is wrong with a value as far as it is typed; empty where nothing is."""
@@ -275,7 +291,8 @@ class ConfigureScreen(BaseScreen):
     # Keeping
 
     def action_save(self) -> None:
-        self._prompt.ask("Save these settings as", self._save, self.draft.file, help="a name: letters, digits, - and _")
+        words = "a name: letters, digits, - and _"
+        self._prompt.ask("Save these settings as", self._save, self.draft.file, help=words, check=_wrong_name)
 
     def _save(self, name: str) -> None:
         """Save what was chosen, its paths whole; over settings of this name only if the person says so."""
@@ -295,17 +312,21 @@ class ConfigureScreen(BaseScreen):
             self.say(f"saved: {path}")
 
     def action_load(self) -> None:
-        names = saved_settings.names()
-        if not names:
+        choices = [Choice(name, name) for name in saved_settings.names()]
+        if self.draft.before is not None:
+            choices.insert(0, Choice(_BEFORE, "those that were here before", ", ".join(self.draft.before[0])))
+        if not choices:
             self.say(f"nothing is saved yet: {press('configure.save')} saves these settings")
             return
-        choices = [Choice(name, name) for name in names]
         self.app.push_screen(Chooser("saved settings", choices), self._load)
 
     def _load(self, name: str | None) -> None:
-        if name:
+        if name == _BEFORE and self.draft.before is not None:
+            self.draft.begin(*self.draft.before)
+        elif name:
             self.draft.begin({}, name)
-            self._changed()
+        self.notice = ""
+        self._changed()
 
     def action_copy(self) -> None:
         if self.draft.config is None:
@@ -319,8 +340,8 @@ class ConfigureScreen(BaseScreen):
         """Start, or go to what is in the way."""
         if self._in_the_way():
             return
-        if self.living:
-            text = f"Run {self.living[0].state.run_id} is being trained: two share memory and time."
+        if living := [*self.living, *self.living_elsewhere]:
+            text = f"Run {living[0].state.run_id} is being trained: two share memory and time."
             self.app.push_screen(Question("start", text, STARTING), self._answered)
         else:
             self._start()
@@ -366,3 +387,13 @@ class ConfigureScreen(BaseScreen):
         warm, self.warm = self.warm, None
         begin = partial(again.start, self.draft.config, self.draft.multi, self.draft.found.notes(), warm)
         self.post_message(OpenRun(begin, values=self.draft.given))
+
+
+def _wrong_name(text: str) -> str:
+    """Why settings cannot be saved under this name; empty where they can, and where none was typed."""
+    try:
+        if text.strip():
+            saved_settings.path_of(text.strip())
+    except InputError as error:
+        return f"{error.message}: {error.hint}"
+    return ""

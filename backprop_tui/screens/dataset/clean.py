@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from backprop.core.errors import InputError
 
@@ -16,6 +16,7 @@ from backprop_tui.widgets.cells import fact
 from backprop_tui.widgets.path_input import Prompt
 
 if TYPE_CHECKING:
+    from backprop.core.methods import Rows
     from backprop.data.clean import CleanResult, Rules
     from backprop.data.quality import Scores
 
@@ -32,11 +33,14 @@ def ask_and_write(
     find_scores: Callable[[], Scores | None],
     tasks: Tasks,
     show: Callable[[list[Row], str], object],
+    *,
+    rows: Rows,
 ) -> None:
     """Ask, then write a copy without unusable and repeated rows, and without what is named in the answer.
 
     Args:
         show: called with the result in full and in short.
+        rows: what the method that is configured learns from.
     """
     from backprop.data.clean import clean_file
     from backprop.data.examples import beside
@@ -46,7 +50,8 @@ def ask_and_write(
         if rules.need_scores and scores is None:
             hint = f"press {press('data.hardest')} first, then leave rows out by what it finds"
             raise InputError("no model has scored the rows yet", hint=hint)
-        return clean_file(opened.path, rules, scores=scores, progress=task.progress, cancelled=task.stopped)
+        watched: dict[str, Any] = {"progress": task.progress, "cancelled": task.stopped}
+        return clean_file(opened.path, rules, scores=scores, rows=rows, **watched)
 
     def take(result: CleanResult) -> None:
         show(

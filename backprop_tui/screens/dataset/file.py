@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from backprop.core.datasets import is_hub_name, remember_dataset, unquoted
+from backprop.core.datasets import is_hub_name, recent_datasets, remember_dataset, unquoted
 from backprop.core.paths import expand
 from backprop.data.example import RowError, describe_mapping
 from backprop.data.formats import FileFormat, file_format
@@ -16,6 +17,7 @@ from msgspec import Struct, field
 
 from backprop_tui.screens.tasks import Task
 from backprop_tui.text import rows_of, safe, short_number
+from backprop_tui.widgets.path_input import candidates
 
 ENDINGS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *PACKED))
 
@@ -73,3 +75,11 @@ def open_file(path: str, task: Task[OpenFile]) -> OpenFile:
     source = open_source(path, progress=task.progress, cancelled=task.stopped)
     remember_dataset(name or path)
     return OpenFile(path, source, file_format(source), name)
+
+
+def offers() -> list[str]:
+    """What can be opened without typing a path: datasets opened before, then files and folders of this directory."""
+    here = candidates("", ENDINGS)
+    recent = recent_datasets()
+    known = set(recent)
+    return [*recent, *(name for name in here if str(Path(name).absolute()) not in known)]

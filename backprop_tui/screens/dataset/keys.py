@@ -47,7 +47,7 @@ _OF_PANE = {
 """What matters most in a pane."""
 
 
-def useful(pane: str | None, *, working: bool, checked: bool, failed: bool) -> list[Key]:
+def useful(pane: str | None, *, working: bool, checked: bool, failed: bool, steps_to: str) -> list[Key]:
     """The keys that do something now, what matters most first.
 
     Args:
@@ -55,6 +55,7 @@ def useful(pane: str | None, *, working: bool, checked: bool, failed: bool) -> l
         working: whether something goes on that can be stopped.
         checked: whether every row was; before that a check is of more use than a cleaned copy.
         failed: whether an error is shown.
+        steps_to: what the next step goes to, in a word; empty where there is nothing.
     """
     first = ["stop_work"] * working + ["error"] * failed
     if pane is None:
@@ -62,7 +63,9 @@ def useful(pane: str | None, *, working: bool, checked: bool, failed: bool) -> l
         shown = ("choose", "open", *first)
         return [key._replace(rank=1, label=labels[name]) for name in shown for key in KEYS if key.name == name]
     first += ["back", *_OF_PANE.get(pane, ("copy",))] if pane else ["choose"]
-    found = [key._replace(rank=1) for key in KEYS if key.name in first and key.keys not in ("N", "left", "minus")]
+    keys = [key._replace(label=steps_to) if key.action == "step(1)" else key for key in KEYS]
+    keys = [key for key in keys if steps_to or key.name != "step"]
+    found = [key._replace(rank=1) for key in keys if key.name in first and key.keys not in ("N", "left", "minus")]
     ranks = {} if checked else {"check": 2, "clean": 3}
-    others = (key for key in KEYS if key.name not in (*first, "stop_work", "error"))
+    others = (key for key in keys if key.name not in (*first, "stop_work", "error"))
     return [*found, *(key._replace(rank=ranks.get(key.name, key.rank)) for key in others)]

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from backprop.core.datasets import recent_datasets
 from backprop.data.formats import FORMATS
 from backprop.data.reader import KINDS
 
 from backprop_tui.keys import press
-from backprop_tui.screens.dataset.file import ENDINGS
-from backprop_tui.screens.tasks import Task, Tasks
+from backprop_tui.screens.dataset.file import offers
+from backprop_tui.screens.tasks import Tasks
 from backprop_tui.text import Row, from_home, safe, wrap
 from backprop_tui.widgets.cells import labelled
 from backprop_tui.widgets.list_view import ListView
-from backprop_tui.widgets.path_input import candidates
+
+_SEEN = 4
+"""So much of the list is seen in any window."""
 
 
 class OpeningPane(ListView):
@@ -36,7 +37,7 @@ class OpeningPane(ListView):
 
     def look(self) -> None:
         """Find what can be offered, in a thread."""
-        self._tasks.begin("offer", "", _offers, self._take)
+        self._tasks.begin("offer", "", lambda _: offers(), self._take)
 
     def _take(self, offered: list[str]) -> None:
         self.offered = offered
@@ -49,16 +50,21 @@ class OpeningPane(ListView):
         width = max(self.size.width - 1, 20)
         path = "takes a path, or owner/name of the Hugging Face Hub"
         what = "opens what is chosen below" if self.offered else "opens a dataset of this directory: there is none"
-        return [
+        said = [
             *(part for line in self._title for part in wrap(line, width)),
             [],
             *labelled("enter   ", what, width, label_ink="key+bold"),
             *labelled(f"{press('data.open'):<8}", path, width, label_ink="key+bold"),
             [],
+        ]
+        kinds = [
             *labelled("files   ", f"{', '.join(KINDS)}, each also .gz or .zst", width),
             *labelled("rows    ", f"{', '.join(FORMATS)}: found from the rows", width),
             [],
         ]
+        # Where the window is low, what can be chosen is worth more.
+        room = self.size.height - min(len(self.offered), _SEEN)
+        return [*said, *kinds] if len(said) + len(kinds) <= room else said
 
     def row_at(self, index: int, width: int) -> Row:
         name = self.offered[index]
@@ -68,10 +74,3 @@ class OpeningPane(ListView):
         if not Path(name).is_absolute():
             return [(f" {safe(name)}", "text"), ("  opened before, from the Hugging Face Hub", "muted")]
         return [(f" {safe(last)}", "text"), (f"  opened before, in {safe(from_home(folder + '/'))}", "muted")]
-
-
-def _offers(_: Task[list[str]]) -> list[str]:
-    here = candidates("", ENDINGS)
-    recent = recent_datasets()
-    known = set(recent)
-    return [*recent, *(name for name in here if str(Path(name).absolute()) not in known)]

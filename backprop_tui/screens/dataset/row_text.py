@@ -13,6 +13,7 @@ from backprop.data.formats import FileFormat, read_as, unknown_format
 from backprop.data.reader import Row as DataRow
 from msgspec import Struct
 
+from backprop_tui.hints import hint_here
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.text import SEVERITY, Row, safe, split_lines
 from backprop_tui.widgets.cells import fact
@@ -189,5 +190,5 @@ def error_lines(error: BackpropError) -> list[Row]:
     """An error for a person: what, then what to do."""
     lines: list[Row] = [[(f"✗ {safe(part)}", "bad")] for part in error.message.split("\n")]
     if error.hint:
-        lines += [[], [("→ ", "strong+bold"), (safe(error.hint), "text")]]
+        lines += [[], [("→ ", "strong+bold"), (safe(hint_here(error.hint)), "text")]]
     return [*lines, [], [(error.code, "muted")]] if error.code else lines

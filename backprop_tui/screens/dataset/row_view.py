@@ -87,6 +87,12 @@ class RowView(TextView):
         )
         return [head, *lines]
 
+    def show_none(self) -> None:
+        """No row is under the cursor."""
+        self._tasks.forget("row")
+        self._asked = None
+        self.show_rows([])
+
     def on_resize(self) -> None:
         if self._asked is not None:
             self.show_row(*self._asked[:2])

@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from backprop.core.errors import InputError
 from textual.binding import Binding
 
+from backprop_tui.hints import hint_here
+from backprop_tui.keys import press
 from backprop_tui.screens.dataset.file import OpenFile
 from backprop_tui.screens.dataset.row_text import RowSummary, summarise
 from backprop_tui.screens.dataset.search import LinesOf, Test, row_test, scan, text_test
 from backprop_tui.screens.dataset.tokens import Chosen
 from backprop_tui.screens.tasks import Notice, RowsChanged, Tasks
 from backprop_tui.text import SEVERITY, Row, fit, marked, rows_of, safe, short_number
+from backprop_tui.widgets.cells import paragraph
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.path_input import Prompt
 
@@ -160,7 +163,7 @@ class RowTable(ListView):
                 if kind == "filter":
                     meant = row_test(words, self.opened.file, self._lines_of, self._chosen)
             except InputError as error:
-                self.post_message(Notice(f"{error.message}; {error.hint}"))
+                self.post_message(Notice(f"{error.message}; {hint_here(error.hint)}"))
                 return
             self._scan(kind, words, self.opened.path, *meant)
         self.post_message(Notice())
@@ -196,6 +199,10 @@ class RowTable(ListView):
         self.words.pop(kind, None)
         self._hits.pop(kind, None)
         self.redraw()
+
+    def number_of(self, kind: str) -> int | None:
+        """Hits so far; ``None`` where nothing is searched for or filtered by."""
+        return len(self._hits[kind]) if kind in self.words else None
 
     def marked(self) -> str:
         """What is searched for, which is marked wherever it stands."""
@@ -251,7 +258,6 @@ class RowTable(ListView):
         self.ask()
 
     def on_resize(self) -> None:
-        self.bring_into_view(self.cursor)
         self.ask()
 
     def _columns(self) -> tuple[int, bool]:
@@ -264,7 +270,12 @@ class RowTable(ListView):
         digits, sized = self._columns()
         unit = "line" if self.opened is None else self.opened.source.unit
         names = f"{unit:>{digits}}   {'turns':<8} {'size  ' if sized else ''}{' ' * sized}text"
-        return [[(fit(names, self.size.width), "info+underline" if self.has_focus else "muted+underline")]]
+        title: Row = [(fit(names, self.size.width), "info+underline" if self.has_focus else "muted+underline")]
+        if self.count or "filter" not in self.words or self._tasks.goes_on("filter"):
+            return [title]
+        words = f"no row is let through by {safe(self.words['filter'])!r}"
+        keys = f"{press('data.back')} shows every row, {press('data.filter')} changes the filter"
+        return [title, [], *paragraph(f"{words}: {keys}", max(1, self.size.width), "muted")]
 
     def row_at(self, index: int, width: int) -> Row:
         row = self.row_of(index)

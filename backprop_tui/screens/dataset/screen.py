@@ -16,6 +16,7 @@ from textual.containers import Horizontal
 from textual.events import DescendantFocus, Resize, ScreenResume
 from textual.widgets import ContentSwitcher
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import Key, bindings
 from backprop_tui.screens.base import BaseScreen, ConfigureRun
 from backprop_tui.screens.dataset.clean import ask_and_write
@@ -119,7 +120,7 @@ class DataScreen(BaseScreen):
         shown = pane if self.opened is not None else None
         working, checked = bool(self.tasks.running()), self.findings.found is not None
         failed = self._failure is not None and (self.opened is None or self._side.current == "report")
-        return useful(shown, working=working, checked=checked, failed=failed)
+        return useful(shown, working=working, checked=checked, failed=failed, steps_to=self._side.steps_to)
 
     def say(self, text: str) -> None:
         """Show a line at the bottom until the next one, or the next key."""
@@ -239,7 +240,7 @@ class DataScreen(BaseScreen):
         if event.work == "open":
             self._run = ""
         if event.work == "open" and self._typed and error.code in _MISTYPED and not is_hub_name(self._typed):
-            self.action_open(self._typed, safe(f"✗ {error.message}; {error.hint}"))
+            self.action_open(self._typed, safe(f"✗ {error.message}; {hint_here(error.hint)}"))
         elif event.work == "open" and self.opened is None:
             self.opening.say(lines)
         else:
@@ -407,7 +408,8 @@ class DataScreen(BaseScreen):
 
     def action_clean(self) -> None:
         """Ask, then write a copy without unusable and repeated rows."""
-        ask_and_write(self._prompt, self.file, lambda: self.scores.scores, self.tasks, self._show_report)
+        scores, rows = lambda: self.scores.scores, self.chosen.rows
+        ask_and_write(self._prompt, self.file, scores, self.tasks, self._show_report, rows=rows)
 
     def _show_report(self, lines: list[Row], notice: str) -> None:
         self._failure = None

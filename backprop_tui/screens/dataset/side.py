@@ -52,8 +52,18 @@ class Side(ContentSwitcher):
     def show_row(self, *, again: bool = False) -> None:
         """Have the row under the cursor drawn."""
         row = self.table.row_of(self.table.cursor)
-        if row is not None and self.table.opened is not None and self.current == "detail":
+        if self.table.opened is None or self.current != "detail":
+            return
+        if row is not None:
             self.detail.show_row(self.table.opened, row, again=again)
+        elif not self.table.count:
+            self.detail.show_none()
+
+    @property
+    def steps_to(self) -> str:
+        """What a step goes to; empty where there is nothing."""
+        hits = self.table.number_of("search")
+        return "hit" if hits else "finding" if hits is None and self.findings.line_after(0, 1) is not None else ""
 
     def next_view(self) -> None:
         """See the row in the next form."""

@@ -11,6 +11,7 @@ from backprop.core.exports import FORMATS, PRECISIONS
 from backprop.core.jobs import Exported
 from backprop.runs.describe import bytes_text
 
+from backprop_tui.hints import keys_here
 from backprop_tui.keys import press
 from backprop_tui.screens.export.formats import Choice, Source
 from backprop_tui.text import Row, from_home, safe
@@ -50,7 +51,7 @@ def outlook(source: Source, choice: Choice, output: str, command: str, width: in
 
 def failure(error: BackpropError, width: int) -> list[Row]:
     """Why nothing was written, and what to do."""
-    hint = error.hint.replace("with --output", f"({press('export.where-to')})")
+    hint = keys_here(error.hint).replace("with --output", f"({press('export.where-to')})")
     rows = [heading("nothing was written", width), *paragraph(f"✗ [{error.code}]", width, "bad+bold")]
     rows += [*paragraph(f"{error.message}.", width, "bad"), *paragraph(hint, width, "strong")]
     copies = f"{press('export.copy-command')} copies the command, which takes these options"

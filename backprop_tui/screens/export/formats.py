@@ -88,10 +88,6 @@ class ChoiceList(ListView):
 
     source: Source | None = None
 
-    def on_resize(self) -> None:
-        """The proof takes room from the list: what it is of stays in sight."""
-        self.bring_into_view(self.cursor)
-
     def row_at(self, index: int, width: int) -> Row:
         choice = CHOICES[index]
         row: Row = [(f"  {choice.format:<10}", "text"), (f"{choice.precision:<8}", "strong")]

@@ -31,9 +31,11 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 
+from backprop_tui.hints import keys_here
 from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.run_reader import last_result
 from backprop_tui.screens.base import BaseScreen, ShowOn
+from backprop_tui.screens.dialogs import Answer
 from backprop_tui.screens.export.detail import ExportDetail, failure, outlook, proof
 from backprop_tui.screens.export.formats import CHOICES, Choice, ChoiceList, Source, look_at
 from backprop_tui.screens.tasks import Failed, Task
@@ -54,6 +56,10 @@ KEYS = table(
     Key("p", "p", "push", "to the hub", "upload what was written to the Hugging Face Hub, private, with a card", 3),
     Key("t", "t", "talk", "talk", "talk to the GGUF file on the Chat screen, through llama.cpp", 3),
     Key("y", "y", "copy", "copy command", "copy the command that does the same, or what comes next", 2),
+)
+REPLACING = (
+    Answer("no", "n", "Keep it", ""),
+    Answer("replace", "r", "Replace it", "what Ollama has under that name is gone"),
 )
 Say = Callable[[str, str], None]
 T = TypeVar("T")
@@ -169,8 +175,13 @@ class ExportScreen(BaseScreen):
             return
         if event.work == "hand":
             self.not_handed = error = event.error
-            self.handed = [(f"✗ [{error.code}] {error.message}. {error.hint}", "error")]
+            taken = str(error.details.get("taken", ""))
+            if taken:
+                error.hint = f"{press('export.to-ollama')} registers it under another name, or replaces that one"
+            self.handed = [(f"✗ [{error.code}] {error.message}. {keys_here(error.hint)}", "error")]
             self.handed.append(("the export stands", "quiet"))
+            if taken and self.is_current:
+                self.confirm("to Ollama", f"{error.message}.", REPLACING, lambda: self._register(taken, replace=True))
         else:
             self.failed = event.error
         self.flush()
@@ -300,13 +311,13 @@ class ExportScreen(BaseScreen):
 
     def action_register(self) -> None:
         if self.done is not None and self.done.format == "gguf" and not self.tasks.running():
-            label = "its name in Ollama; one that is taken is refused"
+            label = "its name in Ollama; before one that is taken is replaced you are asked"
             self._prompt.ask(label, self._register, ollama_name_of(self.done.path))
 
-    def _register(self, name: str) -> None:
+    def _register(self, name: str, *, replace: bool = False) -> None:
         assert self.done is not None
-        request = OllamaRequest(path=self.done.path, name=name, run=self.source.path if self.source else "")
-
+        run = self.source.path if self.source else ""
+        request = OllamaRequest(path=self.done.path, name=name, run=run, replace=replace)
         self._hand_on(name, OLLAMA, request, Registered, show_registered)
 
     def action_talk(self) -> None:

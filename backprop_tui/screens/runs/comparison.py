@@ -1,4 +1,4 @@
-"""Several runs beside each other: their curves in one plot, and of two what is not the same."""
+"""Several runs beside each other: their curves in one plot, and what is not the same."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import contextlib
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from backprop.core.errors import BackpropError
-from backprop.runs.compare import GROUPS, Difference, compare, shown_value
-from backprop.runs.state import read_run
+from backprop.runs.compare import GROUPS, compare, shown_value
+from backprop.runs.state import RunState, read_run
 from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 
 from backprop_tui.charts.overlay import Overlaid, OverlayPlot
-from backprop_tui.keys import Key, bindings, press, table
+from backprop_tui.keys import Key, bindings, table
 from backprop_tui.text import Row, fit, from_home, safe
 from backprop_tui.widgets.cells import heading
 from backprop_tui.widgets.text_view import TextView
@@ -23,7 +24,7 @@ from backprop_tui.widgets.text_view import TextView
 COMPARING = table(
     "comparison",
     Key("escape", "esc", "screen.back", "back", "back to the list of runs", 1),
-    Key("tab", "tab", "pane", "curves, differences", "from the curves to what differs of two runs, and back", 1),
+    Key("tab", "tab", "pane", "curves, differences", "from the curves to what differs, and back", 1),
     Key("a", "a", "axis", "by step, time, tokens", "draw over steps, over time, or over tokens", 2),
     Key("y", "y", "copy", "copy", "copy what differs, or the directories of the runs", 4),
     Key("plus,equals_sign", "+", "smooth(1)", "smooth", "smooth the curves more", 3),
@@ -36,33 +37,60 @@ OF_CURVES = ("axis", "smooth", "log_y", "symbols")
 """Actions of which nothing is seen where only the differences are."""
 _KEY = 0.42
 """The most of the width for what it is that differs."""
+_KEY_OF_SEVERAL = 0.24
+"""The same where there are more than two runs."""
 _ROOM_FOR_BOTH = 110
 
 
-class Differences(TextView):
-    """What is not the same of two runs, in three columns."""
+class Differing(NamedTuple):
+    """One thing that is not the same of several runs."""
 
-    found: Sequence[Difference] | None = None
+    group: str
+    """A word of ``GROUPS``."""
+    key: str
+    values: list[Any]
+    """One of each run."""
+
+
+def differing(states: Sequence[RunState]) -> list[Differing]:
+    """What is not the same of at least two runs, group by group: each is compared with the first."""
+    found: dict[tuple[bool, str], Differing] = {}
+    for place, state in enumerate(states[1:], 1):
+        for group, key, a, b in ((one.group, one.key, one.a, one.b) for one in compare(states[0], state)):
+            setting = group in ("set", "followed")  # which of them may be another for each pair
+            line = found.get((setting, key)) or Differing(group, key, [a] * len(states))
+            line.values[place] = b
+            found[setting, key] = line._replace(group=min(group, line.group, key=list(GROUPS).index))
+    return sorted(found.values(), key=lambda line: list(GROUPS).index(line.group))
+
+
+class Differences(TextView):
+    """What is not the same: a column for each run."""
+
+    found: Sequence[Differing] = ()
     names: Sequence[str] = ()
 
-    def show(self, names: Sequence[str], found: Sequence[Difference] | None) -> None:
-        """``found`` is ``None`` where there are not two runs."""
+    def show(self, names: Sequence[str], found: Sequence[Differing]) -> None:
         self.names, self.found = names, found
         self.redraw()
 
     def content(self, width: int) -> list[Row]:
-        if self.found is None:
-            return [[(f"mark exactly two runs with {press('runs.mark')} to see what differs", "muted")]]
-        key = min(int(_KEY * width), max((cell_len(one.key) + 1 for one in self.found), default=0))
-        each = (width - key) // 2
+        if not self.names:
+            return [[("reading the runs …", "muted")]]
+        several = len(self.names) > 2
+        share = _KEY_OF_SEVERAL if several else _KEY
+        key = min(int(share * width), max((cell_len(one.key) + 1 for one in self.found), default=0))
+        each = (width - key) // len(self.names)
+        # Of several the number says which curve it is.
+        names = [f"{number} {name}" if several else name[:12] for number, name in enumerate(self.names, 1)]
         rows: list[Row] = [
-            [(fit("", key), "text"), *((fit(name[:12], each), "strong+bold") for name in self.names)],
+            [(fit("", key), "text"), *((fit(fit(name, each - 1), each), "strong+bold") for name in names)],
             *([] if self.found else [[("nothing differs", "text")]]),
         ]
         for group, those in groupby(self.found, lambda difference: difference.group):
             rows += [[], heading(GROUPS[group], width)]
             for one in those:
-                sides = (from_home(safe(shown_value(value))) for value in (one.a, one.b))
+                sides = (from_home(safe(shown_value(value))) for value in one.values)
                 cells = [(fit(side, each - 1) + " ", "text") for side in sides]
                 rows.append([(fit(safe(one.key), key - 1) + " ", "muted"), *cells])
         return rows
@@ -87,7 +115,7 @@ class Comparison(Horizontal):
     def open(self, paths: list[str]) -> None:
         """Compare the runs in these directories, beginning with the curves."""
         self.paths = paths
-        self.show((), None)
+        self.show((), ())
         self._at_differences = False
         self._arrange()
         self.screen.set_focus(self.plot)
@@ -102,12 +130,12 @@ class Comparison(Horizontal):
         for path in self.paths:
             with contextlib.suppress(BackpropError, OSError):  # deleted meanwhile
                 states.append(read_run(Path(path)))
-        found = compare(*states) if len(states) == 2 else None
+        found = differing(states)
         self.app.call_from_thread(self.show, [Overlaid(state) for state in states], found)
 
-    def show(self, runs: Sequence[Overlaid], found: Sequence[Difference] | None) -> None:
-        """Show these runs, and what differs where they are two."""
-        self._two = found is not None
+    def show(self, runs: Sequence[Overlaid], found: Sequence[Differing]) -> None:
+        """Show these runs, and what differs."""
+        self._two = len(runs) == 2
         self.plot.show(runs)
         self.differences.show([run.run_id for run in runs], found)
         self._arrange()

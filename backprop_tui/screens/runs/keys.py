@@ -16,7 +16,7 @@ KEYS = table(
     Key("o", "o", "sort", "sort", "sort by the next column, or click its title", 5),
     Key("O", "O", "reverse", "reverse", "the other way round; or click the title again", 9),
     Key("space", "space", "mark", "mark", "mark a run, to compare or delete several; back drops the marks", 2),
-    Key("v", "v", "compare", "compare", "the marked runs beside each other: their curves, and of two what differs", 6),
+    Key("v", "v", "compare", "compare", "the marked runs beside each other: their curves, and what differs", 6),
     Key("n", "n", "extend", "extend", "continue the run to a new end (asks how many steps)", 7),
     Key("f", "f", "fork", "fork", "a new run from the weights of its newest checkpoint (asks first)", 7),
     Key("p", "p", "replay", "replay", "the same settings and data as a new run, the curves compared (asks first)", 7),

@@ -9,13 +9,16 @@ from functools import partial
 from backprop.core.errors import InputError
 from backprop.runs import engine_client
 from backprop.runs.queue import Entry, Queue, Standing
+from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 
+from backprop_tui.hints import hint_here
 from backprop_tui.keys import Key, bindings, press, table
 from backprop_tui.screens.again import changed_settings
-from backprop_tui.screens.base import ConfigureRun, OpenRun
+from backprop_tui.screens.base import BaseScreen, ConfigureRun, OpenRun
+from backprop_tui.screens.dialogs import Answer
 from backprop_tui.text import STATUS, Row, fit, from_home, safe, short_path
 from backprop_tui.widgets.list_view import ListView
 from backprop_tui.widgets.text_view import TextView
@@ -33,6 +36,12 @@ QUEUED = table(
     Key("g", "g", "go_on", "go on", "go on with a queue that stopped", 3),
 )
 """While the queue is seen."""
+REMOVING = (
+    Answer("no", "n", "Keep it", ""),
+    Answer("remove", "x", "Take it out", "it was not begun: nothing of it is left"),
+)
+_LEAST = 14
+"""Cells of the run's name or its data, at least; the model gives way."""
 _GLYPHS = {**STATUS, "waiting": ("·", "text")}
 
 
@@ -55,8 +64,18 @@ class EntryList(ListView):
         if before is not None and before.run_id in ids:
             self.cursor = ids.index(before.run_id)
 
+    def _columns(self) -> tuple[int, int, int]:
+        """Cells of the run, the model and the name or data, each with a gap."""
+        length = max((cell_len(entry.length) for entry in self.now.entries), default=0) if self.now else 0
+        length = max(length, len("length")) + 1
+        for run, model in ((14, 18), (14, 0), (9, 0)):
+            if (name := self.size.width - 20 - run - model - length) >= _LEAST:
+                break
+        return run, model, max(name, 1)
+
     def head(self) -> list[Row]:
-        titles = f"{'':5}{'status':<14}{'run':<14}{'model':<18}{'data':<18}length"
+        run, model, name = self._columns()
+        titles = f"{'':5}{'status':<14}{'run':<{run}}{fit('model', model)}{fit('name or data', name)}length"
         return [[(fit(titles, self.size.width), "muted+underline")]]
 
     def row_at(self, index: int, width: int) -> Row:
@@ -64,12 +83,13 @@ class EntryList(ListView):
         entry, number = self.now.entries[index], index + 1 - len(self.now.running)
         glyph, ink = _GLYPHS.get(entry.status, ("?", "warn"))
         config = entry.config
+        run, model, name = self._columns()
         return [
             (f"{number if entry.status == 'waiting' else '':>3}  ", "muted"),
             (f"{glyph} {entry.status:<12}", ink),
-            (f"{entry.run_id:<14}", "strong"),
-            (fit(safe(short_path(config.model)), 17) + " ", "text"),
-            (fit(safe(config.run_name or short_path(config.data)), 17) + " ", "text"),
+            (f"{entry.run_id[: run - 1]:<{run}}", "strong"),
+            (fit(fit(safe(short_path(config.model)), model - 1), model), "text"),
+            (fit(safe(config.run_name or short_path(config.data)), name - 1) + " ", "text"),
             (entry.length, "text"),
         ]
 
@@ -114,7 +134,7 @@ class QueuePane(Vertical):
             try:
                 change()
             except (InputError, OSError) as error:
-                words = f"{error.message}. {error.hint}" if isinstance(error, InputError) else str(error)
+                words = f"{error.message}. {hint_here(error.hint)}" if isinstance(error, InputError) else str(error)
                 self.app.call_from_thread(self.notify, words, severity="warning", timeout=6)
             self.app.call_from_thread(self._take, self.queue.ensure_runner())
 
@@ -135,11 +155,12 @@ class QueuePane(Vertical):
         queues = f"{press('configure.queue')} on the Configure screen does, or `backprop queue add`"
         rows: list[Row] = [[(f"nothing is queued: {queues}", "muted")]]
         if entry is not None:
-            rows = [[("started by ", "muted"), (self._command(entry), "text")]]
-            rows += [[("why        ", "muted"), (safe(entry.message), "bad")]] if entry.message else []
+            rows = [[("command    ", "muted"), (self._command(entry), "text")]]
+            rows += [[("why        ", "muted"), (safe(hint_here(entry.message)), "bad")]] if entry.message else []
         if now is not None:
             does = "goes on" if now.rules.after_failure == "continue" else "stops"
-            rows.append([("a failure  ", "muted"), (f"the queue {does} after it", "text")])
+            changes = f" ({press('queue.after-a-failure')} changes that)"
+            rows.append([("failures   ", "muted"), (f"the queue {does} after one", "text"), (changes, "muted")])
             rows += [[(f"not read: {safe(each)}", "warn")] for each in now.unreadable]
         self.about.show_rows(rows)
 
@@ -169,8 +190,18 @@ class QueuePane(Vertical):
             self._do(lambda: self.queue.move(entry.run_id, place))
 
     def action_remove(self) -> None:
-        if (entry := self.entries.chosen) is not None:
-            self._do(lambda: self.queue.remove(entry.run_id))
+        """Take an entry out; one that is trained is stopped where it is watched, one that waits is asked about."""
+        if (entry := self.entries.chosen) is None:
+            return
+        what = f"run {entry.run_id} ({safe(entry.config.run_name or short_path(entry.config.data))}, {entry.length})"
+        remove = partial(self._do, lambda: self.queue.remove(entry.run_id))
+        if entry.status == "running":
+            keys = f"{press('queue.open')} shows it, {press('live.stop')} stops it there"
+            self.notify(f"run {entry.run_id} is being trained: {keys}", timeout=6)
+        elif entry.status == "waiting" and isinstance(self.screen, BaseScreen):
+            self.screen.confirm("queue", f"Take {what} out of the queue?", REMOVING, remove)
+        else:
+            remove()
 
     def action_configure(self) -> None:
         if (entry := self.entries.chosen) is not None:

@@ -27,9 +27,9 @@ from backprop_tui.screens import again
 from backprop_tui.screens.base import BaseScreen, OpenRun, ShowOn
 from backprop_tui.screens.dialogs import FORKING, REPLAYING, Answer
 from backprop_tui.screens.runs import deleting
-from backprop_tui.screens.runs.comparison import Comparison
+from backprop_tui.screens.runs.comparison import COMPARING, Comparison
 from backprop_tui.screens.runs.keys import KEYS, TYPING, useful
-from backprop_tui.screens.runs.queue import QueuePane
+from backprop_tui.screens.runs.queue import QUEUED, QueuePane
 from backprop_tui.screens.runs.welcome import welcome
 from backprop_tui.screens.trouble import edit, show_error
 from backprop_tui.text import Row, count
@@ -146,7 +146,8 @@ class RunsScreen(BaseScreen):
         """Draw the list as it is filtered and sorted."""
         found = self.found or []
         runs = [run for run in found if matches(run, self.words)]
-        empty: list[Row] = [[], [("  no run holds this", "muted")]] if found else []
+        every = f"  no run holds this: {press('everywhere.back')} shows every run"
+        empty: list[Row] = [[], [(every, "muted")]] if found else []
         if self.found is not None and not found:
             empty = welcome(self._files, self.size.width)
         self._table.show(runs, self.sort, empty, backwards=self.backwards)
@@ -173,6 +174,11 @@ class RunsScreen(BaseScreen):
         self.show_keys()
         if self._shown_state is not None and self._series.taken < len(self._shown_state.curves):
             self._draw_plot(self._shown_state)
+
+    @property
+    def keys_in_front(self) -> tuple[Key, ...]:
+        pane = COMPARING if self.has_class("-comparing") else QUEUED
+        return pane if self._covered else ()
 
     def own_keys(self) -> list[Key]:
         if self.focused is self._filter:
@@ -321,6 +327,7 @@ class RunsScreen(BaseScreen):
 
     def action_queue(self) -> None:
         self._show_instead("-queueing")
+        self._queued.entries.cursor = 0  # what is trained, or is begun next
         self.set_focus(self._queued.entries)
 
     @property
@@ -379,7 +386,7 @@ class RunsScreen(BaseScreen):
             self.confirm("delete", text, answers, begin)
 
     def _delete(self, paths: list[Path]) -> None:
-        from backprop.cli.main import refused
+        from backprop.core.refused import refused
 
         for number, path in enumerate(paths, 1):
             self._deleting = (

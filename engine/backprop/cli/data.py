@@ -180,8 +180,15 @@ def data() -> None:
     """Quality report of a dataset, train and held-out files, a cleaned copy."""
 
 
+def _how(config: RunConfig) -> dict[str, Any]:
+    """How rows are read, and what a method has to find in them, for the tools that read them."""
+    from backprop.core.methods import METHODS
+
+    return {"mapping": config.mapping or None, "rows": METHODS[config.method].rows}
+
+
 @data.command
-@dataset_command(*MODEL_SETTINGS)
+@dataset_command("method", *MODEL_SETTINGS)
 @click.option("--near", type=FiniteRange(0.1, 1.0), default=0.8, show_default=True, help="overlap of near duplicates")
 @scores_option
 def report(config: RunConfig, *, near: float, model: str | None, scores_file: Path | None, as_json: bool) -> int:
@@ -190,7 +197,7 @@ def report(config: RunConfig, *, near: float, model: str | None, scores_file: Pa
 
     scores = find_scores(config, model, scores_file)
     with ProgressLine("reading") as progress:
-        found = make(config.data, mapping=config.mapping or None, near=near, scores=scores, progress=progress)
+        found = make(config.data, near=near, scores=scores, progress=progress, **_how(config))
     output.answer(found, as_json, _show_report)
     return EXIT_OK if found.usable else EXIT_USER
 
@@ -233,7 +240,7 @@ def _show_report(report: QualityReport) -> None:
 
 
 @data.command
-@dataset_command("seed")
+@dataset_command("method", "seed")
 @click.option("--ratio", type=float, default=0.1, show_default=True, help="share of the rows to hold out")
 @click.option("--near", type=FiniteRange(0.1, 1.0), default=0.8, show_default=True, help="overlap kept on one side")
 @click.option("--train-file", "train", type=Path, metavar="FILE", help="where the rows to train go")
@@ -242,9 +249,8 @@ def split(config: RunConfig, *, as_json: bool, **chosen: Any) -> None:
     """Write a train and a held-out file beside the dataset; duplicates stay on one side."""
     from backprop.data.split import split_file
 
-    mapping, seed = config.mapping or None, config.seed
     with ProgressLine("reading") as progress:
-        done = split_file(config.data, mapping=mapping, seed=seed, progress=progress, **chosen)
+        done = split_file(config.data, seed=config.seed, progress=progress, **_how(config), **chosen)
     output.answer(done, as_json, _show_split)
 
 
@@ -263,7 +269,7 @@ def _show_split(done: SplitResult) -> None:
 
 
 @data.command
-@dataset_command(*MODEL_SETTINGS)
+@dataset_command("method", *MODEL_SETTINGS)
 @click.option("--near", type=FiniteRange(0.1, 1.0), metavar="X", help="leave out near duplicates from this overlap on")
 @click.option("--keep-duplicates", is_flag=True, help="keep rows that repeat an earlier one")
 @click.option(
@@ -284,10 +290,10 @@ def clean(
     """Write a cleaned copy beside the dataset, with a report of what was left out and why."""
     from backprop.data.clean import clean_file
 
-    rules, mapping = _rules(chosen), config.mapping or None
+    rules = _rules(chosen)
     scores = find_scores(config, model, scores_file)
     with ProgressLine("reading") as progress:
-        done = clean_file(config.data, rules, mapping=mapping, scores=scores, output=target, progress=progress)
+        done = clean_file(config.data, rules, scores=scores, output=target, progress=progress, **_how(config))
     output.answer(done, as_json, _show_cleaned)
 
 

@@ -21,6 +21,7 @@ from backprop.core.errors import EXIT_OK, EXIT_USER, InputError, RunError
 from backprop.core.events import Warning  # noqa: A004
 from backprop.core.jobs import ChatRequest, EvalRequest, Evaluation, Evaluations, Message
 from backprop.core.models import find_tokenizer
+from backprop.core.refused import refused
 from backprop.runs import evaluations
 from backprop.runs.describe import number, signed, verdict_words
 from backprop.runs.directory import RunDirectory, is_run
@@ -107,7 +108,7 @@ def evaluate(
     ours, *sides = _ask(request, notes, gated)
     if other is not None and other != "base":
         sides = _ask(msgspec.structs.replace(request, model=_other_model(other)), notes, gated)
-    kept = _keep(source, ours)
+    kept = _keep(source, ours, notes)
     answer: dict[str, Any] = {**summary(ours), "path": str(kept or ""), "warnings": msgspec.to_builtins(notes)}
     passed = True
     if sides:
@@ -150,13 +151,21 @@ def _ask(request: EvalRequest, notes: list[Warning], gated: str | None) -> list[
         return ask_engine(EVAL, request, Evaluations, report).sides
 
 
-def _keep(source: Path, found: Evaluation) -> Path | None:
-    """Keep the scores in the run's directory, under the time; ``None`` of a folder that is no run's."""
+def _keep(source: Path, found: Evaluation, notes: list[Warning]) -> Path | None:
+    """Keep the scores in the run's directory, under the time; ``None`` of a folder that is no run's, and where they
+    cannot be kept, which is said: they took long, and are shown all the same.
+    """
     if not is_run(source):
         return None
     what = "result" if found.step is None else f"step-{found.step:08d}"
     file = RunDirectory(source).evaluations / f"eval-{time.strftime('%Y%m%d-%H%M%S')}-{what}.json"
-    evaluations.write(file, found)
+    try:
+        evaluations.write(file, found)
+    except OSError as error:
+        known = refused(error)
+        notes.append(Warning(code=known.code, message=f"the scores are not kept: {known.message}", hint=known.hint))
+        output.narrate(f"{notes[-1].message}; {known.hint}", "warning")
+        return None
     return file
 
 

@@ -75,7 +75,7 @@ def export(
         said = {"error": handed.to_dict()} if isinstance(handed, BackpropError) else handed
         output.document({**msgspec.to_builtins(done), **({} if said is None else {"ollama": said})})
     else:
-        show_export(done, follows=handed is None or failed)
+        show_export(done, follows=handed is None or failed, name=ollama_name)
         if isinstance(handed, BackpropError):
             output.show_error(handed, as_json=False)
         elif handed is not None:
@@ -131,8 +131,14 @@ def is_lost(done: Exported) -> bool:
     return done.check.tuning_kept is not None and done.check.tuning_kept < TUNING_KEPT_LEAST
 
 
-def show_export(done: Exported, say: Callable[[str, str], None] = output.line, *, follows: bool = True) -> None:
-    """What was written, its proof line by line, and, where anything ``follows``, what comes next."""
+def show_export(
+    done: Exported, say: Callable[[str, str], None] = output.line, *, follows: bool = True, name: str = ""
+) -> None:
+    """What was written, its proof line by line, and, where anything ``follows``, what comes next.
+
+    Args:
+        name: what it is to be called in Ollama; open: as the file.
+    """
     say(f"{done.path}  {bytes_text(done.bytes)}, {done.format} in {done.quantization}", "head")
     for each in done.check.compared:
         say(f"{'same' if each.passed else 'OTHER':<6}{each.name}: {each.detail}", "info" if each.passed else "error")
@@ -147,4 +153,5 @@ def show_export(done: Exported, say: Callable[[str, str], None] = output.line, *
             "error",
         )
     elif done.format == "gguf" and follows:
-        say(f"next: backprop ollama register {shlex.quote(done.path)} --name {ollama_name_of(done.path)}", "info")
+        name = shlex.quote(name or ollama_name_of(done.path))
+        say(f"next: backprop ollama register {shlex.quote(done.path)} --name {name}", "info")

@@ -16,7 +16,7 @@ import msgspec
 
 from backprop.cli import output
 from backprop.cli.complete import run_ids
-from backprop.cli.options import json_and_verbose
+from backprop.cli.options import json_and_verbose, require_effect
 from backprop.cli.runs import answer, chosen_runs, find_run, open_index
 from backprop.core.errors import InputError
 from backprop.core.files import new_output
@@ -51,30 +51,32 @@ def diff_runs(a: str, b: str, as_json: bool, verbose: bool) -> None:
 
 @click.command
 @chosen_runs
-@click.option("--format", "kind", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@click.option("--format", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
 @click.option("--file", metavar="FILE", help="a new file to write; open: standard output")
 @json_and_verbose
 def export_runs(
-    choose: Callable[..., list[RunSummary]], kind: str, file: str | None, as_json: bool, verbose: bool
+    choose: Callable[..., list[RunSummary]], format: str, file: str | None, as_json: bool, verbose: bool
 ) -> None:
     """Write every run with its settings, the newest first: those that hold every WORD, as `list-runs` finds them.
 
     In CSV each setting is a column: config.learning_rate and so on.
     """
+    require_effect(format=(file or not as_json, "--file"))
     if file is not None and expand(file).exists():
         raise InputError(f"{file} exists", hint="name a new file with --file")
     runs = choose(None)
     records = ({**answer(run), "config": read_run(Path(run.path)).config} for run in runs)
-    if as_json:
+    if as_json and file is None:
         output.document({"runs": list(records)})
         return
-    text = "".join(_lines(records, kind))
+    text = "".join(_lines(records, format))
     if file is None:
         sys.stdout.write(text)
         return
     with new_output(expand(file), folder=False) as target:
         target.write_text(text, encoding="utf-8")
-    output.narrate(f"{len(runs)} runs written to {file}")
+    answer_file = {"file": str(expand(file).absolute()), "format": format, "count": len(runs)}
+    output.answer(answer_file, as_json, lambda _: output.narrate(f"{len(runs)} runs written to {file}"))
 
 
 def _lines(records: Iterator[dict[str, Any]], kind: str) -> Iterator[str]:

@@ -7,7 +7,6 @@ and, where something went wrong, one error with its code and the next thing to d
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import os
 import sys
@@ -17,6 +16,7 @@ import click
 
 from backprop.cli import output
 from backprop.core.errors import EXIT_INTERRUPTED, EXIT_OK, BackpropError, InputError
+from backprop.core.refused import refused
 
 
 class Lazy(NamedTuple):
@@ -207,24 +207,6 @@ def main(arguments: list[str] | None = None, command: click.Command = backprop) 
 def _drop(stream: TextIO) -> None:
     """Send what a stream still holds nowhere, so that the interpreter's last flush does not complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def refused(error: OSError) -> BackpropError:
-    """What the system would not do, as an error of its own: a disk, a permission or a name is no defect here."""
-    from backprop.core.settings import shown
-
-    if error.filename is None and error.errno == errno.ENOENT:
-        return InputError("the working directory is gone", hint="change to one that exists: cd")
-    if error.errno == errno.ENAMETOOLONG:
-        return InputError(f"a name is longer than the file system allows: {shown(error.filename)}", hint="shorten it")
-    hint = "look at the disk and at the path"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "free some space"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        hint = "look at the permissions of the path, or write somewhere else"
-    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-    text = f"{name}: {error.strerror}" if name else error.strerror or str(error)
-    return BackpropError(text, hint=hint, code="RUNTIME_IO_FAILED", retryable=True)
 
 
 def _nearest_option(usage: click.NoSuchOption) -> str:

@@ -38,7 +38,8 @@ def multi_run(file: str | None, resumed: str | None, dry_run: bool, as_json: boo
     from backprop.runs.sessions import unfinished
 
     if resumed:
-        require_alone({**given, "config": file})
+        hint = "a session with other settings is a new one, in another --output"
+        require_alone({**given, "config": file, "dry-run": dry_run or None}, hint)
         return continue_run(resumed, given["model"], as_json, verbose)
     config, multi, origins = session_config(given, file)
     for line in advice(multi):

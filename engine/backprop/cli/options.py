@@ -285,10 +285,12 @@ def _title(section: str) -> str:
 def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the flags of the named settings, of all where none is named."""
     chosen = [all_settings()[name] for name in names] if names else list(settings().values())
+    trains = any(setting.name == "steps" for setting in chosen)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(chosen):
-            function = _option(setting)(function)
+            # A command that trains nothing takes no model unasked, or another one.
+            function = _option(setting, default=trains or setting.name != "model")(function)
         return function
 
     return decorate
@@ -318,10 +320,10 @@ def _saved() -> list[str]:
     return names()
 
 
-def _option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    # Which model is taken when none is named depends on the machine.
-    default = "" if setting.name == "model" else setting.shown_default
-    text = setting.help + (f"  [{default}]" if setting.rule else f"  [default: {default}]" if default else "")
+def _option(setting: Setting, *, default: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    text = setting.help
+    if default and setting.shown_default:
+        text += f"  [{'' if setting.rule else 'default: '}{setting.shown_default}]"
     if setting.kind == "switch":
         name = f"{setting.flags[0]}/{setting.off}"
         return click.option(name, setting.name, is_flag=True, default=None, help=text)

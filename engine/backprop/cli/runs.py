@@ -39,6 +39,9 @@ def chosen_runs(function: Callable[..., Any]) -> Callable[..., Any]:
         if status is not None and status not in _STATUSES:
             raise InputError(f"no run has the status {status!r}", hint="one of " + ", ".join(_STATUSES))
 
+        if output_dir is not None and not expand(output_dir).is_dir():
+            raise InputError(f"there is no directory {output_dir}", hint="check the path and the spelling")
+
         def choose(limit: int | None, sort: str = next(iter(SORTS)), reverse: bool = False) -> list[RunSummary]:
             with open_index() as index:
                 index.scan(expand(output_dir or "./output"))

@@ -9,6 +9,7 @@ from backprop.cli.complete import run_ids
 from backprop.cli.options import json_and_verbose
 from backprop.cli.runs import find_run
 from backprop.core import events as ev
+from backprop.core.errors import InputError
 from backprop.runs import engine_client
 from backprop.runs.sessions import session_of
 
@@ -33,5 +34,7 @@ def tell(run: str, what: str, as_json: bool, verbose: bool) -> None:
     """
     path = find_run(run)
     engine = engine_client.attach(session_of(path) or path)
+    if what == "sample" and not engine.directory.read_record().config.sample_prompts:
+        raise InputError("this run has no sample prompts", hint="--sample-prompt gives them when a run is begun")
     engine.send(WORDS[what])
     output.answer({"run_id": engine.run_id, "asked": what}, as_json, lambda _: output.line(f"asked: {what}"))

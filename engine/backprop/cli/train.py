@@ -15,6 +15,7 @@ from backprop.core.definition import all_settings
 from backprop.core.errors import EXIT_OK, EXIT_PARTIAL, InputError, ModelLoadError
 from backprop.core.jobs import RunPlan
 from backprop.core.locate import locate_model
+from backprop.core.presets import terms_of
 from backprop.core.settings import RunConfig
 from backprop.demo import SHIPPED, demo_config
 
@@ -37,7 +38,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
     Example: backprop train --data rows.jsonl --model smollm2-135m --steps 100
     """
     if resumed:
-        require_alone({**given, "config": file})
+        require_alone({**given, "config": file, "dry-run": dry_run or None})
         return continue_run(resumed, given["model"], as_json, verbose)
     config, origins = options.run_config(given, file)
     if dry_run:
@@ -45,6 +46,7 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
         plan |= _preflight(config)
         counted = msgspec.convert(plan["plan"]["config"], RunConfig) if plan["plan"] else config
         plan |= {"duration": _duration(config.model, plan["plan"]), "memory": _memory(counted)}
+        plan["terms"] = terms_of(config.model)
         output.answer(plan, as_json, _show_plan)
         return EXIT_OK
     from backprop.cli import follow  # a quarter of what `train --help` costs, if it were imported above
@@ -55,8 +57,14 @@ def train(file: str | None, resumed: str | None, dry_run: bool, as_json: bool, v
 _moved = click.option("--model", "-m", metavar="M", help="where the same model is now, if it was moved")
 
 
-def require_alone(given: dict[str, Any]) -> None:
+_OTHERWISE = "`backprop extend RUN --steps N` gives it a new end, `backprop fork RUN` other settings in a new run"
+
+
+def require_alone(given: dict[str, Any], hint: str = _OTHERWISE) -> None:
     """Refuse flags beside ``--resume``, but for where the model is now: a run goes on with its own settings.
+
+    Args:
+        hint: how else to come by them.
 
     Raises:
         InputError: some are given.
@@ -67,7 +75,7 @@ def require_alone(given: dict[str, Any]) -> None:
         flags = ", ".join(known[name].flag if name in known else f"--{name}" for name in others)
         raise InputError(
             f"{flags}: without effect, for a resumed run goes on with its own settings",
-            hint="`backprop extend RUN --steps N` gives it a new end, `backprop fork RUN` other settings in a new run",
+            hint=hint,
         )
 
 
@@ -107,6 +115,8 @@ def _show_plan(plan: dict[str, Any]) -> None:
             output.line(f"takes     {takes['words']}")
         for note in found.notes:
             output.line(f"note      {note}")
+    if plan["terms"]:
+        output.line(f"licence   {plan['terms']}")
     if memory := plan["memory"]:
         fits = "" if memory["fits"] else "; it does not fit: `backprop estimate-vram` says what would save memory"
         output.line(f"memory    {gib(memory['bytes'])} needed, {gib(memory['limit'])} {memory['source']}{fits}")

@@ -370,5 +370,5 @@ def require_all(errors: list[Any]) -> None:
 def chosen_by_rule(before: RunConfig, after: RunConfig) -> dict[str, str]:
     """Where the values come from that ``before`` left open and ``after`` has, in words."""
     rules = {name: setting.rule for name, setting in settings().items() if setting.rule}
-    changed = [name for name in rules if getattr(before, name) != getattr(after, name)]
-    return {name: f"rule: {rules[name]}" for name in changed}
+    chosen = [name for name in rules if getattr(before, name) in (None, "auto")]
+    return {name: f"rule: {rules[name]}" for name in chosen if getattr(before, name) != getattr(after, name)}

@@ -16,7 +16,8 @@ EXIT_USER = 1
 EXIT_RUNTIME = 2
 """Model, GPU, export or IO failed while working."""
 EXIT_PARTIAL = 3
-"""Part of what was asked for is done: the export stands, Ollama did not take it or the fine-tune is lost in it."""
+"""Part of what was asked for is done: some of several runs failed; or the export stands, and Ollama did not take it or
+the fine-tune is lost in it."""
 EXIT_INTERRUPTED = 130
 """Ended by Ctrl+C or SIGTERM."""
 
@@ -52,9 +53,11 @@ ERROR_CODES: dict[str, str] = {
     "RUNTIME_GPU_TEMPERATURE_CRITICAL": "the GPU is too hot to go on",
     "RUNTIME_FULL_FT_MODEL_TOO_LARGE": "full fine-tuning of this model does not fit",
     "RUNTIME_EXPORT_FAILED": "the result could not be exported",
+    "RUNTIME_LORA_EXPORT_FAILED": "the adapter that was written is not the trained one",
     "RUNTIME_GGUF_EXPORT_FAILED": "the GGUF file could not be written or does not agree with the model",
     "RUNTIME_MERGE_FAILED": "adapters could not be merged",
     "RUNTIME_SLAO_MERGE_FAILED": "a run's adapter cannot be merged with those of the runs before it",
+    "RUNTIME_BATCH_FAILED": "none of several runs came to an end",
     "RUNTIME_IO_FAILED": "reading or writing a file failed",
     "RUNTIME_DISK_FULL": "the disk has no room for what is to be written",
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "the web server would not enforce the password",
@@ -85,7 +88,7 @@ REMEDIES: dict[str, str] = {
     "DEP_GPU_MONITORING_FAILED": "look at the driver with `nvidia-smi`, then `backprop resume`",
     "DEP_MODEL_LOAD_FAILED": "look at the name or folder; delete an incomplete download",
     "DEP_MODEL_DOWNLOAD_FAILED": "try again when the network is there; a model behind a licence needs HF_TOKEN",
-    "DEP_OLLAMA_REGISTRATION_FAILED": "start Ollama, then `backprop ollama register FILE`: the export itself stands",
+    "DEP_OLLAMA_REGISTRATION_FAILED": "start Ollama, then `backprop ollama register FILE --name N`: the export stands",
     "RUN_NOT_FOUND": "`backprop list-runs` has the ids; a path to the run's directory works too",
     "RUN_ALREADY_ACTIVE": "watch it: `backprop-tui --attach RUN`; or wait until it has ended",
     "RUN_NOT_ACTIVE": "`backprop resume RUN` continues it",
@@ -99,9 +102,11 @@ REMEDIES: dict[str, str] = {
     "RUNTIME_GPU_TEMPERATURE_CRITICAL": "let it cool and look at its fans, then `backprop resume RUN`",
     "RUNTIME_FULL_FT_MODEL_TOO_LARGE": "`--mode lora`, or a smaller model; `backprop estimate-vram` says what fits",
     "RUNTIME_EXPORT_FAILED": "the message names the part; the run's adapter is as it was",
+    "RUNTIME_LORA_EXPORT_FAILED": "look at the disk; the run's own adapter is as it was",
     "RUNTIME_GGUF_EXPORT_FAILED": "another `-q`, or `--format merged`; nothing half written is left",
     "RUNTIME_MERGE_FAILED": "the base model must be the one that was trained on; name its folder",
     "RUNTIME_SLAO_MERGE_FAILED": "what was merged before stands; run again with the same rank and layers for all",
+    "RUNTIME_BATCH_FAILED": "the message has the reason of each; `backprop show-run RUN` shows one",
     "RUNTIME_IO_FAILED": "look at the disk and at the permissions of the path",
     "RUNTIME_DISK_FULL": "free some space; `backprop resume RUN` continues a run",
     "RUNTIME_UI_AUTH_NOT_ENFORCED": "report it; nothing is served",
@@ -121,7 +126,7 @@ class BackpropError(Exception):
 
     Args:
         message: what is wrong, with the place (file, line, field) where there is one.
-        hint: the next thing to do.
+        hint: the next thing to do; where none is given, what its code has in ``REMEDIES``.
         code: stable code from ``ERROR_CODES``; each class has a default.
         retryable: whether doing the same again can help.
         details: machine-readable facts about the place (``path``, ``line``, ``field`` …). ``remedy``: values of
@@ -145,12 +150,14 @@ class BackpropError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
         self.details = details or {}
         if code is not None:
             if code not in ERROR_CODES:
                 raise ValueError(f"{code} is not in ERROR_CODES")
             self.code = code
+            if code.startswith("RUNTIME_") and self.exit_code == EXIT_USER:
+                self.exit_code = EXIT_RUNTIME  # of whatever class: a full disk is no bad argument
+        self.hint = hint or REMEDIES[self.code]
         if retryable is not None:
             self.retryable = retryable
 
@@ -298,10 +305,22 @@ class GPUTemperatureError(GPUError):
     retryable = True
 
 
+class GPUMonitoringError(GPUError):
+    """There is a GPU, and its sensors cannot be read."""
+
+    code = "DEP_GPU_MONITORING_FAILED"
+
+
 class ExportError(BackpropError):
     """A trained model could not be written in another format, or what was written is not that model."""
 
     code = "RUNTIME_EXPORT_FAILED"
+
+
+class LoRAExportError(ExportError):
+    """An adapter that was written is not the one that was trained."""
+
+    code = "RUNTIME_LORA_EXPORT_FAILED"
 
 
 class MergeError(ExportError):
@@ -316,7 +335,7 @@ class GGUFError(ExportError):
     code = "RUNTIME_GGUF_EXPORT_FAILED"
 
 
-class OllamaError(ExportError):
+class OllamaRegistrationError(ExportError):
     """Ollama is not there, or did not take the model."""
 
     code = "DEP_OLLAMA_REGISTRATION_FAILED"
@@ -329,10 +348,24 @@ class RemoteError(BackpropError):
     retryable = True
 
 
-class SLAOMergeError(BackpropError):
+class SLAOError(BackpropError):
+    """Runs in sequence cannot be merged, or not be continued."""
+
+
+class SLAOMergeError(SLAOError):
     """An adapter cannot be merged with those of the runs before it; what was merged stays as it is."""
 
     code = "RUNTIME_SLAO_MERGE_FAILED"
+
+
+class SLAOCheckpointError(SLAOError, CheckpointError):
+    """What was merged so far cannot be read."""
+
+
+class BatchOperationError(BackpropError):
+    """Of several things that were asked for, none was done."""
+
+    code = "RUNTIME_BATCH_FAILED"
 
 
 _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
@@ -342,7 +375,7 @@ _FAMILIES: tuple[tuple[str, type[BackpropError]], ...] = (
     ("RUN_", RunError),
     ("DEP_MODEL_", ModelLoadError),
     ("DEP_GPU_", GPUError),
-    ("DEP_OLLAMA_", OllamaError),
+    ("DEP_OLLAMA_", OllamaRegistrationError),
     ("STATE_", CheckpointError),
     ("UI_", InputError),
     ("RUNTIME_EXPORT_", ExportError),

@@ -26,6 +26,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from backprop.core.confinement import require_writable
+from backprop.core.refused import is_full
 
 MOST_BYTES = 16 * 2**20
 """The largest file, and the longest line of a journal, that is read into memory."""
@@ -133,17 +134,12 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        if error.filename is None and is_full(error):
+        if error.filename == str(aside) or (error.filename is None and is_full(error)):
             error.filename = str(path)  # a write does not know whose room it lacks
         raise
     finally:
         aside.unlink(missing_ok=True)
     flush_folder(path.parent)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether the disk or the quota has no room for what was to be written: where it is freed it can be tried again."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_file(path: Path, content: bytes) -> None:

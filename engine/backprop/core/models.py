@@ -162,7 +162,24 @@ def require_weights(folder: Path) -> Path:
             f"{folder} holds two sets of weights: {SINGLE}, and {len(listed)} others that {INDEX} lists",
             hint="keep the one that is meant, and move the other away",
         )
+    for path in weight_files(folder):
+        if damage := _damage(path):
+            raise ModelLoadError(f"{path} {damage}", hint="fetch or copy this file again")
     return folder
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file of safetensors by its header, which says how long the file is; empty: nothing."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= size - 8 else b""
+    try:
+        places = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        whole = 8 + length + max(places, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return "is cut off, or no safetensors file"
+    return "" if size == whole else f"has {size:,} bytes where its header tells of {whole:,}: it was not copied whole"
 
 
 def _require_configuration(folder: Path) -> None:

@@ -13,6 +13,8 @@ from backprop.core.errors import InvalidSettingError
 EMBEDDED_MODEL = "smollm2-135m"
 DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EVERY_LAYER = "all-linear"
+"""Stands for the names of all linear layers below the head, as in PEFT."""
 
 
 class LoRAPreset(Struct, frozen=True):
@@ -31,27 +33,42 @@ LORA_PRESETS = {
 
 
 class ModelPreset(Struct, frozen=True):
-    """``repo`` is where the weights come from: a Hugging Face name, or empty for the embedded model."""
+    """A model that can be named in short.
+
+    Args:
+        repo: where the weights come from: a Hugging Face name, or empty for the embedded model.
+        vram: what QLoRA takes of a card, as known for it.
+        terms: what a person must know of the licence before training; empty where nothing is.
+    """
 
     repo: str
     vram: str
     licence: str
     remark: str
+    terms: str = ""
 
 
 MODEL_PRESETS = {
     "qwen-3.5-4b": ModelPreset("Qwen/Qwen3.5-4B", "~8 GB", "Apache-2.0", "recommended below 5B"),
     "phi-4-mini-3.8b": ModelPreset("microsoft/Phi-4-mini-instruct", "~8 GB", "MIT", "reasoning, maths, code"),
     "smollm3-3b": ModelPreset("HuggingFaceTB/SmolLM3-3B", "~6 GB", "Apache-2.0", "open recipe, 64K context"),
-    "qwen2.5-7b": ModelPreset("Qwen/Qwen2.5-7B-Instruct", "~12 GB", "Apache-2.0", "default; best of the older 7B ones"),
+    "qwen2.5-7b": ModelPreset(
+        "Qwen/Qwen2.5-7B-Instruct", "~12 GB", "Apache-2.0", "default; best of the older 7B ones; medium, best"
+    ),
     "qwen2.5-3b": ModelPreset(
-        "Qwen/Qwen2.5-3B-Instruct", "~8 GB", "Qwen-Research", "research licence: no commercial use without reading it"
+        "Qwen/Qwen2.5-3B-Instruct",
+        "~8 GB",
+        "Qwen-Research",
+        "fast, good; a research licence",
+        terms="a research licence: no commercial use without reading it",
     ),
     "llama-3.2-3b": ModelPreset("meta-llama/Llama-3.2-3B-Instruct", "~8 GB", "Llama Community", "fast, good"),
     "llama-3.2-1b": ModelPreset(
-        "meta-llama/Llama-3.2-1B-Instruct", "~6 GB", "Llama Community", "small cards, quick tries"
+        "meta-llama/Llama-3.2-1B-Instruct", "~6 GB", "Llama Community", "small cards, quick tries; fastest, basic"
     ),
-    "mistral-7b": ModelPreset("mistralai/Mistral-7B-Instruct-v0.3", "~12 GB", "Apache-2.0", "another chat template"),
+    "mistral-7b": ModelPreset(
+        "mistralai/Mistral-7B-Instruct-v0.3", "~12 GB", "Apache-2.0", "another chat template; medium, good"
+    ),
     EMBEDDED_MODEL: ModelPreset("", "CPU", "Apache-2.0", "the embedded small model"),
 }
 
@@ -132,4 +149,15 @@ def default_model(backend: str, gpu: bool) -> tuple[str, str]:
 
 def licence_of(model: str) -> str:
     """The licence of a model that is a preset, or a preset's repository; empty for any other."""
-    return next((preset.licence for name, preset in MODEL_PRESETS.items() if model in (name, preset.repo)), "")
+    return _known(model).licence
+
+
+def _known(model: str) -> ModelPreset:
+    nothing = ModelPreset("", "", "", "")
+    return next((each for name, each in MODEL_PRESETS.items() if model and model in (name, each.repo)), nothing)
+
+
+def terms_of(model: str) -> str:
+    """What a person must know of the licence of such a model before training; empty where nothing is."""
+    terms = _known(model).terms
+    return f"{model}: {terms}" if terms else ""

@@ -21,7 +21,7 @@ import msgspec
 from backprop.core import events
 from backprop.core.errors import InvalidSettingError
 from backprop.core.methods import METHODS
-from backprop.core.presets import ALL_LINEAR, LORA_PRESETS, TRAINING_PRESETS
+from backprop.core.presets import ALL_LINEAR, EVERY_LAYER, LORA_PRESETS, TRAINING_PRESETS
 from backprop.core.settings import RunConfig
 
 ROWS_PER_STEP = 16
@@ -61,15 +61,15 @@ _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 def require_layers(config: RunConfig, kinds: set[str]) -> None:
     """Refuse ``target_modules`` that a person named among the ``kinds`` of linear layer that a model has.
 
-    Those of a preset are taken as far as there are any.
+    Those of a preset, and all linear ones, are taken as far as there are any.
 
     Raises:
         InvalidSettingError: the model lacks some of them.
     """
     preset = LORA_PRESETS[config.lora_preset].target_modules if config.lora_preset else ALL_LINEAR
-    wanted = config.target_modules or []
+    wanted = tuple(adapter(config)["target_modules"])
     missing = [name for name in wanted if name not in kinds]
-    if missing and wanted != list(preset):
+    if missing and wanted not in (preset, ALL_LINEAR):
         raise InvalidSettingError(
             f"target_modules: the model has no linear layer called {', '.join(missing)}",
             hint="its layers: " + ", ".join(sorted(kinds)),
@@ -131,12 +131,19 @@ def adapter(config: RunConfig) -> dict[str, Any]:
     rank = config.lora_r or (preset.r if preset else RANK)
     usual = float(rank) if preset is None else preset.alpha if config.lora_r is None else 2.0 * rank
     dropout = config.lora_dropout
+    layers = ALL_LINEAR if config.target_modules == [EVERY_LAYER] else config.target_modules
     return {
         "lora_r": rank,
         "lora_alpha": config.lora_alpha or usual,
         "lora_dropout": (0.05 if preset else 0.0) if dropout is None else dropout,
-        "target_modules": config.target_modules or list(preset.target_modules if preset else ALL_LINEAR),
+        "target_modules": list(layers or (preset.target_modules if preset else ALL_LINEAR)),
     }
+
+
+def by_lengths(asked: RunConfig) -> dict[str, Any]:
+    """The settings that follow from the lengths of the rows where nobody has said the limit, as they were asked for."""
+    batch = ("batch_size", "gradient_accumulation") if asked.batch_size == "auto" else ()
+    return {name: getattr(asked, name) for name in (*batch, "weights_dtype")}
 
 
 def held_size(settings: Mapping[str, Any]) -> tuple[int, float]:

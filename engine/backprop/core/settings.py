@@ -2,7 +2,7 @@
 
 Flags, variables, settings files, saved configurations, the library's parameters and the Configure screen are made from
 these fields (``core.definition`` says of each what they need). What a field left open (``None`` or ``"auto"``) becomes
-is chosen when the run starts and recorded in ``run_started``.
+is chosen when the run starts and recorded in ``run_started`` and ``settings_chosen``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from backprop.core.errors import InvalidSettingError
-from backprop.core.presets import EMBEDDED_MODEL
+from backprop.core.presets import DEFAULT_MODEL, EMBEDDED_MODEL
 
 _Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 _FromZero: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -74,7 +74,14 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
         ),
     ]
     model: Annotated[
-        _Text, _model("preset, local directory or Hugging Face name", common=True, key="name", flags=("--model", "-m"))
+        _Text,
+        _model(
+            "preset, local directory or Hugging Face name",
+            common=True,
+            key="name",
+            flags=("--model", "-m"),
+            rule=f"{DEFAULT_MODEL} on a GPU, else {EMBEDDED_MODEL}",
+        ),
     ] = EMBEDDED_MODEL
     method: Annotated[
         Literal["sft", "dpo", "orpo", "simpo", "kto"],
@@ -198,7 +205,10 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
 
     lora_preset: Annotated[
         Literal["auto", "quality", "balanced", "fast"] | None,
-        _lora("rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits", common=True),
+        _lora(
+            "rank, alpha, dropout and layers at once: 256, 64 or 16; auto: the largest that fits, on a CPU fast",
+            common=True,
+        ),
     ] = None
     lora_r: Annotated[Annotated[int, Meta(ge=1, le=4096)] | None, _lora("rank", rule="the preset's, else 32")] = None
     lora_alpha: Annotated[
@@ -210,7 +220,7 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     ] = None
     target_modules: Annotated[
         Annotated[list[_Text], Meta(min_length=1)] | None,
-        _lora("layers that get an adapter", rule="the preset's, else all linear ones"),
+        _lora("layers that get an adapter, by name, or all-linear", rule="the preset's, else all linear ones"),
     ] = None
     use_dora: Annotated[bool, _lora("DoRA: directions by the adapter, lengths by a vector; slower")] = False
     use_rslora: Annotated[bool, _lora("rsLoRA: alpha is divided by the root of the rank, for high ranks")] = False
@@ -222,7 +232,9 @@ class RunConfig(Struct, kw_only=True, forbid_unknown_fields=True):
     held_out: Annotated[
         _Text,
         _evaluation(
-            "rows to evaluate on: none, a share such as 0.1, or a file", common=True, rule="5 %, 16 to 512 rows"
+            "rows to evaluate on: none, a share such as 0.1, or a file",
+            common=True,
+            rule="5 %, 16 to 512 rows; of fewer than 160 a tenth",
         ),
     ] = "auto"
     eval_steps: Annotated[

@@ -227,16 +227,22 @@ def _take_variable(source: Source, name: str, value: str, place: str) -> None:
 
 def read_dotenv() -> Source:
     """Settings from ``.env`` in the working directory; other variables are not read."""
-    source = Source(".env")
+    source, path = Source(".env"), Path(".env")
     try:
-        path = Path.cwd() / ".env"
+        path = Path.cwd() / path
         if not path.is_file():
             return source
-        lines = read_regular(path).decode("utf-8-sig", "surrogateescape").splitlines()
+        content = read_regular(path)
+        if b"\0" in content:  # as UTF-16, which PowerShell writes: every name in it would be passed over
+            raise ValueError("it is no text in UTF-8")
+        lines = content.decode("utf-8-sig", "surrogateescape").splitlines()
     except FileNotFoundError:  # the working directory is gone
         return source
     except (OSError, ValueError) as error:
-        source.errors.append(InputError(f".env cannot be read: {error}", hint="look at its permissions"))
+        why, hint = str(error), "save it as UTF-8"
+        if isinstance(error, OSError):
+            why, hint = str(error.strerror), "look at its permissions"
+        source.errors.append(InputError(f"{path} cannot be read: {why}", hint=hint))
         return source
     for number, line in enumerate(lines, 1):
         name, equals, value = line.strip().removeprefix("export ").partition("=")

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from backprop.core.errors import DatasetError, InputError
+from backprop.core.methods import Rows
 from backprop.data.example import Example, RowError
 from backprop.data.examples import Read, Reader, Usable, beside, line_of, refuse_existing, whole_file, whole_text
 from backprop.data.line_index import Cancelled, Progress
@@ -73,6 +74,7 @@ def clean_file(
     mapping: Mapping[str, str] | None = None,
     scores: Scores | None = None,
     output: Path | None = None,
+    rows: Rows = "conversation",
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> CleanResult:
@@ -80,6 +82,7 @@ def clean_file(
 
     Args:
         scores: of the rows by a model, for rules about perplexity; a row without one does not pass them.
+        rows: what the method learns from that is to be trained with: what it cannot use is left out.
 
     Raises:
         InputError: one of the two files exists already, or a rule needs scores and there are none.
@@ -95,7 +98,7 @@ def clean_file(
     report = beside(output, "report", ".json")
     refuse_existing(output, report)
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        sieve = _Sieve(Reader(source, mapping, progress, cancelled), rules, scores)
+        sieve = _Sieve(Reader(source, mapping, progress, cancelled, rows), rules, scores)
         kept = sieve.kept()
         removed = dict(Counter(row.reason for row in sieve.left_out).most_common())
         if not kept:
@@ -116,11 +119,10 @@ def clean_file(
             left_out=sorted(sieve.left_out, key=lambda row: row.line),
             notes=source.notes,
         )
-        with whole_file(output) as out:
+        with whole_file(report) as told, whole_file(output) as out:
+            told.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
             for index in kept:
                 out.write(line_of(source.row(index)))
-        with whole_file(report) as out:
-            out.write(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
         return result
 
 

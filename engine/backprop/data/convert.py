@@ -15,6 +15,7 @@ from backprop.data.messages import (
     read_turns,
     refuse_unknown_mask,
     split_transcript,
+    starts_asking,
     transcript_inside,
 )
 from backprop.data.spellings import MEDIA, MEDIA_MARK, json_turns, judgement, parsed, turn_keys
@@ -56,6 +57,9 @@ def convert(row: Any, format: Format, mapping: Mapping[str, str] | Fields | None
         if turn.content in MISSING and turn.role == "assistant":
             words = f"an answer is only {turn.content!r}, as programs write a missing value: it is trained as text"
             example.warnings.append(RowError("missing_mark", "", words, "warning"))
+        if turn.role == "assistant" and (inside := transcript_inside(turn.content)):
+            words = f"an answer holds a conversation ({inside} …): its questions are trained too"
+            example.warnings.append(RowError("transcript", "", words, "warning"))
     for text in (example.text or "", *(turn.content for turn in turns)):
         if "<" in text and (mark := MEDIA_MARK.search(text)) is not None:
             words = f"{mark[0]} stands in a text: only the text is trained"
@@ -290,7 +294,7 @@ class _Row:
         if value is None or (isinstance(value, str) and not value.strip()):
             raise RowError("empty_content", name, f"{name} is empty")
         text = as_text(value, name)
-        if inside := transcript_inside(text):
+        if inside := transcript_inside(text) or starts_asking(text):
             self._warn("transcript", name, f"{name} holds a conversation ({inside} …): its questions are trained too")
         return {"text": text}
 

@@ -4,6 +4,7 @@ whole or not at all, and never over anything."""
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from msgspec import Struct
 
 from backprop.core.datasets import FILE_ENDINGS
 from backprop.core.errors import BackpropError, InputError
-from backprop.core.files import new_file
+from backprop.core.files import new_output
+from backprop.core.methods import Rows
 from backprop.core.paths import cache_dir
+from backprop.core.refused import refusal
 from backprop.data.convert import convert
 from backprop.data.dedup import MinHashIndex, content_key
 from backprop.data.example import Example, Format, RowError
@@ -68,6 +71,7 @@ class Reader:
         mapping: part → field; found from the rows where not given.
         progress: called with bytes read and their total.
         cancelled: asked often; reading then ends with ``OperationCancelledError``.
+        rows: what the method learns from that is to be trained with: other rows teach it nothing.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class Reader:
         mapping: Mapping[str, str] | None = None,
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
+        rows: Rows = "conversation",
     ) -> None:
         self.source = source
+        self._rows: Rows = rows
         self.file = file_format(source, mapping)
         self._watch = watched(source.path, source.size, progress, cancelled)
 
@@ -94,7 +100,7 @@ class Reader:
         read.index = index
         if isinstance(read.became, Example):
             read.became.warnings += read.warnings
-            if (fault := read.became.fault()) is not None:
+            if (fault := read.became.fault(self._rows)) is not None:
                 read.became = fault
             else:
                 read.key = content_key(row.value, read.format, self.file.names)
@@ -188,30 +194,33 @@ def beside(path: Path, word: str, ending: str = ".jsonl") -> Path:
 def refuse_existing(*paths: Path) -> None:
     """Raise ``InputError`` where a file is in the way."""
     for path in paths:
-        if path.exists():
-            raise InputError(
-                f"{path.name} exists already and is not overwritten",
-                hint=f"move {path} away, or name another file to write",
-                details={"path": str(path)},
-            )
+        if os.path.lexists(path):
+            raise _exists(path)
+
+
+def _exists(path: Path) -> InputError:
+    return InputError(
+        f"{path.name} exists already and is not overwritten",
+        hint=f"move {path} away, or name another file to write",
+        details={"path": str(path)},
+    )
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when it is complete.
+    """A file that appears under its name when it is complete; one that came there meanwhile is not replaced.
 
     Raises:
-        BackpropError: it cannot be written (``RUNTIME_IO_FAILED``); nothing is left behind.
+        InputError: one did.
+        BackpropError: it cannot be written (``RUNTIME_IO_FAILED``, ``RUNTIME_DISK_FULL``); nothing is left behind.
     """
     try:
-        with new_file(path) as file:
+        with new_output(path, folder=False) as aside, aside.open("wb") as file:
             yield file
+    except FileExistsError as error:
+        raise _exists(path) from error
     except OSError as error:
-        raise BackpropError(
-            f"{path} could not be written: {error.strerror or error}",
-            hint="look at the free space and the permissions there, or name another place",
-            code="RUNTIME_IO_FAILED",
-        ) from error
+        raise refusal(error, f"{path} could not be written", BackpropError, otherwise="name another place") from error
 
 
 def line_of(row: Row) -> bytes:

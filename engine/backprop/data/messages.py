@@ -82,7 +82,8 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
     role_key, text_key = names.role, names.content
     given, value = item.get(role_key), item.get(text_key)
     if given is None or "from" in item:
-        role_key = next((key for key in ("from", "role") if item.get(key) is not None), role_key)
+        usual = "from" if "value" in item and role_key == "role" else role_key
+        role_key = next((key for key in ("from", "role") if item.get(key) is not None), usual)
         given = item.get(role_key)
     if given is None and role_key not in item and (pair := pair_keys(item)) is not None:
         system = as_text(item.get("system"), f"{place}.system")
@@ -245,6 +246,9 @@ def check_turns(turns: list[Turn], field: str, warnings: list[RowError]) -> None
         elif turn.role == "assistant" and not before:
             first = "the assistant speaks first: nothing was asked"
             warnings.append(RowError("role_order", f"{field}[{i}]", first, "warning"))
+        elif turn.role == "tool" and before in ("", "user"):
+            uncalled = f"turn {i + 1} is a tool's result, and no turn of the assistant is before it"
+            warnings.append(RowError("role_order", f"{field}[{i}]", uncalled, "warning"))
         if turn.role != "system":
             before = turn.role
 
@@ -258,9 +262,15 @@ _MARKS = (
 _AROUND = re.compile(r"(?:\s|</?s>|<(?:bos|eos)>|<\|(?:endoftext|begin_of_text|end_of_text|endofprompt)\|>)*")
 """What may stand around turns: white space, and the begin and end tokens of the common models."""
 _SPEAKER = re.compile(r"(?:\A\s*|\n\s*\n)(Human|User|Assistant|System):[ \t]*")
-_RENDERED = re.compile(r"\[INST\]|<\|user\|>|(?:\A|\n)### (?:Instruction|Human|User):|(?:\A|\n)(?:Human|User):")
-_ANSWERED = re.compile(r"\[/INST\]|<\|assistant\|>|\n### (?:Response|Assistant|Output):|\nAssistant:")
-TRANSCRIPT_HINTS = ("\n###", "Assistant:")
+_RENDERED = re.compile(
+    r"\[INST\]|<\|user\|>|(?:\A|\n)### ?(?:Instruction|Human|User):|(?:\A|\n)(?:Human|User|Instruct):|(?:\A|\s)USER:"
+)
+_ANSWERED = re.compile(
+    r"\[/INST\]|<\|assistant\|>|\n### ?(?:Response|Assistant|Output):|\n(?:Assistant|AI|Bot|Output):|\sASSISTANT:"
+)
+_ASKED = re.compile(r"\A\s*(?:Q|Question):[^\n]*\n\s*(?:A|Answer):")
+"""A text that begins so is questions and answers; inside an answer this is how people write lists of them."""
+TRANSCRIPT_HINTS = ("\n###", "Assistant:", "ASSISTANT:", "\nAI:", "\nBot:", "\nOutput:", "Q:", "Question:")
 """A text with none of these, and no control token, has no transcript inside."""
 
 
@@ -320,3 +330,9 @@ def transcript_inside(text: str) -> str:
     """What begins the first question of a text that holds questions and answers; empty for any other text."""
     asked = _RENDERED.search(text)
     return asked[0].strip() if asked is not None and _ANSWERED.search(text, asked.end()) else ""
+
+
+def starts_asking(text: str) -> str:
+    """As ``transcript_inside``, of questions and answers with which a whole text begins."""
+    asked = _ASKED.match(text)
+    return f"{asked[0].strip().partition(':')[0]}:" if asked is not None else ""

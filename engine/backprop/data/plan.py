@@ -13,7 +13,7 @@ from backprop.core import rules
 from backprop.core.events import LengthLimit
 from backprop.core.locate import held_out_file
 from backprop.core.methods import METHODS
-from backprop.core.presets import MODEL_PRESETS
+from backprop.core.presets import terms_of
 from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data.example import one_label
@@ -146,10 +146,8 @@ def warnings(config: RunConfig, planned: Plan | None, trained_parameters: int = 
     Args:
         trained_parameters: weights that the run trains; 0 where it is not known.
     """
-    found = []
-    preset = MODEL_PRESETS.get(config.model)
-    if preset is not None and "commercial" in preset.remark:
-        found.append(f"{config.model}: {preset.remark}")
+    terms = terms_of(config.model)
+    found = [terms] if terms else []
     if planned is None:
         return found
     limit, schedule = planned.limit, planned.schedule

@@ -208,14 +208,14 @@ def _with_repeated_keys(places: Sequence[Place]) -> set[int]:
 
 
 def _odd(texts: list[str], *, turns: bool = False) -> list[int]:
-    """Texts that are blank, or hold a control token, a NUL or misread letters; with ``turns``, also those that may hold
-    turns. What finds none looks at many texts with few calls."""
+    """Texts that are blank, or hold a control token, a NUL or misread letters; also those that may hold a conversation,
+    and with ``turns`` those that may be turns. What finds none looks at many texts with few calls."""
     joined = "\n".join(texts)
     odd: list[int] = []
     if "<" in joined or "[" in joined or "\0" in joined:
         search = _MARK.search
         odd = [i for i, text in enumerate(texts) if "\0" in text or (("<" in text or "[" in text) and search(text))]
-    if turns and ("#" in joined or ":" in joined) and any(hint in joined for hint in TRANSCRIPT_HINTS):
+    if ("#" in joined or ":" in joined) and any(hint in joined for hint in TRANSCRIPT_HINTS):
         odd += [i for i, text in enumerate(texts) if any(hint in text for hint in TRANSCRIPT_HINTS)]
     if turns:
         odd += [i for i, text in enumerate(texts) if text[:1] in "[{ \t\n" and text.lstrip()[:1] in "[{"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from msgspec import Struct
 
+from backprop.core.methods import Rows
 from backprop.data.dedup import THRESHOLD, clusters
 from backprop.data.example import Example, Format
 from backprop.data.examples import Read, Reader, Usable, answer_text, prompt_text, whole_text
@@ -85,6 +86,7 @@ def report(
     mapping: Mapping[str, str] | None = None,
     near: float = THRESHOLD,
     scores: Scores | None = None,
+    rows: Rows = "conversation",
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> QualityReport:
@@ -93,6 +95,7 @@ def report(
     Args:
         near: overlap of word triples from which rows count as near duplicates.
         scores: of its rows by a model.
+        rows: what the method learns from that is to be trained with: what it cannot use is not usable.
         progress: called with bytes read and their total.
 
     Raises:
@@ -100,7 +103,7 @@ def report(
         OperationCancelledError: ``cancelled`` said stop.
     """
     with open_source(path, progress=progress, cancelled=cancelled) as source:
-        reader = Reader(source, mapping, progress, cancelled)
+        reader = Reader(source, mapping, progress, cancelled, rows)
         measured = _Measured()
         usable = Usable(reader, near, measured.all_of(reader))
         again = {i for members in clusters(usable.keys) for i in members[1:]}

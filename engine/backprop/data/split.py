@@ -16,6 +16,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from backprop.core.errors import InvalidSettingError
+from backprop.core.methods import Rows
 from backprop.data.dedup import THRESHOLD, clusters
 from backprop.data.examples import Reader, Usable, beside, line_of, refuse_existing, whole_file
 from backprop.data.line_index import Cancelled, Progress
@@ -152,6 +153,7 @@ def split_file(
     near: float | None = THRESHOLD,
     train: Path | None = None,
     held_out: Path | None = None,
+    rows: Rows = "conversation",
     progress: Progress | None = None,
     cancelled: Cancelled | None = None,
 ) -> SplitResult:
@@ -160,6 +162,7 @@ def split_file(
     Args:
         near: overlap from which rows are kept on one side; ``None`` looks at equal rows alone.
         train, held_out: where to write; ``data.train.jsonl`` and ``data.held-out.jsonl`` by default.
+        rows: what the method learns from that is to be trained with: what it cannot use is in neither file.
 
     Raises:
         InputError: a file is in the way.
@@ -171,7 +174,7 @@ def split_file(
         train = train or beside(named, "train")
         held_out = held_out or beside(named, "held-out")
         refuse_existing(train, held_out)
-        usable = Usable(Reader(source, mapping, progress, cancelled), near)
+        usable = Usable(Reader(source, mapping, progress, cancelled, rows), near)
         groups = usable.near_groups()
         chosen = {usable.places[i] for i in split_rows(usable.keys, ratio, seed, groups)}
         wanted = set(usable.places)

@@ -23,6 +23,7 @@ import msgspec
 from backprop.core import paths
 from backprop.core.errors import BackpropError, DatasetFormatError, DatasetParseError
 from backprop.core.files import new_file
+from backprop.core.refused import refusal
 from backprop.data.example import RowError, Severity
 from backprop.data.line_index import Cancelled, Progress, watched
 from backprop.data.parse import BOM, Found, Note, json_line, parse_text
@@ -87,11 +88,8 @@ def copy_of(path: Path, files: Sequence[Path], kind: Kind, write: Callable[[IO[b
             if older != target:
                 older.unlink(missing_ok=True)
     except OSError as error:
-        raise BackpropError(
-            f"{path} could not be unpacked or converted into {folder}: {error.strerror or error}",
-            hint="free some space there, or write the file as JSON Lines yourself and name that one",
-            code="RUNTIME_IO_FAILED",
-        ) from error
+        what, otherwise = f"{path} could not be unpacked or converted into {folder}", "name a file of JSON Lines"
+        raise refusal(error, what, BackpropError, otherwise=otherwise) from error
     return target
 
 

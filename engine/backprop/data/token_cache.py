@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from backprop.core.errors import BackpropError
 from backprop.core.events import DatasetPrepared
 from backprop.core.files import flush_tree, sha256
 from backprop.core.methods import Rows
+from backprop.core.refused import refusal
 
 Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
@@ -141,12 +144,15 @@ class Writer:
     def __init__(self, root: Path, key: str, rows: Rows = "conversation") -> None:
         self._rows: Rows = rows
         self._arrays = _arrays(rows)
-        root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
         self._final = root / key
         self._key = key
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.", suffix=".partial", dir=root))
-        self._files = {name: (self._folder / f"{name}.bin").open("wb") for name in self._arrays}
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _sweep(root)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{key[:16]}.", suffix=".partial", dir=root))
+            self._files = {name: (self._folder / f"{name}.bin").open("wb") for name in self._arrays}
+        except OSError as error:
+            raise self._failed(error) from error
         self._hashes = {name: hashlib.sha256() for name in self._arrays}
         self._end = 0
         self._write("offsets", [0])
@@ -165,11 +171,28 @@ class Writer:
 
     def _write(self, name: str, values: npt.ArrayLike) -> None:
         data = np.asarray(values, dtype=self._arrays[name]).tobytes()
-        self._files[name].write(data)
+        try:
+            self._files[name].write(data)
+        except OSError as error:
+            raise self._failed(error) from error
         self._hashes[name].update(data)
 
     def finish(self, summary: DatasetPrepared) -> Prepared:
-        """Write the rest, flush everything and give the folder its name."""
+        """Write the rest, flush everything and give the folder its name.
+
+        Raises:
+            BackpropError: as every write, the cache cannot be written (``RUNTIME_DISK_FULL``, ``RUNTIME_IO_FAILED``).
+        """
+        try:
+            return self._finish(summary)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> BackpropError:
+        what, otherwise = f"tokens cannot be kept in {self._final.parent}", "name another cache with XDG_CACHE_HOME"
+        return refusal(error, what, BackpropError, otherwise=otherwise)
+
+    def _finish(self, summary: DatasetPrepared) -> Prepared:
         for file in self._files.values():
             file.close()
         samples = b"".join(self._hashes[name].digest() for name in ("ids", "trained", "offsets"))
@@ -196,7 +219,8 @@ class Writer:
     def discard(self) -> None:
         """Leave nothing behind."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):  # what it still holds has no room, and is not wanted
+                file.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

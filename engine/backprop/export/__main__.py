@@ -10,11 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from backprop.core.errors import BackpropError, ExportError, InputError
+from backprop.core.errors import BackpropError, ExportError, GGUFError, InputError, LoRAExportError
 from backprop.core.events import ModelLoading
 from backprop.core.exports import FORMATS
-from backprop.core.files import is_full, new_output
+from backprop.core.files import new_output
 from backprop.core.jobs import Check, Exported, ExportRequest, JobProgress
+from backprop.core.refused import refusal
 from backprop.runs.checkpoints import require_space
 from backprop.worker.job import Send, paced, run_job
 
@@ -64,7 +65,7 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
                 check.compared.insert(0, settled)
             elif source.nf4:
                 notes.append(BESIDE_NF4)
-            require_passed(check, target)
+            require_passed(check, request.format)
     except FileExistsError as error:
         if error.filename != str(target):
             raise
@@ -72,7 +73,8 @@ def export(request: ExportRequest, send: Send, scratch: Path) -> Exported:
             f"{target} exists already", hint="name another place with --output, or move it away; nothing is replaced"
         ) from error
     except OSError as error:
-        raise _refused(error, target) from error
+        what = f"{target} could not be written"
+        raise refusal(error, what, ExportError, otherwise="name another place with --output") from error
     except BackpropError as error:  # the person's folder, not the copy of its small files that was read
         error.message = error.message.replace(str(scratch / "model"), str(source.base))
         raise
@@ -91,38 +93,27 @@ def chosen_precision(request: ExportRequest) -> str:
     """
     if request.format not in FORMATS:
         raise InputError(f"there is no format {request.format!r}", hint=f"formats: {', '.join(FORMATS)}")
-    known = FORMATS[request.format].precisions
-    if request.precision and request.precision not in known:
+    known, wanted = FORMATS[request.format].precisions, request.precision.lower()  # llama.cpp writes them in capitals
+    if wanted and wanted not in known:
         raise InputError(
             f"{request.format} is not written in {request.precision!r}", hint=f"it is in: {', '.join(known)}"
         )
-    return request.precision or known[0]
+    return wanted or known[0]
 
 
-def require_passed(check: Check, target: Path) -> None:
+def require_passed(check: Check, format: str) -> None:
     """Check that the proof holds.
 
     Raises:
-        ExportError: a comparison failed; all that did are named.
+        ExportError: a comparison failed; all that did are named. The format's own kind of it.
     """
     failed = [f"{each.name}: {each.detail}" for each in check.compared if not each.passed]
     if failed or not check.passed:
-        code = "RUNTIME_GGUF_EXPORT_FAILED" if target.suffix == ".gguf" else "RUNTIME_EXPORT_FAILED"
-        raise ExportError(
+        failing = {"lora": LoRAExportError, "merged": ExportError}.get(format, GGUFError)
+        raise failing(
             f"what was written is not the trained model, and was deleted: {'; '.join(failed)}",
             hint="this is a defect; the versions of the libraries are in `backprop info`",
-            code=code,
         )
-
-
-def _refused(error: OSError, target: Path) -> ExportError:
-    full = is_full(error)
-    return ExportError(
-        f"{target} could not be written: {error.strerror or error}",
-        hint="free some space, or name another disk with --output" if full else "look at the permissions of the path",
-        code="RUNTIME_DISK_FULL" if full else "RUNTIME_IO_FAILED",
-        retryable=True,
-    )
 
 
 def answer(request: ExportRequest, send: Send) -> Exported:

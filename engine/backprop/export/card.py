@@ -59,8 +59,9 @@ def card(about: About) -> str:
     head["tags"] = ["backprop-tui", "full" if full else "lora", *method]
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", ""]
     what = _WHAT["full" if full and about.relation == "finetune" else about.relation].format(
-        base=about.base or "A model"
+        base=about.base or "a model"
     )
+    what = what[0].upper() + what[1:] if not about.base else what
     lines += [f"# {about.repo.rpartition('/')[2]}", "", what, ""]
     for title, facts in _sections(about):
         if facts:
@@ -81,10 +82,13 @@ def _sections(about: About) -> list[tuple[str, dict[str, Any]]]:
     results: dict[str, Any] = {"steps": run.step, "run": run.run_id}
     if run.curves.loss:
         results["loss of the last step"] = number(run.curves.loss[-1])
-    if run.evaluations:
-        last = run.evaluations[-1]
+    for each in run.evaluations:
+        if each.base:
+            results["loss on held-out rows, before training"] = number(each.loss)
+    if evaluations := [each for each in run.evaluations if not each.base]:
+        last = evaluations[-1]
         results["loss on held-out rows, at the end"] = f"{number(last.loss)} (step {last.step})"
-        best = next((each for each in reversed(run.evaluations) if each.best), last)
+        best = next((each for each in reversed(evaluations) if each.best), last)
         results["loss on held-out rows, best"] = f"{number(best.loss)} (step {best.step})"
     versions = {name: value for name, value in run.environment.items() if name not in _PRIVATE and value}
     return [

@@ -144,7 +144,8 @@ def fitted(config: RunConfig, free: int) -> rules.Chosen:
             if needed <= 0.75 * free:
                 break
     config = replace(config, **{name: value for name, (value, _) in values.items()})
-    return rules.Chosen(config, {name: why for name, (_, why) in values.items()} if free else {})
+    told = {name: why for name, (_, why) in values.items() if free or name == "lora_preset"}
+    return rules.Chosen(config, told)
 
 
 def longest_rows(config: RunConfig, free: int) -> int:

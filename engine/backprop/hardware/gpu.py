@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import closing
 
-from backprop.core.errors import GPUNotAvailableError
+from backprop.core.errors import GPUMonitoringError, GPUNotAvailableError
 from backprop.core.events import Gpu
 from backprop.hardware import nvml
 from backprop.hardware.nvml import GPUProblem
@@ -200,10 +200,12 @@ def check_gpu_safe(thresholds: Thresholds | None = None) -> bool:
 
     Raises:
         GPUNotAvailableError: there is no card to ask; the message says why.
+        GPUMonitoringError: the driver is there and does not answer.
     """
     with closing(GPUMonitor(thresholds=thresholds)) as monitor:
         readings = monitor.read()
     if not readings:
         problem = monitor.problem or NO_CARD
-        raise GPUNotAvailableError(problem.message, hint=problem.hint, details={"cause": problem.cause})
+        failing = GPUMonitoringError if problem.cause in ("failed", "gone") else GPUNotAvailableError
+        raise failing(problem.message, hint=problem.hint, details={"cause": problem.cause})
     return worst([reading.level for reading in readings]) in {"safe", "warm"}

@@ -30,7 +30,8 @@ from msgspec import Struct, field
 
 from backprop.core.errors import BackpropError, CheckpointError, InputError
 from backprop.core.events import Count
-from backprop.core.files import flush_folder, is_full, new_folder, read_json, remove, sha256, write_json
+from backprop.core.files import flush_folder, new_folder, read_json, remove, sha256, write_json
+from backprop.core.refused import is_full
 from backprop.runs.describe import bytes_text
 from backprop.runs.directory import RunDirectory
 from backprop.runs.retention import Candidate, CheckpointPolicy, Loss, chosen, loss_from_json, loss_to_json

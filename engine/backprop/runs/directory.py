@@ -43,12 +43,14 @@ from backprop.core.files import (
     decoder,
     exclusive,
     is_held,
+    new_output,
     open_regular,
     read_json,
     sweep_outputs,
     write_json,
 )
 from backprop.core.paths import expand
+from backprop.core.refused import FULL, NOT_ALLOWED, is_full, refusal
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs import journal
 from backprop.runs.record import SCHEMA, Replays, RunRecord
@@ -67,6 +69,8 @@ class LockHolder(Struct):
 
     pid: Count = 0
     time: Moment = 0.0
+    awaited: bool = False
+    """Whether it was written by whoever started the engine, which has yet to take the lock."""
 
 
 class RunDirectory:
@@ -129,11 +133,9 @@ class RunDirectory:
             )
             directory.ensure_control()
         except OSError as error:
-            raise ConfigurationError(
-                f"cannot write to the output directory {config.output_dir}: {error.strerror}",
-                hint="choose another one with --output",
-                details={"path": str(config.output_dir)},
-            ) from error
+            if not known:
+                shutil.rmtree(directory.path, ignore_errors=True)  # no run that nobody asked for
+            raise _no_output(config, error) from error
         return directory
 
     @property
@@ -248,9 +250,11 @@ class RunDirectory:
             try:
                 record = read_json(self.record, RunRecord)
             except FileNotFoundError:
-                raise _damaged(f"{self.record} is missing", "the journal beside it may still be read") from None
+                raise _damaged(
+                    f"{self.record} is missing", "restore it from a backup: the journal does not tell what it said"
+                ) from None
             except (ValueError, InvalidSettingError) as error:
-                hint = "move it away: `backprop resume` makes it again from the journal"
+                hint = "move it away: what it said is taken from the journal then"
                 raise _damaged(f"{self.record} cannot be read: {error}", hint) from error
         if record.schema > SCHEMA:
             why = f"was written by a newer version (schema {record.schema})"
@@ -313,7 +317,7 @@ class RunDirectory:
         with _using(self.record), contextlib.ExitStack() as held:
             with contextlib.suppress(OSError):  # a file system that cannot lock
                 held.enter_context(exclusive(self.path / ".run.json.lock"))
-            record = self.read_record()
+            record = self.find_record()
             record = msgspec.structs.replace(record, **change(record))
             self._write_record(record)
         return record
@@ -340,8 +344,19 @@ class RunDirectory:
             age = time.time() - self.record.stat().st_mtime
         except OSError:
             return False
-        begun = os.path.lexists(self.journal) or os.path.lexists(self.lock)
-        return -START_PATIENCE < age < START_PATIENCE and not begun
+        if os.path.lexists(self.journal) or not -START_PATIENCE < age < START_PATIENCE:
+            return False
+        holder = self.lock_holder()
+        return _lives(holder.pid) if holder.awaited else not os.path.lexists(self.lock)
+
+    def announce(self, pid: int) -> None:
+        """Say in ``lock`` that engine ``pid`` was started, unless one was here: killed before it is, it is missed."""
+        with contextlib.suppress(OSError), new_output(self.lock, folder=False) as file:
+            file.write_bytes(msgspec.json.encode(LockHolder(pid, time.time(), awaited=True)))
+
+    def was_worked_on(self) -> bool:
+        """Whether an engine took the lock once."""
+        return os.path.lexists(self.lock) and not self.lock_holder().awaited
 
     def lock_holder(self) -> LockHolder:
         """What the last engine wrote about itself; zeros where unknown."""
@@ -401,12 +416,18 @@ def _using(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        here = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
-        raise RunError(
-            f"{path} cannot be used: {error.strerror or error}",
-            code="RUNTIME_IO_FAILED" if here else "RUN_DAMAGED",
-            hint="look at the disk and the permissions" if here else "move it away, or restore it from a backup",
-        ) from error
+        what = f"{path} cannot be used"
+        if error.errno in (*FULL, *NOT_ALLOWED):
+            raise refusal(error, what, RunError) from error
+        raise _damaged(f"{what}: {error.strerror or error}", "move it away, or restore it from a backup") from error
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
 
 
 def keep_files(place: Path, folder: Path, names: tuple[str, ...]) -> None:
@@ -427,6 +448,29 @@ def _damaged(what: str, hint: str) -> RunError:
 def new_run_id() -> str:
     """An id that no run has."""
     return secrets.token_hex(6)
+
+
+def _no_output(config: RunConfig, error: OSError) -> RunError | ConfigurationError:
+    what = f"cannot write to the output directory {config.output_dir}"
+    hint, details = "choose another one with --output", {"path": str(config.output_dir)}
+    if is_full(error):
+        return refusal(error, what, RunError, otherwise=hint, details=details)
+    return ConfigurationError(f"{what}: {error.strerror}", hint=hint, details=details)
+
+
+def require_output(config: RunConfig) -> None:
+    """Check that a run could be made in the output directory. Nothing is written.
+
+    Raises:
+        ConfigurationError: it could not, as ``RunDirectory.create`` would say.
+        InputError: writing is confined elsewhere.
+    """
+    folder = expand(config.output_dir)
+    require_writable(folder)
+    there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    number = errno.EACCES if there.is_dir() else errno.ENOTDIR
+    if number == errno.ENOTDIR or not os.access(there, os.W_OK | os.X_OK):
+        raise _no_output(config, OSError(number, os.strerror(number)))
 
 
 def is_run(path: Path) -> bool:

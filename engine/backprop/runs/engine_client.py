@@ -26,7 +26,7 @@ from backprop.core.resolve import config_from
 from backprop.core.settings import MultiConfig, RunConfig
 from backprop.runs.checkpoints import CheckpointStore, read_manifest
 from backprop.runs.directory import RunDirectory
-from backprop.runs.engine_process import WarmEngine, start_engine
+from backprop.runs.engine_process import WarmEngine, how_it_went, start_engine
 from backprop.runs.journal import Follower
 from backprop.runs.model_files import BASE_FILES, require_same_model
 from backprop.runs.record import Replays, RunRecord
@@ -55,6 +55,8 @@ class EngineClient:
             run_id = directory.read_record().run_id
         self._follower = Follower(directory.journal, run_id=run_id)
         self._rest = b""
+        self._ahead: list[AnyEvent] = []
+        """What the pipe brought before the events that it follows; these are read from the journal first."""
         self._last_seq = 0
         self.over = False
         """Whether no event can follow: the end was read, or the engine is gone and everything it wrote was read."""
@@ -85,7 +87,7 @@ class EngineClient:
                 self._last_seq = found[-1].seq
                 self._follower.skip_to(self._last_seq)
                 # An end may be followed by another stretch of the same run: only a dead engine makes it final.
-                if isinstance(found[-1], RunFinished | RunFailed) and not self.alive():
+                if isinstance(found[-1], RunFinished | RunFailed) and not self._ahead and not self.alive():
                     self.over = True
                 return found
             if self._pipe is None and not was_alive:
@@ -106,6 +108,8 @@ class EngineClient:
 
     def _read_pipe(self, timeout: float) -> list[AnyEvent]:
         assert self._pipe is not None
+        if self._ahead:
+            return self._catch_up()
         if not select.select([self._pipe], [], [], timeout)[0]:
             return []
         chunk = os.read(self._pipe, _CHUNK)
@@ -121,7 +125,18 @@ class EngineClient:
                 raise event.error()
         found = [event for event in events if event.seq > self._last_seq]
         if found and found[-1].seq - self._last_seq != len(found):
-            return self._follower.poll()
+            self._ahead = found
+            return self._catch_up()
+        return found
+
+    def _catch_up(self) -> list[AnyEvent]:
+        """Events of the journal; once it has no more, those of the pipe: on a full disk it waits for room itself."""
+        found = self._follower.poll()
+        last = found[-1].seq if found else self._last_seq
+        ahead, self._ahead = [event for event in self._ahead if event.seq > last], []
+        if not found:
+            return ahead
+        self._ahead = ahead
         return found
 
     def detach(self) -> None:
@@ -141,18 +156,24 @@ class EngineClient:
             descriptor = os.open(self.directory.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ENXIO, errno.ENOENT):
-                raise RunError(
-                    f"no engine is working on run {self.run_id}",
-                    code="RUN_NOT_ACTIVE",
-                    hint=f"`backprop show-run {self.run_id}` says how it ended",
-                    retryable=self.alive(),
-                ) from None
+                raise self._deaf() from None
             raise
         try:
             # One write of less than PIPE_BUF bytes: commands of several senders never mix.
             os.write(descriptor, encode(command))
         finally:
             os.close(descriptor)
+
+    def _deaf(self) -> RunError:
+        """Why nobody takes a command."""
+        message = f"no engine is working on run {self.run_id}"
+        hint = f"`backprop show-run {self.run_id}` says how it ended"
+        if alive := self.alive():
+            message, hint = f"the engine of run {self.run_id} is only starting", "try again in a moment"
+            if not os.path.lexists(self.directory.control):
+                message = f"the engine of run {self.run_id} cannot be reached: {self.directory.control} is gone"
+                hint = f"`kill -INT {self._pid()}` stops it after the step, with a checkpoint; then `backprop resume`"
+        return RunError(message, code="RUN_NOT_ACTIVE", hint=hint, retryable=alive)
 
     def kill(self) -> None:
         """End the engine at once, losing what came after its last checkpoint."""
@@ -179,15 +200,14 @@ class EngineClient:
 
     def crash(self) -> EngineCrashedError:
         """The error for an engine that is gone without an end event, with the last lines of its log."""
-        code = self._process.poll() if self._process is not None else None
-        how = ""
-        if code is not None:
-            how = f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
-        last, session = self.directory.last_lines(), session_of(self.directory.path)
+        session = session_of(self.directory.path)
+        hint = f"the directory was deleted meanwhile: {self.directory.path}"
+        if self.directory.path.is_dir():
+            hint = f"`backprop resume {session.name if session else self.run_id}` goes on from its last checkpoint, "
+            hint += f"or from step 0 where it has none; the log is {self.directory.log}"
         return EngineCrashedError(
-            f"the engine of run {self.run_id} is gone{how}" + (f"; its last lines:\n{last}" if last else ""),
-            hint=f"`backprop resume {session.name if session else self.run_id}` goes on from its "
-            f"last checkpoint, or from step 0 where it has none; the log is {self.directory.log}",
+            f"the engine of run {self.run_id} is gone{how_it_went(self._process, self.directory)}",
+            hint=hint,
             retryable=True,
             details={"run_id": self.run_id, "path": str(self.directory.path)},
         )
@@ -277,7 +297,7 @@ def extend(path: Path, steps: int, model: str = "") -> EngineClient:
             code="INPUT_VALIDATION_FAILED",
             hint="start a new one with more --steps; `backprop extend` takes one of its runs",
         )
-    config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": None})
+    config_from({**msgspec.to_builtins(record.config), "steps": steps, "epochs": "auto"})
     if steps <= state.step:
         taken = f"run {path.name} has taken {state.step} steps already"
         raise RunError(taken, code="INPUT_VALIDATION_FAILED", hint="give more --steps")
@@ -380,7 +400,9 @@ def launch(
         words += ("",) * (4 - len(words)) + (msgspec.json.encode(hashes).decode(),)
     with directory.open_log() as log:
         process = warm.take(words) if warm is not None else None
-        return EngineClient(directory, process or start_engine(words, log, holding=holding))
+        process = process or start_engine(words, log, holding=holding)
+    directory.announce(process.pid)
+    return EngineClient(directory, process)
 
 
 def attach(path: Path) -> EngineClient:

@@ -24,6 +24,7 @@ from backprop.core.jobs import Exported, ExportRequest, Fetched, FetchRequest, J
 from backprop.core.paths import cache_dir
 from backprop.core.settings import RunConfig
 from backprop.runs.directory import RunDirectory
+from backprop.runs.engine_process import how_it_went
 from backprop.runs.record import Replays
 
 FETCH, EXPORT, SIZES = "backprop.fetch.datasets", "backprop.export", "backprop.export.sizes"
@@ -72,7 +73,7 @@ class EngineJob:
         status = self._process.wait()
         if status != 0:
             raise EngineCrashedError(
-                f"the engine process is gone (exit status {status}); its last lines:\n{self._directory.last_lines()}",
+                f"the engine process is gone{how_it_went(self._process, self._directory)}",
                 hint=f"the whole log is {self._directory.log}",
                 retryable=True,
             )

@@ -12,6 +12,7 @@ import msgspec
 
 from backprop.core.log import variables
 from backprop.core.settings import RunConfig
+from backprop.runs.directory import RunDirectory
 
 ENGINE = "backprop.train"
 WAIT = "wait"
@@ -43,6 +44,15 @@ def start_engine(
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def how_it_went(process: subprocess.Popen[bytes] | None, log: RunDirectory) -> str:
+    """What an engine that is gone left to say: how it ended, where that is known, and the last lines of its log."""
+    code, last = process.poll() if process is not None else None, log.last_lines()
+    how = ""
+    if code is not None:
+        how = f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit status {code})"
+    return how + (f"; its last lines:\n{last}" if last else "")
 
 
 class WarmEngine:

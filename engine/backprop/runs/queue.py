@@ -30,7 +30,7 @@ from typing import Literal, get_args
 import msgspec
 from msgspec import Struct
 
-from backprop.core.confinement import CONFINED, require_writable
+from backprop.core.confinement import CONFINED
 from backprop.core.errors import InputError, InvalidSettingError
 from backprop.core.events import Moment
 from backprop.core.extras import can_train, require_for
@@ -38,7 +38,7 @@ from backprop.core.files import exclusive, flush_folder, is_held, read_json, wri
 from backprop.core.log import variables
 from backprop.core.paths import data_dir, expand
 from backprop.core.settings import RunConfig
-from backprop.runs.directory import new_run_id
+from backprop.runs.directory import new_run_id, require_output
 
 SCHEMA = 1
 RUNNER = "backprop.worker.queue_runner"
@@ -72,7 +72,9 @@ class Entry(Struct, kw_only=True):
     @property
     def length(self) -> str:
         """How long the run is to be, as it was asked for."""
-        return f"{self.config.steps:,} steps" if self.config.steps else f"{self.config.epochs or 'auto'} epochs"
+        steps = self.config.steps
+        number, unit = (steps, "step") if steps else (self.config.epochs or "auto", "epoch")
+        return f"{number if isinstance(number, str) else f'{number:,.10g}'} {unit}{'' if number == 1 else 's'}"
 
 
 class Rules(Struct, kw_only=True):
@@ -196,10 +198,11 @@ class Queue:
 
         Raises:
             MissingDependencyError: this installation cannot train.
+            ConfigurationError: no run can be made in its output directory; it would fail when its turn comes.
             InputError: it would write where this process may not.
         """
         require_for(config)
-        require_writable(expand(config.output_dir))
+        require_output(config)
         entry = Entry(run_id=new_run_id(), added=time.time(), config=config, origins=origins or {})
         with self.editing():
             write_file(self.path("waiting", entry.run_id), msgspec.json.encode(entry))

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 
 from backprop.core.errors import CheckpointError
 from backprop.core.files import exclusive, read_json, remove, write_json
+from backprop.core.refused import refusal
 
 Loss: TypeAlias = float | Literal["nan", "inf", "-inf"] | None
 """A held-out loss as JSON holds it."""
@@ -97,6 +98,11 @@ class _Register(Struct, kw_only=True):
     checkpoints: list[RegisteredCheckpoint] = field(default_factory=list)
 
 
+def _plain(path: Path) -> Path:
+    """The absolute path without ``..``; links stay what they are."""
+    return Path(os.path.normpath(path.absolute()))
+
+
 class CheckpointManager:
     """Keep a register of checkpoints in a directory and prune them by a policy.
 
@@ -105,7 +111,7 @@ class CheckpointManager:
     """
 
     def __init__(self, directory: str | Path, policy: CheckpointPolicy | None = None) -> None:
-        self.directory = Path(directory).expanduser().absolute()
+        self.directory = _plain(Path(directory).expanduser())
         self.policy = policy or CheckpointPolicy()
 
     def register(
@@ -115,7 +121,7 @@ class CheckpointManager:
 
         Args:
             run_index: number of the run; the order in which checkpoints count as older or newer.
-            path: folder or file inside the directory.
+            path: folder or file inside the directory: absolute, as seen from the working directory, or from it.
             val_loss: loss on held-out data.
             boundary: whether it is the end of a run.
 
@@ -156,7 +162,9 @@ class CheckpointManager:
         return doomed
 
     def _inside(self, path: Path) -> str:
-        full = Path(os.path.normpath(path if path.is_absolute() else self.directory / path))
+        full = _plain(path)
+        if not path.is_absolute() and self.directory not in full.parents:
+            full = _plain(self.directory / path)
         if self.directory not in full.parents:
             raise CheckpointError(
                 f"{path} is not inside {self.directory}",
@@ -186,7 +194,5 @@ class CheckpointManager:
                 yield register
                 write_json(self.directory / REGISTER, register)
         except OSError as error:
-            raise CheckpointError(
-                f"the register of checkpoints in {self.directory} cannot be changed: {error.strerror or error}",
-                code="RUNTIME_IO_FAILED",
-            ) from error
+            what = f"the register of checkpoints in {self.directory} cannot be changed"
+            raise refusal(error, what, CheckpointError) from error

@@ -89,6 +89,8 @@ class RunState(Struct, kw_only=True):
     run_id: str = ""
     kind: str = "train"
     path: str = ""
+    worked_in: str = ""
+    """Its directory as its newest engine knew it."""
     config: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     """Where the value of each setting that is no default comes from, in words."""
@@ -217,12 +219,20 @@ class RunState(Struct, kw_only=True):
     @property
     def output_path(self) -> str:
         """The directory of the trained adapter or whole model; empty before the end."""
-        return self.finished.output_path if self.finished else ""
+        return self._here(self.finished.output_path) if self.finished else ""
 
     @property
     def verdict(self) -> ev.Verdict | None:
         """Whether the result is better than the base model; ``None`` before the end, and where it is not known."""
         return self.finished.verdict if self.finished else None
+
+    def _here(self, named: str) -> str:
+        """Where a file of the run is: its directory may have been moved or copied since an event named it."""
+        for home in filter(None, (self.worked_in, self.run_id)):
+            _, found, below = named.partition(f"{home}/")
+            if found and below and self.path:
+                return str(Path(self.path, below))
+        return named
 
     def silence(self, now: float) -> str:
         """What to say of an engine that lives and has said nothing for long; empty where all is well."""
@@ -241,7 +251,7 @@ class RunState(Struct, kw_only=True):
             return
         self.missing += event.seq - self.last_seq - 1
         self.last_seq = event.seq
-        never_began = isinstance(event, ev.RunFailed | ev.RunFinished) and not event.began and self.started_at > 0
+        never_began = isinstance(event, ev.RunFailed | ev.RunFinished) and not event.began and self.pid > 0
         if never_began or (isinstance(event, ev.RunStarted) and event.resumed_from is not None):
             self._remember()
         if never_began or isinstance(event, ev.RunStarted):
@@ -300,8 +310,10 @@ class RunState(Struct, kw_only=True):
                 # A resumed run answers again what it was ended at.
                 self.samples = [s for s in self.samples if _asked(s) != _asked(event)] + [event]
             case ev.CheckpointSaved():
+                event.path = self._here(event.path)
                 self.checkpoints.append(event)
             case ev.CheckpointPruned(path=path):
+                path = self._here(path)
                 self.checkpoints = [c for c in self.checkpoints if c.path != path]
             case ev.Paused(reason=reason):
                 self.journal_status, self.paused_for = "paused", reason
@@ -332,7 +344,7 @@ class RunState(Struct, kw_only=True):
                 begun = [n for n, e in enumerate(self.notable) if isinstance(e, ev.RunBegun) and e.index == index]
                 kept = self.notable[begun[-1] :] if begun else []
                 self.dataset = next((e for e in kept if isinstance(e, ev.DatasetPrepared)), None)
-            case ev.RunFinished(began=False) if self.started_at:
+            case ev.RunFinished(began=False) if self.pid:
                 self.refused = None
                 self._stand()
             case ev.RunFinished():
@@ -349,6 +361,7 @@ class RunState(Struct, kw_only=True):
 
     def _start(self, event: ev.RunStarted) -> None:
         self.run_id, self.kind, self.pid = event.run_id, event.kind, event.pid
+        self.worked_in = event.output_dir
         self.config, self.environment, self.origins = event.config, event.environment, event.origins
         self.multi = event.multi
         self.resumes += event.resumed_from is not None
@@ -442,7 +455,7 @@ def _damage(directory: RunDirectory, recorded: journal.Journal, state: RunState)
     found = []
     if recorded.problem:
         found.append(recorded.problem)
-    elif not state.alive and not os.path.lexists(directory.journal) and os.path.lexists(directory.lock):
+    elif not state.alive and not os.path.lexists(directory.journal) and directory.was_worked_on():
         found.append("it is missing, though an engine worked here")
     if recorded.damaged:
         lines = ", ".join(map(str, recorded.damaged[:5]))

@@ -239,5 +239,6 @@ def load_model(
         return PeftModel.from_pretrained(model, adapter)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(
-            f"the adapter in {adapter} cannot be read: {error}", hint="train again, or restore the file from a backup"
+            f"the adapter in {adapter} cannot be read: {error}",
+            hint="restore the file from a backup, or take a checkpoint of the run with --step",
         ) from error

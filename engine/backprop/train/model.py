@@ -162,10 +162,10 @@ def for_lengths(config: RunConfig, asked: RunConfig, data: DatasetPrepared) -> r
             data.p99, data.answers_fit, data.max_length, traces=config.reasoning_trace
         )
     }
-    batch = {name: getattr(asked, name) for name in ("batch_size", "gradient_accumulation", "weights_dtype")}
-    known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **batch))
-    changed = [name for name in batch if getattr(known, name) != getattr(config, name)]
-    return rules.Chosen(known, reasons | dict.fromkeys(changed, f"rows of up to {data.max_length:,} tokens"))
+    still_open = rules.by_lengths(asked)
+    known = resolved(msgspec.structs.replace(config, max_seq_length=data.max_length, **still_open))
+    chosen = [name for name, said in still_open.items() if said != getattr(known, name)]
+    return rules.Chosen(known, reasons | dict.fromkeys(chosen, f"rows of up to {data.max_length:,} tokens"))
 
 
 def load_base(

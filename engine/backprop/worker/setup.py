@@ -20,6 +20,7 @@ from backprop.core.events import RunFailed
 from backprop.core.extras import DISTRIBUTION, missing_dependency
 from backprop.core.paths import cache_dir
 from backprop.core.redaction import redact
+from backprop.core.refused import refused
 from backprop.hardware.devices import LIBRARIES, installed_version
 
 _LAUNCHERS = re.compile(
@@ -99,10 +100,9 @@ def _known(error: BaseException) -> BackpropError:
         return error
     if isinstance(error, ModuleNotFoundError) and (missing := missing_dependency(error)):
         return missing
-    text = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
-        hint = "look at the disk and the permissions of the path"
-        return BackpropError(text, hint=hint, code="RUNTIME_IO_FAILED", retryable=True)
+        return refused(error)
+    text = f"{type(error).__name__}: {error}"
     hint = "--verbose shows the traceback; the run's engine.log has the rest"
     return BackpropError(text, hint=hint, code="RUNTIME_TRAINING_FAILED")
 

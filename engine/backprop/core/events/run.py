@@ -28,7 +28,8 @@ class RunStarted(Event):
     """First event of a run, and of each continuation (then with ``resumed_from``)."""
 
     config: dict[str, Any]
-    """Every setting as resolved (``core.settings.RunConfig``)."""
+    """Every setting as resolved (``core.settings.RunConfig``); what model and rows decide about is open, ``null`` or
+    ``auto``, until ``settings_chosen``."""
     output_dir: str
     pid: Count
     kind: str = "train"

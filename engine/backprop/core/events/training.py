@@ -71,6 +71,7 @@ class CheckpointSaved(Event):
     seconds_blocked: float
     """How long the step loop stood still for it."""
     bytes: Count
+    """Of its files, beside the manifest that lists them."""
     reason: str = ""
     seconds: float = 0.0
     """How long until it was safe on disk."""

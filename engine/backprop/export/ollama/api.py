@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from backprop.core.errors import OllamaError
+from backprop.core.errors import OllamaRegistrationError
 
 PORT = 11434
 OLDEST = (0, 5, 5)
@@ -55,14 +55,15 @@ def server_url(asked: str | None = None) -> str:
 class OllamaServer:
     """One Ollama server.
 
-    Every method raises ``OllamaError``: it is not there, it refuses, or the connection breaks off.
+    Every method raises ``OllamaRegistrationError``: it is not there, it refuses, or the connection breaks off.
     """
 
     def __init__(self) -> None:
         self.url = server_url()
         match = re.fullmatch(r"(https?)://(\[[^]\0- ]+\]|[^:/\0- ]+):(\d+)(/[!-~]*)?", self.url)
         if match is None:
-            raise OllamaError(f"OLLAMA_HOST does not name a server: {self.url}", hint="as in 127.0.0.1:11434")
+            what = f"OLLAMA_HOST does not name a server: {self.url}"
+            raise OllamaRegistrationError(what, hint="as in 127.0.0.1:11434")
         self._secure, self._host, self._port = match[1] == "https", match[2].strip("[]"), int(match[3])
         self._prefix = match[4] or ""
 
@@ -70,7 +71,7 @@ class OllamaServer:
         """Its version, as it writes it."""
         version = self._json("GET", "/api/version", seconds=_CONNECT_SECONDS).get("version")
         if not isinstance(version, str):
-            raise OllamaError(f"what answers at {self.url} is not Ollama", hint="look at OLLAMA_HOST")
+            raise OllamaRegistrationError(f"what answers at {self.url} is not Ollama", hint="look at OLLAMA_HOST")
         return version
 
     def models(self) -> list[dict[str, Any]]:
@@ -161,7 +162,7 @@ class OllamaServer:
             try:
                 connection.connect()
             except OSError as error:
-                raise OllamaError(
+                raise OllamaRegistrationError(
                     f"Ollama does not answer at {self.url}: {error.strerror or error}",
                     hint="start it with `ollama serve`; OLLAMA_HOST says where it is",
                     retryable=True,
@@ -205,7 +206,7 @@ def _decoded(content: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _refusal(status: int, content: bytes) -> OllamaError:
+def _refusal(status: int, content: bytes) -> OllamaRegistrationError:
     """The error for Ollama's own words."""
     try:
         words = str(json.loads(content)["error"])
@@ -213,12 +214,12 @@ def _refusal(status: int, content: bytes) -> OllamaError:
         words = content.decode("utf-8", "replace").strip()[:200] or f"HTTP {status}"
     for sign, meaning, hint in _CAUSES:
         if sign in words.lower():
-            return OllamaError(f"Ollama did not take the model: {meaning}: {words}", hint=hint)
-    return OllamaError(f"Ollama refused: {words}", hint="its own log says more (`journalctl -u ollama`)")
+            return OllamaRegistrationError(f"Ollama did not take the model: {meaning}: {words}", hint=hint)
+    return OllamaRegistrationError(f"Ollama refused: {words}", hint="its own log says more (`journalctl -u ollama`)")
 
 
-def _broken_off(why: str) -> OllamaError:
-    return OllamaError(
+def _broken_off(why: str) -> OllamaRegistrationError:
+    return OllamaRegistrationError(
         f"Ollama's answer broke off before its end: {why}",
         hint="look whether Ollama still runs, then try again: what it has is not sent twice",
         retryable=True,

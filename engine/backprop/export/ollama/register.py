@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
-from backprop.core.errors import InputError, OllamaError
+from backprop.core.errors import InputError, OllamaRegistrationError
 from backprop.core.jobs import JobProgress, OllamaModel, OllamaModels, OllamaRequest, Registered
 from backprop.export.ollama.api import OLDEST, OllamaServer, version_numbers
 from backprop.export.ollama.served import Served, go_template, read_served, run_of, system_turn
@@ -32,7 +33,8 @@ def register(request: OllamaRequest, send: Send) -> Registered:
 
     Raises:
         InputError: the name is not allowed or taken, or the file is no GGUF file with a whole model.
-        OllamaError: Ollama is not there, too old, refuses, breaks off, or has something else than it was sent.
+        OllamaRegistrationError: Ollama is not there, too old, refuses, breaks off, or has something else than
+            it was sent.
     """
     name, path = require_name(request.name), Path(request.path)
     served = read_served(path)
@@ -42,14 +44,14 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     server = OllamaServer()
     version = server.version()
     if version_numbers(version) < OLDEST:
-        raise OllamaError(
+        raise OllamaRegistrationError(
             f"Ollama {version} is too old to take a file", hint=f"update it to {'.'.join(map(str, OLDEST))} or newer"
         )
     before = {_full(str(model.get("name", ""))) for model in server.models()}
     if _full(name) in before and not request.replace:
-        raise InputError(
-            f"Ollama has a model {name} already", hint="choose another --name, or replace it with --replace"
-        )
+        again = f"backprop ollama register {shlex.quote(str(path))} --name {shlex.quote(name)} --replace"
+        hint = f"choose another name; `{again}` replaces it"
+        raise InputError(f"Ollama has a model {name} already", hint=hint, details={"taken": name})
     run = run_of(path, request.run)
     body, notes = _wanted(served, version, run)
     digest = _send_file(server, path, send)
@@ -59,7 +61,7 @@ def register(request: OllamaRequest, send: Send) -> Registered:
     if wrong := differences(body, shown):
         server.remove(name)
         gone = " (the one that it replaced is gone)" if _full(name) in before else ""
-        raise OllamaError(
+        raise OllamaRegistrationError(
             f"Ollama would not answer as trained, so {name} was removed again{gone}: {'; '.join(wrong)}",
             hint="update Ollama; a file of `backprop export` keeps its template from being replaced",
         )
@@ -126,7 +128,7 @@ def _wanted(served: Served, version: str, run: RunState | None) -> tuple[dict[st
         return body | {"requires": ".".join(map(str, _JINJA))}, notes
     if served.template:
         if not (template := go_template(served.template)):
-            raise OllamaError(
+            raise OllamaRegistrationError(
                 f"Ollama {version} cannot render this model's chat template, and no other form of it is known",
                 hint="update Ollama to 0.30 or newer, which can",
             )
@@ -169,8 +171,8 @@ def _ask(
         return
     try:
         done.answer = server.answer(done.name, done.prompt, _ANSWER_TOKENS, as_chat=as_chat).strip()
-    except OllamaError as error:
-        raise OllamaError(
+    except OllamaRegistrationError as error:
+        raise OllamaRegistrationError(
             f"{done.name} is registered, but does not answer: {error.message}", hint=error.hint
         ) from error
     if expected := done.expected.strip():

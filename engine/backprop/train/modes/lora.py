@@ -109,7 +109,7 @@ def choose_targets(model: Any, config: RunConfig) -> tuple[list[str], list[str]]
     missing = [name for name in wanted if name not in kinds]
     found = [name for name in wanted if name in kinds]
     notes = []
-    if wanted == preset == list(ALL_LINEAR):
+    if wanted == list(ALL_LINEAR):
         others = sorted(kinds.difference(found))
         if not found:
             notes.append("the preset's layers are not in this architecture: adapters are on all linear ones")

@@ -55,21 +55,23 @@ class HeldOutSets:
     def score(
         self, loaded: Loaded, after: int, answered: int = 0, only: int | None = None
     ) -> tuple[list[HeldOutScored], list[EvaluatedRow]]:
-        """Score the model as it is: a row of the table, and what stands behind its losses.
+        """Score the model as it is: a row of the table, and the scores of all rows in it, each once: parts of one
+        dataset may have held-out rows in common, and a row counted twice would look like two that agree.
 
         Args:
             after: the row.
             answered: the first so many sets are answered too, where their answers are short.
             only: one set instead of all.
         """
-        cells, rows = [], []
+        cells, rows, seen = [], list[EvaluatedRow](), set[int]()
         for number, of in self._sets.items():
             if only in (None, number):
                 found = self._losses(loaded, of)
                 cells.append(_cell(after, number, found))
                 if number <= answered:
                     self._answer(loaded, of, cells[-1])
-                rows += found
+                rows += [row for row in found if row.content not in seen]
+                seen |= {row.content for row in found}
         return cells, rows
 
     def _between(self, done: int, total: int) -> None:

@@ -23,12 +23,12 @@ from msgspec.structs import replace
 from backprop.core import events as ev
 from backprop.core.errors import (
     BackpropError,
+    BatchOperationError,
     CheckpointError,
     GPUTemperatureError,
     RunError,
     SLAOMergeError,
     TrainingAbortedError,
-    TrainingError,
 )
 from backprop.core.events import EndStatus, Event
 from backprop.core.multi_run import learning_rates, runs_of
@@ -104,7 +104,7 @@ class MultiRun:
         if ended == "done" and all(each.failed for each in merges):
             listed = "; ".join(f"run {each.index} ({each.run}): {each.reason}" for each in merges)
             hint = "`backprop show-run RUN` shows one; put right what they say and start a new session"
-            raise TrainingError(f"all {len(merges)} runs failed: {listed}", hint=hint)
+            raise BatchOperationError(f"all {len(merges)} runs failed: {listed}", hint=hint)
         self._finish(ended)
         return ended
 

@@ -26,7 +26,7 @@ from msgspec import Struct, field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from backprop.core.errors import CheckpointError, SLAOMergeError
+from backprop.core.errors import SLAOCheckpointError, SLAOMergeError
 from backprop.core.events import Count, HeldOutScored, MergeDone, Verdict
 from backprop.core.files import new_folder, read_json, remove
 from backprop.runs.checkpoints import Checkpoint, CheckpointStore
@@ -102,7 +102,8 @@ class SessionStore:
         """Where the session stands, and what is merged; ``None`` where that is nothing.
 
         Raises:
-            CheckpointError: there are states, and none can be used, or the last fine-tuned adapter is not in it.
+            CheckpointError: there are states, and none can be used.
+            SLAOCheckpointError: the last fine-tuned adapter is not in it.
         """
         if not self._store.checkpoints():
             return None, Progress(), None
@@ -111,7 +112,7 @@ class SessionStore:
             progress = read_json(checkpoint.path / SESSION, Progress)
             tensors = load_file(checkpoint.path / TENSORS) if progress.merged else {}
         except (OSError, ValueError, SafetensorError) as error:
-            raise CheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
+            raise SLAOCheckpointError(f"{checkpoint.path} cannot be read: {error}") from error
         parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in _FACTORS}
         for name, tensor in tensors.items():
             factor, _, layer = name.partition("/")
@@ -120,7 +121,7 @@ class SessionStore:
         if not progress.merged:
             return checkpoint, progress, None
         if not tuned_a or tuned_a.keys() != tuned_b.keys() or tuned_a.keys() != b.keys():
-            raise CheckpointError(f"{checkpoint.path / TENSORS}: the last fine-tuned adapter is not in it")
+            raise SLAOCheckpointError(f"{checkpoint.path / TENSORS}: the last fine-tuned adapter is not in it")
         adapter, merged = Adapter(tuned_a, tuned_b), tuple(progress.merged)
         return checkpoint, progress, State(len(merged), adapter, b, merged, a or None)
 

@@ -46,7 +46,8 @@ def require_same_source(replays: Replays, now: dict[str, Any], rows: Prepared) -
         rows: all of its tokenised rows.
 
     Returns:
-        What has to be said all the same: other versions, other code, settings that this machine chose otherwise.
+        What has to be said all the same: other versions, other code, settings that this machine chose otherwise, and a
+        schedule that no single run has.
 
     Raises:
         CheckpointError: ``STATE_IDENTITY_MISMATCH`` with the list of differences.
@@ -58,7 +59,7 @@ def require_same_source(replays: Replays, now: dict[str, Any], rows: Prepared) -
         raise CheckpointError(
             f"what run {replays.run_id} was made from is not written down in {parent.source}",
             code="STATE_IDENTITY_MISMATCH",
-            hint="it ended before its data was prepared: `backprop train` starts a new run",
+            hint="its files were deleted, or it ended before its data was prepared: `backprop train` starts a new run",
         )
     differences = [] if "model" in meant else model_differences(saved, now["model"])
     if not meant & _ROWS:
@@ -82,11 +83,18 @@ def require_same_source(replays: Replays, now: dict[str, Any], rows: Prepared) -
         "LIBRARIES_CHANGED": library_differences(saved, now),
         "CODE_CHANGED": [] if saved["code"] == now["code"] else [f"it was {saved['code']} and is {now['code']}"],
     }
-    return [
+    notes = [
         events.Warning(code=code, message=f"{code.split('_')[0].lower()} changed since: {'; '.join(texts)}")
         for code, texts in told.items()
         if texts
     ]
+    if parent.read_record().extended:
+        message = (
+            f"run {replays.run_id} was extended on its way: its learning rate came down to the end that it had then"
+        )
+        message += ", here it comes down once, so that the curves part"
+        notes.append(events.Warning(code="SCHEDULE_CHANGED", message=message))
+    return notes
 
 
 class CurveCheck:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from backprop.core import files
 from backprop.core.architecture import for_older_readers
 from backprop.core.errors import CheckpointError, TrainingError
+from backprop.core.refused import is_full
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.tokenizer import FILES, ChatTokenizer
 from backprop.runs.result_files import IDENTITY, result_digest
@@ -72,7 +73,7 @@ def save_result(
             (folder / IDENTITY).write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as failed:
         error = failed if isinstance(failed, OSError) else system_error(failed, target)
-        full = files.is_full(error)
+        full = is_full(error)
         raise TrainingError(
             f"the result could not be saved in {target}: {error.strerror or error}",
             hint="make room or choose another --output; the run's checkpoints are untouched",

@@ -27,6 +27,8 @@ from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared
 from backprop.core.models import settings_of
 from backprop.core.paths import token_cache
+from backprop.core.presets import terms_of
+from backprop.core.rules import by_lengths
 from backprop.core.settings import RunConfig, settings_with_effect
 from backprop.data.split import Split
 from backprop.data.token_cache import Prepared
@@ -109,7 +111,7 @@ def begin(
     config = record.config
     now = datetime.fromtimestamp(record.replays.created if record.replays else record.created)
     if verb == "extend":
-        config = msgspec.structs.replace(config, steps=steps, epochs=None)
+        config = msgspec.structs.replace(config, steps=steps, epochs="auto")
         directory.update_record(config=config, extended=True)
     if model:  # written down once it was found to be the same
         config = msgspec.structs.replace(config, model=model)
@@ -129,6 +131,8 @@ def begin(
         if start.continued:
             message = "the run had no checkpoint yet: it starts again at step 1"
             start.notes.append(events.Warning(code="NO_CHECKPOINT", message=message))
+        elif weights is None and (terms := terms_of(config.model)):
+            start.notes.append(events.Warning(code="MODEL_LICENCE", message=terms))
         return start
     checkpoint, broken = store.require_valid()
     resolved = resolve(as_resolved(config, checkpoint))
@@ -156,7 +160,12 @@ def begin(
 def run_started(
     directory: RunDirectory, record: RunRecord, config: RunConfig, resumed_from: int | None
 ) -> events.RunStarted:
-    """The first event of a stretch of the run in ``directory``, with its ``resolved`` configuration."""
+    """The first event of a stretch of the run in ``directory``, with its ``resolved`` configuration.
+
+    What the lengths of its rows decide about is open until they are known.
+    """
+    if config.max_seq_length == "auto":
+        config = msgspec.structs.replace(config, **by_lengths(record.config))
     return events.RunStarted(
         config=msgspec.to_builtins(config),
         output_dir=str(directory.path),
