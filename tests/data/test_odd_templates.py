@@ -206,6 +206,13 @@ def shown(tokenizer: ChatTokenizer, messages: list[dict[str, Any]], **extra: Any
             [WHO, {**ME, "content": "    x = 1"}],
             "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n<think></think>⟦    x = 1<|im_end|>⟧\n",
         ),
+        # What asks for no thinking closes it at once; this answer has some, and writes the opening itself.
+        (
+            f"{{% for m in messages %}}{TURN}{{% endfor %}}"
+            "{% if add_generation_prompt %}<|assistant|><think>\n\n</think>\n\n{% endif %}",
+            [WHO, {**ME, "content": THOUGHT + "Me."}],
+            f"<|user|>Who?<|end|><|assistant|>⟦{THOUGHT}Me.<|end|>⟧",
+        ),
         # What asks for an answer leaves out those before it.
         (
             f"{{% for m in messages if m.role == 'user' or not add_generation_prompt %}}{TURN}{{% endfor %}}{ASK}",
@@ -250,6 +257,11 @@ def warnings(tokenizer: ChatTokenizer, row: dict[str, Any]) -> list[tuple[str, s
             "{% for m in messages %}<|{{ m.role }}|>{{ m.content.split('</think>')[-1] }}<|end|>{% endfor %}" + ASK,
             {"messages": [WHO, {**ME, "content": THOUGHT + "Me."}, *SEVERAL[2:]]},
             [("reasoning_dropped", "turns[1]")],
+        ),
+        (
+            f"{{% for m in messages if m.role != 'system' %}}{TURN}{{% endfor %}}{ASK}",
+            {"messages": [WHO, ME, {"role": "system", "content": "Be brief."}, *SEVERAL[2:]]},
+            [("role_order", "messages[2]"), ("system_dropped", "turns[2]")],
         ),
         (
             "opened thinking",

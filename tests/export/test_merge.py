@@ -187,8 +187,12 @@ def test_an_adapter_is_trained_once_both_factors_are_not_zero(tiny_model: Path, 
     write_adapter(load(tiny_model), tmp_path / "trained", target_modules=["q_proj"])
     get_peft_model(load(tiny_model), LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path / "new")
 
+    whole = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    get_peft_model(load(tiny_model), whole).save_pretrained(tmp_path / "whole head")
+
     assert Adapter(tmp_path / "trained").is_trained
     assert not Adapter(tmp_path / "new").is_trained
+    assert Adapter(tmp_path / "whole head").is_trained  # a layer beside it is, for all that can be told
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("F16", torch.float16), ("BF16", torch.bfloat16), ("F32", torch.float32)])

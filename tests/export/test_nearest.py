@@ -5,14 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from backprop.core.jobs import Exported, ExportRequest
+from backprop.core.models import settings_of, weight_files
 from backprop.export import __main__ as job
 from backprop.export import nearest
+from backprop.export.merge import Adapter, MergedWeights
+from backprop.export.weights import StoredWeights
 from backprop.runs.directory import RunDirectory
 from backprop.train.generate import load_model
 from forked_engines import EngineHost
+from gguf import GGUFReader
 from pinned_machine import within
 from trained_runs import run_of_four_steps
 
@@ -70,10 +75,14 @@ def test_where_the_original_weights_are_nearer_the_adapter_goes_there(
         return model
 
     monkeypatch.setattr(nearest, "load_trained", load_with_both)
-    done = export(tmp_path, trained, "gguf", "q4_k_m")
+    done = export(tmp_path, trained, "gguf", "f32")
 
     assert done.check.compared[0].detail.endswith("Merged into the original weights")
     assert done.check.compared[1].passed
+    base = Path(str(trained.read_record().config.model))
+    weights = MergedWeights(StoredWeights(weight_files(base)), Adapter(trained.adapter), settings_of(base))
+    (written,) = (each.data for each in GGUFReader(done.path).tensors if each.name == "blk.0.ffn_up.weight")
+    assert np.abs(written - weights.read("model.layers.0.mlp.up_proj.weight")).max() < 1e-6
 
 
 def test_an_adapter_alone_is_said_to_belong_beside_4_bits(trained: RunDirectory, tmp_path: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from backprop.core.errors import ModelLoadError
 from backprop.core.events import ModelLoading
 from backprop.fetch import hub as hub_module
 from backprop.fetch.models import fetch_model
 from huggingface_hub import constants
+from safetensors.numpy import save
 from small_hub import Hub
 
 NAME = "somebody/a-model"
-WEIGHTS = (92).to_bytes(8, "little") + b"{}".ljust(92)
+WEIGHTS = save({"w": np.ones(9, np.float32)})
 FILES = {"config.json": b"{}", "tokenizer.json": b"[]", "model.safetensors": WEIGHTS, "a.bin": b"x" * 900}
 CODE = {"modeling_own.py": b"class Own: ..."}
 """What a model may bring, and is run only where it is trusted."""
@@ -57,8 +59,8 @@ def test_the_bytes_that_arrived_are_reported_against_those_that_are_wanted(hub: 
 
     fetch_model(NAME, emit)
     assert seen[0] == (0, 0)
-    assert (4, 104) in seen
-    assert {total for done, total in seen[1:]} == {104}
+    assert (4, 4 + len(WEIGHTS)) in seen
+    assert {total for done, total in seen[1:]} == {4 + len(WEIGHTS)}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from backprop.data import preprocess
 from backprop.runs import model_files
 from backprop.runs.directory import RunDirectory
 from backprop.runs.model_files import file_hash
+from backprop.runs.result_files import changed_files, result_digest
 from backprop.train.dataset import prepare
 from backprop.train.model import resolved
 from backprop.train.persistence.resume import identity, identity_differences, library_differences
@@ -71,6 +72,14 @@ def test_changed_files_and_data_are_named(model_path: Path) -> None:
         "the model's file added.json is new",
         "the data, or how it becomes tokens, was changed",
     ]
+
+
+def test_other_held_out_rows_and_other_answers_of_the_untouched_model_are_named(model_path: Path) -> None:
+    saved = identity(CONFIG, model_path, "tokens", "held out") | {"reference": "then"}
+    assert identity_differences(saved, saved) == []
+    assert identity_differences(saved, saved | {"held_out": "others"}) == ["the held-out rows were changed"]
+    (found,) = identity_differences(saved, saved | {"reference": "now"})
+    assert "log-probabilities of the rows are no longer those of then" in found
 
 
 def test_a_setting_that_came_later_counts_as_its_default(model_path: Path) -> None:
@@ -200,6 +209,17 @@ def test_a_large_file_is_told_apart_by_length_beginning_and_end(
         hashes.add(file_hash(path))
     assert len(hashes) == 4
     assert all(each.startswith("pieces:") for each in hashes)
+
+
+def test_where_the_base_is_now_is_no_change_of_a_result_and_its_scale_is(tmp_path: Path) -> None:
+    settings = {"base_model_name_or_path": "/then/model", "r": 8, "lora_alpha": 16}
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(settings))
+    (tmp_path / "backprop.json").write_text(json.dumps({"files": {file.name: result_digest(file)}}))
+    file.write_text(json.dumps(settings | {"base_model_name_or_path": "/now/model"}, indent=2))
+    assert changed_files(tmp_path) == []
+    file.write_text(json.dumps(settings | {"lora_alpha": 32}))
+    assert changed_files(tmp_path) == [f"{file} is not the file that the run saved"]
 
 
 def test_a_file_of_the_hub_cache_is_known_by_its_blobs_name(tmp_path: Path) -> None:

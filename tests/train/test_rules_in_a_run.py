@@ -9,6 +9,7 @@ import pytest
 from backprop.core.errors import DatasetValidationError
 from backprop.core.events import DatasetPrepared, Event, SettingsChosen, Step, Stop
 from backprop.core.models import find_tokenizer
+from backprop.core.schedule import Schedule
 from backprop.core.settings import RunConfig
 from backprop.data.tokenizer import context_length
 from backprop.runs.directory import RunDirectory
@@ -130,6 +131,8 @@ def test_an_extended_run_has_its_new_end_and_the_learning_rate_of_before(tiny_co
     assert (start.config.steps, start.config.epochs) == (end, "auto")
     peak = chosen.values["learning_rate"]
     assert all(0.1 * peak <= each.learning_rate <= peak for each in of(extended, Step))
+    curve = Schedule.of(start.config, 40 - chosen_rows(first))
+    assert of(extended, Step)[0].learning_rate == pytest.approx(peak * curve.factor(end - 2))
 
 
 def test_a_view_of_the_run_has_what_was_chosen_in_place_of_what_was_open() -> None:
