@@ -417,6 +417,24 @@ def test_a_step_has_as_many_rows_as_the_preset_says_with_another_batch(
     assert (found["batch_size"], found["gradient_accumulation"]) == passes
 
 
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ({}, (16, 32.0, 2e-4)),
+        ({"mode": "qlora"}, (16, 32.0, 2e-4)),
+        ({"mode": "full"}, (None, None, None)),
+        ({"method": "dpo"}, (16, 32.0, None)),
+        ({"mode": "full", "learning_rate": "1e-5"}, (None, None, 1e-5)),
+    ],
+)
+def test_a_preset_has_no_rate_and_no_adapter_for_what_it_is_not_for(
+    flags: dict[str, str], kept: tuple[Any, ...]
+) -> None:
+    found = resolve({"preset": "balanced", **flags})
+    assert tuple(found.values[name] for name in ("lora_r", "lora_alpha", "learning_rate")) == kept
+    assert found.values["gradient_accumulation"] == 8
+
+
 def test_an_unknown_preset_is_an_error_at_its_place() -> None:
     settings_text('preset = "qualty"\n')
     (error,) = resolve().errors

@@ -7,7 +7,7 @@ arguments. A training preset stands just below the other values of the source th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,16 @@ def merge(sources: list[Source]) -> Resolution:
             origin = Origin(source.kind, source.given[name].place) if name in found else Origin("default")
             values[name], origins[name] = value, origin
         _adapt(found, values, origins, rows_per_step)
+    # A preset is for LoRA by sft: its rate is ten times that of all weights, and more than what a preference bears.
+    adapter = ("lora_r", "lora_alpha") if values["mode"] == "full" else ()
+    rate = ("learning_rate",) if values["mode"] == "full" or values["method"] != "sft" else ()
+    _leave_open([name for name in (*adapter, *rate) if origins[name].kind == "preset"], values, origins)
     return Resolution(values, origins, errors)
+
+
+def _leave_open(names: Iterable[str], values: dict[str, Any], origins: dict[str, Origin]) -> None:
+    for name in names:
+        values[name], origins[name] = None, Origin("default", reason=all_settings()[name].rule)
 
 
 def _adapt(found: dict[str, Any], values: dict[str, Any], origins: dict[str, Origin], rows_per_step: int) -> None:
@@ -182,8 +191,7 @@ def _adapt(found: dict[str, Any], values: dict[str, Any], origins: dict[str, Ori
     the rank, another rank, and the passes of a step, which are for so many rows, another batch."""
     of_preset = {name for name in OF_A_PRESET if origins[name].kind == "preset"}
     if found.get("lora_preset") is not None:
-        for name in of_preset & {"lora_r", "lora_alpha"}:
-            values[name], origins[name] = None, Origin("default", reason=all_settings()[name].rule)
+        _leave_open(of_preset & {"lora_r", "lora_alpha"}, values, origins)
     elif found.get("lora_r") is not None and "lora_alpha" in of_preset:
         values["lora_alpha"] = 2.0 * found["lora_r"]
     if isinstance(batch := found.get("batch_size"), int) and "gradient_accumulation" in of_preset:
