@@ -31,7 +31,7 @@ from backprop.runs.measured import Measured
 from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input
-from tiny_language_model import write_rows
+from tiny_language_model import write_pairs, write_rows
 from tiny_tokenizer import write_model
 
 from backprop_tui.app import BackpropApp
@@ -190,6 +190,23 @@ async def test_the_run_is_known_before_it_starts(rows: Path, model: Path) -> Non
         assert "4 of 8 rows: 0.8 passes" in screen.about.text
         assert "only 80 % of the rows are seen in 4 steps" in " ".join(screen.about.text.split())
         assert screen.draft.found.values["epochs"] == settings()["epochs"].default
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("sft", "of each pair the chosen answer alone is trained: method dpo learns from both"),
+        ("dpo", "preference, 6 rows"),
+    ],
+)
+async def test_that_a_method_learns_one_side_of_pairs_is_said_with_the_count(
+    method: str, words: str, model: Path, tmp_path: Path
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 6)
+    async with BackpropApp().run_test(size=(140, 45)) as pilot:
+        screen = await opened(pilot, data=pairs, model=model, method=method)
+        await settled(pilot, screen)
+        assert words in " ".join(screen.about.text.split())
 
 
 async def test_moving_about_plans_nothing_anew(rows: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from backprop.core.errors import BackpropError, ModelLoadError
 from backprop.core.methods import METHODS, Rows
 from backprop.core.models import find_tokenizer
 from backprop.core.settings import RunConfig
-from backprop.data.formats import file_format, other_method
+from backprop.data.formats import chosen_alone, file_format, other_method
 from backprop.data.reader import open_source
 from backprop.data.truncate import CountedLengths, count_lengths
 from backprop.runs.measured import Peaks, measured_peaks
@@ -79,7 +79,8 @@ class Counting:
         _, mapping, model, rows, answers_alone, traces, seed = named
         with open_source(path, cancelled=task.stopped) as source:
             file = file_format(source, dict(mapping))
-        known = [file.format or "of no known format", other_method(file.format, rows)]
+        advice = hint_here(other_method(file.format, rows) or chosen_alone(file.format, rows))
+        known = [file.format or "of no known format", advice]
         known += [file.trace_finding().message] if file.traces and not traces else []
         words = "; ".join(filter(None, known))
         try:

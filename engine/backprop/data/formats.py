@@ -349,6 +349,12 @@ def other_method(format: Format | str | None, rows: Rows) -> str:
     return f"rows like these are learned from with --method {' or '.join(methods_for(own))}"
 
 
+def chosen_alone(format: Format | str | None, rows: Rows) -> str:
+    """That of pairs one side is learned, where that is so, and what learns from both; else empty."""
+    alone = rows == "conversation" and format == "preference"
+    return "of each pair the chosen answer alone is trained: --method dpo learns from both" if alone else ""
+
+
 def unknown_format(value: Any) -> RowError:
     """The error of a row whose fields are no format's."""
     if isinstance(value, dict) and "input_ids" in value:

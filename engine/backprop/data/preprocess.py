@@ -30,7 +30,7 @@ from backprop.core.rules import USUAL_LENGTH, sequence_length
 from backprop.data import token_cache as cache
 from backprop.data.encode import EncodedRow, Renderer, Side, encoded_rows, merge_spans, pieces
 from backprop.data.example import Findings, RowError, one_label, require_parts
-from backprop.data.formats import FormatCounts, file_format
+from backprop.data.formats import FormatCounts, chosen_alone, file_format
 from backprop.data.reader import Source, open_source
 from backprop.data.token_cache import Prepared, Writer
 from backprop.data.tokenizer import ChatTokenizer, context_length
@@ -297,8 +297,8 @@ def _shown(side: Side, fitted: Truncated, tokenizer: ChatTokenizer) -> list[Toke
 def _finish(summary: DatasetPrepared, counts: _Counts, rows: Rows) -> None:
     if rows == "pairs":
         summary.notes.append("lengths are those of the longer side of a pair")
-    if rows == "conversation" and summary.format == "preference":
-        summary.notes.append("of each pair the chosen answer alone is trained: --method dpo learns from both")
+    if note := chosen_alone(summary.format, rows):
+        summary.notes.append(note)
     if rows == "feedback" and summary.kept:
         good, bad = counts.labels[True], counts.labels[False]
         summary.notes.append(f"{good} answers are labelled good, {bad} bad")
