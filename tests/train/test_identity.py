@@ -10,17 +10,19 @@ from typing import Any
 
 import msgspec
 import pytest
+from backprop.core.errors import CheckpointError
 from backprop.core.events import DatasetPrepared, Step, Stop
 from backprop.core.paths import token_cache
 from backprop.core.settings import RunConfig
 from backprop.data import preprocess
 from backprop.runs import model_files
+from backprop.runs.checkpoints import CheckpointStore
 from backprop.runs.directory import RunDirectory
 from backprop.runs.model_files import file_hash
 from backprop.runs.result_files import changed_files, result_digest
 from backprop.train.dataset import prepare
 from backprop.train.model import resolved
-from backprop.train.persistence.resume import identity, identity_differences, library_differences
+from backprop.train.persistence.resume import fork_notes, identity, identity_differences, library_differences
 from runs_in_process import go_on, of
 from tiny_language_model import write_rows
 
@@ -80,6 +82,18 @@ def test_other_held_out_rows_and_other_answers_of_the_untouched_model_are_named(
     assert identity_differences(saved, saved | {"held_out": "others"}) == ["the held-out rows were changed"]
     (found,) = identity_differences(saved, saved | {"reference": "now"})
     assert "log-probabilities of the rows are no longer those of then" in found
+
+
+def test_a_fork_on_another_base_is_refused_and_another_tokenizer_is_its_own_affair(
+    model_path: Path, tmp_path: Path
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", "run-a")
+    weights = store.save(3, lambda folder: None, identity=made(model_path)).path
+    (model_path / "merges.txt").write_text("others")
+    assert fork_notes(weights, made(model_path), "") == []
+    (model_path / "model.safetensors").write_text("others")
+    with pytest.raises(CheckpointError, match=r"on another model: the model's file model\.safetensors was changed$"):
+        fork_notes(weights, made(model_path), "")
 
 
 def test_a_setting_that_came_later_counts_as_its_default(model_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_a_damaged_weight_file_is_an_error_with_its_place(tiny_model: Path, tmp_
     assert str(tmp_path) in caught.value.message
 
 
+def test_weights_in_a_pickle_are_not_read(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="cannot be loaded"):
+        models.load_base(folder, torch.device("cpu"), torch.float32)
+
+
 def changed(model: Path, target: Path, change: Callable[[dict[str, Any]], dict[str, Any]], **settings: Any) -> Path:
     """A copy of ``model`` with other tensors or another configuration."""
     shutil.copytree(model, target)

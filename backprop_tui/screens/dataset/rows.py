@@ -191,6 +191,7 @@ class RowTable(ListView):
         found = f"search: {self.words[kind]!r} was not found" if none else f"{kind}: {rows_of(number)}"
         self.post_message(Notice(found + part + note))
         if kind == "filter":
+            self.redraw()  # only now that no row is let through
             self.post_message(RowsChanged())
 
     def forget(self, kind: str) -> None:
