@@ -51,6 +51,11 @@ def test_load_in_4bit_is_the_mode_qlora() -> None:
         Trainer("m", load_in_4bit=True, mode="lora")
 
 
+def test_the_data_is_named_when_a_run_starts_and_not_passed_over_before() -> None:
+    with pytest.raises(InvalidSettingError, match="data: it is named when a run starts"):
+        Trainer("m", data="rows.jsonl")
+
+
 class Rows:
     """Walks and quacks like ``datasets.Dataset``: rows come one at a time, some values are arrays."""
 

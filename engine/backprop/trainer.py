@@ -103,6 +103,9 @@ class Trainer:
     """
 
     def __init__(self, model: str | None = None, **settings: Any) -> None:
+        if "data" in settings:
+            hint, details = "train(dataset) takes it", {"field": "data"}
+            raise InvalidSettingError("data: it is named when a run starts", hint=hint, details=details)
         if settings.pop("load_in_4bit", False) and settings.setdefault("mode", "qlora") != "qlora":
             what = f"load_in_4bit=True is the mode qlora, and mode is {settings['mode']!r}"
             raise InvalidSettingError(what, hint="name one of the two", details={"field": "mode"})
