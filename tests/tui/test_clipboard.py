@@ -83,7 +83,7 @@ def test_tmux_and_the_terminal_outside_it_get_it_whatever_is_set(output: Path, t
     tmux = ["tmux", "-S", str(tmp_path / "socket"), "-f", str(tmp_path / "tmux.conf")]
     with Terminal([*tmux, "new-session", *APPLICATION], cwd=tmp_path) as terminal:
         try:
-            terminal.wait_for("3f2a9c1b")
+            terminal.wait_for("done after")
             terminal.send("yi")
             sent = base64.b64encode(run.directory.run_id.encode())
             terminal.wait_until(lambda: re.search(rb"\x1b\]52;c?;" + sent, terminal.output) is not None, what="the id")
@@ -97,7 +97,7 @@ def test_tmux_and_the_terminal_outside_it_get_it_whatever_is_set(output: Path, t
 def test_the_mouse_is_turned_off_and_stays_off(output: Path, tmp_path: Path) -> None:
     recorded.finished_demo(output)
     with Terminal(APPLICATION, cwd=tmp_path) as terminal:
-        terminal.wait_for("3f2a9c1b")
+        terminal.wait_for("done after")
         assert b"\x1b[?1003h" in terminal.output
         terminal.send("\x1bOR")  # f3
         terminal.wait_for("the mouse is off")
@@ -105,7 +105,7 @@ def test_the_mouse_is_turned_off_and_stays_off(output: Path, tmp_path: Path) -> 
         terminal.send("q")
         assert terminal.wait_exit() == 0
     with Terminal(APPLICATION, cwd=tmp_path) as terminal:
-        terminal.wait_for("3f2a9c1b")
+        terminal.wait_for("done after")
         terminal.send(key_of("live"))
         terminal.wait_for("no run is open")
         assert b"\x1b[?1000h" not in terminal.output
