@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from backprop.core.errors import InvalidSettingError, MissingDependencyError, RunError
+from backprop.core.errors import EXIT_INTERRUPTED, InvalidSettingError, MissingDependencyError, RunError
 from backprop.core.events import AnyEvent, Heartbeat, Pause, RunFailed, RunFinished, Stop, encode
 from backprop.core.settings import RunConfig
 from backprop.runs import engine_client, engine_process
@@ -231,6 +232,21 @@ def test_an_engine_of_one_process_waits_for_no_others(tmp_path: Path, monkeypatc
     quiet_libraries()
     assert not set(names) & set(os.environ)
     assert os.environ["RANKING"] == "kept"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_hang_up_ends_nothing_and_a_signal_to_stop_ends_in_order(number: signal.Signals, tmp_path: Path) -> None:
+    watched = start(tmp_path, "1 obey")
+    deadline = time.monotonic() + PATIENCE
+    while not any(isinstance(event, Heartbeat) for event in watched.read(1.0)):
+        assert time.monotonic() < deadline
+    pid = watched.directory.lock_holder().pid
+    os.kill(pid, signal.SIGHUP)
+    os.kill(pid, number)
+    end = read_to_end(watched)[-1]
+    assert isinstance(end, RunFinished)
+    assert end.status == "interrupted"
+    assert watched.wait(PATIENCE) == EXIT_INTERRUPTED
 
 
 def test_secrets_stand_neither_in_the_journal_nor_in_the_log(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from backprop.core.events import AnyCommand, Stop, decode_command
 from backprop.runs.directory import RunDirectory
 from backprop.runs.engine_process import STOPPING
 
+_LOOK = 0.5
+"""Seconds: a signal that comes in the instant before a wait begins is obeyed when it ends: none is without one."""
+
 
 class Control:
     """A queue of commands. The training loop takes from it between steps; nothing interrupts a step."""
@@ -59,10 +62,12 @@ class Control:
 
     def wait(self, timeout: float | None = None) -> AnyCommand | None:
         """The next command, waiting for it; ``None`` after ``timeout`` seconds without one."""
-        try:
-            return self._queue.get(timeout=timeout)
-        except queue.Empty:
-            return None
+        while True:
+            try:
+                return self._queue.get(timeout=_LOOK if timeout is None else timeout)
+            except queue.Empty:
+                if timeout is not None:
+                    return None
 
     def listen(self, directory: RunDirectory) -> None:
         """Read commands from the run's named pipe in a thread, from whoever writes to it."""
