@@ -115,7 +115,8 @@ def resume_words(state: RunState, key: str, extends: str = "") -> str:
     if not state.checkpoints:
         return f"no checkpoint was saved: {key} starts again at step 1{before}"
     last = max(saved.step for saved in state.checkpoints)
-    again = f", {count(state.step - last)} steps are taken again" if state.step > last else ""
+    number = state.step - last
+    again = f", {count(number)} step{' is' if number == 1 else 's are'} taken again" if number > 0 else ""
     return f"{key} goes on exactly after step {count(last)} of {count(state.total_steps)}{again}{before}"
 
 

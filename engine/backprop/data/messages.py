@@ -82,8 +82,7 @@ def _read_item(item: dict[str, Any], place: str, warnings: list[RowError], names
     role_key, text_key = names.role, names.content
     given, value = item.get(role_key), item.get(text_key)
     if given is None or "from" in item:
-        usual = "from" if "value" in item and role_key == "role" else role_key
-        role_key = next((key for key in ("from", "role") if item.get(key) is not None), usual)
+        role_key = next((key for key in ("from", "role") if item.get(key) is not None), role_key)
         given = item.get(role_key)
     if given is None and role_key not in item and (pair := pair_keys(item)) is not None:
         system = as_text(item.get("system"), f"{place}.system")
